@@ -1,0 +1,32 @@
+//! The appliance: PID 1 and its roles, one binary.
+//!
+//! Without an argument it is PID 1 and boots; with one it is the role of that name, which only
+//! PID 1 (or, for `pull`, a shim) starts. A role is re-executed from `/proc/self/exe`, so that no
+//! memory of PID 1 is shared with it.
+
+mod roles;
+
+use std::process::ExitCode;
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    let role = arguments.next();
+    let rest: Vec<String> = arguments.collect();
+    let outcome = match (role.as_deref(), rest.as_slice()) {
+        (Some("vault"), []) => roles::vault::run(),
+        (Some("front"), []) => roles::front::run(),
+        (Some("publish"), []) => roles::publish::run(),
+        (Some("evidence"), []) => roles::evidence::run(),
+        (Some("network"), []) => roles::network::run(),
+        (Some("shim"), [name]) => roles::shim::run(name),
+        (Some("pull"), [name]) => roles::pull::run(name),
+        _ => Err(anyhow::anyhow!("cofferd is started by the kernel as PID 1; its roles are started by PID 1")),
+    };
+    match outcome {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(error) => {
+            eprintln!("cofferd: {error:#}");
+            ExitCode::FAILURE
+        }
+    }
+}

@@ -1,0 +1,2 @@
+//! role evidence
+pub(crate) fn run() -> anyhow::Result<()> { anyhow::bail!("not built yet") }

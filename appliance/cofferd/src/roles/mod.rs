@@ -1,0 +1,9 @@
+//! The roles: one file each, named as on the command line.
+
+pub(crate) mod vault;
+pub(crate) mod front;
+pub(crate) mod publish;
+pub(crate) mod evidence;
+pub(crate) mod network;
+pub(crate) mod shim;
+pub(crate) mod pull;

@@ -1,0 +1,2 @@
+//! role network
+pub(crate) fn run() -> anyhow::Result<()> { anyhow::bail!("not built yet") }

@@ -1,0 +1,2 @@
+//! role pull
+pub(crate) fn run(_name: &str) -> anyhow::Result<()> { anyhow::bail!("not built yet") }

@@ -1,0 +1,2 @@
+//! tdx-sim
+fn main() {}
