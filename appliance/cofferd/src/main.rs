@@ -4,6 +4,7 @@
 //! PID 1 (or, for `pull`, a shim) starts. A role is re-executed from `/proc/self/exe`, so that no
 //! memory of PID 1 is shared with it.
 
+mod paths;
 mod roles;
 
 use std::process::ExitCode;
