@@ -1,0 +1,489 @@
+#!/usr/bin/python3
+"""A development GitHub on loopback: releases, assets, contents and commits over TLS.
+
+Responsible for: answering like GitHub Enterprise Server does under `https://HOST/api/v3`, from real
+git repositories in a folder (`ROOT/OWNER/REPO`, anything that git can read). Contents and commits
+come from git itself; releases and assets live in memory and, with --state, in a file. A published
+release is immutable, as it is on GitHub once immutable releases are switched on.
+Never: anything but loopback, an answer that only our clients would understand, or a way for a client
+to tell it from the real one. With --contract every request and response is checked against GitHub's
+own description and each violation is appended to --violations.
+
+Faults for tests: --faults names a JSON file that is read on every request, a list of
+`{"method": "POST", "path": REGEX, "status": 500, "times": 2, "headers": {}, "body": "…"}`; a matched
+entry is answered and counted down.
+"""
+
+import argparse
+import base64
+import hashlib
+import hmac
+import json
+import os
+import re
+import ssl
+import subprocess
+import sys
+import threading
+import time
+from datetime import datetime, timezone
+from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
+from urllib.parse import parse_qs, quote, unquote, urlsplit
+
+API = "/api/v3"
+UPLOADS = "/api/uploads"
+STORAGE = "/storage"
+LARGEST_BODY = 16 << 20
+
+
+def now():
+    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+
+class Problem(Exception):
+    """An answer that is an error, in GitHub's shape."""
+
+    def __init__(self, status, message, headers=None, errors=None):
+        super().__init__(message)
+        self.status, self.message, self.headers, self.errors = status, message, headers or {}, errors
+
+
+class Repositories:
+    """The git side: commits and files, read with git itself."""
+
+    def __init__(self, root):
+        self.root = root
+
+    def git(self, owner, repo, *arguments):
+        if not all(re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", part) and part not in (".", "..") for part in (owner, repo)):
+            raise Problem(404, "Not Found")
+        folder = os.path.join(self.root, owner, repo)
+        if not os.path.isdir(folder):
+            raise Problem(404, "Not Found")
+        command = ["git", "-c", "safe.directory=*", "-C", folder, *arguments]
+        done = subprocess.run(command, capture_output=True, timeout=20, check=False)
+        return done.stdout if done.returncode == 0 else None
+
+    def resolve(self, owner, repo, ref):
+        if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,199}", ref):
+            raise Problem(422, f"No commit found for SHA: {ref}")
+        out = self.git(owner, repo, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
+        if out is None:
+            raise Problem(422, f"No commit found for SHA: {ref}")
+        return out.decode().strip()
+
+    def file(self, owner, repo, commit, path):
+        entry = self.git(owner, repo, "ls-tree", commit, "--", path)
+        if not entry:
+            raise Problem(404, "Not Found")
+        kind, sha = entry.split(b"\t")[0].split()[1:3]
+        if kind != b"blob":
+            raise Problem(404, "Not Found")
+        return sha.decode(), self.git(owner, repo, "cat-file", "blob", sha.decode())
+
+    def log(self, owner, repo, commit, path, count):
+        arguments = ["log", f"-{count}", "--format=%H%x00%T%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B%x01", commit]
+        out = self.git(owner, repo, *arguments, *(["--", path] if path else []))
+        return [entry.lstrip("\n").split("\0") for entry in (out or b"").decode().split("\x01") if entry.strip()]
+
+
+class Releases:
+    """The releases of every repository, in memory and, when asked, in one file."""
+
+    def __init__(self, state):
+        self.state, self.lock, self.entries, self.next_id = state, threading.RLock(), [], 1
+        if state and os.path.exists(state):
+            with open(state, encoding="utf-8") as file:
+                saved = json.load(file)
+            self.entries, self.next_id = saved["entries"], saved["next_id"]
+
+    def save(self):
+        if self.state:
+            with open(self.state + ".new", "w", encoding="utf-8") as file:
+                json.dump({"entries": self.entries, "next_id": self.next_id}, file)
+            os.replace(self.state + ".new", self.state)
+
+    def id(self):
+        self.next_id += 1
+        return self.next_id - 1
+
+    def of(self, owner, repo):
+        return [entry for entry in self.entries if entry["repository"] == f"{owner}/{repo}"]
+
+    def one(self, owner, repo, release_id):
+        for entry in self.of(owner, repo):
+            if entry["id"] == int(release_id):
+                return entry
+        raise Problem(404, "Not Found")
+
+
+class Handler(BaseHTTPRequestHandler):
+    """One connection. The routes are at the end of the class, in the order of the API's own pages."""
+
+    protocol_version = "HTTP/1.1"
+    server_version = "GitHub.com"
+    sys_version = ""
+    timeout = 60
+
+    def log_message(self, format, *arguments):
+        if self.server.options.verbose:
+            sys.stderr.write("%s %s\n" % (self.command, format % arguments))
+
+    # -- plumbing ---------------------------------------------------------------------------------
+
+    def handle_any(self):
+        parts = urlsplit(self.path)
+        self.query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
+        length = int(self.headers.get("Content-Length") or 0)
+        if length > LARGEST_BODY:
+            self.close_connection = True
+            return self.answer(413, {"message": "Payload Too Large"})
+        body = self.rfile.read(length)
+        path, uploads = unquote(parts.path), parts.path.startswith(UPLOADS)
+        below = path[len(UPLOADS):] if uploads else path[len(API):] if path.startswith(API) else None
+        contract = self.server.contract
+        if contract and below is not None:
+            self.server.violated(contract.request_problems(self.command, below, parts.query, self.headers.get("Content-Type", ""), body))
+            if "User-Agent" not in self.headers:
+                self.server.violated([f"{self.command} {below}: no User-Agent"])
+        fault = self.server.fault(self.command, path)
+        try:
+            if fault:
+                headers = fault.get("headers", {})
+                raw = fault.get("body", json.dumps({"message": "made to fail"})).encode()
+                return self.send(fault["status"], "application/json; charset=utf-8", raw, headers)
+            for method, pattern, action in ROUTES:
+                match = re.fullmatch(pattern, path) if method == self.command else None
+                if match:
+                    status, content_type, raw, headers = action(self, body, **match.groupdict())
+                    break
+            else:
+                raise Problem(404, "Not Found")
+        except Problem as problem:
+            answer = {"message": problem.message, "documentation_url": "https://docs.github.com/rest", "status": str(problem.status)}
+            if problem.errors:
+                answer["errors"] = problem.errors
+            status, content_type, raw, headers = problem.status, "application/json; charset=utf-8", json.dumps(answer).encode(), problem.headers
+        if contract and below is not None:
+            self.server.violated(contract.response_problems(self.command, below, status, content_type, raw))
+        return self.send(status, content_type, raw, headers)
+
+    do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = handle_any
+
+    def answer(self, status, value):
+        return self.send(status, "application/json; charset=utf-8", json.dumps(value).encode(), {})
+
+    def send(self, status, content_type, raw, headers):
+        self.send_response(status)
+        if status != 204:
+            self.send_header("Content-Type", content_type)
+            self.send_header("Content-Length", str(len(raw)))
+        self.send_header("X-GitHub-Request-Id", os.urandom(8).hex().upper())
+        self.send_header("X-RateLimit-Limit", "5000")
+        self.send_header("X-RateLimit-Remaining", "4999")
+        self.send_header("X-RateLimit-Reset", str(int(time.time()) + 3600))
+        for name, value in headers.items():
+            self.send_header(name, value)
+        self.end_headers()
+        if status != 204:
+            self.wfile.write(raw)
+
+    def base(self):
+        return f"https://{self.headers.get('Host', 'localhost')}"
+
+    def signed_in(self):
+        given = self.headers.get("Authorization", "")
+        token = self.server.options.token
+        return bool(token) and any(hmac.compare_digest(given, f"{scheme} {token}") for scheme in ("Bearer", "token"))
+
+    def need_token(self):
+        if "Authorization" not in self.headers:
+            raise Problem(401, "Requires authentication")
+        if not self.signed_in():
+            raise Problem(401, "Bad credentials")
+
+    def user(self):
+        url = f"{self.base()}{API}/users/cofferdam-dev"
+        names = "followers_url following_url gists_url starred_url subscriptions_url organizations_url repos_url events_url received_events_url"
+        return {"login": "cofferdam-dev", "id": 1, "node_id": "U_1", "avatar_url": f"{self.base()}/avatar", "gravatar_id": "", "url": url,
+                "html_url": f"{self.base()}/cofferdam-dev", "type": "User", "site_admin": False, **{name: url for name in names.split()}}
+
+    def shown_asset(self, entry, asset):
+        url = f"{self.base()}{API}/repos/{entry['repository']}/releases/assets/{asset['id']}"
+        page = f"{self.base()}/{entry['repository']}/releases/download/{quote(entry['tag_name'])}/{quote(asset['name'])}"
+        return {"url": url, "browser_download_url": page, "id": asset["id"], "node_id": f"RA_{asset['id']}", "name": asset["name"], "label": asset["label"],
+                "state": "uploaded", "content_type": asset["content_type"], "size": asset["size"], "digest": asset["digest"], "download_count": 0,
+                "created_at": asset["at"], "updated_at": asset["at"], "uploader": self.user()}
+
+    def shown(self, entry):
+        url = f"{self.base()}{API}/repos/{entry['repository']}/releases/{entry['id']}"
+        page = f"{self.base()}/{entry['repository']}/releases/tag/{quote(entry['tag_name'])}"
+        tag = None if entry["draft"] else f"{self.base()}{API}/repos/{entry['repository']}/{{0}}/{quote(entry['tag_name'])}"
+        return {"url": url, "assets_url": url + "/assets", "html_url": page, "id": entry["id"], "node_id": f"RE_{entry['id']}", "author": self.user(),
+                "upload_url": f"{self.base()}{UPLOADS}/repos/{entry['repository']}/releases/{entry['id']}/assets{{?name,label}}",
+                "tag_name": entry["tag_name"], "target_commitish": entry["target_commitish"], "name": entry["name"], "body": entry["body"],
+                "draft": entry["draft"], "prerelease": entry["prerelease"], "immutable": not entry["draft"], "created_at": entry["created_at"],
+                "published_at": entry["published_at"], "updated_at": entry["updated_at"], "assets": [self.shown_asset(entry, a) for a in entry["assets"]],
+                "tarball_url": tag and tag.format("tarball"), "zipball_url": tag and tag.format("zipball")}
+
+    def json(self, status, value, headers=None):
+        return status, "application/json; charset=utf-8", json.dumps(value).encode(), headers or {}
+
+    # -- releases ---------------------------------------------------------------------------------
+
+    def list_releases(self, _body, owner, repo):
+        self.server.repositories.git(owner, repo, "rev-parse")
+        per_page, page = min(int(self.query.get("per_page", 30)), 100), int(self.query.get("page", 1))
+        seen = [e for e in self.server.releases.of(owner, repo) if not e["draft"] or self.signed_in()]
+        seen.sort(key=lambda entry: (entry["created_at"], entry["id"]), reverse=True)
+        return self.json(200, [self.shown(entry) for entry in seen[(page - 1) * per_page:page * per_page]])
+
+    def create_release(self, body, owner, repo):
+        self.need_token()
+        asked = json.loads(body)
+        self.server.repositories.git(owner, repo, "rev-parse")
+        tag = asked.get("tag_name", "")
+        with self.server.releases.lock:
+            if any(e["tag_name"] == tag and not e["draft"] for e in self.server.releases.of(owner, repo)):
+                raise Problem(422, "Validation Failed", errors=[{"resource": "Release", "code": "already_exists", "field": "tag_name"}])
+            if asked.get("target_commitish"):
+                self.server.repositories.resolve(owner, repo, asked["target_commitish"])
+            draft = asked.get("draft", False)
+            entry = {"repository": f"{owner}/{repo}", "id": self.server.releases.id(), "tag_name": tag, "target_commitish": asked.get("target_commitish", "main"),
+                     "name": asked.get("name"), "body": asked.get("body"), "draft": draft, "prerelease": asked.get("prerelease", False),
+                     "created_at": now(), "published_at": None if draft else now(), "updated_at": now(), "assets": []}
+            self.server.releases.entries.append(entry)
+            self.server.releases.save()
+        return self.json(201, self.shown(entry), {"Location": self.shown(entry)["url"]})
+
+    def published(self, owner, repo):
+        return [e for e in self.server.releases.of(owner, repo) if not e["draft"]]
+
+    def latest_release(self, _body, owner, repo):
+        seen = [e for e in self.published(owner, repo) if not e["prerelease"]]
+        if not seen:
+            raise Problem(404, "Not Found")
+        return self.json(200, self.shown(max(seen, key=lambda entry: (entry["published_at"], entry["id"]))))
+
+    def release_by_tag(self, _body, owner, repo, tag):
+        for entry in self.published(owner, repo):
+            if entry["tag_name"] == tag:
+                return self.json(200, self.shown(entry))
+        raise Problem(404, "Not Found")
+
+    def visible(self, owner, repo, release):
+        entry = self.server.releases.one(owner, repo, release)
+        if entry["draft"] and not self.signed_in():
+            raise Problem(404, "Not Found")
+        return entry
+
+    def get_release(self, _body, owner, repo, release):
+        return self.json(200, self.shown(self.visible(owner, repo, release)))
+
+    def update_release(self, body, owner, repo, release):
+        self.need_token()
+        asked = json.loads(body)
+        with self.server.releases.lock:
+            entry = self.server.releases.one(owner, repo, release)
+            if not entry["draft"] and set(asked) - {"name", "body", "prerelease", "make_latest"}:
+                raise Problem(422, "Cannot update an immutable release")
+            publishing = entry["draft"] and asked.get("draft") is False
+            if publishing and any(e["tag_name"] == asked.get("tag_name", entry["tag_name"]) for e in self.published(owner, repo)):
+                raise Problem(422, "Validation Failed", errors=[{"resource": "Release", "code": "already_exists", "field": "tag_name"}])
+            entry.update({key: asked[key] for key in ("tag_name", "target_commitish", "name", "body", "draft", "prerelease") if key in asked})
+            entry["updated_at"] = now()
+            if publishing:
+                entry["published_at"] = now()
+            self.server.releases.save()
+        return self.json(200, self.shown(entry))
+
+    def delete_release(self, _body, owner, repo, release):
+        self.need_token()
+        with self.server.releases.lock:
+            self.server.releases.entries.remove(self.server.releases.one(owner, repo, release))
+            self.server.releases.save()
+        return 204, "", b"", {}
+
+    def list_assets(self, _body, owner, repo, release):
+        entry = self.visible(owner, repo, release)
+        return self.json(200, [self.shown_asset(entry, asset) for asset in entry["assets"]])
+
+    def upload_asset(self, body, owner, repo, release):
+        self.need_token()
+        with self.server.releases.lock:
+            entry = self.server.releases.one(owner, repo, release)
+            name = self.query.get("name", "")
+            if not entry["draft"]:
+                raise Problem(422, "Cannot upload assets to an immutable release.")
+            if any(asset["name"] == name for asset in entry["assets"]):
+                raise Problem(422, "Validation Failed", errors=[{"resource": "ReleaseAsset", "code": "already_exists", "field": "name"}])
+            asset = {"id": self.server.releases.id(), "name": name, "label": self.query.get("label"), "size": len(body), "at": now(),
+                     "content_type": self.headers.get("Content-Type", "application/octet-stream"),
+                     "digest": "sha256:" + hashlib.sha256(body).hexdigest(), "data": base64.b64encode(body).decode()}
+            entry["assets"].append(asset)
+            self.server.releases.save()
+        return self.json(201, self.shown_asset(entry, asset))
+
+    def asset(self, owner, repo, asset):
+        for entry in self.server.releases.of(owner, repo):
+            for candidate in entry["assets"]:
+                if candidate["id"] == int(asset) and (not entry["draft"] or self.signed_in()):
+                    return entry, candidate
+        raise Problem(404, "Not Found")
+
+    def get_asset(self, _body, owner, repo, asset):
+        entry, found = self.asset(owner, repo, asset)
+        if self.headers.get("Accept") == "application/octet-stream":
+            # As on GitHub the bytes come from another place, by a redirect that carries its own permission.
+            return 302, "text/html", b"", {"Location": f"{self.base()}{STORAGE}/{owner}/{repo}/{found['id']}"}
+        return self.json(200, self.shown_asset(entry, found))
+
+    def stored(self, _body, owner, repo, asset):
+        if "Authorization" in self.headers and self.server.contract:
+            self.server.violated(["the token was sent along to the asset storage"] if self.server.options.strict_storage else [])
+        _, found = self.asset(owner, repo, asset)
+        return 200, found["content_type"], base64.b64decode(found["data"]), {}
+
+    def download(self, _body, owner, repo, tag, name):
+        for entry in self.published(owner, repo):
+            for asset in entry["assets"]:
+                if (entry["tag_name"], asset["name"]) == (tag, name):
+                    return 302, "text/html", b"", {"Location": f"{self.base()}{STORAGE}/{owner}/{repo}/{asset['id']}"}
+        raise Problem(404, "Not Found")
+
+    # -- git --------------------------------------------------------------------------------------
+
+    def contents(self, _body, owner, repo, path):
+        commit = self.server.repositories.resolve(owner, repo, self.query.get("ref", "HEAD"))
+        sha, data = self.server.repositories.file(owner, repo, commit, path)
+        if "raw" in self.headers.get("Accept", ""):
+            return 200, "application/vnd.github.raw+json; charset=utf-8", data, {}
+        url = f"{self.base()}{API}/repos/{owner}/{repo}/contents/{quote(path)}?ref={commit}"
+        blob = f"{self.base()}{API}/repos/{owner}/{repo}/git/blobs/{sha}"
+        page = f"{self.base()}/{owner}/{repo}/blob/{commit}/{quote(path)}"
+        raw = f"{self.base()}/{owner}/{repo}/raw/{commit}/{quote(path)}"
+        return self.json(200, {"type": "file", "encoding": "base64", "size": len(data), "name": path.split("/")[-1], "path": path,
+                               "content": base64.encodebytes(data).decode(), "sha": sha, "url": url, "git_url": blob, "html_url": page,
+                               "download_url": raw, "_links": {"git": blob, "self": url, "html": page}})
+
+    def shown_commit(self, owner, repo, fields):
+        sha, tree, parents, author, mail, at, committer, committer_mail, committed, message = fields
+        url = f"{self.base()}{API}/repos/{owner}/{repo}"
+        utc = lambda text: datetime.fromisoformat(text).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        link = lambda kind, one: {"sha": one, "url": f"{url}/{kind}/{one}"}
+        return {"sha": sha, "node_id": f"C_{sha[:12]}", "url": f"{url}/commits/{sha}", "html_url": f"{self.base()}/{owner}/{repo}/commit/{sha}",
+                "comments_url": f"{url}/commits/{sha}/comments", "author": self.user(), "committer": self.user(),
+                "parents": [{**link("commits", p), "html_url": f"{self.base()}/{owner}/{repo}/commit/{p}"} for p in parents.split()],
+                "commit": {"url": f"{url}/git/commits/{sha}", "message": message.rstrip("\n"), "comment_count": 0, "tree": link("git/trees", tree),
+                           "author": {"name": author, "email": mail, "date": utc(at)}, "committer": {"name": committer, "email": committer_mail, "date": utc(committed)},
+                           "verification": {"verified": False, "reason": "unsigned", "signature": None, "payload": None, "verified_at": None}}}
+
+    def commits(self, _body, owner, repo):
+        commit = self.server.repositories.resolve(owner, repo, self.query.get("sha", "HEAD"))
+        entries = self.server.repositories.log(owner, repo, commit, self.query.get("path"), min(int(self.query.get("per_page", 30)), 100))
+        return self.json(200, [self.shown_commit(owner, repo, fields) for fields in entries])
+
+    def commit(self, _body, owner, repo, ref):
+        sha = self.server.repositories.resolve(owner, repo, ref)
+        if self.headers.get("Accept") == "application/vnd.github.sha":
+            return 200, "application/vnd.github.sha", sha.encode(), {}
+        return self.json(200, self.shown_commit(owner, repo, self.server.repositories.log(owner, repo, sha, None, 1)[0]))
+
+
+REPO = r"/repos/(?P<owner>[^/]+)/(?P<repo>[^/]+)"
+ROUTES = [
+    ("GET", API + REPO + r"/releases", Handler.list_releases),
+    ("POST", API + REPO + r"/releases", Handler.create_release),
+    ("GET", API + REPO + r"/releases/latest", Handler.latest_release),
+    ("GET", API + REPO + r"/releases/tags/(?P<tag>[^/]+)", Handler.release_by_tag),
+    ("GET", API + REPO + r"/releases/assets/(?P<asset>\d+)", Handler.get_asset),
+    ("GET", API + REPO + r"/releases/(?P<release>\d+)", Handler.get_release),
+    ("PATCH", API + REPO + r"/releases/(?P<release>\d+)", Handler.update_release),
+    ("DELETE", API + REPO + r"/releases/(?P<release>\d+)", Handler.delete_release),
+    ("GET", API + REPO + r"/releases/(?P<release>\d+)/assets", Handler.list_assets),
+    ("POST", UPLOADS + REPO + r"/releases/(?P<release>\d+)/assets", Handler.upload_asset),
+    ("GET", API + REPO + r"/contents/(?P<path>.+)", Handler.contents),
+    ("GET", API + REPO + r"/commits", Handler.commits),
+    ("GET", API + REPO + r"/commits/(?P<ref>.+)", Handler.commit),
+    ("GET", STORAGE + r"/(?P<owner>[^/]+)/(?P<repo>[^/]+)/(?P<asset>\d+)", Handler.stored),
+    ("GET", r"/(?P<owner>[^/]+)/(?P<repo>[^/]+)/releases/download/(?P<tag>[^/]+)/(?P<name>[^/]+)", Handler.download),
+]
+
+
+class Server(ThreadingHTTPServer):
+    """The listener, with what all connections share."""
+
+    daemon_threads = True
+    request_queue_size = 64
+
+    def __init__(self, options):
+        host, port = options.listen.rsplit(":", 1)
+        if host != "127.0.0.1":
+            raise SystemExit("error: the development GitHub listens on 127.0.0.1 only")
+        super().__init__((host, int(port)), Handler)
+        self.options, self.fault_lock = options, threading.Lock()
+        self.repositories, self.releases = Repositories(options.root), Releases(options.state)
+        self.contract = None
+        if options.contract:
+            from contract import Contract
+            self.contract = Contract(options.contract)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(options.tls_cert, options.tls_key)
+        self.context = context
+
+    def get_request(self):
+        connection, address = super().get_request()
+        return self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+
+    def handle_error(self, request, client_address):
+        # A client that breaks off is none of the server's troubles; anything else is printed.
+        if not isinstance(sys.exc_info()[1], (ConnectionError, ssl.SSLError, TimeoutError)):
+            super().handle_error(request, client_address)
+
+    def violated(self, problems):
+        for problem in problems:
+            print(f"contract: {problem}", file=sys.stderr, flush=True)
+            if self.options.violations:
+                with open(self.options.violations, "a", encoding="utf-8") as file:
+                    file.write(problem + "\n")
+
+    def fault(self, method, path):
+        if not self.options.faults or not os.path.exists(self.options.faults):
+            return None
+        with self.fault_lock:
+            with open(self.options.faults, encoding="utf-8") as file:
+                faults = json.load(file)
+            for fault in faults:
+                if fault.get("times", 1) > 0 and fault.get("method", method) == method and re.search(fault["path"], path):
+                    fault["times"] = fault.get("times", 1) - 1
+                    with open(self.options.faults + ".new", "w", encoding="utf-8") as file:
+                        json.dump(faults, file)
+                    os.replace(self.options.faults + ".new", self.options.faults)
+                    return fault
+        return None
+
+
+def main():
+    parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
+    parser.add_argument("--listen", default="127.0.0.1:0", help="address; port 0 picks a free one (default %(default)s)")
+    parser.add_argument("--root", required=True, help="folder with OWNER/REPO git repositories")
+    parser.add_argument("--tls-cert", required=True)
+    parser.add_argument("--tls-key", required=True)
+    parser.add_argument("--token", default="", help="the token that may write; without it nothing may")
+    parser.add_argument("--state", help="file that keeps the releases")
+    parser.add_argument("--contract", help="GitHub's OpenAPI description: check every request and response")
+    parser.add_argument("--violations", help="file to append contract violations to")
+    parser.add_argument("--faults", help="file with faults to inject (see above)")
+    parser.add_argument("--strict-storage", action="store_true", help="a token sent to the asset storage is a violation")
+    parser.add_argument("--verbose", action="store_true", help="a line per request")
+    options = parser.parse_args()
+    server = Server(options)
+    print(f"listening on https://127.0.0.1:{server.server_address[1]}{API}", flush=True)
+    try:
+        server.serve_forever()
+    except KeyboardInterrupt:
+        pass
+
+
+if __name__ == "__main__":
+    main()
