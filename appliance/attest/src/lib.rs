@@ -1,1 +1,18 @@
-//! cofferdam-attest
+//! Evidence of a Cofferdam appliance: what it looks like, how it is made and how it is appraised.
+//!
+//! Responsible for every format that a relying party reads (claims, event log, quote, evidence document,
+//! RA-TLS certificate, reference values, appraisal policy) and for the one answer that matters: accepted,
+//! rejected, or could not check. The command line, the appliance and the simulator share this code, so what the
+//! appliance writes and what a client accepts cannot drift apart.
+//!
+//! It never reads a clock, a file or a socket: bytes, times and trust roots come in as arguments. The one
+//! exception is [`github`], an HTTP client that sits at the edge and that nothing else in this crate uses.
+
+pub mod ccel;
+pub mod claims;
+pub mod event_log;
+pub mod evidence;
+pub mod operator;
+pub mod quote;
+
+pub mod strict;

@@ -1,0 +1,175 @@
+//! The evidence document, `attestation.json`: one JSON object that a relying party can appraise offline.
+//!
+//! Strict by intent: unknown fields, duplicate keys, bytes after the object and anything above 256 KiB are refused, so that
+//! two verifiers can never read the same document differently. JSON white space is not significant.
+
+use std::collections::BTreeMap;
+
+use serde::{Deserialize, Serialize};
+
+use crate::claims;
+use crate::event_log::{Event, MAX_EVENTS};
+use crate::quote;
+use crate::strict::{self, JsonError};
+
+/// Largest accepted document in bytes.
+pub const MAX_BYTES: usize = 256 * 1024;
+
+/// Media type of the document, as carried in RA-TLS certificates and HTTP.
+pub const MEDIA_TYPE: &str = "application/vnd.cofferdam.evidence+json";
+
+/// Name of the release asset.
+pub const ASSET_NAME: &str = "attestation.json";
+
+/// One evidence document.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Evidence {
+    /// The exact bytes whose hash is in the quote; decode with [`claims::Claims::decode`].
+    pub claims: Vec<u8>,
+    /// The quote; decode with [`quote::parse`].
+    pub quote: Vec<u8>,
+    /// Firmware events (registers 0-2), then our own (register 3).
+    pub event_log: Vec<Event>,
+    /// Intel's endorsements for the quote, when the appliance knows them.
+    pub collateral: Option<Collateral>,
+    /// The image that says to have booted; unproven until the registers match reference values.
+    pub image: ImageInfo,
+}
+
+/// What the appliance says about its image. A hint for finding reference values, never a proof.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageInfo {
+    /// Name of the image: `cofferdam`.
+    pub name: String,
+    /// Its release, `0.1.0`.
+    pub release: String,
+    /// Digests of its parts, `sha256:<64 hex>` by name.
+    pub digests: BTreeMap<String, String>,
+}
+
+/// DCAP collateral of one quote, in the JSON shape that dcap-qvl writes: PEM chains and JSON texts as strings,
+/// DER and signatures as hex.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Collateral {
+    /// Issuer chain of the PCK CRL, PEM.
+    pub pck_crl_issuer_chain: String,
+    /// Root CA CRL, DER.
+    #[serde(with = "hex")]
+    pub root_ca_crl: Vec<u8>,
+    /// PCK CRL, DER.
+    #[serde(with = "hex")]
+    pub pck_crl: Vec<u8>,
+    /// Issuer chain of the TCB info, PEM.
+    pub tcb_info_issuer_chain: String,
+    /// TCB info, the exact JSON text that was signed.
+    pub tcb_info: String,
+    /// Its ECDSA P-256 signature, r ‖ s.
+    #[serde(with = "hex")]
+    pub tcb_info_signature: Vec<u8>,
+    /// Issuer chain of the QE identity, PEM.
+    pub qe_identity_issuer_chain: String,
+    /// QE identity, the exact JSON text that was signed.
+    pub qe_identity: String,
+    /// Its ECDSA P-256 signature, r ‖ s.
+    #[serde(with = "hex")]
+    pub qe_identity_signature: Vec<u8>,
+    /// PCK chain, PEM, for quotes that do not carry it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pck_certificate_chain: Option<String>,
+}
+
+impl Collateral {
+    /// Parses a collateral file of at most [`MAX_BYTES`].
+    ///
+    /// # Errors
+    /// [`JsonError`] when it is too large or not of this shape.
+    pub fn parse(json: &[u8]) -> Result<Self, JsonError> {
+        strict::from_json(json, MAX_BYTES)
+    }
+
+    /// The collateral file.
+    pub fn to_json(&self) -> Vec<u8> {
+        serde_json::to_vec(self).unwrap_or_default()
+    }
+}
+
+impl Evidence {
+    /// Parses a document and checks its bounds; what it says is for [`crate::appraise`].
+    ///
+    /// # Errors
+    /// [`EvidenceError`] says which rule of the format is broken.
+    pub fn parse(json: &[u8]) -> Result<Self, EvidenceError> {
+        let wire: Wire = strict::from_json(json, MAX_BYTES).map_err(EvidenceError::Json)?;
+        if wire.version != 1 {
+            return Err(EvidenceError::Version(wire.version));
+        }
+        if wire.claims.len() > claims::MAX_BYTES {
+            return Err(EvidenceError::Field { name: "claims" });
+        }
+        if wire.quote.len() > quote::MAX_BYTES {
+            return Err(EvidenceError::Field { name: "quote" });
+        }
+        if wire.event_log.len() > MAX_EVENTS {
+            return Err(EvidenceError::Field { name: "event_log" });
+        }
+        let named = |text: &str| {
+            (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
+        };
+        let image_ok = named(&wire.image.name)
+            && named(&wire.image.release)
+            && wire.image.digests.len() <= 64
+            && wire.image.digests.iter().all(|(name, digest)| named(name) && strict::is_sha256(digest));
+        if !image_ok {
+            return Err(EvidenceError::Field { name: "image" });
+        }
+        let Wire { claims, quote, event_log, collateral, image, .. } = wire;
+        Ok(Self { claims, quote, event_log, collateral, image })
+    }
+
+    /// The document's bytes, on one line without a newline.
+    pub fn to_json(&self) -> Vec<u8> {
+        let wire = Wire {
+            version: 1,
+            claims: self.claims.clone(),
+            quote: self.quote.clone(),
+            event_log: self.event_log.clone(),
+            collateral: self.collateral.clone(),
+            image: self.image.clone(),
+        };
+        serde_json::to_vec(&wire).unwrap_or_default()
+    }
+}
+
+/// The JSON shape of the document.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Wire {
+    version: u32,
+    #[serde(with = "strict::base64_bytes")]
+    claims: Vec<u8>,
+    #[serde(with = "strict::base64_bytes")]
+    quote: Vec<u8>,
+    event_log: Vec<Event>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    collateral: Option<Collateral>,
+    image: ImageInfo,
+}
+
+/// Why a document is not evidence.
+#[derive(Debug, thiserror::Error)]
+pub enum EvidenceError {
+    /// Too large or not of the document's shape.
+    #[error("evidence is not an acceptable JSON document")]
+    Json(#[source] JsonError),
+    /// Another version of the format.
+    #[error("evidence of version {0}, only version 1 is known")]
+    Version(u32),
+    /// A part breaks its own bound.
+    #[error("evidence field `{name}` is malformed or too large")]
+    Field {
+        /// Name of the field.
+        name: &'static str,
+    },
+}
