@@ -4,8 +4,16 @@
 //! PID 1 (or, for `pull`, a shim) starts. A role is re-executed from `/proc/self/exe`, so that no
 //! memory of PID 1 is shared with it.
 
+mod cgroup;
+mod confine;
+mod console;
+mod files;
 mod paths;
+mod power;
 mod roles;
+mod spawn;
+mod supervise;
+mod sys;
 
 use std::process::ExitCode;
 
