@@ -1,1 +1,78 @@
-//! cofferdam-declaration
+//! The declaration of an appliance: the YAML file that says what it runs, `cofferdam.yaml`.
+//!
+//! This crate turns the exact bytes of that file into a [`Declaration`], or says at which line and column
+//! it is wrong and what to write instead. It does no I/O, starts nothing and fills in nothing from outside: the same
+//! bytes give the same answer in the appliance, on an operator's machine and in a test. It takes Compose's
+//! words where Compose has one, and refuses every Compose key it does not honour, with the reason.
+//!
+//! Measuring comes first and is not this crate's work: the digest of the bytes ([`digest`]) is in the event log
+//! before anything here looks at them.
+//!
+//! ```
+//! use cofferdam_declaration::Declaration;
+//!
+//! let wrong = Declaration::parse(b"version: 1\nservises: {}\n").unwrap_err();
+//! assert!(wrong.to_string().contains("did you mean `services`?"));
+//! ```
+
+mod diagnostics;
+mod fields;
+mod keys;
+mod model;
+mod read;
+mod read_service;
+mod rules;
+mod value;
+mod yaml;
+
+pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
+pub use model::{
+    Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Operator, Port, Registry, Restart,
+    SecretFile, Service, Value,
+};
+pub use read::MAX_SERVICES;
+pub use rules::APPLIANCE_NAMESPACE;
+pub use value::{
+    Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
+    Signal, User, ValueError,
+};
+pub use yaml::{MAX_BYTES, MAX_DEPTH};
+
+impl Declaration {
+    /// Reads the bytes of a declaration.
+    ///
+    /// # Errors
+    /// Everything that is wrong with them, in the order of the file.
+    pub fn parse(bytes: &[u8]) -> Result<Self, Diagnostics> {
+        let source = yaml::text(bytes)?;
+        let mut errors = diagnostics::Collector::new(source);
+        let declaration = match yaml::read(source, &mut errors) {
+            Some(root) => read::declaration(&root, &mut errors),
+            None => {
+                if errors.is_empty() {
+                    errors.error(
+                        diagnostics::Place { line: 1, column: 1, width: 1 },
+                        "the declaration is empty",
+                    );
+                }
+                None
+            }
+        };
+        match (declaration, errors.finish()) {
+            (Some(declaration), None) => Ok(declaration),
+            (_, Some(diagnostics)) => Err(diagnostics),
+            // Whoever returns nothing has said why; should that ever fail, the answer is still no.
+            (None, None) => Err(Diagnostics::single(
+                diagnostics::Place { line: 1, column: 1, width: 1 },
+                "the declaration could not be read".into(),
+                "please report this file",
+            )),
+        }
+    }
+}
+
+/// The digest by which a declaration is measured and claimed: `sha256:<64 hex>` of its exact bytes.
+pub fn digest(bytes: &[u8]) -> String {
+    use sha2::Digest as _;
+    format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)))
+}

@@ -1,0 +1,255 @@
+//! Which keys a declaration has, and what to say about those that Compose has and it does not.
+//!
+//! A Compose user meets these messages first, so each says why the key is absent here and what takes its
+//! place. A key that is in neither list is a slip of the pen: it is refused with the nearest known one.
+
+/// Keys of the file itself.
+pub(crate) const TOP: &[&str] =
+    &["version", "repository", "endpoint", "operators", "github", "attestation", "registries", "services"];
+/// Keys of one operator.
+pub(crate) const OPERATOR: &[&str] = &["name", "key"];
+/// Keys of `github`.
+pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
+/// Keys of `attestation`.
+pub(crate) const ATTESTATION: &[&str] = &["collateral", "ca"];
+/// Keys of one registry.
+pub(crate) const REGISTRY: &[&str] = &["host", "ca"];
+/// Keys of one service.
+pub(crate) const SERVICE: &[&str] = &[
+    "image",
+    "command",
+    "entrypoint",
+    "environment",
+    "secrets",
+    "ports",
+    "depends_on",
+    "restart",
+    "user",
+    "working_dir",
+    "read_only",
+    "tmpfs",
+    "stop_signal",
+    "stop_grace_period",
+];
+/// Keys of one secret file.
+pub(crate) const SECRET_FILE: &[&str] = &["source", "target"];
+/// Keys of one port in its long form.
+pub(crate) const PORT: &[&str] = &["published", "target", "protocol"];
+/// Keys of one dependency in its long form.
+pub(crate) const DEPENDENCY: &[&str] = &["condition"];
+
+/// A Compose key that is refused: its name, why, and what to do instead.
+pub(crate) type Unsupported = (&'static str, &'static str, &'static str);
+
+const REMOVE: &str = "remove it";
+const SERVICES_NETWORK: &str = "remove it; a service reaches the services in its `depends_on` by their names";
+const NOT_YET: &str = "it is not supported yet";
+const LIMITS: &str = "limits are not supported yet";
+
+/// Compose keys of the whole file.
+pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
+    ("name", "an appliance is named by its repository", "write `repository: owner/repo`"),
+    ("include", "a declaration is one file, so that one digest says what runs", "write the services here"),
+    ("networks", "each service has a network of its own", SERVICES_NETWORK),
+    ("volumes", NOT_YET, "for files that may be lost use `tmpfs` in the service"),
+    ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
+    (
+        "secrets",
+        "secrets are in the vault, not in files beside the declaration",
+        "name them in the service: `secrets: [secret://namespace/name/field]`",
+    ),
+    ("models", NOT_YET, REMOVE),
+];
+
+/// Compose keys of one service.
+pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
+    ("annotations", "nothing reads them", REMOVE),
+    ("attach", "every service's output goes to `coffer logs`", REMOVE),
+    ("blkio_config", LIMITS, REMOVE),
+    (
+        "build",
+        "nothing is built inside the appliance: an image is verified by its digest",
+        "push the image and write `image: registry/name@sha256:…`",
+    ),
+    (
+        "cap_add",
+        "services run without capabilities",
+        "publish a port above 1023 from the service; `ports` maps it",
+    ),
+    ("cap_drop", "every capability is dropped already", REMOVE),
+    ("cgroup", "a service never leaves its own cgroup", REMOVE),
+    ("cgroup_parent", "a service never leaves its own cgroup", REMOVE),
+    ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
+    ("container_name", "a service's name is its container's name", "rename the service"),
+    ("cpu_count", LIMITS, REMOVE),
+    ("cpu_percent", LIMITS, REMOVE),
+    ("cpu_period", LIMITS, REMOVE),
+    ("cpu_quota", LIMITS, REMOVE),
+    ("cpu_rt_period", LIMITS, REMOVE),
+    ("cpu_rt_runtime", LIMITS, REMOVE),
+    ("cpu_shares", LIMITS, REMOVE),
+    ("cpus", LIMITS, REMOVE),
+    ("cpuset", LIMITS, REMOVE),
+    ("credential_spec", "it is for Windows containers", REMOVE),
+    ("deploy", "limits and replicas are not supported yet", "for restarts use `restart`"),
+    ("develop", "nothing is built inside the appliance", REMOVE),
+    ("device_cgroup_rules", "a workload never sees a device, least of all the quote device", REMOVE),
+    ("devices", "a workload never sees a device, least of all the quote device", REMOVE),
+    ("dns", "a service has no way out of the appliance", REMOVE),
+    ("dns_opt", "a service has no way out of the appliance", REMOVE),
+    ("dns_search", "a service has no way out of the appliance", REMOVE),
+    ("domainname", "a service's host name is its name", REMOVE),
+    (
+        "env_file",
+        "the declaration is the only measured input, so values beside it would be unmeasured",
+        "write the values under `environment`, and secrets as secret://namespace/name/field",
+    ),
+    ("expose", "a service's ports are open to the services that depend on it", "use `ports` to publish one"),
+    (
+        "extends",
+        "a declaration is one file, so that one digest says what runs",
+        "write the service's keys here",
+    ),
+    ("external_links", "there is nothing outside to link to", SERVICES_NETWORK),
+    ("extra_hosts", "a service has no way out of the appliance", SERVICES_NETWORK),
+    ("gpus", "a workload never sees a device", REMOVE),
+    ("group_add", NOT_YET, "give the group in `user: \"uid:gid\"`"),
+    ("healthcheck", NOT_YET, "let the process exit when it is not healthy; `restart` starts it again"),
+    ("hostname", "a service's host name is its name", "rename the service"),
+    ("init", "the appliance reaps orphans itself", REMOVE),
+    ("interface_name", "a service has the loopback interface only", REMOVE),
+    ("ipc", "a service never shares a namespace", REMOVE),
+    ("isolation", "it is for Windows containers", REMOVE),
+    ("label_file", "nothing reads labels", REMOVE),
+    ("labels", "nothing reads them", "use a comment"),
+    ("links", "it is Compose's old way", "use `depends_on`, which also makes the name known"),
+    ("logging", "output is redacted and kept by the appliance", "read it with `coffer logs`"),
+    ("mac_address", "a service has the loopback interface only", REMOVE),
+    ("mem_limit", LIMITS, REMOVE),
+    ("mem_reservation", LIMITS, REMOVE),
+    ("mem_swappiness", LIMITS, REMOVE),
+    ("memswap_limit", LIMITS, REMOVE),
+    ("models", NOT_YET, REMOVE),
+    (
+        "network_mode",
+        "a service never shares a namespace with another or with the appliance",
+        SERVICES_NETWORK,
+    ),
+    ("networks", "each service has a network of its own", SERVICES_NETWORK),
+    ("oom_kill_disable", LIMITS, REMOVE),
+    ("oom_score_adj", LIMITS, REMOVE),
+    ("pid", "a service never shares a namespace", REMOVE),
+    ("pids_limit", LIMITS, REMOVE),
+    ("platform", "the appliance is linux/amd64", REMOVE),
+    ("post_start", "nothing can enter a running workload", "do it in the image's own command"),
+    ("pre_stop", "nothing can enter a running workload", "handle `stop_signal` in the program"),
+    ("privileged", "a workload never gets privileges over the appliance", REMOVE),
+    (
+        "profiles",
+        "what a declaration names runs: one digest, one set of services",
+        "keep another declaration",
+    ),
+    ("provider", "nothing runs outside containers", REMOVE),
+    ("pull_policy", "an image is pulled by its digest, once", REMOVE),
+    ("runtime", "there is one runtime", REMOVE),
+    ("scale", "one service is one container", "name a second service"),
+    ("security_opt", "the profiles are part of the image and cannot be weakened", REMOVE),
+    ("shm_size", LIMITS, "for space in memory use `tmpfs`"),
+    ("stdin_open", "nothing can attach to a workload", REMOVE),
+    ("storage_opt", LIMITS, REMOVE),
+    ("sysctls", "kernel parameters belong to the image", REMOVE),
+    ("tty", "nothing can attach to a workload", REMOVE),
+    ("ulimits", LIMITS, REMOVE),
+    ("use_api_socket", "there is no container engine inside", REMOVE),
+    ("userns_mode", "every service has a user namespace of its own", REMOVE),
+    ("uts", "a service never shares a namespace", REMOVE),
+    ("volumes", NOT_YET, "for files that may be lost use `tmpfs`"),
+    ("volumes_from", "a service never sees another's files", REMOVE),
+];
+
+/// Compose keys of one secret.
+pub(crate) const UNSUPPORTED_SECRET: &[Unsupported] = &[
+    ("uid", "a secret's file belongs to the service's own user", REMOVE),
+    ("gid", "a secret's file belongs to the service's own user", REMOVE),
+    ("mode", "a secret's file is readable by the service's own user only", REMOVE),
+];
+
+/// Compose keys of one port.
+pub(crate) const UNSUPPORTED_PORT: &[Unsupported] = &[
+    ("host_ip", "a published port is open on the appliance's address", REMOVE),
+    ("mode", "there is one appliance", REMOVE),
+    ("name", "nothing reads it", "use a comment"),
+    ("app_protocol", "a published port speaks TLS outside and HTTP inside", REMOVE),
+];
+
+/// Compose keys of one dependency.
+pub(crate) const UNSUPPORTED_DEPENDENCY: &[Unsupported] = &[
+    ("restart", NOT_YET, REMOVE),
+    ("required", "a dependency is required; a service that is not needed is not declared", REMOVE),
+];
+
+/// The known name that is nearest to a misspelt one, when one is near.
+pub(crate) fn nearest<'n>(wrong: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
+    // Names here have at most 31 characters; a longer text is no misspelling of one.
+    if wrong.len() > 40 {
+        return None;
+    }
+    let close = |name: &str| if name.len() < 5 { 1 } else { 2 };
+    known
+        .into_iter()
+        .map(|name| (distance(wrong, name), name))
+        .filter(|(distance, name)| *distance <= close(name))
+        .min()
+        .map(|(_, name)| name)
+}
+
+/// Edits between two texts: insertions, deletions, replacements and swaps of neighbours.
+fn distance(a: &str, b: &str) -> usize {
+    let (a, b): (Vec<char>, Vec<char>) = (a.chars().collect(), b.chars().collect());
+    let mut before: Vec<usize> = Vec::new();
+    let mut above: Vec<usize> = (0..=b.len()).collect();
+    for (i, x) in a.iter().enumerate() {
+        let mut row = vec![i + 1];
+        for (j, y) in b.iter().enumerate() {
+            let at = |row: &[usize], index: usize| row.get(index).copied().unwrap_or(usize::MAX / 2);
+            let mut best =
+                (at(&above, j + 1) + 1).min(at(&row, j) + 1).min(at(&above, j) + usize::from(x != y));
+            let swapped = i > 0 && j > 0 && a.get(i - 1) == Some(y) && b.get(j - 1) == Some(x);
+            if swapped {
+                best = best.min(at(&before, j - 1) + 1);
+            }
+            row.push(best);
+        }
+        before = std::mem::replace(&mut above, row);
+    }
+    above.last().copied().unwrap_or_default()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_misspelt_key_finds_its_neighbour() {
+        assert_eq!(nearest("enviroment", SERVICE.iter().copied()), Some("environment"));
+        assert_eq!(nearest("iamge", SERVICE.iter().copied()), Some("image"));
+        assert_eq!(nearest("prots", SERVICE.iter().copied()), Some("ports"));
+        assert_eq!(nearest("kubernetes", SERVICE.iter().copied()), None);
+    }
+
+    #[test]
+    fn no_key_is_both_known_and_refused() {
+        let pairs = [
+            (TOP, UNSUPPORTED_TOP),
+            (SERVICE, UNSUPPORTED_SERVICE),
+            (SECRET_FILE, UNSUPPORTED_SECRET),
+            (PORT, UNSUPPORTED_PORT),
+            (DEPENDENCY, UNSUPPORTED_DEPENDENCY),
+        ];
+        for (known, refused) in pairs {
+            for (key, ..) in refused {
+                assert!(!known.contains(key), "{key}");
+            }
+        }
+    }
+}

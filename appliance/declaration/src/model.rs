@@ -1,0 +1,207 @@
+//! What a declaration says, in types that only a valid declaration fills.
+//!
+//! Everything here is a plain value: nothing is read, dialled or started. Where Compose leaves something to
+//! defaults, the default is already filled in, so that no two readers can fill it in differently.
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::time::Duration;
+
+use serde::Serialize;
+
+use crate::value::{
+    Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef, Signal, User,
+};
+
+/// A parsed and validated `cofferdam.yaml`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Declaration {
+    /// The appliance's identity.
+    pub repository: Repository,
+    /// Where clients dial; it becomes a claim.
+    pub endpoint: Endpoint,
+    /// Who may put secrets and read status and logs; names and keys are unique.
+    pub operators: Vec<Operator>,
+    /// Where release attestations go.
+    pub github: Github,
+    /// Where the collateral of quotes comes from.
+    pub attestation: Attestation,
+    /// What is known about registries beyond their names in image references; hosts are unique.
+    pub registries: Vec<Registry>,
+    /// 1 to 32 services in the order of the file, which is also the order of their `image` events.
+    pub services: Vec<Service>,
+}
+
+/// A person or machine that may operate the appliance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Operator {
+    /// `[a-z0-9][a-z0-9._-]{0,62}`.
+    pub name: String,
+    /// The key that signs the operator's requests.
+    pub key: OperatorKey,
+}
+
+/// The GitHub that holds the repository.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Github {
+    /// Root of the REST API; `https://api.github.com` unless the declaration names another.
+    pub api: HttpsUrl,
+    /// The token that publishes releases. Without it nothing is published.
+    pub token: Option<SecretRef>,
+    /// PEM certificates that alone are trusted for this server; the image's bundle when absent.
+    pub ca: Option<String>,
+}
+
+/// Where quotes' collateral comes from.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Attestation {
+    /// Root of the provisioning certification service, without `/sgx/…`.
+    pub collateral: HttpsUrl,
+    /// PEM certificates that alone are trusted for this server; the image's bundle when absent.
+    pub ca: Option<String>,
+}
+
+/// A registry that needs its own certificate authority.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Registry {
+    /// As it stands in image references.
+    pub host: RegistryHost,
+    /// PEM certificates that alone are trusted for this registry; the image's bundle when absent.
+    pub ca: Option<String>,
+}
+
+/// One workload.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Service {
+    /// `[a-z0-9][a-z0-9-]{0,30}`: also its host name for the services that depend on it.
+    pub name: String,
+    /// What runs.
+    pub image: ImageReference,
+    /// Replaces the image's command; empty means none. `None` keeps the image's.
+    pub command: Option<Vec<String>>,
+    /// Replaces the image's entrypoint, and then the image's command is not used either, as in Compose.
+    /// Empty means none. `None` keeps the image's.
+    pub entrypoint: Option<Vec<String>>,
+    /// Variables in the order of the file; names are unique.
+    pub environment: Vec<(String, Value)>,
+    /// Files under `/run/secrets`; targets are unique.
+    pub secrets: Vec<SecretFile>,
+    /// Published ports, unique over all services.
+    pub ports: Vec<Port>,
+    /// Names of the services that start first, in the order of the file, without repeats.
+    pub depends_on: Vec<String>,
+    /// What happens when it ends.
+    pub restart: Restart,
+    /// `None` keeps the image's user.
+    pub user: Option<User>,
+    /// Absolute; `None` keeps the image's.
+    pub working_dir: Option<String>,
+    /// Whether the root file system is mounted read-only.
+    pub read_only: bool,
+    /// Absolute paths of empty in-memory file systems; unique.
+    pub tmpfs: Vec<String>,
+    /// What asks it to stop; `None` keeps the image's, or SIGTERM.
+    pub stop_signal: Option<Signal>,
+    /// How long it gets between that signal and SIGKILL. At most ten minutes.
+    pub stop_grace_period: Duration,
+}
+
+/// What Compose gives a service to stop in.
+pub const DEFAULT_STOP_GRACE_PERIOD: Duration = Duration::from_secs(10);
+
+/// The value of a variable.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Value {
+    /// The text itself.
+    Plain(String),
+    /// Filled from the vault when the service starts.
+    Secret(SecretRef),
+}
+
+/// A secret that is delivered as a file.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct SecretFile {
+    /// Which secret.
+    pub source: SecretRef,
+    /// One file name under `/run/secrets`: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
+    pub target: String,
+}
+
+/// A port of the appliance that leads to a port of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+pub struct Port {
+    /// On the appliance, TLS with the attested key.
+    pub published: u16,
+    /// In the service's network namespace, plain HTTP.
+    pub target: u16,
+}
+
+/// What happens when a service's process ends.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Restart {
+    /// It stays ended.
+    No,
+    /// It starts again, always.
+    Always,
+    /// It starts again after a non-zero exit or a signal.
+    OnFailure {
+        /// How often in a row; without a number, without end.
+        max_retries: Option<u32>,
+    },
+    /// Like [`Restart::Always`] until an operator stops it.
+    UnlessStopped,
+}
+
+impl Declaration {
+    /// Looks a service up by its name.
+    pub fn service(&self, name: &str) -> Option<&Service> {
+        self.services.iter().find(|service| service.name == name)
+    }
+
+    /// Every secret that one service is granted, each once, in order. Empty for an unknown name.
+    pub fn references_of(&self, service: &str) -> Vec<&SecretRef> {
+        self.service(service).map(Service::references).unwrap_or_default()
+    }
+
+    /// Every secret that anything in the declaration names, each once, in order.
+    pub fn references(&self) -> Vec<&SecretRef> {
+        let services = self.services.iter().flat_map(Service::references);
+        services.chain(&self.github.token).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+
+    /// The services in an order in which each comes after all that it depends on, and otherwise as
+    /// in the file. A parsed declaration has no cycle; services in one would be left out.
+    pub fn start_order(&self) -> Vec<&Service> {
+        let mut order = Vec::with_capacity(self.services.len());
+        let mut placed = BTreeSet::new();
+        while let Some(next) = self.services.iter().find(|service| {
+            !placed.contains(service.name.as_str())
+                && service.depends_on.iter().all(|name| placed.contains(name.as_str()))
+        }) {
+            placed.insert(next.name.as_str());
+            order.push(next);
+        }
+        order
+    }
+
+    /// Which service and which of its ports answers at each published port.
+    pub fn published(&self) -> BTreeMap<u16, (&Service, u16)> {
+        let ports = self.services.iter().flat_map(|service| {
+            service.ports.iter().map(move |port| (port.published, (service, port.target)))
+        });
+        ports.collect()
+    }
+}
+
+impl Service {
+    /// Every secret that this service is granted, each once, in order.
+    pub fn references(&self) -> Vec<&SecretRef> {
+        let environment = self.environment.iter().filter_map(|(_, value)| match value {
+            Value::Secret(reference) => Some(reference),
+            Value::Plain(_) => None,
+        });
+        let files = self.secrets.iter().map(|file| &file.source);
+        environment.chain(files).collect::<BTreeSet<_>>().into_iter().collect()
+    }
+}

@@ -1,0 +1,278 @@
+//! From a tree of nodes to a [`Declaration`]: the keys of the file itself.
+//!
+//! Reading goes on after an error, so that one run reports them all; what could not be read is left out and
+//! the declaration with it. Rules that span services (unique ports, dependencies) are in [`crate::rules`].
+
+use std::collections::BTreeSet;
+
+use crate::diagnostics::{Collector, shorten};
+use crate::fields::{self, Fields};
+use crate::keys;
+use crate::model::{Attestation, Declaration, Github, Operator, Registry};
+use crate::read_service;
+use crate::rules;
+use crate::value::{HttpsUrl, SecretRef, ValueError, is_name, is_service_name};
+use crate::yaml::{Kind, Node};
+
+/// As many services as the address plan and one small machine hold.
+pub const MAX_SERVICES: usize = 32;
+/// More people than this share a key management system, not a list in a file.
+const MAX_OPERATORS: usize = 32;
+const MAX_REGISTRIES: usize = 32;
+/// A few certificates; the whole web's bundle is about 200 KiB and belongs into the image.
+const MAX_PEM: usize = 64 * 1024;
+
+const DEFAULT_GITHUB: &str = "https://api.github.com";
+const DEFAULT_COLLATERAL: &str = "https://api.trustedservices.intel.com";
+
+/// Reads the whole tree. `None` when anything in it was refused.
+pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Declaration> {
+    let top = Fields::open(root, "the declaration", keys::TOP, keys::UNSUPPORTED_TOP, errors)?;
+    version(&top, errors);
+    let repository = top
+        .require("repository", "write `repository: owner/repo`, the appliance's identity", errors)
+        .and_then(|node| fields::parse(node, "`repository`", errors));
+    let endpoint = top
+        .require("endpoint", "write `endpoint: host:port`, where clients reach the appliance", errors)
+        .and_then(|node| fields::parse(node, "`endpoint`", errors));
+    let operators = top.get("operators").map_or(Some(Vec::new()), |node| operators(node, errors));
+    let github = github(top.get("github"), errors);
+    let attestation = attestation(top.get("attestation"), errors);
+    let registries = top.get("registries").map_or(Some(Vec::new()), |node| registries(node, errors));
+    let services = top
+        .require("services", "name at least one: `services: {web: {image: …}}`", errors)
+        .and_then(|node| services(node, errors));
+    if let (Some(services), Some(operators), Some(github)) = (&services, &operators, &github) {
+        rules::check(services, operators, github, top.get("github"), errors);
+    }
+    let declaration = Declaration {
+        repository: repository?,
+        endpoint: endpoint?,
+        operators: operators?,
+        github: github?,
+        attestation: attestation?,
+        registries: registries?,
+        services: services?.into_iter().map(|read| read.service).collect(),
+    };
+    errors.is_empty().then_some(declaration)
+}
+
+fn version(top: &Fields<'_>, errors: &mut Collector<'_>) {
+    let hint = "write `version: 1`; it is the version of this format, not of Compose";
+    let Some(node) = top.require("version", hint, errors) else { return };
+    match &node.kind {
+        Kind::Scalar { text, plain: true } if text == "1" => {}
+        Kind::Scalar { text, .. } => {
+            errors.hinted(node.place, format!("version {} is not known", shorten(text, 20)), hint);
+        }
+        _ => fields::mismatch(node, "`version`", "1", errors),
+    }
+}
+
+fn operators(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Operator>> {
+    let items = fields::list(node, "`operators`", errors)?;
+    bounded(node, items.len(), MAX_OPERATORS, "operators", errors)?;
+    let mut names = BTreeSet::new();
+    let mut prints = BTreeSet::new();
+    let read = items.iter().map(|item| {
+        let fields = Fields::open(item, "an operator", keys::OPERATOR, &[], errors)?;
+        let name = fields
+            .require("name", "write `name: alice`", errors)
+            .and_then(|node| Some((node, fields::text(node, "an operator's name", errors)?)));
+        let key = fields
+            .require("key", "write `key: ssh-ed25519 AAAA…`, one line of a .pub file", errors)
+            .and_then(|node| operator_key(node, errors).map(|key| (node, key)));
+        let ((name_node, name), (key_node, key)) = (name?, key?);
+        if !is_name(&name) {
+            errors.error(
+                name_node.place,
+                "an operator's name is 1 to 63 of a-z 0-9 . _ - and starts with a letter or a digit",
+            );
+            return None;
+        }
+        if !names.insert(name.clone()) {
+            errors.error(name_node.place, format!("a second operator is called {name}"));
+            return None;
+        }
+        if !prints.insert(key.fingerprint().to_owned()) {
+            errors.hinted(
+                key_node.place,
+                "a second operator has this key",
+                "each operator signs with a key of their own",
+            );
+            return None;
+        }
+        Some(Operator { name, key })
+    });
+    collect(read)
+}
+
+/// A private key may have been pasted, so the source line is not shown.
+fn operator_key(node: &Node, errors: &mut Collector<'_>) -> Option<crate::OperatorKey> {
+    let text = fields::text(node, "an operator's key", errors)?;
+    text.parse().map_err(|error| errors.hidden(node.place, error)).ok()
+}
+
+fn github(node: Option<&Node>, errors: &mut Collector<'_>) -> Option<Github> {
+    let Some(node) = node else {
+        return Some(Github { api: DEFAULT_GITHUB.parse().ok()?, token: None, ca: None });
+    };
+    let fields = Fields::open(node, "`github`", keys::GITHUB, &[], errors)?;
+    let api = url(fields.get("api"), "`api`", DEFAULT_GITHUB, errors);
+    let token = fields.get("token").map(|node| token(node, errors));
+    let ca = fields.get("ca").map(|node| pem(node, errors));
+    Some(Github { api: api?, token: optional(token)?, ca: optional(ca)? })
+}
+
+/// The token itself may have been written by mistake, so the source line is not shown.
+fn token(node: &Node, errors: &mut Collector<'_>) -> Option<SecretRef> {
+    let Kind::Scalar { text, .. } = &node.kind else {
+        fields::mismatch(node, "`token`", "a secret's reference", errors);
+        return None;
+    };
+    let result = text.parse().map_err(|error: ValueError| {
+        error.hint(
+            "write `token: secret://cofferdam/github/token` and put the token with `coffer secret put`; \
+             revoke it if it stood here",
+        )
+    });
+    result.map_err(|error| errors.hidden(node.place, error)).ok()
+}
+
+fn attestation(node: Option<&Node>, errors: &mut Collector<'_>) -> Option<Attestation> {
+    let Some(node) = node else {
+        return Some(Attestation { collateral: DEFAULT_COLLATERAL.parse().ok()?, ca: None });
+    };
+    let fields = Fields::open(node, "`attestation`", keys::ATTESTATION, &[], errors)?;
+    let collateral = url(fields.get("collateral"), "`collateral`", DEFAULT_COLLATERAL, errors);
+    let ca = fields.get("ca").map(|node| pem(node, errors));
+    Some(Attestation { collateral: collateral?, ca: optional(ca)? })
+}
+
+fn registries(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Registry>> {
+    let items = fields::list(node, "`registries`", errors)?;
+    bounded(node, items.len(), MAX_REGISTRIES, "registries", errors)?;
+    let mut hosts = BTreeSet::new();
+    let read = items.iter().map(|item| {
+        let fields = Fields::open(item, "a registry", keys::REGISTRY, &[], errors)?;
+        let node = fields.require("host", "write `host: registry.example.org:5000`", errors);
+        let ca = fields.get("ca").map(|node| pem(node, errors));
+        let node = node?;
+        let host: crate::RegistryHost = fields::parse(node, "`host`", errors)?;
+        if !hosts.insert(host.clone()) {
+            errors.error(node.place, format!("the registry {host} is given twice"));
+            return None;
+        }
+        Some(Registry { host, ca: optional(ca)? })
+    });
+    collect(read)
+}
+
+fn services(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<read_service::Read>> {
+    let entries = fields::map(node, "`services`", errors)?;
+    bounded(node, entries.len(), MAX_SERVICES, "services", errors)?;
+    if entries.is_empty() {
+        errors.error(node.place, "no service is declared");
+        return None;
+    }
+    let read = entries.iter().map(|entry| {
+        let service = read_service::service(&entry.key, &entry.value, errors);
+        if !is_service_name(&entry.key) {
+            errors.hinted(
+                entry.place,
+                format!("`{}` is not a service's name", shorten(&entry.key, 64)),
+                "1 to 31 of a-z 0-9 and -, starting with a letter or a digit: it becomes a host name",
+            );
+            return None;
+        }
+        service
+    });
+    collect(read)
+}
+
+fn url(node: Option<&Node>, what: &str, default: &str, errors: &mut Collector<'_>) -> Option<HttpsUrl> {
+    match node {
+        Some(node) => fields::parse(node, what, errors),
+        None => default.parse().ok(),
+    }
+}
+
+/// One or more certificates in PEM (RFC 7468), and nothing else: a private key here would be published.
+fn pem(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
+    let text = fields::text(node, "`ca`", errors)?;
+    let error = match check_pem(&text) {
+        Ok(()) => return Some(text),
+        Err(why) => ValueError::new(format!("not certificates in PEM: {why}"))
+            .hint("write `ca: |` and below it, indented, one or more BEGIN CERTIFICATE blocks"),
+    };
+    errors.hidden(node.place, error);
+    None
+}
+
+fn check_pem(text: &str) -> Result<(), &'static str> {
+    use base64::Engine as _;
+    if text.len() > MAX_PEM {
+        return Err("longer than 64 KiB");
+    }
+    if text.contains("PRIVATE KEY") {
+        return Err("this holds a private key, and whoever has seen this file has it now");
+    }
+    let mut certificates = 0;
+    let mut body: Option<String> = None;
+    for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
+        match (line, &mut body) {
+            ("-----BEGIN CERTIFICATE-----", None) => body = Some(String::new()),
+            ("-----END CERTIFICATE-----", Some(base64)) => {
+                let der = base64::engine::general_purpose::STANDARD.decode(&*base64);
+                // 0x30: a certificate is an ASN.1 SEQUENCE (RFC 5280, 4.1).
+                if !der.is_ok_and(|der| der.first() == Some(&0x30)) {
+                    return Err("a block does not decode");
+                }
+                certificates += 1;
+                body = None;
+            }
+            (line, Some(base64)) if !line.starts_with("-----") => base64.push_str(line),
+            _ => return Err("there is something else than certificates"),
+        }
+    }
+    match (certificates, body) {
+        (_, Some(_)) => Err("the last block has no end"),
+        (0, None) => Err("there is no certificate"),
+        (_, None) => Ok(()),
+    }
+}
+
+/// An error when a list is longer than it may be.
+pub(crate) fn bounded(
+    node: &Node,
+    found: usize,
+    most: usize,
+    what: &str,
+    errors: &mut Collector<'_>,
+) -> Option<()> {
+    if found > most {
+        errors.error(node.place, format!("{found} {what}, and at most {most} are allowed"));
+        return None;
+    }
+    Some(())
+}
+
+/// All items, or nothing when one was refused; every item is read either way.
+pub(crate) fn collect<T>(items: impl Iterator<Item = Option<T>>) -> Option<Vec<T>> {
+    let mut complete = true;
+    let read = items.filter_map(|item| {
+        complete &= item.is_some();
+        item
+    });
+    let read: Vec<T> = read.collect();
+    complete.then_some(read)
+}
+
+/// An absent key is fine; a present one has to have been read.
+pub(crate) fn optional<T>(read: Option<Option<T>>) -> Option<Option<T>> {
+    match read {
+        None => Some(None),
+        Some(None) => None,
+        Some(Some(value)) => Some(Some(value)),
+    }
+}

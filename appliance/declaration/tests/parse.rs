@@ -1,0 +1,110 @@
+//! What is accepted and how it reads.
+use cofferdam_declaration::*;
+
+const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
+const KEY: &str =
+    "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIL3eMexUl4rWPV2mlvLRouVrCagc04WaQr3bjVft2JOy alice@laptop";
+
+fn full() -> String {
+    format!(
+        r#"version: 1
+repository: octo-org/payments
+endpoint: 127.0.0.1:8443
+operators:
+  - name: alice
+    key: {KEY}
+github:
+  api: https://ghe.example.org/api/v3/
+  token: secret://cofferdam/github/token
+registries:
+  - host: registry.example:5000
+services:
+  web:
+    image: registry.example:5000/team/web:1.27@{DIGEST}
+    command: [serve, --port, "8080", "a$$b"]
+    entrypoint: /bin/web
+    environment:
+      PORT: 8080
+      TOKEN: secret://prod/api/token
+      EMPTY: ""
+    secrets:
+      - secret://prod/tls/key
+      - {{source: secret://prod/api/token, target: api_token}}
+    ports: ["443:8080", {{published: 8444, target: 8081}}]
+    depends_on: [db]
+    restart: on-failure:3
+    user: "1000:1000"
+    working_dir: /srv
+    read_only: true
+    tmpfs: [/tmp, /var/cache]
+    stop_signal: SIGINT
+    stop_grace_period: 1m30s
+  db:
+    image: registry.example:5000/db@{DIGEST}
+    environment: [A=b=c, "B="]
+    restart: no
+"#
+    )
+}
+
+#[test]
+fn everything_that_is_supported_reads_into_its_type() {
+    let declaration = Declaration::parse(full().as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(declaration.repository.to_string(), "octo-org/payments");
+    assert_eq!(declaration.endpoint.to_string(), "127.0.0.1:8443");
+    assert_eq!(declaration.operators[0].name, "alice");
+    assert_eq!(declaration.operators[0].key.comment(), "alice@laptop");
+    assert_eq!(declaration.github.api.as_str(), "https://ghe.example.org/api/v3");
+    assert_eq!(declaration.attestation.collateral.as_str(), "https://api.trustedservices.intel.com");
+    let web = declaration.service("web").unwrap();
+    assert_eq!(web.image.to_string(), format!("registry.example:5000/team/web@{DIGEST}"));
+    assert_eq!(web.command.as_deref(), Some(&["serve", "--port", "8080", "a$b"].map(String::from)[..]));
+    assert_eq!(web.entrypoint.as_deref(), Some(&["/bin/web".to_owned()][..]));
+    assert_eq!(web.environment[0], ("PORT".into(), Value::Plain("8080".into())));
+    assert_eq!(
+        web.environment[1],
+        ("TOKEN".into(), Value::Secret("secret://prod/api/token".parse().unwrap()))
+    );
+    assert_eq!(web.environment[2], ("EMPTY".into(), Value::Plain(String::new())));
+    assert_eq!(web.secrets[0].target, "tls.key");
+    assert_eq!(web.secrets[1].target, "api_token");
+    assert_eq!(web.ports, [Port { published: 443, target: 8080 }, Port { published: 8444, target: 8081 }]);
+    assert_eq!(web.restart, Restart::OnFailure { max_retries: Some(3) });
+    assert_eq!(web.user, Some(User { uid: 1000, gid: Some(1000) }));
+    assert_eq!(web.working_dir.as_deref(), Some("/srv"));
+    assert!(web.read_only);
+    assert_eq!(web.tmpfs, ["/tmp", "/var/cache"]);
+    assert_eq!(web.stop_signal.map(Signal::number), Some(2));
+    assert_eq!(web.stop_grace_period.as_secs(), 90);
+    let db = declaration.service("db").unwrap();
+    assert_eq!(
+        db.environment,
+        [("A".into(), Value::Plain("b=c".into())), ("B".into(), Value::Plain(String::new()))]
+    );
+    assert_eq!(db.restart, Restart::No);
+    assert_eq!(db.command, None);
+}
+
+#[test]
+fn a_service_is_granted_what_it_names_and_no_more() {
+    let declaration = Declaration::parse(full().as_bytes()).unwrap();
+    let of = |service| declaration.references_of(service).iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(of("web"), ["secret://prod/api/token", "secret://prod/tls/key"]);
+    assert!(of("db").is_empty());
+    assert!(of("nobody").is_empty());
+    assert_eq!(declaration.references().len(), 3);
+}
+
+#[test]
+fn services_start_after_what_they_depend_on() {
+    let declaration = Declaration::parse(full().as_bytes()).unwrap();
+    let order: Vec<_> = declaration.start_order().iter().map(|service| service.name.as_str()).collect();
+    assert_eq!(order, ["db", "web"]);
+    assert_eq!(declaration.published()[&443].0.name, "web");
+}
+
+#[test]
+fn a_fingerprint_is_the_one_that_ssh_keygen_prints() {
+    let key: OperatorKey = KEY.parse().unwrap();
+    assert_eq!(key.fingerprint(), "SHA256:FUpPB8Yt+27pXaYVpX/7AA0zsPCNk1u40XQHJy0g1Hs");
+}
