@@ -1,6 +1,44 @@
-//! x
+//! The sealed secret engine of a Cofferdam appliance.
+//!
+//! It is responsible for keeping secrets so that only their owner gets them: records sealed one by one
+//! ([`record`]) in a store that authenticates as a whole ([`store`]), leased to the peers that the declaration names
+//! ([`Grants`]) and changed by nobody but the declaration's operators ([`Operators`]).
+//!
+//! It never opens a file or a socket, reads a clock or starts a process: the storage backend, the peer's
+//! identity, the time and the place where audit lines go come in as arguments. It never hands a secret to
+//! an operator, and it never decides anything by what a client says about itself.
+//!
+//! Secrets are not compared anywhere in here. What is compared in secret are authentication tags, in constant time, by
+//! the libraries that make them.
+//!
+//! ```text
+//! operator ──sealed (HPKE)──▶ front ──▶ POST /v1/operator ─▶ operate ─▶ store ─▶ redb on any backend
+//! shim, publish ────────────────────▶ POST /v1/lease ────▶ lease ───▶ store
+//! evidence ─────────────────────────▶ GET /v1/key
+//! ```
+
+mod audit;
+mod grants;
 mod keys;
-mod record;
+mod operate;
+mod operators;
+pub mod record;
 mod reference;
+mod router;
 mod secret;
-mod store; pub use store::*; pub use keys::*; pub use record::*; pub use reference::*; pub use secret::*;
+pub mod store;
+mod vault;
+pub mod wire;
+
+pub use audit::{Audit, Operation};
+pub use grants::Grants;
+pub use keys::{DeriveError, Keys, MasterKey, UnsealError};
+pub use operate::Answer;
+pub use operators::{AuthenticationError, KeyError, Operator, Operators, Signed, fingerprint};
+pub use redb::StorageBackend;
+pub use redb::backends::{FileBackend, InMemoryBackend};
+pub use reference::{Reference, ReferenceError};
+pub use router::{Peer, router};
+pub use secret::SecretValue;
+pub use store::{Entry, Store, StoreError};
+pub use vault::{LeaseError, MAX_WAITERS, MAX_WAITERS_PER_PEER, Rules, Vault};

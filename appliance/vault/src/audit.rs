@@ -1,0 +1,67 @@
+//! One line per operation: who, what, how it ended; never a value.
+//!
+//! A line is made of validated parts only (uids, references, fingerprints, fixed words), so a peer can
+//! put nothing of its own into it, and it is at most 14 KiB long ([`MAX_REFERENCES`](crate::wire::MAX_REFERENCES)
+//! references of 200 bytes).
+
+use std::fmt;
+
+use crate::Reference;
+
+/// What happened. [`fmt::Display`] writes the line, without a line feed.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Audit<'a> {
+    /// The peer's uid as the kernel reports it.
+    pub uid: u32,
+    /// The operation.
+    pub operation: Operation,
+    /// Fingerprint of the operator, once authenticated.
+    pub operator: Option<&'a str>,
+    /// What it was about.
+    pub references: &'a [Reference],
+    /// How it ended: the HTTP status of the answer.
+    pub status: u16,
+}
+
+/// What a peer asked for.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Operation {
+    /// A service or role leases secrets.
+    Lease,
+    /// A request said to be an operator's that was refused before it was known what it wants.
+    Authenticate,
+    /// An operator stores a secret.
+    Put,
+    /// An operator lists the secrets.
+    List,
+    /// An operator removes a secret.
+    Remove,
+    /// An operator asks the front for something that the front serves itself.
+    Allow,
+}
+
+impl Operation {
+    fn name(self) -> &'static str {
+        match self {
+            Self::Lease => "lease",
+            Self::Authenticate => "authenticate",
+            Self::Put => "put",
+            Self::List => "list",
+            Self::Remove => "remove",
+            Self::Allow => "allow",
+        }
+    }
+}
+
+impl fmt::Display for Audit<'_> {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "audit: {} uid={} status={}", self.operation.name(), self.uid, self.status)?;
+        if let Some(operator) = self.operator {
+            write!(f, " operator={operator}")?;
+        }
+        for reference in self.references {
+            write!(f, " {reference}")?;
+        }
+        Ok(())
+    }
+}

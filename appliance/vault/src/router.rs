@@ -1,0 +1,177 @@
+//! The vault's HTTP interface. It knows no socket: the listener says who the peer is.
+
+use std::collections::BTreeSet;
+use std::future::poll_fn;
+use std::pin::Pin;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::Router;
+use axum::body::{Body, Bytes, HttpBody as _};
+use axum::extract::{Extension, State};
+use axum::http::{StatusCode, header};
+use axum::response::{IntoResponse as _, Response};
+use axum::routing::{get, post};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use serde::{Serialize, de::DeserializeOwned};
+use zeroize::Zeroizing;
+
+use crate::audit::{Audit, Operation};
+use crate::wire::{
+    ErrorReply, KeyReply, LeaseRequest, MAX_REFERENCES, MAX_REQUEST, MAX_WAIT_MS, MissingReply, OperatorRequest,
+};
+use crate::{LeaseError, Reference, SecretValue, Vault};
+
+/// How long a peer may take to send a body. It is local and a body is at most 128 KiB: a second would do.
+const BODY_TIME: Duration = Duration::from_secs(5);
+
+/// Who is on the other end of the connection. The listener puts it into each request's extensions, from SO_PEERCRED;
+/// without it every route that needs it answers 500.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Peer {
+    /// The peer's effective uid when it connected.
+    pub uid: u32,
+}
+
+/// `GET /v1/key`, `POST /v1/lease`, `POST /v1/operator`; everything else is 404 or 405.
+pub fn router(vault: Arc<Vault>) -> Router {
+    Router::new()
+        .route("/v1/key", get(key))
+        .route("/v1/lease", post(lease))
+        .route("/v1/operator", post(operator))
+        .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource", None))
+        .method_not_allowed_fallback(async || {
+            problem(StatusCode::METHOD_NOT_ALLOWED, "the resource does not have this method", None)
+        })
+        .with_state(vault)
+}
+
+async fn key(State(vault): State<Arc<Vault>>) -> Response {
+    json(StatusCode::OK, &KeyReply { public_key: STANDARD.encode(vault.public_key()) })
+}
+
+async fn lease(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>, body: Body) -> Response {
+    let request: LeaseRequest = match read(body).await {
+        Ok(request) => request,
+        Err(response) => return response,
+    };
+    if request.wait_ms > MAX_WAIT_MS {
+        let error = format!("wait_ms is more than {MAX_WAIT_MS}");
+        return problem(StatusCode::BAD_REQUEST, &error, Some("ask again to wait longer"));
+    }
+    if request.references.is_empty() || request.references.len() > MAX_REFERENCES {
+        let error = format!("a lease is for 1 to {MAX_REFERENCES} references");
+        return problem(StatusCode::BAD_REQUEST, &error, None);
+    }
+    let references: Vec<Reference> =
+        request.references.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    let outcome = vault.lease(peer.uid, &references, Duration::from_millis(request.wait_ms)).await;
+    let response = match outcome {
+        Ok(values) => match write_lease(&values) {
+            Some(body) => ([(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response(),
+            None => problem(StatusCode::SERVICE_UNAVAILABLE, "the answer cannot be written", None),
+        },
+        Err(LeaseError::Missing(missing)) => json(StatusCode::CONFLICT, &MissingReply { missing }),
+        Err(error @ LeaseError::NotGranted(_)) => problem(
+            StatusCode::FORBIDDEN,
+            &error.to_string(),
+            Some("a service leases only what its own part of the declaration refers to"),
+        ),
+        Err(error @ LeaseError::Busy) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None),
+        Err(LeaseError::Store(error)) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None),
+    };
+    vault.audit(&Audit {
+        uid: peer.uid,
+        operation: Operation::Lease,
+        operator: None,
+        references: &references,
+        status: response.status().as_u16(),
+    });
+    response
+}
+
+async fn operator(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>, body: Body) -> Response {
+    let request: OperatorRequest = match read(body).await {
+        Ok(request) => request,
+        Err(response) => return response,
+    };
+    let answer = vault.operate(peer.uid, &request);
+    if answer.body.is_empty() {
+        return answer.status.into_response();
+    }
+    (answer.status, [(header::CONTENT_TYPE, "application/json")], answer.body).into_response()
+}
+
+/// `{"values":{"secret://…":"base64",…}}` in one buffer of the right size from the start, which is cleared when the last
+/// byte has been sent; a serializer would leave copies of the values behind as it grows.
+fn write_lease(values: &[SecretValue]) -> Option<Bytes> {
+    const OPEN: &[u8] = b"{\"values\":{";
+    const CLOSE: &[u8] = b"}}";
+    let mut length = OPEN.len() + CLOSE.len();
+    for value in values {
+        // Two pairs of quotes, a colon, a comma.
+        length += value.reference().as_str().len() + base64::encoded_len(value.expose().len(), true)? + 6;
+    }
+    let mut buffer = Zeroizing::new(Vec::with_capacity(length));
+    buffer.extend_from_slice(OPEN);
+    for (position, value) in values.iter().enumerate() {
+        if position > 0 {
+            buffer.push(b',');
+        }
+        // A reference holds nothing that JSON escapes.
+        buffer.push(b'"');
+        buffer.extend_from_slice(value.reference().as_str().as_bytes());
+        buffer.extend_from_slice(b"\":\"");
+        let start = buffer.len();
+        buffer.resize(start + base64::encoded_len(value.expose().len(), true)?, 0);
+        STANDARD.encode_slice(value.expose(), buffer.get_mut(start..)?).ok()?;
+        buffer.push(b'"');
+    }
+    buffer.extend_from_slice(CLOSE);
+    Some(Bytes::from_owner(buffer))
+}
+
+/// Reads a bounded body within [`BODY_TIME`] and parses it; the error is the answer.
+async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Response> {
+    let body = match tokio::time::timeout(BODY_TIME, collect(body)).await {
+        Err(_) => return Err(problem(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time", None)),
+        Ok(None) => {
+            let error = format!("the body is longer than {MAX_REQUEST} bytes or was cut off");
+            return Err(problem(StatusCode::PAYLOAD_TOO_LARGE, &error, None));
+        }
+        Ok(Some(body)) => body,
+    };
+    // Place only: the parser's own words would repeat parts of the input.
+    serde_json::from_slice(&body).map_err(|error| {
+        let error = format!("malformed request at line {} column {}", error.line(), error.column());
+        problem(StatusCode::BAD_REQUEST, &error, None)
+    })
+}
+
+async fn collect(mut body: Body) -> Option<Vec<u8>> {
+    if body.size_hint().lower() > MAX_REQUEST as u64 {
+        return None;
+    }
+    let mut bytes = Vec::new();
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        if let Ok(data) = frame.ok()?.into_data() {
+            if data.len() > MAX_REQUEST - bytes.len() {
+                return None;
+            }
+            bytes.extend_from_slice(&data);
+        }
+    }
+    Some(bytes)
+}
+
+fn problem(status: StatusCode, error: &str, hint: Option<&str>) -> Response {
+    json(status, &ErrorReply { error: error.to_owned(), hint: hint.map(str::to_owned) })
+}
+
+fn json(status: StatusCode, body: &impl Serialize) -> Response {
+    match serde_json::to_vec(body) {
+        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
+}
