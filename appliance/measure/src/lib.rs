@@ -1,1 +1,6 @@
-//! cofferdam-measure
+#![doc = include_str!("../README.md")]
+
+pub mod pe;
+pub mod uki;
+
+pub use uki::{MeasureError, Platform, reference_values};

@@ -1,0 +1,333 @@
+//! PE/COFF images as the firmware sees them: sections and the Authenticode digest.
+//!
+//! Responsible for reading PE32+ images (a UKI, the kernel inside it) within bounds and for hashing them the way
+//! UEFI firmware does before it measures them. Never executes or relocates anything.
+//!
+//! Sources: Microsoft "PE Format"; Microsoft "Windows Authenticode Portable Executable Signature Format" (2008),
+//! "Calculating the PE Image Hash".
+
+use std::ops::Range;
+
+use sha2::{Digest as _, Sha384};
+
+/// `MZ`, then the offset of the PE signature at 0x3c.
+const DOS_SIGNATURE: &[u8] = b"MZ";
+const PE_OFFSET: usize = 0x3c;
+const PE_SIGNATURE: &[u8] = b"PE\0\0";
+/// Length of the COFF file header behind the signature.
+const COFF_LENGTH: usize = 20;
+/// Magic of the 64-bit optional header.
+const PE32_PLUS: u16 = 0x20b;
+/// Offsets within the optional header of PE32+.
+const SIZE_OF_HEADERS: usize = 60;
+const CHECKSUM: usize = 64;
+const NUMBER_OF_DIRECTORIES: usize = 108;
+const DIRECTORIES: usize = 112;
+/// Index of the certificate table among the data directories, and the size of an entry.
+const CERTIFICATE_TABLE: usize = 4;
+const DIRECTORY_LENGTH: usize = 8;
+/// Length of one section header.
+const SECTION_LENGTH: usize = 40;
+/// The loader of Windows takes 96 sections; a UKI has about ten.
+const MOST_SECTIONS: usize = 96;
+
+/// A section of an image.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Section {
+    /// Its name without padding, ASCII.
+    pub name: String,
+    /// Its bytes in the file.
+    pub raw: Range<usize>,
+    /// `VirtualSize`: the bytes that count, which may be fewer than the raw ones (the rest is padding).
+    pub virtual_size: usize,
+}
+
+/// A parsed image; borrows the file.
+#[derive(Debug, Clone)]
+pub struct Image<'a> {
+    bytes: &'a [u8],
+    checksum: usize,
+    certificate_entry: Option<usize>,
+    certificates: Range<usize>,
+    headers: usize,
+    sections: Vec<Section>,
+}
+
+impl<'a> Image<'a> {
+    /// Parses a PE32+ image.
+    ///
+    /// # Errors
+    /// [`PeError`] when the file is no PE32+ image, is cut off, or when two of its sections share bytes of the file.
+    pub fn parse(bytes: &'a [u8]) -> Result<Self, PeError> {
+        if bytes.get(..2) != Some(DOS_SIGNATURE) {
+            return Err(PeError::NotPe("no MZ signature"));
+        }
+        let pe = to_usize(u32_at(bytes, PE_OFFSET)?)?;
+        if slice(bytes, pe, PE_SIGNATURE.len())? != PE_SIGNATURE {
+            return Err(PeError::NotPe("no PE signature"));
+        }
+        let coff = add(pe, PE_SIGNATURE.len())?;
+        let section_count = usize::from(u16_at(bytes, add(coff, 2)?)?);
+        let optional_length = usize::from(u16_at(bytes, add(coff, 16)?)?);
+        let optional = add(coff, COFF_LENGTH)?;
+        slice(bytes, optional, optional_length)?;
+        if optional_length < DIRECTORIES || u16_at(bytes, optional)? != PE32_PLUS {
+            return Err(PeError::NotPe("no 64-bit optional header"));
+        }
+        if section_count > MOST_SECTIONS {
+            return Err(PeError::TooManySections(section_count));
+        }
+        let headers = to_usize(u32_at(bytes, add(optional, SIZE_OF_HEADERS)?)?)?;
+        let checksum = add(optional, CHECKSUM)?;
+        let directories = to_usize(u32_at(bytes, add(optional, NUMBER_OF_DIRECTORIES)?)?)?;
+        let certificate_entry = if directories > CERTIFICATE_TABLE {
+            let entry = add(optional, DIRECTORIES + CERTIFICATE_TABLE * DIRECTORY_LENGTH)?;
+            if add(entry, DIRECTORY_LENGTH)? > add(optional, optional_length)? {
+                return Err(PeError::CutOff(entry));
+            }
+            Some(entry)
+        } else {
+            None
+        };
+        let certificates = match certificate_entry {
+            Some(entry) => {
+                let start = to_usize(u32_at(bytes, entry)?)?;
+                let length = to_usize(u32_at(bytes, add(entry, 4)?)?)?;
+                if length > 0 {
+                    slice(bytes, start, length)?;
+                }
+                start..add(start, length)?
+            }
+            None => 0..0,
+        };
+        let table = add(optional, optional_length)?;
+        let table_end = add(table, section_count * SECTION_LENGTH)?;
+        if headers < table_end || headers > bytes.len() {
+            return Err(PeError::Headers(headers));
+        }
+        let mut sections = Vec::with_capacity(section_count);
+        for index in 0..section_count {
+            sections.push(section(bytes, add(table, index * SECTION_LENGTH)?)?);
+        }
+        let image = Self { bytes, checksum, certificate_entry, certificates, headers, sections };
+        image.refuse_overlaps()?;
+        Ok(image)
+    }
+
+    /// The sections in the order of the section table.
+    #[must_use]
+    pub fn sections(&self) -> &[Section] {
+        &self.sections
+    }
+
+    /// The bytes of the first section with this name that count: `min(VirtualSize, SizeOfRawData)` of them.
+    #[must_use]
+    pub fn section(&self, name: &str) -> Option<&'a [u8]> {
+        let section = self.sections.iter().find(|section| section.name == name)?;
+        let length = section.virtual_size.min(section.raw.len());
+        self.bytes.get(section.raw.clone())?.get(..length)
+    }
+
+    /// The Authenticode digest over SHA-384: everything but the checksum, the certificate table's entry and the
+    /// certificate table itself.
+    ///
+    /// # Errors
+    /// [`PeError::CutOff`] when header fields point outside of the file or of the headers.
+    pub fn authenticode_sha384(&self) -> Result<[u8; 48], PeError> {
+        let mut hash = Sha384::new();
+        let mut from = 0;
+        let skips = [Some((self.checksum, 4)), self.certificate_entry.map(|entry| (entry, DIRECTORY_LENGTH))];
+        for (at, length) in skips.into_iter().flatten() {
+            hash.update(self.bytes.get(from..at).ok_or(PeError::CutOff(at))?);
+            from = add(at, length)?;
+        }
+        hash.update(self.bytes.get(from..self.headers).ok_or(PeError::Headers(self.headers))?);
+        let mut sorted: Vec<&Section> = self.sections.iter().filter(|section| !section.raw.is_empty()).collect();
+        sorted.sort_by_key(|section| section.raw.start);
+        let mut hashed = self.headers;
+        for section in sorted {
+            hash.update(self.bytes.get(section.raw.clone()).ok_or(PeError::CutOff(section.raw.start))?);
+            hashed = add(hashed, section.raw.len())?;
+        }
+        // What lies behind the sections counts too, up to the certificates, which are last.
+        let end = self.bytes.len().checked_sub(self.certificates.len()).ok_or(PeError::CutOff(self.certificates.start))?;
+        if end > hashed {
+            hash.update(self.bytes.get(hashed..end).ok_or(PeError::CutOff(hashed))?);
+        }
+        Ok(hash.finalize().into())
+    }
+
+    /// Overlapping sections would be hashed twice by one reader and once by another.
+    fn refuse_overlaps(&self) -> Result<(), PeError> {
+        let mut sorted: Vec<&Section> = self.sections.iter().filter(|section| !section.raw.is_empty()).collect();
+        sorted.sort_by_key(|section| section.raw.start);
+        let mut end = self.headers;
+        for section in sorted {
+            if section.raw.start < end {
+                return Err(PeError::Overlap(section.name.clone()));
+            }
+            end = section.raw.end;
+        }
+        Ok(())
+    }
+}
+
+fn section(bytes: &[u8], header: usize) -> Result<Section, PeError> {
+    let name = slice(bytes, header, 8)?;
+    let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+    if !name.iter().all(u8::is_ascii_graphic) {
+        return Err(PeError::NotPe("a section's name is not ASCII"));
+    }
+    let virtual_size = to_usize(u32_at(bytes, add(header, 8)?)?)?;
+    let length = to_usize(u32_at(bytes, add(header, 16)?)?)?;
+    let start = to_usize(u32_at(bytes, add(header, 20)?)?)?;
+    // A section without bytes in the file may point anywhere.
+    let raw = if length == 0 { 0..0 } else { start..add(start, length)? };
+    slice(bytes, raw.start, raw.len())?;
+    Ok(Section { name: String::from_utf8_lossy(name).into_owned(), raw, virtual_size })
+}
+
+fn slice(bytes: &[u8], at: usize, length: usize) -> Result<&[u8], PeError> {
+    bytes.get(at..add(at, length)?).ok_or(PeError::CutOff(at))
+}
+
+fn u16_at(bytes: &[u8], at: usize) -> Result<u16, PeError> {
+    let raw = slice(bytes, at, 2)?;
+    raw.try_into().map(u16::from_le_bytes).map_err(|_| PeError::CutOff(at))
+}
+
+fn u32_at(bytes: &[u8], at: usize) -> Result<u32, PeError> {
+    let raw = slice(bytes, at, 4)?;
+    raw.try_into().map(u32::from_le_bytes).map_err(|_| PeError::CutOff(at))
+}
+
+fn add(one: usize, other: usize) -> Result<usize, PeError> {
+    one.checked_add(other).ok_or(PeError::CutOff(one))
+}
+
+fn to_usize(value: u32) -> Result<usize, PeError> {
+    usize::try_from(value).map_err(|_| PeError::CutOff(usize::MAX))
+}
+
+/// Why a file is not an image that can be measured.
+#[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
+pub enum PeError {
+    /// A signature or a magic number is missing.
+    #[error("not a PE32+ image: {0}")]
+    NotPe(&'static str),
+    /// A field points past the end of the file.
+    #[error("the image is cut off, or a field points outside of it: offset {0}")]
+    CutOff(usize),
+    /// More sections than any image has.
+    #[error("{0} sections are more than an image has")]
+    TooManySections(usize),
+    /// `SizeOfHeaders` does not cover the headers or exceeds the file.
+    #[error("SizeOfHeaders {0} does not fit the image")]
+    Headers(usize),
+    /// Two sections share bytes of the file.
+    #[error("section {0} overlaps another section or the headers")]
+    Overlap(String),
+}
+
+#[cfg(test)]
+pub(crate) mod tests {
+    use super::*;
+
+    /// A small PE32+ image with the given sections, laid out as a linker would.
+    pub(crate) fn build(sections: &[(&str, &[u8])]) -> Vec<u8> {
+        let headers = 0x400;
+        let mut image = vec![0_u8; headers];
+        image[..2].copy_from_slice(b"MZ");
+        image[PE_OFFSET..PE_OFFSET + 4].copy_from_slice(&0x80_u32.to_le_bytes());
+        image[0x80..0x84].copy_from_slice(PE_SIGNATURE);
+        image[0x84 + 2..0x84 + 4].copy_from_slice(&u16::try_from(sections.len()).unwrap().to_le_bytes());
+        image[0x84 + 16..0x84 + 18].copy_from_slice(&240_u16.to_le_bytes());
+        let optional = 0x84 + COFF_LENGTH;
+        image[optional..optional + 2].copy_from_slice(&PE32_PLUS.to_le_bytes());
+        image[optional + SIZE_OF_HEADERS..optional + SIZE_OF_HEADERS + 4]
+            .copy_from_slice(&u32::try_from(headers).unwrap().to_le_bytes());
+        image[optional + NUMBER_OF_DIRECTORIES..optional + NUMBER_OF_DIRECTORIES + 4].copy_from_slice(&16_u32.to_le_bytes());
+        for (index, (name, data)) in sections.iter().enumerate() {
+            let header = optional + 240 + index * SECTION_LENGTH;
+            let start = image.len();
+            image[header..header + name.len()].copy_from_slice(name.as_bytes());
+            image[header + 8..header + 12].copy_from_slice(&u32::try_from(data.len()).unwrap().to_le_bytes());
+            let padded = data.len().next_multiple_of(0x200);
+            image[header + 16..header + 20].copy_from_slice(&u32::try_from(padded).unwrap().to_le_bytes());
+            image[header + 20..header + 24].copy_from_slice(&u32::try_from(start).unwrap().to_le_bytes());
+            image.extend_from_slice(data);
+            image.resize(start + padded, 0);
+        }
+        image
+    }
+
+    #[test]
+    fn sections_are_found_without_their_padding() {
+        let file = build(&[(".linux", b"kernel"), (".cmdline", b"a=b")]);
+        let image = Image::parse(&file).unwrap();
+        assert_eq!(image.section(".linux"), Some(&b"kernel"[..]));
+        assert_eq!(image.section(".cmdline"), Some(&b"a=b"[..]));
+        assert_eq!(image.section(".none"), None);
+    }
+
+    #[test]
+    fn the_digest_leaves_out_checksum_and_certificates_and_nothing_else() {
+        let file = build(&[(".linux", b"kernel")]);
+        let digest = |file: &[u8]| Image::parse(file).unwrap().authenticode_sha384().unwrap();
+        let plain = digest(&file);
+        let optional = 0x84 + COFF_LENGTH;
+        let mut changed = file.clone();
+        changed[optional + CHECKSUM] ^= 1;
+        assert_eq!(digest(&changed), plain, "the checksum does not count");
+        let mut signed = file.clone();
+        let entry = optional + DIRECTORIES + CERTIFICATE_TABLE * DIRECTORY_LENGTH;
+        signed[entry..entry + 4].copy_from_slice(&u32::try_from(file.len()).unwrap().to_le_bytes());
+        signed[entry + 4..entry + 8].copy_from_slice(&8_u32.to_le_bytes());
+        signed.extend_from_slice(&[9; 8]);
+        assert_eq!(digest(&signed), plain, "certificates do not count");
+        let mut appended = file.clone();
+        appended.push(1);
+        assert_ne!(digest(&appended), plain, "what is appended counts");
+        for position in (0..file.len()).step_by(7) {
+            let mut changed = file.clone();
+            changed[position] ^= 0x10;
+            if let Ok(image) = Image::parse(&changed)
+                && let Ok(digest) = image.authenticode_sha384()
+            {
+                let skipped = (optional + CHECKSUM..optional + CHECKSUM + 4).contains(&position)
+                    || (entry..entry + 8).contains(&position);
+                assert!(skipped || digest != plain, "byte {position} does not count");
+            }
+        }
+    }
+
+    #[test]
+    fn malformed_images_are_errors_at_every_cut() {
+        let file = build(&[(".linux", b"kernel"), (".cmdline", b"a=b")]);
+        for length in 0..file.len() {
+            assert!(Image::parse(&file[..length]).is_err(), "cut at {length}");
+        }
+        let optional = 0x84 + COFF_LENGTH;
+        let second = optional + 240 + SECTION_LENGTH;
+        let mut overlapping = file.clone();
+        let first_start = overlapping[second - SECTION_LENGTH + 20..second - SECTION_LENGTH + 24].to_vec();
+        overlapping[second + 20..second + 24].copy_from_slice(&first_start);
+        assert_eq!(Image::parse(&overlapping).err(), Some(PeError::Overlap(".cmdline".to_owned())));
+        let mut huge = file.clone();
+        huge[second + 16..second + 20].copy_from_slice(&u32::MAX.to_le_bytes());
+        assert!(matches!(Image::parse(&huge), Err(PeError::CutOff(_))));
+    }
+
+    proptest::proptest! {
+        #[test]
+        fn arbitrary_damage_never_panics(position in 0_usize..0x600, value: u32) {
+            let mut file = build(&[(".linux", b"kernel"), (".cmdline", b"a=b")]);
+            let end = (position + 4).min(file.len());
+            let bytes = value.to_le_bytes();
+            file[position..end].copy_from_slice(&bytes[..end - position]);
+            if let Ok(image) = Image::parse(&file) {
+                let _ = image.authenticode_sha384();
+            }
+        }
+    }
+}

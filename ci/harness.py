@@ -1,0 +1,324 @@
+"""The world around one appliance, on loopback: registry, development GitHub, simulated platform, QEMU.
+
+Responsible for starting and stopping what `ci/demo` and the boot tests share, and for running `coffer`
+as a person would. Everything lives in one folder; only processes started here are ended. Never
+anything simulated beyond the TDX device itself: the registry is Debian's, the kernel, the firmware
+and the TPM are real, and the GitHub differs from the real one in its address alone.
+"""
+
+import base64
+import gzip
+import hashlib
+import io
+import json
+import os
+import shutil
+import signal
+import socket
+import subprocess
+import tarfile
+import time
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+CONTRACT = os.path.join(ROOT, "..", "shared", "contracts", "github-releases.openapi.json")
+REPOSITORY = "acme/app"
+GITHUB_TOKEN = "development-token-0123456789"
+HOST_FROM_GUEST = "10.0.2.2"
+
+
+class Failed(Exception):
+    """A step that did not do what it must."""
+
+
+def free_port():
+    with socket.socket() as probe:
+        probe.bind(("127.0.0.1", 0))
+        return probe.getsockname()[1]
+
+
+def wait_for(what, seconds, condition, interval=0.2):
+    """Polls until `condition` gives something true, and returns that."""
+    end = time.monotonic() + seconds
+    while True:
+        value = condition()
+        if value:
+            return value
+        if time.monotonic() > end:
+            raise Failed(f"{what}: not within {seconds} s")
+        time.sleep(interval)
+
+
+def run(command, **options):
+    """Runs a command that must succeed; its output is shown when it does not."""
+    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
+    if done.returncode != 0:
+        raise Failed(f"{' '.join(map(str, command))} exited with {done.returncode}\n{done.stdout}{done.stderr}")
+    return done.stdout
+
+
+def image_layers(files):
+    """One gzipped layer, the same bytes for the same files: `{path: (mode, bytes | symlink target)}`."""
+    raw = io.BytesIO()
+    with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
+        for path, (mode, content) in sorted(files.items()):
+            entry = tarfile.TarInfo(path)
+            entry.mode = mode
+            if content is None:
+                entry.type = tarfile.DIRTYPE
+                archive.addfile(entry)
+            elif isinstance(content, str):
+                entry.type, entry.linkname = tarfile.SYMTYPE, content
+                archive.addfile(entry)
+            else:
+                entry.size = len(content)
+                archive.addfile(entry, io.BytesIO(content))
+    return raw.getvalue(), gzip.compress(raw.getvalue(), mtime=0)
+
+
+def write_oci_layout(folder, files, config):
+    """An OCI image layout with one image; returns its manifest digest (OCI Image Format 1.1)."""
+    blobs = os.path.join(folder, "blobs", "sha256")
+    os.makedirs(blobs, exist_ok=True)
+
+    def blob(data):
+        digest = hashlib.sha256(data).hexdigest()
+        with open(os.path.join(blobs, digest), "wb") as file:
+            file.write(data)
+        return f"sha256:{digest}", len(data)
+
+    def described(media_type, data, **more):
+        digest, size = blob(data)
+        return {"mediaType": media_type, "digest": digest, "size": size, **more}
+
+    plain, packed = image_layers(files)
+    layer = described("application/vnd.oci.image.layer.v1.tar+gzip", packed)
+    image = {"architecture": "amd64", "os": "linux", "config": config,
+             "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(plain).hexdigest()]}}
+    configuration = described("application/vnd.oci.image.config.v1+json", json.dumps(image).encode())
+    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": configuration, "layers": [layer]}
+    described_manifest = described("application/vnd.oci.image.manifest.v1+json", json.dumps(manifest).encode(),
+                                   annotations={"org.opencontainers.image.ref.name": "latest"})
+    with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
+        json.dump({"schemaVersion": 2, "manifests": [described_manifest]}, file)
+    with open(os.path.join(folder, "oci-layout"), "w", encoding="utf-8") as file:
+        json.dump({"imageLayoutVersion": "1.0.0"}, file)
+    return described_manifest["digest"]
+
+
+class World:
+    """The services around the appliance; a context manager that ends what it started."""
+
+    def __init__(self, folder, target):
+        self.folder, self.target = os.path.abspath(folder), target
+        self.processes = []
+        os.makedirs(self.folder, exist_ok=True)
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.stop()
+
+    def stop(self):
+        for process in reversed(self.processes):
+            self.end(process)
+        self.processes.clear()
+
+    @staticmethod
+    def end(process, seconds=20):
+        if process.poll() is None:
+            process.terminate()
+            try:
+                process.wait(seconds)
+            except subprocess.TimeoutExpired:
+                process.kill()
+                process.wait()
+
+    def path(self, *parts):
+        return os.path.join(self.folder, *parts)
+
+    def start(self, name, command, **options):
+        log = open(self.path(name + ".log"), "ab")
+        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **options)
+        log.close()
+        self.processes.append(process)
+        return process
+
+    def listening(self, name, process, port):
+        def ready():
+            if process.poll() is not None:
+                with open(self.path(name + ".log"), encoding="utf-8", errors="replace") as file:
+                    raise Failed(f"{name} ended: {file.read()[-2000:]}")
+            with socket.socket() as probe:
+                return probe.connect_ex(("127.0.0.1", port)) == 0
+        wait_for(f"{name} on port {port}", 30, ready)
+
+    # -- the services -----------------------------------------------------------------------------
+
+    def start_services(self):
+        """TLS, simulated platform, its collateral service, registry and development GitHub."""
+        run([os.path.join(ROOT, "ci", "tls"), self.path("tls")])
+        self.ca = self.path("tls", "ca.pem")
+        certificate, key = self.path("tls", "server.pem"), self.path("tls", "server.key")
+        if not os.path.exists(self.path("platform", "platform.seed")):
+            run([self.tool("tdx-sim"), "platform", "new", self.path("platform")])
+        self.mrtd = run([self.tool("tdx-sim"), "mrtd"]).strip()
+
+        self.pccs_port = free_port()
+        pccs = self.start("pccs", [self.tool("tdx-sim"), "pccs", "--listen", f"127.0.0.1:{self.pccs_port}", "--platform", self.path("platform"),
+                                   "--tls-cert", certificate, "--tls-key", key])
+        self.registry_port = free_port()
+        with open(self.path("registry.yml"), "w", encoding="utf-8") as file:
+            file.write(f"version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {self.path('registry')}}}}}\n"
+                       f"http: {{addr: '127.0.0.1:{self.registry_port}', tls: {{certificate: {certificate}, key: {key}}}}}\n")
+        registry = self.start("registry", ["docker-registry", "serve", self.path("registry.yml")])
+        self.github_port = free_port()
+        os.makedirs(self.path("repos"), exist_ok=True)
+        command = ["/usr/bin/python3", os.path.join(ROOT, "ci", "github", "server.py"), "--listen", f"127.0.0.1:{self.github_port}",
+                   "--root", self.path("repos"), "--tls-cert", certificate, "--tls-key", key, "--token", GITHUB_TOKEN,
+                   "--state", self.path("releases.json"), "--faults", self.path("faults.json"), "--verbose"]
+        if os.path.exists(CONTRACT):
+            command += ["--contract", CONTRACT, "--violations", self.path("violations")]
+        github = self.start("github", command)
+        for name, process, port in (("pccs", pccs, self.pccs_port), ("registry", registry, self.registry_port), ("github", github, self.github_port)):
+            self.listening(name, process, port)
+        self.github_api = f"https://127.0.0.1:{self.github_port}/api/v3"
+
+    def tool(self, name):
+        return os.path.join(self.target, name)
+
+    def push_image(self, name, files, config):
+        """Builds and pushes an image; returns the reference by digest as the guest names it."""
+        layout = self.path("oci", name.replace("/", "_"))
+        shutil.rmtree(layout, ignore_errors=True)
+        digest = write_oci_layout(layout, files, config)
+        trust = self.path("registry-trust")
+        os.makedirs(trust, exist_ok=True)
+        shutil.copy(self.ca, os.path.join(trust, "ca.crt"))
+        run(["skopeo", "--insecure-policy", "copy", "--preserve-digests", "--dest-cert-dir", trust, f"oci:{layout}:latest",
+             f"docker://127.0.0.1:{self.registry_port}/{name}:latest"])
+        return f"{HOST_FROM_GUEST}:{self.registry_port}/{name}@{digest}"
+
+    # -- the repository ---------------------------------------------------------------------------
+
+    def git(self, *arguments, repository=REPOSITORY):
+        folder = self.path("repos", *repository.split("/"))
+        return run(["git", "-C", folder, "-c", "user.name=demo", "-c", "user.email=demo@example.org", "-c", "commit.gpgsign=false", *arguments]).strip()
+
+    def commit(self, declaration, message="Declare", branch="main", repository=REPOSITORY):
+        """Commits `cofferdam.yaml` and returns the commit."""
+        folder = self.path("repos", *repository.split("/"))
+        if not os.path.isdir(os.path.join(folder, ".git")):
+            os.makedirs(folder, exist_ok=True)
+            self.git("init", "-q", "-b", "main", repository=repository)
+        if branch != "main":
+            self.git("checkout", "-q", "-B", branch, "main", repository=repository)
+        with open(os.path.join(folder, "cofferdam.yaml"), "w", encoding="utf-8") as file:
+            file.write(declaration)
+        self.git("add", "cofferdam.yaml", repository=repository)
+        self.git("commit", "-q", "--allow-empty", "-m", message, repository=repository)
+        commit = self.git("rev-parse", "HEAD", repository=repository)
+        if branch != "main":
+            self.git("checkout", "-q", "main", repository=repository)
+        return commit
+
+    def operator(self):
+        """The operator's key, made once; returns the line for a declaration."""
+        if not os.path.exists(self.path("operator.key")):
+            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "operator@demo", "-f", self.path("operator.key")])
+        with open(self.path("operator.key.pub"), encoding="utf-8") as file:
+            return file.read().strip()
+
+    def declaration(self, port, services, repository=REPOSITORY):
+        """A declaration for this world; `services` is the indented YAML of the services."""
+        with open(self.ca, encoding="utf-8") as file:
+            ca = "".join(f"    {line}" for line in file)
+        return (f"version: 1\nrepository: {repository}\nendpoint: 127.0.0.1:{port}\n"
+                f"operators:\n  - name: demo\n    key: {self.operator()}\n"
+                f"github:\n  api: https://{HOST_FROM_GUEST}:{self.github_port}/api/v3\n  token: secret://cofferdam/github/token\n  ca: |\n{ca}"
+                f"attestation:\n  collateral: https://{HOST_FROM_GUEST}:{self.pccs_port}\n  ca: |\n{ca}"
+                f"registries:\n  - host: {HOST_FROM_GUEST}:{self.registry_port}\n    ca: |\n" + ca.replace("    ", "      ") +
+                f"services:\n{services}")
+
+    # -- the appliance ----------------------------------------------------------------------------
+
+    def boot(self, name, image, declaration, commit, port, *more):
+        """Boots `image`; the returned process ends with the machine."""
+        path = self.path(name + ".yaml")
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(declaration)
+        command = [os.path.join(ROOT, "ci", "boot"), image, "--declaration", path, "--commit", commit, "--port", str(port),
+                   "--seed", self.path("platform", "platform.seed"), "--dir", self.path(name), *more]
+        return self.start(name, command)
+
+    def console(self, name):
+        try:
+            with open(self.path(name + ".log"), encoding="utf-8", errors="replace") as file:
+                return file.read()
+        except FileNotFoundError:
+            return ""
+
+    def wait_console(self, name, process, text, seconds):
+        """Waits for a line on the console that contains `text`; fails early when the machine ends or parks."""
+        def seen():
+            console = self.console(name)
+            for line in console.splitlines():
+                if text in line:
+                    return line
+            if "parked" in console or process.poll() is not None:
+                raise Failed(f"{name} did not come to {text!r}:\n{console[-4000:]}")
+            return None
+        return wait_for(f"{name}: {text!r} on the console", seconds, seen)
+
+    # -- coffer -----------------------------------------------------------------------------------
+
+    def reference(self, image):
+        """Reference values predicted from the image's file, never from a boot."""
+        path = self.path(os.path.basename(image) + ".reference.json")
+        predicted = run([self.tool("coffer"), "measure", image, "--platform", "simulator", "--mrtd", self.mrtd, "--json"])
+        with open(path, "w", encoding="utf-8") as file:
+            file.write(predicted)
+        return path
+
+    def trust_options(self, image):
+        return ["--reference", self.reference(image), "--root", self.path("platform", "root.pem")]
+
+    def github_options(self):
+        return ["--github-api", self.github_api, "--github-ca", self.ca]
+
+    def coffer(self, *arguments, stdin=None, env=None):
+        """Runs `coffer`; returns (exit code, stdout, stderr)."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("COFFER_", "GITHUB_"))}
+        environment.update({"COFFER_KEY": self.path("operator.key"), **(env or {})})
+        done = subprocess.run([self.tool("coffer"), *arguments], input=stdin, capture_output=True, text=True, check=False, env=environment, timeout=300)
+        return done.returncode, done.stdout, done.stderr
+
+    def coffer_ok(self, *arguments, **options):
+        code, out, err = self.coffer(*arguments, **options)
+        if code != 0:
+            raise Failed(f"coffer {' '.join(arguments)} exited with {code}\n{out}{err}")
+        return out
+
+    def power_off(self, name, process, seconds=40):
+        """Presses the power button and waits for the machine to end by itself."""
+        with socket.socket(socket.AF_UNIX) as monitor:
+            monitor.connect(self.path(name, "monitor.sock"))
+            monitor.sendall(b"system_powerdown\n")
+            time.sleep(0.2)
+        process.wait(seconds)
+
+
+def tamper_claims(document, **changes):
+    """An attestation whose claims were changed after the quote, as bytes."""
+    evidence = json.loads(document)
+    claims = json.loads(base64.b64decode(evidence["claims"]))
+    claims.update(changes)
+    evidence["claims"] = base64.b64encode(json.dumps(claims, separators=(",", ":")).encode()).decode()
+    return json.dumps(evidence).encode()
+
+
+def stop_on_signals():
+    """SIGTERM and SIGINT end the script through its `with` blocks."""
+    def stop(*_):
+        raise SystemExit(130)
+    signal.signal(signal.SIGTERM, stop)
