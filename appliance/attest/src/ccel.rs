@@ -312,3 +312,24 @@ pub enum CcelError {
     #[error("firmware log entry for register index {0}")]
     Register(u32),
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::{event_log, fixtures, quote};
+
+    #[test]
+    fn a_hardware_log_replays_to_its_quote() {
+        let Some((log, raw)) = fixtures::cos_113() else { return };
+        let quote = quote::parse(quote::trim_padding(&raw).unwrap()).unwrap();
+        let events = parse(&log).unwrap();
+        for mr in 0..4u8 {
+            assert_eq!(
+                hex::encode(event_log::replay(&events, mr)),
+                hex::encode(quote.rtmr[usize::from(mr)]),
+                "RTMR{mr}, {} events",
+                events.iter().filter(|e| e.mr == mr).count()
+            );
+        }
+    }
+}

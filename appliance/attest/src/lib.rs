@@ -8,11 +8,19 @@
 //! It never reads a clock, a file or a socket: bytes, times and trust roots come in as arguments. The one
 //! exception is [`github`], an HTTP client that sits at the edge and that nothing else in this crate uses.
 
+pub mod appraise;
 pub mod ccel;
 pub mod claims;
+pub mod dcap;
 pub mod event_log;
 pub mod evidence;
 pub mod operator;
+pub mod policy;
 pub mod quote;
+pub mod reference;
+pub mod release;
 
 pub mod strict;
+
+#[cfg(test)]
+mod fixtures;

@@ -62,7 +62,7 @@ pub struct Quote {
 pub mod attributes {
     /// The host can read and change the TD.
     pub const DEBUG: u64 = 1 << 0;
-    /// Perfmon under the host's eyes of a hardware-generated profile (bits 4-6 are the profiling group).
+    /// The host can profile the TD (bits 4-6).
     pub const PROFILING: u64 = 0b111 << 4;
     /// Instruction-count based single-step defence.
     pub const ICSSD: u64 = 1 << 16;
@@ -83,7 +83,7 @@ pub mod attributes {
     /// Performance monitoring.
     pub const PERFMON: u64 = 1 << 63;
 
-    /// Every bit that has a meaning, with its name; all others are reserved and must be zero.
+    /// Every bit that has a meaning here, with its name; all others must be zero.
     pub const NAMES: &[(u64, &str)] = &[
         (DEBUG, "DEBUG"),
         (PROFILING, "PROFILING"),
@@ -98,20 +98,45 @@ pub mod attributes {
         (PERFMON, "PERFMON"),
     ];
 
-    /// The bits that are none of [`NAMES`].
-    pub fn reserved(value: u64) -> u64 {
-        NAMES.iter().fold(value, |rest, (bit, _)| rest & !bit)
-    }
-
-    /// Names of the bits set in `value`, reserved ones as `RESERVED(0x…)`.
+    /// Names of the bits set in `value`, unnamed ones as `RESERVED(0x…)`.
     pub fn describe(value: u64) -> String {
-        let mut names: Vec<String> =
-            NAMES.iter().filter(|(bit, _)| value & bit != 0).map(|(_, name)| (*name).to_owned()).collect();
-        if reserved(value) != 0 {
-            names.push(format!("RESERVED({:#x})", reserved(value)));
-        }
-        if names.is_empty() { "none".to_owned() } else { names.join(" ") }
+        super::describe(value, NAMES)
     }
+}
+
+/// Bits of [`Quote::xfam`] (Intel SDM volume 1 §13.1, XCR0 and IA32_XSS).
+pub mod xfam {
+    /// Every feature with a name; AVX512 (5-7), CET (11-12) and AMX (17-18) are groups that go together.
+    pub const NAMES: &[(u64, &str)] = &[
+        (1 << 0, "X87"),
+        (1 << 1, "SSE"),
+        (1 << 2, "AVX"),
+        (0b111 << 5, "AVX512"),
+        (1 << 8, "PT"),
+        (1 << 9, "PKRU"),
+        (1 << 10, "PASID"),
+        (0b11 << 11, "CET"),
+        (1 << 14, "UINTR"),
+        (1 << 15, "LBR"),
+        (0b11 << 17, "AMX"),
+        (1 << 19, "APX"),
+    ];
+
+    /// Names of the bits set in `value`, unnamed ones as `RESERVED(0x…)`.
+    pub fn describe(value: u64) -> String {
+        super::describe(value, NAMES)
+    }
+}
+
+/// Names of the bits set in `value`, those without a name as `RESERVED(0x…)`.
+fn describe(value: u64, table: &[(u64, &str)]) -> String {
+    let mut names: Vec<String> =
+        table.iter().filter(|(bit, _)| value & bit != 0).map(|(_, name)| (*name).to_owned()).collect();
+    let reserved = table.iter().fold(value, |rest, (bit, _)| rest & !bit);
+    if reserved != 0 {
+        names.push(format!("RESERVED({reserved:#x})"));
+    }
+    if names.is_empty() { "none".to_owned() } else { names.join(" ") }
 }
 
 /// Parses a quote that is exactly as long as its own length fields say.

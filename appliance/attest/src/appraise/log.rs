@@ -1,0 +1,116 @@
+//! RTMR3: the appliance's own events have to replay to the quote, in the order that gives them their meaning.
+
+use crate::appraise::Appraisal;
+use crate::event_log::payload::{Appliance, Declaration, Image, Launch, Machine, Payload, State};
+use crate::event_log::{self, Event};
+use crate::policy::Policy;
+use crate::quote::Quote;
+use crate::strict;
+
+/// Events that come exactly once before the images, in this order.
+const OPENING: [&str; 4] = [Declaration::NAME, Appliance::NAME, Machine::NAME, State::NAME];
+
+/// Events that may follow the launch boundary.
+const AFTER_LAUNCH: [&str; 2] = ["sealed", "upgrade"];
+
+pub(super) fn check(appraisal: &mut Appraisal, quote: Option<&Quote>, events: &[Event], policy: &Policy) {
+    let ours: Vec<&Event> = events.iter().filter(|event| event.mr == 3).collect();
+    if let Some(Quote { rtmr: [.., rtmr3], .. }) = quote {
+        let replayed = event_log::replay(events, 3);
+        if replayed == *rtmr3 {
+            appraisal.pass("event_log", format!("{} events replay to RTMR3", ours.len()));
+        } else {
+            appraisal.fail(
+                "event_log",
+                format!(
+                    "{} events replay to {}, RTMR3 of the quote is {}: the log was changed, reordered, cut or extended",
+                    ours.len(),
+                    hex::encode(replayed),
+                    hex::encode(rtmr3)
+                ),
+            );
+        }
+    }
+    let problems = order(events, &ours, policy);
+    let names: Vec<&str> = ours.iter().map(|event| event.event.as_str()).collect();
+    appraisal.require("event_order", names.join(", "), &problems);
+    appraisal.require("event_payloads", "well formed and consistent", &payloads(&ours));
+}
+
+/// Firmware's events first; then ours: opening, images, launch, and nothing after it but what the boundary allows.
+fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> Vec<String> {
+    let mut problems = Vec::new();
+    if !all.is_sorted_by_key(|event| event.mr == 3) {
+        problems.push("a firmware event follows the appliance's own".to_owned());
+    }
+    let allowed = |name: &str| policy.allowed_events.iter().any(|known| known == name);
+    let mut wanted = OPENING.iter();
+    let mut launched = false;
+    for event in ours {
+        let name = event.event.as_str();
+        let is_ours = OPENING.contains(&name)
+            || [Image::NAME, Launch::NAME].contains(&name)
+            || AFTER_LAUNCH.contains(&name);
+        if launched {
+            if !AFTER_LAUNCH.contains(&name) {
+                problems.push(format!("`{name}` after the launch boundary"));
+            }
+        } else if !is_ours {
+            if !allowed(name) {
+                problems.push(format!("unknown event `{name}`"));
+            }
+        } else if name == Image::NAME || name == Launch::NAME {
+            if let Some(missing) = wanted.next() {
+                problems.push(format!("`{name}` before `{missing}`"));
+            }
+            launched = name == Launch::NAME;
+        } else {
+            match wanted.next() {
+                Some(next) if *next == name => {}
+                Some(next) => problems.push(format!("`{name}` where `{next}` belongs")),
+                None => problems.push(format!("`{name}` in the wrong place")),
+            }
+        }
+    }
+    if !launched {
+        problems.push("no `launch` event: the boundary was not reached".to_owned());
+    }
+    problems
+}
+
+/// Every payload has its shape, and the events agree with one another.
+fn payloads(ours: &[&Event]) -> Vec<String> {
+    let mut problems = Vec::new();
+    for event in ours {
+        let fine = match event.event.as_str() {
+            Declaration::NAME => Declaration::read(event)
+                .is_some_and(|d| strict::is_sha256(&d.digest) && strict::is_lower_hex(&d.commit, 40)),
+            Appliance::NAME => Appliance::read(event).is_some(),
+            Machine::NAME => Machine::read(event).is_some(),
+            State::NAME => State::read(event).is_some(),
+            Image::NAME => Image::read(event).is_some_and(|image| {
+                image.reference.rsplit_once('@').is_some_and(|(_, d)| strict::is_sha256(d))
+            }),
+            Launch::NAME => Launch::read(event).is_some(),
+            _ => true,
+        };
+        if !fine {
+            problems.push(format!("payload of `{}` is malformed", event.event));
+        }
+    }
+    let declaration = ours.iter().find_map(|event| Declaration::read(event));
+    let appliance = ours.iter().find_map(|event| Appliance::read(event));
+    if let (Some(declaration), Some(appliance)) = (declaration, appliance)
+        && declaration.digest != appliance.declaration
+    {
+        problems.push("`appliance` names another declaration than `declaration`".to_owned());
+    }
+    let images: Vec<String> =
+        ours.iter().filter_map(|event| Image::read(event)).map(|image| image.service).collect();
+    if let Some(launch) = ours.iter().find_map(|event| Launch::read(event))
+        && launch.services != images
+    {
+        problems.push("`launch` starts other services than the measured images".to_owned());
+    }
+    problems
+}
