@@ -5,6 +5,7 @@
 //! memory of PID 1 is shared with it.
 
 mod cgroup;
+mod client;
 mod confine;
 mod console;
 mod files;
