@@ -17,6 +17,7 @@ pub mod evidence;
 pub mod operator;
 pub mod policy;
 pub mod quote;
+pub mod ratls;
 pub mod reference;
 pub mod release;
 
