@@ -142,7 +142,8 @@ impl<'a> Image<'a> {
             from = add(at, length)?;
         }
         hash.update(self.bytes.get(from..self.headers).ok_or(PeError::Headers(self.headers))?);
-        let mut sorted: Vec<&Section> = self.sections.iter().filter(|section| !section.raw.is_empty()).collect();
+        let mut sorted: Vec<&Section> =
+            self.sections.iter().filter(|section| !section.raw.is_empty()).collect();
         sorted.sort_by_key(|section| section.raw.start);
         let mut hashed = self.headers;
         for section in sorted {
@@ -150,7 +151,11 @@ impl<'a> Image<'a> {
             hashed = add(hashed, section.raw.len())?;
         }
         // What lies behind the sections counts too, up to the certificates, which are last.
-        let end = self.bytes.len().checked_sub(self.certificates.len()).ok_or(PeError::CutOff(self.certificates.start))?;
+        let end = self
+            .bytes
+            .len()
+            .checked_sub(self.certificates.len())
+            .ok_or(PeError::CutOff(self.certificates.start))?;
         if end > hashed {
             hash.update(self.bytes.get(hashed..end).ok_or(PeError::CutOff(hashed))?);
         }
@@ -159,7 +164,8 @@ impl<'a> Image<'a> {
 
     /// Overlapping sections would be hashed twice by one reader and once by another.
     fn refuse_overlaps(&self) -> Result<(), PeError> {
-        let mut sorted: Vec<&Section> = self.sections.iter().filter(|section| !section.raw.is_empty()).collect();
+        let mut sorted: Vec<&Section> =
+            self.sections.iter().filter(|section| !section.raw.is_empty()).collect();
         sorted.sort_by_key(|section| section.raw.start);
         let mut end = self.headers;
         for section in sorted {
@@ -246,7 +252,8 @@ pub(crate) mod tests {
         image[optional..optional + 2].copy_from_slice(&PE32_PLUS.to_le_bytes());
         image[optional + SIZE_OF_HEADERS..optional + SIZE_OF_HEADERS + 4]
             .copy_from_slice(&u32::try_from(headers).unwrap().to_le_bytes());
-        image[optional + NUMBER_OF_DIRECTORIES..optional + NUMBER_OF_DIRECTORIES + 4].copy_from_slice(&16_u32.to_le_bytes());
+        image[optional + NUMBER_OF_DIRECTORIES..optional + NUMBER_OF_DIRECTORIES + 4]
+            .copy_from_slice(&16_u32.to_le_bytes());
         for (index, (name, data)) in sections.iter().enumerate() {
             let header = optional + 240 + index * SECTION_LENGTH;
             let start = image.len();

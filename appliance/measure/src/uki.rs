@@ -20,10 +20,12 @@ const EXIT_DONE: &str = "Exit Boot Services Returned with Success";
 /// The data of `EV_SEPARATOR`: the firmware's part ends here, without an error.
 const SEPARATOR: [u8; 4] = [0; 4];
 
-/// The sections that systemd-stub measures into PCR 11, in its order; `.pcrsig` is left out by design since it signs
-/// the outcome.
-const MEASURED_SECTIONS: [&str; 11] =
-    [".linux", ".osrel", ".cmdline", ".initrd", ".ucode", ".splash", ".dtb", ".uname", ".sbat", ".pcrpkey", ".profile"];
+/// The sections that systemd-stub 257 measures into PCR 11, in its order.
+const MEASURED_SECTIONS: [&str; 6] = [".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat"];
+/// Sections that would change what the stub measures or hands to the kernel in ways that are not predicted here. Our
+/// image has none of them; an image that has is refused in place of predicted wrongly.
+const UNPREDICTED_SECTIONS: [&str; 9] =
+    [".ucode", ".splash", ".dtb", ".dtbauto", ".hwids", ".efifw", ".pcrsig", ".pcrpkey", ".profile"];
 
 /// How the firmware maps its measurements.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -84,6 +86,11 @@ fn load_events(image: &Image<'_>, platform: Platform) -> Result<Vec<Event>, Meas
 /// RTMR2: the sections that systemd-stub measures (the name with its NUL, then the contents), then the command line
 /// and the initrd as the kernel's EFI stub receives them.
 fn stub_events(image: &Image<'_>) -> Result<Vec<Event>, MeasureError> {
+    if let Some(section) =
+        image.sections().iter().find(|section| UNPREDICTED_SECTIONS.contains(&section.name.as_str()))
+    {
+        return Err(MeasureError::Unpredicted(section.name.clone()));
+    }
     let mut events = Vec::new();
     for name in MEASURED_SECTIONS {
         if let Some(contents) = image.section(name) {
@@ -98,8 +105,61 @@ fn stub_events(image: &Image<'_>) -> Result<Vec<Event>, MeasureError> {
     let wide: Vec<u8> = cmdline.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
     events.push(of_digest(2, "EV_EVENT_TAG", Sha384::digest(&wide).into()));
     let initrd = image.section(".initrd").ok_or(MeasureError::Missing(".initrd"))?;
-    events.push(of_digest(2, "EV_EVENT_TAG", Sha384::digest(initrd).into()));
+    let mut hash = Sha384::new();
+    hash.update(initrd);
+    hash.update(padding(initrd.len()));
+    if let Some(release) = image.section(".osrel") {
+        hash.update(os_release_archive(release));
+    }
+    events.push(of_digest(2, "EV_EVENT_TAG", hash.finalize().into()));
     Ok(events)
+}
+
+/// The cpio archive that systemd-stub appends to the initrd: `/.extra/os-release`, read-only, in the "newc" format of
+/// Linux `Documentation/driver-api/early-userspace/buffer-format.rst`.
+fn os_release_archive(release: &[u8]) -> Vec<u8> {
+    /// `S_IFDIR | 0555` and `S_IFREG | 0444`.
+    const DIRECTORY: u32 = 0o40_555;
+    const FILE: u32 = 0o100_444;
+    let mut archive = Vec::new();
+    cpio_entry(&mut archive, 1, DIRECTORY, ".extra", &[]);
+    cpio_entry(&mut archive, 2, FILE, ".extra/os-release", release);
+    // The trailer is a constant in the stub, with its one hexadecimal letter in upper case.
+    archive.extend_from_slice(b"070701");
+    for field in
+        ["00000000"; 4].into_iter().chain(["00000001"]).chain(["00000000"; 6]).chain(["0000000B", "00000000"])
+    {
+        archive.extend_from_slice(field.as_bytes());
+    }
+    archive.extend_from_slice(b"TRAILER!!!\0\0\0\0");
+    archive
+}
+
+fn cpio_entry(archive: &mut Vec<u8>, inode: u32, mode: u32, name: &str, content: &[u8]) {
+    let name_length = name.len().saturating_add(1);
+    // ino mode uid gid nlink mtime filesize devmajor devminor rdevmajor rdevminor namesize check
+    let header = format!(
+        "070701{inode:08x}{mode:08x}{0:08x}{0:08x}{1:08x}{0:08x}{2:08x}{0:08x}{0:08x}{0:08x}{0:08x}{name_length:08x}{0:08x}",
+        0,
+        1,
+        content.len()
+    );
+    archive.extend_from_slice(header.as_bytes());
+    archive.extend_from_slice(name.as_bytes());
+    archive.push(0);
+    archive.extend_from_slice(padding(archive.len()));
+    archive.extend_from_slice(content);
+    archive.extend_from_slice(padding(content.len()));
+}
+
+/// The zero bytes that bring `length` to a multiple of four.
+fn padding(length: usize) -> &'static [u8] {
+    match length % 4 {
+        1 => &[0; 3],
+        2 => &[0; 2],
+        3 => &[0; 1],
+        _ => &[],
+    }
 }
 
 /// An event whose digest is that of its data.
@@ -125,7 +185,107 @@ pub enum MeasureError {
     /// A section that every UKI of ours has.
     #[error("the image has no section {0}")]
     Missing(&'static str),
+    /// A section whose effect on the registers is not predicted.
+    #[error("section {0} changes what is measured in a way that is not predicted")]
+    Unpredicted(String),
     /// The command line.
     #[error("section .cmdline is not UTF-8")]
     CommandLine,
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::pe::tests::build;
+
+    fn uki(cmdline: &[u8], initrd: &[u8]) -> Vec<u8> {
+        let kernel = build(&[(".text", b"kernel code")]);
+        let sections: [(&str, &[u8]); 6] = [
+            (".osrel", b"ID=cofferdam\n"),
+            (".cmdline", cmdline),
+            (".uname", b"7.3.4"),
+            (".sbat", b"sbat,1\n"),
+            (".initrd", initrd),
+            (".linux", &kernel),
+        ];
+        build(&sections)
+    }
+
+    fn registers(uki: &[u8], platform: Platform) -> (Register, Register) {
+        let values = reference_values(uki, platform).unwrap();
+        (values.rtmr1.unwrap(), values.rtmr2.unwrap())
+    }
+
+    #[test]
+    fn every_part_of_the_image_counts() {
+        let base = uki(b"console=ttyS0\0", b"initrd");
+        let plain = registers(&base, Platform::Tdx);
+        for changed in [uki(b"console=ttyS1\0", b"initrd"), uki(b"console=ttyS0\0", b"initre")] {
+            let (rtmr1, rtmr2) = registers(&changed, Platform::Tdx);
+            assert_ne!(rtmr1, plain.0);
+            assert_ne!(rtmr2, plain.1);
+        }
+        assert_ne!(registers(&base, Platform::Simulator).0, plain.0, "separators differ");
+        assert_eq!(registers(&base, Platform::Simulator).1, plain.1);
+    }
+
+    #[test]
+    fn the_order_is_that_of_the_stub_not_of_the_section_table() {
+        let events = events(&uki(b"a\0", b"initrd"), Platform::Tdx).unwrap();
+        let names: Vec<Register> = MEASURED_SECTIONS
+            .iter()
+            .map(|name| Sha384::digest([name.as_bytes(), &[0]].concat()).into())
+            .collect();
+        let measured: Vec<Register> = events
+            .iter()
+            .filter(|event| event.event == "EV_IPL")
+            .step_by(2)
+            .filter_map(|event| event.digest)
+            .collect();
+        assert_eq!(measured, names);
+        let rtmr1: Vec<&str> =
+            events.iter().filter(|event| event.mr == 1).map(|event| event.event.as_str()).collect();
+        let application = "EV_EFI_BOOT_SERVICES_APPLICATION";
+        let action = "EV_EFI_ACTION";
+        assert_eq!(rtmr1, [action, "EV_SEPARATOR", application, application, action, action]);
+    }
+
+    #[test]
+    fn the_command_line_is_measured_as_utf16_with_its_terminator() {
+        let events = events(&uki("a=\u{e9}\0".as_bytes(), b"initrd"), Platform::Tdx).unwrap();
+        let tagged: Vec<Register> = events
+            .iter()
+            .filter(|event| event.event == "EV_EVENT_TAG")
+            .filter_map(|event| event.digest)
+            .collect();
+        let wide: &[u8] = &[b'a', 0, b'=', 0, 0xe9, 0, 0, 0];
+        assert_eq!(tagged.first(), Some(&Register::from(Sha384::digest(wide))));
+    }
+
+    #[test]
+    fn the_stubs_archive_is_a_cpio_of_aligned_entries() {
+        let archive = os_release_archive(b"ID=cofferdam\n");
+        assert_eq!(archive.len() % 4, 0);
+        let text = String::from_utf8_lossy(&archive);
+        assert_eq!(text.matches("070701").count(), 3);
+        assert!(text.starts_with("070701000000010000416d000000000000000000000001"));
+        assert!(text.contains(".extra/os-release\0"));
+        assert!(text.ends_with("0000000B00000000TRAILER!!!\0\0\0\0"));
+    }
+
+    #[test]
+    fn what_is_no_uki_is_an_error() {
+        assert!(matches!(reference_values(b"", Platform::Tdx), Err(MeasureError::Uki(_))));
+        let no_kernel = build(&[(".linux", b"not a PE")]);
+        assert!(matches!(reference_values(&no_kernel, Platform::Tdx), Err(MeasureError::Kernel(_))));
+        let kernel = build(&[]);
+        let bare = build(&[(".linux", &kernel)]);
+        assert!(matches!(reference_values(&bare, Platform::Tdx), Err(MeasureError::Missing(".cmdline"))));
+        let splash = build(&[(".linux", &kernel), (".cmdline", b"a"), (".initrd", b"i"), (".splash", b"s")]);
+        assert!(
+            matches!(reference_values(&splash, Platform::Tdx), Err(MeasureError::Unpredicted(name)) if name == ".splash")
+        );
+        let binary = build(&[(".linux", &kernel), (".cmdline", b"\xff"), (".initrd", b"i")]);
+        assert!(matches!(reference_values(&binary, Platform::Tdx), Err(MeasureError::CommandLine)));
+    }
 }
