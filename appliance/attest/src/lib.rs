@@ -14,6 +14,7 @@ pub mod claims;
 pub mod dcap;
 pub mod event_log;
 pub mod evidence;
+pub mod github;
 pub mod operator;
 pub mod policy;
 pub mod quote;

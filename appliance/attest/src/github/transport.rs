@@ -1,0 +1,251 @@
+//! One request until it has an answer: bounded bodies, time-outs, and retries that end at the caller's deadline.
+
+use std::time::{Duration, SystemTime};
+
+use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
+use reqwest::{StatusCode, Url, redirect, tls};
+use serde::de::DeserializeOwned;
+use tokio::time::Instant;
+
+/// Bound on connecting.
+const CONNECT: Duration = Duration::from_secs(10);
+
+/// Bound on one attempt.
+const ATTEMPT: Duration = Duration::from_secs(30);
+
+/// Default bound on a call with all its attempts.
+const DEADLINE: Duration = Duration::from_secs(60);
+
+/// First pause between attempts; it doubles up to [`LONGEST_PAUSE`].
+const FIRST_PAUSE: Duration = Duration::from_millis(500);
+const LONGEST_PAUSE: Duration = Duration::from_secs(8);
+
+/// Attempts of one call.
+const ATTEMPTS: u32 = 5;
+
+/// Longest piece of a server's message that is repeated to a person, in characters.
+const MAX_MESSAGE: usize = 200;
+
+/// The HTTP client with the deadline that bounds each call.
+pub(super) struct Transport {
+    client: reqwest::Client,
+    /// Bound on a call with all its attempts.
+    pub(super) deadline: Duration,
+}
+
+/// A successful answer.
+#[derive(Debug)]
+pub(super) struct Answer {
+    /// Where a redirect points.
+    pub(super) location: Option<String>,
+    /// The whole body.
+    pub(super) body: Vec<u8>,
+}
+
+impl Answer {
+    /// The body as JSON.
+    pub(super) fn json<T: DeserializeOwned>(self) -> Result<T, GithubError> {
+        if self.location.is_some() {
+            return Err(GithubError::Moved);
+        }
+        serde_json::from_slice(&self.body).map_err(|error| GithubError::Malformed(error.to_string()))
+    }
+}
+
+/// Why a call failed.
+#[derive(Debug, thiserror::Error)]
+pub enum GithubError {
+    /// The caller's arguments are unusable.
+    #[error("{0}")]
+    Config(&'static str),
+    /// It does not exist, or the token (or its absence) does not let us see it.
+    #[error("not found on GitHub, or not visible with this token")]
+    NotFound,
+    /// The token is missing, wrong or does not allow this.
+    #[error("GitHub refuses the token: {0}")]
+    Unauthorized(String),
+    /// Too many requests; the wait would outlast the deadline.
+    #[error("GitHub's rate limit is reached, again in {} s", retry_after.as_secs())]
+    RateLimited {
+        /// How long to wait.
+        retry_after: Duration,
+    },
+    /// The request is understood and refused (409, 422 and other 4xx).
+    #[error("GitHub refuses the request: {0}")]
+    Refused(String),
+    /// The server fails (5xx) until the deadline.
+    #[error("GitHub answers {status}: {message}")]
+    Server {
+        /// HTTP status.
+        status: u16,
+        /// Its message, bounded.
+        message: String,
+    },
+    /// No connection, or none that holds, until the deadline.
+    #[error("GitHub is unreachable")]
+    Unreachable(#[source] reqwest::Error),
+    /// No answer before the deadline.
+    #[error("GitHub does not answer in time")]
+    Timeout,
+    /// The resource has moved; a renamed repository is another identity.
+    #[error("GitHub says that the repository has moved")]
+    Moved,
+    /// The answer is not what the API promises.
+    #[error("GitHub's answer is malformed: {0}")]
+    Malformed(String),
+}
+
+impl GithubError {
+    /// Whether this says something about reaching GitHub rather than about what it holds: trying later may help.
+    pub fn is_transient(&self) -> bool {
+        matches!(self, Self::RateLimited { .. } | Self::Server { .. } | Self::Unreachable(_) | Self::Timeout)
+    }
+}
+
+impl Transport {
+    pub(super) fn new(root: &Url, ca_pem: Option<&str>, user_agent: &str) -> Result<Self, GithubError> {
+        // reqwest takes the process's provider; a second installation is refused, and the first one stays.
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let mut builder = reqwest::Client::builder()
+            .user_agent(user_agent)
+            .https_only(true)
+            .tls_version_min(tls::Version::TLS_1_2)
+            .redirect(redirect::Policy::none())
+            .referer(false)
+            .connect_timeout(CONNECT)
+            .timeout(ATTEMPT);
+        if let Some(pem) = ca_pem {
+            let authorities = reqwest::Certificate::from_pem_bundle(pem.as_bytes())
+                .map_err(|_| GithubError::Config("CA is not PEM"))?;
+            if authorities.is_empty() {
+                return Err(GithubError::Config("CA holds no certificate"));
+            }
+            builder = builder.tls_certs_only(authorities);
+        }
+        if is_loopback(root) {
+            builder = builder.no_proxy();
+        }
+        let client = builder.build().map_err(|_| GithubError::Config("TLS client cannot be set up"))?;
+        Ok(Self { client, deadline: DEADLINE })
+    }
+
+    /// Sends what `request` builds until it succeeds, fails for good, or the deadline is reached. Answers of 2xx and
+    /// redirects are successes; their bodies are read up to `limit` bytes.
+    pub(super) async fn send(
+        &self,
+        request: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
+        limit: usize,
+    ) -> Result<Answer, GithubError> {
+        let end = Instant::now() + self.deadline;
+        let mut pause = FIRST_PAUSE;
+        let mut attempt = 1;
+        loop {
+            let error = match tokio::time::timeout_at(end, self.attempt(&request, limit)).await {
+                Err(_) => return Err(GithubError::Timeout),
+                Ok(Ok(answer)) => return Ok(answer),
+                Ok(Err(error)) => error,
+            };
+            let wait = match &error {
+                GithubError::RateLimited { retry_after } => *retry_after,
+                error if error.is_transient() => pause,
+                _ => return Err(error),
+            };
+            if attempt == ATTEMPTS || Instant::now() + wait >= end {
+                return Err(error);
+            }
+            tokio::time::sleep(wait).await;
+            pause = (pause * 2).min(LONGEST_PAUSE);
+            attempt += 1;
+        }
+    }
+
+    async fn attempt(
+        &self,
+        request: &impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
+        limit: usize,
+    ) -> Result<Answer, GithubError> {
+        let mut response = request(&self.client).send().await.map_err(transport_error)?;
+        let (status, headers) = (response.status(), response.headers().clone());
+        // An error's body is only a message: read little of it and be content with a part.
+        let fine = status.is_success() || status.is_redirection();
+        let limit = if fine { limit } else { super::MAX_FILE };
+        let mut body = Vec::new();
+        while let Some(chunk) = response.chunk().await.map_err(transport_error)? {
+            if body.len() + chunk.len() > limit {
+                return Err(GithubError::Malformed(format!("answer of more than {limit} bytes")));
+            }
+            body.extend_from_slice(&chunk);
+        }
+        if fine {
+            let location = headers.get(LOCATION).filter(|_| status.is_redirection());
+            let location = location.and_then(|value| value.to_str().ok()).map(str::to_owned);
+            return match (status.is_redirection(), location) {
+                (true, None) => Err(GithubError::Malformed("redirect without a location".to_owned())),
+                (_, location) => Ok(Answer { location, body }),
+            };
+        }
+        Err(refusal(status, &headers, &body))
+    }
+}
+
+/// Sorts an error answer into what the caller can do about it.
+fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> GithubError {
+    let limited = headers.get("x-ratelimit-remaining").is_some_and(|value| value == "0")
+        || headers.contains_key(RETRY_AFTER);
+    match status.as_u16() {
+        404 | 410 => GithubError::NotFound,
+        401 => GithubError::Unauthorized(message(body)),
+        429 => GithubError::RateLimited { retry_after: retry_after(headers) },
+        403 if limited => GithubError::RateLimited { retry_after: retry_after(headers) },
+        403 => GithubError::Unauthorized(message(body)),
+        400..=499 => GithubError::Refused(message(body)),
+        status => GithubError::Server { status, message: message(body) },
+    }
+}
+
+/// How long the server asks us to wait: `Retry-After` in seconds, else until `x-ratelimit-reset`, else a minute (GitHub's
+/// advice for secondary limits).
+fn retry_after(headers: &HeaderMap) -> Duration {
+    let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
+    if let Some(seconds) = number("retry-after") {
+        return Duration::from_secs(seconds);
+    }
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    match number("x-ratelimit-reset") {
+        Some(reset) => Duration::from_secs(reset.saturating_sub(now).max(1)),
+        None => Duration::from_secs(60),
+    }
+}
+
+/// The `message` of an error body, bounded and printable, for a person.
+fn message(body: &[u8]) -> String {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        message: String,
+    }
+    let text = match serde_json::from_slice::<Body>(body) {
+        Ok(body) => body.message,
+        Err(_) => return "an answer that is not GitHub's".to_owned(),
+    };
+    text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
+}
+
+fn transport_error(error: reqwest::Error) -> GithubError {
+    if error.is_timeout() {
+        GithubError::Timeout
+    } else {
+        // The URL is ours and can hold nothing secret, but storage URLs carry their permission in the query.
+        GithubError::Unreachable(error.without_url())
+    }
+}
+
+fn is_loopback(url: &Url) -> bool {
+    match url.host_str() {
+        Some("localhost") => true,
+        Some(host) => {
+            let host = host.trim_start_matches('[').trim_end_matches(']');
+            host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
+        }
+        None => false,
+    }
+}
