@@ -7,7 +7,7 @@
 use std::str::FromStr;
 
 use crate::diagnostics::{Collector, Place, shorten};
-use crate::keys::{Unsupported, nearest};
+use crate::keys::{NOT_YET, Unsupported, nearest};
 use crate::value::ValueError;
 use crate::yaml::{Entry, Kind, Node};
 
@@ -60,7 +60,8 @@ fn unknown_key(
 ) {
     let key = shorten(&entry.key, 64);
     if let Some((_, why, instead)) = unsupported.iter().find(|(name, ..)| *name == entry.key) {
-        errors.hinted(entry.place, format!("`{key}` is not supported: {why}"), *instead);
+        let separator = if *why == NOT_YET { "" } else { ":" };
+        errors.hinted(entry.place, format!("`{key}` is not supported{separator} {why}"), *instead);
     } else if entry.key.starts_with("x-") {
         errors.hinted(
             entry.place,
@@ -226,7 +227,7 @@ fn misreading(text: &str) -> Option<&'static str> {
     let float = unsigned.bytes().all(|b| b.is_ascii_digit() || b"._e+-".contains(&b))
         && (unsigned.replace('_', "").parse::<f64>().is_ok());
     if float {
-        return Some("a fraction, which loses its last zeros");
+        return Some("a fraction");
     }
     let date: Vec<&str> = unsigned.split(['t', ' ']).next().unwrap_or_default().split('-').collect();
     if let [year, month, day] = date.as_slice()

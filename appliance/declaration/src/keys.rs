@@ -43,7 +43,8 @@ pub(crate) type Unsupported = (&'static str, &'static str, &'static str);
 
 const REMOVE: &str = "remove it";
 const SERVICES_NETWORK: &str = "remove it; a service reaches the services in its `depends_on` by their names";
-const NOT_YET: &str = "it is not supported yet";
+/// Completes "… is not supported" alone: there is no more to say than that it will be.
+pub(crate) const NOT_YET: &str = "yet";
 const LIMITS: &str = "limits are not supported yet";
 
 /// Compose keys of the whole file.

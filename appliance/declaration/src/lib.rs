@@ -22,6 +22,7 @@ mod model;
 mod read;
 mod read_service;
 mod rules;
+mod schema;
 mod value;
 mod yaml;
 
@@ -32,6 +33,7 @@ pub use model::{
 };
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;
+pub use schema::json_schema;
 pub use value::{
     Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
     Signal, User, ValueError,
@@ -47,7 +49,9 @@ impl Declaration {
         let source = yaml::text(bytes)?;
         let mut errors = diagnostics::Collector::new(source);
         let declaration = match yaml::read(source, &mut errors) {
-            Some(root) => read::declaration(&root, &mut errors),
+            // What was refused in the structure would only be reported again as missing.
+            Some(root) if errors.is_empty() => read::declaration(&root, &mut errors),
+            Some(_) => None,
             None => {
                 if errors.is_empty() {
                     errors.error(

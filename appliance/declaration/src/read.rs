@@ -110,7 +110,14 @@ fn operators(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Operator>> {
 /// A private key may have been pasted, so the source line is not shown.
 fn operator_key(node: &Node, errors: &mut Collector<'_>) -> Option<crate::OperatorKey> {
     let text = fields::text(node, "an operator's key", errors)?;
-    text.parse().map_err(|error| errors.hidden(node.place, error)).ok()
+    let result = text.parse();
+    match result {
+        Err(error) if text.contains("PRIVATE") => {
+            errors.hidden(node.place, error);
+            None
+        }
+        result => fields::checked(node, result, errors),
+    }
 }
 
 fn github(node: Option<&Node>, errors: &mut Collector<'_>) -> Option<Github> {
@@ -192,7 +199,18 @@ fn services(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<read_service:
 
 fn url(node: Option<&Node>, what: &str, default: &str, errors: &mut Collector<'_>) -> Option<HttpsUrl> {
     match node {
-        Some(node) => fields::parse(node, what, errors),
+        Some(node) => {
+            let text = fields::text(node, what, errors)?;
+            let result = text.parse();
+            match result {
+                // What stands before an @ may be a password.
+                Err(error) if text.contains('@') => {
+                    errors.hidden(node.place, error);
+                    None
+                }
+                result => fields::checked(node, result, errors),
+            }
+        }
         None => default.parse().ok(),
     }
 }

@@ -90,17 +90,16 @@ fn or_empty<T>(node: Option<&Node>, read: impl FnOnce(&Node) -> Option<Vec<T>>) 
 fn arguments(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<Vec<String>> {
     if let Kind::Scalar { .. } = &node.kind {
         let word = argument(node, what, errors)?;
-        let needs_a_shell = |c: char| c.is_whitespace() || "\"'\\`*?[]#~=%!|&;<>(){}".contains(c);
-        if word.is_empty()
-            || (word.contains(needs_a_shell) && !word.starts_with('/'))
-            || word.contains(char::is_whitespace)
-        {
-            let words: Vec<_> = word.split_whitespace().map(|word| format!("{word:?}")).collect();
-            errors.hinted(
-                node.place,
-                format!("{what} is a line for a shell, and there is no shell"),
-                format!("write a list: [{}]", shorten(&words.join(", "), 160)),
-            );
+        let needs_a_shell = |c: char| c.is_whitespace() || "\"'\\`*?[]{}()<>|&;#~!".contains(c);
+        if word.is_empty() || word.contains(needs_a_shell) {
+            let hint = match word.contains(['"', '\'', '\\']) {
+                true => "write a list, one item for each argument: [\"program\", \"argument\"]".to_owned(),
+                false => {
+                    let words: Vec<_> = word.split_whitespace().map(|word| format!("{word:?}")).collect();
+                    format!("write a list: [{}]", shorten(&words.join(", "), 160))
+                }
+            };
+            errors.hinted(node.place, format!("{what} is a line for a shell, and there is no shell"), hint);
             return None;
         }
         return Some(vec![word]);
@@ -375,14 +374,12 @@ fn condition(node: &Node, errors: &mut Collector<'_>) -> Option<()> {
     }
 }
 
-/// `no` without quotes is a boolean to YAML 1.1 and means the same, so it alone is read as it stands.
+/// One of a few words, so it is read as written: `no` without quotes is a boolean to YAML 1.1, and means the same.
 fn restart(node: &Node, errors: &mut Collector<'_>) -> Option<Restart> {
-    if let Kind::Scalar { text, plain: true } = &node.kind
-        && text == "no"
-    {
-        return Some(Restart::No);
-    }
-    let text = fields::text(node, "`restart`", errors)?;
+    let Kind::Scalar { text, .. } = &node.kind else {
+        fields::mismatch(node, "`restart`", "a restart policy", errors);
+        return None;
+    };
     let read = match text.as_str() {
         "no" => Some(Restart::No),
         "always" => Some(Restart::Always),

@@ -438,7 +438,14 @@ impl FromStr for HttpsUrl {
             Some((authority, path)) => (authority, Some(path)),
             None => (rest, None),
         };
-        authority.parse::<RegistryHost>().map_err(|error| wrong(error.message))?;
+        if authority.contains('@') {
+            return Err(wrong("it has a user or a password".into()));
+        }
+        if authority.parse::<RegistryHost>().is_err() {
+            return Err(wrong(
+                "its host is not a lower-case name or an address, with or without a port".into(),
+            ));
+        }
         let path_ok = path.is_none_or(|path| {
             path.split('/').all(|part| {
                 !matches!(part, "" | "." | "..")

@@ -182,7 +182,7 @@ impl<'s> Reader<'s, '_, '_> {
                     continue;
                 }
                 Event::Scalar(text, style, anchor, tag) => {
-                    self.refuse_properties(place, anchor, tag.is_some());
+                    self.refuse_properties(place, anchor, tag.is_some(), &span);
                     let plain = style == ScalarStyle::Plain;
                     Node { place, kind: Kind::Scalar { text: text.into_owned(), plain } }
                 }
@@ -191,13 +191,13 @@ impl<'s> Reader<'s, '_, '_> {
                     Node { place, kind: Kind::Refused }
                 }
                 Event::SequenceStart(_, anchor, tag) => {
-                    self.refuse_properties(place, anchor, tag.is_some());
+                    self.refuse_properties(place, anchor, tag.is_some(), &span);
                     self.descend(place, open.len())?;
                     open.push(Open::List(place, Vec::new()));
                     continue;
                 }
                 Event::MappingStart(_, anchor, tag) => {
-                    self.refuse_properties(place, anchor, tag.is_some());
+                    self.refuse_properties(place, anchor, tag.is_some(), &span);
                     self.descend(place, open.len())?;
                     open.push(Open::Map { place, entries: Vec::new(), seen: BTreeMap::new(), key: None });
                     continue;
@@ -251,11 +251,12 @@ impl<'s> Reader<'s, '_, '_> {
         Some((text, node.place))
     }
 
-    fn refuse_properties(&mut self, place: Place, anchor: usize, tagged: bool) {
+    fn refuse_properties(&mut self, place: Place, anchor: usize, tagged: bool, span: &Span) {
         if anchor != 0 {
             self.refuse_alias(place);
         }
         if tagged {
+            let place = span.tag_span().map_or(place, |span| self.place(&span));
             self.errors.hinted(
                 place,
                 "a YAML tag",
@@ -307,6 +308,13 @@ impl<'s> Reader<'s, '_, '_> {
                 "not YAML: a `:` where no value may follow",
                 "quote a text that has `: ` in it, and check the indentation above",
             ),
+            ErrorKind::InvalidQuotedScalarIndent => {
+                self.errors.hinted(
+                    place,
+                    "not YAML: a quoted text goes on without indentation",
+                    "is a quote above not closed?",
+                );
+            }
             ErrorKind::UnclosedQuotedScalar => self.errors.error(place, "not YAML: a quote is not closed"),
             kind => self.errors.error(place, format!("not YAML: {kind}")),
         }

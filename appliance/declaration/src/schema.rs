@@ -1,0 +1,344 @@
+//! The JSON Schema of a declaration, for editors.
+//!
+//! It describes the shape of the file, and every pattern and bound that a schema can express; the parser stays
+//! the judge, since no schema can say that ports are unique or that dependencies have no cycle. The types here
+//! exist to be described and are never filled; a test holds their keys against the parser's.
+
+use std::collections::BTreeMap;
+
+use schemars::JsonSchema;
+
+/// The JSON Schema (draft 2020-12) of `cofferdam.yaml`.
+pub fn json_schema() -> serde_json::Value {
+    let mut schema = schemars::schema_for!(Declaration);
+    schema.insert("title".into(), "Cofferdam declaration".into());
+    let mut schema = schema.to_value();
+    without_null(&mut schema);
+    schema
+}
+
+/// An optional key may be absent; it may not be null, as schemars takes an `Option` to mean.
+fn without_null(schema: &mut serde_json::Value) {
+    use serde_json::Value;
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(without_null),
+        Value::Object(object) => {
+            if let Some(Value::Array(types)) = object.get_mut("type") {
+                types.retain(|name| name != "null");
+                if let [only] = types.as_slice() {
+                    let only = only.clone();
+                    object.insert("type".into(), only);
+                }
+            }
+            if let Some(Value::Array(choices)) = object.get_mut("anyOf") {
+                choices.retain(|choice| choice.get("type").is_none_or(|name| name != "null"));
+            }
+            object.values_mut().for_each(without_null);
+        }
+        _ => {}
+    }
+}
+
+/// What an appliance runs, for whom, and who operates it.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Declaration {
+    /// The version of this format.
+    version: Version,
+    /// The appliance's identity: one GitHub repository, owner/repo.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9](-?[A-Za-z0-9]){0,38}/[A-Za-z0-9._-]{1,100}$"))]
+    repository: String,
+    /// The host and the port that clients dial; it becomes a claim.
+    #[schemars(regex(pattern = r"^([a-z0-9.-]+|\[[0-9a-f:.]+\]):[1-9][0-9]{0,4}$"))]
+    endpoint: String,
+    /// Who may put secrets and read status and logs.
+    #[schemars(length(max = 32))]
+    operators: Option<Vec<Operator>>,
+    /// Where release attestations go.
+    github: Option<Github>,
+    /// Where the collateral of quotes comes from.
+    attestation: Option<Attestation>,
+    /// Registries that need their own certificate authority.
+    #[schemars(length(max = 32))]
+    registries: Option<Vec<Registry>>,
+    /// What runs, by name.
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9-]{0,30}$"}))]
+    services: BTreeMap<String, Service>,
+}
+
+/// `1`
+struct Version;
+
+impl JsonSchema for Version {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "Version".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "const": 1 })
+    }
+}
+
+/// A person or machine that may operate the appliance.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Operator {
+    /// A unique name.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9._-]{0,62}$"))]
+    name: String,
+    /// One line of an ed25519 .pub file.
+    #[schemars(regex(pattern = r"^ssh-ed25519 [A-Za-z0-9+/=]+( .*)?$"), length(max = 1024))]
+    key: String,
+}
+
+/// The GitHub that holds the repository.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Github {
+    /// Root of the REST API; `https://HOST/api/v3` for GitHub Enterprise Server.
+    api: Option<Url>,
+    /// The token that publishes releases; without it nothing is published.
+    token: Option<Reference>,
+    /// PEM certificates that alone are trusted for this server.
+    ca: Option<Pem>,
+}
+
+/// Where the collateral of quotes comes from.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Attestation {
+    /// Root of the provisioning certification service.
+    collateral: Option<Url>,
+    /// PEM certificates that alone are trusted for this server.
+    ca: Option<Pem>,
+}
+
+/// A registry that needs its own certificate authority.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Registry {
+    /// host or host:port, as in image references.
+    #[schemars(regex(pattern = r"^([a-z0-9.-]+|\[[0-9a-f:.]+\])(:[1-9][0-9]{0,4})?$"))]
+    host: String,
+    /// PEM certificates that alone are trusted for this registry.
+    ca: Option<Pem>,
+}
+
+/// One workload.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Service {
+    /// An OCI image with its registry, pinned by digest.
+    #[schemars(regex(
+        pattern = r"^[^/@]+(/[a-z0-9]+([._-]+[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?@sha256:[0-9a-f]{64}$"
+    ))]
+    image: String,
+    /// Replaces the image's command: a list, or one word.
+    command: Option<Arguments>,
+    /// Replaces the image's entrypoint and then also its command: a list, or one word.
+    entrypoint: Option<Arguments>,
+    /// Variables; a value may be a secret's reference.
+    environment: Option<Environment>,
+    /// Files under /run/secrets.
+    #[schemars(length(max = 64))]
+    secrets: Option<Vec<Secret>>,
+    /// Ports of the appliance that lead to ports of the service: TLS outside, HTTP inside.
+    #[schemars(length(max = 32))]
+    ports: Option<Vec<Port>>,
+    /// Services that start first and are then reachable by name.
+    depends_on: Option<Dependencies>,
+    /// What happens when it ends; always, unless said otherwise.
+    #[schemars(regex(pattern = r"^(no|always|unless-stopped|on-failure(:(0|[1-9][0-9]*))?)$"))]
+    restart: Option<String>,
+    /// Numeric, uid or uid:gid.
+    user: Option<User>,
+    /// Absolute path.
+    working_dir: Option<AbsolutePath>,
+    /// Whether the root file system is mounted read-only.
+    read_only: Option<bool>,
+    /// Empty file systems in memory.
+    tmpfs: Option<Tmpfs>,
+    /// What asks it to stop, for example SIGTERM.
+    #[schemars(regex(pattern = r"^((SIG)?(HUP|INT|QUIT|ABRT|KILL|USR1|USR2|ALRM|TERM|WINCH))$"))]
+    stop_signal: Option<String>,
+    /// How long it may take, at most ten minutes, for example 10s.
+    #[schemars(regex(pattern = r"^([0-9]+(us|ms|s|m|h))+$"))]
+    stop_grace_period: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Url(
+    #[schemars(regex(pattern = r"^https://[^?#@]+$"), length(max = 1024))]
+    String,
+);
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Reference(
+    #[schemars(regex(pattern = r"^secret://[a-z0-9][a-z0-9._-]{0,62}(/[a-z0-9][a-z0-9._-]{0,62}){2}$"))]
+    String,
+);
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Pem(#[schemars(regex(pattern = r"^\s*-----BEGIN CERTIFICATE-----"), length(max = 65536))] String);
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct AbsolutePath(#[schemars(regex(pattern = r"^/"), length(max = 4095))] String);
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Arguments {
+    Word(#[schemars(regex(pattern = r"^\S+$"))] String),
+    List(#[schemars(length(max = 256))] Vec<TextOrNumber>),
+}
+
+/// A whole number without quotes is read as its text.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum TextOrNumber {
+    Text(String),
+    Number(i64),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Environment {
+    Map(
+        #[schemars(extend("maxProperties" = 256, "propertyNames" = {"pattern": "^[A-Za-z_][A-Za-z0-9_]{0,254}$"}))]
+         BTreeMap<String, TextOrNumber>,
+    ),
+    List(#[schemars(length(max = 256))] Vec<Assignment>),
+}
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Assignment(#[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]{0,254}="))] String);
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Secret {
+    Reference(Reference),
+    File(SecretFile),
+}
+
+/// A secret under a file name of its own.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct SecretFile {
+    source: Reference,
+    /// One file name under /run/secrets; name.field unless given.
+    #[schemars(regex(pattern = r"^[A-Za-z0-9_][A-Za-z0-9._-]{0,127}$"))]
+    target: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Port {
+    Short(#[schemars(regex(pattern = r"^[1-9][0-9]{0,4}:[1-9][0-9]{0,4}(/tcp)?$"))] String),
+    Long(LongPort),
+}
+
+/// A published port in full.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct LongPort {
+    published: PortNumber,
+    target: PortNumber,
+    #[schemars(regex(pattern = "^tcp$"))]
+    protocol: Option<String>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum PortNumber {
+    Text(#[schemars(regex(pattern = "^[1-9][0-9]{0,4}$"))] String),
+    Number(#[schemars(range(min = 1, max = 65535))] u32),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Dependencies {
+    List(#[schemars(length(max = 32))] Vec<String>),
+    Map(#[schemars(extend("maxProperties" = 32))] BTreeMap<String, Dependency>),
+}
+
+/// A dependency in full.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Dependency {
+    #[schemars(regex(pattern = "^service_started$"))]
+    condition: String,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum User {
+    Text(#[schemars(regex(pattern = "^(0|[1-9][0-9]{0,4})(:(0|[1-9][0-9]{0,4}))?$"))] String),
+    Number(#[schemars(range(max = 65535))] u32),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Tmpfs {
+    One(AbsolutePath),
+    List(#[schemars(length(max = 16))] Vec<AbsolutePath>),
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::keys;
+
+    /// The schema's types and the parser's lists of keys are two texts; this holds them together.
+    #[test]
+    fn the_schema_has_the_keys_that_the_parser_reads() {
+        let schema = json_schema();
+        let keys_at = |pointer: &str| -> Vec<String> {
+            let object = schema.pointer(pointer).and_then(|value| value["properties"].as_object());
+            let mut keys: Vec<String> =
+                object.unwrap_or_else(|| panic!("{pointer}")).keys().cloned().collect();
+            keys.sort();
+            keys
+        };
+        let sorted = |known: &[&str]| {
+            let mut keys: Vec<String> = known.iter().map(ToString::to_string).collect();
+            keys.sort();
+            keys
+        };
+        assert_eq!(keys_at(""), sorted(keys::TOP));
+        assert_eq!(keys_at("/$defs/Operator"), sorted(keys::OPERATOR));
+        assert_eq!(keys_at("/$defs/Github"), sorted(keys::GITHUB));
+        assert_eq!(keys_at("/$defs/Attestation"), sorted(keys::ATTESTATION));
+        assert_eq!(keys_at("/$defs/Registry"), sorted(keys::REGISTRY));
+        assert_eq!(keys_at("/$defs/Service"), sorted(keys::SERVICE));
+        assert_eq!(keys_at("/$defs/SecretFile"), sorted(keys::SECRET_FILE));
+        assert_eq!(keys_at("/$defs/LongPort"), sorted(keys::PORT));
+        assert_eq!(keys_at("/$defs/Dependency"), sorted(keys::DEPENDENCY));
+    }
+}
