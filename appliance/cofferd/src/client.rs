@@ -179,7 +179,7 @@ pub(crate) mod vault {
         lease_at(Path::new(paths::VAULT_SOCKET), references, wait).await
     }
 
-    pub(super) async fn lease_at(
+    pub(crate) async fn lease_at(
         socket: &Path,
         references: &[Reference],
         wait: Duration,

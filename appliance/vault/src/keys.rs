@@ -94,6 +94,12 @@ impl Keys {
         self.id
     }
 
+    /// The memory that holds the secret keys, for locking it there and nothing else. It stays in place as long as `self`
+    /// exists, wherever `self` moves.
+    pub fn memory(&self) -> [&[u8]; 3] {
+        [&self.secret.records, &self.secret.index, &self.secret.hpke]
+    }
+
     /// The X25519 public key to which secrets are sealed: the claim `vault_key`.
     pub fn public_key(&self) -> [u8; 32] {
         self.public

@@ -1,2 +1,209 @@
-//! role vault
-pub(crate) fn run() -> anyhow::Result<()> { anyhow::bail!("not built yet") }
+//! The role that keeps the secrets: the only process that holds the vault's keys.
+//!
+//! PID 1 starts it with the master key in a sealed memfd at descriptor 3. It takes the key, closes the
+//! descriptor, confines itself, reads the measured declaration for who may lease what and whose
+//! signatures count, opens its store and serves its socket. It has no network.
+//!
+//! The store is a file of ciphertext on a tmpfs, so that it outlives this process and not the
+//! machine. A store that does not open is never replaced: the role then stays, answers every request
+//! with the reason, and holds no key that opens anything.
+
+mod listen;
+mod sys;
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::path::Path;
+use std::sync::{Arc, Mutex, PoisonError};
+use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+
+use anyhow::{Context as _, ensure};
+use axum::Router;
+use axum::http::StatusCode;
+use cofferdam_declaration::Declaration;
+use cofferdam_vault::wire::ErrorReply;
+use cofferdam_vault::{
+    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Reference, Rules, Store, StoreError, Vault,
+    router,
+};
+use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use zeroize::Zeroizing;
+
+use crate::{confine, files, paths};
+
+/// Shortest secret in bytes, as for the redactor.
+const MIN_VALUE: usize = 8;
+/// Lines about requests that nobody authenticated, in each [`FLOOD_WINDOW`]. Anybody on the network can cause them, and the
+/// console is slow.
+const FLOOD_LINES: u32 = 10;
+/// See [`FLOOD_LINES`].
+const FLOOD_WINDOW: Duration = Duration::from_secs(10);
+
+/// Runs the role until it is killed.
+///
+/// # Errors
+/// When the key is not there, the role cannot be confined, the declaration cannot be read or the socket not be made.
+/// A store that does not open is not an error here: the role serves its refusal.
+pub(crate) fn run() -> anyhow::Result<()> {
+    // Before the key is in this process's memory.
+    confine::undumpable().context("cannot become unreadable for others")?;
+    let keys = Keys::derive(take_master_key()?)?;
+    for memory in keys.memory() {
+        sys::lock(memory).context("cannot lock the keys in memory")?;
+    }
+    confine::enter("vault").context("cannot confine the role")?;
+    let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
+        .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
+    let rules = rules(&Declaration::parse(&declaration)?)?;
+    let service = match open(Path::new(paths::VAULT_STORE), keys) {
+        Ok(store) => {
+            println!("vault: {} secrets; state: in memory only, lost at power-off", store.list().len());
+            router(Arc::new(Vault::new(store, rules, unix_now, Lines::default().sink())))
+        }
+        Err(error) => {
+            let reason = format!("{:#}", anyhow::Error::new(error));
+            println!("vault: parked: {reason}");
+            parked(&reason)
+        }
+    };
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let listener = listen::bind(Path::new(paths::VAULT_SOCKET))
+            .with_context(|| format!("cannot listen on {}", paths::VAULT_SOCKET))?;
+        listen::serve(listener, service).await;
+        Ok(())
+    })
+}
+
+/// Reads the key from the memfd and closes the descriptor. The memfd is sealed, so what is read is what PID 1 wrote.
+fn take_master_key() -> anyhow::Result<MasterKey> {
+    let descriptor = crate::sys::inherited(paths::KEY_FD).context("no key at descriptor 3")?;
+    let seals = fcntl(&descriptor, FcntlArg::F_GET_SEALS).context("the key is not in a memfd")?;
+    let seals = SealFlag::from_bits_truncate(seals);
+    ensure!(
+        seals.contains(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK),
+        "the key's memfd is not sealed"
+    );
+    read_key(&File::from(descriptor))
+}
+
+fn read_key(file: &File) -> anyhow::Result<MasterKey> {
+    let mut key = Zeroizing::new([0; 32]);
+    // At offset 0 and not at the descriptor's, which is shared with the vault that read it before.
+    file.read_exact_at(&mut key[..], 0).context("cannot read the key")?;
+    ensure!(file.metadata().context("cannot read the key")?.len() == 32, "the key is not 32 bytes");
+    Ok(MasterKey::take(&mut key))
+}
+
+/// Who may do what, as the declaration says: each service leases what it refers to, `publish` the token.
+fn rules(declaration: &Declaration) -> anyhow::Result<Rules> {
+    let mut grants = Grants::default();
+    for (index, service) in (0..).zip(&declaration.services) {
+        for reference in service.references() {
+            grants.allow(paths::service_uid(index), Reference::parse(&reference.to_string())?);
+        }
+    }
+    if let Some(token) = &declaration.github.token {
+        grants.allow(paths::PUBLISH_UID, Reference::parse(&token.to_string())?);
+    }
+    let operators = declaration.operators.iter().map(|operator| (operator.name.as_str(), *operator.key.public()));
+    Ok(Rules {
+        grants,
+        operators: Operators::new(operators)?,
+        front_uid: paths::FRONT_UID,
+        min_value: MIN_VALUE,
+    })
+}
+
+/// Opens the store, or makes it where there is none. A store is made beside its place and moved there when it is whole, so that
+/// a vault killed in between leaves nothing that later fails to open.
+fn open(path: &Path, keys: Keys) -> Result<Store, StoreError> {
+    match OpenOptions::new().read(true).write(true).open(path) {
+        Ok(file) => return Store::open(backend(file)?, keys),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => {}
+        Err(error) => return Err(StoreError::Io(error)),
+    }
+    let unfinished = path.with_extension("new");
+    match fs::remove_file(&unfinished) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StoreError::Io(error)),
+        _ => {}
+    }
+    let file = OpenOptions::new()
+        .read(true)
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&unfinished)
+        .map_err(StoreError::Io)?;
+    let store = Store::create(backend(file)?, keys)?;
+    fs::rename(&unfinished, path).map_err(StoreError::Io)?;
+    Ok(store)
+}
+
+fn backend(file: File) -> Result<FileBackend, StoreError> {
+    FileBackend::new(file).map_err(|error| StoreError::Database(Box::new(error.into())))
+}
+
+/// Answers everything with the reason why there is no vault.
+fn parked(reason: &str) -> Router {
+    let reply = ErrorReply {
+        error: format!("the vault is parked: {reason}"),
+        hint: Some("nothing was changed or lost by this; to start over with an empty vault restart the appliance".into()),
+    };
+    let body = serde_json::to_string(&reply).unwrap_or_default();
+    Router::new().fallback(async move || {
+        (StatusCode::SERVICE_UNAVAILABLE, [(axum::http::header::CONTENT_TYPE, "application/json")], body)
+    })
+}
+
+fn unix_now() -> u64 {
+    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+}
+
+/// Writes audit lines to the console, and not more than [`FLOOD_LINES`] that a stranger caused.
+#[derive(Default)]
+struct Lines(Mutex<Option<Window>>);
+
+struct Window {
+    since: Instant,
+    written: u32,
+    dropped: u32,
+}
+
+impl Lines {
+    fn sink(self) -> impl Fn(&Audit<'_>) + Send + Sync + 'static {
+        move |event| {
+            for line in self.lines(event, Instant::now()) {
+                eprintln!("vault: {line}");
+            }
+        }
+    }
+
+    fn lines(&self, event: &Audit<'_>, now: Instant) -> Vec<String> {
+        let mut lines = Vec::new();
+        if event.operation == Operation::Authenticate {
+            let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+            let window = window.get_or_insert(Window { since: now, written: 0, dropped: 0 });
+            if now.saturating_duration_since(window.since) >= FLOOD_WINDOW {
+                if window.dropped > 0 {
+                    lines.push(format!("audit: {} further requests were not authenticated", window.dropped));
+                }
+                *window = Window { since: now, written: 0, dropped: 0 };
+            }
+            if window.written >= FLOOD_LINES {
+                window.dropped = window.dropped.saturating_add(1);
+                return lines;
+            }
+            window.written += 1;
+        }
+        lines.push(event.to_string());
+        lines
+    }
+}
+
+#[cfg(test)]
+mod tests;

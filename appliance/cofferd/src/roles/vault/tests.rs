@@ -1,0 +1,274 @@
+//! The role without its process: key, rules, store file, socket, and the client that the other roles use.
+
+use std::os::fd::AsFd as _;
+use std::os::unix::fs::PermissionsExt as _;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cofferdam_attest::operator::{seal_secret, signing_input};
+use cofferdam_vault::wire::OperatorRequest;
+use cofferdam_vault::{Answer, SecretValue, fingerprint};
+use ed25519_dalek::{Signer as _, SigningKey};
+use hyper::Method;
+use nix::sys::memfd::{MFdFlags, memfd_create};
+
+use super::*;
+use crate::client;
+use crate::client::vault::{Lease, LeaseError};
+
+const DECLARATION: &str = "\
+version: 1
+repository: octo/app
+endpoint: 127.0.0.1:8443
+operators:
+  - name: alice
+    key: OPERATOR
+github:
+  token: secret://cofferdam/github/token
+services:
+  web:
+    image: registry.example:5000/web@sha256:0000000000000000000000000000000000000000000000000000000000000000
+    environment:
+      PASSWORD: secret://app/db/password
+      MODE: production
+  db:
+    image: registry.example:5000/db@sha256:0000000000000000000000000000000000000000000000000000000000000000
+    secrets: [secret://app/db/password, {source: secret://app/db/key, target: key}]
+";
+
+fn declaration(key: &SigningKey) -> Declaration {
+    let public = key.verifying_key().to_bytes();
+    let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &public].concat();
+    let line = format!("ssh-ed25519 {} alice@laptop", STANDARD.encode(blob));
+    Declaration::parse(DECLARATION.replace("OPERATOR", &line).as_bytes()).unwrap()
+}
+
+fn keys(byte: u8) -> Keys {
+    Keys::derive(MasterKey::take(&mut [byte; 32])).unwrap()
+}
+
+fn reference(text: &str) -> Reference {
+    Reference::parse(text).unwrap()
+}
+
+fn put(vault: &Vault, key: &SigningKey, reference: &str, value: &[u8], connection: u8) -> Answer {
+    let sealed = seal_secret(&vault.public_key(), reference, value).unwrap();
+    let body = serde_json::to_vec(&sealed).unwrap();
+    let path = format!("/.well-known/cofferdam/v1/secrets/{}", reference.strip_prefix("secret://").unwrap());
+    let signature = key.sign(&signing_input("PUT", &path, &body, &[connection; 32]));
+    vault.operate(paths::FRONT_UID, &OperatorRequest {
+        method: "PUT".into(),
+        path,
+        body: STANDARD.encode(&body),
+        channel_binding: STANDARD.encode([connection; 32]),
+        key: fingerprint(&key.verifying_key().to_bytes()),
+        signature: STANDARD.encode(signature.to_bytes()),
+    })
+}
+
+#[test]
+fn each_service_is_granted_its_own_references_and_publish_the_token() {
+    let rules = rules(&declaration(&SigningKey::from_bytes(&[3; 32]))).unwrap();
+    let (web, db) = (paths::service_uid(0), paths::service_uid(1));
+    let allowed = |uid, text| rules.grants.allows(uid, &reference(text));
+    for (uid, password, key, token) in [
+        (web, true, false, false),
+        (db, true, true, false),
+        (paths::PUBLISH_UID, false, false, true),
+        (paths::FRONT_UID, false, false, false),
+        (0, false, false, false),
+        (paths::service_uid(2), false, false, false),
+    ] {
+        assert_eq!(allowed(uid, "secret://app/db/password"), password, "{uid}");
+        assert_eq!(allowed(uid, "secret://app/db/key"), key, "{uid}");
+        assert_eq!(allowed(uid, "secret://cofferdam/github/token"), token, "{uid}");
+    }
+}
+
+#[test]
+fn a_store_is_made_once_and_then_only_opened() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    // What a vault leaves that was killed while it made the store.
+    fs::write(path.with_extension("new"), b"half a store").unwrap();
+    let store = open(&path, keys(1)).unwrap();
+    assert_eq!(fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
+    assert!(!path.with_extension("new").exists());
+    let secret = SecretValue::new(reference("secret://app/db/password"), b"correct horse".to_vec());
+    store.put(&secret, 0, &[0; 32]).unwrap();
+    drop(store);
+
+    let store = open(&path, keys(1)).unwrap();
+    assert_eq!(store.get(secret.reference()).unwrap().unwrap().expose(), b"correct horse");
+    drop(store);
+    assert!(matches!(open(&path, keys(2)), Err(StoreError::OtherKey)));
+
+    // Neither an empty file nor garbage is taken for the absence of a store.
+    for content in [&b""[..], b"garbage", &[0; 4096]] {
+        fs::write(&path, content).unwrap();
+        assert!(open(&path, keys(1)).is_err());
+        assert_eq!(fs::read(&path).unwrap(), content, "a store that does not open is left as it is");
+    }
+}
+
+#[test]
+fn the_key_is_read_whole_from_a_sealed_memfd_again_and_again() {
+    let memfd = memfd_create("key", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC).unwrap();
+    nix::unistd::write(&memfd, &[7; 32]).unwrap();
+    let file = File::from(memfd.as_fd().try_clone_to_owned().unwrap());
+    // The write has left the shared offset at the end, as a former vault's read would.
+    for _ in 0..2 {
+        assert_eq!(Keys::derive(read_key(&file).unwrap()).unwrap().id(), keys(7).id());
+    }
+    nix::unistd::write(&memfd, &[7]).unwrap();
+    assert!(read_key(&file).is_err(), "33 bytes are no key");
+    let short = tempfile::tempfile().unwrap();
+    assert!(read_key(&short).is_err());
+}
+
+#[test]
+fn a_parked_vault_says_why_to_everybody() {
+    client::block_on(async {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("vault.sock");
+        let listener = listen::bind(&socket).unwrap();
+        let serving = tokio::spawn(listen::serve(listener, parked("the store was sealed under another master key")));
+        for (method, path) in [(Method::GET, "/v1/key"), (Method::POST, "/v1/lease"), (Method::POST, "/v1/operator")] {
+            let (status, body) =
+                client::request(&socket, method, path, Vec::new(), 1024, Duration::from_secs(5)).await.unwrap();
+            assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
+            let reply: ErrorReply = serde_json::from_slice(&body).unwrap();
+            assert_eq!(reply.error, "the vault is parked: the store was sealed under another master key");
+            assert!(reply.hint.unwrap().contains("restart"));
+        }
+        serving.abort();
+    })
+    .unwrap();
+}
+
+/// The vault as the role runs it, on a socket of this test, for this test's own uid.
+struct Running {
+    directory: tempfile::TempDir,
+    vault: Arc<Vault>,
+    serving: tokio::task::JoinHandle<()>,
+}
+
+impl Running {
+    fn start(granted: &[&str], key: &SigningKey) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let mut rules = rules(&declaration(key)).unwrap();
+        for text in granted {
+            rules.grants.allow(nix::unistd::geteuid().as_raw(), reference(text));
+        }
+        let store = open(&directory.path().join("store.redb"), keys(1)).unwrap();
+        let vault = Arc::new(Vault::new(store, rules, || 0, |_| {}));
+        let listener = listen::bind(&directory.path().join("vault.sock")).unwrap();
+        let serving = tokio::spawn(listen::serve(listener, router(vault.clone())));
+        Self { directory, vault, serving }
+    }
+
+    async fn lease(&self, references: &[&str], wait: Duration) -> Result<Lease, LeaseError> {
+        let references: Vec<_> = references.iter().map(|text| reference(text)).collect();
+        client::vault::lease_at(&self.directory.path().join("vault.sock"), &references, wait).await
+    }
+}
+
+impl Drop for Running {
+    fn drop(&mut self) {
+        self.serving.abort();
+    }
+}
+
+#[test]
+fn a_role_leases_over_the_socket() {
+    client::block_on(async {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let (password, token) = ("secret://app/db/password", "secret://app/db/key");
+        let running = Running::start(&[password, token], &key);
+        let socket = running.directory.path().join("vault.sock");
+        assert_eq!(fs::metadata(&socket).unwrap().permissions().mode() & 0o777, 0o666);
+
+        // Nothing there: said at once, and said again when the wait is over.
+        let missing = running.lease(&[password], Duration::ZERO).await.unwrap_err();
+        assert!(matches!(missing, LeaseError::Missing(references) if references == [reference(password)]));
+
+        // A wait ends with the put.
+        let large = vec![0xA5; cofferdam_vault::store::MAX_VALUE];
+        let waiting = running.lease(&[password, token], Duration::from_secs(60));
+        let putting = async {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert_eq!(put(&running.vault, &key, password, b"correct horse", 1).status, StatusCode::OK);
+            assert_eq!(put(&running.vault, &key, token, &large, 2).status, StatusCode::OK);
+        };
+        let (lease, ()) = tokio::join!(waiting, putting);
+        let lease = lease.unwrap();
+        assert_eq!(lease[&reference(password)].expose(), b"correct horse");
+        assert_eq!(lease[&reference(token)].expose(), large);
+        assert!(!format!("{lease:?}").contains("correct"));
+
+        // Not granted to this uid: refused, and not waited for.
+        let refused = running.lease(&["secret://cofferdam/github/token"], Duration::from_secs(60)).await.unwrap_err();
+        assert!(matches!(refused, LeaseError::Refused(_)), "{refused}");
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_lease_outlasts_a_restart_of_the_vault() {
+    client::block_on(async {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let password = "secret://app/db/password";
+        let running = Running::start(&[password], &key);
+        assert_eq!(put(&running.vault, &key, password, b"correct horse", 1).status, StatusCode::OK);
+        let socket = running.directory.path().join("vault.sock");
+        running.serving.abort();
+        fs::remove_file(&socket).unwrap();
+        let waiting = running.lease(&[password], Duration::from_secs(60));
+        let restarting = async {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let listener = listen::bind(&socket).unwrap();
+            tokio::spawn(listen::serve(listener, router(running.vault.clone())))
+        };
+        let (lease, serving) = tokio::join!(waiting, restarting);
+        assert_eq!(lease.unwrap()[&reference(password)].expose(), b"correct horse");
+        serving.abort();
+
+        // And without one it is an error when the wait is over, not before and not never.
+        fs::remove_file(&socket).unwrap();
+        let started = Instant::now();
+        let error = running.lease(&[password], Duration::from_millis(300)).await.unwrap_err();
+        assert!(matches!(error, LeaseError::Unreachable(_)), "{error}");
+        assert!(started.elapsed() < Duration::from_secs(2));
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_reply_is_bounded() {
+    client::block_on(async {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let running = Running::start(&[], &key);
+        let socket = running.directory.path().join("vault.sock");
+        let key = client::request(&socket, Method::GET, "/v1/key", Vec::new(), 10, Duration::from_secs(5)).await;
+        assert!(matches!(key, Err(client::ClientError::TooLarge(10))));
+        let listener = tokio::net::UnixListener::bind(running.directory.path().join("mute.sock")).unwrap();
+        let mute = running.directory.path().join("mute.sock");
+        let silence = client::request(&mute, Method::GET, "/", Vec::new(), 10, Duration::from_millis(50)).await;
+        assert!(matches!(silence, Err(client::ClientError::Timeout(_))));
+        drop(listener);
+    })
+    .unwrap();
+}
+
+#[test]
+fn strangers_do_not_fill_the_console() {
+    let lines = Lines::default();
+    let start = Instant::now();
+    let stranger = Audit { uid: 102, operation: Operation::Authenticate, operator: None, references: &[], status: 401 };
+    let written: usize = (0..1000).map(|_| lines.lines(&stranger, start).len()).sum();
+    assert_eq!(written, FLOOD_LINES as usize);
+    let lease = Audit { uid: 103, operation: Operation::Lease, operator: None, references: &[], status: 200 };
+    assert_eq!(lines.lines(&lease, start), ["audit: lease uid=103 status=200"], "what is authenticated is always written");
+    let later = lines.lines(&stranger, start + FLOOD_WINDOW);
+    assert_eq!(later, ["audit: 990 further requests were not authenticated", "audit: authenticate uid=102 status=401"]);
+}
