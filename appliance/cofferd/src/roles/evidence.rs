@@ -1,2 +1,564 @@
-//! role evidence
-pub(crate) fn run() -> anyhow::Result<()> { anyhow::bail!("not built yet") }
+//! Role `evidence`: the only holder of the quote device.
+//!
+//! Responsible for composing the claims out of what PID 1 measured and the vault's public key, having them
+//! quoted, and handing out the evidence document over a Unix socket to `front` and `publish`.
+//!
+//! It never takes a claim from its callers: they choose a nonce and a channel binding, both bounded, and
+//! nothing else. So a network-facing role that falls cannot make the TD sign another endpoint, key or
+//! repository. It has no network, holds no secret, and hands out nothing that it has not checked against the
+//! quote that came back: the report_data must be the one asked for and RTMR3 must be what the event log replays
+//! to. Requests to the device are serialised; who finds the queue full is told to come back.
+
+mod ask;
+mod device;
+
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use axum::body::{Body, Bytes};
+use axum::http::{Method, Request, Response, StatusCode, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cofferdam_attest::claims::{self, Claims};
+use cofferdam_attest::event_log;
+use cofferdam_attest::evidence::Evidence;
+use cofferdam_attest::quote;
+use hyper::body::Incoming;
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use serde::Deserialize;
+use tokio::net::{UnixListener, UnixStream};
+use tokio::sync::Semaphore;
+
+pub(crate) use self::ask::{AskError, EvidenceRequest, ask};
+use self::device::{Configfs, Device, DeviceError, Reports};
+use crate::roles::appliance::{Appliance, ApplianceError};
+use crate::roles::clock;
+use crate::{client, confine, paths};
+
+/// Where the kernel's TSM driver takes requests (configfs-tsm-report ABI).
+const DEVICE_ROOT: &str = "/sys/kernel/config/tsm/report";
+
+/// How long claims hold, in seconds. A day is long enough to survive an outage of GitHub or of the PCS and
+/// short enough that a client that demands fresh evidence gets it: the certificate and the release are renewed
+/// at two thirds of it.
+const VALIDITY: u64 = 24 * 60 * 60;
+
+/// How long one quote may take. The stock driver polls once a second; ten times that is a device that hangs.
+const QUOTE_LIMIT: Duration = Duration::from_secs(10);
+
+/// Requests that may wait for the device. Each takes about a second, and `front` gives up after 30.
+const QUEUE: usize = 8;
+
+/// How long a request waits in the queue before it is told to come back.
+const QUEUE_LIMIT: Duration = Duration::from_secs(15);
+
+/// Open connections. Two peers are served, each with a few requests at a time.
+const CONNECTIONS: usize = 32;
+
+/// A request is two short base64 strings.
+const MAX_REQUEST: usize = 1024;
+
+/// How long a peer may take to send its request.
+const REQUEST_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long to wait for the vault before giving up and being started again by PID 1.
+const VAULT_LIMIT: Duration = Duration::from_secs(60);
+
+/// The register can be ahead of the file for the moment that PID 1 needs to write it; so many looks are taken.
+const LOG_ATTEMPTS: u32 = 3;
+
+/// Runs the role until it is killed.
+///
+/// # Errors
+/// When the facts of this boot are unreadable, the device's directory is not there, the vault does not answer
+/// within a minute or the socket cannot be made.
+pub(crate) fn run() -> anyhow::Result<()> {
+    confine::enter("evidence").context("cannot confine the role")?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .max_blocking_threads(2)
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let device = Device::new(Configfs::new(DEVICE_ROOT));
+        let removed = device.clear().context("cannot clear the quote device's directory")?;
+        if removed > 0 {
+            println!("evidence: removed {removed} requests of a predecessor");
+        }
+        let vault_key = vault_key(Path::new(paths::VAULT_SOCKET), VAULT_LIMIT).await?;
+        let attester = Attester { appliance: PathBuf::from(paths::APPLIANCE), device, vault_key };
+        let listener = bind(Path::new(paths::EVIDENCE_SOCKET))?;
+        serve(listener, attester, vec![paths::FRONT_UID, paths::PUBLISH_UID]).await;
+        Ok(())
+    })
+}
+
+/// Why there is no evidence.
+#[derive(Debug, thiserror::Error)]
+enum EvidenceError {
+    #[error("the nonce is not base64 of 16 to 64 bytes")]
+    Nonce,
+    #[error("the channel binding is not base64 of 32 bytes")]
+    ChannelBinding,
+    #[error("the facts of this boot are not available")]
+    Appliance(#[from] ApplianceError),
+    #[error("no quote")]
+    Device(#[from] DeviceError),
+    #[error("the quote device returned something that is not a TDX quote")]
+    Quote(#[source] quote::QuoteError),
+    #[error("the quote is over other report data than was asked for")]
+    ReportData,
+    #[error("RTMR3 is not what the event log replays to")]
+    EventLog,
+    #[error("the clock is not at a time that can be written")]
+    Clock,
+    #[error("the claims of this boot are malformed")]
+    Claims(#[source] claims::ClaimsError),
+}
+
+/// Everything that goes into evidence.
+struct Attester<R> {
+    appliance: PathBuf,
+    device: Device<R>,
+    vault_key: String,
+}
+
+impl<R: Reports> Attester<R> {
+    /// An evidence document without collateral. Blocks on the device.
+    fn evidence(&self, request: &EvidenceRequest, now: u64) -> Result<Vec<u8>, EvidenceError> {
+        sized(request.nonce.as_deref(), 16..=64).then_some(()).ok_or(EvidenceError::Nonce)?;
+        sized(request.channel_binding.as_deref(), 32..=32)
+            .then_some(())
+            .ok_or(EvidenceError::ChannelBinding)?;
+        let mut attempt: u32 = 1;
+        loop {
+            let outcome = self.attempt(request, now);
+            if !matches!(outcome, Err(EvidenceError::EventLog)) || attempt >= LOG_ATTEMPTS {
+                return outcome;
+            }
+            attempt = attempt.saturating_add(1);
+            std::thread::sleep(Duration::from_millis(100));
+        }
+    }
+
+    fn attempt(&self, request: &EvidenceRequest, now: u64) -> Result<Vec<u8>, EvidenceError> {
+        let appliance = Appliance::read(&self.appliance)?;
+        let claims = Claims {
+            version: 1,
+            repository: appliance.repository,
+            commit: appliance.commit,
+            declaration: appliance.declaration,
+            endpoint: appliance.endpoint,
+            tls_key: appliance.tls_key,
+            vault_key: self.vault_key.clone(),
+            issued_at: claims::format_time(now).ok_or(EvidenceError::Clock)?,
+            expires_at: claims::format_time(now.saturating_add(VALIDITY)).ok_or(EvidenceError::Clock)?,
+            // Nothing can seal this appliance or give it lasting state: there is no such event and no such disk.
+            sealed: false,
+            state_epoch: 0,
+            nonce: request.nonce.clone(),
+            channel_binding: request.channel_binding.clone(),
+        }
+        .encode();
+        Claims::decode(&claims).map_err(EvidenceError::Claims)?;
+
+        let report_data = claims::report_data(&claims);
+        let padded = self.device.quote(&report_data, QUOTE_LIMIT)?;
+        // Some hosts fill the quote's buffer up with zeros; a document carries the quote alone.
+        let bytes = quote::trim_padding(&padded).map_err(EvidenceError::Quote)?.to_vec();
+        let quote = quote::parse(&bytes).map_err(EvidenceError::Quote)?;
+        if quote.report_data != report_data {
+            return Err(EvidenceError::ReportData);
+        }
+        let [_, _, _, rtmr3] = quote.rtmr;
+        if rtmr3 != event_log::replay(&appliance.event_log, 3) {
+            return Err(EvidenceError::EventLog);
+        }
+        let evidence = Evidence {
+            claims,
+            quote: bytes,
+            event_log: appliance.event_log,
+            collateral: None,
+            image: appliance.image,
+        };
+        Ok(evidence.to_json())
+    }
+}
+
+/// Whether `text` is absent or standard base64 of so many bytes.
+fn sized(text: Option<&str>, range: std::ops::RangeInclusive<usize>) -> bool {
+    text.is_none_or(|text| STANDARD.decode(text).is_ok_and(|bytes| range.contains(&bytes.len())))
+}
+
+/// Makes the socket anew. Anybody may connect (0666); the peer's uid decides what it is told.
+fn bind(path: &Path) -> anyhow::Result<UnixListener> {
+    match std::fs::remove_file(path) {
+        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
+            return Err(error).with_context(|| format!("cannot remove the old {}", path.display()));
+        }
+        _ => {}
+    }
+    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {}", path.display()))?;
+    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
+        .with_context(|| format!("cannot open {} to its callers", path.display()))?;
+    Ok(listener)
+}
+
+/// The device and the places in front of it.
+struct Desk<R> {
+    attester: Attester<R>,
+    device: Semaphore,
+    queue: Semaphore,
+}
+
+/// Serves callers whose uid is in `allowed` until the task is dropped.
+async fn serve<R: Reports + 'static>(listener: UnixListener, attester: Attester<R>, allowed: Vec<u32>) {
+    let desk = Arc::new(Desk { attester, device: Semaphore::new(1), queue: Semaphore::new(QUEUE) });
+    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+    loop {
+        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
+        let stream = match listener.accept().await {
+            Ok((stream, _)) => stream,
+            Err(error) => {
+                eprintln!("evidence: cannot accept: {error}");
+                tokio::time::sleep(Duration::from_millis(100)).await;
+                continue;
+            }
+        };
+        let desk = Arc::clone(&desk);
+        let permitted = stream.peer_cred().is_ok_and(|peer| allowed.contains(&peer.uid()));
+        tokio::spawn(async move {
+            converse(stream, desk, permitted).await;
+            drop(permit);
+        });
+    }
+}
+
+/// One connection. What goes wrong on it concerns its peer alone.
+async fn converse<R: Reports + 'static>(stream: UnixStream, desk: Arc<Desk<R>>, permitted: bool) {
+    let service = service_fn(move |request| {
+        let desk = Arc::clone(&desk);
+        async move { Ok::<_, std::convert::Infallible>(answer(request, &desk, permitted).await) }
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(REQUEST_LIMIT)
+        .max_buf_size(16 * 1024)
+        .serve_connection(TokioIo::new(stream), service)
+        .await;
+}
+
+async fn answer<R: Reports + 'static>(
+    request: Request<Incoming>,
+    desk: &Arc<Desk<R>>,
+    permitted: bool,
+) -> Response<Body> {
+    if !permitted {
+        return refuse(StatusCode::FORBIDDEN, "this peer may not ask for evidence");
+    }
+    if request.uri().path() != "/v1/evidence" {
+        return refuse(StatusCode::NOT_FOUND, "only /v1/evidence is here");
+    }
+    if request.method() != Method::POST {
+        return refuse(StatusCode::METHOD_NOT_ALLOWED, "POST asks for evidence");
+    }
+    let body = axum::body::to_bytes(Body::new(request.into_body()), MAX_REQUEST);
+    let body = match tokio::time::timeout(REQUEST_LIMIT, body).await {
+        Ok(Ok(body)) => body,
+        _ => return refuse(StatusCode::BAD_REQUEST, "the request is too large or came too slowly"),
+    };
+    let request = match serde_json::from_slice::<EvidenceRequest>(&body) {
+        Ok(request) => request,
+        Err(_) => return refuse(StatusCode::BAD_REQUEST, "the request is not {nonce?, channel_binding?}"),
+    };
+    attest(request, desk).await
+}
+
+/// Takes a place in the queue, then the device, then the quote.
+async fn attest<R: Reports + 'static>(request: EvidenceRequest, desk: &Arc<Desk<R>>) -> Response<Body> {
+    let busy = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the quote device is busy");
+    let Ok(_place) = desk.queue.try_acquire() else { return busy() };
+    let Ok(Ok(_)) =
+        tokio::time::timeout(QUEUE_LIMIT, desk.device.acquire()).await.map(|p| p.map(|p| p.forget()))
+    else {
+        return busy();
+    };
+    // The device is given back by the thread that uses it: while one hangs, nobody else is let in.
+    let thread = Arc::clone(desk);
+    let work = tokio::task::spawn_blocking(move || {
+        let outcome = thread.attester.evidence(&request, clock::unix_now());
+        thread.device.add_permits(1);
+        outcome
+    });
+    match tokio::time::timeout(QUOTE_LIMIT, work).await {
+        Ok(Ok(Ok(document))) => json(StatusCode::OK, document),
+        Ok(Ok(Err(error @ (EvidenceError::Nonce | EvidenceError::ChannelBinding)))) => {
+            refuse(StatusCode::BAD_REQUEST, &error.to_string())
+        }
+        Ok(Ok(Err(error))) => {
+            let text = format!("{:#}", anyhow::Error::new(error));
+            eprintln!("evidence: {text}");
+            refuse(StatusCode::SERVICE_UNAVAILABLE, &text)
+        }
+        Ok(Err(_)) => refuse(StatusCode::SERVICE_UNAVAILABLE, "the quote was abandoned"),
+        Err(_) => refuse(StatusCode::SERVICE_UNAVAILABLE, "the quote device did not answer in time"),
+    }
+}
+
+fn refuse(status: StatusCode, error: &str) -> Response<Body> {
+    let mut response = json(status, serde_json::json!({ "error": error }).to_string());
+    if status == StatusCode::SERVICE_UNAVAILABLE {
+        response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
+    }
+    response
+}
+
+fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+    let mut response = Response::new(Body::from(body.into()));
+    *response.status_mut() = status;
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response
+}
+
+/// The vault's answer to `GET /v1/key`.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct VaultKey {
+    public_key: String,
+}
+
+/// Asks the vault for its public key until it answers.
+async fn vault_key(socket: &Path, limit: Duration) -> anyhow::Result<String> {
+    let asking = async {
+        let mut pause = Duration::from_millis(50);
+        loop {
+            match ask_vault_key(socket).await {
+                Ok(key) => return key,
+                Err(error) => eprintln!("evidence: waiting for the vault: {error:#}"),
+            }
+            tokio::time::sleep(pause).await;
+            pause = pause.saturating_mul(2).min(Duration::from_secs(2));
+        }
+    };
+    tokio::time::timeout(limit, asking).await.context("the vault did not answer in time")
+}
+
+async fn ask_vault_key(socket: &Path) -> anyhow::Result<String> {
+    let (status, body) =
+        client::request(socket, Method::GET, "/v1/key", Vec::new(), MAX_REQUEST, REQUEST_LIMIT).await?;
+    anyhow::ensure!(status == StatusCode::OK, "the vault answered {status}");
+    let key: VaultKey = serde_json::from_slice(&body).context("the vault's answer is not {public_key}")?;
+    anyhow::ensure!(sized(Some(&key.public_key), 32..=32), "the vault's key is not 32 bytes");
+    Ok(key.public_key)
+}
+
+#[cfg(test)]
+mod tests {
+    use std::sync::atomic::{AtomicU32, Ordering};
+
+    use serde_json::json;
+    use tempfile::TempDir;
+
+    use super::device::tests::{Fake, Mischief};
+    use super::*;
+    use crate::roles::testing::{appliance, platform, quote as quoted, respond, serve_unix};
+
+    fn key() -> String {
+        format!("sha256:{}", "cd".repeat(32))
+    }
+
+    /// A role whose device has measured `events`, or what the file says.
+    fn role<F>(mischief: &[Mischief], allowed: Vec<u32>, quote: F) -> (TempDir, PathBuf)
+    where
+        F: Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static,
+    {
+        let directory = tempfile::tempdir().unwrap();
+        let file = directory.path().join("appliance.json");
+        std::fs::write(&file, serde_json::to_vec(&appliance(&key())).unwrap()).unwrap();
+        let fake = Fake::new(quote);
+        *fake.mischief.lock().unwrap() = mischief.to_vec();
+        let attester =
+            Attester { appliance: file, device: Device::new(fake), vault_key: STANDARD.encode([9; 32]) };
+        let socket = directory.path().join("evidence.sock");
+        tokio::spawn(serve(bind(&socket).unwrap(), attester, allowed));
+        (directory, socket)
+    }
+
+    fn honest() -> impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static {
+        let platform = platform();
+        let events = appliance(&key()).event_log;
+        move |report_data| quoted(&platform, &events, report_data)
+    }
+
+    fn me() -> Vec<u32> {
+        vec![nix::unistd::getuid().as_raw()]
+    }
+
+    fn refusal(outcome: Result<(Evidence, Claims), AskError>) -> String {
+        match outcome {
+            Err(AskError::Refused(text)) => text,
+            other => panic!("not refused: {other:?}"),
+        }
+    }
+
+    #[tokio::test]
+    async fn evidence_holds_what_was_asked_for_and_what_is_true() {
+        let (_directory, socket) = role(&[], me(), honest());
+        let request = EvidenceRequest {
+            nonce: Some(STANDARD.encode([1; 32])),
+            channel_binding: Some(STANDARD.encode([2; 32])),
+        };
+        let before = clock::unix_now();
+        let (evidence, claims) = ask(&socket, &request).await.unwrap();
+        assert_eq!((claims.nonce, claims.channel_binding), (request.nonce, request.channel_binding));
+        assert_eq!((claims.repository.as_str(), claims.endpoint.as_str()), ("acme/room", "127.0.0.1:8443"));
+        assert_eq!((claims.tls_key, claims.vault_key), (key(), STANDARD.encode([9; 32])));
+        let issued = claims::parse_time(&claims.issued_at).unwrap();
+        assert!((before..=clock::unix_now()).contains(&issued));
+        assert_eq!(claims::parse_time(&claims.expires_at), Some(issued + VALIDITY));
+        let quote = quote::parse(&evidence.quote).unwrap();
+        assert_eq!(quote.report_data, claims::report_data(&evidence.claims));
+        assert_eq!(quote.rtmr[3], event_log::replay(&evidence.event_log, 3));
+        assert!(evidence.collateral.is_none());
+
+        let (_, claims) = ask(&socket, &EvidenceRequest::default()).await.unwrap();
+        assert_eq!((claims.nonce, claims.channel_binding), (None, None));
+    }
+
+    #[tokio::test]
+    async fn only_the_roles_that_need_it_are_served() {
+        let (_directory, socket) = role(&[], vec![paths::FRONT_UID, paths::PUBLISH_UID], honest());
+        // The test's own uid is neither.
+        assert!(!me().contains(&paths::FRONT_UID));
+        assert!(refusal(ask(&socket, &EvidenceRequest::default()).await).contains("may not ask"));
+    }
+
+    #[tokio::test]
+    async fn malformed_requests_are_refused() {
+        let (_directory, socket) = role(&[], me(), honest());
+        let sizes = [(Some(15), None), (Some(65), None), (Some(0), None), (None, Some(31)), (None, Some(33))];
+        for (nonce, binding) in sizes {
+            let encode = |size: usize| STANDARD.encode(vec![1; size]);
+            let request = EvidenceRequest { nonce: nonce.map(encode), channel_binding: binding.map(encode) };
+            assert!(refusal(ask(&socket, &request).await).contains("is not base64 of"), "{request:?}");
+        }
+        let long = format!(r#"{{"nonce":"{}"}}"#, "A".repeat(2000));
+        for body in [
+            "",
+            "{",
+            r#"{"nonce":1}"#,
+            r#"{"endpoint":"evil:443"}"#,
+            r#"{"nonce":"AA==","nonce":"AA=="}"#,
+            &long,
+        ] {
+            let limit = Duration::from_secs(5);
+            let (status, _) =
+                client::request(&socket, Method::POST, "/v1/evidence", body.to_owned(), 4096, limit)
+                    .await
+                    .unwrap();
+            assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
+        }
+    }
+
+    #[tokio::test]
+    async fn a_quote_that_does_not_fit_is_not_handed_out() {
+        let honest_quote = honest();
+        let (_directory, socket) = role(&[], me(), move |_| honest_quote(&[0; 64]));
+        assert!(refusal(ask(&socket, &EvidenceRequest::default()).await).contains("other report data"));
+
+        let (_directory, socket) = role(&[], me(), |_| b"not a quote".to_vec());
+        assert!(refusal(ask(&socket, &EvidenceRequest::default()).await).contains("not a TDX quote"));
+
+        let platform = platform();
+        let (_directory, socket) = role(&[], me(), move |report_data| quoted(&platform, &[], report_data));
+        assert!(refusal(ask(&socket, &EvidenceRequest::default()).await).contains("RTMR3"));
+    }
+
+    #[tokio::test]
+    async fn padding_after_the_quote_is_left_out_and_anything_else_refused() {
+        let exact = honest();
+        let (_directory, socket) = role(&[], me(), move |data| [exact(data), vec![0; 99]].concat());
+        let (evidence, _) = ask(&socket, &EvidenceRequest::default()).await.unwrap();
+        assert!(quote::parse(&evidence.quote).is_ok());
+
+        let exact = honest();
+        let (_directory, socket) = role(&[], me(), move |data| [exact(data), vec![1]].concat());
+        assert!(refusal(ask(&socket, &EvidenceRequest::default()).await).contains("not a TDX quote"));
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_register_ahead_of_its_file_is_waited_for() {
+        let mut later = appliance(&key());
+        later.event_log.push(event_log::Event::new("sealed", b"{}".as_slice()));
+        let (platform, events) = (platform(), later.event_log.clone());
+        let (directory, socket) = role(&[], me(), move |data| quoted(&platform, &events, data));
+        let file = directory.path().join("appliance.json");
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(60)).await;
+            crate::files::replace(file, &serde_json::to_vec(&later).unwrap()).unwrap();
+        });
+        let (evidence, _) = ask(&socket, &EvidenceRequest::default()).await.unwrap();
+        assert_eq!(evidence.event_log.len(), 3);
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn the_queue_is_bounded_and_the_device_used_by_one() {
+        static USERS: AtomicU32 = AtomicU32::new(0);
+        let exact = honest();
+        let (_directory, socket) = role(&[], me(), move |data| {
+            assert_eq!(USERS.fetch_add(1, Ordering::SeqCst), 0, "two at once");
+            std::thread::sleep(Duration::from_millis(50));
+            let quote = exact(data);
+            USERS.fetch_sub(1, Ordering::SeqCst);
+            quote
+        });
+        let asking: Vec<_> = (0..20)
+            .map(|_| {
+                let socket = socket.clone();
+                tokio::spawn(async move { ask(&socket, &EvidenceRequest::default()).await })
+            })
+            .collect();
+        let mut served = 0;
+        for outcome in asking {
+            match outcome.await.unwrap() {
+                Ok(_) => served += 1,
+                refused => assert!(refusal(refused).contains("busy")),
+            }
+        }
+        assert!((1..20).contains(&served), "{served}");
+        assert!(ask(&socket, &EvidenceRequest::default()).await.is_ok(), "it recovers");
+    }
+
+    #[tokio::test]
+    async fn a_device_that_fails_once_is_used_again() {
+        let (_directory, socket) = role(&[Mischief::Fail], me(), honest());
+        assert!(refusal(ask(&socket, &EvidenceRequest::default()).await).contains("outblob"));
+        assert!(ask(&socket, &EvidenceRequest::default()).await.is_ok());
+    }
+
+    #[tokio::test]
+    async fn the_vault_is_waited_for_and_not_for_ever() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("vault.sock");
+        assert!(vault_key(&socket, Duration::from_millis(200)).await.is_err());
+
+        let late = socket.clone();
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_millis(100)).await;
+            let asked = AtomicU32::new(0);
+            serve_unix(&late, move |_| {
+                let answer = match asked.fetch_add(1, Ordering::Relaxed) {
+                    0 => respond(503, json!({"error": "opening the store"})),
+                    1 => respond(200, json!({"public_key": "AAAA"})),
+                    _ => respond(200, json!({"public_key": STANDARD.encode([9; 32])})),
+                };
+                async move { answer }
+            });
+        });
+        assert_eq!(vault_key(&socket, Duration::from_secs(20)).await.unwrap(), STANDARD.encode([9; 32]));
+    }
+}

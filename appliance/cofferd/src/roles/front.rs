@@ -1,2 +1,214 @@
-//! role front
-pub(crate) fn run() -> anyhow::Result<()> { anyhow::bail!("not built yet") }
+//! Role `front`: the appliance's face to the network.
+//!
+//! Responsible for TLS with the attested key, evidence for anybody, the operators' interface (which the vault
+//! decides), and the way to the services behind the published ports. It holds the TLS key and no other secret,
+//! and it cannot make the TD sign anything but a nonce and a channel binding.
+//!
+//! It fails closed: until the evidence role has delivered evidence for the certificate, no port is opened; it
+//! tries again with growing pauses. Evidence and certificate hold 24 h and are renewed at two thirds; when
+//! renewal keeps failing until the end, handshakes are refused.
+
+mod evidence;
+mod files;
+mod listen;
+mod operator;
+mod patient;
+mod proxy;
+mod reply;
+mod site;
+mod tls;
+
+use std::collections::{BTreeMap, BTreeSet};
+use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use cofferdam_attest::evidence::Evidence;
+use cofferdam_attest::ratls;
+use cofferdam_declaration::Declaration;
+use tokio::net::TcpListener;
+use tokio_rustls::TlsAcceptor;
+
+use self::evidence::Desk;
+use self::listen::Limits;
+use self::operator::{Operators, Records};
+use self::proxy::{Backend, Proxy};
+use self::site::Site;
+use self::tls::{Identity, TlsKey};
+use crate::roles::clock;
+use crate::roles::evidence::{AskError, EvidenceRequest};
+use crate::{confine, paths, sys};
+
+/// Served always, so that an appliance can be operated whatever its services publish.
+const ALWAYS: u16 = 443;
+
+/// First and longest pause between attempts to get evidence. Short, because nothing is served meanwhile.
+const FIRST_PAUSE: Duration = Duration::from_millis(250);
+const LONGEST_PAUSE: Duration = Duration::from_secs(4);
+
+/// Largest evidence that goes into a certificate whole, in bytes. TLS libraries bound a certificate message to
+/// 64 KiB; beyond this the firmware events' payloads are left out, which their digests stand for.
+const CERTIFICATE_EVIDENCE: usize = 32 * 1024;
+
+/// Runs the role until it is killed.
+///
+/// # Errors
+/// When the key, the declaration or a port is not to be had.
+pub(crate) fn run() -> anyhow::Result<()> {
+    confine::enter("front").context("cannot confine the role")?;
+    let key = std::fs::File::from(sys::inherited(paths::KEY_FD).context("no TLS key was handed over")?);
+    let key = TlsKey::read(key)?;
+    let declaration =
+        std::fs::read(paths::DECLARATION).with_context(|| format!("cannot read {}", paths::DECLARATION))?;
+    let declaration = Declaration::parse(&declaration).context("the measured declaration does not parse")?;
+
+    let runtime = tokio::runtime::Builder::new_multi_thread()
+        .worker_threads(2)
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(async {
+        let identity = Arc::new(Identity::default());
+        let site = Arc::new(site(&declaration));
+        let until = attest(&site.evidence, &key, &identity).await;
+        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity))?));
+        let limits = Limits::default();
+        let places = listen::places(&limits);
+        let ports: BTreeSet<u16> = site.backends.keys().copied().chain([ALWAYS]).collect();
+        for port in ports {
+            let listener = bind(port).await?;
+            let (acceptor, places, site) = (acceptor.clone(), Arc::clone(&places), Arc::clone(&site));
+            tokio::spawn(listen::serve(listener, port, acceptor, limits, places, site));
+        }
+        println!("front: serving with an attested certificate");
+        renew(&site.evidence, &key, &identity, until).await;
+        Ok(())
+    })
+}
+
+/// The site of this appliance.
+fn site(declaration: &Declaration) -> Site {
+    let uid = |name: &str| {
+        let index = declaration.services.iter().position(|service| service.name == name);
+        // A published port names one of the declaration's services, of which there are at most 32.
+        paths::service_uid(index.and_then(|index| u32::try_from(index).ok()).unwrap_or(u32::MAX))
+    };
+    let backends: BTreeMap<u16, Backend> = declaration
+        .published()
+        .into_iter()
+        .map(|(published, (service, target))| {
+            let backend = Backend {
+                service: service.name.clone(),
+                socket: paths::service_port(&service.name, target),
+                uid: uid(&service.name),
+                status: paths::service_status(&service.name),
+            };
+            (published, backend)
+        })
+        .collect();
+    let records = Records {
+        appliance: PathBuf::from(paths::APPLIANCE),
+        roles: PathBuf::from(paths::STATUS),
+        publish: PathBuf::from(paths::PUBLISH_STATUS),
+        services: declaration
+            .services
+            .iter()
+            .map(|service| (service.name.clone(), paths::service_dir(&service.name)))
+            .collect(),
+    };
+    Site {
+        evidence: Desk::new(PathBuf::from(paths::EVIDENCE_SOCKET), PathBuf::from(paths::PUBLISH_COLLATERAL)),
+        operators: Operators::new(PathBuf::from(paths::VAULT_SOCKET), records),
+        backends,
+        proxy: Proxy::default(),
+    }
+}
+
+/// Gets evidence, puts it into a certificate and shows both from now on. Tries until it works; returns when the
+/// certificate has to be renewed, in seconds since the Unix epoch.
+async fn attest(desk: &Desk, key: &TlsKey, identity: &Identity) -> u64 {
+    let mut pause = FIRST_PAUSE;
+    loop {
+        match attempt(desk, key, identity).await {
+            Ok(until) => return until,
+            Err(error) => {
+                eprintln!("front: no attested certificate yet: {:#}", anyhow::Error::new(error));
+                tokio::time::sleep(pause).await;
+                pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+/// Why a certificate could not be made.
+#[derive(Debug, thiserror::Error)]
+enum AttestError {
+    #[error("there is no evidence")]
+    Ask(#[from] AskError),
+    #[error("the evidence is not valid now: the clock moved or the evidence role is wrong")]
+    Validity,
+    #[error("the evidence is about another TLS key than the one that was handed over")]
+    OtherKey,
+    #[error("the certificate cannot be made")]
+    Certificate(#[source] ratls::RatlsError),
+}
+
+async fn attempt(desk: &Desk, key: &TlsKey, identity: &Identity) -> Result<u64, AttestError> {
+    let (evidence, claims) = desk.fetch(&EvidenceRequest::default()).await?;
+    let (Some(issued), Some(expires)) = (claims.issued_unix(), claims.expires_unix()) else {
+        return Err(AttestError::Validity);
+    };
+    let now = clock::unix_now();
+    if now >= expires {
+        return Err(AttestError::Validity);
+    }
+    let lifetime = expires.saturating_sub(issued);
+    let certificate = certificate(evidence.clone(), &claims.endpoint, key, issued, lifetime)
+        .map_err(AttestError::Certificate)?;
+    if ratls::spki_sha256(&certificate).map_err(AttestError::Certificate)? != claims.tls_key {
+        return Err(AttestError::OtherKey);
+    }
+    identity.replace(certificate, key, expires);
+    desk.replace(evidence, claims);
+    Ok(ratls::renew_at(issued, lifetime))
+}
+
+/// The certificate with the evidence in it, valid exactly as long as the claims.
+fn certificate(
+    mut evidence: Evidence,
+    endpoint: &str,
+    key: &TlsKey,
+    issued: u64,
+    lifetime: u64,
+) -> Result<Vec<u8>, ratls::RatlsError> {
+    if evidence.to_json().len() > CERTIFICATE_EVIDENCE {
+        for event in evidence.event_log.iter_mut().filter(|event| event.digest.is_some()) {
+            event.payload = None;
+        }
+    }
+    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+    let names = [host.trim_matches(['[', ']']).to_owned()];
+    ratls::certificate(key.pkcs8(), &evidence.to_json(), &names, issued, lifetime)
+}
+
+/// Renews for ever.
+async fn renew(desk: &Desk, key: &TlsKey, identity: &Identity, mut until: u64) {
+    loop {
+        clock::sleep_until(until).await;
+        until = attest(desk, key, identity).await;
+        println!("front: renewed the attested certificate");
+    }
+}
+
+/// Opens a port on every address, IPv6 and IPv4; on IPv4 alone where the kernel has no IPv6.
+async fn bind(port: u16) -> anyhow::Result<TcpListener> {
+    let every = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
+    match TcpListener::bind(every).await {
+        Ok(listener) => Ok(listener),
+        Err(_) => TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
+            .await
+            .with_context(|| format!("cannot listen on port {port}")),
+    }
+}

@@ -1,0 +1,123 @@
+//! Listeners: TCP, TLS, HTTP/1.1, and every bound that a hostile peer runs into.
+//!
+//! axum's own accept loop offers no timer for request headers, so the loop is here, on hyper. A peer holds a
+//! place only while it makes progress: the handshake, the headers and the silence between requests are timed; what
+//! is written to it must be taken; the number of connections is fixed, and who comes when all are taken waits in
+//! the kernel's backlog.
+
+use std::convert::Infallible;
+use std::net::SocketAddr;
+use std::sync::Arc;
+use std::time::Duration;
+
+use hyper::service::service_fn;
+use hyper_util::rt::{TokioIo, TokioTimer};
+use tokio::net::{TcpListener, TcpStream};
+use tokio::sync::Semaphore;
+use tokio_rustls::TlsAcceptor;
+
+use super::patient::PatientStream;
+use super::site::Site;
+use super::tls;
+
+/// Bounds on what a peer may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Limits {
+    /// Open connections over all ports. Each costs up to about 100 KiB.
+    pub(crate) connections: usize,
+    /// From the TCP connection to the end of the TLS handshake.
+    pub(crate) handshake: Duration,
+    /// For the headers of a request, counted from the end of the previous one: also the longest silence of a
+    /// kept-alive connection.
+    pub(crate) headers: Duration,
+    /// For a peer to take something that was written to it.
+    pub(crate) write: Duration,
+    /// Request line and headers, in bytes.
+    pub(crate) header_bytes: usize,
+}
+
+impl Default for Limits {
+    fn default() -> Self {
+        Self {
+            connections: 512,
+            handshake: Duration::from_secs(10),
+            headers: Duration::from_secs(15),
+            write: Duration::from_secs(60),
+            header_bytes: 32 * 1024,
+        }
+    }
+}
+
+/// Who is at the other end of a connection, and which connection it is.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Peer {
+    /// The address it came from, as TCP says.
+    pub(crate) address: SocketAddr,
+    /// The published port that it dialled.
+    pub(crate) port: u16,
+    /// RFC 9266 `tls-exporter` of this connection.
+    pub(crate) channel_binding: [u8; 32],
+}
+
+/// The places that all listeners share.
+pub(crate) fn places(limits: &Limits) -> Arc<Semaphore> {
+    Arc::new(Semaphore::new(limits.connections))
+}
+
+/// Serves one published port until the task is dropped.
+pub(crate) async fn serve(
+    listener: TcpListener,
+    port: u16,
+    acceptor: TlsAcceptor,
+    limits: Limits,
+    places: Arc<Semaphore>,
+    site: Arc<Site>,
+) {
+    loop {
+        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
+        let (stream, address) = match listener.accept().await {
+            Ok(accepted) => accepted,
+            Err(error) => {
+                // Out of descriptors, or a peer that is gone already: neither is a reason to stop.
+                eprintln!("front: cannot accept on port {port}: {error}");
+                tokio::time::sleep(Duration::from_millis(50)).await;
+                continue;
+            }
+        };
+        let (acceptor, site) = (acceptor.clone(), Arc::clone(&site));
+        tokio::spawn(async move {
+            converse(stream, address, port, acceptor, limits, site).await;
+            drop(place);
+        });
+    }
+}
+
+/// One connection from handshake to end. What goes wrong on it concerns its peer alone.
+async fn converse(
+    stream: TcpStream,
+    address: SocketAddr,
+    port: u16,
+    acceptor: TlsAcceptor,
+    limits: Limits,
+    site: Arc<Site>,
+) {
+    // Without it a small answer waits for the peer's delayed acknowledgement.
+    let _ = stream.set_nodelay(true);
+    let Ok(Ok(stream)) = tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await else {
+        return;
+    };
+    let Some(channel_binding) = tls::channel_binding(stream.get_ref().1) else { return };
+    let peer = Peer { address, port, channel_binding };
+
+    let service = service_fn(move |request| {
+        let site = Arc::clone(&site);
+        async move { Ok::<_, Infallible>(site.answer(peer, request).await) }
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .timer(TokioTimer::new())
+        .header_read_timeout(limits.headers)
+        .max_buf_size(limits.header_bytes)
+        .serve_connection(TokioIo::new(PatientStream::new(stream, limits.write)), service)
+        .with_upgrades()
+        .await;
+}

@@ -1,0 +1,347 @@
+//! The reverse proxy: from a published port to the service that publishes it, HTTP/1.1 on both sides.
+//!
+//! hyper parses the request and writes a new one, so a request means the same on both sides: body lengths are
+//! computed, never copied. Headers that belong to one hop stay on it, and what a client says about
+//! its own address is removed before ours is set. A service can reach `front` only by answering: the socket counts
+//! only when the process that listens on it has the uid of that service's shim, so a shim that puts a link to
+//! another socket in its place gains nothing.
+
+use std::path::PathBuf;
+use std::sync::Arc;
+use std::time::Duration;
+
+use axum::body::Body;
+use axum::http::{
+    HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
+};
+use hyper::body::Incoming;
+use hyper_util::rt::TokioIo;
+use serde::Deserialize;
+use tokio::net::UnixStream;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::files;
+use super::listen::Peer;
+use super::patient::PatientBody;
+use super::reply;
+
+/// Requests that workloads answer at one time. Below the number of connections, so that the appliance's own
+/// interface stays reachable when a workload hangs.
+const REQUESTS: usize = 384;
+
+/// How long the shim's socket may take to accept.
+const CONNECT_LIMIT: Duration = Duration::from_secs(5);
+
+/// How long a workload may take until its answer begins. Long polls are common; an hour is not.
+const ANSWER_LIMIT: Duration = Duration::from_secs(300);
+
+/// How long a client may pause inside a request's body.
+const BODY_LIMIT: Duration = Duration::from_secs(30);
+
+/// How long a tunnel may be silent in both directions. WebSocket clients ping more often than that.
+const TUNNEL_LIMIT: Duration = Duration::from_secs(300);
+
+/// Headers of one hop (RFC 9110 §7.6.1, and the older names that are still sent).
+const HOP_BY_HOP: [HeaderName; 9] = [
+    header::CONNECTION,
+    HeaderName::from_static("keep-alive"),
+    HeaderName::from_static("proxy-connection"),
+    header::PROXY_AUTHENTICATE,
+    header::PROXY_AUTHORIZATION,
+    header::TE,
+    header::TRAILER,
+    header::TRANSFER_ENCODING,
+    header::UPGRADE,
+];
+
+const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
+const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
+const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
+
+/// Where a published port leads.
+#[derive(Debug, Clone)]
+pub(crate) struct Backend {
+    /// The service's name.
+    pub(crate) service: String,
+    /// The shim's socket for the port inside the service.
+    pub(crate) socket: PathBuf,
+    /// The uid that listens there when it is the service's shim.
+    pub(crate) uid: u32,
+    /// The shim's account of the service's state.
+    pub(crate) status: PathBuf,
+}
+
+/// The part of a service's status that is told to whoever finds it not answering.
+#[derive(Debug, Deserialize)]
+struct ServiceState {
+    state: String,
+    #[serde(default)]
+    missing: Vec<String>,
+}
+
+/// The proxy over all ports.
+#[derive(Debug)]
+pub(crate) struct Proxy {
+    places: Arc<Semaphore>,
+}
+
+impl Default for Proxy {
+    fn default() -> Self {
+        Self { places: Arc::new(Semaphore::new(REQUESTS)) }
+    }
+}
+
+impl Proxy {
+    /// Forwards one request and returns the service's answer, or an error that says the service's state.
+    pub(crate) async fn forward(
+        &self,
+        backend: &Backend,
+        peer: Peer,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
+        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+            return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many requests are being answered", 1);
+        };
+        let (request, tunnel) = match outgoing(request, peer) {
+            Ok(prepared) => prepared,
+            Err(reason) => return reply::error(StatusCode::BAD_REQUEST, reason, None),
+        };
+        let Some(stream) = connect(backend).await else { return unavailable(backend) };
+        exchange(backend, stream, request, tunnel, place).await
+    }
+}
+
+/// Connects to the service's shim; `None` when it is not there or somebody else is.
+async fn connect(backend: &Backend) -> Option<UnixStream> {
+    let stream =
+        tokio::time::timeout(CONNECT_LIMIT, UnixStream::connect(&backend.socket)).await.ok()?.ok()?;
+    (stream.peer_cred().ok()?.uid() == backend.uid).then_some(stream)
+}
+
+/// The client's side of a tunnel, when it asked for one.
+type Tunnel = Option<hyper::upgrade::OnUpgrade>;
+
+/// The request as the service gets it.
+fn outgoing(mut request: Request<Incoming>, peer: Peer) -> Result<(Request<Body>, Tunnel), &'static str> {
+    if request.method() == Method::CONNECT {
+        return Err("this is not a forward proxy");
+    }
+    let host = match (
+        request.headers().get_all(header::HOST).iter().collect::<Vec<_>>().as_slice(),
+        request.uri().authority(),
+    ) {
+        ([host], None) => (*host).clone(),
+        // RFC 9112 §3.2.2: the authority of an absolute target replaces the header.
+        (_, Some(authority)) => {
+            HeaderValue::from_str(authority.as_str()).map_err(|_| "the request's target is malformed")?
+        }
+        _ => return Err("a request has exactly one Host"),
+    };
+    let upgrade = is_websocket(request.headers());
+    let tunnel = upgrade.then(|| hyper::upgrade::on(&mut request));
+
+    let (mut parts, body) = request.into_parts();
+    // An absolute target becomes a path: the service is the origin.
+    let target = parts.uri.path_and_query().map_or("/", |target| target.as_str());
+    parts.uri = Uri::try_from(target).map_err(|_| "the request's target is malformed")?;
+    parts.version = Version::HTTP_11;
+    parts.extensions.clear();
+
+    let headers = &mut parts.headers;
+    remove_hop_by_hop(headers);
+    remove_forwarded(headers);
+    // hyper states the length of what it sends; `Expect` was answered on this hop.
+    headers.remove(header::CONTENT_LENGTH);
+    headers.remove(header::EXPECT);
+    headers.insert(header::HOST, host.clone());
+    if let Ok(address) = HeaderValue::from_str(&peer.address.ip().to_canonical().to_string()) {
+        headers.insert(FORWARDED_FOR, address);
+    }
+    headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
+    headers.insert(FORWARDED_HOST, host);
+    if upgrade {
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+    }
+    let body = Body::new(PatientBody::new(body, Some(BODY_LIMIT), ()));
+    Ok((Request::from_parts(parts, body), tunnel))
+}
+
+/// Sends the request and hands the answer on as it comes.
+async fn exchange(
+    backend: &Backend,
+    stream: UnixStream,
+    request: Request<Body>,
+    tunnel: Tunnel,
+    place: OwnedSemaphorePermit,
+) -> Response<Body> {
+    let Ok((mut sender, connection)) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await
+    else {
+        return unavailable(backend);
+    };
+    tokio::spawn(async move {
+        let _ = connection.with_upgrades().await;
+    });
+    let mut response = match tokio::time::timeout(ANSWER_LIMIT, sender.send_request(request)).await {
+        Ok(Ok(response)) => response,
+        Ok(Err(_)) => return broken(backend),
+        Err(_) => {
+            let text = format!("service {} did not answer in time", backend.service);
+            return reply::error(StatusCode::GATEWAY_TIMEOUT, &text, None);
+        }
+    };
+    if response.status() == StatusCode::SWITCHING_PROTOCOLS {
+        let Some(client) = tunnel.filter(|_| is_websocket(response.headers())) else {
+            return broken(backend);
+        };
+        let service = hyper::upgrade::on(&mut response);
+        tokio::spawn(tunnel_between(client, service, place));
+        let mut parts = response.into_parts().0;
+        remove_hop_by_hop(&mut parts.headers);
+        parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
+        return Response::from_parts(parts, Body::empty());
+    }
+    let (mut parts, body) = response.into_parts();
+    // A length beside a transfer coding is void (RFC 9112 §6.3); hyper has decoded the coding.
+    if parts.headers.contains_key(header::TRANSFER_ENCODING) {
+        parts.headers.remove(header::CONTENT_LENGTH);
+    }
+    remove_hop_by_hop(&mut parts.headers);
+    parts.version = Version::HTTP_11;
+    Response::from_parts(parts, Body::new(PatientBody::new(body, None, place)))
+}
+
+/// Carries bytes both ways until either side ends or both are silent for too long.
+async fn tunnel_between(
+    client: hyper::upgrade::OnUpgrade,
+    service: hyper::upgrade::OnUpgrade,
+    place: OwnedSemaphorePermit,
+) {
+    let (Ok(client), Ok(service)) = tokio::join!(client, service) else { return };
+    let (client_in, client_out) = tokio::io::split(TokioIo::new(client));
+    let (service_in, service_out) = tokio::io::split(TokioIo::new(service));
+    let moved = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    tokio::select! {
+        _ = carry(client_in, service_out, Arc::clone(&moved)) => {}
+        _ = carry(service_in, client_out, Arc::clone(&moved)) => {}
+        () = silence(moved) => {}
+    }
+    drop(place);
+}
+
+async fn carry(
+    mut from: impl tokio::io::AsyncRead + Unpin,
+    mut to: impl tokio::io::AsyncWrite + Unpin,
+    moved: Arc<std::sync::atomic::AtomicU64>,
+) -> std::io::Result<()> {
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+    let mut buffer = vec![0; 16 * 1024];
+    loop {
+        let count = from.read(&mut buffer).await?;
+        let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else {
+            return to.shutdown().await;
+        };
+        to.write_all(piece).await?;
+        to.flush().await?;
+        moved.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
+    }
+}
+
+/// Ends when nothing has moved for [`TUNNEL_LIMIT`].
+async fn silence(moved: Arc<std::sync::atomic::AtomicU64>) {
+    let mut seen = u64::MAX;
+    loop {
+        let now = moved.load(std::sync::atomic::Ordering::Relaxed);
+        if now == seen {
+            return;
+        }
+        seen = now;
+        tokio::time::sleep(TUNNEL_LIMIT).await;
+    }
+}
+
+/// Whether the headers ask for, or grant, a WebSocket: the only upgrade that is passed on.
+fn is_websocket(headers: &HeaderMap) -> bool {
+    let names = |name, wanted: &str| {
+        headers
+            .get_all(name)
+            .iter()
+            .filter_map(|value| value.to_str().ok())
+            .flat_map(|value| value.split(','))
+            .any(|token| token.trim().eq_ignore_ascii_case(wanted))
+    };
+    names(header::CONNECTION, "upgrade") && names(header::UPGRADE, "websocket")
+}
+
+/// Removes what RFC 9110 §7.6.1 says an intermediary removes: the fixed names and those that `Connection` lists.
+fn remove_hop_by_hop(headers: &mut HeaderMap) {
+    let listed: Vec<HeaderName> = headers
+        .get_all(header::CONNECTION)
+        .iter()
+        .filter_map(|value| value.to_str().ok())
+        .flat_map(|value| value.split(','))
+        .filter_map(|token| HeaderName::try_from(token.trim()).ok())
+        // A client must not be able to have these removed by naming them.
+        .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
+        .collect();
+    for name in listed.iter().chain(&HOP_BY_HOP) {
+        headers.remove(name);
+    }
+}
+
+/// Removes every statement about earlier hops: the first hop that can be believed is this one.
+fn remove_forwarded(headers: &mut HeaderMap) {
+    let claimed: Vec<HeaderName> = headers
+        .keys()
+        .filter(|name| {
+            let name = name.as_str();
+            name.starts_with("x-forwarded")
+                || matches!(name, "forwarded" | "x-real-ip" | "x-client-ip" | "via")
+        })
+        .cloned()
+        .collect();
+    for name in &claimed {
+        headers.remove(name);
+    }
+}
+
+/// 503: nobody listens for the service; says what its shim last said about it.
+fn unavailable(backend: &Backend) -> Response<Body> {
+    let text = match service_state(backend) {
+        Some(status) if !status.missing.is_empty() => {
+            format!("service {} is {}: {} missing", backend.service, status.state, status.missing.join(", "))
+        }
+        Some(status) => {
+            format!("service {} is {} and does not accept connections", backend.service, status.state)
+        }
+        None => format!("service {} has not started", backend.service),
+    };
+    let mut response =
+        reply::error(StatusCode::SERVICE_UNAVAILABLE, &text, Some("`coffer status` shows every service"));
+    response.headers_mut().insert(header::RETRY_AFTER, HeaderValue::from_static("1"));
+    response
+}
+
+/// 502: the service accepted and then did not answer in HTTP.
+fn broken(backend: &Backend) -> Response<Body> {
+    let state =
+        service_state(backend).map_or_else(|| "in an unknown state".to_owned(), |status| status.state);
+    let text = format!(
+        "service {} closed the connection without a complete answer (it is {state})",
+        backend.service
+    );
+    reply::error(StatusCode::BAD_GATEWAY, &text, None)
+}
+
+fn service_state(backend: &Backend) -> Option<ServiceState> {
+    // Written by a shim, which is trusted with its own service only: bounded, no links, strings cut short.
+    let mut state: ServiceState =
+        serde_json::from_slice(&files::read(&backend.status, files::STATUS_LIMIT)?).ok()?;
+    state.state.retain(|c| c.is_ascii_lowercase());
+    state
+        .missing
+        .retain(|reference| reference.len() <= 256 && reference.bytes().all(|b| b.is_ascii_graphic()));
+    state.missing.truncate(8);
+    Some(state)
+}

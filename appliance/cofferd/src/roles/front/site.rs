@@ -1,0 +1,180 @@
+//! What is where: the appliance's own prefix, and everything else to the service behind the port.
+
+use std::collections::BTreeMap;
+
+use axum::body::Body;
+use axum::http::{Method, Request, Response, StatusCode};
+use hyper::body::Incoming;
+
+use super::evidence::Desk;
+use super::listen::Peer;
+use super::operator::Operators;
+use super::proxy::{Backend, Proxy};
+use super::reply;
+
+/// Everything under it is answered by the appliance and never by a workload (RFC 8615 well-known path).
+pub(crate) const PREFIX: &str = "/.well-known/cofferdam";
+
+/// Times that percent-encoding is undone when a path is checked for [`PREFIX`] in disguise. Frameworks decode
+/// once, careless stacks twice.
+const DECODINGS: usize = 3;
+
+/// The whole of what `front` answers.
+#[derive(Debug)]
+pub(crate) struct Site {
+    /// Evidence for anybody.
+    pub(crate) evidence: Desk,
+    /// The operators' interface.
+    pub(crate) operators: Operators,
+    /// The services behind the published ports.
+    pub(crate) backends: BTreeMap<u16, Backend>,
+    /// The way to them.
+    pub(crate) proxy: Proxy,
+}
+
+/// Where a path leads.
+#[derive(Debug, PartialEq, Eq)]
+enum Place<'a> {
+    /// Below the prefix; holds the rest of the path.
+    Own(&'a str),
+    /// To the service behind the port.
+    Service,
+    /// Nowhere: a server that reads paths generously could take it for ours.
+    Disguised,
+}
+
+impl Site {
+    /// Answers one request.
+    pub(crate) async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+        match place(request.uri().path()) {
+            Place::Own("/evidence") => {
+                if request.method() != Method::GET {
+                    return reply::error(StatusCode::METHOD_NOT_ALLOWED, "evidence is read with GET", None);
+                }
+                self.evidence.answer(request.uri().query(), &peer.channel_binding).await
+            }
+            Place::Own(path) if path.starts_with("/v1/") => {
+                let path = path.to_owned();
+                self.operators.answer(&path, peer, request).await
+            }
+            Place::Own(_) => {
+                let hint = "evidence is at /.well-known/cofferdam/evidence, the operators' interface at /.well-known/cofferdam/v1/";
+                reply::error(StatusCode::NOT_FOUND, "there is nothing at this path", Some(hint))
+            }
+            Place::Disguised => reply::error(
+                StatusCode::NOT_FOUND,
+                "this path belongs to the appliance and is misspelt",
+                None,
+            ),
+            Place::Service => match self.backends.get(&peer.port) {
+                Some(backend) => self.proxy.forward(backend, peer, request).await,
+                None => reply::error(StatusCode::NOT_FOUND, "no service publishes this port", None),
+            },
+        }
+    }
+}
+
+fn place(path: &str) -> Place<'_> {
+    match path.strip_prefix(PREFIX) {
+        Some(rest) if rest.is_empty() || rest.starts_with('/') => return Place::Own(rest),
+        _ => {}
+    }
+    let mut reading = path.as_bytes().to_vec();
+    for _ in 0..=DECODINGS {
+        if leads_to_prefix(&reading) {
+            return Place::Disguised;
+        }
+        let decoded = percent_decode(&reading);
+        if decoded == reading {
+            break;
+        }
+        reading = decoded;
+    }
+    Place::Service
+}
+
+/// Whether a generous server would find the prefix at the start of this path: repeated, backward and
+/// parametrised slashes, dot segments and letter case are all read in the appliance's favour.
+fn leads_to_prefix(path: &[u8]) -> bool {
+    let mut segments: Vec<Vec<u8>> = Vec::new();
+    for segment in path.split(|b| matches!(b, b'/' | b'\\')) {
+        let name: Vec<u8> = segment
+            .iter()
+            .take_while(|b| **b != b';' && **b != 0)
+            .filter(|b| !b.is_ascii_control() && **b != b' ')
+            .map(u8::to_ascii_lowercase)
+            .collect();
+        match name.as_slice() {
+            b"" | b"." => {}
+            b".." => drop(segments.pop()),
+            _ => segments.push(name),
+        }
+    }
+    segments.starts_with(&[b".well-known".to_vec(), b"cofferdam".to_vec()])
+}
+
+fn percent_decode(path: &[u8]) -> Vec<u8> {
+    let mut decoded = Vec::with_capacity(path.len());
+    let mut rest = path;
+    while let Some((byte, tail)) = rest.split_first() {
+        rest = tail;
+        let pair = (*byte == b'%').then(|| tail.get(..2)).flatten();
+        let value = pair
+            .and_then(|pair| std::str::from_utf8(pair).ok())
+            .filter(|pair| pair.bytes().all(|b| b.is_ascii_hexdigit()))
+            .and_then(|pair| u8::from_str_radix(pair, 16).ok());
+        match value {
+            Some(value) => {
+                decoded.push(value);
+                rest = tail.get(2..).unwrap_or_default();
+            }
+            None => decoded.push(*byte),
+        }
+    }
+    decoded
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_prefix_is_the_appliances_however_it_is_written() {
+        assert_eq!(place("/.well-known/cofferdam"), Place::Own(""));
+        assert_eq!(place("/.well-known/cofferdam/evidence"), Place::Own("/evidence"));
+        assert_eq!(place("/.well-known/cofferdam/../../app"), Place::Own("/../../app"));
+        for path in [
+            "//.well-known/cofferdam/evidence",
+            "/.well-known//cofferdam",
+            "/./.well-known/cofferdam/v1/status",
+            "/app/../.well-known/cofferdam/evidence",
+            "/app/..;/.well-known/cofferdam/evidence",
+            "/%2ewell-known/cofferdam/evidence",
+            "/%2Ewell-known%2fcofferdam/evidence",
+            "/%252ewell-known/cofferdam",
+            "/.well-known\\cofferdam",
+            "/.well-known/%63offerdam",
+            "/.well-known/cofferdam;x=1/evidence",
+            "/.Well-Known/Cofferdam/evidence",
+            "/%2e%2e/.well-known/cofferdam",
+        ] {
+            assert_eq!(place(path), Place::Disguised, "{path}");
+        }
+    }
+
+    #[test]
+    fn every_other_path_is_the_services() {
+        for path in [
+            "/",
+            "/app",
+            "/.well-known/acme-challenge/x",
+            "/.well-known/cofferdamage",
+            "/x/.well-known/cofferdam",
+            "/%",
+            "/%zz",
+            "/a%2fb",
+        ] {
+            assert_eq!(place(path), Place::Service, "{path}");
+        }
+    }
+}

@@ -1,0 +1,132 @@
+//! The attested TLS identity: one key for the life of the boot, a certificate with evidence that is renewed.
+//!
+//! The private key is made by PID 1, arrives on an inherited descriptor and lives in this process's memory only.
+//! A handshake is served only while the certificate's evidence is valid: an expired certificate is not shown, the
+//! connection is refused. Sessions are never resumed, so that every client sees the certificate that holds now.
+
+use std::fmt;
+use std::io::Read as _;
+use std::sync::{Arc, RwLock};
+
+use rustls::crypto::aws_lc_rs;
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
+use rustls::sign::{CertifiedKey, SigningKey};
+use rustls::{ServerConfig, ServerConnection};
+use zeroize::Zeroizing;
+
+use crate::roles::clock;
+
+/// Bound on the key's encoding in bytes; PKCS#8 of a P-256 key is 138.
+const MAX_KEY: u64 = 1024;
+
+/// What a channel binding is exported under (RFC 9266 §2); the context is the zero-length string.
+const BINDING_LABEL: &[u8] = cofferdam_attest::operator::CHANNEL_BINDING_LABEL;
+
+/// Why there is no TLS.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum TlsError {
+    /// The inherited descriptor cannot be read.
+    #[error("cannot read the TLS key")]
+    ReadKey(#[source] std::io::Error),
+    /// What came over the descriptor is not a P-256 key in PKCS#8.
+    #[error("the TLS key is not PKCS#8")]
+    Key,
+    /// The TLS library refused the configuration.
+    #[error("cannot configure TLS")]
+    Configure(#[source] rustls::Error),
+}
+
+/// The private key: as bytes, for signing certificates, and ready for handshakes.
+pub(crate) struct TlsKey {
+    pkcs8: Zeroizing<Vec<u8>>,
+    signing: Arc<dyn SigningKey>,
+}
+
+impl fmt::Debug for TlsKey {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted:tls-key]")
+    }
+}
+
+impl TlsKey {
+    /// Reads the key from the descriptor that PID 1 handed over.
+    ///
+    /// # Errors
+    /// When it cannot be read or is not PKCS#8.
+    pub(crate) fn read(source: std::fs::File) -> Result<Self, TlsError> {
+        // Reserved at once, so that no half-filled buffer with the key in it is left behind by growing.
+        let mut pkcs8 = Zeroizing::new(Vec::with_capacity(2048));
+        // The memfd's offset is shared with the process that filled it.
+        std::io::Seek::seek(&mut &source, std::io::SeekFrom::Start(0)).map_err(TlsError::ReadKey)?;
+        source.take(MAX_KEY).read_to_end(&mut pkcs8).map_err(TlsError::ReadKey)?;
+        Self::from_pkcs8(pkcs8)
+    }
+
+    /// A key from its PKCS#8 encoding.
+    ///
+    /// # Errors
+    /// When it is not PKCS#8.
+    pub(crate) fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, TlsError> {
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_slice()));
+        let signing = aws_lc_rs::sign::any_ecdsa_type(&der).map_err(|_| TlsError::Key)?;
+        Ok(Self { pkcs8, signing })
+    }
+
+    /// The PKCS#8 encoding, for signing a certificate.
+    pub(crate) fn pkcs8(&self) -> &[u8] {
+        &self.pkcs8
+    }
+}
+
+/// The certificate that holds now, if one does.
+#[derive(Debug, Default)]
+pub(crate) struct Identity {
+    current: RwLock<Option<Held>>,
+}
+
+#[derive(Debug)]
+struct Held {
+    key: Arc<CertifiedKey>,
+    expires: u64,
+}
+
+impl Identity {
+    /// Shows `certificate` from now on, until `expires` (seconds since the Unix epoch).
+    pub(crate) fn replace(&self, certificate: Vec<u8>, key: &TlsKey, expires: u64) {
+        let key =
+            Arc::new(CertifiedKey::new(vec![CertificateDer::from(certificate)], Arc::clone(&key.signing)));
+        // A poisoned lock is taken anyway: the value is replaced whole.
+        *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) =
+            Some(Held { key, expires });
+    }
+}
+
+impl ResolvesServerCert for Identity {
+    fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
+        let current = self.current.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        current.as_ref().filter(|held| clock::unix_now() < held.expires).map(|held| Arc::clone(&held.key))
+    }
+}
+
+/// TLS 1.3 only, HTTP/1.1 only, no resumption, no early data.
+///
+/// # Errors
+/// When the TLS library refuses it.
+pub(crate) fn server_config(identity: Arc<Identity>) -> Result<ServerConfig, TlsError> {
+    let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(TlsError::Configure)?
+        .with_no_client_auth()
+        .with_cert_resolver(identity);
+    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    config.session_storage = Arc::new(NoServerSessionStorage {});
+    config.send_tls13_tickets = 0;
+    Ok(config)
+}
+
+/// The `tls-exporter` channel binding of RFC 9266 §2: label, zero-length context, 32 bytes. `None` before the
+/// handshake is complete.
+pub(crate) fn channel_binding(connection: &ServerConnection) -> Option<[u8; 32]> {
+    connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok()
+}

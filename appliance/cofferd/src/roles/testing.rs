@@ -1,0 +1,83 @@
+//! Counterparts for the roles' tests: servers on Unix sockets that answer from a closure, and the facts of a boot
+//! that never happened.
+
+use std::future::Future;
+use std::path::Path;
+use std::sync::Arc;
+
+use axum::body::{Body, Bytes};
+use axum::http::{Request, Response};
+use cofferdam_attest::event_log::{self, Event, Register};
+use hyper::service::service_fn;
+use hyper_util::rt::TokioIo;
+use serde_json::json;
+use tdx_sim::{Platform, Seed, TdReport};
+use tokio::net::UnixListener;
+
+use super::appliance::Appliance;
+
+/// Serves HTTP/1.1 at `path` until the test's runtime ends. Bodies are collected before `handler` sees them.
+pub(crate) fn serve_unix<F, A>(path: &Path, handler: F)
+where
+    F: Fn(Request<Bytes>) -> A + Send + Sync + 'static,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
+    let listener = UnixListener::bind(path).unwrap();
+    let handler = Arc::new(handler);
+    tokio::spawn(async move {
+        loop {
+            let (stream, _) = listener.accept().await.unwrap();
+            let handler = Arc::clone(&handler);
+            tokio::spawn(async move {
+                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+                    let handler = Arc::clone(&handler);
+                    async move {
+                        let (parts, body) = request.into_parts();
+                        let body = axum::body::to_bytes(Body::new(body), 1 << 20).await?;
+                        Ok::<_, axum::Error>(handler(Request::from_parts(parts, body)).await)
+                    }
+                });
+                let _ = hyper::server::conn::http1::Builder::new()
+                    .serve_connection(TokioIo::new(stream), service)
+                    .with_upgrades()
+                    .await;
+            });
+        }
+    });
+}
+
+/// A response with a JSON body.
+pub(crate) fn respond(status: u16, body: serde_json::Value) -> Response<Body> {
+    Response::builder().status(status).body(Body::from(body.to_string())).unwrap()
+}
+
+/// The facts of a boot with these mr-3 events and this TLS key.
+pub(crate) fn appliance(tls_key: &str) -> Appliance {
+    let mut event_log = vec![Event::new("declaration", br#"{"digest":"sha256:00"}"#.as_slice())];
+    event_log.push(Event::new("launch", br#"{"services":["web"]}"#.as_slice()));
+    let log = serde_json::to_value(&event_log).unwrap();
+    serde_json::from_value(json!({
+        "repository": "acme/room",
+        "commit": "0123456789abcdef0123456789abcdef01234567",
+        "declaration": format!("sha256:{}", "ab".repeat(32)),
+        "endpoint": "127.0.0.1:8443",
+        "tls_key": tls_key,
+        "event_log": log,
+        "phases": [{"name": "mount", "ms": 3}],
+        "registers": {"mrtd": "00".repeat(48)},
+        "image": {"name": "cofferdam", "release": "0.1.0", "digests": {}},
+    }))
+    .unwrap()
+}
+
+/// A simulated platform; the same one every time.
+pub(crate) fn platform() -> Platform {
+    Platform::from_seed(Seed::from_bytes(&[7; 32]).unwrap()).unwrap()
+}
+
+/// A quote of that platform over `report_data` in a TD that has measured `events`.
+pub(crate) fn quote(platform: &Platform, events: &[Event], report_data: &[u8]) -> Vec<u8> {
+    let registers: [Register; 4] =
+        std::array::from_fn(|mr| event_log::replay(events, mr.try_into().unwrap()));
+    platform.quote(&TdReport::new(registers, report_data.try_into().unwrap()))
+}
