@@ -38,6 +38,16 @@ pub(crate) const PUBLISH_ATTESTATION: &str = "/run/cofferdam/publish/attestation
 /// What `publish` is doing. 0644.
 pub(crate) const PUBLISH_STATUS: &str = "/run/cofferdam/publish/status.json";
 
+/// Owned by `NETWORK_UID`, 0755.
+pub(crate) const NETWORK_DIR: &str = "/run/cofferdam/network";
+/// The lease in use, written by `network`; that it exists is the sign that there is an address. 0644.
+pub(crate) const NETWORK_LEASE: &str = "/run/cofferdam/network/lease.json";
+/// What `/etc/resolv.conf` points to. 0644.
+pub(crate) const NETWORK_RESOLVER: &str = "/run/cofferdam/network/resolv.conf";
+
+/// One tmpfs per service for its image, owned by its shim's uid, 0700, nosuid, nodev.
+pub(crate) const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";
+
 /// One directory per service, each owned by its shim's uid, 0755.
 pub(crate) const SERVICES_DIR: &str = "/run/cofferdam/services";
 
@@ -72,6 +82,11 @@ pub(crate) fn service_uid(index: u32) -> u32 {
 /// `services/NAME/`. Service names are validated by the declaration: they cannot leave the directory.
 pub(crate) fn service_dir(name: &str) -> PathBuf {
     PathBuf::from(SERVICES_DIR).join(name)
+}
+
+/// `rootfs/NAME/`.
+pub(crate) fn service_rootfs(name: &str) -> PathBuf {
+    PathBuf::from(ROOTFS_DIR).join(name)
 }
 
 /// `services/NAME/status.json`.

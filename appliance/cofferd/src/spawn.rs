@@ -198,13 +198,13 @@ fn become_role(spec: &Spec, channel: &mut &UnixStream) -> Result<std::convert::I
     step("start a session", setsid())?;
     umask(Mode::from_bits_truncate(0o022));
     narrow_view(spec)?;
+    descriptors(spec)?;
     limit()?;
     match spec.identity {
         Identity::Role { uid, gid, capabilities } => shed(uid, gid, capabilities)?,
         Identity::Shim { .. } => enter_user_namespace(channel)?,
     }
     step("set no_new_privs", nix::sys::prctl::set_no_new_privs())?;
-    descriptors(spec)?;
     execute(&spec.arguments)
 }
 
@@ -321,8 +321,8 @@ fn descriptors(spec: &Spec) -> Result<(), StepError> {
     step("place standard input", sys::place(null.as_fd(), 0))?;
     step("mark descriptors", sys::close_on_exec_from(3))?;
     if let Some(key) = &spec.key {
-        // The number may be in use for the channel to PID 1, which has to stay open until execve.
-        let key = step("copy the key's descriptor", key.try_clone())?;
+        // Opened anew, so that each run of the role reads it from its start.
+        let key = step("open the key", fs::File::open(format!("/proc/self/fd/{}", key.as_raw_fd())))?;
         step("place the key", sys::place(key.as_fd(), paths::KEY_FD))?;
     }
     Ok(())

@@ -199,16 +199,21 @@ pub(crate) fn interface_up(socket: BorrowedFd<'_>, name: &str) -> Result<(), Err
 ///
 /// As [`set_interface_address`]; `ENETUNREACH` when the gateway is on no connected network.
 pub(crate) fn add_default_route(socket: BorrowedFd<'_>, gateway: Ipv4Addr) -> Result<(), Errno> {
-    route(socket, SIOCADDRT, gateway)
+    let any = Ipv4Addr::UNSPECIFIED;
+    request_route(socket, &RouteEntry::new(any, any, gateway, RTF_UP | RTF_GATEWAY))
 }
 
-/// Removes the default route over `gateway` (`SIOCDELRT`). `ESRCH` when there is none.
+/// Adds a route to one host that is reached directly over an interface (`SIOCADDRT` with a device).
 ///
 /// # Errors
 ///
-/// As [`set_interface_address`].
-pub(crate) fn remove_default_route(socket: BorrowedFd<'_>, gateway: Ipv4Addr) -> Result<(), Errno> {
-    route(socket, SIOCDELRT, gateway)
+/// As [`add_default_route`].
+pub(crate) fn add_link_route(socket: BorrowedFd<'_>, host: Ipv4Addr, interface: &str) -> Result<(), Errno> {
+    let name = interface_name(interface)?;
+    let mut entry = RouteEntry::new(host, Ipv4Addr::BROADCAST, Ipv4Addr::UNSPECIFIED, RTF_UP | RTF_HOST);
+    entry.device = name.as_ptr() as u64;
+    // The name outlives the call, as the request's safety note asks for.
+    request_route(socket, &entry)
 }
 
 /// Kernel `struct rtentry` (include/uapi/linux/route.h) on x86-64. Pointers and paddings are zero words.
@@ -231,34 +236,40 @@ struct RouteEntry {
 
 // include/uapi/linux/sockios.h; the libc crate does not name all of them.
 const SIOCADDRT: libc::c_ulong = 0x890B;
-const SIOCDELRT: libc::c_ulong = 0x890C;
 const SIOCSIFFLAGS: libc::c_ulong = 0x8914;
 const SIOCSIFADDR: libc::c_ulong = 0x8916;
 const SIOCSIFNETMASK: libc::c_ulong = 0x891C;
 const SIOCSIFMTU: libc::c_ulong = 0x8922;
-/// include/uapi/linux/route.h: usable, and by way of a gateway.
-const RTF_UP_GATEWAY: u16 = 0x0001 | 0x0002;
+// include/uapi/linux/route.h.
+const RTF_UP: u16 = 0x0001;
+const RTF_GATEWAY: u16 = 0x0002;
+const RTF_HOST: u16 = 0x0004;
 
-fn route(socket: BorrowedFd<'_>, request: libc::c_ulong, gateway: Ipv4Addr) -> Result<(), Errno> {
-    let any = socket_address(Ipv4Addr::UNSPECIFIED);
-    let entry = RouteEntry {
-        pad1: 0,
-        destination: any,
-        gateway: socket_address(gateway),
-        mask: any,
-        flags: RTF_UP_GATEWAY,
-        pad2: [0; 3],
-        pad3: [0; 2],
-        metric: 0,
-        pad4: [0; 3],
-        device: 0,
-        mtu: 0,
-        window: 0,
-        round_trip: 0,
-    };
-    // SAFETY: the entry is fully initialised, has the kernel's layout (a test holds its size), outlives
-    // the call, holds only null pointers, and the kernel only reads it.
-    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), request as _, &entry) }).map(drop)
+impl RouteEntry {
+    fn new(destination: Ipv4Addr, mask: Ipv4Addr, gateway: Ipv4Addr, flags: u16) -> Self {
+        Self {
+            pad1: 0,
+            destination: socket_address(destination),
+            gateway: socket_address(gateway),
+            mask: socket_address(mask),
+            flags,
+            pad2: [0; 3],
+            pad3: [0; 2],
+            metric: 0,
+            pad4: [0; 3],
+            device: 0,
+            mtu: 0,
+            window: 0,
+            round_trip: 0,
+        }
+    }
+}
+
+fn request_route(socket: BorrowedFd<'_>, entry: &RouteEntry) -> Result<(), Errno> {
+    // SAFETY: the entry is fully initialised, has the kernel's layout (a test holds its size), outlives the
+    // call, and the kernel only reads it. Its only pointer is null or a terminated name that the one
+    // caller who sets it keeps alive; a wrong one would be EFAULT, not a stray write.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCADDRT as _, entry) }).map(drop)
 }
 
 #[cfg(test)]

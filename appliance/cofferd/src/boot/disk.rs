@@ -1,0 +1,239 @@
+//! The declaration disk: how the host hands over a declaration.
+//!
+//! A virtio disk with the serial `cofferdam-decl`, exactly one. Its bytes: one line
+//! `cofferdam-declaration/v1 <commit, 40 hex digits> <length, decimal>`, then exactly that many bytes of
+//! declaration, then zeros up to a multiple of 512, and nothing else. There is no file system: the
+//! host's bytes meet no parser but this one before they are measured.
+//!
+//! The disk is read once. A host that changes it afterwards changes nothing.
+
+use std::fs;
+use std::io;
+use std::path::{Path, PathBuf};
+use std::time::{Duration, Instant};
+
+use crate::files;
+
+/// What the host has to call the disk (virtio-blk serial, at most 20 bytes).
+const SERIAL: &str = "cofferdam-decl";
+/// First word of the header.
+const MAGIC: &str = "cofferdam-declaration/v1";
+/// The longest declaration in bytes.
+const MAX_LENGTH: usize = 1 << 20;
+/// Magic, commit, length of seven digits, two spaces and the line's end.
+const MAX_HEADER: usize = 24 + 1 + 40 + 1 + 7 + 1;
+const SECTOR: usize = 512;
+/// The longest disk in bytes.
+const MAX_DISK: u64 = (MAX_HEADER + MAX_LENGTH + SECTOR) as u64;
+/// The driver finds its disks within milliseconds of its loading; emulation makes that a second.
+const APPEARS_WITHIN: Duration = Duration::from_secs(10);
+const LOOK_EVERY: Duration = Duration::from_millis(20);
+
+/// Why there is no declaration.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum DiskError {
+    /// No disk of that serial appeared.
+    #[error("no disk with the serial {SERIAL}")]
+    Missing,
+    /// More than one: which of them counts must not be a guess.
+    #[error("{0} disks with the serial {SERIAL}, where there must be one")]
+    Ambiguous(usize),
+    /// The disk cannot be read.
+    #[error("cannot read the declaration disk")]
+    Read(#[source] io::Error),
+    /// Its first line is not as it must be.
+    #[error("the declaration disk does not begin with a line \"{MAGIC} COMMIT LENGTH\"")]
+    Header,
+    /// The length is zero or above 1 MiB.
+    #[error("the declaration's length is not between 1 and {MAX_LENGTH} bytes")]
+    Length,
+    /// The disk is shorter or longer than the header says, or not filled up with zeros.
+    #[error("the declaration disk is not {0} bytes followed by zeros up to a multiple of {SECTOR}")]
+    Padding(usize),
+}
+
+/// A declaration as the host handed it over: not parsed, and not to be before it is measured.
+#[derive(Debug, PartialEq, Eq)]
+pub(crate) struct Delivered {
+    /// The commit that it claims to come from, 40 lower-case hex digits.
+    pub(crate) commit: String,
+    /// Its exact bytes.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// Finds the disk, reads it once and takes the declaration out of it.
+///
+/// # Errors
+///
+/// [`DiskError`].
+pub(crate) fn read() -> Result<Delivered, DiskError> {
+    let device = find(Path::new("/sys/class/block"), Path::new("/dev"), APPEARS_WITHIN)?;
+    let bytes = files::read_bounded(device, MAX_DISK).map_err(DiskError::Read)?;
+    take_apart(&bytes)
+}
+
+fn find(class: &Path, devices: &Path, limit: Duration) -> Result<PathBuf, DiskError> {
+    let deadline = Instant::now() + limit;
+    loop {
+        let found = named(class).map_err(DiskError::Read)?;
+        match found.as_slice() {
+            [name] => return Ok(devices.join(name)),
+            [] if Instant::now() < deadline => std::thread::sleep(LOOK_EVERY),
+            [] => return Err(DiskError::Missing),
+            several => return Err(DiskError::Ambiguous(several.len())),
+        }
+    }
+}
+
+/// Names of the virtio disks with the serial. Before the driver is loaded there may be no class at all.
+fn named(class: &Path) -> io::Result<Vec<String>> {
+    let entries = match fs::read_dir(class) {
+        Ok(entries) => entries,
+        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
+        Err(error) => return Err(error),
+    };
+    let mut names = Vec::new();
+    for entry in entries {
+        let entry = entry?;
+        let Ok(name) = entry.file_name().into_string() else { continue };
+        // Partitions have no serial of their own.
+        let serial = fs::read_to_string(class.join(&name).join("serial"));
+        if name.starts_with("vd") && serial.is_ok_and(|serial| serial.trim_end() == SERIAL) {
+            names.push(name);
+        }
+    }
+    Ok(names)
+}
+
+fn take_apart(disk: &[u8]) -> Result<Delivered, DiskError> {
+    let end = disk.iter().take(MAX_HEADER).position(|byte| *byte == b'\n').ok_or(DiskError::Header)?;
+    let (header, rest) = disk.split_at_checked(end).ok_or(DiskError::Header)?;
+    let body = rest.get(1..).ok_or(DiskError::Header)?;
+    let (commit, length) = parse_header(header).ok_or(DiskError::Header)?;
+    if !(1..=MAX_LENGTH).contains(&length) {
+        return Err(DiskError::Length);
+    }
+    let (bytes, padding) = body.split_at_checked(length).ok_or(DiskError::Padding(length))?;
+    let whole = disk.len() % SECTOR == 0 && padding.len() < SECTOR;
+    if !whole || padding.iter().any(|byte| *byte != 0) {
+        return Err(DiskError::Padding(length));
+    }
+    Ok(Delivered { commit, bytes: bytes.to_vec() })
+}
+
+/// Exactly three words with one space between them.
+fn parse_header(header: &[u8]) -> Option<(String, usize)> {
+    let header = std::str::from_utf8(header).ok()?;
+    let mut words = header.split(' ');
+    let (magic, commit, length) = (words.next()?, words.next()?, words.next()?);
+    let hex = commit.len() == 40 && commit.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    // One way to write a number: digits, no leading zero.
+    let decimal = length.bytes().all(|byte| byte.is_ascii_digit()) && !length.starts_with('0');
+    if magic != MAGIC || !hex || !decimal || words.next().is_some() {
+        return None;
+    }
+    Some((commit.to_owned(), length.parse().ok()?))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn disk(header: &str, body: &[u8]) -> Vec<u8> {
+        let mut bytes = header.as_bytes().to_vec();
+        bytes.extend(body);
+        bytes.resize(bytes.len().next_multiple_of(SECTOR), 0);
+        bytes
+    }
+
+    fn header(length: &str) -> String {
+        format!("{MAGIC} {COMMIT} {length}\n")
+    }
+
+    #[test]
+    fn a_disk_gives_back_the_exact_bytes() {
+        let body = b"version: 1\n\0\0";
+        let delivered = take_apart(&disk(&header("13"), body)).unwrap();
+        assert_eq!(delivered, Delivered { commit: COMMIT.to_owned(), bytes: body.to_vec() });
+        // A body that ends exactly at a sector's end has no padding.
+        let exact = vec![b'x'; SECTOR * 2 - header("955").len()];
+        assert_eq!(exact.len(), 955);
+        assert_eq!(take_apart(&disk(&header("955"), &exact)).unwrap().bytes, exact);
+        let longest = vec![b'y'; MAX_LENGTH];
+        let bytes = disk(&header("1048576"), &longest);
+        assert!(bytes.len() as u64 <= MAX_DISK);
+        assert_eq!(take_apart(&bytes).unwrap().bytes.len(), MAX_LENGTH);
+    }
+
+    #[test]
+    fn every_other_header_is_refused() {
+        let upper = COMMIT.to_uppercase();
+        let wrong = [
+            format!("cofferdam-declaration/v2 {COMMIT} 1\n"),
+            format!("{MAGIC} {upper} 1\n"),
+            format!("{MAGIC} {} 1\n", &COMMIT[1..]),
+            format!("{MAGIC}  {COMMIT} 1\n"),
+            format!("{MAGIC} {COMMIT} 1 \n"),
+            format!("{MAGIC} {COMMIT} 1 1\n"),
+            format!("{MAGIC} {COMMIT} +1\n"),
+            format!("{MAGIC} {COMMIT} 01\n"),
+            format!("{MAGIC} {COMMIT} 0x1\n"),
+            format!("{MAGIC} {COMMIT} \n"),
+            format!("{MAGIC} {COMMIT} 1\r\n"),
+            format!(" {MAGIC} {COMMIT} 1\n"),
+            format!("{MAGIC} {COMMIT} 1"),
+            String::new(),
+        ];
+        for header in wrong {
+            let refused = take_apart(&disk(&header, b"x")).unwrap_err();
+            assert!(matches!(refused, DiskError::Header), "{header:?}: {refused}");
+        }
+        assert!(matches!(take_apart(&disk(&header("99999999999999999999"), b"x")), Err(DiskError::Header)));
+        assert!(matches!(take_apart(&disk(&header("1048577"), b"x")), Err(DiskError::Length)));
+        // "0" begins with a zero.
+        assert!(matches!(take_apart(&disk(&header("0"), b"")), Err(DiskError::Header)));
+    }
+
+    #[test]
+    fn every_other_padding_is_refused() {
+        let good = disk(&header("4"), b"abcd");
+        let mut longer = good.clone();
+        longer.extend([0; SECTOR]);
+        let mut dirty = good.clone();
+        *dirty.last_mut().unwrap() = 1;
+        let shorter = good[..good.len() - 1].to_vec();
+        let cut = disk(&header("600"), b"abcd");
+        for wrong in [longer, dirty, shorter, cut] {
+            assert!(matches!(take_apart(&wrong), Err(DiskError::Padding(_))), "{} bytes", wrong.len());
+        }
+    }
+
+    #[test]
+    fn the_disk_is_found_by_its_serial_exactly_once() {
+        let root = tempfile::tempdir().unwrap();
+        let none = Duration::ZERO;
+        let find = |limit| find(root.path(), Path::new("/dev"), limit);
+        assert!(matches!(find(none), Err(DiskError::Missing)));
+        let add = |name: &str, serial: &str| {
+            fs::create_dir(root.path().join(name)).unwrap();
+            fs::write(root.path().join(name).join("serial"), serial).unwrap();
+        };
+        add("vda", "something-else");
+        add("sda", SERIAL);
+        fs::create_dir(root.path().join("vda1")).unwrap();
+        assert!(matches!(find(none), Err(DiskError::Missing)));
+        add("vdb", SERIAL);
+        assert_eq!(find(none).unwrap(), Path::new("/dev/vdb"));
+        add("vdc", "cofferdam-decl\n");
+        assert!(matches!(find(none), Err(DiskError::Ambiguous(2))));
+    }
+
+    #[test]
+    fn a_class_that_does_not_exist_yet_is_waited_for() {
+        let limit = Duration::from_millis(30);
+        let found = find(Path::new("/nonexistent"), Path::new("/dev"), limit);
+        assert!(matches!(found, Err(DiskError::Missing)));
+    }
+}

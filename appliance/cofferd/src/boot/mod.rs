@@ -1,0 +1,93 @@
+//! The boot: stages in a fixed order, each named for the guarantee that holds after it.
+//!
+//! | stage | guarantee |
+//! |---|---|
+//! | `mount` | the kernel's file systems are there, hardened, and nothing that was there before is covered |
+//! | `modules` | every module of the image is loaded and no other ever will be |
+//! | `measure` | what the host passed is in RTMR3, in the order of the event log, and was parsed only after that |
+//! | `network` | there is an address, obtained by a process that can do nothing else |
+//! | `launch` | the launch boundary is measured; roles and services run |
+//!
+//! A stage hands its result to the next by value, so that none can run before what it needs. A stage that
+//! fails parks the appliance: one clear last line, no shell, no reboot.
+
+mod disk;
+mod keys;
+mod launch;
+mod measure;
+mod modules;
+mod mount;
+mod network;
+
+use std::error::Error;
+use std::time::{Duration, Instant};
+
+use crate::console::say;
+use crate::power::PowerButtons;
+use crate::roles::appliance::Phase;
+use crate::supervise::{STATE, Supervisor, chain};
+
+/// Why the boot stopped: the last line on the console.
+struct Parked {
+    stage: &'static str,
+    why: String,
+}
+
+/// What the stages share: the loop that runs while they wait, and the durations so far.
+struct Boot {
+    supervisor: Supervisor,
+    phases: Vec<Phase>,
+}
+
+/// Boots the appliance and runs it until the machine ends.
+pub(crate) fn run() -> ! {
+    let supervisor = match Supervisor::new() {
+        Ok(supervisor) => supervisor,
+        Err(error) => stuck(&chain(&error)),
+    };
+    let mut boot = Boot { supervisor, phases: Vec::new() };
+    match stages(&mut boot) {
+        Ok(()) => {
+            boot.supervisor.enter("supervise");
+            say(&format!("launched; state: {STATE}"));
+            boot.supervisor.run()
+        }
+        Err(Parked { stage, why }) => boot.supervisor.park(stage, &why),
+    }
+}
+
+fn stages(boot: &mut Boot) -> Result<(), Parked> {
+    boot.stage("mount", |_| mount::establish())?;
+    boot.stage("modules", |_| modules::establish())?;
+    boot.supervisor.watch(PowerButtons::find("/sys/class/input".as_ref(), "/dev/input".as_ref()));
+    let measured = boot.stage("measure", |_| measure::establish())?;
+    boot.stage("network", |boot| network::establish(&mut boot.supervisor))?;
+    let launched = boot.stage("launch", |boot| launch::establish(boot, measured))?;
+    // Once more, now that the last stage's duration is known.
+    launched.publish(&boot.phases).map_err(|error| Parked { stage: "launch", why: chain(&error) })
+}
+
+impl Boot {
+    /// Runs one stage, times it, and turns its failure into the line to park with.
+    fn stage<T, E: Error>(
+        &mut self,
+        stage: &'static str,
+        establish: impl FnOnce(&mut Self) -> Result<T, E>,
+    ) -> Result<T, Parked> {
+        self.supervisor.enter(stage);
+        let started = Instant::now();
+        let outcome = establish(self).map_err(|error| Parked { stage, why: chain(&error) })?;
+        let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
+        say(&format!("{stage}: {ms} ms"));
+        self.phases.push(Phase { name: stage.to_owned(), ms });
+        Ok(outcome)
+    }
+}
+
+/// Without signals there is no loop to park in. PID 1 must not end, or the kernel would panic.
+fn stuck(why: &str) -> ! {
+    say(&format!("parked in stage mount: {why}"));
+    loop {
+        std::thread::sleep(Duration::from_secs(3600));
+    }
+}

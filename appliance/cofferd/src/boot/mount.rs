@@ -1,0 +1,309 @@
+//! Stage `mount`: the kernel's file systems, hardened.
+//!
+//! Only what is not mounted already: what was put there before PID 1 started stays. Nothing is mounted
+//! from a disk, so no byte of the host's choosing is parsed by a file system driver.
+
+use std::fs;
+use std::io;
+use std::os::fd::AsFd;
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::mount::{MsFlags, mount};
+use nix::sys::stat::{Mode, umask};
+
+use crate::cgroup::{self, CgroupError, Limits};
+use crate::{paths, sys};
+
+/// Why the stage failed.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum MountError {
+    /// mount(2) refused.
+    #[error("cannot mount {0}")]
+    Mount(&'static str, #[source] Errno),
+    /// The list of mounts cannot be read.
+    #[error("cannot read the list of mounts")]
+    List(#[source] io::Error),
+    /// A directory, device or kernel setting refused.
+    #[error("cannot set up {0}")]
+    File(String, #[source] io::Error),
+    /// Control groups cannot be made.
+    #[error("cannot set up control groups")]
+    Cgroup(#[from] CgroupError),
+}
+
+/// One file system.
+struct Entry {
+    target: &'static str,
+    kind: &'static str,
+    flags: MsFlags,
+    options: &'static str,
+}
+
+const LOCKED: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
+const DEVICES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
+
+const ENTRIES: [Entry; 8] = [
+    Entry { target: "/proc", kind: "proc", flags: LOCKED, options: "" },
+    Entry { target: "/sys", kind: "sysfs", flags: LOCKED, options: "" },
+    Entry { target: "/dev", kind: "devtmpfs", flags: DEVICES, options: "mode=0755" },
+    Entry { target: "/dev/pts", kind: "devpts", flags: DEVICES, options: "mode=0600,ptmxmode=0000" },
+    // Half of memory each is the kernel's default for a tmpfs. /run holds the vault's store and the
+    // services' logs, so it keeps it; /tmp is used by nobody.
+    Entry { target: "/run", kind: "tmpfs", flags: LOCKED, options: "mode=0755" },
+    Entry { target: "/tmp", kind: "tmpfs", flags: LOCKED, options: "mode=1777,size=16m" },
+    Entry { target: "/sys/kernel/security", kind: "securityfs", flags: LOCKED, options: "" },
+    // nsdelegate: a service cannot move its processes out of its own groups.
+    Entry {
+        target: cgroup::MOUNT,
+        kind: "cgroup2",
+        flags: LOCKED,
+        options: "nsdelegate,memory_recursiveprot",
+    },
+];
+
+/// The kernel's object file system, of which TSM reports are a part. It is a module, hence mounted
+/// at the end of the stage `modules`.
+const CONFIGFS: Entry = Entry { target: "/sys/kernel/config", kind: "configfs", flags: LOCKED, options: "" };
+
+/// One kernel setting below /proc/sys: name, value, and whether a kernel without it is accepted.
+struct Setting {
+    name: &'static str,
+    value: &'static str,
+    optional: bool,
+}
+
+const fn must(name: &'static str, value: &'static str) -> Setting {
+    Setting { name, value, optional: false }
+}
+
+/// Settings of drivers and options that a kernel may be built without: what they restrict is absent then.
+const fn may(name: &'static str, value: &'static str) -> Setting {
+    Setting { name, value, optional: true }
+}
+
+const SETTINGS: &[Setting] = &[
+    // Core files hold secrets: no name for them, and none of processes that changed their identity.
+    must("kernel/core_pattern", ""),
+    must("fs/suid_dumpable", "0"),
+    // Kernel addresses and messages are of no use to a role, and of much use to an exploit.
+    must("kernel/kptr_restrict", "2"),
+    must("kernel/dmesg_restrict", "1"),
+    may("kernel/perf_event_paranoid", "3"),
+    // Interfaces that nothing here uses.
+    may("kernel/unprivileged_bpf_disabled", "1"),
+    may("net/core/bpf_jit_harden", "2"),
+    may("kernel/io_uring_disabled", "2"),
+    may("vm/unprivileged_userfaultfd", "0"),
+    may("kernel/kexec_load_disabled", "1"),
+    may("kernel/sysrq", "0"),
+    may("kernel/yama/ptrace_scope", "3"),
+    may("dev/tty/ldisc_autoload", "0"),
+    may("dev/tty/legacy_tiocsti", "0"),
+    // One namespace per service, twice that while a shim is replaced; none made by a workload.
+    must("user/max_user_namespaces", "128"),
+    may("kernel/unprivileged_userns_clone", "0"),
+    // Addresses hard to guess; no mapping at zero.
+    must("kernel/randomize_va_space", "2"),
+    must("vm/mmap_min_addr", "65536"),
+    // Links and pipes in shared directories cannot redirect another role's writes.
+    must("fs/protected_symlinks", "1"),
+    must("fs/protected_hardlinks", "1"),
+    must("fs/protected_fifos", "2"),
+    must("fs/protected_regular", "2"),
+    // The network is the host's: no redirects, no routes by request, no addresses by advertisement.
+    may("net/ipv4/tcp_syncookies", "1"),
+    may("net/ipv4/conf/all/accept_redirects", "0"),
+    may("net/ipv4/conf/default/accept_redirects", "0"),
+    may("net/ipv4/conf/all/send_redirects", "0"),
+    may("net/ipv4/conf/default/send_redirects", "0"),
+    may("net/ipv4/conf/all/accept_source_route", "0"),
+    may("net/ipv4/conf/default/accept_source_route", "0"),
+    may("net/ipv4/conf/all/rp_filter", "1"),
+    may("net/ipv4/conf/default/rp_filter", "1"),
+    may("net/ipv6/conf/all/accept_ra", "0"),
+    may("net/ipv6/conf/default/accept_ra", "0"),
+    may("net/ipv6/conf/all/accept_redirects", "0"),
+    may("net/ipv6/conf/default/accept_redirects", "0"),
+    // A message above "error" on the console would end up between PID 1's lines.
+    may("kernel/printk", "3 4 1 3"),
+];
+
+/// What is left to the roles and the kernel when services use all that they may: 256 MiB for the
+/// roles' own limits in practice, 64 MiB for the kernel.
+const RESERVED_BYTES: u64 = 320 << 20;
+/// Over all services: a fork bomb stays far below the kernel's pid_max of 32768.
+const SERVICE_PROCESSES: u32 = 16_384;
+
+/// Mounts, opens the console, hardens, and makes the parents of all control groups.
+///
+/// # Errors
+///
+/// [`MountError`].
+pub(crate) fn establish() -> Result<(), MountError> {
+    umask(Mode::from_bits_truncate(0o022));
+    for entry in &ENTRIES {
+        attach(entry)?;
+    }
+    open_console()?;
+    for setting in SETTINGS {
+        apply(Path::new("/proc/sys"), setting)?;
+    }
+    let memory = memory_bytes()?.saturating_sub(RESERVED_BYTES);
+    cgroup::prepare(
+        cgroup::MOUNT.as_ref(),
+        Limits { memory: Some(memory), processes: Some(SERVICE_PROCESSES) },
+    )?;
+    directory(paths::RUN)
+}
+
+/// Mounts configfs, once its module is loaded.
+///
+/// # Errors
+///
+/// [`MountError`].
+pub(super) fn attach_configfs() -> Result<(), MountError> {
+    attach(&CONFIGFS)
+}
+
+/// Locks a kernel setting for good, for the stage that knows when.
+///
+/// # Errors
+///
+/// [`MountError`].
+pub(super) fn lock(name: &'static str) -> Result<(), MountError> {
+    apply(Path::new("/proc/sys"), &must(name, "1"))
+}
+
+/// Memory of the machine in bytes, as the kernel counts it.
+///
+/// # Errors
+///
+/// /proc/meminfo is not as it has always been.
+pub(super) fn memory_bytes() -> Result<u64, MountError> {
+    let text = fs::read_to_string("/proc/meminfo").map_err(file("/proc/meminfo"))?;
+    total_memory(&text).ok_or_else(|| file("/proc/meminfo")(io::ErrorKind::InvalidData.into()))
+}
+
+fn total_memory(meminfo: &str) -> Option<u64> {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemTotal:"))?;
+    line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
+}
+
+fn attach(entry: &Entry) -> Result<(), MountError> {
+    // Without /proc there is no list, and then nothing but the initramfs is mounted that PID 1 cares for.
+    let mounted = match fs::read_to_string("/proc/self/mountinfo") {
+        Ok(list) => mount_points(&list).any(|point| point == entry.target),
+        Err(error) if error.kind() == io::ErrorKind::NotFound => false,
+        Err(error) => return Err(MountError::List(error)),
+    };
+    if mounted {
+        return Ok(());
+    }
+    if !Path::new(entry.target).is_dir() {
+        directory(entry.target)?;
+    }
+    let options = (!entry.options.is_empty()).then_some(entry.options);
+    mount(Some(entry.kind), entry.target, Some(entry.kind), entry.flags, options)
+        .map_err(|error| MountError::Mount(entry.target, error))
+}
+
+/// The mount points of a mountinfo list (proc_pid_mountinfo(5)): the fifth field, with octal escapes.
+fn mount_points(list: &str) -> impl Iterator<Item = String> {
+    list.lines().filter_map(|line| line.split(' ').nth(4)).map(unescape)
+}
+
+/// Undoes the kernel's `\NNN` for space, tab, newline and backslash.
+fn unescape(field: &str) -> String {
+    let mut text = String::new();
+    let mut rest = field;
+    while let Some((before, after)) = rest.split_once('\\') {
+        text.push_str(before);
+        let code = after.get(..3).and_then(|digits| u8::from_str_radix(digits, 8).ok());
+        match (code, after.get(3..)) {
+            (Some(code), Some(tail)) => {
+                text.push(char::from(code));
+                rest = tail;
+            }
+            _ => {
+                text.push('\\');
+                rest = after;
+            }
+        }
+    }
+    text.push_str(rest);
+    text
+}
+
+/// Descriptors 0 to 2 of PID 1, which every role inherits: nothing to read, and the console to write.
+fn open_console() -> Result<(), MountError> {
+    let null = fs::File::open("/dev/null").map_err(file("/dev/null"))?;
+    // Not the controlling terminal: opened by a session leader without one, /dev/console never becomes it.
+    let console = fs::OpenOptions::new().write(true).open("/dev/console").map_err(file("/dev/console"))?;
+    for (source, target) in [(null.as_fd(), 0), (console.as_fd(), 1), (console.as_fd(), 2)] {
+        sys::place(source, target).map_err(|errno| file("the console")(errno.into()))?;
+    }
+    Ok(())
+}
+
+fn apply(root: &Path, setting: &Setting) -> Result<(), MountError> {
+    let path = root.join(setting.name);
+    let text = format!("{}\n", setting.value);
+    let written = fs::OpenOptions::new().write(true).open(path);
+    match written.and_then(|mut opened| io::Write::write_all(&mut opened, text.as_bytes())) {
+        Err(error) if setting.optional && error.kind() == io::ErrorKind::NotFound => Ok(()),
+        other => other.map_err(file(setting.name)),
+    }
+}
+
+fn directory(path: &str) -> Result<(), MountError> {
+    fs::create_dir_all(path).map_err(file(path))
+}
+
+fn file(name: &str) -> impl FnOnce(io::Error) -> MountError {
+    let name = name.to_owned();
+    move |source| MountError::File(name, source)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn mount_points_are_read_with_their_escapes() {
+        let list = "22 1 0:20 / /proc rw,nosuid shared:5 - proc proc rw\n\
+                    23 1 0:21 / /sys rw - sysfs sysfs rw\n\
+                    40 23 0:40 / /mnt/a\\040b\\134 rw - tmpfs none rw\n\
+                    short line\n";
+        let points: Vec<String> = mount_points(list).collect();
+        assert_eq!(points, ["/proc", "/sys", "/mnt/a b\\"]);
+        assert_eq!(unescape("/a\\9"), "/a\\9");
+        assert_eq!(unescape("/a\\1"), "/a\\1");
+    }
+
+    #[test]
+    fn the_machines_own_list_has_its_root() {
+        let list = fs::read_to_string("/proc/self/mountinfo").unwrap();
+        assert!(mount_points(&list).any(|point| point == "/"));
+    }
+
+    #[test]
+    fn memory_is_read_in_bytes() {
+        assert_eq!(total_memory("MemTotal:        2048 kB\nMemFree: 1 kB\n"), Some(2 << 20));
+        assert_eq!(total_memory("MemFree: 1 kB\n"), None);
+        assert_eq!(total_memory("MemTotal: 99999999999999999999 kB\n"), None);
+        assert!(memory_bytes().unwrap() > 1 << 20);
+    }
+
+    #[test]
+    fn a_setting_that_must_be_there_is_missed_and_one_that_may_is_not() {
+        let root = tempfile::tempdir().unwrap();
+        fs::create_dir(root.path().join("kernel")).unwrap();
+        fs::write(root.path().join("kernel/a"), "").unwrap();
+        apply(root.path(), &must("kernel/a", "1")).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("kernel/a")).unwrap(), "1\n");
+        apply(root.path(), &may("kernel/b", "1")).unwrap();
+        let error = apply(root.path(), &must("kernel/b", "1")).unwrap_err();
+        assert_eq!(error.to_string(), "cannot set up kernel/b");
+    }
+}
