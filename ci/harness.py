@@ -275,9 +275,7 @@ class World:
     def reference(self, image):
         """Reference values predicted from the image's file, never from a boot."""
         path = self.path(os.path.basename(image) + ".reference.json")
-        predicted = run([self.tool("coffer"), "measure", image, "--platform", "simulator", "--mrtd", self.mrtd, "--json"])
-        with open(path, "w", encoding="utf-8") as file:
-            file.write(predicted)
+        run([self.tool("coffer"), "measure", image, "--platform", "simulator", "--mrtd", self.mrtd, "--save", path])
         return path
 
     def trust_options(self, image):

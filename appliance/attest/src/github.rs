@@ -221,6 +221,27 @@ impl Client {
         Ok(commit)
     }
 
+    /// Whether a commit (40 hex digits) is in the history of the default branch. That it can be fetched says nothing: GitHub
+    /// also serves the commits of forks and of pull requests under the parent's name.
+    ///
+    /// # Errors
+    /// [`GithubError`]; `NotFound` or `Refused` when there is no such commit at all.
+    pub async fn is_on_default_branch(
+        &self,
+        repository: &Repository,
+        commit: &str,
+    ) -> Result<bool, GithubError> {
+        let found = self.commit(repository, commit).await?;
+        let date = found.commit.committer.and_then(|committer| committer.date);
+        let date = date.ok_or_else(|| GithubError::Malformed("commit without a date".to_owned()))?;
+        // Without `sha` the list is the default branch's. Nothing newer than the commit is listed, so it comes first, or
+        // among the few of the same second.
+        let per_page = PAGE.to_string();
+        let url = self.url(repository, &["commits"], &[("until", &date), ("per_page", &per_page)])?;
+        let listed: Vec<Commit> = self.get(url).await?;
+        Ok(listed.iter().any(|listed| listed.sha == commit))
+    }
+
     /// One page of releases (from 1), newest first; drafts are among them when the token may see them.
     ///
     /// # Errors

@@ -1,2 +1,75 @@
-//! coffer
-fn main() {}
+//! The operator's and the client's command line.
+
+mod channel;
+mod cli;
+mod failure;
+mod files;
+mod operator_key;
+mod source;
+mod trust;
+mod ui;
+mod verbs;
+
+use std::process::ExitCode;
+
+use clap::Parser as _;
+use clap::error::ErrorKind;
+
+use crate::failure::{Code, Failure, Outcome};
+use crate::ui::Ui;
+
+/// What a shell reports for a process that SIGINT ended.
+const INTERRUPTED: u8 = 130;
+
+fn main() -> ExitCode {
+    let cli = match cli::Cli::try_parse() {
+        Ok(cli) => cli,
+        Err(error) => {
+            // Help and version go to stdout with 0, everything else to stderr with 2.
+            let _ = error.print();
+            return match error.kind() {
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                _ => ExitCode::from(Code::Usage as u8),
+            };
+        }
+    };
+    let ui = Ui::new(cli.global.json, cli.global.quiet, cli.global.verbose);
+    match main_exec(cli, &ui) {
+        Ok(()) => ExitCode::SUCCESS,
+        Err(Ended::Interrupted) => ExitCode::from(INTERRUPTED),
+        Err(Ended::Failed(failure)) => {
+            ui.failure(&failure);
+            ExitCode::from(failure.code as u8)
+        }
+    }
+}
+
+/// Why the run ended early.
+enum Ended {
+    Interrupted,
+    Failed(Failure),
+}
+
+fn main_exec(cli: cli::Cli, ui: &Ui) -> Result<(), Ended> {
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .map_err(|error| Ended::Failed(Failure::failed(format!("cannot start: {error}"))))?;
+    runtime.block_on(async {
+        tokio::select! {
+            biased;
+            _ = tokio::signal::ctrl_c() => Err(Ended::Interrupted),
+            outcome = verbs::run(cli, ui) => outcome.map_err(Ended::Failed),
+        }
+    })
+}
+
+/// Runs `work`, giving up after `limit` with "could not check".
+pub(crate) async fn within<T>(
+    limit: std::time::Duration,
+    work: impl Future<Output = Outcome<T>>,
+) -> Outcome<T> {
+    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
+        Err(Failure::could_not_check(format!("gave up after {limit:?}")).hint("--timeout sets the limit"))
+    })
+}

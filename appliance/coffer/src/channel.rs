@@ -1,0 +1,252 @@
+//! The verified channel: one TLS connection whose other end has proved what it is.
+//!
+//! Responsible for dialling, taking evidence on that very connection (the nonce and the RFC 9266 channel binding are
+//! claims of its quote) and then carrying HTTP requests over it. The certificate itself is never trusted: its key
+//! must be the attested one. Nothing is sent before the appraisal accepted the other end except the request for
+//! evidence, so a man in the middle, who cannot produce evidence for his own connection, gets nothing.
+
+use std::sync::{Arc, Mutex};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::URL_SAFE_NO_PAD;
+use cofferdam_attest::appraise::{Appraisal, Expectations};
+use cofferdam_attest::claims::Claims;
+use cofferdam_attest::evidence::{self, Evidence};
+use cofferdam_attest::{operator, ratls};
+use http_body_util::{BodyExt as _, Full, Limited};
+use hyper::body::Bytes;
+use hyper::client::conn::http1;
+use hyper::{Request, StatusCode};
+use hyper_util::rt::TokioIo;
+use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
+use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
+use rustls::{ClientConfig, DigitallySignedStruct, Error as TlsError, SignatureScheme};
+use tokio::net::TcpStream;
+use tokio_rustls::TlsConnector;
+use tokio_rustls::client::TlsStream;
+
+use crate::failure::{Code, Failure, Outcome, chain};
+use crate::operator_key::OperatorKey;
+use crate::trust::{Trust, unix_now};
+
+/// Everything that belongs to the appliance itself lies under this path.
+pub(crate) const PREFIX: &str = "/.well-known/cofferdam";
+/// Largest reply of the operator API: 10,000 log lines.
+const LARGEST_REPLY: usize = 32 << 20;
+
+/// A connection to an appliance that was verified on it.
+pub(crate) struct Channel {
+    sender: http1::SendRequest<Full<Bytes>>,
+    host: String,
+    binding: [u8; 32],
+    pub(crate) claims: Claims,
+    pub(crate) appraisal: Appraisal,
+}
+
+/// One answer.
+pub(crate) struct Reply {
+    pub(crate) status: StatusCode,
+    pub(crate) body: Bytes,
+}
+
+/// A TLS connection, not yet verified: the key that the other end holds, and the channel's binding.
+pub(crate) struct Dialled {
+    pub(crate) stream: TlsStream<TcpStream>,
+    /// `sha256:<hex>` of the SubjectPublicKeyInfo that the other end proved to hold.
+    pub(crate) tls_key: String,
+    binding: [u8; 32],
+}
+
+/// Opens a TLS 1.3 connection to `endpoint` (`host:port`).
+pub(crate) async fn dial(endpoint: &str) -> Outcome<Dialled> {
+    let unreachable = |what: &str, error: &dyn std::error::Error| {
+        Failure::could_not_check(format!("cannot {what} {endpoint}: {}", chain(error)))
+            .hint("is the appliance running, and is the endpoint reachable from here?")
+    };
+    let (host, _) =
+        endpoint.rsplit_once(':').ok_or_else(|| Failure::usage(format!("{endpoint} is not HOST:PORT")))?;
+    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+        .map_err(|_| Failure::usage(format!("{host} is not a host name or an address")))?;
+    let tcp = TcpStream::connect(endpoint).await.map_err(|error| unreachable("reach", &error))?;
+    tcp.set_nodelay(true).map_err(|error| unreachable("set up", &error))?;
+    let seen = Arc::new(SeenKey::new());
+    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
+        .with_protocol_versions(&[&rustls::version::TLS13])
+        .map_err(|error| unreachable("prepare TLS for", &error))?
+        .dangerous()
+        .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
+        .with_no_client_auth();
+    let stream = TlsConnector::from(Arc::new(config))
+        .connect(name, tcp)
+        .await
+        .map_err(|error| unreachable("speak TLS with", &error))?;
+    let binding = stream
+        .get_ref()
+        .1
+        .export_keying_material([0_u8; 32], operator::CHANNEL_BINDING_LABEL, Some(&[]))
+        .map_err(|error| unreachable("bind the channel of", &error))?;
+    let tls_key =
+        seen.take().ok_or_else(|| Failure::rejected(format!("{endpoint} showed no certificate")))?;
+    Ok(Dialled { stream, tls_key, binding })
+}
+
+impl Channel {
+    /// Dials `endpoint` and verifies the appliance on that connection.
+    pub(crate) async fn open(endpoint: &str, repository: &str, trust: &Trust) -> Outcome<Self> {
+        let Dialled { stream, tls_key, binding } = dial(endpoint).await?;
+        let lost = |error: hyper::Error| Failure::could_not_check(format!("{endpoint}: {}", chain(&error)));
+        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+        // Ends by itself when `sender` is dropped or the peer closes.
+        tokio::spawn(connection);
+        let mut nonce = [0_u8; 32];
+        getrandom::fill(&mut nonce).map_err(|_| Failure::failed("the system gives no random numbers"))?;
+        let path = format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce));
+        let reply = exchange(&mut sender, endpoint, "GET", &path, Bytes::new(), None).await?;
+        if reply.status != StatusCode::OK {
+            return Err(refusal(&reply, "the appliance gave no evidence"));
+        }
+        if reply.body.len() > evidence::MAX_BYTES {
+            return Err(Failure::rejected(format!(
+                "the evidence of {endpoint} is larger than {} bytes",
+                evidence::MAX_BYTES
+            )));
+        }
+        let evidence = Evidence::parse(&reply.body).map_err(|error| {
+            Failure::rejected(format!("the evidence of {endpoint} is malformed: {}", chain(&error)))
+        })?;
+        let expectations = Expectations {
+            repository: Some(repository.to_owned()),
+            tls_key: Some(tls_key),
+            nonce: Some(nonce.to_vec()),
+            channel_binding: Some(binding),
+            ..trust.expectations()
+        };
+        let appraisal = trust.appraise(&evidence, &expectations, unix_now()?);
+        trust.accept(&appraisal, endpoint)?;
+        let claims = Claims::decode(&evidence.claims).map_err(|error| {
+            Failure::rejected(format!("the claims of {endpoint} are malformed: {}", chain(&error)))
+        })?;
+        Ok(Self { sender, host: endpoint.to_owned(), binding, claims, appraisal })
+    }
+
+    /// One request of the operator API, signed for this connection.
+    pub(crate) async fn request(
+        &mut self,
+        key: &OperatorKey,
+        method: &str,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Outcome<Reply> {
+        let path = format!("{PREFIX}{path}");
+        let authorization = key.authorization(method, &path, &body, &self.binding);
+        exchange(&mut self.sender, &self.host, method, &path, body.into(), Some(authorization)).await
+    }
+}
+
+async fn exchange(
+    sender: &mut http1::SendRequest<Full<Bytes>>,
+    host: &str,
+    method: &str,
+    path: &str,
+    body: Bytes,
+    authorization: Option<String>,
+) -> Outcome<Reply> {
+    let lost = |error: &dyn std::error::Error| Failure::could_not_check(format!("{host}: {}", chain(error)));
+    let mut request =
+        Request::builder().method(method).uri(path).header("host", host).header("user-agent", "coffer");
+    if let Some(value) = authorization {
+        request = request.header("authorization", value);
+    }
+    if !body.is_empty() {
+        request = request.header("content-type", "application/json");
+    }
+    let request = request.body(Full::new(body)).map_err(|error| lost(&error))?;
+    let response = sender.send_request(request).await.map_err(|error| lost(&error))?;
+    let status = response.status();
+    let body = Limited::new(response.into_body(), LARGEST_REPLY)
+        .collect()
+        .await
+        .map_err(|error| Failure::could_not_check(format!("{host}: the reply broke off: {error}")))?
+        .to_bytes();
+    Ok(Reply { status, body })
+}
+
+/// The failure that an error reply stands for: `{"error": …, "hint": …}` with its status.
+pub(crate) fn refusal(reply: &Reply, what: &str) -> Failure {
+    #[derive(serde::Deserialize)]
+    struct Body {
+        error: String,
+        hint: Option<String>,
+    }
+    let (code, generic) = match reply.status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => (Code::NotAllowed, "not allowed"),
+        StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => (Code::NotReady, "not ready"),
+        StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => (Code::Usage, "refused"),
+        _ => (Code::Failed, "failed"),
+    };
+    match serde_json::from_slice::<Body>(&reply.body) {
+        Ok(body) => {
+            let failure = Failure::new(code, format!("{what}: {}", crate::ui::printable(&body.error)));
+            match body.hint {
+                Some(hint) => failure.hint(crate::ui::printable(&hint)),
+                None => failure,
+            }
+        }
+        Err(_) => Failure::new(code, format!("{what}: {generic} ({})", reply.status)),
+    }
+}
+
+/// Accepts any certificate but insists that the peer holds its key, and remembers which key that is.
+#[derive(Debug)]
+struct SeenKey {
+    key: Mutex<Option<String>>,
+    provider: rustls::crypto::CryptoProvider,
+}
+
+impl SeenKey {
+    fn new() -> Self {
+        Self { key: Mutex::new(None), provider: rustls::crypto::aws_lc_rs::default_provider() }
+    }
+
+    fn take(&self) -> Option<String> {
+        self.key.lock().ok()?.take()
+    }
+}
+
+impl ServerCertVerifier for SeenKey {
+    fn verify_server_cert(
+        &self,
+        certificate: &CertificateDer<'_>,
+        _intermediates: &[CertificateDer<'_>],
+        _name: &ServerName<'_>,
+        _ocsp: &[u8],
+        _now: UnixTime,
+    ) -> Result<ServerCertVerified, TlsError> {
+        let key = ratls::spki_sha256(certificate).map_err(|error| TlsError::General(chain(&error)))?;
+        *self.key.lock().map_err(|_| TlsError::General("poisoned".to_owned()))? = Some(key);
+        Ok(ServerCertVerified::assertion())
+    }
+
+    fn verify_tls12_signature(
+        &self,
+        _message: &[u8],
+        _certificate: &CertificateDer<'_>,
+        _signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        Err(TlsError::General("only TLS 1.3 is spoken".to_owned()))
+    }
+
+    fn verify_tls13_signature(
+        &self,
+        message: &[u8],
+        certificate: &CertificateDer<'_>,
+        signature: &DigitallySignedStruct,
+    ) -> Result<HandshakeSignatureValid, TlsError> {
+        let algorithms = &self.provider.signature_verification_algorithms;
+        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
+    }
+
+    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
+        self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}

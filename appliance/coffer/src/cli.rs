@@ -1,0 +1,310 @@
+//! The command line: one definition that generates parsing, help, completions and man pages.
+
+use std::path::PathBuf;
+use std::time::Duration;
+
+use clap::{Args, Parser, Subcommand};
+
+/// Verify a Cofferdam appliance and talk to exactly that machine.
+#[derive(Debug, Parser)]
+#[command(name = "coffer", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(
+    after_help = "Exit codes: 0 done, 1 failed, 2 usage or declaration error, 3 verification says no, \
+    4 not allowed,\n5 sealed or not ready, 6 could not check or reach, 7 a policy forbids it, 130 interrupted."
+)]
+pub(crate) struct Cli {
+    #[command(flatten)]
+    pub(crate) global: Global,
+    #[command(subcommand)]
+    pub(crate) verb: Verb,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Global {
+    /// Print one JSON object (JSON lines for streams)
+    #[arg(short, long, global = true, env = "COFFER_JSON", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0..=1, default_missing_value = "true", default_value = "false", require_equals = true, hide_default_value = true)]
+    pub(crate) json: bool,
+    /// Say only what was asked for
+    #[arg(short, long, global = true)]
+    pub(crate) quiet: bool,
+    /// Say more
+    #[arg(short, long, global = true)]
+    pub(crate) verbose: bool,
+    /// Never ask; fail where an answer would be needed
+    #[arg(long, global = true)]
+    pub(crate) no_input: bool,
+    /// Give up after this long (30s, 2m)
+    #[arg(long, global = true, env = "COFFER_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "60s")]
+    pub(crate) timeout: Duration,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Verb {
+    /// Start a declaration and an operator's key
+    #[command(after_help = "Example:\n  coffer init acme/app --endpoint app.example.org:443")]
+    Init {
+        /// The repository that is the appliance's identity
+        #[arg(value_name = "OWNER/REPO")]
+        repository: String,
+        /// Where clients dial
+        #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8443")]
+        endpoint: String,
+        /// The declaration to write
+        #[arg(long, value_name = "FILE", default_value = "cofferdam.yaml")]
+        file: PathBuf,
+        #[command(flatten)]
+        key: OperatorKey,
+    },
+    /// Check a declaration and point at each mistake
+    #[command(after_help = "Example:\n  coffer check cofferdam.yaml")]
+    Check {
+        /// The declaration
+        #[arg(default_value = "cofferdam.yaml")]
+        file: PathBuf,
+        /// Print the JSON Schema of declarations in place of checking one
+        #[arg(long, conflicts_with = "file")]
+        schema: bool,
+    },
+    /// Predict the registers that an image will produce
+    #[command(after_help = "Example:\n  coffer measure cofferdam.efi --mrtd $MRTD --save reference.json")]
+    Measure {
+        /// The unified kernel image
+        #[arg(value_name = "UKI")]
+        image: PathBuf,
+        /// MRTD of the firmware, 96 hex digits, to put into the reference values
+        #[arg(long, value_name = "HEX")]
+        mrtd: Option<String>,
+        /// What measures: a TDX firmware, or the simulated TD of the simulator image
+        #[arg(long, value_enum, default_value_t = Platform::Tdx)]
+        platform: Platform,
+        /// Also write the reference values to a file
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+    },
+    /// Appraise an evidence document or a bare quote, offline
+    #[command(after_help = "Examples:\n  coffer appraise attestation.json --reference reference.json\n  \
+        coffer appraise --quote quote.bin --collateral collateral.json --at 2025-07-01T00:00:00Z")]
+    Appraise {
+        /// The evidence document
+        #[arg(required_unless_present = "quote", conflicts_with = "quote")]
+        file: Option<PathBuf>,
+        /// A bare TDX quote
+        #[arg(long, value_name = "FILE")]
+        quote: Option<PathBuf>,
+        /// Collateral, when the document carries none or to use in its place
+        #[arg(long, value_name = "FILE")]
+        collateral: Option<PathBuf>,
+        /// The time to appraise at (default: now)
+        #[arg(long, value_name = "RFC3339")]
+        at: Option<String>,
+        /// The repository that the evidence must speak for
+        #[arg(long, value_name = "OWNER/REPO")]
+        repository: Option<String>,
+        #[command(flatten)]
+        trust: Trust,
+    },
+    /// Fetch and verify a repository's release attestation
+    #[command(after_help = "Example:\n  coffer verify acme/app --reference reference.json")]
+    Verify {
+        /// The repository
+        #[arg(value_name = "OWNER/REPO")]
+        repository: String,
+        /// Also write the verified evidence document to a file
+        #[arg(long, value_name = "FILE")]
+        save: Option<PathBuf>,
+        #[command(flatten)]
+        trust: Trust,
+        #[command(flatten)]
+        github: Github,
+    },
+    /// Open a local port whose traffic reaches only the verified appliance
+    #[command(
+        after_help = "Example:\n  coffer connect acme/app --listen 127.0.0.1:8080 --reference reference.json"
+    )]
+    Connect {
+        #[command(flatten)]
+        appliance: Appliance,
+        /// The local address
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+        listen: std::net::SocketAddr,
+        /// The published port to reach, when it is not the endpoint's own
+        #[arg(long, value_name = "PORT")]
+        port: Option<u16>,
+    },
+    /// Put, list and remove secrets on a verified connection
+    Secret {
+        #[command(subcommand)]
+        action: Secret,
+    },
+    /// Show what the appliance and its services are doing
+    Status {
+        #[command(flatten)]
+        appliance: Appliance,
+        #[command(flatten)]
+        key: OperatorKey,
+    },
+    /// Show a service's redacted output
+    #[command(after_help = "Example:\n  coffer logs acme/app web --tail 20")]
+    Logs {
+        #[command(flatten)]
+        appliance: Appliance,
+        /// The service
+        service: String,
+        /// How many lines
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        tail: u32,
+        #[command(flatten)]
+        key: OperatorKey,
+    },
+    /// Print a completion script
+    Completion {
+        /// The shell
+        shell: clap_complete::Shell,
+    },
+    /// Print the manual page
+    Man {
+        /// Of one verb; of coffer itself without it
+        verb: Option<String>,
+    },
+    /// Print the version
+    Version,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Secret {
+    /// Store a secret; its value is read from standard input or asked for
+    #[command(
+        after_help = "Examples:\n  printf %s \"$TOKEN\" | coffer secret put acme/app cofferdam/github/token\n  \
+        coffer secret put acme/app secret://demo/greeting/value"
+    )]
+    Put {
+        #[command(flatten)]
+        appliance: Appliance,
+        /// Which secret
+        #[arg(value_name = "NAMESPACE/NAME/FIELD")]
+        name: String,
+        /// Keep one line feed at the end of the value (it is cut off by default)
+        #[arg(long)]
+        keep_newline: bool,
+        #[command(flatten)]
+        key: OperatorKey,
+    },
+    /// List the secrets' names and versions
+    List {
+        #[command(flatten)]
+        appliance: Appliance,
+        #[command(flatten)]
+        key: OperatorKey,
+    },
+    /// Remove a secret
+    Rm {
+        #[command(flatten)]
+        appliance: Appliance,
+        /// Which secret
+        #[arg(value_name = "NAMESPACE/NAME/FIELD")]
+        name: String,
+        #[command(flatten)]
+        key: OperatorKey,
+    },
+}
+
+/// What extends the registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
+pub(crate) enum Platform {
+    /// A TDX host with a TDVF firmware
+    Tdx,
+    /// OVMF and a TPM below the simulated TDX device
+    Simulator,
+}
+
+/// Which appliance, and what is trusted about it.
+#[derive(Debug, Args)]
+pub(crate) struct Appliance {
+    /// The repository that is the appliance's identity
+    #[arg(value_name = "OWNER/REPO")]
+    pub(crate) repository: String,
+    /// Dial here in place of the published endpoint (before the first release attestation); the evidence is
+    /// verified all the same
+    #[arg(long, value_name = "HOST:PORT", env = "COFFER_ENDPOINT")]
+    pub(crate) endpoint: Option<String>,
+    #[command(flatten)]
+    pub(crate) trust: Trust,
+    #[command(flatten)]
+    pub(crate) github: Github,
+}
+
+/// What the evidence is appraised against.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Appraisal")]
+pub(crate) struct Trust {
+    /// Reference values (from `coffer measure --save`)
+    #[arg(long, value_name = "FILE", env = "COFFER_REFERENCE")]
+    pub(crate) reference: Option<PathBuf>,
+    /// A further attestation root that is accepted (PEM); Intel's is built in. What it vouches for is SIMULATED
+    #[arg(long, value_name = "PEM", env = "COFFER_ROOT")]
+    pub(crate) root: Option<PathBuf>,
+    /// The appraisal policy, in place of the built-in one
+    #[arg(long, value_name = "FILE", env = "COFFER_POLICY")]
+    pub(crate) policy: Option<PathBuf>,
+}
+
+/// Where releases and declarations are read.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "GitHub")]
+pub(crate) struct Github {
+    /// The API's root; a GitHub Enterprise Server has it under https://HOST/api/v3
+    #[arg(long, value_name = "URL", env = "COFFER_GITHUB_API")]
+    pub(crate) github_api: Option<String>,
+    /// The only certificate authority that is trusted for it (PEM), in place of the system's
+    #[arg(long, value_name = "PEM", env = "COFFER_GITHUB_CA")]
+    pub(crate) github_ca: Option<PathBuf>,
+}
+
+/// The operator's private key.
+#[derive(Debug, Args)]
+pub(crate) struct OperatorKey {
+    /// The operator's private key: Ed25519 in OpenSSH's format (default: operator.key in the user's
+    /// configuration, then ~/.ssh/id_ed25519)
+    #[arg(long, value_name = "FILE", env = "COFFER_KEY")]
+    pub(crate) key: Option<PathBuf>,
+}
+
+/// `30s`, `2m`, `1h`, `500ms`; a bare number is seconds.
+fn duration(text: &str) -> Result<Duration, String> {
+    let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
+    let (number, unit) = text.split_at_checked(digits).unwrap_or((text, ""));
+    let number: u64 = number.parse().map_err(|_| "a time looks like 30s, 2m or 500ms".to_owned())?;
+    let milliseconds = match unit {
+        "ms" => 1,
+        "" | "s" => 1000,
+        "m" => 60_000,
+        "h" => 3_600_000,
+        _ => return Err("a time ends in ms, s, m or h".to_owned()),
+    };
+    match number.checked_mul(milliseconds) {
+        Some(total) if (1..=86_400_000).contains(&total) => Ok(Duration::from_millis(total)),
+        _ => Err("a time is between 1ms and 24h".to_owned()),
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use clap::CommandFactory as _;
+
+    #[test]
+    fn the_definition_is_consistent() {
+        Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn times_are_positive_bounded_and_have_units() {
+        assert_eq!(duration("30s"), Ok(Duration::from_secs(30)));
+        assert_eq!(duration("2m"), Ok(Duration::from_secs(120)));
+        assert_eq!(duration("7"), Ok(Duration::from_secs(7)));
+        for bad in ["", "s", "-1s", "0s", "25h", "1d", "1.5s", "99999999999999999999s", "99999999999999999h"]
+        {
+            assert!(duration(bad).is_err(), "{bad}");
+        }
+    }
+}

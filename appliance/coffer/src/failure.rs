@@ -1,0 +1,93 @@
+//! Why a command ended without success: the exit code and the words that a person reads.
+//!
+//! The codes are a contract with scripts; "checked and false" ([`Code::Rejected`]) and "could not check"
+//! ([`Code::CouldNotCheck`]) are never mixed up. A failure never carries a secret.
+
+use std::fmt;
+
+/// The exit codes, one meaning each.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Code {
+    /// The operation failed.
+    Failed = 1,
+    /// Usage or declaration error.
+    Usage = 2,
+    /// Verification says no: checked and false.
+    Rejected = 3,
+    /// Not authenticated or not allowed.
+    NotAllowed = 4,
+    /// Sealed or not ready.
+    NotReady = 5,
+    /// Could not check or could not reach.
+    CouldNotCheck = 6,
+    /// A policy forbids it.
+    #[allow(dead_code)] // part of the contract; the first verb that needs it is `revoke`
+    Policy = 7,
+}
+
+/// One failure, as it is printed: `error: message`, then `hint: hint`.
+#[derive(Debug)]
+pub(crate) struct Failure {
+    pub(crate) code: Code,
+    pub(crate) message: String,
+    pub(crate) hint: Option<String>,
+    /// Already rendered for the person (a declaration's diagnostics, an appraisal's report): printed as it is
+    /// in place of the message.
+    pub(crate) rendered: Option<String>,
+}
+
+/// What every verb returns.
+pub(crate) type Outcome<T = ()> = Result<T, Failure>;
+
+impl Failure {
+    pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
+        Self { code, message: message.into(), hint: None, rendered: None }
+    }
+
+    pub(crate) fn usage(message: impl Into<String>) -> Self {
+        Self::new(Code::Usage, message)
+    }
+
+    pub(crate) fn failed(message: impl Into<String>) -> Self {
+        Self::new(Code::Failed, message)
+    }
+
+    pub(crate) fn rejected(message: impl Into<String>) -> Self {
+        Self::new(Code::Rejected, message)
+    }
+
+    pub(crate) fn could_not_check(message: impl Into<String>) -> Self {
+        Self::new(Code::CouldNotCheck, message)
+    }
+
+    pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {
+        self.hint = Some(hint.into());
+        self
+    }
+
+    pub(crate) fn rendered(mut self, text: impl Into<String>) -> Self {
+        self.rendered = Some(text.into());
+        self
+    }
+}
+
+impl fmt::Display for Failure {
+    fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
+        out.write_str(&self.message)
+    }
+}
+
+/// `error` and its sources in one line, outermost first.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let inner_text = inner.to_string();
+        if !text.ends_with(&inner_text) {
+            text.push_str(": ");
+            text.push_str(&inner_text);
+        }
+        source = inner.source();
+    }
+    text
+}

@@ -1,0 +1,125 @@
+//! GitHub, the trust anchor: the newest release attestation of a repository and the declaration at its commit.
+
+use cofferdam_attest::claims::{self, Claims};
+use cofferdam_attest::evidence::{self, Evidence};
+use cofferdam_attest::github::{self, GithubError};
+use cofferdam_attest::release::Tag;
+
+use zeroize::Zeroizing;
+
+use crate::cli;
+use crate::failure::{Code, Failure, Outcome, chain};
+use crate::files;
+
+/// Releases come newest first: an attestation older than 300 releases is long past its validity.
+const PAGES: u32 = 3;
+/// The declaration's place in the repository.
+pub(crate) const DECLARATION: &str = "cofferdam.yaml";
+
+/// A reader of one repository.
+pub(crate) struct Source {
+    client: github::Client,
+    repository: claims::Repository,
+}
+
+/// A release attestation as it was found.
+pub(crate) struct Release {
+    pub(crate) tag: Tag,
+    pub(crate) page: String,
+    pub(crate) document: Vec<u8>,
+    pub(crate) evidence: Evidence,
+}
+
+impl Source {
+    pub(crate) fn new(repository: &str, options: &cli::Github) -> Outcome<Self> {
+        let repository = claims::Repository::parse(repository)
+            .ok_or_else(|| Failure::usage(format!("{repository} is not OWNER/REPO")))?;
+        let ca = options.github_ca.as_ref().map(|path| files::read_text(path, 256 << 10)).transpose()?;
+        let api = options.github_api.as_deref().unwrap_or(github::DEFAULT_API);
+        // The token is optional: public repositories are read without one.
+        let token = ["COFFER_GITHUB_TOKEN", "GITHUB_TOKEN"]
+            .iter()
+            .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()).map(Zeroizing::new));
+        let client =
+            github::Client::new(api, token, ca.as_deref(), concat!("coffer/", env!("CARGO_PKG_VERSION")))
+                .map_err(|error| Failure::usage(format!("{api}: {}", chain(&error))))?;
+        Ok(Self { client, repository })
+    }
+
+    /// The newest published release attestation. "Newest" is by the tag's time, which the evidence then has to agree
+    /// with: whoever can write releases can hide a newer one, but cannot make an older one look fresh.
+    pub(crate) async fn newest(&self) -> Outcome<Release> {
+        let attestations = self.client.attestations(&self.repository, PAGES).await;
+        let attestations = attestations.map_err(|error| self.failure("list releases", &error))?;
+        let (tag, newest) = attestations.into_iter().next().ok_or_else(|| {
+            Failure::could_not_check(format!("{} has no release attestation", self.repository))
+                .hint("has the appliance published yet? `coffer status` with --endpoint shows it")
+        })?;
+        let asset =
+            newest.assets.iter().find(|asset| asset.name == evidence::ASSET_NAME).ok_or_else(|| {
+                Failure::could_not_check(format!("release {tag} has no {}", evidence::ASSET_NAME))
+            })?;
+        let document = self
+            .client
+            .download(&self.repository, asset, evidence::MAX_BYTES)
+            .await
+            .map_err(|error| self.failure("download the release attestation", &error))?;
+        let evidence = Evidence::parse(&document).map_err(|error| {
+            Failure::rejected(format!(
+                "{} of release {} is malformed: {}",
+                evidence::ASSET_NAME,
+                newest.tag_name,
+                chain(&error)
+            ))
+        })?;
+        Ok(Release { tag, page: newest.html_url, document, evidence })
+    }
+
+    /// Compares the measured declaration with the repository's at the claimed commit, which must be in the history of
+    /// the default branch: GitHub also serves commits of forks under the parent's name, so that existing there means
+    /// nothing.
+    ///
+    /// Returns the declaration's bytes.
+    pub(crate) async fn declaration(&self, claims: &Claims) -> Outcome<Vec<u8>> {
+        let bytes = match self.client.contents(&self.repository, DECLARATION, &claims.commit).await {
+            Ok(bytes) => bytes,
+            Err(GithubError::NotFound) => {
+                return Err(Failure::rejected(format!(
+                    "commit: {} has no {DECLARATION} at {}",
+                    self.repository, claims.commit
+                )));
+            }
+            Err(error) => return Err(self.failure("read the declaration", &error)),
+        };
+        let digest = cofferdam_declaration::digest(&bytes);
+        if digest != claims.declaration {
+            return Err(Failure::rejected(format!(
+                "declaration: the appliance measured {}, {} at {} has {digest}",
+                claims.declaration, self.repository, claims.commit
+            ))
+            .hint("the host handed over another declaration than the repository's"));
+        }
+        let merged = self
+            .client
+            .is_on_default_branch(&self.repository, &claims.commit)
+            .await
+            .map_err(|error| self.failure("read the history", &error))?;
+        if !merged {
+            return Err(Failure::rejected(format!(
+                "commit: {} is not in the history of the default branch of {}",
+                claims.commit, self.repository
+            )));
+        }
+        Ok(bytes)
+    }
+
+    fn failure(&self, what: &str, error: &GithubError) -> Failure {
+        let message = format!("cannot {what} of {}: {}", self.repository, chain(error));
+        match error {
+            GithubError::Unauthorized(_) => {
+                Failure::new(Code::NotAllowed, message).hint("a private repository needs COFFER_GITHUB_TOKEN")
+            }
+            _ => Failure::could_not_check(message),
+        }
+    }
+}

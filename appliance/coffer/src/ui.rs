@@ -1,0 +1,139 @@
+//! Everything that a person or a script sees.
+//!
+//! Rules: data goes to stdout, everything else to stderr. With `--json` stdout carries exactly one object with
+//! `schema_version` (JSON lines for streams), also when the command fails. Colour only on a terminal and never with
+//! `NO_COLOR`. Text from outside is printed with its control characters escaped, so that no server can steer the
+//! terminal.
+
+use std::io::{IsTerminal as _, Write as _};
+
+use serde_json::{Value, json};
+
+use crate::failure::Failure;
+
+/// Version of the JSON that `--json` prints.
+const SCHEMA_VERSION: u32 = 1;
+
+/// How this run talks.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Ui {
+    pub(crate) json: bool,
+    quiet: bool,
+    verbose: bool,
+    colour: bool,
+}
+
+/// The colours that are used, each for one meaning.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Tone {
+    Good,
+    Bad,
+    Unsure,
+    Faint,
+}
+
+impl Ui {
+    pub(crate) fn new(json: bool, quiet: bool, verbose: bool) -> Self {
+        let no_colour = std::env::var_os("NO_COLOR").is_some_and(|value| !value.is_empty());
+        Self { json, quiet, verbose, colour: !no_colour && std::io::stdout().is_terminal() }
+    }
+
+    /// The result of a command: `text` for a person, `value` (an object) for a script.
+    pub(crate) fn result(&self, text: &str, value: Value) {
+        let mut out = std::io::stdout().lock();
+        // A reader that closed the pipe wants no more output; there is nobody left to tell.
+        let _ = if self.json {
+            writeln!(out, "{}", with_schema_version(value))
+        } else {
+            write!(out, "{text}").and_then(|()| out.flush())
+        };
+    }
+
+    /// One line of a stream, as it is.
+    pub(crate) fn line(&self, line: &str) -> std::io::Result<()> {
+        let mut out = std::io::stdout().lock();
+        writeln!(out, "{line}").and_then(|()| out.flush())
+    }
+
+    /// Progress and remarks for a person.
+    pub(crate) fn note(&self, text: &str) {
+        if !self.quiet && !self.json {
+            eprintln!("{text}");
+        }
+    }
+
+    /// What only `-v` shows.
+    pub(crate) fn detail(&self, text: &str) {
+        if self.verbose && !self.json {
+            eprintln!("{text}");
+        }
+    }
+
+    pub(crate) fn failure(&self, failure: &Failure) {
+        if self.json && failure.rendered.is_none() {
+            let error =
+                json!({ "code": failure.code as u8, "message": failure.message, "hint": failure.hint });
+            println!("{}", with_schema_version(json!({ "error": error })));
+        }
+        match &failure.rendered {
+            Some(text) => eprintln!("{}", text.trim_end()),
+            None => eprintln!("error: {}", printable(&failure.message)),
+        }
+        if let Some(hint) = &failure.hint {
+            eprintln!("hint: {hint}");
+        }
+    }
+
+    pub(crate) fn tone(&self, tone: Tone, text: &str) -> String {
+        if !self.colour {
+            return text.to_owned();
+        }
+        let code = match tone {
+            Tone::Good => "32",
+            Tone::Bad => "1;31",
+            Tone::Unsure => "33",
+            Tone::Faint => "2",
+        };
+        format!("\u{1b}[{code}m{text}\u{1b}[0m")
+    }
+}
+
+/// `value` with `schema_version` in front of its own members.
+pub(crate) fn with_schema_version(value: Value) -> Value {
+    let mut object = serde_json::Map::new();
+    object.insert("schema_version".to_owned(), SCHEMA_VERSION.into());
+    match value {
+        Value::Object(members) => object.extend(members),
+        other => drop(object.insert("value".to_owned(), other)),
+    }
+    Value::Object(object)
+}
+
+/// Text from outside with control characters (but line feed and tab) escaped.
+pub(crate) fn printable(text: &str) -> String {
+    let mut out = String::with_capacity(text.len());
+    for character in text.chars() {
+        if character.is_control() && character != '\n' && character != '\t' {
+            out.extend(character.escape_default());
+        } else {
+            out.push(character);
+        }
+    }
+    out
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_server_cannot_steer_the_terminal() {
+        assert_eq!(printable("a\u{1b}[2Jb\u{9b}c\td\n"), "a\\u{1b}[2Jb\\u{9b}c\td\n");
+    }
+
+    #[test]
+    fn the_schema_version_comes_with_every_object() {
+        assert_eq!(with_schema_version(json!({"a": 1})), json!({"schema_version": 1, "a": 1}));
+        assert_eq!(with_schema_version(json!([1])), json!({"schema_version": 1, "value": [1]}));
+    }
+}

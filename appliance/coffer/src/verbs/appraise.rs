@@ -1,0 +1,76 @@
+//! `coffer appraise`: an evidence document or a bare quote, offline.
+
+use std::path::PathBuf;
+
+use cofferdam_attest::appraise::Expectations;
+use cofferdam_attest::claims;
+use cofferdam_attest::evidence::{self, Collateral, Evidence};
+use cofferdam_attest::quote;
+use serde_json::Value;
+
+use crate::failure::{Failure, Outcome, chain};
+use crate::files;
+use crate::trust::{self, Trust, unix_now};
+use crate::ui::Ui;
+
+/// What the command line named.
+pub(crate) struct Given {
+    pub(crate) file: Option<PathBuf>,
+    pub(crate) quote: Option<PathBuf>,
+    pub(crate) collateral: Option<PathBuf>,
+    pub(crate) at: Option<String>,
+    pub(crate) repository: Option<String>,
+}
+
+pub(crate) fn run(ui: &Ui, given: &Given, trust: &Trust) -> Outcome {
+    let now = match &given.at {
+        Some(text) => claims::parse_time(text).ok_or_else(|| {
+            Failure::usage(format!("{text} is not a time")).hint("a time looks like 2026-01-02T03:04:05Z")
+        })?,
+        None => unix_now()?,
+    };
+    let collateral = given.collateral.as_ref().map(|path| -> Outcome<Collateral> {
+        Collateral::parse(&files::read(path, evidence::MAX_BYTES)?)
+            .map_err(|error| Failure::rejected(format!("{}: {}", path.display(), chain(&error))))
+    });
+    let collateral = collateral.transpose()?;
+    let (appraisal, what, claims) = match (&given.file, &given.quote) {
+        (Some(path), _) => {
+            let document = files::read(path, evidence::MAX_BYTES)?;
+            let mut evidence = Evidence::parse(&document).map_err(|error| {
+                Failure::rejected(format!(
+                    "{} is not an evidence document: {}",
+                    path.display(),
+                    chain(&error)
+                ))
+            })?;
+            if collateral.is_some() {
+                evidence.collateral = collateral;
+            }
+            let expectations = Expectations { repository: given.repository.clone(), ..trust.expectations() };
+            let claims = claims::Claims::decode(&evidence.claims).ok();
+            (trust.appraise(&evidence, &expectations, now), path.display().to_string(), claims)
+        }
+        (None, Some(path)) => {
+            let bytes = files::read(path, quote::MAX_BYTES)?;
+            (trust.appraise_quote(&bytes, collateral.as_ref(), now), path.display().to_string(), None)
+        }
+        (None, None) => return Err(Failure::usage("name an evidence document or --quote FILE")),
+    };
+    let verdict = appraisal.verdict();
+    let mut object = trust::to_json(&appraisal, &appraisal.checks, verdict);
+    if let (Value::Object(members), Some(claims)) = (&mut object, claims) {
+        members.insert("claims".to_owned(), serde_json::to_value(claims).unwrap_or_default());
+    }
+    let banner = if appraisal.simulated {
+        "SIMULATED: signed under a development root, not by Intel hardware\n"
+    } else {
+        ""
+    };
+    ui.result(&format!("{banner}{what}\n{}", trust::report(ui, &appraisal.checks)), object);
+    trust
+        .accept(&appraisal, &what)
+        .map_err(|failure| if ui.json { failure.rendered("") } else { failure })?;
+    ui.note(&format!("{what}: {}", trust::verdict_name(verdict)));
+    Ok(())
+}

@@ -1,0 +1,48 @@
+//! `coffer check`: a declaration, with every mistake at its place.
+
+use std::path::Path;
+
+use cofferdam_declaration::Declaration;
+use serde_json::{Value, json};
+
+use crate::failure::{Code, Failure, Outcome};
+use crate::files;
+use crate::ui::{Ui, with_schema_version};
+
+/// One byte more than a declaration may have, so that the parser itself says that it is too large.
+const LARGEST: usize = (1 << 20) + 1;
+
+pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
+    if schema {
+        let text = format!("{:#}\n", cofferdam_declaration::json_schema());
+        ui.result(&text, cofferdam_declaration::json_schema());
+        return Ok(());
+    }
+    let bytes = files::read(path, LARGEST)?;
+    match Declaration::parse(&bytes) {
+        Ok(declaration) => {
+            let services: Vec<&str> =
+                declaration.services.iter().map(|service| service.name.as_str()).collect();
+            let text = format!(
+                "{}: {} with {} services: {}\n",
+                path.display(),
+                declaration.repository,
+                services.len(),
+                services.join(", ")
+            );
+            ui.result(&text, json!({ "valid": true, "repository": declaration.repository.to_string(), "services": services }));
+            Ok(())
+        }
+        Err(diagnostics) => {
+            let rendered = diagnostics.render(&path.display().to_string());
+            if ui.json {
+                let found: Vec<Value> = diagnostics
+                    .iter()
+                    .map(|one| json!({ "message": one.message, "line": one.line, "column": one.column, "hint": one.hint }))
+                    .collect();
+                println!("{}", with_schema_version(json!({ "valid": false, "errors": found })));
+            }
+            Err(Failure::new(Code::Usage, "the declaration is not valid").rendered(rendered))
+        }
+    }
+}

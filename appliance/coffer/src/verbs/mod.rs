@@ -1,0 +1,101 @@
+//! The verbs: one file each, named as on the command line.
+
+mod appraise;
+mod check;
+mod connect;
+mod init;
+mod logs;
+mod measure;
+mod secret;
+mod status;
+mod verify;
+
+use clap::CommandFactory as _;
+use serde_json::json;
+
+use crate::channel::Channel;
+use crate::cli::{self, Cli, Verb};
+use crate::failure::{Failure, Outcome};
+use crate::source::Source;
+use crate::trust::Trust;
+use crate::ui::Ui;
+use crate::within;
+
+/// Runs the verb that was asked for.
+pub(crate) async fn run(cli: Cli, ui: &Ui) -> Outcome {
+    let limit = cli.global.timeout;
+    match cli.verb {
+        Verb::Init { repository, endpoint, file, key } => init::run(ui, &repository, &endpoint, &file, &key),
+        Verb::Check { file, schema } => check::run(ui, &file, schema),
+        Verb::Measure { image, mrtd, platform, save } => {
+            measure::run(ui, &image, mrtd.as_deref(), platform, save.as_deref())
+        }
+        Verb::Appraise { file, quote, collateral, at, repository, trust } => {
+            let given = appraise::Given { file, quote, collateral, at, repository };
+            appraise::run(ui, &given, &Trust::load(&trust)?)
+        }
+        Verb::Verify { repository, save, trust, github } => {
+            let (trust, source) = (Trust::load(&trust)?, Source::new(&repository, &github)?);
+            within(limit, verify::run(ui, &repository, save.as_deref(), &trust, &source)).await
+        }
+        Verb::Connect { appliance, listen, port } => connect::run(ui, &appliance, listen, port, limit).await,
+        Verb::Secret { action } => within(limit, secret::run(ui, action, cli.global.no_input)).await,
+        Verb::Status { appliance, key } => within(limit, status::run(ui, &appliance, &key)).await,
+        Verb::Logs { appliance, service, tail, key } => {
+            within(limit, logs::run(ui, &appliance, &service, tail, &key)).await
+        }
+        Verb::Completion { shell } => {
+            clap_complete::generate(shell, &mut Cli::command(), "coffer", &mut std::io::stdout());
+            Ok(())
+        }
+        Verb::Man { verb } => man(verb.as_deref()),
+        Verb::Version => {
+            let version = env!("CARGO_PKG_VERSION");
+            ui.result(&format!("coffer {version}\n"), json!({ "name": "coffer", "version": version }));
+            Ok(())
+        }
+    }
+}
+
+fn man(verb: Option<&str>) -> Outcome {
+    let mut command = Cli::command();
+    command.build();
+    let page = match verb {
+        None => command,
+        Some(name) => {
+            let found = command
+                .find_subcommand(name)
+                .ok_or_else(|| Failure::usage(format!("there is no verb {name}")))?;
+            found.clone()
+        }
+    };
+    clap_mangen::Man::new(page)
+        .render(&mut std::io::stdout())
+        .map_err(|error| Failure::failed(format!("cannot print the page: {error}")))
+}
+
+/// Opens the verified channel to an appliance: where to dial comes from the verified release attestation (or
+/// `--endpoint`), what answers is verified again on the connection itself, and its declaration is compared with the
+/// repository's.
+async fn open(ui: &Ui, options: &cli::Appliance) -> Outcome<Channel> {
+    let (trust, source) = (Trust::load(&options.trust)?, Source::new(&options.repository, &options.github)?);
+    let endpoint = match &options.endpoint {
+        Some(endpoint) => endpoint.clone(),
+        None => verify::verified_release(&options.repository, &trust, &source).await?.claims.endpoint,
+    };
+    let channel = Channel::open(&endpoint, &options.repository, &trust).await?;
+    source.declaration(&channel.claims).await?;
+    if channel.appraisal.simulated {
+        ui.note("SIMULATED: this appliance runs on a simulated TDX device");
+    }
+    ui.detail(&format!("verified {} at {endpoint}, commit {}", options.repository, channel.claims.commit));
+    Ok(channel)
+}
+
+/// A secret's reference, given as `ns/name/field` or `secret://ns/name/field`.
+fn reference(text: &str) -> Outcome<cofferdam_declaration::SecretRef> {
+    let full = if text.starts_with("secret://") { text.to_owned() } else { format!("secret://{text}") };
+    full.parse().map_err(|error: cofferdam_declaration::ValueError| {
+        Failure::usage(format!("{text}: {}", error.message)).hint("a secret is named NAMESPACE/NAME/FIELD")
+    })
+}
