@@ -1,0 +1,307 @@
+//! The router: leases, and what a peer can send.
+
+mod common;
+
+use std::sync::Arc;
+use std::time::{Duration, Instant};
+
+use axum::Router;
+use axum::body::{Body, Bytes};
+use axum::http::{Request, StatusCode};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cofferdam_vault::store::MAX_VALUE;
+use cofferdam_vault::wire::{ErrorReply, KeyReply, MAX_REQUEST, MissingReply};
+use cofferdam_vault::{MAX_WAITERS, MAX_WAITERS_PER_PEER, Peer, Rules, Store, Vault, router};
+use common::*;
+use hyper::service::Service as _;
+use hyper_util::service::TowerToHyperService;
+use serde_json::json;
+
+/// One request of a peer. `None` is a listener that does not say who the peer is.
+async fn send(router: &Router, uid: Option<u32>, method: &str, path: &str, body: impl Into<Body>) -> (StatusCode, Bytes) {
+    let mut request = Request::builder().method(method).uri(path);
+    // What a client says about itself counts for nothing.
+    for header in ["x-forwarded-for", "x-forwarded-user", "x-real-uid", "authorization", "x-debug"] {
+        request = request.header(header, "102");
+    }
+    let mut request = request.body(body.into()).unwrap();
+    if let Some(uid) = uid {
+        request.extensions_mut().insert(Peer { uid });
+    }
+    let response = TowerToHyperService::new(router.clone()).call(request).await.unwrap();
+    let status = response.status();
+    (status, axum::body::to_bytes(response.into_body(), 10 << 20).await.unwrap())
+}
+
+async fn lease(router: &Router, uid: u32, references: &[&str], wait_ms: u64) -> (StatusCode, Bytes) {
+    let body = json!({ "references": references, "wait_ms": wait_ms }).to_string();
+    send(router, Some(uid), "POST", "/v1/lease", body).await
+}
+
+fn value(reply: &[u8], name: &str) -> Vec<u8> {
+    let reply: serde_json::Value = serde_json::from_slice(reply).unwrap();
+    STANDARD.decode(reply["values"][name].as_str().unwrap()).unwrap()
+}
+
+fn missing(reply: &[u8]) -> Vec<String> {
+    serde_json::from_slice::<MissingReply>(reply).unwrap().missing.into_iter().map(String::from).collect()
+}
+
+fn start() -> (Arc<Vault>, Router) {
+    let vault = Arc::new(vault(&Disk::default()));
+    (vault.clone(), router(vault))
+}
+
+#[tokio::test]
+async fn anybody_may_have_the_public_key() {
+    let (vault, router) = start();
+    for uid in [0, 65_534, SERVICE] {
+        let (status, body) = send(&router, Some(uid), "GET", "/v1/key", "").await;
+        assert_eq!(status, StatusCode::OK);
+        let reply: KeyReply = serde_json::from_slice(&body).unwrap();
+        assert_eq!(STANDARD.decode(reply.public_key).unwrap(), vault.public_key());
+    }
+}
+
+#[tokio::test]
+async fn a_lease_is_all_or_nothing_and_only_for_the_granted() {
+    let (vault, router) = start();
+    put(&vault, PASSWORD, b"correct horse");
+    put(&vault, "secret://other/app/key", b"another service's");
+
+    let (status, body) = lease(&router, SERVICE, &[PASSWORD], 0).await;
+    assert_eq!((status, value(&body, PASSWORD)), (StatusCode::OK, b"correct horse".to_vec()));
+    let (status, body) = lease(&router, SERVICE, &[PASSWORD, USER, PASSWORD], 0).await;
+    assert_eq!((status, missing(&body)), (StatusCode::CONFLICT, vec![USER.to_owned()]));
+
+    // Whether a secret exists makes no difference to whom it is not granted.
+    for reference in ["secret://other/app/key", "secret://other/app/none"] {
+        let (status, body) = lease(&router, SERVICE, &[reference], 30_000).await;
+        assert_eq!(status, StatusCode::FORBIDDEN);
+        let reply: ErrorReply = serde_json::from_slice(&body).unwrap();
+        assert_eq!(reply.error, format!("not granted: {reference}"));
+    }
+    let (status, _) = lease(&router, SERVICE, &[PASSWORD, "secret://other/app/key"], 0).await;
+    assert_eq!(status, StatusCode::FORBIDDEN, "one that is not granted refuses all");
+    for uid in [0, 101, FRONT, 103, SERVICE + 1, SERVICE + 65_536, u32::MAX] {
+        assert_eq!(lease(&router, uid, &[PASSWORD], 0).await.0, StatusCode::FORBIDDEN, "{uid}");
+    }
+}
+
+#[tokio::test]
+async fn without_a_known_peer_nothing_is_served() {
+    let (vault, router) = start();
+    put(&vault, PASSWORD, b"correct horse");
+    let body = json!({ "references": [PASSWORD], "wait_ms": 0 }).to_string();
+    assert_eq!(send(&router, None, "POST", "/v1/lease", body).await.0, StatusCode::INTERNAL_SERVER_ERROR);
+    let body = serde_json::to_string(&signed("GET", "/v1/secrets", b"", &id())).unwrap();
+    assert_eq!(send(&router, None, "POST", "/v1/operator", body).await.0, StatusCode::INTERNAL_SERVER_ERROR);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_waiting_lease_is_released_by_the_put_that_completes_it() {
+    let (vault, router) = start();
+    let waiting = tokio::spawn({
+        let router = router.clone();
+        async move { (lease(&router, SERVICE, &[PASSWORD, USER], 30_000).await, tokio::time::Instant::now()) }
+    });
+    let start = tokio::time::Instant::now();
+    for (after, name) in [(5, "secret://other/app/key"), (10, PASSWORD), (20, USER)] {
+        tokio::time::sleep_until(start + Duration::from_secs(after)).await;
+        assert!(!waiting.is_finished());
+        assert_eq!(put(&vault, name, b"correct horse").status, StatusCode::OK);
+    }
+    let ((status, body), at) = waiting.await.unwrap();
+    assert_eq!(status, StatusCode::OK);
+    assert_eq!(value(&body, USER), b"correct horse");
+    assert!(at - start < Duration::from_millis(20_100), "at once, not at the end of the wait");
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_wait_ends_when_it_was_said_to() {
+    let (_, router) = start();
+    for wait in [0, 1, 1000, 30_000] {
+        let start = tokio::time::Instant::now();
+        let (status, body) = lease(&router, SERVICE, &[USER, PASSWORD], wait).await;
+        assert_eq!(status, StatusCode::CONFLICT);
+        assert_eq!(missing(&body), [PASSWORD, USER]);
+        let waited = start.elapsed();
+        assert!(waited >= Duration::from_millis(wait) && waited < Duration::from_millis(wait + 10), "{wait} {waited:?}");
+    }
+}
+
+#[tokio::test]
+async fn a_wait_is_a_number_of_milliseconds_within_bounds_or_refused() {
+    let (vault, router) = start();
+    put(&vault, PASSWORD, b"correct horse");
+    for wait in ["-1", "30001", "1e3", "1.5", "18446744073709551616", "\"1h\"", "\"100\"", "null", "true", "[]", "1e999", "NaN"] {
+        let body = format!("{{\"references\":[\"{PASSWORD}\"],\"wait_ms\":{wait}}}");
+        let (status, _) = send(&router, Some(SERVICE), "POST", "/v1/lease", body).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{wait}");
+    }
+    let body = json!({ "references": [PASSWORD] }).to_string();
+    assert_eq!(send(&router, Some(SERVICE), "POST", "/v1/lease", body).await.0, StatusCode::OK, "no wait is none");
+}
+
+#[tokio::test]
+async fn a_lease_request_is_exactly_one() {
+    let (_, router) = start();
+    let many: Vec<_> = (0..65).map(|n| format!("secret://a/b/c{n}")).collect();
+    for body in [
+        String::new(),
+        "{}".into(),
+        "[]".into(),
+        "{\"references\":[],\"wait_ms\":0}".into(),
+        "{\"references\":\"secret://a/b/c\",\"wait_ms\":0}".into(),
+        "{\"references\":[\"a/b/c\"],\"wait_ms\":0}".into(),
+        "{\"references\":[\"secret://a/b/../c\"],\"wait_ms\":0}".into(),
+        format!("{{\"references\":[\"{PASSWORD}\"],\"wait_ms\":0,\"uid\":0}}"),
+        format!("{{\"references\":[\"{PASSWORD}\"],\"wait_ms\":0,\"wait_ms\":1}}"),
+        format!("{{\"references\":[\"{PASSWORD}\"],\"wait_ms\":0}}{{}}"),
+        json!({ "references": many, "wait_ms": 0 }).to_string(),
+        "[".repeat(100_000),
+    ] {
+        let (status, reply) = send(&router, Some(SERVICE), "POST", "/v1/lease", body.clone()).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST, "{body:.80}");
+        serde_json::from_slice::<ErrorReply>(&reply).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn an_error_does_not_repeat_the_request() {
+    let (_, router) = start();
+    let body = "{\"references\":[\"hunter2hunter2\"],\"wait_ms\":\"hunter2\",\"hunter2\":1}";
+    let (status, reply) = send(&router, Some(SERVICE), "POST", "/v1/lease", body).await;
+    assert_eq!(status, StatusCode::BAD_REQUEST);
+    assert!(!String::from_utf8_lossy(&reply).contains("hunter2"), "{reply:?}");
+}
+
+#[tokio::test]
+async fn bodies_are_bounded_in_size() {
+    let (_, router) = start();
+    for path in ["/v1/lease", "/v1/operator"] {
+        let (status, _) = send(&router, Some(FRONT), "POST", path, vec![b' '; MAX_REQUEST + 1]).await;
+        assert_eq!(status, StatusCode::PAYLOAD_TOO_LARGE);
+        let (status, _) = send(&router, Some(FRONT), "POST", path, vec![b' '; MAX_REQUEST]).await;
+        assert_eq!(status, StatusCode::BAD_REQUEST);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn bodies_are_bounded_in_time() {
+    let (_, router) = start();
+    let start = tokio::time::Instant::now();
+    let (status, _) = send(&router, Some(FRONT), "POST", "/v1/lease", Body::new(Never)).await;
+    assert_eq!(status, StatusCode::REQUEST_TIMEOUT);
+    assert!(start.elapsed() < Duration::from_secs(6));
+}
+
+/// A body that never comes.
+struct Never;
+
+impl axum::body::HttpBody for Never {
+    type Data = Bytes;
+    type Error = std::io::Error;
+
+    fn poll_frame(
+        self: std::pin::Pin<&mut Self>,
+        _: &mut std::task::Context<'_>,
+    ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+        std::task::Poll::Pending
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn the_waiting_are_bounded_by_peer_and_in_all_and_give_their_places_back() {
+    let mut rules: Rules = rules();
+    let peers = (MAX_WAITERS / MAX_WAITERS_PER_PEER) as u32 + 1;
+    for number in 0..peers {
+        rules.grants.allow(SERVICE + number, reference(PASSWORD));
+    }
+    let store = Store::create(Disk::default(), keys(1)).unwrap();
+    let vault = Arc::new(Vault::new(store, rules, || NOW, |_| {}));
+    let router = router(vault.clone());
+    let wait = |uid: u32| {
+        let router = router.clone();
+        tokio::spawn(async move { lease(&router, uid, &[PASSWORD], 30_000).await.0 })
+    };
+    let mut waiting = Vec::new();
+    for _ in 0..MAX_WAITERS_PER_PEER {
+        waiting.push(wait(SERVICE));
+    }
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(lease(&router, SERVICE, &[PASSWORD], 30_000).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(lease(&router, SERVICE, &[PASSWORD], 0).await.0, StatusCode::CONFLICT, "asking without waiting works");
+    for number in 1..peers - 1 {
+        waiting.extend((0..MAX_WAITERS_PER_PEER).map(|_| wait(SERVICE + number)));
+    }
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    let last = SERVICE + peers - 1;
+    assert_eq!(lease(&router, last, &[PASSWORD], 30_000).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    // A peer that goes away leaves its place.
+    waiting.pop().unwrap().abort();
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    waiting.push(wait(last));
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    put(&vault, PASSWORD, b"correct horse");
+    for task in waiting {
+        assert_eq!(task.await.unwrap(), StatusCode::OK);
+    }
+}
+
+#[tokio::test]
+async fn the_largest_lease_is_whole() {
+    let mut rules = rules();
+    let names: Vec<_> = (0..64).map(|n| format!("secret://app/large/f{n}")).collect();
+    for name in &names {
+        rules.grants.allow(SERVICE, reference(name));
+    }
+    let store = Store::create(Disk::default(), keys(1)).unwrap();
+    let vault = Arc::new(Vault::new(store, rules, || NOW, |_| {}));
+    for (number, name) in names.iter().enumerate() {
+        assert_eq!(put(&vault, name, &vec![number as u8; MAX_VALUE]).status, StatusCode::OK);
+    }
+    let references: Vec<_> = names.iter().map(String::as_str).collect();
+    let (status, body) = lease(&router(vault), SERVICE, &references, 0).await;
+    assert_eq!(status, StatusCode::OK);
+    assert!(body.len() <= cofferdam_vault::wire::MAX_REPLY);
+    for (number, name) in names.iter().enumerate() {
+        assert_eq!(value(&body, name), vec![number as u8; MAX_VALUE]);
+    }
+}
+
+#[tokio::test]
+async fn an_operators_largest_secret_passes_the_socket() {
+    let (vault, router) = start();
+    let body = sealed(&vault, PASSWORD, &vec![7; MAX_VALUE]);
+    let request = serde_json::to_string(&signed("PUT", &path(PASSWORD), &body, &id())).unwrap();
+    let (status, _) = send(&router, Some(FRONT), "POST", "/v1/operator", request.clone()).await;
+    assert_eq!(status, StatusCode::OK);
+    let (status, _) = send(&router, Some(SERVICE), "POST", "/v1/operator", request).await;
+    assert_eq!(status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn everything_else_is_not_there() {
+    let (_, router) = start();
+    for path in ["/", "/v1", "/v1/status", "/v1/secrets", "/v1/export", "/metrics", "/v1/lease/", "//v1/lease"] {
+        assert_eq!(send(&router, Some(FRONT), "GET", path, "").await.0, StatusCode::NOT_FOUND, "{path}");
+    }
+    for (method, path) in [("GET", "/v1/lease"), ("PUT", "/v1/key"), ("DELETE", "/v1/operator"), ("TRACE", "/v1/key")] {
+        let (status, body) = send(&router, Some(FRONT), method, path, "").await;
+        assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+        serde_json::from_slice::<ErrorReply>(&body).unwrap();
+    }
+}
+
+#[tokio::test]
+async fn removing_a_secret_cuts_access_at_once() {
+    let (vault, router) = start();
+    put(&vault, PASSWORD, b"correct horse");
+    assert_eq!(lease(&router, SERVICE, &[PASSWORD], 0).await.0, StatusCode::OK);
+    vault.operate(FRONT, &signed("DELETE", &path(PASSWORD), b"", &id()));
+    let started = Instant::now();
+    assert_eq!(lease(&router, SERVICE, &[PASSWORD], 0).await.0, StatusCode::CONFLICT);
+    assert!(started.elapsed() < Duration::from_secs(1));
+}
