@@ -1,6 +1,6 @@
 //! The real verifier (dcap-qvl) over aws-lc-rs, as any relying party would set it up.
 
-#![allow(dead_code)]
+#![allow(dead_code, clippy::unwrap_used)]
 
 use dcap_qvl::QuoteCollateralV3;
 use dcap_qvl::config::{Config, CryptoProvider};
