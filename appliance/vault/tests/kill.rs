@@ -1,0 +1,92 @@
+//! A vault that is killed in the middle of its work, and the one that is started after it.
+//!
+//! The test starts itself again as a child that puts secrets without end into a store on a file and says
+//! after each what it has put; kills it at a moment of no choosing; and opens the store.
+
+mod common;
+
+use std::fs::OpenOptions;
+use std::io::{BufRead as _, BufReader};
+use std::path::Path;
+use std::process::{Command, Stdio};
+use std::time::Duration;
+
+use cofferdam_vault::{FileBackend, Store, StoreError};
+use common::{PASSWORD, id, keys, reference, secret};
+
+/// Names the directory to the child; a person who runs the tests does not set it.
+const DIRECTORY: &str = "COFFERDAM_VAULT_KILL_TEST";
+
+fn backend(path: &Path) -> FileBackend {
+    let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap();
+    FileBackend::new(file).unwrap()
+}
+
+fn value(version: u64) -> Vec<u8> {
+    format!("the secret in version {version}").into_bytes()
+}
+
+/// The child's work; without the variable it is no test and passes.
+#[test]
+fn child() {
+    let Ok(directory) = std::env::var(DIRECTORY) else { return };
+    let path = Path::new(&directory).join("store.redb");
+    let store = if path.exists() {
+        Store::open(backend(&path), keys(1)).unwrap()
+    } else {
+        Store::create(backend(&path), keys(1)).unwrap()
+    };
+    let mut version = store.list().first().map_or(0, |entry| entry.version);
+    loop {
+        version += 1;
+        let entry = store.put(&secret(PASSWORD, &value(version)), 0, &id()).unwrap();
+        assert_eq!(entry.version, version);
+        println!("put {version}");
+    }
+}
+
+#[test]
+fn what_was_put_is_there_after_a_kill() {
+    let directory = tempfile::tempdir().unwrap();
+    let path = directory.path().join("store.redb");
+    let mut last = 0;
+    for round in 0..10_u64 {
+        let mut child = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", "child", "--nocapture"])
+            .env(DIRECTORY, directory.path())
+            .stdout(Stdio::piped())
+            .spawn()
+            .unwrap();
+        let output = child.stdout.take().unwrap();
+        let reader = std::thread::spawn(move || {
+            let versions = BufReader::new(output).lines().map_while(Result::ok);
+            versions.filter_map(|line| line.strip_prefix("put ")?.parse::<u64>().ok()).last()
+        });
+        std::thread::sleep(Duration::from_millis(150 + 13 * round));
+        child.kill().unwrap();
+        child.wait().unwrap();
+        let said = reader.join().unwrap().unwrap_or(last);
+        if !path.exists() {
+            continue;
+        }
+        let store = match Store::open(backend(&path), keys(1)) {
+            Ok(store) => store,
+            // Killed while it was being made: the role makes it under another name until it is whole.
+            Err(error) if said == 0 => {
+                assert!(!matches!(error, StoreError::OtherKey));
+                std::fs::remove_file(&path).unwrap();
+                continue;
+            }
+            Err(error) => panic!("round {round}: {error}"),
+        };
+        let version = store.list().first().map_or(0, |entry| entry.version);
+        // What was said is there; what was being put when the kill came may be.
+        assert!(version == said || version == said + 1, "round {round}: said {said}, there is {version}");
+        assert!(version >= last);
+        if version > 0 {
+            assert_eq!(store.get(&reference(PASSWORD)).unwrap().unwrap().expose(), value(version));
+        }
+        last = version;
+    }
+    assert!(last > 20, "only {last} puts in all rounds");
+}
