@@ -1,2 +1,355 @@
-//! role pull
-pub(crate) fn run(_name: &str) -> anyhow::Result<()> { anyhow::bail!("not built yet") }
+//! The role that fetches one service's image: it has the network and no secret.
+//!
+//! A shim starts it before it leases anything and waits for its answer, one JSON object on standard output.
+//! It runs as root of the service's user namespace with three capabilities (to own and replace
+//! files of the range), sees only the service's image directory (Landlock), and may open
+//! no Unix socket (seccomp), because the vault would take it for the shim. So an image that breaks the
+//! unpacking gains the files of that image, which it has anyway.
+//!
+//! What it makes: `image/rootfs`, `image/config.json` ([`RunConfig`]), and last `image/complete`, which holds the
+//! image's reference. Without that file the directory counts as empty.
+
+use std::fs::{self, File};
+use std::io::{self, BufReader, Read, Seek, Write};
+use std::path::{Path, PathBuf};
+
+use anyhow::Context;
+use caps::{CapSet, Capability, CapsHashSet};
+use cofferdam_declaration::{Declaration, ImageReference};
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr,
+};
+use nix::fcntl::OFlag;
+use serde::{Deserialize, Serialize};
+
+use crate::container::guard;
+use crate::container::image::{self, Blob, Compression, Digest, ImageError, Manifest, RunConfig};
+use crate::container::registry::{Registry, RegistryError, Trust};
+use crate::container::seccomp::Profile;
+use crate::container::unpack::{UnpackError, Unpacker};
+use crate::{confine, files, paths};
+
+/// The image's CA bundle.
+const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
+/// Debian's bundle has some 220 KiB.
+const MAX_BUNDLE: u64 = 4 << 20;
+/// For owning files of the range, and for replacing what an earlier layer made unwritable.
+const KEPT: [Capability; 3] = [Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER];
+/// zstd needs this much memory for its window at most, whatever the frame asks for.
+const MIN_BUDGET: u64 = 16 << 20;
+
+/// How a pull ended; the shim reads it from standard output.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Answer {
+    /// `None` when the image is there.
+    pub(crate) error: Option<String>,
+    /// Whether the same pull could succeed soon without anybody changing anything.
+    pub(crate) transient: bool,
+}
+
+/// Where an image lies: the directories and files of one service's `image/`.
+#[derive(Debug, Clone)]
+pub(crate) struct ImageDir(PathBuf);
+
+impl ImageDir {
+    /// The image directory of a service.
+    pub(crate) fn of(service: &str) -> Self {
+        Self(paths::service_dir(service).join("image"))
+    }
+
+    /// The directory itself.
+    pub(crate) fn path(&self) -> &Path {
+        &self.0
+    }
+
+    /// The root file system.
+    pub(crate) fn rootfs(&self) -> PathBuf {
+        self.0.join("rootfs")
+    }
+
+    fn config(&self) -> PathBuf {
+        self.0.join("config.json")
+    }
+
+    fn complete(&self) -> PathBuf {
+        self.0.join("complete")
+    }
+
+    /// What an earlier pull of exactly this image left. `None` when there is none that is complete.
+    pub(crate) fn finished(&self, reference: &ImageReference) -> Option<RunConfig> {
+        let marker = files::read_bounded(self.complete(), 4096).ok()?;
+        if marker != reference.to_string().as_bytes() {
+            return None;
+        }
+        let config = files::read_bounded(self.config(), 4 * image::MAX_CONFIG).ok()?;
+        serde_json::from_slice(&config).ok()
+    }
+}
+
+/// Why an image could not be pulled.
+#[derive(Debug, thiserror::Error)]
+enum PullError {
+    #[error(transparent)]
+    Registry(#[from] RegistryError),
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    #[error(transparent)]
+    Unpack(#[from] UnpackError),
+    #[error("an index lists another index")]
+    NestedIndex,
+    #[error("the image is larger than the {0} bytes that this machine has for it")]
+    NoRoom(u64),
+    #[error("cannot write the image")]
+    Write(#[source] io::Error),
+}
+
+impl PullError {
+    /// Only what depends on the network or on the registry's mood.
+    fn is_transient(&self) -> bool {
+        matches!(
+            self,
+            Self::Registry(
+                RegistryError::Unreachable(_)
+                    | RegistryError::Slow(_)
+                    | RegistryError::TooShort { .. }
+                    | RegistryError::Status { .. }
+            )
+        )
+    }
+}
+
+/// Pulls the image of the service `name`, says on standard output how that went, and ends.
+pub(crate) fn run(name: &str) -> anyhow::Result<()> {
+    let bytes = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
+        .context("cannot read the declaration")?;
+    let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
+    let service = declaration.service(name).context("the declaration has no such service")?;
+    let registry = declaration.registries.iter().find(|registry| registry.host == *service.image.registry());
+    let trust = Trust {
+        bundle: files::read_bounded(BUNDLE, MAX_BUNDLE).unwrap_or_default(),
+        registry: registry.and_then(|registry| registry.ca.clone()),
+    };
+    let directory = ImageDir::of(name);
+    prepare(&directory).context("cannot make the image's directory")?;
+    confine_to(directory.path())?;
+    // A second installation of the same provider is refused, and is the same.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    let budget = budget(directory.path());
+    let pulled =
+        runtime.block_on(pull(&service.image, &base(&service.image), &trust, &directory, budget, true));
+    let answer = match &pulled {
+        Ok(()) => Answer { error: None, transient: false },
+        Err(error) => Answer { error: Some(chain(error)), transient: error.is_transient() },
+    };
+    let mut out = io::stdout().lock();
+    serde_json::to_writer(&mut out, &answer)?;
+    out.flush()?;
+    Ok(())
+}
+
+/// The error with its causes, on one line and bounded: part of it may be a registry's own words.
+fn chain(error: &PullError) -> String {
+    let mut text = error.to_string();
+    let mut source = std::error::Error::source(error);
+    while let Some(cause) = source {
+        text = format!("{text}: {cause}");
+        source = cause.source();
+    }
+    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(600).collect()
+}
+
+/// Where a registry's API is. Docker Hub's has another name than its images.
+fn base(image: &ImageReference) -> String {
+    match image.registry().as_str() {
+        "docker.io" | "index.docker.io" => "https://registry-1.docker.io".to_owned(),
+        host => format!("https://{host}"),
+    }
+}
+
+/// Throws away what an unfinished pull left.
+fn prepare(directory: &ImageDir) -> io::Result<()> {
+    match fs::remove_dir_all(directory.path()) {
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
+        _ => {}
+    }
+    // Nobody but the service's own ids has business in there; the container enters by its own mount.
+    fs::DirBuilder::new().create(directory.path())?;
+    fs::set_permissions(directory.path(), std::os::unix::fs::PermissionsExt::from_mode(0o700))?;
+    fs::DirBuilder::new().create(directory.rootfs())
+}
+
+fn confine_to(directory: &Path) -> anyhow::Result<()> {
+    confine::undumpable()?;
+    let kept: CapsHashSet = KEPT.into_iter().collect();
+    for capability in caps::runtime::thread_all_supported().difference(&kept) {
+        caps::drop(None, CapSet::Bounding, *capability).context("cannot drop capabilities")?;
+    }
+    for set in [CapSet::Ambient, CapSet::Inheritable] {
+        caps::clear(None, set).context("cannot drop capabilities")?;
+    }
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &kept).context("cannot drop capabilities")?;
+    }
+    nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")?;
+    landlock(directory).context("cannot confine the view of the file system")?;
+    Profile::pull()?.apply()?;
+    Ok(())
+}
+
+fn landlock(directory: &Path) -> anyhow::Result<()> {
+    let abi = ABI::V5;
+    let everything = AccessFs::from_all(abi);
+    let read = AccessFs::ReadFile | AccessFs::ReadDir;
+    let write =
+        everything & !AccessFs::Execute & !AccessFs::MakeChar & !AccessFs::MakeBlock & !AccessFs::MakeSock;
+    let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
+    let mut ruleset = ruleset
+        .handle_access(everything)?
+        .create()?
+        .add_rule(PathBeneath::new(PathFd::new(directory)?, write))?;
+    // The resolver's files may be links into the run directory, of which only the network's part is opened.
+    for path in ["/etc", "/run/cofferdam/network", "/proc/meminfo"] {
+        if let Ok(file) = PathFd::new(path) {
+            let access = if Path::new(path).is_dir() { read } else { AccessFs::ReadFile.into() };
+            ruleset = ruleset.add_rule(PathBeneath::new(file, access))?;
+        }
+    }
+    ruleset.restrict_self()?;
+    Ok(())
+}
+
+/// How many bytes an image may unpack to: half of the memory that is available, because it lies in memory, and
+/// the workload needs some too; and no more than the file system has room for.
+fn budget(directory: &Path) -> u64 {
+    let meminfo = files::read_bounded("/proc/meminfo", 64 << 10).unwrap_or_default();
+    let available = available(&String::from_utf8_lossy(&meminfo)) / 2;
+    let room = nix::sys::statvfs::statvfs(directory)
+        .map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size()))
+        .unwrap_or_default();
+    available.min(room).max(MIN_BUDGET)
+}
+
+/// `MemAvailable` in bytes; 0 when it is not there.
+fn available(meminfo: &str) -> u64 {
+    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
+    let kib: u64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default();
+    kib.saturating_mul(1024)
+}
+
+/// Fetches and unpacks `image` from the registry at `base` into `directory`, which `prepare` has made.
+async fn pull(
+    image: &ImageReference,
+    base: &str,
+    trust: &Trust,
+    directory: &ImageDir,
+    budget: u64,
+    own: bool,
+) -> Result<(), PullError> {
+    let mut registry = Registry::new(base, image.repository(), trust)?;
+    let pinned = Digest::parse(&image.digest_text(), "image")?;
+    let (config, layers) = resolve(&mut registry, pinned).await?;
+    let promised = layers.iter().fold(0_u64, |sum, (blob, _)| sum.saturating_add(blob.size));
+    if promised > budget {
+        return Err(PullError::NoRoom(budget));
+    }
+    if config.size > image::MAX_CONFIG {
+        return Err(RegistryError::TooLong { what: "configuration", limit: image::MAX_CONFIG }.into());
+    }
+    let mut document = Vec::new();
+    registry
+        .blob(&config, "configuration", &mut document, |sink| {
+            sink.clear();
+            Ok(())
+        })
+        .await?;
+    let run = image::config(&document)?;
+    let mut unpacker = Unpacker::new(&directory.rootfs(), budget, own)?;
+    for (blob, compression) in &layers {
+        // The whole blob is checked before a byte of it reaches a decoder.
+        let stored = store(&mut registry, blob, directory).await?;
+        unpack(&mut unpacker, stored, *compression)?;
+    }
+    if unpacker.skipped_devices() > 0 {
+        eprintln!("cofferd: {image}: left out {} device nodes", unpacker.skipped_devices());
+    }
+    let root = nix::fcntl::open(
+        &directory.rootfs(),
+        OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
+        nix::sys::stat::Mode::empty(),
+    )
+    .map_err(|errno| PullError::Write(errno.into()))?;
+    guard::guard(&root, own)?;
+    let config = serde_json::to_vec(&run).map_err(|error| PullError::Write(error.into()))?;
+    files::replace(directory.config(), &config).map_err(PullError::Write)?;
+    files::replace(directory.complete(), image.to_string().as_bytes()).map_err(PullError::Write)
+}
+
+async fn resolve(
+    registry: &mut Registry,
+    pinned: Digest,
+) -> Result<(Blob, Vec<(Blob, Compression)>), PullError> {
+    let first = image::manifest(&registry.manifest(&pinned, image::MAX_MANIFEST).await?)?;
+    let found = match first {
+        Manifest::Index(blob) => {
+            let limit = blob.size.min(image::MAX_MANIFEST);
+            image::manifest(&registry.manifest(&blob.digest, limit).await?)?
+        }
+        image => image,
+    };
+    match found {
+        Manifest::Image { config, layers } => Ok((config, layers)),
+        Manifest::Index(_) => Err(PullError::NestedIndex),
+    }
+}
+
+async fn store(registry: &mut Registry, blob: &Blob, directory: &ImageDir) -> Result<File, PullError> {
+    let path = directory.path().join("blob");
+    let mut file =
+        File::options().read(true).write(true).create_new(true).open(&path).map_err(PullError::Write)?;
+    // Without a name it is gone when it is closed, whatever happens.
+    fs::remove_file(&path).map_err(PullError::Write)?;
+    let rewind = |file: &mut File| file.set_len(0).and_then(|()| file.rewind());
+    registry.blob(blob, "layer", &mut file, rewind).await?;
+    file.rewind().map_err(PullError::Write)?;
+    Ok(file)
+}
+
+fn unpack(unpacker: &mut Unpacker, blob: File, compression: Compression) -> Result<(), UnpackError> {
+    let reader = BufReader::with_capacity(64 << 10, blob);
+    match compression {
+        Compression::None => unpacker.layer(reader),
+        Compression::Gzip => unpacker.layer(flate2::bufread::MultiGzDecoder::new(reader)),
+        Compression::Zstd => unpacker.layer(Frames { reader: Some(reader), decoder: None }),
+    }
+}
+
+/// All frames of a zstd stream, one after the other (RFC 8878 §3).
+struct Frames<R: Read> {
+    reader: Option<R>,
+    decoder: Option<ruzstd::decoding::StreamingDecoder<R, ruzstd::decoding::FrameDecoder>>,
+}
+
+impl<R: io::BufRead> Read for Frames<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        loop {
+            if let Some(decoder) = &mut self.decoder {
+                let count = decoder.read(buffer)?;
+                if count > 0 || buffer.is_empty() {
+                    return Ok(count);
+                }
+            }
+            if let Some(decoder) = self.decoder.take() {
+                self.reader = Some(decoder.into_inner());
+            }
+            let Some(mut reader) = self.reader.take() else { return Ok(0) };
+            if reader.fill_buf()?.is_empty() {
+                return Ok(0);
+            }
+            let decoder = ruzstd::decoding::StreamingDecoder::new(reader);
+            self.decoder = Some(decoder.map_err(|error| io::Error::other(error.to_string()))?);
+        }
+    }
+}

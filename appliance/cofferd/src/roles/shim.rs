@@ -1,2 +1,430 @@
-//! role shim
-pub(crate) fn run(_name: &str) -> anyhow::Result<()> { anyhow::bail!("not built yet") }
+//! The role that runs one service: it fetches the image, leases the secrets, makes the container, and
+//! passes on what it prints with the secrets taken out.
+//!
+//! # Duties
+//!
+//! - Nothing of the service starts before everything that it needs is there; until then the status says what
+//!   is missing.
+//! - The image is pulled by a child that ends before the first secret is leased.
+//! - It leaves the appliance's network for good before the workload exists.
+//! - It holds this service's secrets and no other, unreadable for others, and only while the workload
+//!   runs: each start leases anew, so a changed secret arrives with a restart.
+//! - It waits for its own children only, and ends with nothing of its container left.
+//!
+//! # Prohibitions
+//!
+//! - It has one thread, always: it clones (see [`launch`]).
+//! - It parses nothing that the workload prints. What it relays, it does not look at.
+//! - It prints nothing that came from the workload to the console.
+
+use std::io;
+use std::path::Path;
+use std::process::{Command, ExitStatus, Stdio};
+use std::time::Duration;
+
+use anyhow::Context;
+use cofferdam_declaration::{Declaration, Service};
+use cofferdam_vault::Reference;
+use nix::fcntl::OFlag;
+use nix::sched::{CloneFlags, unshare};
+use tokio::io::AsyncReadExt;
+use tokio::net::unix::pipe;
+use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::time::{Instant, sleep, timeout};
+use zeroize::Zeroizing;
+
+use super::pull::{Answer, ImageDir};
+use crate::client::vault::{Lease, LeaseError, lease};
+use crate::container::cgroup::Leaf;
+use crate::container::delivery::{Delivery, Plan};
+use crate::container::image::RunConfig;
+use crate::container::launch::{self, Container, LaunchError};
+use crate::container::output;
+use crate::container::restart::{End, Policy};
+use crate::container::status::{Reporter, State, Status};
+use crate::container::user::{self, Account};
+use crate::container::{environment, relay};
+use crate::{confine, files, paths, sys};
+
+/// One question to the vault; the answer to a missing secret comes as soon as it is put.
+const LEASE_WAIT: Duration = Duration::from_secs(25);
+/// Between two questions when the vault refuses or is not there.
+const LEASE_PAUSE: Duration = Duration::from_secs(5);
+/// How often the services that this one depends on are looked at.
+const DEPENDENCY_PAUSE: Duration = Duration::from_millis(200);
+/// The first wait after a pull that failed; doubles.
+const PULL_FIRST: Duration = Duration::from_secs(1);
+/// The longest wait: an image that is wrong may be put right at the registry.
+const PULL_LONGEST: Duration = Duration::from_secs(60);
+/// A pull's answer is one line; what a broken child says beyond it is not read.
+const MAX_ANSWER: u64 = 4096;
+/// Output that is still in the pipes when a container ends is there at once.
+const DRAIN: Duration = Duration::from_secs(5);
+
+/// Runs the service `name` until PID 1 says SIGTERM.
+pub(crate) fn run(name: &str) -> anyhow::Result<()> {
+    confine::undumpable()?;
+    let bytes = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
+        .context("cannot read the declaration")?;
+    let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
+    let service = declaration.service(name).context("the declaration has no such service")?;
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
+    runtime.block_on(async {
+        let mut shim = Shim {
+            declaration: &declaration,
+            service,
+            status: Reporter::new(name),
+            stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            restarts: 0,
+            last: None,
+        };
+        shim.live().await
+    })
+}
+
+struct Shim<'a> {
+    declaration: &'a Declaration,
+    service: &'a Service,
+    status: Reporter,
+    stop: Signal,
+    restarts: u32,
+    last: Option<End>,
+}
+
+/// Either what was waited for, or PID 1's word to stop.
+enum Until<T> {
+    Done(T),
+    Stopped,
+}
+
+macro_rules! or_stop {
+    ($waited:expr) => {
+        match $waited {
+            Until::Done(value) => value,
+            Until::Stopped => return Ok(()),
+        }
+    };
+}
+
+impl Shim<'_> {
+    /// From nothing to the last restart. Returns when it was told to stop.
+    async fn live(&mut self) -> anyhow::Result<()> {
+        let image = or_stop!(self.image().await?);
+        leave_network().context("cannot leave the appliance's network")?;
+        let group = group()?;
+        self.relays().await?;
+        let mut policy = Policy::new(self.service.restart);
+        loop {
+            let lease = or_stop!(self.secrets().await?);
+            or_stop!(self.dependencies().await?);
+            let started = Instant::now();
+            let (end, reason) = match self.start(&image, &lease, group.as_ref()).await {
+                Ok(running) => (or_stop!(self.watch(running).await?), None),
+                Err(failure) => {
+                    let code = failure.downcast_ref().map_or(126, |error| match error {
+                        LaunchError::Failed { code, .. } => *code,
+                        _ => 126,
+                    });
+                    (End::Exited(code), Some(format!("{failure:#}")))
+                }
+            };
+            drop(lease);
+            self.last = Some(end);
+            let Some(wait) = policy.next(end, started.elapsed()) else {
+                let state = if reason.is_some() { State::Failed } else { State::Exited };
+                self.report(state, |status| status.detail = reason)?;
+                self.stop.recv().await;
+                return Ok(());
+            };
+            self.report(State::Restarting, |status| {
+                status.detail = Some(reason.unwrap_or_else(|| format!("again in {wait:?}")));
+            })?;
+            or_stop!(self.until(sleep(wait)).await);
+            self.restarts = self.restarts.saturating_add(1);
+        }
+    }
+
+    fn report(&mut self, state: State, change: impl FnOnce(&mut Status)) -> anyhow::Result<()> {
+        let (restarts, exit_code) = (self.restarts, self.last.map(End::code));
+        let reported = self.status.report(state, |status| {
+            status.restarts = restarts;
+            status.exit_code = exit_code;
+            change(status);
+        });
+        reported.context("cannot write the status")
+    }
+
+    async fn until<T>(&mut self, waited: impl Future<Output = T>) -> Until<T> {
+        tokio::select! {
+            _ = self.stop.recv() => Until::Stopped,
+            value = waited => Until::Done(value),
+        }
+    }
+
+    /// Pulls the image, again and again until it is there.
+    async fn image(&mut self) -> anyhow::Result<Until<RunConfig>> {
+        let directory = ImageDir::of(&self.service.name);
+        let mut wait = PULL_FIRST;
+        self.report(State::Pulling, |_| {})?;
+        loop {
+            if let Some(config) = directory.finished(&self.service.image) {
+                return Ok(Until::Done(config));
+            }
+            let name = self.service.name.clone();
+            let answer = match self.until(pull(&name)).await {
+                Until::Done(answer) => answer
+                    .unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), transient: true }),
+                Until::Stopped => return Ok(Until::Stopped),
+            };
+            if let Some(error) = answer.error {
+                let state = if answer.transient { State::Pulling } else { State::Failed };
+                self.report(state, |status| status.detail = Some(error))?;
+                if let Until::Stopped = self.until(sleep(wait)).await {
+                    return Ok(Until::Stopped);
+                }
+                wait = wait.saturating_mul(2).min(PULL_LONGEST);
+            }
+        }
+    }
+
+    /// Leases the service's secrets; waits for as long as one is missing.
+    async fn secrets(&mut self) -> anyhow::Result<Until<Lease>> {
+        let references = self.service.references();
+        let references: Result<Vec<_>, _> =
+            references.into_iter().map(|reference| Reference::parse(&reference.to_string())).collect();
+        let references = references.context("the declaration names a secret that the vault cannot")?;
+        loop {
+            let error = match self.until(lease(&references, LEASE_WAIT)).await {
+                Until::Stopped => return Ok(Until::Stopped),
+                Until::Done(Ok(lease)) => return Ok(Until::Done(lease)),
+                Until::Done(Err(error)) => error,
+            };
+            let pause = match error {
+                LeaseError::Missing(missing) => {
+                    let missing: Vec<_> =
+                        missing.iter().map(|reference| reference.as_str().to_owned()).collect();
+                    self.report(State::Waiting, |status| status.missing = missing)?;
+                    Duration::ZERO
+                }
+                error => {
+                    let state = match error {
+                        LeaseError::Refused(_) | LeaseError::Malformed => State::Failed,
+                        _ => State::Waiting,
+                    };
+                    let detail = format!("{:#}", anyhow::Error::new(error));
+                    self.report(state, |status| status.detail = Some(detail))?;
+                    LEASE_PAUSE
+                }
+            };
+            if let Until::Stopped = self.until(sleep(pause)).await {
+                return Ok(Until::Stopped);
+            }
+        }
+    }
+
+    /// Waits until every service that this one depends on runs.
+    async fn dependencies(&mut self) -> anyhow::Result<Until<()>> {
+        loop {
+            let late = self.service.depends_on.iter().find(|name| !runs(&paths::service_status(name)));
+            let Some(late) = late else { return Ok(Until::Done(())) };
+            let detail = format!("{late} has not started yet");
+            self.report(State::Waiting, |status| status.detail = Some(detail))?;
+            if let Until::Stopped = self.until(sleep(DEPENDENCY_PAUSE)).await {
+                return Ok(Until::Stopped);
+            }
+        }
+    }
+
+    /// The service's ways in and out, made once: they outlive a restart of the workload.
+    async fn relays(&self) -> anyhow::Result<()> {
+        for port in &self.service.ports {
+            let path = paths::service_port(&self.service.name, port.target);
+            relay::publish(&path, port.target)
+                .with_context(|| format!("cannot publish port {}", port.target))?;
+        }
+        for (index, other) in self.declaration.services.iter().enumerate() {
+            if self.service.depends_on.contains(&other.name) {
+                for port in &other.ports {
+                    let path = paths::service_port(&other.name, port.target);
+                    let leads = relay::lead(relay::address(index), port.target, path).await;
+                    leads.with_context(|| format!("cannot lead to {} port {}", other.name, port.target))?;
+                }
+            }
+        }
+        Ok(())
+    }
+
+    /// Makes the container and what reads its output.
+    async fn start(
+        &mut self,
+        image: &RunConfig,
+        lease: &Lease,
+        group: Option<&Leaf>,
+    ) -> anyhow::Result<Running> {
+        self.report(State::Starting, |_| {})?;
+        let rootfs = ImageDir::of(&self.service.name).rootfs();
+        let root =
+            nix::fcntl::open(&rootfs, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
+                .context("cannot open the image")?;
+        let account = user::resolve(&root, self.service.user, &image.user)?;
+        let plan = self.plan(image, &account, rootfs)?;
+        let delivery = self.deliver(image, &account, lease)?;
+        let redactors = [output::redactor(lease)?, output::redactor(lease)?];
+        let log = output::open_log(&self.service.name).context("cannot open the log")?;
+        let descriptor = group.map(Leaf::descriptor);
+        let (container, output) = launch::start(&self.service.name, &plan, &delivery, descriptor).await?;
+        drop(delivery);
+        let pid = container.pid();
+        self.report(State::Running, |status| status.pid = pid)?;
+        let output = tokio::spawn(output::pump(output, redactors, log));
+        Ok(Running { container, output, stop_signal: stop_signal(self.service, image) })
+    }
+
+    fn plan(&self, image: &RunConfig, account: &Account, rootfs: std::path::PathBuf) -> anyhow::Result<Plan> {
+        let working_dir = self.service.working_dir.as_deref().unwrap_or(&image.working_dir);
+        let working_dir = if working_dir.starts_with('/') { working_dir } else { "/" };
+        Ok(Plan {
+            rootfs,
+            hostname: self.service.name.clone(),
+            hosts: hosts(self.declaration, self.service),
+            read_only: self.service.read_only,
+            tmpfs: self.service.tmpfs.clone(),
+            arguments: environment::arguments(self.service, image)?,
+            working_dir: working_dir.to_owned(),
+            uid: account.uid,
+            gid: account.gid,
+        })
+    }
+
+    fn deliver(&self, image: &RunConfig, account: &Account, lease: &Lease) -> anyhow::Result<Delivery> {
+        Ok(environment::deliver(self.service, image, &account.home, |reference| {
+            let reference = Reference::parse(&reference.to_string()).ok()?;
+            Some(Zeroizing::new(lease.get(&reference)?.expose().to_vec()))
+        })?)
+    }
+
+    /// Waits for the workload's end; on the word to stop, ends it in order.
+    async fn watch(&mut self, mut running: Running) -> anyhow::Result<Until<End>> {
+        let waited = self.until(running.container.ended()).await;
+        let end = match waited {
+            Until::Done(end) => Some(end?),
+            Until::Stopped => {
+                running.container.signal(running.stop_signal);
+                let grace = self.service.stop_grace_period;
+                if timeout(grace, running.container.ended()).await.is_err() {
+                    running.container.kill();
+                    running.container.ended().await?;
+                }
+                None
+            }
+        };
+        // The container is gone, so its pipes end: everything in them is still to be logged.
+        let _ = timeout(DRAIN, running.output).await;
+        Ok(end.map_or(Until::Stopped, Until::Done))
+    }
+}
+
+struct Running {
+    container: Container,
+    output: tokio::task::JoinHandle<()>,
+    stop_signal: i32,
+}
+
+/// The declaration's signal, or the image's, or SIGTERM; also when the image names one that cannot stop a service.
+fn stop_signal(service: &Service, image: &RunConfig) -> i32 {
+    let default = cofferdam_declaration::Signal::TERM;
+    service.stop_signal.unwrap_or_else(|| image.stop_signal.parse().unwrap_or(default)).number()
+}
+
+/// `/etc/hosts` of a service: itself, and those that it depends on.
+fn hosts(declaration: &Declaration, service: &Service) -> String {
+    let mut hosts = format!("127.0.0.1 localhost {}\n::1 localhost\n", service.name);
+    for (index, other) in declaration.services.iter().enumerate() {
+        if service.depends_on.contains(&other.name) {
+            hosts.push_str(&format!("{} {}\n", relay::address(index), other.name));
+        }
+    }
+    hosts
+}
+
+/// Whether a service's status says that it runs. What cannot be read says nothing.
+fn runs(path: &Path) -> bool {
+    let Ok(bytes) = files::read_bounded(path, 64 << 10) else { return false };
+    serde_json::from_slice::<Status>(&bytes).is_ok_and(|status| status.state == State::Running)
+}
+
+/// A network namespace with a loopback of its own and nothing else.
+fn leave_network() -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWNET)?;
+    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
+    sys::interface_up(std::os::fd::AsFd::as_fd(&socket), "lo")?;
+    Ok(())
+}
+
+/// The container's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
+fn group() -> anyhow::Result<Option<Leaf>> {
+    let mount = Path::new(crate::cgroup::MOUNT);
+    if !mount.join("cgroup.controllers").exists() {
+        return Ok(None);
+    }
+    let info = files::read_bounded("/proc/meminfo", 64 << 10).context("cannot read the memory's size")?;
+    let info = String::from_utf8_lossy(&info);
+    let total =
+        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
+    let total: u64 = total.context("cannot read the memory's size")?;
+    let leaf = Leaf::create(mount, total.saturating_mul(1024))
+        .context("cannot make the workload's control group")?;
+    Ok(Some(leaf))
+}
+
+/// Runs one pull to its end. The child dies with this future.
+async fn pull(name: &str) -> anyhow::Result<Answer> {
+    let (writer, mut reader) = pipe::pipe().context("cannot make a pipe")?;
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["pull", name]).env_clear().stdin(Stdio::null());
+    command.stdout(writer.into_blocking_fd().context("cannot make a pipe")?);
+    let mut child = Child(command.spawn().context("cannot start the pull")?);
+    // The command holds the pipe's writing end.
+    drop(command);
+    let mut said = Vec::new();
+    (&mut reader).take(MAX_ANSWER).read_to_end(&mut said).await.context("cannot hear from the pull")?;
+    let status = child.wait()?;
+    serde_json::from_slice(&said).with_context(|| format!("the pull ended without an answer ({status})"))
+}
+
+/// A child that is ended and taken in when it is dropped.
+struct Child(std::process::Child);
+
+impl Child {
+    /// Its output has ended, so its end is near.
+    fn wait(&mut self) -> io::Result<ExitStatus> {
+        self.0.wait()
+    }
+}
+
+impl Drop for Child {
+    fn drop(&mut self) {
+        let _ = self.0.kill();
+        let _ = self.0.wait();
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn hosts_name_only_what_a_service_depends_on() {
+        let digest = "0".repeat(64);
+        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+        let text = format!(
+            "version: 1\nrepository: octo/app\nendpoint: api.example.org:443\noperators:\n  - name: alice\n    key: {key}\n\
+             services:\n  db:\n    image: r.example/db@sha256:{digest}\n  other:\n    image: r.example/o@sha256:{digest}\n  \
+             web:\n    image: r.example/web@sha256:{digest}\n    depends_on: [db]\n"
+        );
+        let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
+        let of = |name: &str| hosts(&declaration, declaration.service(name).unwrap());
+        assert_eq!(of("web"), "127.0.0.1 localhost web\n::1 localhost\n127.1.0.1 db\n");
+        assert_eq!(of("db"), "127.0.0.1 localhost db\n::1 localhost\n");
+    }
+}

@@ -1,0 +1,167 @@
+//! Seccomp profiles: from the commented data in `policy/seccomp/` to the programs that the kernel runs.
+//!
+//! A profile becomes two filters, because one filter has one answer for everything it does not
+//! match. The first knows the calls and answers ENOSYS to the rest; the second answers EPERM to the
+//! refused ones. The kernel runs both and takes the stricter answer (seccomp(2), "most restrictive").
+//! Both check the architecture first. Names are resolved by seccompiler's own table, so a
+//! misspelt call is an error and not a hole.
+
+use seccompiler::{BpfProgram, TargetArch};
+use serde::Deserialize;
+use serde_json::{Value, json};
+
+/// What a workload may do.
+const WORKLOAD: &str = include_str!("../../../../policy/seccomp/workload.json");
+/// What `cofferd pull` may do.
+const PULL: &str = include_str!("../../../../policy/seccomp/pull.json");
+
+/// Why a profile could not be made or applied.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum SeccompError {
+    /// The embedded data is not a profile.
+    #[error("the seccomp profile does not parse")]
+    Parse(#[source] serde_json::Error),
+    /// A condition with none or several of `is`, `is_not` and `has`.
+    #[error("a condition of the seccomp profile is not one comparison")]
+    Condition,
+    /// seccompiler refused the rules: a call that it does not know, or contradicting rules.
+    #[error("the seccomp profile does not compile")]
+    Compile(#[source] seccompiler::Error),
+    /// The kernel refused the filter.
+    #[error("the kernel refuses the seccomp filter")]
+    Apply(#[source] seccompiler::Error),
+}
+
+/// A compiled profile, ready to be applied without allocating.
+#[derive(Debug)]
+pub(crate) struct Profile {
+    filters: [BpfProgram; 2],
+}
+
+impl Profile {
+    /// The profile of workloads.
+    ///
+    /// # Errors
+    ///
+    /// The embedded data is wrong, which a test excludes.
+    pub(crate) fn workload() -> Result<Self, SeccompError> {
+        Self::parse(WORKLOAD)
+    }
+
+    /// The profile of `cofferd pull`.
+    ///
+    /// # Errors
+    ///
+    /// As [`Profile::workload`].
+    pub(crate) fn pull() -> Result<Self, SeccompError> {
+        Self::parse(PULL)
+    }
+
+    fn parse(text: &str) -> Result<Self, SeccompError> {
+        let data: Data = serde_json::from_str(text).map_err(SeccompError::Parse)?;
+        let mut known: Vec<Value> = data
+            .groups
+            .iter()
+            .flat_map(|group| &group.allow)
+            .map(|call| json!({ "syscall": call }))
+            .collect();
+        let mut refused = Vec::new();
+        for refusal in data.groups.iter().flat_map(|group| &group.refuse) {
+            match refusal {
+                Refusal::Always(call) => {
+                    // Known too: EPERM is the answer to give, not the first filter's ENOSYS.
+                    known.push(json!({ "syscall": call }));
+                    refused.push(json!({ "syscall": call }));
+                }
+                Refusal::When { call, when } => {
+                    let conditions = when.iter().map(Condition::compile).collect::<Result<Vec<_>, _>>()?;
+                    refused.push(json!({ "syscall": call, "args": conditions }));
+                }
+            }
+        }
+        let (unknown, forbidden) =
+            (json!({ "errno": nix::libc::ENOSYS }), json!({ "errno": nix::libc::EPERM }));
+        Ok(Self {
+            filters: [
+                compile(
+                    &json!({ "mismatch_action": "allow", "match_action": forbidden, "filter": refused }),
+                )?,
+                compile(&json!({ "mismatch_action": unknown, "match_action": "allow", "filter": known }))?,
+            ],
+        })
+    }
+
+    /// Puts the calling thread, and all it starts from now on, under the profile.
+    ///
+    /// # Errors
+    ///
+    /// `no_new_privs` is not set, or a profile is in force already that forbids another one.
+    pub(crate) fn apply(&self) -> Result<(), SeccompError> {
+        // Sent in this order because the kernel prefers the answer of the filter installed last when
+        // two answers weigh the same: an unknown call says ENOSYS.
+        self.filters
+            .iter()
+            .try_for_each(|filter| seccompiler::apply_filter(filter))
+            .map_err(SeccompError::Apply)
+    }
+}
+
+fn compile(filter: &Value) -> Result<BpfProgram, SeccompError> {
+    let map = json!({ "filter": filter }).to_string();
+    let mut programs =
+        seccompiler::compile_from_json(map.as_bytes(), TargetArch::x86_64).map_err(SeccompError::Compile)?;
+    Ok(programs.remove("filter").unwrap_or_default())
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Data {
+    #[serde(rename = "about")]
+    _about: String,
+    groups: Vec<Group>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Group {
+    #[serde(rename = "name")]
+    _name: String,
+    #[serde(rename = "why")]
+    _why: String,
+    #[serde(default)]
+    allow: Vec<String>,
+    #[serde(default)]
+    refuse: Vec<Refusal>,
+}
+
+#[derive(Debug, Deserialize)]
+#[serde(untagged)]
+enum Refusal {
+    Always(String),
+    When { call: String, when: Vec<Condition> },
+}
+
+/// One comparison of one argument. All of a call's comparisons have to hold.
+#[derive(Debug, Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Condition {
+    arg: u8,
+    is: Option<u32>,
+    is_not: Option<u32>,
+    /// All of these bits are set.
+    has: Option<u32>,
+}
+
+impl Condition {
+    /// Every argument compared here is an int to the kernel, which ignores the upper half of the register: so
+    /// does the comparison, or a caller could hide a value behind rubbish there.
+    fn compile(&self) -> Result<Value, SeccompError> {
+        let (operator, value) = match (self.is, self.is_not, self.has) {
+            (Some(value), None, None) => (json!("eq"), value),
+            (None, Some(value), None) => (json!("ne"), value),
+            (None, None, Some(bits)) => (json!({ "masked_eq": bits }), bits),
+            _ => return Err(SeccompError::Condition),
+        };
+        Ok(json!({ "index": self.arg, "type": "dword", "op": operator, "val": value }))
+    }
+}
