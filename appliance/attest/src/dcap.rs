@@ -161,7 +161,8 @@ fn is_self_signed(certificate: &Certificate) -> bool {
     tbs.subject() == tbs.issuer() && signed_by(certificate, tbs.subject_public_key_info())
 }
 
-/// Whether `key` (P-256) signed `certificate` with ECDSA and SHA-256.
+/// Whether `key` (P-256) signed `certificate` with ECDSA and SHA-256. The algorithm is stated twice, and only the inner
+/// statement is signed: both have to agree (RFC 5280 §4.1.1.2).
 fn signed_by(certificate: &Certificate, key: &SubjectPublicKeyInfoOwned) -> bool {
     let (Ok(tbs), Some(key), Some(signature)) = (
         certificate.tbs_certificate().to_der(),
@@ -170,7 +171,8 @@ fn signed_by(certificate: &Certificate, key: &SubjectPublicKeyInfoOwned) -> bool
     ) else {
         return false;
     };
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(&tbs, signature).is_ok()
+    certificate.signature_algorithm() == certificate.tbs_certificate().signature()
+        && UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(&tbs, signature).is_ok()
 }
 
 /// Certificates of a PEM chain, as quotes carry it: CERTIFICATE blocks, line breaks, and zero bytes at the end. No

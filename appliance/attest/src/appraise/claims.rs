@@ -6,7 +6,7 @@
 use crate::appraise::{Appraisal, Expectations, Outcome, causes};
 use crate::claims::{Claims, format_time, parse_time, report_data};
 use crate::event_log::Event;
-use crate::event_log::payload::{Appliance, Declaration, Payload as _};
+use crate::event_log::payload::{Appliance, Declaration, Launch, Payload as _};
 use crate::evidence::Evidence;
 use crate::policy::Policy;
 use crate::quote::Quote;
@@ -71,6 +71,7 @@ pub(super) fn check(
 fn comparisons(claims: &Claims, events: &[Event], expected: &Expectations) -> Vec<Comparison> {
     let declaration = events.iter().find_map(Declaration::read);
     let appliance = events.iter().find_map(Appliance::read);
+    let launch = events.iter().find_map(Launch::read);
     let logged = |value: Option<String>| value.map(|value| ("the event log says", value));
     let wanted = |value: &Option<String>| value.clone().map(|value| ("expected", value));
     let comparison = |name, claimed: &str, sources: [Option<(&'static str, String)>; 2]| Comparison {
@@ -87,7 +88,7 @@ fn comparisons(claims: &Claims, events: &[Event], expected: &Expectations) -> Ve
         comparison(
             "repository",
             &claims.repository,
-            [logged(appliance.map(|a| a.repository)), wanted(&expected.repository)],
+            [logged(appliance.as_ref().map(|a| a.repository.clone())), wanted(&expected.repository)],
         ),
         comparison(
             "commit",
@@ -99,8 +100,16 @@ fn comparisons(claims: &Claims, events: &[Event], expected: &Expectations) -> Ve
             &claims.declaration,
             [logged(declaration.map(|d| d.digest)), wanted(&expected.declaration)],
         ),
-        comparison("endpoint", &claims.endpoint, [wanted(&expected.endpoint), None]),
-        comparison("tls_key", &claims.tls_key, [wanted(&expected.tls_key), None]),
+        comparison(
+            "endpoint",
+            &claims.endpoint,
+            [logged(appliance.map(|a| a.endpoint)), wanted(&expected.endpoint)],
+        ),
+        comparison(
+            "tls_key",
+            &claims.tls_key,
+            [logged(launch.map(|launch| launch.tls_key)), wanted(&expected.tls_key)],
+        ),
         on_request("nonce", &claims.nonce, expected.nonce.as_deref().map(strict::b64)),
         on_request(
             "channel_binding",

@@ -1,0 +1,504 @@
+//! Appraisal from end to end: honest evidence is accepted, and every kind of damage is refused by the check that it breaks.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::string_slice)]
+
+mod common;
+
+use cofferdam_attest::appraise::{
+    Appraisal, Expectations, Outcome, Roots, Verdict, appraise, appraise_document, appraise_quote,
+};
+use cofferdam_attest::claims::{Claims, format_time};
+use cofferdam_attest::event_log::payload::Payload as _;
+use cofferdam_attest::event_log::{Event, event_digest};
+use cofferdam_attest::evidence::Evidence;
+use cofferdam_attest::policy::Policy;
+use cofferdam_attest::quote::attributes;
+use cofferdam_attest::release::Tag;
+use common::{Fixture, NOW, detail, failed, names, own_events, platform};
+use tdx_sim::{CollateralOptions, QuoteFlaw, TdReport};
+
+#[test]
+fn honest_evidence_is_accepted_and_says_simulated() {
+    let fixture = Fixture::default();
+    let appraisal = fixture.appraise(&fixture.evidence());
+    assert_eq!(appraisal.verdict(), Verdict::Accepted, "{:#?}", appraisal.checks);
+    assert!(appraisal.simulated);
+    assert_eq!(appraisal.headline(), "SIMULATED: accepted");
+    assert!(detail(&appraisal, "trust_root").contains("SIMULATED"));
+    let json = serde_json::to_value(&appraisal).unwrap();
+    assert_eq!(json["quote"]["mrtd"], hex::encode(tdx_sim::mrtd()));
+    assert_eq!(json["platform"]["tcb_status"], "UpToDate");
+    assert_eq!(json["checks"][0]["outcome"], "pass");
+}
+
+#[test]
+fn the_simulators_root_counts_only_when_it_is_named() {
+    let fixture = Fixture::default();
+    let evidence = fixture.evidence();
+    let with = |roots: &Roots| appraise(&evidence, &fixture.expectations(), &Policy::default(), roots, NOW);
+    let unnamed = with(&Roots::intel());
+    assert_eq!(failed(&unnamed), ["trust_root"]);
+    assert_eq!(unnamed.verdict(), Verdict::Rejected);
+    assert!(!unnamed.simulated);
+    assert_eq!(failed(&with(&common::roots(&platform(2)))), ["trust_root"]);
+    assert!(Roots::intel().with_pem("no pem").is_err());
+    assert!(Roots::intel().with_pem(&fixture.platform.pck_chain_pem()).is_err(), "only roots are roots");
+}
+
+#[test]
+fn a_broken_chain_is_rejected_whichever_link_breaks() {
+    let fixture = Fixture::default();
+    for (flaw, check) in [
+        (QuoteFlaw::ForeignPck, "trust_root"),
+        (QuoteFlaw::ForeignPckKey, "quote_chain"),
+        (QuoteFlaw::BrokenQeBinding, "quote_chain"),
+        (QuoteFlaw::ForeignAttestationKey, "quote_chain"),
+        (QuoteFlaw::DebugQe, "quote_chain"),
+    ] {
+        let mut evidence = fixture.evidence();
+        evidence.quote = fixture.platform.flawed_quote(&fixture.report(), flaw).unwrap();
+        assert_eq!(failed(&fixture.appraise(&evidence)), [check], "{flaw:?}");
+    }
+    let mut evidence = fixture.evidence();
+    evidence.quote = fixture.platform.flawed_quote(&fixture.report(), QuoteFlaw::TamperedBody).unwrap();
+    assert!(failed(&fixture.appraise(&evidence)).contains(&"quote_chain"));
+}
+
+#[test]
+fn expired_or_revoked_collateral_is_false_and_missing_collateral_is_unknown() {
+    let none = CollateralOptions::default();
+    for options in [
+        CollateralOptions { expired_tcb_info: true, ..none },
+        CollateralOptions { expired_qe_identity: true, ..none },
+        CollateralOptions { expired_pck_crl: true, ..none },
+        CollateralOptions { expired_root_crl: true, ..none },
+        CollateralOptions { revoked_pck: true, ..none },
+        CollateralOptions { revoked_tcb: true, ..none },
+    ] {
+        let fixture = Fixture { options, ..Fixture::default() };
+        assert_eq!(failed(&fixture.appraise(&fixture.evidence())), ["quote_chain"], "{options:?}");
+    }
+    let fixture = Fixture::default();
+    let evidence = Evidence { collateral: None, ..fixture.evidence() };
+    let appraisal = fixture.appraise(&evidence);
+    assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck);
+    assert_eq!(names(&appraisal, Outcome::CouldNotCheck), ["quote_chain"]);
+    assert!(appraisal.headline().starts_with("could not check"));
+}
+
+#[test]
+fn collateral_of_another_machine_or_with_a_changed_byte_is_rejected() {
+    let fixture = Fixture::default();
+    let mut evidence = fixture.evidence();
+    evidence.collateral = Some(common::collateral(&platform(2), CollateralOptions::default()));
+    assert_eq!(failed(&fixture.appraise(&evidence)), ["quote_chain"]);
+    let honest = fixture.evidence().collateral.unwrap();
+    let changes: [fn(&mut cofferdam_attest::evidence::Collateral); 5] = [
+        |c| c.tcb_info = c.tcb_info.replace("UpToDate", "OutOfDate"),
+        |c| c.qe_identity = c.qe_identity.replace("TD_QE", "TD_QF"),
+        |c| c.tcb_info_signature[5] ^= 1,
+        |c| c.qe_identity_signature[5] ^= 1,
+        |c| *c.pck_crl.last_mut().unwrap() ^= 1,
+    ];
+    for change in changes {
+        let mut changed = honest.clone();
+        change(&mut changed);
+        assert_ne!(changed, honest);
+        let evidence = Evidence { collateral: Some(changed), ..fixture.evidence() };
+        assert_eq!(failed(&fixture.appraise(&evidence)), ["quote_chain"]);
+    }
+}
+
+#[test]
+fn an_outdated_platform_is_rejected_unless_the_policy_says_otherwise() {
+    let fixture = Fixture {
+        options: CollateralOptions { out_of_date: true, ..Default::default() },
+        ..Fixture::default()
+    };
+    let evidence = fixture.evidence();
+    let strict = fixture.appraise(&evidence);
+    assert_eq!(failed(&strict), ["tcb_status"]);
+    assert!(detail(&strict, "tcb_status").starts_with("OutOfDate"));
+    let mut policy = Policy::default();
+    policy.tcb_statuses.push("OutOfDate".into());
+    let with = |policy: &Policy| {
+        appraise(&evidence, &fixture.expectations(), policy, &common::roots(&fixture.platform), NOW)
+    };
+    assert_eq!(with(&policy).verdict(), Verdict::Accepted);
+    policy.rejected_advisories = with(&policy).platform.unwrap().advisories;
+    assert!(!policy.rejected_advisories.is_empty());
+    assert_eq!(failed(&with(&policy)), ["advisories"]);
+    let demanding = Policy { min_tcb_evaluation_data_number: 1_000, ..Policy::default() };
+    assert!(failed(&with(&demanding)).contains(&"tcb_evaluation"));
+}
+
+#[test]
+fn td_attributes_and_host_chosen_identities_are_checked() {
+    type Change = fn(&mut TdReport);
+    let cases: [(Change, &str, &str); 9] = [
+        (|r| r.td_attributes |= attributes::DEBUG, "td_attributes", "DEBUG"),
+        (|r| r.td_attributes &= !attributes::SEPT_VE_DISABLE, "td_attributes", "SEPT_VE_DISABLE is not set"),
+        (|r| r.td_attributes |= attributes::MIGRATABLE, "td_attributes", "MIGRATABLE"),
+        (|r| r.td_attributes |= 1 << 4, "td_attributes", "PROFILING"),
+        (|r| r.td_attributes |= 1 << 40, "td_attributes", "RESERVED"),
+        (|r| r.xfam |= 1 << 8, "xfam", "PT"),
+        (|r| r.xfam &= !1, "xfam", "X87 is not set"),
+        (|r| r.mr_config_id = [7; 48], "mr_config_id", "must be zero"),
+        (|r| r.mr_owner = [7; 48], "mr_owner", "must be zero"),
+    ];
+    for (change_report, check, why) in cases {
+        let fixture = Fixture { change_report, ..Fixture::default() };
+        let appraisal = fixture.appraise(&fixture.evidence());
+        assert_eq!(appraisal.verdict(), Verdict::Rejected, "{check} {why}");
+        assert!(failed(&appraisal).contains(&check), "{check}: {:?}", failed(&appraisal));
+        assert!(detail(&appraisal, check).contains(why), "{}", detail(&appraisal, check));
+    }
+}
+
+#[test]
+fn a_quote_of_another_length_is_rejected() {
+    let fixture = Fixture::default();
+    let honest = fixture.evidence();
+    for extra in [&b"\0"[..], b"x", &[0; 64]] {
+        let quote = [honest.quote.as_slice(), extra].concat();
+        let appraisal = fixture.appraise(&Evidence { quote, ..honest.clone() });
+        assert!(detail(&appraisal, "quote_format").contains("after the end"));
+        assert_eq!(appraisal.verdict(), Verdict::Rejected);
+    }
+    for length in [0, 1, 47, 48, 631, 635, 636, honest.quote.len() - 1] {
+        let quote = honest.quote[..length].to_vec();
+        let appraisal = fixture.appraise(&Evidence { quote, ..honest.clone() });
+        assert!(failed(&appraisal).contains(&"quote_format"), "{length}");
+    }
+}
+
+#[test]
+fn a_changed_image_names_the_register_and_the_event() {
+    let mut fixture = Fixture::default();
+    fixture.events[2].digest = Some([0x33; 48]);
+    let appraisal = fixture.appraise(&fixture.evidence());
+    assert_eq!(failed(&appraisal), ["rtmr1"]);
+    let why = detail(&appraisal, "rtmr1");
+    assert!(why.contains("event 1 of RTMR1: EV_EFI_BOOT_SERVICES_APPLICATION (BOOTX64.EFI)"), "{why}");
+
+    let mut fixture = Fixture::default();
+    fixture.events[5].digest = Some([0x66; 48]);
+    let why = detail(&fixture.appraise(&fixture.evidence()), "rtmr2").to_owned();
+    assert!(why.contains("event 2 of RTMR2: EV_IPL (.initrd)"), "{why}");
+
+    let mut fixture = Fixture::default();
+    fixture.events.remove(5);
+    let why = detail(&fixture.appraise(&fixture.evidence()), "rtmr2").to_owned();
+    assert!(why.contains("event 2 of RTMR2 is missing: EV_IPL (.initrd)"), "{why}");
+
+    let mut fixture = Fixture::default();
+    let extra =
+        Event { digest: Some([9; 48]), payload: Some(b".cmdline".to_vec()), ..fixture.events[5].clone() };
+    fixture.events.insert(6, extra);
+    let why = detail(&fixture.appraise(&fixture.evidence()), "rtmr2").to_owned();
+    assert!(why.contains("event 3 of RTMR2 was not predicted: EV_IPL (.cmdline)"), "{why}");
+}
+
+#[test]
+fn a_firmware_log_that_does_not_replay_names_no_event() {
+    let mut fixture = Fixture::default();
+    fixture.events[2].digest = Some([0x33; 48]);
+    let mut evidence = fixture.evidence();
+    evidence.event_log[2].digest = Some([3; 48]);
+    let appraisal = fixture.appraise(&evidence);
+    assert_eq!(failed(&appraisal), ["firmware_log", "rtmr1"]);
+    assert!(detail(&appraisal, "rtmr1").contains("no event can be named"));
+    assert!(detail(&appraisal, "firmware_log").contains("RTMR1"));
+}
+
+#[test]
+fn reference_values_that_are_missing_are_unknown_not_false() {
+    let fixture = Fixture::default();
+    let evidence = fixture.evidence();
+    let none = Expectations { reference: None, ..fixture.expectations() };
+    let appraisal = fixture.appraise_with(&evidence, &none);
+    assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck);
+    assert_eq!(names(&appraisal, Outcome::CouldNotCheck), ["mrtd", "rtmr1", "rtmr2"]);
+    assert_eq!(appraisal.check("rtmr0").unwrap().outcome, Outcome::NotChecked);
+    let mut expected = fixture.expectations();
+    expected.reference.as_mut().unwrap().mrtd = Some([1; 48]);
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &expected)), ["mrtd"]);
+}
+
+#[test]
+fn a_log_that_was_reordered_cut_or_extended_is_rejected() {
+    let fixture = Fixture::default();
+    let honest = fixture.evidence();
+    let with = |change: &dyn Fn(&mut Vec<Event>)| {
+        let mut evidence = honest.clone();
+        change(&mut evidence.event_log);
+        fixture.appraise(&evidence)
+    };
+    let last = honest.event_log.len() - 1;
+    for at in 6..=last {
+        let appraisal = with(&|log| {
+            log.remove(at);
+        });
+        assert!(failed(&appraisal).contains(&"event_log"), "without event {at}");
+        let appraisal = with(&|log| log[at].payload.as_mut().unwrap().push(b' '));
+        assert!(failed(&appraisal).contains(&"event_log"), "event {at} changed");
+        if at < last {
+            let appraisal = with(&|log| log.swap(at, at + 1));
+            assert!(failed(&appraisal).contains(&"event_log"), "events {at} and {} swapped", at + 1);
+            assert!(failed(&appraisal).contains(&"event_order"), "order {at}");
+        }
+    }
+    let extended = with(&|log| log.push(Event::new("sealed", "{}")));
+    assert!(failed(&extended).contains(&"event_log"));
+    let doubled = with(&|log| log.push(log[last].clone()));
+    assert!(failed(&doubled).contains(&"event_log"));
+    let emptied = with(&|log| log.clear());
+    assert!(failed(&emptied).contains(&"event_log"));
+    let interleaved = with(&|log| log.swap(0, 6));
+    assert!(failed(&interleaved).contains(&"event_order"));
+    for at in 0..6 {
+        let appraisal = with(&|log| {
+            log.remove(at);
+        });
+        assert!(failed(&appraisal).contains(&"firmware_log"), "without firmware event {at}");
+    }
+}
+
+#[test]
+fn a_log_that_replays_but_breaks_the_rules_is_rejected() {
+    let with = |own: Vec<Event>| {
+        let fixture = Fixture { events: [common::firmware_events(), own].concat(), ..Fixture::default() };
+        fixture.appraise(&fixture.evidence())
+    };
+    let own = own_events;
+    let (declaration, launch) = (own()[0].clone(), own()[5].clone());
+    let cases: Vec<(Vec<Event>, &str)> = vec![
+        (own()[..5].to_vec(), "no `launch`"),
+        ([own(), vec![launch.clone()]].concat(), "`launch` after the launch boundary"),
+        ([own(), vec![own()[4].clone()]].concat(), "`image` after the launch boundary"),
+        ([vec![launch], own()[..5].to_vec()].concat(), "`launch` before `declaration`"),
+        (
+            [own()[1..2].to_vec(), vec![declaration], own()[2..].to_vec()].concat(),
+            "where `declaration` belongs",
+        ),
+        (
+            [own()[..4].to_vec(), vec![Event::new("debug", "{}")], own()[4..].to_vec()].concat(),
+            "unknown event `debug`",
+        ),
+        ([own()[..3].to_vec(), own()[4..].to_vec()].concat(), "before `state`"),
+    ];
+    for (events, why) in cases {
+        let appraisal = with(events);
+        assert!(failed(&appraisal).contains(&"event_order"), "{why}: {:?}", failed(&appraisal));
+        assert!(detail(&appraisal, "event_order").contains(why), "{}", detail(&appraisal, "event_order"));
+        assert!(!failed(&appraisal).contains(&"event_log"));
+    }
+    let mut foreign = own();
+    foreign[1] = common::appliance(&common::DIGEST.replace('1', "4")).event();
+    assert_eq!(failed(&with(foreign)), ["event_payloads"]);
+    let mut malformed = own();
+    malformed[2] = Event::new("machine", r#"{"cpus":2,"memory_mib":2048,"extra":1}"#);
+    assert_eq!(failed(&with(malformed)), ["event_payloads"]);
+    let mut unmeasured = own();
+    unmeasured.remove(4);
+    assert_eq!(failed(&with(unmeasured)), ["event_payloads"]);
+}
+
+#[test]
+fn sealed_is_what_was_measured() {
+    let mut fixture = Fixture::default();
+    fixture.claims.sealed = true;
+    assert_eq!(failed(&fixture.appraise(&fixture.evidence())), ["sealed"]);
+    fixture.events.push(Event::new("sealed", "{}"));
+    assert_eq!(fixture.appraise(&fixture.evidence()).verdict(), Verdict::Accepted);
+    fixture.claims.sealed = false;
+    assert_eq!(failed(&fixture.appraise(&fixture.evidence())), ["sealed"]);
+}
+
+#[test]
+fn an_allowed_foreign_event_passes_before_the_boundary_only() {
+    let policy = Policy { allowed_events: vec!["debug".into()], ..Policy::default() };
+    let with = |at: usize| {
+        let mut own = own_events();
+        own.insert(at, Event::new("debug", "{}"));
+        let fixture = Fixture { events: [common::firmware_events(), own].concat(), ..Fixture::default() };
+        let roots = common::roots(&fixture.platform);
+        appraise(&fixture.evidence(), &fixture.expectations(), &policy, &roots, NOW).verdict()
+    };
+    assert_eq!(with(2), Verdict::Accepted);
+    assert_eq!(with(6), Verdict::Rejected);
+}
+
+/// Changes one claim after the quote was made, as somebody who edits `attestation.json` would.
+fn tampered(change: impl Fn(&mut Claims), expected: &dyn Fn(&Fixture) -> Expectations) -> Appraisal {
+    let fixture = Fixture::default();
+    let mut evidence = fixture.evidence();
+    let mut claims = fixture.claims.clone();
+    change(&mut claims);
+    evidence.claims = claims.encode();
+    fixture.appraise_with(&evidence, &expected(&fixture))
+}
+
+#[test]
+fn a_tampered_claim_is_rejected_by_its_name() {
+    type Change = fn(&mut Claims);
+    let cases: [(&str, Change); 5] = [
+        ("repository", |c| c.repository = "mallory/shop".into()),
+        ("commit", |c| c.commit = "9".repeat(40)),
+        ("declaration", |c| c.declaration = format!("sha256:{}", "9".repeat(64))),
+        ("endpoint", |c| c.endpoint = "mallory.example:443".into()),
+        ("tls_key", |c| c.tls_key = format!("sha256:{}", "9".repeat(64))),
+    ];
+    for (name, change) in cases {
+        let appraisal = tampered(change, &Fixture::expectations);
+        assert_eq!(failed(&appraisal), ["report_data", name]);
+        let why = detail(&appraisal, "report_data");
+        assert!(why.ends_with(&format!(": {name} was changed")), "{why}");
+    }
+}
+
+#[test]
+fn a_tampered_claim_is_named_offline_where_the_event_log_knows_it() {
+    let offline = |_: &Fixture| Expectations::default();
+    type Change = fn(&mut Claims);
+    let cases: [(&str, Change); 5] = [
+        ("repository", |c| c.repository = "mallory/shop".into()),
+        ("commit", |c| c.commit = "9".repeat(40)),
+        ("declaration", |c| c.declaration = format!("sha256:{}", "9".repeat(64))),
+        ("endpoint", |c| c.endpoint = "mallory.example:443".into()),
+        ("tls_key", |c| c.tls_key = format!("sha256:{}", "9".repeat(64))),
+    ];
+    for (name, change) in cases {
+        assert_eq!(failed(&tampered(change, &offline)), ["report_data", name]);
+    }
+    let suspected = tampered(|c| c.state_epoch = 7, &offline);
+    assert_eq!(failed(&suspected), ["report_data"]);
+    let why = detail(&suspected, "report_data");
+    assert!(why.contains("state_epoch") && why.contains("vault_key") && !why.contains("endpoint"), "{why}");
+}
+
+#[test]
+fn a_tampered_time_is_named_even_offline() {
+    let offline = |_: &Fixture| Expectations::default();
+    let later = |c: &mut Claims| c.expires_at = format_time(NOW + 3 * 86_400).unwrap();
+    assert!(detail(&tampered(later, &offline), "report_data").ends_with("expires_at was changed"));
+    let fresher = |c: &mut Claims| c.issued_at = format_time(NOW - 17).unwrap();
+    assert!(detail(&tampered(fresher, &offline), "report_data").ends_with("issued_at was changed"));
+    let tagged = |fixture: &Fixture| Expectations {
+        tag: Tag::for_claims(&fixture.claims.encode()),
+        ..Expectations::default()
+    };
+    assert_eq!(failed(&tampered(fresher, &tagged)), ["report_data", "claims", "issued_at"]);
+}
+
+#[test]
+fn claims_that_the_quote_commits_to_still_have_to_be_the_expected_ones() {
+    let fixture = Fixture::default();
+    let evidence = fixture.evidence();
+    type Change = fn(&mut Expectations);
+    let cases: [(&str, Change); 8] = [
+        ("repository", |e| e.repository = Some("acme/other".into())),
+        ("commit", |e| e.commit = Some("8".repeat(40))),
+        ("declaration", |e| e.declaration = Some(format!("sha256:{}", "8".repeat(64)))),
+        ("endpoint", |e| e.endpoint = Some("other.example:1".into())),
+        ("tls_key", |e| e.tls_key = Some(format!("sha256:{}", "8".repeat(64)))),
+        ("nonce", |e| e.nonce = Some(vec![1; 32])),
+        ("channel_binding", |e| e.channel_binding = Some([1; 32])),
+        ("claims", |e| e.tag = Tag::parse("attest-20270115T075000Z-00000000")),
+    ];
+    for (name, change) in cases {
+        let mut expected = fixture.expectations();
+        change(&mut expected);
+        assert_eq!(failed(&fixture.appraise_with(&evidence, &expected)), [name]);
+    }
+}
+
+#[test]
+fn nonce_and_channel_binding_are_bound_through_the_claims() {
+    let mut fixture = Fixture::default();
+    fixture.claims.nonce = Some("AQEBAQEBAQEBAQEBAQEBAQ==".into());
+    fixture.claims.channel_binding = Some("AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".into());
+    let evidence = fixture.evidence();
+    let expected = |nonce: u8, binding: u8| Expectations {
+        nonce: Some(vec![nonce; 16]),
+        channel_binding: Some([binding; 32]),
+        ..fixture.expectations()
+    };
+    assert_eq!(fixture.appraise_with(&evidence, &expected(1, 2)).verdict(), Verdict::Accepted);
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &expected(3, 2))), ["nonce"]);
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &expected(1, 3))), ["channel_binding"]);
+}
+
+#[test]
+fn claims_are_refused_outside_their_time() {
+    let with = |issued: u64, expires: u64| {
+        let mut fixture = Fixture::default();
+        fixture.claims.issued_at = format_time(issued).unwrap();
+        fixture.claims.expires_at = format_time(expires).unwrap();
+        failed(&fixture.appraise(&fixture.evidence()))
+    };
+    assert!(with(NOW + 299, NOW + 86_400).is_empty());
+    assert_eq!(with(NOW + 301, NOW + 86_400), ["issued_at"]);
+    assert!(with(NOW - 86_400, NOW - 299).is_empty());
+    assert_eq!(with(NOW - 86_400, NOW - 301), ["expires_at"]);
+    assert_eq!(with(NOW - 10, NOW - 10), ["expires_at"]);
+    assert_eq!(with(NOW - 10, NOW + 604_800), ["expires_at"]);
+    assert_eq!(with(NOW - 604_801, NOW - 1), ["issued_at"]);
+}
+
+#[test]
+fn every_bit_of_a_quote_matters() {
+    let fixture = Fixture::default();
+    let honest = fixture.evidence();
+    let roots = common::roots(&fixture.platform);
+    let collateral = honest.collateral.clone().unwrap();
+    for at in 0..honest.quote.len() {
+        for flip in [0x01, 0x80] {
+            let mut quote = honest.quote.clone();
+            quote[at] ^= flip;
+            let appraisal = appraise_quote(&quote, Some(&collateral), &Policy::default(), &roots, NOW);
+            assert_eq!(appraisal.verdict(), Verdict::Rejected, "byte {at} xor {flip:#x}");
+        }
+    }
+}
+
+#[test]
+fn a_document_is_read_strictly() {
+    let fixture = Fixture::default();
+    let roots = common::roots(&fixture.platform);
+    let with =
+        |json: &[u8]| appraise_document(json, &fixture.expectations(), &Policy::default(), &roots, NOW);
+    let honest = fixture.evidence().to_json();
+    assert_eq!(with(&honest).verdict(), Verdict::Accepted);
+    assert_eq!(Evidence::parse(&honest).unwrap(), fixture.evidence());
+    let text = String::from_utf8(honest).unwrap();
+    let pretty = serde_json::to_string_pretty(&serde_json::from_str::<serde_json::Value>(&text).unwrap());
+    assert_eq!(with(format!("{}\n", pretty.unwrap()).as_bytes()).verdict(), Verdict::Accepted);
+    for damaged in [
+        text.replacen("{\"version\":1", "{\"version\":2", 1),
+        text.replacen("{\"version\":1", "{\"version\":1,\"extra\":0", 1),
+        text.replacen("{\"version\":1", "{\"version\":1,\"version\":1", 1),
+        text.replacen("\"release\"", "\"release\":\"0.1.0\",\"release\"", 1),
+        text.replacen("\"mr\":3", "\"mr\":4", 1),
+        text.replacen("\"mr\":3,", "\"mr\":3,\"digest\":\"00\",", 1),
+        format!("{text}x"),
+        format!("{text}{text}"),
+        format!("{text}\0"),
+        text[..text.len() - 1].to_owned(),
+        format!("{text}{}", " ".repeat(256 * 1024)),
+        String::new(),
+        "[]".to_owned(),
+    ] {
+        assert_ne!(damaged, text);
+        let appraisal = with(damaged.as_bytes());
+        assert_eq!(failed(&appraisal), ["document"]);
+        assert_eq!(appraisal.verdict(), Verdict::Rejected);
+    }
+}
+
+#[test]
+fn a_payload_cannot_borrow_from_its_name() {
+    assert_ne!(event_digest("launch", b"{}"), event_digest("launch\0{", b"}"));
+    let json = br#"{"mr":3,"event":"launch\u0000","payload":"e30="}"#;
+    assert!(serde_json::from_slice::<Event>(json).is_err());
+}

@@ -1,0 +1,178 @@
+//! A simulated appliance: honest evidence, made with the development PKI, for tests to damage.
+
+#![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
+
+use cofferdam_attest::appraise::{Appraisal, Expectations, Outcome, Roots, appraise};
+use cofferdam_attest::claims::{Claims, format_time, report_data};
+use cofferdam_attest::event_log::payload::{
+    Appliance, Declaration, Image, Launch, Machine, Payload as _, State,
+};
+use cofferdam_attest::event_log::{Event, Register, replay};
+use cofferdam_attest::evidence::{Collateral, Evidence, ImageInfo};
+use cofferdam_attest::policy::Policy;
+use cofferdam_attest::reference::ReferenceValues;
+use tdx_sim::{CollateralOptions, Platform, Seed, TdReport};
+
+pub const NOW: u64 = 1_800_000_000;
+pub const DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
+pub const COMMIT: &str = "2222222222222222222222222222222222222222";
+
+pub fn platform(seed: u8) -> Platform {
+    Platform::from_seed(Seed::from_bytes(&[seed; 32]).unwrap()).unwrap()
+}
+
+pub fn collateral(platform: &Platform, options: CollateralOptions) -> Collateral {
+    let json = platform.collateral(NOW, options).unwrap().to_json().unwrap();
+    Collateral::parse(json.as_bytes()).unwrap()
+}
+
+pub fn roots(platform: &Platform) -> Roots {
+    Roots::intel().with_pem(&platform.root_pem()).unwrap()
+}
+
+pub fn firmware_events() -> Vec<Event> {
+    let event = |mr, name: &str, byte, payload: &str| Event {
+        mr,
+        event: name.to_owned(),
+        digest: Some([byte; 48]),
+        payload: Some(payload.as_bytes().to_vec()),
+    };
+    vec![
+        event(0, "EV_EFI_PLATFORM_FIRMWARE_BLOB2", 1, "firmware"),
+        event(0, "EV_SEPARATOR", 2, "\0\0\0\0"),
+        event(1, "EV_EFI_BOOT_SERVICES_APPLICATION", 3, "BOOTX64.EFI"),
+        event(1, "EV_EFI_ACTION", 4, "Exit Boot Services Invocation"),
+        event(2, "EV_IPL", 5, ".linux"),
+        event(2, "EV_IPL", 6, ".initrd"),
+    ]
+}
+
+pub fn appliance(declaration: &str) -> Appliance {
+    Appliance {
+        repository: "acme/shop".into(),
+        declaration: declaration.into(),
+        endpoint: "shop.example:8443".into(),
+    }
+}
+
+pub fn own_events() -> Vec<Event> {
+    vec![
+        Declaration { digest: DIGEST.into(), source: "disk".into(), commit: COMMIT.into() }.event(),
+        appliance(DIGEST).event(),
+        Machine { cpus: 2, memory_mib: 2048 }.event(),
+        State { kind: "memory".into(), fresh: true }.event(),
+        Image { service: "web".into(), reference: format!("registry.example/web@{DIGEST}") }.event(),
+        Launch { services: vec!["web".into()], tls_key: DIGEST.replace('1', "3") }.event(),
+    ]
+}
+
+pub fn claims() -> Claims {
+    Claims {
+        version: 1,
+        repository: "acme/shop".into(),
+        commit: COMMIT.into(),
+        declaration: DIGEST.into(),
+        endpoint: "shop.example:8443".into(),
+        tls_key: DIGEST.replace('1', "3"),
+        vault_key: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into(),
+        issued_at: format_time(NOW - 600).unwrap(),
+        expires_at: format_time(NOW - 600 + 86_400).unwrap(),
+        sealed: false,
+        state_epoch: 0,
+        nonce: None,
+        channel_binding: None,
+    }
+}
+
+pub fn registers(events: &[Event]) -> [Register; 4] {
+    [0, 1, 2, 3].map(|mr| replay(events, mr))
+}
+
+pub fn reference() -> ReferenceValues {
+    let events = firmware_events();
+    let [rtmr0, rtmr1, rtmr2, _] = registers(&events);
+    ReferenceValues {
+        image: image(),
+        mrtd: Some(tdx_sim::mrtd()),
+        rtmr0: Some(rtmr0),
+        rtmr1: Some(rtmr1),
+        rtmr2: Some(rtmr2),
+        events,
+    }
+}
+
+pub fn image() -> ImageInfo {
+    ImageInfo { name: "cofferdam".into(), release: "0.1.0".into(), digests: Default::default() }
+}
+
+/// An appliance that tests can change before it makes its evidence.
+pub struct Fixture {
+    pub platform: Platform,
+    pub claims: Claims,
+    pub events: Vec<Event>,
+    pub options: CollateralOptions,
+    pub change_report: fn(&mut TdReport),
+}
+
+impl Default for Fixture {
+    fn default() -> Self {
+        Self {
+            platform: platform(1),
+            claims: claims(),
+            events: [firmware_events(), own_events()].concat(),
+            options: CollateralOptions::default(),
+            change_report: |_| {},
+        }
+    }
+}
+
+impl Fixture {
+    pub fn report(&self) -> TdReport {
+        let mut report = TdReport::new(registers(&self.events), report_data(&self.claims.encode()));
+        (self.change_report)(&mut report);
+        report
+    }
+
+    pub fn evidence(&self) -> Evidence {
+        Evidence {
+            claims: self.claims.encode(),
+            quote: self.platform.quote(&self.report()),
+            event_log: self.events.clone(),
+            collateral: Some(collateral(&self.platform, self.options)),
+            image: image(),
+        }
+    }
+
+    pub fn expectations(&self) -> Expectations {
+        Expectations {
+            repository: Some("acme/shop".into()),
+            commit: Some(COMMIT.into()),
+            endpoint: Some("shop.example:8443".into()),
+            tls_key: Some(DIGEST.replace('1', "3")),
+            declaration: Some(DIGEST.into()),
+            reference: Some(reference()),
+            ..Expectations::default()
+        }
+    }
+
+    pub fn appraise(&self, evidence: &Evidence) -> Appraisal {
+        self.appraise_with(evidence, &self.expectations())
+    }
+
+    pub fn appraise_with(&self, evidence: &Evidence, expected: &Expectations) -> Appraisal {
+        appraise(evidence, expected, &Policy::default(), &roots(&self.platform), NOW)
+    }
+}
+
+/// Names of the checks with this outcome.
+pub fn names(appraisal: &Appraisal, outcome: Outcome) -> Vec<&'static str> {
+    appraisal.checks.iter().filter(|check| check.outcome == outcome).map(|check| check.name).collect()
+}
+
+pub fn failed(appraisal: &Appraisal) -> Vec<&'static str> {
+    names(appraisal, Outcome::Fail)
+}
+
+pub fn detail<'a>(appraisal: &'a Appraisal, name: &str) -> &'a str {
+    &appraisal.check(name).unwrap_or_else(|| panic!("no check {name}: {:#?}", appraisal.checks)).detail
+}
