@@ -1,5 +1,7 @@
 //! What a person sees: the text of `tests/diagnostics.txt`, which is a declaration's errors in full.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
 use cofferdam_declaration::Declaration;
 
 const WRONG: &str = "version: 1

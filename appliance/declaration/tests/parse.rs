@@ -1,4 +1,6 @@
 //! What is accepted and how it reads.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 use cofferdam_declaration::*;
 
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";

@@ -1,5 +1,7 @@
 //! Whatever the bytes are: an answer, in bounded time, with every place inside the file.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
 use cofferdam_declaration::{Declaration, MAX_BYTES, MAX_DIAGNOSTICS};
 use proptest::prelude::*;
 

@@ -1,5 +1,7 @@
 //! The frozen vectors of the declaration's format, run against the parser and against the JSON Schema.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
 use cofferdam_declaration::{Declaration, json_schema};
 
 fn vectors() -> serde_json::Value {
