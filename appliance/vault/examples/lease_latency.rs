@@ -14,7 +14,8 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use cofferdam_vault::{
-    FileBackend, Grants, Keys, MasterKey, Operators, Peer, Reference, Rules, SecretValue, Store, Vault, router,
+    FileBackend, Grants, Keys, MasterKey, Operators, Peer, Reference, Rules, SecretValue, Store, Vault,
+    router,
 };
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
@@ -70,7 +71,9 @@ async fn serve(listener: UnixListener, vault: Arc<Vault>) -> Outcome<()> {
             request.extensions_mut().insert(Peer { uid: 0 });
             router.call(request.map(Body::new))
         });
-        tokio::spawn(hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service));
+        tokio::spawn(
+            hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), service),
+        );
     }
 }
 
@@ -115,7 +118,12 @@ async fn lease(sender: &mut SendRequest<Body>) -> Outcome<()> {
 fn report(name: &str, mut times: Vec<Duration>) {
     times.sort_unstable();
     let at = |share: usize| times.get(times.len() * share / 1000).copied().unwrap_or_default();
-    println!("{name:<34} p50 {:>8.1} µs   p99 {:>8.1} µs   p99.9 {:>8.1} µs", micros(at(500)), micros(at(990)), micros(at(999)));
+    println!(
+        "{name:<34} p50 {:>8.1} µs   p99 {:>8.1} µs   p99.9 {:>8.1} µs",
+        micros(at(500)),
+        micros(at(990)),
+        micros(at(999))
+    );
 }
 
 fn micros(time: Duration) -> f64 {

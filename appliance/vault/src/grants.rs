@@ -29,7 +29,8 @@ mod tests {
 
     #[test]
     fn a_grant_is_one_uid_and_one_reference() {
-        let (a, b) = (Reference::parse("secret://a/b/c").unwrap(), Reference::parse("secret://a/b/cc").unwrap());
+        let (a, b) =
+            (Reference::parse("secret://a/b/c").unwrap(), Reference::parse("secret://a/b/cc").unwrap());
         let mut grants = Grants::default();
         assert!(!grants.allows(0, &a), "root is granted nothing by itself");
         grants.allow(100_000, a.clone());

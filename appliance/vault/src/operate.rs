@@ -109,7 +109,9 @@ impl Vault {
             self.rules.operators.authenticate(&request.key, &decoded.signature, signed).map_err(|error| {
                 let hint = match error {
                     AuthenticationError::UnknownKey => "use a key listed under operators in cofferdam.yaml",
-                    AuthenticationError::Signature => "sign each request anew for the connection that carries it",
+                    AuthenticationError::Signature => {
+                        "sign each request anew for the connection that carries it"
+                    }
                 };
                 Refusal(StatusCode::UNAUTHORIZED, error.to_string(), Some(hint))
             })?;
@@ -138,7 +140,11 @@ impl Vault {
 
     fn put(&self, reference: &Reference, body: &[u8], id: &RequestId) -> Result<Entry, Refusal> {
         let sealed: SealedSecret = serde_json::from_slice(body).map_err(|_| {
-            Refusal(StatusCode::BAD_REQUEST, "the body is not a sealed secret".into(), Some("use coffer secret put"))
+            Refusal(
+                StatusCode::BAD_REQUEST,
+                "the body is not a sealed secret".into(),
+                Some("use coffer secret put"),
+            )
         })?;
         // The tag that AES-256-GCM appends.
         if sealed.ciphertext.len() > MAX_VALUE + 16 {
@@ -172,7 +178,9 @@ impl Answer {
     fn json(status: StatusCode, body: &impl Serialize) -> Result<Self, Refusal> {
         match serde_json::to_vec(body) {
             Ok(body) => Ok(Self { status, body }),
-            Err(_) => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the answer cannot be written".into(), None)),
+            Err(_) => {
+                Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the answer cannot be written".into(), None))
+            }
         }
     }
 }
@@ -187,7 +195,8 @@ impl Refusal {
 /// Checks shapes and bounds before anything is verified.
 fn decode(request: &OperatorRequest) -> Result<Decoded, Refusal> {
     let bad = |what: &str| Refusal(StatusCode::BAD_REQUEST, format!("{what} is malformed"), None);
-    let path_is_plain = request.path.starts_with('/') && request.path.bytes().all(|byte| byte.is_ascii_graphic());
+    let path_is_plain =
+        request.path.starts_with('/') && request.path.bytes().all(|byte| byte.is_ascii_graphic());
     if !path_is_plain || request.path.len() > MAX_PATH {
         return Err(bad("path"));
     }
@@ -246,7 +255,9 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
 fn refuse(error: StoreError) -> Refusal {
     let (status, hint) = match &error {
         StoreError::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, None),
-        StoreError::Full => (StatusCode::CONFLICT, Some("remove a secret that is no longer used: coffer secret rm")),
+        StoreError::Full => {
+            (StatusCode::CONFLICT, Some("remove a secret that is no longer used: coffer secret rm"))
+        }
         StoreError::Spent => (StatusCode::CONFLICT, Some("to repeat it, sign it anew on another connection")),
         StoreError::Missing => (StatusCode::NOT_FOUND, Some("coffer secret list shows what there is")),
         _ => (StatusCode::SERVICE_UNAVAILABLE, None),
@@ -255,7 +266,9 @@ fn refuse(error: StoreError) -> Refusal {
 }
 
 fn describe(entry: Entry) -> SecretEntry {
-    let at = i64::try_from(entry.updated_at).ok().and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
+    let at = i64::try_from(entry.updated_at)
+        .ok()
+        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
     // The clock is the host's: a year beyond 9999 has no RFC 3339 form and is shown as the epoch.
     let updated_at = at.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default();
     SecretEntry { reference: entry.reference, version: entry.version, updated_at }

@@ -140,11 +140,14 @@ mod tests {
         let request =
             Signed { method: "PUT", path: "/v1/secrets/a/b/c", body: b"body", channel_binding: &[9; 32] };
         let sign = |key: &SigningKey, signed: Signed<'_>| {
-            key.sign(&signing_input(signed.method, signed.path, signed.body, signed.channel_binding)).to_bytes()
+            key.sign(&signing_input(signed.method, signed.path, signed.body, signed.channel_binding))
+                .to_bytes()
         };
         let good = sign(&key, request);
         let check = |signature: &[u8; 64], request| {
-            operators.authenticate(&fingerprint(&public), signature, request).map(|operator| operator.name.clone())
+            operators
+                .authenticate(&fingerprint(&public), signature, request)
+                .map(|operator| operator.name.clone())
         };
         assert_eq!(check(&good, request).unwrap(), "alice");
 
@@ -161,7 +164,9 @@ mod tests {
         }
         assert_eq!(check(&sign(&other, request), request), refused);
         assert_eq!(
-            operators.authenticate(&fingerprint(&other.verifying_key().to_bytes()), &good, request).map(|_| ()),
+            operators
+                .authenticate(&fingerprint(&other.verifying_key().to_bytes()), &good, request)
+                .map(|_| ()),
             Err(AuthenticationError::UnknownKey)
         );
         for position in 0..64 {

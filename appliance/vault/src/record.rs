@@ -133,7 +133,12 @@ pub fn decode_header(record: &[u8]) -> Result<Header, RecordError> {
 }
 
 /// AES-256-GCM; the result is ciphertext and tag.
-pub(crate) fn aes_seal(key: &[u8; 32], nonce: &[u8; 12], plain: &[u8], aad: &[u8]) -> Result<Vec<u8>, RecordError> {
+pub(crate) fn aes_seal(
+    key: &[u8; 32],
+    nonce: &[u8; 12],
+    plain: &[u8],
+    aad: &[u8],
+) -> Result<Vec<u8>, RecordError> {
     Aes256Gcm::new(key.into())
         .encrypt(&Nonce::from(*nonce), Payload { msg: plain, aad })
         .map_err(|_| RecordError::Seal)
@@ -154,11 +159,8 @@ pub(crate) fn aes_open(
 
 fn encode_header(header: &Header) -> [u8; HEADER] {
     let mut bytes = [FORMAT; HEADER];
-    let fields = header
-        .key_id
-        .into_iter()
-        .chain(header.version.to_be_bytes())
-        .chain(header.updated_at.to_be_bytes());
+    let fields =
+        header.key_id.into_iter().chain(header.version.to_be_bytes()).chain(header.updated_at.to_be_bytes());
     bytes.iter_mut().skip(1).zip(fields).for_each(|(byte, field)| *byte = field);
     bytes
 }
@@ -229,7 +231,10 @@ mod tests {
 
     #[test]
     fn a_record_does_not_move() {
-        let (a, b) = (secret("secret://app/db/password", b"value of a"), secret("secret://app/db/user", b"value of b"));
+        let (a, b) = (
+            secret("secret://app/db/password", b"value of a"),
+            secret("secret://app/db/user", b"value of b"),
+        );
         let (record_a, record_b) = (sealed(&a, 1), sealed(&b, 1));
         assert_eq!(open(&keys(1), a.reference(), &record_b).unwrap_err(), RecordError::Altered);
         // Not in part either: b's header and key with a's value.

@@ -19,7 +19,8 @@ use zeroize::Zeroizing;
 
 use crate::audit::{Audit, Operation};
 use crate::wire::{
-    ErrorReply, KeyReply, LeaseRequest, MAX_REFERENCES, MAX_REQUEST, MAX_WAIT_MS, MissingReply, OperatorRequest,
+    ErrorReply, KeyReply, LeaseRequest, MAX_REFERENCES, MAX_REQUEST, MAX_WAIT_MS, MissingReply,
+    OperatorRequest,
 };
 use crate::{LeaseError, Reference, SecretValue, Vault};
 

@@ -52,7 +52,10 @@ mod tests {
     fn a_secret_prints_as_its_name_only() {
         let reference = Reference::parse("secret://app/db/password").unwrap();
         let secret = SecretValue::new(reference, b"correct horse".to_vec());
-        assert_eq!(format!("{secret:?} {secret}"), "[redacted:secret://app/db/password] [redacted:secret://app/db/password]");
+        assert_eq!(
+            format!("{secret:?} {secret}"),
+            "[redacted:secret://app/db/password] [redacted:secret://app/db/password]"
+        );
         assert_eq!(format!("{:?}", Some(secret)), "Some([redacted:secret://app/db/password])");
     }
 }

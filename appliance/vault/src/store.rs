@@ -17,8 +17,8 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::{
-    Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _, StorageBackend,
-    TableDefinition, WriteTransaction,
+    Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
+    StorageBackend, TableDefinition, WriteTransaction,
 };
 use sha2::{Digest as _, Sha256};
 
@@ -182,7 +182,12 @@ impl Store {
     /// # Errors
     /// [`StoreError::Spent`], [`StoreError::TooLong`], [`StoreError::Full`], or a failure of the database;
     /// nothing has changed then.
-    pub fn put(&self, secret: &SecretValue, updated_at: u64, request: &RequestId) -> Result<Entry, StoreError> {
+    pub fn put(
+        &self,
+        secret: &SecretValue,
+        updated_at: u64,
+        request: &RequestId,
+    ) -> Result<Entry, StoreError> {
         if secret.expose().len() > MAX_VALUE {
             return Err(StoreError::TooLong);
         }
@@ -193,7 +198,8 @@ impl Store {
             return Err(StoreError::Full);
         }
         let version = previous.unwrap_or(0).checked_add(1).ok_or(StoreError::Exhausted)?;
-        let sealed = record::seal(&self.keys, secret, version, updated_at, getrandom::fill).map_err(StoreError::Seal)?;
+        let sealed = record::seal(&self.keys, secret, version, updated_at, getrandom::fill)
+            .map_err(StoreError::Seal)?;
         next.records.insert(secret.reference().clone(), Row { version, updated_at, digest: digest(&sealed) });
 
         let transaction = self.write()?;
@@ -367,8 +373,8 @@ impl State {
         let mut nonce = [0; 12];
         getrandom::fill(&mut nonce).map_err(|_| StoreError::Seal(RecordError::Random))?;
         let plain = [&self.generation.to_be_bytes()[..], &self.digest()].concat();
-        let sealed =
-            record::aes_seal(keys.index(), &nonce, &plain, &index_data(&keys.id())).map_err(StoreError::Seal)?;
+        let sealed = record::aes_seal(keys.index(), &nonce, &plain, &index_data(&keys.id()))
+            .map_err(StoreError::Seal)?;
         Ok([&keys.id()[..], &nonce, &sealed].concat())
     }
 }
@@ -408,4 +414,40 @@ fn database(error: redb::DatabaseError) -> StoreError {
 
 fn database_error(error: impl Into<redb::Error>) -> StoreError {
     StoreError::Database(Box::new(error.into()))
+}
+
+#[cfg(test)]
+mod tests {
+    use redb::backends::InMemoryBackend;
+
+    use super::*;
+    use crate::MasterKey;
+
+    #[test]
+    fn of_too_many_requests_the_oldest_is_forgotten() {
+        let keys = Keys::derive(MasterKey::take(&mut [1; 32])).unwrap();
+        let store = Store::create(InMemoryBackend::new(), keys).unwrap();
+        let request = |number: u64| {
+            let mut id = [0xFF; 32];
+            // Descending, so that the first that came is not the first in order.
+            id[..8].copy_from_slice(&(u64::MAX - number).to_be_bytes());
+            id
+        };
+        let mut state = State::default();
+        let transaction = store.write().unwrap();
+        for number in 0..MAX_SPENT as u64 {
+            state.spend(&transaction, &request(number)).unwrap();
+        }
+        store.commit(transaction, &state).unwrap();
+        *store.lock() = state;
+
+        let secret = SecretValue::new(Reference::parse("secret://a/b/c").unwrap(), b"value".to_vec());
+        let put = |number| store.put(&secret, 0, &request(number)).map(|entry| entry.version);
+        assert!(matches!(put(0), Err(StoreError::Spent)));
+        assert_eq!(put(MAX_SPENT as u64).unwrap(), 1);
+        assert!(matches!(put(1), Err(StoreError::Spent)));
+        assert_eq!(put(0).unwrap(), 2);
+        let state = store.lock();
+        assert_eq!((state.spent.len(), state.next_spent), (MAX_SPENT, MAX_SPENT as u64 + 2));
+    }
 }

@@ -92,8 +92,11 @@ impl Vault {
         references: &[Reference],
         wait: Duration,
     ) -> Result<Vec<SecretValue>, LeaseError> {
-        let refused: Vec<_> =
-            references.iter().filter(|reference| !self.rules.grants.allows(uid, reference)).cloned().collect();
+        let refused: Vec<_> = references
+            .iter()
+            .filter(|reference| !self.rules.grants.allows(uid, reference))
+            .cloned()
+            .collect();
         if !refused.is_empty() {
             return Err(LeaseError::NotGranted(refused));
         }
@@ -123,7 +126,11 @@ impl Vault {
 
     /// All values, or `None` when one has been removed in the meantime.
     fn read_all(&self, references: &[Reference]) -> Result<Option<Vec<SecretValue>>, LeaseError> {
-        references.iter().map(|reference| self.store.get(reference)).collect::<Result<_, _>>().map_err(LeaseError::Store)
+        references
+            .iter()
+            .map(|reference| self.store.get(reference))
+            .collect::<Result<_, _>>()
+            .map_err(LeaseError::Store)
     }
 
     pub(crate) fn audit(&self, event: &Audit<'_>) {
@@ -133,7 +140,10 @@ impl Vault {
 
 impl fmt::Debug for Vault {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Vault").field("store", &self.store).field("rules", &self.rules).finish_non_exhaustive()
+        f.debug_struct("Vault")
+            .field("store", &self.store)
+            .field("rules", &self.rules)
+            .finish_non_exhaustive()
     }
 }
 

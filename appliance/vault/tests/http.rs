@@ -1,5 +1,7 @@
 //! The router: leases, and what a peer can send.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that fails panics")]
+
 mod common;
 
 use std::sync::Arc;
@@ -19,7 +21,13 @@ use hyper_util::service::TowerToHyperService;
 use serde_json::json;
 
 /// One request of a peer. `None` is a listener that does not say who the peer is.
-async fn send(router: &Router, uid: Option<u32>, method: &str, path: &str, body: impl Into<Body>) -> (StatusCode, Bytes) {
+async fn send(
+    router: &Router,
+    uid: Option<u32>,
+    method: &str,
+    path: &str,
+    body: impl Into<Body>,
+) -> (StatusCode, Bytes) {
     let mut request = Request::builder().method(method).uri(path);
     // What a client says about itself counts for nothing.
     for header in ["x-forwarded-for", "x-forwarded-user", "x-real-uid", "authorization", "x-debug"] {
@@ -127,7 +135,10 @@ async fn a_wait_ends_when_it_was_said_to() {
         assert_eq!(status, StatusCode::CONFLICT);
         assert_eq!(missing(&body), [PASSWORD, USER]);
         let waited = start.elapsed();
-        assert!(waited >= Duration::from_millis(wait) && waited < Duration::from_millis(wait + 10), "{wait} {waited:?}");
+        assert!(
+            waited >= Duration::from_millis(wait) && waited < Duration::from_millis(wait + 10),
+            "{wait} {waited:?}"
+        );
     }
 }
 
@@ -135,13 +146,30 @@ async fn a_wait_ends_when_it_was_said_to() {
 async fn a_wait_is_a_number_of_milliseconds_within_bounds_or_refused() {
     let (vault, router) = start();
     put(&vault, PASSWORD, b"correct horse");
-    for wait in ["-1", "30001", "1e3", "1.5", "18446744073709551616", "\"1h\"", "\"100\"", "null", "true", "[]", "1e999", "NaN"] {
+    for wait in [
+        "-1",
+        "30001",
+        "1e3",
+        "1.5",
+        "18446744073709551616",
+        "\"1h\"",
+        "\"100\"",
+        "null",
+        "true",
+        "[]",
+        "1e999",
+        "NaN",
+    ] {
         let body = format!("{{\"references\":[\"{PASSWORD}\"],\"wait_ms\":{wait}}}");
         let (status, _) = send(&router, Some(SERVICE), "POST", "/v1/lease", body).await;
         assert_eq!(status, StatusCode::BAD_REQUEST, "{wait}");
     }
     let body = json!({ "references": [PASSWORD] }).to_string();
-    assert_eq!(send(&router, Some(SERVICE), "POST", "/v1/lease", body).await.0, StatusCode::OK, "no wait is none");
+    assert_eq!(
+        send(&router, Some(SERVICE), "POST", "/v1/lease", body).await.0,
+        StatusCode::OK,
+        "no wait is none"
+    );
 }
 
 #[tokio::test]
@@ -232,7 +260,11 @@ async fn the_waiting_are_bounded_by_peer_and_in_all_and_give_their_places_back()
     }
     tokio::time::sleep(Duration::from_millis(10)).await;
     assert_eq!(lease(&router, SERVICE, &[PASSWORD], 30_000).await.0, StatusCode::SERVICE_UNAVAILABLE);
-    assert_eq!(lease(&router, SERVICE, &[PASSWORD], 0).await.0, StatusCode::CONFLICT, "asking without waiting works");
+    assert_eq!(
+        lease(&router, SERVICE, &[PASSWORD], 0).await.0,
+        StatusCode::CONFLICT,
+        "asking without waiting works"
+    );
     for number in 1..peers - 1 {
         waiting.extend((0..MAX_WAITERS_PER_PEER).map(|_| wait(SERVICE + number)));
     }
@@ -285,10 +317,14 @@ async fn an_operators_largest_secret_passes_the_socket() {
 #[tokio::test]
 async fn everything_else_is_not_there() {
     let (_, router) = start();
-    for path in ["/", "/v1", "/v1/status", "/v1/secrets", "/v1/export", "/metrics", "/v1/lease/", "//v1/lease"] {
+    for path in
+        ["/", "/v1", "/v1/status", "/v1/secrets", "/v1/export", "/metrics", "/v1/lease/", "//v1/lease"]
+    {
         assert_eq!(send(&router, Some(FRONT), "GET", path, "").await.0, StatusCode::NOT_FOUND, "{path}");
     }
-    for (method, path) in [("GET", "/v1/lease"), ("PUT", "/v1/key"), ("DELETE", "/v1/operator"), ("TRACE", "/v1/key")] {
+    for (method, path) in
+        [("GET", "/v1/lease"), ("PUT", "/v1/key"), ("DELETE", "/v1/operator"), ("TRACE", "/v1/key")]
+    {
         let (status, body) = send(&router, Some(FRONT), method, path, "").await;
         assert_eq!(status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
         serde_json::from_slice::<ErrorReply>(&body).unwrap();

@@ -3,6 +3,8 @@
 //! The test starts itself again as a child that puts secrets without end into a store on a file and says
 //! after each what it has put; kills it at a moment of no choosing; and opens the store.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that fails panics")]
+
 mod common;
 
 use std::fs::OpenOptions;

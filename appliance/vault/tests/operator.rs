@@ -1,5 +1,7 @@
 //! Operators' requests, as they arrive over a front that may have been taken over.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that fails panics")]
+
 mod common;
 
 use std::sync::{Arc, Mutex};
@@ -39,7 +41,8 @@ fn an_operator_puts_lists_and_removes() {
     let answer = put(&vault, PASSWORD, VALUE);
     assert_eq!(answer.status, StatusCode::OK);
     let entry: SecretEntry = serde_json::from_slice(&answer.body).unwrap();
-    let first = SecretEntry { reference: reference(PASSWORD), version: 1, updated_at: "2023-11-14T22:13:20Z".into() };
+    let first =
+        SecretEntry { reference: reference(PASSWORD), version: 1, updated_at: "2023-11-14T22:13:20Z".into() };
     assert_eq!(entry, first);
     assert_eq!(put(&vault, PASSWORD, b"another value").status, StatusCode::OK);
     assert_eq!(put(&vault, USER, b"a user's name").status, StatusCode::OK);
@@ -163,15 +166,31 @@ fn a_secret_is_sealed_to_this_appliance_and_this_name() {
 #[test]
 fn a_name_is_validated_before_anything_is_stored() {
     let vault = fresh();
-    for name in ["a/b", "a/b/c/d", "a/b/", "a//c", "A/b/c", "a/b/%63", "a/b/..", "../../etc/passwd", "a/b/c?x=1", "a/b/c#f", ""]
-    {
+    for name in [
+        "a/b",
+        "a/b/c/d",
+        "a/b/",
+        "a//c",
+        "A/b/c",
+        "a/b/%63",
+        "a/b/..",
+        "../../etc/passwd",
+        "a/b/c?x=1",
+        "a/b/c#f",
+        "",
+    ] {
         let path = format!("/.well-known/cofferdam/v1/secrets/{name}");
         let body = sealed(&vault, PASSWORD, VALUE);
         let answer = vault.operate(FRONT, &signed("PUT", &path, &body, &id()));
-        assert!(matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND), "{name} {answer:?}");
+        assert!(
+            matches!(answer.status, StatusCode::BAD_REQUEST | StatusCode::NOT_FOUND),
+            "{name} {answer:?}"
+        );
         assert!(list(&vault).is_empty(), "{name}");
     }
-    for path in ["relative", "", "/v1/secrets/a/b/c\n", "/v1/secrets/a/b/\u{e9}", &format!("/{}", "a".repeat(2000))] {
+    for path in
+        ["relative", "", "/v1/secrets/a/b/c\n", "/v1/secrets/a/b/\u{e9}", &format!("/{}", "a".repeat(2000))]
+    {
         let answer = vault.operate(FRONT, &signed("GET", path, b"", &id()));
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{path:?}");
     }
@@ -272,13 +291,16 @@ fn an_audit_line_has_no_value_and_nothing_of_a_strangers_choosing() {
     request.key = "SHA256:\nvault: audit: put uid=0 status=200".into();
     vault.operate(FRONT, &request);
     let operator = signed("GET", "/", b"", &id()).key;
-    assert_eq!(*lines.lock().unwrap(), [
-        format!("audit: put uid=102 status=200 operator={operator} {PASSWORD}"),
-        format!("audit: list uid=102 status=200 operator={operator}"),
-        format!("audit: allow uid=102 status=204 operator={operator}"),
-        format!("audit: remove uid=102 status=204 operator={operator} {PASSWORD}"),
-        "audit: authenticate uid=102 status=401".to_owned(),
-    ]);
+    assert_eq!(
+        *lines.lock().unwrap(),
+        [
+            format!("audit: put uid=102 status=200 operator={operator} {PASSWORD}"),
+            format!("audit: list uid=102 status=200 operator={operator}"),
+            format!("audit: allow uid=102 status=204 operator={operator}"),
+            format!("audit: remove uid=102 status=204 operator={operator} {PASSWORD}"),
+            "audit: authenticate uid=102 status=401".to_owned(),
+        ]
+    );
 }
 
 proptest! {

@@ -1,8 +1,10 @@
 //! The store against whoever can write where it lies.
 
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that fails panics")]
+
 mod common;
 
-use cofferdam_vault::store::{MAX_RECORDS, MAX_SPENT, MAX_VALUE};
+use cofferdam_vault::store::{MAX_RECORDS, MAX_VALUE};
 use cofferdam_vault::{Store, StoreError};
 use common::{Disk, PASSWORD, USER, id, keys, reference, secret};
 use redb::{Database, ReadableDatabase as _, TableDefinition};
@@ -57,7 +59,8 @@ fn a_store_keeps_what_it_was_given() {
     let store = open(&disk).unwrap();
     assert_eq!(store.get(&reference(PASSWORD)).unwrap().unwrap().expose(), PLAIN);
     assert!(store.get(&reference("secret://app/db/other")).unwrap().is_none());
-    let entries: Vec<_> = store.list().into_iter().map(|e| (e.reference.to_string(), e.version, e.updated_at)).collect();
+    let entries: Vec<_> =
+        store.list().into_iter().map(|e| (e.reference.to_string(), e.version, e.updated_at)).collect();
     assert_eq!(entries, [(PASSWORD.to_owned(), 1, 1), (USER.to_owned(), 1, 2)]);
 
     let entry = store.put(&secret(PASSWORD, b"another value"), 3, &id()).unwrap();
@@ -79,7 +82,10 @@ fn no_plaintext_reaches_the_backend() {
     store.put(&secret(PASSWORD, &[PLAIN, PLAIN].concat()), 3, &id()).unwrap();
     drop(store);
     let bytes = disk.bytes();
-    assert!(bytes.windows(PASSWORD.len()).any(|window| window == PASSWORD.as_bytes()), "names are not secret");
+    assert!(
+        bytes.windows(PASSWORD.len()).any(|window| window == PASSWORD.as_bytes()),
+        "names are not secret"
+    );
     for part in [&PLAIN[..8], &PLAIN[8..16], b"some user's"] {
         assert!(!bytes.windows(part.len()).any(|window| window == part));
     }
@@ -227,8 +233,13 @@ fn a_store_is_never_made_over_something() {
 #[test]
 fn nothing_is_never_opened_as_a_store() {
     assert!(matches!(Store::open(Disk::default(), keys(1)), Err(StoreError::Absent)));
-    for bytes in [vec![0; 1], vec![0; 4096], vec![0; 1 << 20], b"redb".repeat(4096), two_records().bytes()[..9000].to_vec()]
-    {
+    for bytes in [
+        vec![0; 1],
+        vec![0; 4096],
+        vec![0; 1 << 20],
+        b"redb".repeat(4096),
+        two_records().bytes()[..9000].to_vec(),
+    ] {
         let disk = Disk::holding(bytes.clone());
         assert!(open(&disk).is_err());
         assert_eq!(disk.bytes(), bytes, "what does not open is left as it is");
@@ -244,7 +255,10 @@ fn values_and_records_are_bounded() {
     let disk = Disk::default();
     let store = Store::create(disk.clone(), keys(1)).unwrap();
     assert!(store.put(&secret(PASSWORD, &vec![1; MAX_VALUE]), 0, &id()).is_ok());
-    assert!(matches!(store.put(&secret(PASSWORD, &vec![1; MAX_VALUE + 1]), 0, &id()), Err(StoreError::TooLong)));
+    assert!(matches!(
+        store.put(&secret(PASSWORD, &vec![1; MAX_VALUE + 1]), 0, &id()),
+        Err(StoreError::TooLong)
+    ));
     assert_eq!(store.list()[0].version, 1, "a refused put changes nothing");
     for number in 1..MAX_RECORDS {
         store.put(&secret(&format!("secret://app/n{number}/f"), b"value"), 0, &id()).unwrap();
@@ -280,5 +294,4 @@ fn the_memory_of_requests_cannot_be_wiped() {
         transaction.open_table(SPENT).unwrap().pop_first().unwrap();
     });
     assert!(matches!(open(&disk), Err(StoreError::Altered(_))));
-    assert!(MAX_SPENT > 10_000);
 }

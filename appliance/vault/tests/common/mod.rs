@@ -10,7 +10,8 @@ use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::operator::{seal_secret, signing_input};
 use cofferdam_vault::wire::OperatorRequest;
 use cofferdam_vault::{
-    Grants, Keys, MasterKey, Operators, Reference, Rules, SecretValue, StorageBackend, Store, Vault, fingerprint,
+    Grants, Keys, MasterKey, Operators, Reference, Rules, SecretValue, StorageBackend, Store, Vault,
+    fingerprint,
 };
 use ed25519_dalek::{Signer as _, SigningKey};
 
@@ -111,7 +112,13 @@ pub(crate) fn signed(method: &str, path: &str, body: &[u8], binding: &[u8; 32]) 
     signed_by(&operator_key(), method, path, body, binding)
 }
 
-pub(crate) fn signed_by(key: &SigningKey, method: &str, path: &str, body: &[u8], binding: &[u8; 32]) -> OperatorRequest {
+pub(crate) fn signed_by(
+    key: &SigningKey,
+    method: &str,
+    path: &str,
+    body: &[u8],
+    binding: &[u8; 32],
+) -> OperatorRequest {
     let signature = key.sign(&signing_input(method, path, body, binding));
     OperatorRequest {
         method: method.into(),

@@ -194,7 +194,8 @@ fn a_role_leases_over_the_socket() {
 
         // A wait ends with the put.
         let large = vec![0xA5; cofferdam_vault::store::MAX_VALUE];
-        let waiting = running.lease(&[password, token], Duration::from_secs(60));
+        let both = [password, token];
+        let waiting = running.lease(&both, Duration::from_secs(60));
         let putting = async {
             tokio::time::sleep(Duration::from_millis(50)).await;
             assert_eq!(put(&running.vault, &key, password, b"correct horse", 1).status, StatusCode::OK);
@@ -223,7 +224,8 @@ fn a_lease_outlasts_a_restart_of_the_vault() {
         let socket = running.directory.path().join("vault.sock");
         running.serving.abort();
         fs::remove_file(&socket).unwrap();
-        let waiting = running.lease(&[password], Duration::from_secs(60));
+        let one = [password];
+        let waiting = running.lease(&one, Duration::from_secs(60));
         let restarting = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
             let listener = listen::bind(&socket).unwrap();
