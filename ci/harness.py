@@ -15,9 +15,11 @@ import os
 import shutil
 import signal
 import socket
+import ssl
 import subprocess
 import tarfile
 import time
+import urllib.request
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONTRACT = os.path.join(ROOT, "..", "shared", "contracts", "github-releases.openapi.json")
@@ -240,6 +242,23 @@ class World:
                 f"registries:\n  - host: {HOST_FROM_GUEST}:{self.registry_port}\n    ca: |\n" + ca.replace("    ", "      ") +
                 f"services:\n{services}")
 
+    def api(self, method, path, body=None):
+        """A call of the GitHub API with the token, as its thief would make it."""
+        url = path if path.startswith("https:") else self.github_api + path
+        data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
+        headers = {"Authorization": f"Bearer {GITHUB_TOKEN}", "User-Agent": "thief", "Content-Type": "application/octet-stream"}
+        request = urllib.request.Request(url, data=data, method=method, headers=headers)
+        with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=self.ca), timeout=20) as answer:
+            raw = answer.read()
+        return json.loads(raw) if raw else None
+
+    @staticmethod
+    def forged_tag(document):
+        """The tag that a release of this document would have (design: Release)."""
+        claims = base64.b64decode(json.loads(document)["claims"])
+        digest = hashlib.sha512(b"cofferdam/claims/v1\0" + claims).hexdigest()
+        return f"attest-{json.loads(claims)['issued_at'].replace('-', '').replace(':', '')}-{digest[:8]}"
+
     # -- the appliance ----------------------------------------------------------------------------
 
     def boot(self, name, image, declaration, commit, port, *more):
@@ -304,6 +323,14 @@ class World:
             monitor.sendall(b"system_powerdown\n")
             time.sleep(0.2)
         process.wait(seconds)
+
+
+def workload_files():
+    """The files of the workload's image: the probe and two users."""
+    with open(os.path.join(ROOT, "build", "probe"), "rb") as file:
+        probe = file.read()
+    passwd = b"root:x:0:0::/:/\nprobe:x:1000:1000::/:/\n"
+    return {"probe": (0o755, probe), "etc": (0o755, None), "etc/passwd": (0o644, passwd), "tmp": (0o1777, None)}
 
 
 def tamper_claims(document, **changes):

@@ -1,0 +1,514 @@
+#!/usr/bin/python3
+"""One boot of the simulator image, many checks; and the boots that a host must not get away with.
+
+Real kernel, firmware, TPM, registry and clients; the TDX device is SIMULATED. Takes a few minutes, since
+QEMU emulates the processor.
+"""
+
+import base64
+import http.client
+import http.server
+import json
+import os
+import re
+import socket
+import ssl
+import struct
+import subprocess
+import sys
+import tempfile
+import threading
+import time
+import unittest
+import urllib.parse
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+sys.path.insert(0, os.path.dirname(HERE))
+from harness import CONTRACT, GITHUB_TOKEN, REPOSITORY, ROOT, Failed, World, free_port, tamper_claims, wait_for, workload_files  # noqa: E402
+
+IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
+TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
+SECRET = "p@ss/w0rd+with-odd~bytes:and,length"
+OTHER_SECRET = "another-services-own-secret-value"
+SERVICES = """  web:
+    image: {image}
+    command: [/probe]
+    user: "1000:1000"
+    environment:
+      GREETING_SECRET: secret://demo/greeting/value
+      PLAIN: visible
+    secrets:
+      - source: secret://demo/greeting/value
+        target: greeting
+    ports: ["443:8080"]
+    depends_on: [neighbour]
+    restart: always
+  neighbour:
+    image: {image}
+    command: [/probe]
+    user: "1000:1000"
+    environment:
+      GREETING_SECRET: secret://demo/neighbour/value
+    secrets:
+      - source: secret://demo/neighbour/value
+        target: neighbour
+    ports: ["8444:8080"]
+    restart: on-failure:3
+"""
+
+
+def request(port, path, method="GET", body=None, timeout=60):
+    connection = http.client.HTTPConnection("127.0.0.1", port, timeout=timeout)
+    try:
+        connection.request(method, path, body)
+        answer = connection.getresponse()
+        return answer.status, answer.read().decode(errors="replace")
+    finally:
+        connection.close()
+
+
+class Control:
+    """The simulator's own serial port: asks tdx-sim, which runs outside of all roles, for what a host cannot do."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(30)
+        self.socket.connect(path)
+        self.file = self.socket.makefile("rw", newline="\n")
+
+    def ask(self, command):
+        self.file.write(command + "\n")
+        self.file.flush()
+        return json.loads(self.file.readline())
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+
+class Appliance(unittest.TestCase):
+    """Checks that share one boot; they run in the order of their names."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="cofferdam-test-")
+        cls.world = world = World(cls.folder.name, TOOLS)
+        try:
+            cls.start(world)
+        except BaseException:
+            print(world.console("appliance")[-6000:], file=sys.stderr)
+            world.stop()
+            raise
+
+    @classmethod
+    def start(cls, world):
+        world.start_services()
+        cls.trust, cls.github = world.trust_options(IMAGE), world.github_options()
+        cls.port, cls.neighbour_port = free_port(), free_port()
+        image = world.push_image("test/probe", workload_files(), {"Entrypoint": ["/probe"], "WorkingDir": "/", "Env": ["FROM_IMAGE=yes"]})
+        cls.declaration = world.declaration(cls.port, SERVICES.format(image=image))
+        cls.commit = world.commit(cls.declaration)
+        # GitHub has a bad day first: the appliance has to come through.
+        with open(world.path("faults.json"), "w", encoding="utf-8") as file:
+            json.dump([{"method": "POST", "path": "/releases$", "status": 500, "times": 1},
+                       {"method": "POST", "path": "/releases$", "status": 403, "times": 1,
+                        "headers": {"Retry-After": "1", "X-RateLimit-Remaining": "0"}, "body": '{"message":"API rate limit exceeded"}'},
+                       {"method": "POST", "path": "/assets$", "status": 502, "times": 1, "body": "<html>bad gateway"}], file)
+        cls.appliance = world.boot("appliance", IMAGE, cls.declaration, cls.commit, cls.port, "--forward", f"{cls.neighbour_port}:8444")
+        world.wait_console("appliance", cls.appliance, "launched", 240)
+        cls.endpoint = ["--endpoint", f"127.0.0.1:{cls.port}"]
+
+        def token():
+            code, out, err = world.coffer("secret", "put", REPOSITORY, "cofferdam/github/token", *cls.endpoint, *cls.trust, *cls.github, stdin=GITHUB_TOKEN)
+            if code == 3:
+                raise Failed(out + err)
+            return code == 0
+        wait_for("the GitHub token stored", 120, token, 1)
+        cls.waiting = wait_for("a service that waits", 90, cls.waiting_services, 1)
+        for name, value in (("demo/greeting/value", SECRET), ("demo/neighbour/value", OTHER_SECRET)):
+            world.coffer_ok("secret", "put", REPOSITORY, name, *cls.endpoint, *cls.trust, *cls.github, stdin=value)
+        wait_for("the services", 120, lambda: cls.running(cls.status()), 1)
+        wait_for("the release attestation", 120, lambda: cls.status()["publish"]["state"] == "published", 1)
+        cls.listen, cls.neighbour_listen = free_port(), free_port()
+        for name, listen, more in (("connect", cls.listen, []), ("connect-neighbour", cls.neighbour_listen, ["--endpoint", f"127.0.0.1:{cls.neighbour_port}"])):
+            process = world.start(name, [world.tool("coffer"), "connect", REPOSITORY, "--listen", f"127.0.0.1:{listen}", *more, *cls.trust, *cls.github])
+            world.listening(name, process, listen)
+        cls.control = Control(world.path("appliance", "control.sock"))
+
+    @classmethod
+    def tearDownClass(cls):
+        cls.control.close()
+        cls.world.stop()
+        cls.folder.cleanup()
+
+    @classmethod
+    def status(cls):
+        return json.loads(cls.world.coffer_ok("status", REPOSITORY, *cls.endpoint, *cls.trust, *cls.github, "--json"))
+
+    @classmethod
+    def waiting_services(cls):
+        found = {service["name"]: service.get("missing") for service in cls.status()["services"] if service["state"] == "waiting"}
+        return found if len(found) == 2 else None
+
+    @staticmethod
+    def running(status):
+        return len(status["services"]) == 2 and all(service["state"] == "running" for service in status["services"])
+
+    def coffer(self, *arguments, **options):
+        return self.world.coffer(*arguments, **options)
+
+    def appraise(self, document, *more, trust=None):
+        """`coffer appraise` of a document; returns the exit code and all that it said."""
+        path = self.world.path("appraised.json")
+        with open(path, "wb") as file:
+            file.write(document)
+        code, out, err = self.coffer("appraise", path, "--repository", REPOSITORY, *more, *(self.trust if trust is None else trust))
+        return code, out + err
+
+    def attestation(self):
+        path = self.world.path("attestation.json")
+        if not os.path.exists(path):
+            self.world.coffer_ok("verify", REPOSITORY, *self.trust, *self.github, "--save", path)
+        with open(path, "rb") as file:
+            return file.read()
+
+    def log(self, service="web", tail=2000):
+        return self.world.coffer_ok("logs", REPOSITORY, service, "--tail", str(tail), *self.endpoint, *self.trust, *self.github)
+
+    # -- 1: what holds ----------------------------------------------------------------------------
+
+    def test_10_verify_accepts_and_says_simulated(self):
+        code, out, err = self.coffer("verify", REPOSITORY, *self.trust, *self.github, "--json")
+        self.assertEqual(code, 0, out + err)
+        verified = json.loads(out)
+        self.assertEqual((verified["schema_version"], verified["verdict"], verified["simulated"]), (1, "accepted", True))
+        self.assertEqual(verified["claims"]["commit"], self.commit)
+        code, out, _ = self.coffer("verify", REPOSITORY, *self.trust, *self.github)
+        self.assertEqual(code, 0)
+        self.assertIn("SIMULATED", out)
+        self.assertEqual(self.appraise(self.attestation())[0], 0)
+
+    def test_11_registers_are_those_predicted_from_the_file(self):
+        with open(self.world.reference(IMAGE), encoding="utf-8") as file:
+            predicted = json.load(file)
+        registers = self.status()["registers"]
+        for name in ("mrtd", "rtmr1", "rtmr2"):
+            self.assertEqual(registers[name], predicted[name], name)
+
+    def test_12_services_waited_for_their_secrets_by_name(self):
+        self.assertEqual(self.waiting, {"web": ["secret://demo/greeting/value"], "neighbour": ["secret://demo/neighbour/value"]})
+
+    def test_13_the_workload_answers_through_connect(self):
+        self.assertEqual(request(self.listen, "/")[0], 200)
+        keys = json.loads(request(self.listen, "/env-keys")[1])
+        for key in ("GREETING_SECRET", "PLAIN", "FROM_IMAGE"):
+            self.assertIn(key, keys)
+        self.assertEqual(request(self.listen, f"/secret-is?value={SECRET}")[1], "true\n")
+        self.assertEqual(request(self.neighbour_listen, f"/secret-is?value={OTHER_SECRET}")[1], "true\n")
+        self.assertEqual([file["name"] for file in json.loads(request(self.listen, "/secret-files")[1])], ["greeting"])
+
+    def test_14_status_says_where_state_lives(self):
+        status = self.status()
+        self.assertIn("memory", status["state"])
+        self.assertIn("in memory only", self.world.console("appliance"))
+        self.assertEqual([phase["name"] for phase in status["phases"]][:5], ["mount", "modules", "measure", "network", "launch"])
+
+    def test_15_github_saw_only_what_its_contract_allows(self):
+        if not os.path.exists(CONTRACT):
+            self.skipTest("GitHub's API description is not beside the checkout")
+        violations = self.world.path("violations")
+        self.assertFalse(os.path.exists(violations) and open(violations, encoding="utf-8").read())
+        with open(self.world.path("faults.json"), encoding="utf-8") as file:
+            self.assertEqual([fault["times"] for fault in json.load(file)], [0, 0, 0], "every fault was met")
+
+    def test_16_secrets_are_listed_without_values(self):
+        out = self.world.coffer_ok("secret", "list", REPOSITORY, *self.trust, *self.github)
+        self.assertIn("secret://demo/greeting/value", out)
+        self.assertNotIn(SECRET, out)
+
+    # -- 2: what must be refused -------------------------------------------------------------------
+
+    def test_20_changed_claims_are_refused_by_name(self):
+        other = "sha256:" + "0" * 64
+        changes = {"endpoint": "127.0.0.1:1", "tls_key": other, "repository": "acme/other", "commit": "0" * 40, "declaration": other,
+                   "issued_at": "2026-01-01T00:00:00Z", "expires_at": "2099-01-01T00:00:00Z"}
+        for name, value in changes.items():
+            code, said = self.appraise(tamper_claims(self.attestation(), **{name: value}))
+            self.assertEqual(code, 3, f"{name}: {said}")
+            self.assertIn(name, said)
+
+    def test_21_a_changed_event_log_is_refused(self):
+        evidence = json.loads(self.attestation())
+        log = evidence["event_log"]
+        own = [index for index, event in enumerate(log) if event["mr"] == 3]
+        swapped = list(log)
+        swapped[own[0]], swapped[own[1]] = swapped[own[1]], swapped[own[0]]
+        for name, changed in {"reordered": swapped, "cut": log[:-1], "extended": log + [log[-1]],
+                              "unknown": log + [{"mr": 3, "event": "surprise", "payload": ""}],
+                              "firmware": [event for event in log if event["mr"] != 2]}.items():
+            code, said = self.appraise(json.dumps({**evidence, "event_log": changed}).encode())
+            self.assertEqual(code, 3, f"{name}: {said}")
+
+    def test_22_damaged_quotes_and_documents_are_refused(self):
+        evidence = json.loads(self.attestation())
+        quote = base64.b64decode(evidence["quote"])
+        flipped = [bytes(quote[:at]) + bytes([quote[at] ^ 1]) + bytes(quote[at + 1:]) for at in (0, 40, 48 + 120, 48 + 136, 48 + 520, 640, len(quote) - 40)]
+        for changed in (quote[:-1], quote[:100], b"", quote + b"\1", quote + b"\0", *flipped):
+            code, said = self.appraise(json.dumps({**evidence, "quote": base64.b64encode(changed).decode()}).encode())
+            self.assertEqual(code, 3, said)
+        for document in (self.attestation() + b" x", b"{", b"[]", b"", self.attestation().replace(b'"version":1', b'"version":1,"version":1', 1),
+                         json.dumps({**evidence, "surprise": 1}).encode()):
+            self.assertEqual(self.appraise(document)[0], 3)
+
+    def test_23_what_was_not_named_is_not_trusted(self):
+        without_root = [option for option in self.trust if option not in ("--root", self.world.path("platform", "root.pem"))]
+        self.assertEqual(self.appraise(self.attestation(), trust=without_root)[0], 3)
+        code, said = self.appraise(self.attestation(), trust=["--root", self.world.path("platform", "root.pem")])
+        self.assertEqual(code, 6, said)
+
+    def test_24_could_not_check_is_not_no(self):
+        evidence = json.loads(self.attestation())
+        del evidence["collateral"]
+        self.assertEqual(self.appraise(json.dumps(evidence).encode())[0], 6)
+        unreachable = ["--github-api", f"https://127.0.0.1:{free_port()}/api/v3", "--github-ca", self.world.ca]
+        self.assertEqual(self.coffer("verify", REPOSITORY, *self.trust, *unreachable, "--timeout", "5s")[0], 6)
+        self.assertEqual(self.coffer("verify", "acme/none", *self.trust, *self.github)[0], 6)
+        self.assertEqual(self.coffer("verify", "not a repository", *self.trust, *self.github)[0], 2)
+        self.assertEqual(self.coffer("frobnicate")[0], 2)
+
+    def test_25_time_is_bounded(self):
+        for at, name in (("2020-01-01T00:00:00Z", "before"), ("2099-01-01T00:00:00Z", "after")):
+            self.assertEqual(self.appraise(self.attestation(), "--at", at)[0], 3, name)
+
+    def test_26_other_reference_values_name_register_and_event(self):
+        with open(IMAGE, "rb") as file:
+            image = bytearray(file.read())
+        at = image.index(b"console=ttyS0")
+        image[at + len("console=ttyS0") - 1] ^= 1
+        other = self.world.path("other.efi")
+        with open(other, "wb") as file:
+            file.write(image)
+        code, out, err = self.coffer("verify", REPOSITORY, *self.world.trust_options(other), *self.github)
+        self.assertEqual(code, 3)
+        self.assertRegex(out + err, r"rtmr1.*EV_EFI_BOOT_SERVICES_APPLICATION")
+
+    def test_27_a_stolen_github_token_cannot_redirect_clients(self):
+        """Whoever holds the token publishes a newer release with claims of his own: refused, not believed."""
+        forged = tamper_claims(self.attestation(), endpoint="127.0.0.1:1", issued_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60)))
+        digest = self.world.forged_tag(forged)
+        release = self.world.api("POST", f"/repos/{REPOSITORY}/releases", {"tag_name": digest, "target_commitish": self.commit, "draft": True})
+        self.world.api("POST", release["upload_url"].split("{")[0] + "?name=attestation.json", forged)
+        self.world.api("PATCH", f"/repos/{REPOSITORY}/releases/{release['id']}", {"draft": False})
+        try:
+            code, out, err = self.coffer("verify", REPOSITORY, *self.trust, *self.github)
+            self.assertEqual(code, 3, out + err)
+            self.assertIn("endpoint", out + err)
+        finally:
+            self.world.api("DELETE", f"/repos/{REPOSITORY}/releases/{release['id']}")
+
+    def test_28_a_man_in_the_middle_gets_no_secret(self):
+        """He holds a certificate of his own and relays everything to the real appliance, evidence included."""
+        seen = []
+        endpoint_port = self.port
+
+        class Middle(http.server.BaseHTTPRequestHandler):
+            protocol_version = "HTTP/1.1"
+
+            def relay(self):
+                body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
+                seen.append((self.command, self.path, body))
+                context = ssl._create_unverified_context()
+                upstream = http.client.HTTPSConnection("127.0.0.1", endpoint_port, context=context, timeout=60)
+                upstream.request(self.command, self.path, body or None, {key: value for key, value in self.headers.items() if key.lower() != "host"})
+                answer = upstream.getresponse()
+                data = answer.read()
+                self.send_response(answer.status)
+                self.send_header("Content-Length", str(len(data)))
+                self.end_headers()
+                self.wfile.write(data)
+
+            do_GET = do_PUT = do_POST = do_DELETE = relay
+
+            def log_message(self, *_):
+                pass
+
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Middle)
+        context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
+        context.load_cert_chain(self.world.path("tls", "server.pem"), self.world.path("tls", "server.key"))
+        server.socket = context.wrap_socket(server.socket, server_side=True)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        try:
+            middle = f"127.0.0.1:{server.server_address[1]}"
+            code, out, err = self.coffer("secret", "put", REPOSITORY, "demo/greeting/value", "--endpoint", middle, *self.trust, *self.github, stdin=SECRET)
+        finally:
+            server.shutdown()
+            server.server_close()
+        self.assertEqual(code, 3, out + err)
+        self.assertIn("tls_key", out + err)
+        self.assertTrue(seen, "the man in the middle was asked")
+        self.assertEqual({method for method, _, _ in seen}, {"GET"})
+        self.assertFalse(any(body for _, _, body in seen), "nothing was sent before the verification")
+
+    def test_29_a_stranger_is_not_an_operator(self):
+        key = self.world.path("stranger.key")
+        if not os.path.exists(key):
+            subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
+        for verb in (["secret", "list"], ["status"]):
+            code, out, err = self.coffer(*verb, REPOSITORY, *self.trust, *self.github, env={"COFFER_KEY": key})
+            self.assertEqual(code, 4, out + err)
+        code, out, err = self.coffer("logs", REPOSITORY, "web", *self.trust, *self.github, env={"COFFER_KEY": key})
+        self.assertEqual(code, 4, out + err)
+
+    # -- 3: the workload's walls ---------------------------------------------------------------------
+
+    def test_30_the_workload_reaches_nothing(self):
+        """The table: each attempt from a second process of the same uid, and from the other service."""
+        for where, port in (("same container", self.listen), ("other service", self.neighbour_listen)):
+            attempts = json.loads(request(port, "/attack", timeout=120)[1])
+            print(f"\n{where}: " + ", ".join(f"{attempt['name']}: {attempt['answer']}" for attempt in attempts), file=sys.stderr)
+            self.assertGreater(len(attempts), 40)
+            for attempt in attempts:
+                self.assertTrue(attempt["refused"], f"{where}: {attempt}")
+
+    def test_31_output_is_redacted_and_complete(self):
+        self.assertEqual(request(self.listen, "/leak", timeout=60)[0], 200)
+        text = wait_for("the end of the output", 30, lambda: (lambda log: log if "after the leak" in log else None)(self.log()), 1)
+        forms = {SECRET, SECRET.encode().hex(), SECRET.encode().hex().upper(), "".join(f"%{byte:02X}" for byte in SECRET.encode())}
+        for prefix in (b"", b"x", b"xy"):
+            encoded = base64.b64encode(prefix + SECRET.encode() + b".").decode()
+            forms.add(encoded[4 if prefix else 0:-4])
+        for form in forms:
+            self.assertNotIn(form, text)
+        for line in ("plain", "to stderr", "in two writes", "base64, shifted by 0", "base64, shifted by 1", "base64, shifted by 2", "hex",
+                     "upper-case hex", "percent-encoded"):
+            self.assertRegex(text, rf"(?m)^{line}: \S{{0,4}}\[redacted:[^]]+\]\S{{0,4}} :end$")
+
+    def test_32_a_prompt_without_newline_is_not_held_back(self):
+        request(self.listen, "/slow-prompt")
+        wait_for("the prompt", 15, lambda: "What is your name? " in self.log(), 1)
+
+    def test_33_services_reach_each_other_only_as_declared(self):
+        self.assertEqual(request(self.listen, "/dependency?host=neighbour&port=8080")[0], 200)
+        self.assertEqual(request(self.neighbour_listen, "/dependency?host=web&port=8080")[0], 502)
+        self.assertEqual(request(self.listen, "/dependency?host=10.0.2.2&port=" + str(self.world.registry_port))[0], 502)
+
+    # -- 4: deaths -----------------------------------------------------------------------------------
+
+    def published(self):
+        return self.status()["publish"].get("tag")
+
+    def test_40_killed_roles_come_back_with_what_they_had(self):
+        before = self.published()
+        for role in ("vault", "front", "publish", "evidence", "shim web"):
+            answer = self.control.ask(f"kill {role}")
+            self.assertTrue(answer.get("killed"), f"{role}: {answer}")
+            began = time.monotonic()
+
+            def serving():
+                try:
+                    status = self.status() if role in ("front", "vault", "evidence") else None
+                    return request(self.listen, "/", timeout=5)[0] == 200 and (status is None or self.running(status))
+                except (OSError, http.client.HTTPException, Failed):
+                    return False
+            wait_for(f"serving again after {role} died", 60, serving, 0.1)
+            print(f"\n{role}: serving again after {time.monotonic() - began:.1f} s", file=sys.stderr)
+        self.world.coffer_ok("verify", REPOSITORY, *self.trust, *self.github)
+        self.assertEqual(self.published(), before, "the published attestation is still true")
+        self.assertEqual(request(self.listen, f"/secret-is?value={SECRET}")[1], "true\n")
+
+    def test_41_the_restart_policy_is_followed(self):
+        for code in (0, 7):
+            try:
+                request(self.listen, f"/exit?code={code}", timeout=5)
+            except (OSError, http.client.HTTPException):
+                pass
+
+            def back():
+                try:
+                    return request(self.listen, "/", timeout=5)[0] == 200
+                except (OSError, http.client.HTTPException):
+                    return False
+            wait_for("restart: always", 30, back, 0.2)
+        try:
+            request(self.neighbour_listen, "/exit?code=0", timeout=5)
+        except (OSError, http.client.HTTPException):
+            pass
+
+        def ended():
+            service = next(service for service in self.status()["services"] if service["name"] == "neighbour")
+            return service["state"] == "exited" and service.get("exit_code") == 0
+        wait_for("restart: on-failure leaves a service that ended well", 20, ended, 0.5)
+
+    def test_90_the_power_button_ends_it_in_order(self):
+        self.world.power_off("appliance", self.appliance)
+        self.assertIn("power", self.world.console("appliance").lower())
+
+
+class Hostile(unittest.TestCase):
+    """Boots with a host that cheats."""
+
+    def setUp(self):
+        self.folder = tempfile.TemporaryDirectory(prefix="cofferdam-test-")
+        self.world = World(self.folder.name, TOOLS)
+        self.addCleanup(self.folder.cleanup)
+        self.addCleanup(self.world.stop)
+        self.world.start_services()
+        self.github = self.world.github_options()
+        self.port = free_port()
+        self.declaration = self.world.declaration(self.port, "  web:\n    image: 10.0.2.2:1/none@sha256:" + "0" * 64 + "\n")
+        self.commit = self.world.commit(self.declaration)
+
+    def put(self, image):
+        def attempt():
+            code, out, err = self.world.coffer("secret", "put", REPOSITORY, "demo/greeting/value", "--endpoint", f"127.0.0.1:{self.port}",
+                                               *self.world.trust_options(image), *self.github, stdin=SECRET)
+            return (code, out + err) if code != 6 else None
+        return wait_for("an answer", 120, attempt, 1)
+
+    def test_a_declaration_of_the_hosts_own_gets_no_secret(self):
+        """The host changes the declaration and names a commit that is real: another operator would read the logs."""
+        changed = self.declaration.replace("name: demo", "name: host")
+        appliance = self.world.boot("slipped", IMAGE, changed, self.commit, self.port)
+        self.world.wait_console("slipped", appliance, "launched", 240)
+        code, said = self.put(IMAGE)
+        self.assertEqual(code, 3, said)
+        self.assertIn("declaration", said)
+
+    def test_a_commit_off_the_default_branch_gets_no_secret_and_a_changed_image_is_named(self):
+        """The host pushed its declaration to a fork, whose commits GitHub serves under the parent's name; and one byte
+        of the image differs."""
+        changed = self.declaration.replace("name: demo", "name: host")
+        commit = self.world.commit(changed, branch="fork")
+        with open(IMAGE, "rb") as file:
+            image = bytearray(file.read())
+        image[image.index(b"Cofferdam", image.index(b"NAME=")) + 1] ^= 0x20
+        other = self.world.path("changed.efi")
+        with open(other, "wb") as file:
+            file.write(image)
+        appliance = self.world.boot("changed", other, changed, commit, self.port)
+        self.world.wait_console("changed", appliance, "launched", 240)
+        code, said = self.put(IMAGE)
+        self.assertEqual(code, 3, said)
+        self.assertRegex(said, r"rtmr1.*EV_EFI_BOOT_SERVICES_APPLICATION")
+        self.assertIn("rtmr2", said)
+        code, said = self.put(other)
+        self.assertEqual(code, 3, said)
+        self.assertIn("default branch", said)
+
+    def test_a_declaration_that_does_not_parse_parks(self):
+        bad = self.declaration + "repository: acme/twice\n"
+        self.world.boot("parked", IMAGE, bad, self.commit, self.port)
+        wait_for("parked", 240, lambda: "parked" in self.world.console("parked"))
+        last = [line for line in self.world.console("parked").splitlines() if "parked" in line][-1]
+        self.assertIn("measure", last)
+        with socket.socket() as probe:
+            probe.settimeout(2)
+            try:
+                probe.connect(("127.0.0.1", self.port))
+                self.assertEqual(probe.recv(1), b"", "nothing serves")
+            except OSError:
+                pass
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
