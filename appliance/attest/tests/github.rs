@@ -1,0 +1,485 @@
+//! The GitHub client against a scripted server on loopback TLS: what it asks, what it believes, when it gives up.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
+
+use std::sync::{Arc, Mutex};
+use std::time::{Duration, Instant, SystemTime};
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cofferdam_attest::claims::Repository;
+use cofferdam_attest::github::{Asset, Client, GithubError, NewAsset, NewRelease, Release};
+use cofferdam_attest::ratls;
+use sha2::{Digest as _, Sha256};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::TlsAcceptor;
+use tokio_rustls::rustls::ServerConfig;
+use tokio_rustls::rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use zeroize::Zeroizing;
+
+const TOKEN: &str = "ghp_secret0123456789";
+
+/// One scripted answer: what the request line must begin with, then status, headers and body.
+struct Step(&'static str, u16, Vec<(&'static str, String)>, String);
+
+/// A server that answers each request with the next step and remembers what it was asked.
+struct Server {
+    root: String,
+    ca: String,
+    seen: Arc<Mutex<Vec<String>>>,
+}
+
+impl Server {
+    /// `{root}` in a header or body stands for the server's own `https://127.0.0.1:PORT`.
+    async fn start(steps: Vec<Step>) -> Self {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+        let key = ratls::generate_key().unwrap();
+        let der = ratls::certificate(&key, b"{}", &["127.0.0.1".to_owned()], now - 60, 3600).unwrap();
+        let ca = format!(
+            "-----BEGIN CERTIFICATE-----\n{}\n-----END CERTIFICATE-----\n",
+            STANDARD
+                .encode(&der)
+                .as_bytes()
+                .chunks(64)
+                .map(|l| std::str::from_utf8(l).unwrap())
+                .collect::<Vec<_>>()
+                .join("\n")
+        );
+        let config = ServerConfig::builder()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![CertificateDer::from(der)],
+                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_vec())),
+            )
+            .unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(config));
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let root = format!("https://{}", listener.local_addr().unwrap());
+        let seen = Arc::new(Mutex::new(Vec::new()));
+        let (log, base) = (Arc::clone(&seen), root.clone());
+        tokio::spawn(async move {
+            let mut steps = steps.into_iter();
+            loop {
+                let (stream, _) = listener.accept().await.unwrap();
+                // A client that goes away early is part of some tests.
+                let _ = answer(&acceptor, stream, &mut steps, &base, &log).await;
+            }
+        });
+        Self { root, ca, seen }
+    }
+
+    fn client(&self) -> Client {
+        let token = Zeroizing::new(TOKEN.to_owned());
+        Client::new(&format!("{}/api/v3", self.root), Some(token), Some(&self.ca), "cofferdam-test/1")
+            .unwrap()
+    }
+
+    fn seen(&self) -> Vec<String> {
+        self.seen.lock().unwrap().clone()
+    }
+
+    /// Request lines without the version.
+    fn lines(&self) -> Vec<String> {
+        let line = |request: &String| request.lines().next().unwrap().replace(" HTTP/1.1", "");
+        self.seen().iter().map(line).collect()
+    }
+}
+
+/// Serves one request on one connection; `None` when the client went away first.
+async fn answer(
+    acceptor: &TlsAcceptor,
+    stream: TcpStream,
+    steps: &mut impl Iterator<Item = Step>,
+    base: &str,
+    log: &Mutex<Vec<String>>,
+) -> Option<()> {
+    let mut stream = acceptor.accept(stream).await.ok()?;
+    let mut request = Vec::new();
+    let mut chunk = [0; 16 * 1024];
+    let text = loop {
+        let count = stream.read(&mut chunk).await.ok().filter(|count| *count > 0)?;
+        request.extend_from_slice(&chunk[..count]);
+        let text = String::from_utf8_lossy(&request).to_string();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head
+            .lines()
+            .find_map(|line| line.to_lowercase().strip_prefix("content-length:")?.trim().parse().ok());
+        if body.len() >= length.unwrap_or(0) {
+            break text;
+        }
+    };
+    log.lock().unwrap().push(text.clone());
+    let Step(wanted, status, headers, body) =
+        steps.next().unwrap_or(Step("", 500, vec![], "{\"message\":\"nothing is scripted\"}".into()));
+    assert!(text.starts_with(wanted), "wanted {wanted}, got {text}");
+    if status == 0 {
+        tokio::time::sleep(Duration::from_secs(30)).await;
+    }
+    let body = body.replace("{root}", base);
+    let mut head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n", body.len());
+    for (name, value) in headers {
+        head.push_str(&format!("{name}: {}\r\n", value.replace("{root}", base)));
+    }
+    stream.write_all(format!("{head}\r\n{body}").as_bytes()).await.ok()?;
+    stream.shutdown().await.ok()
+}
+
+fn step(line: &'static str, status: u16, body: impl Into<String>) -> Step {
+    Step(line, status, vec![], body.into())
+}
+
+fn repository() -> Repository {
+    Repository::parse("acme/shop").unwrap()
+}
+
+fn sha256(bytes: &[u8]) -> String {
+    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+fn asset_json(id: u64, name: &str, bytes: &[u8]) -> String {
+    format!(
+        r#"{{"id":{id},"name":"{name}","size":{},"digest":"{}","state":"uploaded"}}"#,
+        bytes.len(),
+        sha256(bytes)
+    )
+}
+
+fn release_json(draft: bool, assets: &str) -> String {
+    format!(
+        r#"{{"id":7,"tag_name":"attest-20260102T030405Z-0a1b2c3d","target_commitish":"main","draft":{draft},"immutable":{},
+        "created_at":"2026-01-02T03:04:05Z","published_at":null,"html_url":"https://h/","assets":[{assets}],"unknown":{{}},
+        "upload_url":"{{root}}/api/uploads/repos/acme/shop/releases/7/assets{{?name,label}}"}}"#,
+        !draft
+    )
+}
+
+fn new_release() -> NewRelease {
+    NewRelease {
+        tag_name: "attest-20260102T030405Z-0a1b2c3d".into(),
+        target_commitish: "main".into(),
+        name: "attestation".into(),
+        body: "text".into(),
+    }
+}
+
+fn new_asset() -> NewAsset {
+    NewAsset {
+        name: "attestation.json".into(),
+        content_type: "application/json",
+        bytes: b"{\"version\":1}".to_vec(),
+    }
+}
+
+#[tokio::test]
+async fn contents_are_asked_for_at_a_commit_and_decoded() {
+    let file =
+        r#"{"type":"file","size":11,"encoding":"base64","content":"aGVs\nbG8gd29y\nbGQ=\n","name":"x"}"#;
+    let server = Server::start(vec![step("GET ", 200, file)]).await;
+    let bytes = server.client().contents(&repository(), "dir/a b?.yaml", "main").await.unwrap();
+    assert_eq!(bytes, b"hello world");
+    let request = server.seen()[0].to_lowercase();
+    assert!(server.lines()[0].ends_with("/api/v3/repos/acme/shop/contents/dir/a%20b%3F.yaml?ref=main"));
+    assert!(request.contains(&format!("authorization: bearer {TOKEN}")));
+    assert!(request.contains("user-agent: cofferdam-test/1"));
+    assert!(request.contains("accept: application/vnd.github+json"));
+}
+
+#[tokio::test]
+async fn nothing_is_asked_with_names_that_are_tricks() {
+    let server = Server::start(vec![]).await;
+    let client = server.client();
+    for path in ["", "/etc/passwd", "../x", "a/../b", "a//b", "./a"] {
+        assert!(
+            matches!(client.contents(&repository(), path, "main").await, Err(GithubError::Config(_))),
+            "{path}"
+        );
+    }
+    for at in ["", "..", "a/../b", "a b", "a?b", "a#b", "/a"] {
+        assert!(matches!(client.commit(&repository(), at).await, Err(GithubError::Config(_))), "{at}");
+        assert!(
+            matches!(client.release_by_tag(&repository(), at).await, Err(GithubError::Config(_))),
+            "{at}"
+        );
+    }
+    for name in ["acme", "acme/..", "../shop", "acme/a/b", "ac me/shop", "acme/", "/shop", "-a/b"] {
+        assert_eq!(Repository::parse(name), None, "{name}");
+    }
+    let forged = Repository { owner: "..".into(), name: "x".into() };
+    assert!(matches!(client.releases(&forged, 1).await, Err(GithubError::Config(_))));
+    assert!(server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn roots_other_than_plain_https_are_refused() {
+    let new = |root: &str| Client::new(root, None, None, "x");
+    for root in
+        ["http://127.0.0.1/", "ftp://h", "not a url", "https://h/?x=1", "https://user@h/", "https://h/#x"]
+    {
+        assert!(matches!(new(root), Err(GithubError::Config(_))), "{root}");
+    }
+    let bad = Client::new("https://h", Some(Zeroizing::new("a\nb".into())), None, "x");
+    assert!(matches!(bad, Err(GithubError::Config(_))));
+    assert!(matches!(Client::new("https://h", None, Some("no pem"), "x"), Err(GithubError::Config(_))));
+}
+
+#[tokio::test]
+async fn errors_are_told_apart() {
+    let message = |text: &str| format!("{{\"message\":\"{text}\"}}");
+    let limited =
+        vec![("x-ratelimit-remaining", "0".to_owned()), ("x-ratelimit-reset", "99999999999".to_owned())];
+    let server = Server::start(vec![
+        step("GET ", 404, message("Not Found")),
+        step("GET ", 401, message("Bad credentials")),
+        step("GET ", 403, message("Resource not accessible")),
+        Step("GET ", 403, limited, message("API rate limit exceeded")),
+        step("GET ", 422, message("No commit found")),
+        step("GET ", 200, "<html>"),
+        step("GET ", 200, r#"{"sha":"short","commit":{"message":"","committer":null}}"#),
+        Step("GET ", 301, vec![("Location", "{root}/repositories/1".to_owned())], String::new()),
+        step("GET ", 302, ""),
+        step("GET ", 400, "<html>"),
+    ])
+    .await;
+    let client = server.client();
+    let mut errors = Vec::new();
+    for _ in 0..10 {
+        errors.push(client.commit(&repository(), "main").await.unwrap_err());
+    }
+    assert!(matches!(errors[0], GithubError::NotFound));
+    assert!(matches!(&errors[1], GithubError::Unauthorized(text) if text == "Bad credentials"));
+    assert!(matches!(&errors[2], GithubError::Unauthorized(_)));
+    assert!(matches!(&errors[3], GithubError::RateLimited { retry_after } if retry_after.as_secs() > 3600));
+    assert!(matches!(&errors[4], GithubError::Refused(text) if text == "No commit found"));
+    assert!(matches!(&errors[5], GithubError::Malformed(_)));
+    assert!(matches!(&errors[6], GithubError::Malformed(_)));
+    assert!(matches!(errors[7], GithubError::Moved));
+    assert!(matches!(&errors[8], GithubError::Malformed(_)));
+    assert!(matches!(&errors[9], GithubError::Refused(text) if !text.contains('<')));
+    let transient: Vec<bool> = errors.iter().map(GithubError::is_transient).collect();
+    assert_eq!(transient.iter().filter(|is| **is).count(), 1);
+    for error in &errors {
+        assert!(!format!("{error} {error:?}").contains(TOKEN));
+    }
+    assert!(!format!("{client:?}").contains(TOKEN));
+    assert_eq!(server.seen().len(), 10, "none of these is retried");
+}
+
+#[tokio::test]
+async fn failures_of_the_server_are_retried_and_its_pace_is_kept() {
+    let commit = format!(
+        r#"{{"sha":"{}","commit":{{"message":"m","committer":{{"date":"2026-01-02T03:04:05Z"}}}}}}"#,
+        "a".repeat(40)
+    );
+    let server = Server::start(vec![
+        step("GET ", 500, "{}"),
+        Step("GET ", 429, vec![("Retry-After", "1".to_owned())], "{}".into()),
+        step("GET ", 200, commit),
+    ])
+    .await;
+    let begun = Instant::now();
+    assert_eq!(server.client().commit(&repository(), "main").await.unwrap().sha, "a".repeat(40));
+    assert!(
+        begun.elapsed() >= Duration::from_millis(1_500),
+        "0.5 s back-off, then the 1 s that was asked for"
+    );
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn the_callers_deadline_bounds_everything() {
+    let server =
+        Server::start((0..5).map(|_| step("GET ", 502, "{\"message\":\"bad\\u0007 gateway\"}")).collect())
+            .await;
+    let client = server.client().with_deadline(Duration::from_millis(800));
+    let begun = Instant::now();
+    let error = client.commit(&repository(), "main").await.unwrap_err();
+    assert!(
+        matches!(&error, GithubError::Server { status: 502, message } if message == "bad gateway"),
+        "{error:?}"
+    );
+    assert!(error.is_transient() && begun.elapsed() < Duration::from_secs(2));
+
+    let silent = Server::start(vec![step("GET ", 0, "")]).await;
+    let client = silent.client().with_deadline(Duration::from_millis(300));
+    assert!(matches!(client.commit(&repository(), "main").await, Err(GithubError::Timeout)));
+
+    let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let root = format!("https://{}", nobody.local_addr().unwrap());
+    drop(nobody);
+    let client = Client::new(&root, None, None, "x").unwrap().with_deadline(Duration::from_millis(300));
+    assert!(matches!(client.commit(&repository(), "main").await, Err(GithubError::Unreachable(_))));
+}
+
+#[tokio::test]
+async fn a_server_of_another_authority_is_not_talked_to() {
+    let (server, other) = (Server::start(vec![]).await, Server::start(vec![]).await);
+    for ca in [Some(other.ca.as_str()), None] {
+        let token = Some(Zeroizing::new(TOKEN.to_owned()));
+        let client =
+            Client::new(&server.root, token, ca, "x").unwrap().with_deadline(Duration::from_millis(300));
+        assert!(matches!(client.commit(&repository(), "main").await, Err(GithubError::Unreachable(_))));
+    }
+    assert!(server.seen().is_empty());
+}
+
+#[tokio::test]
+async fn bodies_are_bounded() {
+    let huge = format!("[{}]", " ".repeat(4 * 1024 * 1024));
+    let server = Server::start(vec![step("GET ", 200, huge)]).await;
+    let error = server.client().releases(&repository(), 1).await.unwrap_err();
+    assert!(matches!(&error, GithubError::Malformed(text) if text.contains("more than")), "{error:?}");
+}
+
+#[tokio::test]
+async fn assets_come_from_storage_without_the_token() {
+    let bytes = b"{\"version\":1}";
+    let asset: Asset = serde_json::from_str(&asset_json(9, "attestation.json", bytes)).unwrap();
+    let redirect = |to: &str| Step("GET ", 302, vec![("Location", to.to_owned())], String::new());
+    let text = String::from_utf8(bytes.to_vec()).unwrap();
+    let server = Server::start(vec![
+        redirect("{root}/storage/9?signature=abc"),
+        step("GET /storage/9?signature=abc", 200, text.clone()),
+    ])
+    .await;
+    assert_eq!(server.client().download(&repository(), &asset, 1024).await.unwrap(), bytes);
+    let seen = server.seen();
+    assert!(seen[0].starts_with("GET /api/v3/repos/acme/shop/releases/assets/9 "));
+    assert!(seen[0].contains(TOKEN) && !seen[1].contains(TOKEN));
+    assert!(seen[0].to_lowercase().contains("accept: application/octet-stream"));
+
+    let server = Server::start(vec![
+        step("GET ", 200, "other bytes!!"),
+        step("GET ", 200, format!("{text} ")),
+        redirect("http://127.0.0.1/storage"),
+    ])
+    .await;
+    for _ in 0..3 {
+        let error = server.client().download(&repository(), &asset, 1024).await.unwrap_err();
+        assert!(matches!(error, GithubError::Malformed(_)), "{error:?}");
+    }
+    assert!(matches!(
+        server.client().download(&repository(), &asset, 4).await,
+        Err(GithubError::Malformed(_))
+    ));
+    assert_eq!(server.seen().len(), 3, "an asset that is too large is not even asked for");
+    let circle = Server::start((0..10).map(|_| redirect("{root}/again")).collect()).await;
+    assert!(matches!(
+        circle.client().download(&repository(), &asset, 1024).await,
+        Err(GithubError::Malformed(_))
+    ));
+    assert_eq!(circle.seen().len(), 6);
+}
+
+#[tokio::test]
+async fn attestations_are_the_published_ones_newest_first() {
+    let release = |tag: &str, draft: bool| {
+        release_json(draft, "")
+            .replace("attest-20260102T030405Z-0a1b2c3d", tag)
+            .replace("{root}", "https://h")
+    };
+    let list = [
+        release("attest-20260102T030405Z-00000001", false),
+        release("attest-20260104T030405Z-00000002", false),
+        release("attest-20260105T030405Z-00000003", true),
+        release("v1.0.0", false),
+    ];
+    let server = Server::start(vec![step("GET ", 200, format!("[{}]", list.join(",")))]).await;
+    let found = server.client().attestations(&repository(), 3).await.unwrap();
+    let tags: Vec<String> = found.iter().map(|(tag, _)| tag.to_string()).collect();
+    assert_eq!(tags, ["attest-20260104T030405Z-00000002", "attest-20260102T030405Z-00000001"]);
+    assert_eq!(server.lines(), ["GET /api/v3/repos/acme/shop/releases?per_page=30&page=1"]);
+}
+
+#[tokio::test]
+async fn a_release_is_a_draft_until_its_assets_are_there() {
+    let asset = asset_json(9, "attestation.json", &new_asset().bytes);
+    let server = Server::start(vec![
+        step("GET ", 404, "{}"),
+        step("POST ", 201, release_json(true, "")),
+        step("POST ", 201, asset.clone()),
+        step("PATCH ", 200, release_json(false, &asset)),
+    ])
+    .await;
+    let release = server.client().publish(&repository(), &new_release(), &[new_asset()]).await.unwrap();
+    assert!(!release.draft && release.immutable == Some(true) && release.assets.len() == 1);
+    assert_eq!(
+        server.lines(),
+        [
+            "GET /api/v3/repos/acme/shop/releases/tags/attest-20260102T030405Z-0a1b2c3d",
+            "POST /api/v3/repos/acme/shop/releases",
+            "POST /api/uploads/repos/acme/shop/releases/7/assets?name=attestation.json",
+            "PATCH /api/v3/repos/acme/shop/releases/7",
+        ]
+    );
+    let seen = server.seen();
+    assert!(
+        seen[1].contains("\"draft\":true")
+            && seen[1].contains("\"tag_name\":\"attest-20260102T030405Z-0a1b2c3d\"")
+    );
+    assert!(
+        seen[2].ends_with("{\"version\":1}")
+            && seen[2].to_lowercase().contains("content-type: application/json")
+    );
+    assert!(seen[3].ends_with("{\"draft\":false}"));
+}
+
+#[tokio::test]
+async fn publishing_again_changes_nothing() {
+    let asset = asset_json(9, "attestation.json", &new_asset().bytes);
+    let other = asset_json(9, "attestation.json", b"something else");
+    let server = Server::start(vec![
+        step("GET ", 200, release_json(false, &asset)),
+        step("GET ", 200, release_json(false, &other)),
+    ])
+    .await;
+    assert!(server.client().publish(&repository(), &new_release(), &[new_asset()]).await.is_ok());
+    let taken = server.client().publish(&repository(), &new_release(), &[new_asset()]).await;
+    assert!(matches!(taken, Err(GithubError::Refused(_))));
+    assert_eq!(server.seen().len(), 2);
+}
+
+#[tokio::test]
+async fn a_failed_upload_leaves_nothing_behind() {
+    let server = Server::start(vec![
+        step("GET ", 404, "{}"),
+        step("POST ", 201, release_json(true, "")),
+        step("POST ", 422, "{\"message\":\"Validation Failed\"}"),
+        step("GET ", 200, release_json(true, "")),
+        step("GET ", 200, release_json(true, "")),
+        step("DELETE ", 204, ""),
+    ])
+    .await;
+    let error = server.client().publish(&repository(), &new_release(), &[new_asset()]).await.unwrap_err();
+    assert!(matches!(&error, GithubError::Refused(text) if text == "Validation Failed"));
+    assert_eq!(server.lines()[5], "DELETE /api/v3/repos/acme/shop/releases/7");
+}
+
+#[tokio::test]
+async fn an_upload_whose_answer_was_lost_is_found_again() {
+    let asset = asset_json(9, "attestation.json", &new_asset().bytes);
+    let server = Server::start(vec![
+        step("POST ", 502, "{}"),
+        step("POST ", 422, "{\"message\":\"already_exists\"}"),
+        step("GET ", 200, release_json(true, &asset)),
+    ])
+    .await;
+    let draft: Release =
+        serde_json::from_str(&release_json(true, "").replace("{root}", &server.root)).unwrap();
+    assert_eq!(server.client().upload(&repository(), &draft, &new_asset()).await.unwrap().id, 9);
+}
+
+#[tokio::test]
+async fn a_published_release_is_never_deleted_and_the_token_stays_home() {
+    let server = Server::start(vec![step("GET ", 200, release_json(false, ""))]).await;
+    assert!(matches!(server.client().delete_draft(&repository(), 7).await, Err(GithubError::Refused(_))));
+    let draft: Release =
+        serde_json::from_str(&release_json(true, "").replace("{root}", "https://mallory.example")).unwrap();
+    let foreign = server.client().upload(&repository(), &draft, &new_asset()).await;
+    assert!(matches!(foreign, Err(GithubError::Malformed(text)) if text.contains("foreign host")));
+    let downgraded = Release { upload_url: server.root.replace("https", "http"), ..draft };
+    let plain = server.client().upload(&repository(), &downgraded, &new_asset()).await;
+    assert!(matches!(plain, Err(GithubError::Malformed(_))));
+    assert_eq!(server.seen().len(), 1);
+}

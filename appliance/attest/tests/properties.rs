@@ -1,0 +1,243 @@
+//! Properties of every parser: no input makes it panic, and what is written is what is read.
+
+#![allow(clippy::unwrap_used, clippy::indexing_slicing)]
+
+mod common;
+
+use std::sync::LazyLock;
+
+use cofferdam_attest::ccel::{self, LogEntry};
+use cofferdam_attest::claims::{Claims, Repository, format_time, is_endpoint, parse_time};
+use cofferdam_attest::event_log::{Event, is_name, replay};
+use cofferdam_attest::evidence::{Collateral, Evidence};
+use cofferdam_attest::operator::{
+    Authorization, SealedSecret, generate_vault_key, open_secret, seal_secret, signing_input,
+    vault_public_key,
+};
+use cofferdam_attest::policy::Policy;
+use cofferdam_attest::reference::ReferenceValues;
+use cofferdam_attest::release::Tag;
+use cofferdam_attest::{quote, ratls};
+use common::Fixture;
+use proptest::prelude::*;
+
+static HONEST: LazyLock<Evidence> = LazyLock::new(|| Fixture::default().evidence());
+static CERTIFICATE: LazyLock<Vec<u8>> = LazyLock::new(|| {
+    let key = ratls::generate_key().unwrap();
+    ratls::certificate(&key, b"{}", &[], common::NOW, 3600).unwrap()
+});
+
+/// Feeds bytes to everything that reads bytes from outside.
+fn read_everything(bytes: &[u8]) {
+    let _ = quote::parse(bytes);
+    let _ = quote::trim_padding(bytes);
+    let _ = ccel::parse(bytes);
+    let _ = ccel::parse_tpm(bytes);
+    let _ = Evidence::parse(bytes);
+    let _ = Collateral::parse(bytes);
+    let _ = Claims::decode(bytes);
+    let _ = Policy::parse(bytes);
+    let _ = ReferenceValues::parse(bytes);
+    let _ = ratls::evidence_from_certificate(bytes);
+    let _ = ratls::spki_sha256(bytes);
+    let _ = ratls::key_sha256(bytes);
+    let _ = serde_json::from_slice::<SealedSecret>(bytes);
+    if let Ok(text) = std::str::from_utf8(bytes) {
+        let _ = (Tag::parse(text), Authorization::parse(text), Repository::parse(text));
+        let _ = (is_endpoint(text), parse_time(text), is_name(text));
+    }
+}
+
+fn damage(honest: &[u8], at: prop::sample::Index, with: &[u8], cut: usize) -> Vec<u8> {
+    let at = at.index(honest.len() + 1);
+    let rest = honest.get(at + cut.min(honest.len() - at)..).unwrap_or_default();
+    [&honest[..at], with, rest].concat()
+}
+
+fn register() -> impl Strategy<Value = [u8; 48]> {
+    prop::collection::vec(any::<u8>(), 48).prop_map(|bytes| bytes.try_into().unwrap())
+}
+
+fn own_event() -> impl Strategy<Value = Event> {
+    ("[a-z][a-z0-9-]{0,31}", prop::collection::vec(any::<u8>(), 0..300))
+        .prop_map(|(name, payload)| Event::new(name, payload))
+}
+
+fn firmware_event() -> impl Strategy<Value = Event> {
+    let payload = prop::option::of(prop::collection::vec(any::<u8>(), 0..1024));
+    (0..3u8, "EV_[A-Z0-9_]{1,40}", register(), payload).prop_map(|(mr, event, digest, payload)| Event {
+        mr,
+        event,
+        digest: Some(digest),
+        payload,
+    })
+}
+
+fn log_entry() -> impl Strategy<Value = LogEntry> {
+    // EV_NO_ACTION (3) extends nothing and is not read back.
+    let event_type = any::<u32>().prop_filter("EV_NO_ACTION", |kind| *kind != 3);
+    (0..4u8, event_type, register(), prop::collection::vec(any::<u8>(), 0..2000))
+        .prop_map(|(mr, event_type, digest, data)| LogEntry { mr, event_type, digest, data })
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(200) })]
+
+    #[test]
+    fn no_bytes_make_a_parser_panic(bytes in prop::collection::vec(any::<u8>(), 0..2000)) {
+        read_everything(&bytes);
+    }
+
+    #[test]
+    fn no_text_makes_a_parser_panic(text in ".{0,200}") {
+        read_everything(text.as_bytes());
+    }
+
+    #[test]
+    fn no_damage_makes_a_parser_panic(
+        which in 0..5usize,
+        at: prop::sample::Index,
+        with in prop::collection::vec(any::<u8>(), 0..16),
+        cut in 0..64usize,
+    ) {
+        let log = ccel::write(&[LogEntry { mr: 1, event_type: 13, digest: [1; 48], data: vec![7; 40] }]);
+        let document = HONEST.to_json();
+        let honest: [&[u8]; 5] = [&HONEST.quote, &document, &HONEST.claims, &log, &CERTIFICATE];
+        read_everything(&damage(honest[which], at, &with, cut));
+    }
+
+    #[test]
+    fn a_quote_has_one_length(extra in prop::collection::vec(any::<u8>(), 1..200), cut in 1..4000usize) {
+        let longer = [HONEST.quote.as_slice(), &extra].concat();
+        prop_assert_eq!(quote::parse(&longer), Err(quote::QuoteError::Trailing(extra.len())));
+        let shorter = &HONEST.quote[..HONEST.quote.len().saturating_sub(cut)];
+        prop_assert!(quote::parse(shorter).is_err());
+        let padded = [HONEST.quote.as_slice(), &vec![0; extra.len()]].concat();
+        prop_assert_eq!(quote::trim_padding(&padded).unwrap(), HONEST.quote.as_slice());
+    }
+
+    #[test]
+    fn events_survive_json(own in prop::collection::vec(own_event(), 0..6), theirs in prop::collection::vec(firmware_event(), 0..6)) {
+        let events = [theirs, own].concat();
+        let json = serde_json::to_vec(&events).unwrap();
+        prop_assert_eq!(&serde_json::from_slice::<Vec<Event>>(&json).unwrap(), &events);
+    }
+
+    #[test]
+    fn firmware_logs_survive_their_binary_form(entries in prop::collection::vec(log_entry(), 0..12), ones: bool, filling in 0..64usize) {
+        let mut log = ccel::write(&entries);
+        prop_assert_eq!(&ccel::parse_entries(&log).unwrap(), &entries);
+        log.extend(vec![if ones { 0xff } else { 0 }; filling]);
+        let events = ccel::parse(&log).unwrap();
+        prop_assert_eq!(events.len(), entries.len());
+        for mr in 0..4 {
+            let direct = entries.iter().filter(|entry| entry.mr == mr);
+            let direct = direct.fold([0; 48], |register, entry| cofferdam_attest::event_log::extend(&register, &entry.digest));
+            prop_assert_eq!(replay(&events, mr), direct);
+        }
+        for entry in &entries {
+            prop_assert_eq!(ccel::type_number(&ccel::type_name(entry.event_type)), Some(entry.event_type));
+        }
+    }
+
+    #[test]
+    fn times_survive_their_text(unix in 0..253_402_300_799u64) {
+        prop_assert_eq!(parse_time(&format_time(unix).unwrap()), Some(unix));
+    }
+
+    #[test]
+    fn an_authorization_survives_its_header(key in "[A-Za-z0-9+/]{43}", signature in prop::collection::vec(any::<u8>(), 64)) {
+        let header = Authorization { key: format!("SHA256:{key}"), signature: signature.try_into().unwrap() };
+        prop_assert_eq!(Authorization::parse(&header.to_string()), Some(header));
+    }
+
+    #[test]
+    fn signing_inputs_of_different_requests_differ(a in "[A-Z]{1,4}", b in "/[a-z]{0,8}", body in prop::collection::vec(any::<u8>(), 0..20)) {
+        let input = signing_input(&a, &b, &body, &[1; 32]);
+        prop_assert_ne!(&input, &signing_input(&a, &format!("{b}x"), &body, &[1; 32]));
+        prop_assert_ne!(&input, &signing_input(&format!("{a}X"), &b, &body, &[1; 32]));
+        prop_assert_ne!(&input, &signing_input(&a, &b, &[body.as_slice(), b"x"].concat(), &[1; 32]));
+        prop_assert_ne!(&input, &signing_input(&a, &b, &body, &[2; 32]));
+    }
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(24) })]
+
+    #[test]
+    fn a_sealed_secret_opens_only_as_what_it_was_sealed(value in prop::collection::vec(any::<u8>(), 0..500), at: prop::sample::Index) {
+        let (private, public) = generate_vault_key();
+        prop_assert_eq!(vault_public_key(&private).unwrap(), public);
+        let sealed = seal_secret(&public, "secret://a/b/c", &value).unwrap();
+        prop_assert_eq!(&*open_secret(&private, "secret://a/b/c", &sealed).unwrap(), &value);
+        prop_assert!(open_secret(&private, "secret://a/b/d", &sealed).is_err());
+        prop_assert!(open_secret(&generate_vault_key().0, "secret://a/b/c", &sealed).is_err());
+        let mut damaged = sealed.clone();
+        let at = at.index(damaged.ciphertext.len());
+        damaged.ciphertext[at] ^= 1;
+        prop_assert!(open_secret(&private, "secret://a/b/c", &damaged).is_err());
+        let json = serde_json::to_vec(&sealed).unwrap();
+        prop_assert_eq!(serde_json::from_slice::<SealedSecret>(&json).unwrap(), sealed);
+    }
+}
+
+#[test]
+fn a_secret_that_is_too_long_is_refused() {
+    let (_, public) = generate_vault_key();
+    assert!(seal_secret(&public, "secret://a/b/c", &vec![0; 64 * 1024]).is_ok());
+    assert!(seal_secret(&public, "secret://a/b/c", &vec![0; 64 * 1024 + 1]).is_err());
+    // The all-zero point has small order: no shared secret comes of it.
+    assert!(seal_secret(&[0; 32], "secret://a/b/c", b"x").is_err());
+}
+
+#[test]
+fn reference_values_survive_their_file_and_contradictions_do_not() {
+    let honest = common::reference();
+    assert_eq!(ReferenceValues::parse(&honest.to_json()).unwrap(), honest);
+    let mut contradictory = honest.clone();
+    contradictory.rtmr1 = Some([1; 48]);
+    assert!(ReferenceValues::parse(&contradictory.to_json()).is_err());
+    let mut foreign = honest;
+    foreign.events.push(Event::new("launch", "{}"));
+    assert!(ReferenceValues::parse(&foreign.to_json()).is_err());
+}
+
+#[test]
+fn claims_are_read_strictly() {
+    let honest = String::from_utf8(common::claims().encode()).unwrap();
+    assert_eq!(Claims::decode(honest.as_bytes()).unwrap(), common::claims());
+    let bad = [
+        ("\"version\":1", "\"version\":2"),
+        ("\"version\":1", "\"version\":1,\"version\":1"),
+        ("\"version\":1", "\"version\":1,\"extra\":1"),
+        ("acme/shop", "acme"),
+        ("acme/shop", "acme/.."),
+        ("\"commit\":\"2", "\"commit\":\"g"),
+        ("\"commit\":\"2", "\"commit\":\""),
+        ("sha256:1", "sha512:1"),
+        ("sha256:1", "sha256:A"),
+        ("shop.example:8443", "shop.example"),
+        ("shop.example:8443", "shop.example:0"),
+        ("shop.example:8443", "shop.example:08443"),
+        ("shop.example:8443", "shop.example:70000"),
+        ("shop.example:8443", "-shop.example:1"),
+        ("shop.example:8443", "[::1:1"),
+        ("shop.example:8443", "a b:1"),
+        ("AAAA=\"", "AAA=\""),
+        ("Z\",\"expires_at", "+00:00\",\"expires_at"),
+        ("\"sealed\":false", "\"sealed\":0"),
+        ("\"state_epoch\":0", "\"state_epoch\":-1"),
+        ("\"state_epoch\":0", "\"state_epoch\":0,\"nonce\":\"AAAA\""),
+        ("\"state_epoch\":0", "\"state_epoch\":0,\"nonce\":null,\"nonce\":null"),
+        ("\"state_epoch\":0", "\"state_epoch\":0,\"channel_binding\":\"AAAA\""),
+    ];
+    for (from, to) in bad {
+        let text = honest.replacen(from, to, 1);
+        assert_ne!(text, honest, "{from}");
+        assert!(Claims::decode(text.as_bytes()).is_err(), "{to}");
+    }
+    assert!(Claims::decode(format!("{honest}{}", " ".repeat(20_000)).as_bytes()).is_err());
+    for endpoint in ["127.0.0.1:8443", "[::1]:443", "localhost:1", "a-b.c1:65535"] {
+        assert!(is_endpoint(endpoint), "{endpoint}");
+    }
+}
