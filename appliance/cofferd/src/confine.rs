@@ -95,6 +95,16 @@ pub(crate) fn enter(role: &str) -> Result<(), ConfineError> {
     undumpable()?;
     nix::sys::prctl::set_no_new_privs().map_err(ConfineError::Attributes)?;
     landlock(policy)?;
+    filter(policy)
+}
+
+/// The filter alone, for a test on a kernel without Landlock.
+#[cfg(test)]
+pub(crate) fn enter_filter(role: &str) -> Result<(), ConfineError> {
+    filter(policy(role)?)
+}
+
+fn filter(policy: &Policy) -> Result<(), ConfineError> {
     seccompiler::apply_filter(&compile(policy)?).map_err(ConfineError::Install)
 }
 
@@ -150,4 +160,63 @@ fn allow(
     let access = if Path::new(path).is_dir() { access } else { access & AccessFs::from_file(LANDLOCK) };
     let file = PathFd::new(path).map_err(|error| ConfineError::Path(path.to_owned(), error))?;
     Ok(ruleset.add_rule(PathBeneath::new(file, access))?)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn every_embedded_policy_compiles() {
+        for policy in &POLICIES {
+            let program = compile(policy).unwrap();
+            // The kernel's limit (BPF_MAXINSNS).
+            assert!(program.len() < 4096, "{}: {} instructions", policy.role, program.len());
+        }
+    }
+
+    #[test]
+    fn an_unknown_role_is_not_confined_by_accident() {
+        assert!(matches!(enter("shim"), Err(ConfineError::Unknown(role)) if role == "shim"));
+    }
+
+    #[test]
+    fn no_role_may_execute_fork_or_reach_into_another_process() {
+        let never = [
+            "execve",
+            "execveat",
+            "fork",
+            "vfork",
+            "clone3",
+            "ptrace",
+            "process_vm_readv",
+            "process_vm_writev",
+            "pidfd_getfd",
+            "bpf",
+            "mount",
+            "unshare",
+            "setns",
+            "io_uring_setup",
+            "userfaultfd",
+            "perf_event_open",
+            "keyctl",
+            "open_by_handle_at",
+            "kexec_load",
+            "finit_module",
+            "setuid",
+            "chroot",
+            "reboot",
+        ];
+        for policy in &POLICIES {
+            let parsed: serde_json::Value = serde_json::from_str(policy.filter).unwrap();
+            let filter = &parsed[policy.role];
+            assert_eq!(filter["mismatch_action"], serde_json::json!({"errno": 1}));
+            let rules = filter["filter"].as_array().unwrap();
+            let allowed: Vec<&str> = rules.iter().map(|rule| rule["syscall"].as_str().unwrap()).collect();
+            for name in never {
+                assert!(!allowed.contains(&name), "{} allows {name}", policy.role);
+            }
+            assert!(rules[0]["comment"].is_string(), "the first group has no comment");
+        }
+    }
 }

@@ -308,9 +308,12 @@ fn enter_user_namespace(channel: &mut &UnixStream) -> Result<(), StepError> {
     step("become the namespace's group", setresgid(root.1, root.1, root.1))?;
     step("become the namespace's root", setresuid(root.0, root.0, root.0))?;
     if Path::new(crate::cgroup::MOUNT).join("cgroup.controllers").exists() {
+        // The kernel refuses a file system on top of itself, even with another root: something in between.
         let flags = NO_PRIVILEGES | MsFlags::MS_NOEXEC;
-        let made = mount(Some("cgroup2"), crate::cgroup::MOUNT, Some("cgroup2"), flags, NONE);
-        step("see its own control groups only", made)?;
+        for (kind, options) in [("tmpfs", Some("size=0,nr_inodes=1")), ("cgroup2", None)] {
+            let made = mount(Some(kind), crate::cgroup::MOUNT, Some(kind), flags, options);
+            step("see its own control groups only", made)?;
+        }
     }
     Ok(())
 }

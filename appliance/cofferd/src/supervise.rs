@@ -134,6 +134,7 @@ pub(crate) struct Supervisor {
     kept: Vec<Kept>,
     phase: &'static str,
     parked: Option<String>,
+    ending: bool,
     changed: bool,
 }
 
@@ -154,7 +155,15 @@ impl Supervisor {
         // Refused only to a process that is not privileged, which PID 1 is.
         let _ = set_cad_enabled(false);
         let power = PowerButtons::none();
-        Ok(Self { signals, power, kept: Vec::new(), phase: "mount", parked: None, changed: false })
+        Ok(Self {
+            signals,
+            power,
+            kept: Vec::new(),
+            phase: "mount",
+            parked: None,
+            ending: false,
+            changed: false,
+        })
     }
 
     /// Names the phase for the status.
@@ -274,13 +283,14 @@ impl Supervisor {
         kept.pid = None;
         self.changed = true;
         let delay = kept.backoff.after(now.saturating_duration_since(kept.started));
-        kept.due = Some(now + delay);
+        kept.due = (!self.ending).then(|| now + delay);
         if let Some(group) = &kept.spec.cgroup
             && let Err(error) = group.kill()
         {
             say(&format!("{}: cannot kill what it left: {error}", kept.name));
         }
-        say(&format!("{} ended ({how}), again in {} ms", kept.name, delay.as_millis()));
+        let next = if self.ending { String::new() } else { format!(", again in {} ms", delay.as_millis()) };
+        say(&format!("{} ended ({how}){next}", kept.name));
     }
 
     /// Starts what is due. A group that still holds a process delays its own role only.
@@ -359,9 +369,8 @@ impl Supervisor {
 
     /// Asks those whom `which` picks to end, waits up to `grace`, kills the rest. Nothing is restarted meanwhile.
     fn end(&mut self, which: impl Fn(&Kept) -> bool, grace: Duration) {
-        for kept in &mut self.kept {
-            kept.due = None;
-        }
+        self.ending = true;
+        self.kept.iter_mut().for_each(|kept| kept.due = None);
         for pid in self.kept.iter().filter(|kept| which(kept)).filter_map(|kept| kept.pid) {
             // ESRCH: it ended by itself a moment ago.
             let _ = kill(pid, Signal::SIGTERM);
@@ -371,7 +380,6 @@ impl Supervisor {
             self.wait(LINGER);
             self.receive();
             self.reap();
-            self.kept.iter_mut().for_each(|kept| kept.due = None);
             self.publish();
         }
         for kept in self.kept.iter().filter(|kept| which(kept)) {

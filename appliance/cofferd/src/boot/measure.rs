@@ -27,8 +27,8 @@ const MAX_CPUS: u32 = 8192;
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum MeasureError {
     /// This machine is not a TD, or its kernel has no driver for it.
-    #[error("no quote device at {REPORTS}: this machine is not a TD")]
-    NoDevice,
+    #[error("there is no {0}: this machine is not a trust domain")]
+    NoDevice(&'static str),
     /// A register.
     #[error("cannot use the measurement registers")]
     Registers(#[from] TdxError),
@@ -88,8 +88,10 @@ impl Measured {
 ///
 /// [`MeasureError`].
 pub(crate) fn establish() -> Result<Measured, MeasureError> {
-    if !Path::new(REPORTS).is_dir() {
-        return Err(MeasureError::NoDevice);
+    for path in [REPORTS, MEASUREMENTS] {
+        if !Path::new(path).is_dir() {
+            return Err(MeasureError::NoDevice(path));
+        }
     }
     let registers = Registers::new(MEASUREMENTS.as_ref());
     if registers.read("rtmr3")? != [0; 48] {

@@ -1,0 +1,320 @@
+//! Starts processes exactly as PID 1 does, and has each look at what is left to it.
+//!
+//! Without libtest: starting a process as PID 1 does needs a process with one thread, and what is started is
+//! this program again, with the name of a probe as its argument. Needs root; says so and passes otherwise.
+
+// Modules of the program are compiled in whole, and each probe uses a part.
+#![allow(dead_code, unused_imports, missing_docs, unreachable_pub)]
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+#[path = "../src/cgroup.rs"]
+mod cgroup;
+#[path = "../src/confine.rs"]
+mod confine;
+#[path = "../src/paths.rs"]
+mod paths;
+#[path = "../src/spawn.rs"]
+mod spawn;
+#[path = "../src/sys.rs"]
+mod sys;
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::fd::OwnedFd;
+use std::path::Path;
+use std::process::ExitCode;
+use std::rc::Rc;
+
+use caps::Capability;
+use nix::errno::Errno;
+use nix::libc;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sys::memfd::{MFdFlags, memfd_create};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Gid, Uid};
+
+use spawn::{Identity, SpawnError, Spec};
+
+/// A directory that exists everywhere and that the probes must not see into.
+const COVERED: &[&str] = &["/sys/firmware", "/nowhere/at/all"];
+const BASE: u32 = 100_000 + 65_536;
+const KEY: &[u8] = b"thirty-two bytes of a sealed key";
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    match (arguments.next().as_deref(), arguments.next()) {
+        (Some("probe-role"), None) => probe_role(),
+        (Some("probe-root"), None) => probe_root(),
+        (Some("probe-capability"), None) => probe_capability(),
+        (Some("probe-shim"), None) => probe_shim(),
+        (Some("probe-filter"), Some(role)) => probe_filter(&role),
+        (Some("probe-landlock"), Some(role)) => probe_landlock(&role),
+        // libtest's options, and its listing.
+        (Some("--list"), _) => {}
+        _ => return tests(),
+    }
+    ExitCode::SUCCESS
+}
+
+fn tests() -> ExitCode {
+    if !Uid::effective().is_root() {
+        println!("SKIPPED: starting confined processes needs root");
+        return ExitCode::SUCCESS;
+    }
+    let key = key();
+    role(
+        "a role has its own uid, no capability, no network, and reads its key from the start each time",
+        || {
+            for _ in 0..2 {
+                run(&spec(
+                    "probe-role",
+                    Identity::Role { uid: 101, gid: 101, capabilities: &[] },
+                    true,
+                    Some(key.clone()),
+                ));
+            }
+        },
+    );
+    role("root without capabilities is not root", || {
+        run(&spec("probe-root", Identity::Role { uid: 0, gid: 104, capabilities: &[] }, true, None));
+    });
+    role("a capability that is kept is the only one", || {
+        const KEPT: &[Capability] = &[Capability::CAP_NET_BIND_SERVICE];
+        run(&spec(
+            "probe-capability",
+            Identity::Role { uid: 102, gid: 102, capabilities: KEPT },
+            false,
+            None,
+        ));
+    });
+    role("a shim is root in its own ids and cannot uncover what was covered", || {
+        run(&spec("probe-shim", Identity::Shim { base: BASE }, false, None));
+    });
+    role("a child that cannot be set up says why", || {
+        let identity = Identity::Role { uid: 101, gid: 101, capabilities: &[] };
+        let error = spawn::spawn(&spec("zero\0inside", identity, false, None)).unwrap_err();
+        assert!(matches!(&error, SpawnError::Setup(words) if words.contains("build argv")), "{error}");
+        while waitpid(None, None).is_ok() {}
+    });
+    for name in ["vault", "front", "publish", "evidence", "network"] {
+        role(&format!("the filter of {name} refuses what a role never does"), || {
+            let identity = Identity::Role { uid: 0, gid: 0, capabilities: &[] };
+            let mut spec = spec("probe-filter", identity, false, None);
+            spec.arguments.push(name.to_owned());
+            run(&spec);
+        });
+    }
+    let lsm = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
+    if lsm.contains("landlock") {
+        role("the vault sees its own directory and no other", || {
+            let identity = Identity::Role { uid: 101, gid: 101, capabilities: &[] };
+            let mut spec = spec("probe-landlock", identity, false, None);
+            spec.arguments.push("vault".to_owned());
+            run(&spec);
+        });
+    } else {
+        println!("SKIPPED: this kernel has no Landlock; the boot of the image tests it");
+    }
+    ExitCode::SUCCESS
+}
+
+fn role(what: &str, test: impl FnOnce()) {
+    test();
+    println!("ok: {what}");
+}
+
+fn spec(probe: &str, identity: Identity, own_network: bool, key: Option<Rc<OwnedFd>>) -> Spec {
+    Spec { arguments: vec![probe.to_owned()], identity, own_network, covered: COVERED, key, cgroup: None }
+}
+
+fn run(spec: &Spec) {
+    let pid = spawn::spawn(spec).unwrap();
+    assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)), "{:?}", spec.arguments);
+}
+
+fn key() -> Rc<OwnedFd> {
+    let memory = memfd_create(c"key", MFdFlags::MFD_CLOEXEC).unwrap();
+    let mut file = fs::File::from(memory);
+    file.write_all(KEY).unwrap();
+    Rc::new(file.into())
+}
+
+/// One line of /proc/self/status.
+fn status(name: &str) -> String {
+    let text = fs::read_to_string("/proc/self/status").unwrap();
+    let line = text.lines().find_map(|line| line.strip_prefix(name)).unwrap();
+    line.trim_start_matches(':').trim().to_owned()
+}
+
+fn listing(path: &str) -> Vec<String> {
+    let entries = fs::read_dir(path).unwrap();
+    let mut names: Vec<String> =
+        entries.map(|entry| entry.unwrap().file_name().into_string().unwrap()).collect();
+    names.sort();
+    names
+}
+
+/// What holds for every process, whoever it is.
+fn common(bounding: &str) {
+    assert_eq!(status("NoNewPrivs"), "1");
+    assert_eq!(status("CapBnd"), bounding);
+    assert_eq!(status("SigBlk"), "0000000000000000");
+    // SIGPIPE alone, by Rust's runtime. 32 and 33 are glibc's own, ignored in all that its posix_spawn starts,
+    // of which this test's first process is one.
+    let ignored = u64::from_str_radix(&status("SigIgn"), 16).unwrap() & !(0b11 << 31);
+    assert_eq!(ignored, 1 << 12);
+    assert_eq!(status("Groups"), "");
+    assert_eq!(std::env::vars_os().count(), 0);
+    assert_eq!(fs::read_link("/proc/self/fd/0").unwrap(), Path::new("/dev/null"));
+    assert_eq!(nix::sys::resource::getrlimit(nix::sys::resource::Resource::RLIMIT_CORE).unwrap(), (0, 0));
+    assert_eq!(listing("/dev"), ["full", "null", "random", "tty", "urandom", "zero"]);
+    // Descriptor 3 or 4 is the listing itself.
+    assert!(listing("/proc/self/fd").len() <= 5, "{:?}", listing("/proc/self/fd"));
+}
+
+fn probe_role() {
+    let mut key = fs::File::from(sys::inherited(paths::KEY_FD).unwrap());
+    let mut bytes = Vec::new();
+    key.read_to_end(&mut bytes).unwrap();
+    assert_eq!(bytes, KEY);
+    common("0000000000000000");
+    assert_eq!(status("Uid"), "101\t101\t101\t101");
+    assert_eq!(status("Gid"), "101\t101\t101\t101");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(status(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(fs::read_dir("/sys/firmware").unwrap_err().raw_os_error(), Some(libc::EACCES));
+    let network = fs::read_to_string("/proc/self/net/dev").unwrap();
+    assert_eq!(network.lines().filter(|line| line.contains(':')).count(), 1, "{network}");
+    assert!(network.contains("lo:"));
+    assert_eq!(nix::unistd::setuid(Uid::from_raw(0)), Err(Errno::EPERM));
+}
+
+fn probe_root() {
+    common("0000000000000000");
+    assert_eq!(status("Uid"), "0\t0\t0\t0");
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(status(set), "0000000000000000", "{set}");
+    }
+    assert_eq!(fs::read_dir("/sys/firmware").unwrap_err().raw_os_error(), Some(libc::EACCES));
+    assert_eq!(umount2("/sys/firmware", MntFlags::MNT_DETACH), Err(Errno::EPERM));
+    assert_eq!(nix::unistd::setgroups(&[Gid::from_raw(0)]), Err(Errno::EPERM));
+}
+
+fn probe_capability() {
+    let kept = format!("{:016x}", 1_u64 << Capability::CAP_NET_BIND_SERVICE.index());
+    common(&kept);
+    for set in ["CapInh", "CapPrm", "CapEff", "CapAmb"] {
+        assert_eq!(status(set), kept, "{set}");
+    }
+}
+
+fn probe_shim() {
+    assert_eq!(status("NoNewPrivs"), "1");
+    assert_eq!(status("Uid"), "0\t0\t0\t0");
+    let map: Vec<String> =
+        fs::read_to_string("/proc/self/uid_map").unwrap().split_whitespace().map(str::to_owned).collect();
+    assert_eq!(map, ["0", &BASE.to_string(), "65536"]);
+    assert!(status("CapEff").ends_with("fffffffff"), "{}", status("CapEff"));
+    // Locked: made by a more privileged namespace.
+    assert_eq!(umount2("/sys/firmware", MntFlags::MNT_DETACH), Err(Errno::EINVAL));
+    assert_eq!(umount2("/dev", MntFlags::MNT_DETACH), Err(Errno::EINVAL));
+    assert_eq!(fs::read_dir("/sys/firmware").unwrap_err().raw_os_error(), Some(libc::EACCES));
+    // Root here is nobody there.
+    assert!(fs::write("/proc/sys/kernel/core_pattern", "x").is_err());
+    assert_eq!(fs::write("/dev/new", "").unwrap_err().raw_os_error(), Some(libc::EROFS));
+    // And can do inside what a container needs: mount, change owners within its range, and nothing beyond it.
+    mount(Some("none"), "/mnt", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    fs::write("/mnt/file", "x").unwrap();
+    std::os::unix::fs::chown("/mnt/file", Some(65_535), Some(65_535)).unwrap();
+    assert!(std::os::unix::fs::chown("/mnt/file", Some(65_536), None).is_err());
+}
+
+/// A system call with zeros for arguments, and its refusal if it was refused.
+#[allow(unsafe_code)]
+fn attempt(number: i64, first: i64, second: i64, third: i64) -> Option<Errno> {
+    // SAFETY: the calls of the table do nothing with zeros but fail, and are refused before that.
+    let outcome = unsafe { libc::syscall(number, first, second, third, 0_i64, 0_i64, 0_i64) };
+    Errno::result(outcome).err()
+}
+
+fn probe_filter(role: &str) {
+    let never: &[(&str, i64)] = &[
+        ("ptrace", libc::SYS_ptrace),
+        ("process_vm_readv", libc::SYS_process_vm_readv),
+        ("process_vm_writev", libc::SYS_process_vm_writev),
+        ("pidfd_open", libc::SYS_pidfd_open),
+        ("pidfd_getfd", libc::SYS_pidfd_getfd),
+        ("kcmp", libc::SYS_kcmp),
+        ("bpf", libc::SYS_bpf),
+        ("perf_event_open", libc::SYS_perf_event_open),
+        ("userfaultfd", libc::SYS_userfaultfd),
+        ("io_uring_setup", libc::SYS_io_uring_setup),
+        ("keyctl", libc::SYS_keyctl),
+        ("add_key", libc::SYS_add_key),
+        ("mount", libc::SYS_mount),
+        ("umount2", libc::SYS_umount2),
+        ("fsopen", libc::SYS_fsopen),
+        ("move_mount", libc::SYS_move_mount),
+        ("pivot_root", libc::SYS_pivot_root),
+        ("chroot", libc::SYS_chroot),
+        ("unshare", libc::SYS_unshare),
+        ("setns", libc::SYS_setns),
+        ("execve", libc::SYS_execve),
+        ("execveat", libc::SYS_execveat),
+        ("fork", libc::SYS_fork),
+        ("clone3", libc::SYS_clone3),
+        ("open_by_handle_at", libc::SYS_open_by_handle_at),
+        ("finit_module", libc::SYS_finit_module),
+        ("kexec_load", libc::SYS_kexec_load),
+        ("reboot", libc::SYS_reboot),
+        ("iopl", libc::SYS_iopl),
+        ("personality", libc::SYS_personality),
+        ("memfd_create", libc::SYS_memfd_create),
+        ("setuid", libc::SYS_setuid),
+        ("capset", libc::SYS_capset),
+        ("seccomp", libc::SYS_seccomp),
+        ("kill", libc::SYS_kill),
+        ("mknod", libc::SYS_mknod),
+        ("syslog", libc::SYS_syslog),
+    ];
+    // Without the filter the kernel looks at the arguments first: the refusals below are the filter's.
+    assert_eq!(attempt(libc::SYS_process_vm_readv, 0, 0, 0), None);
+    assert_eq!(attempt(libc::SYS_getpriority, 9, 0, 0), Some(Errno::EINVAL));
+    confine::enter_filter(role).unwrap();
+    for (name, number) in never {
+        assert_eq!(attempt(*number, 0, 0, 0), Some(Errno::EPERM), "{role}: {name}");
+    }
+    assert_eq!(attempt(libc::SYS_getpriority, 9, 0, 0), Some(Errno::EPERM));
+    // Refused by their arguments: a process instead of a thread, memory that can be executed, being read again,
+    // and the families of sockets that nobody needs (AF_NETLINK, AF_KEY, AF_ALG, AF_VSOCK).
+    assert_eq!(attempt(libc::SYS_clone, libc::SIGCHLD.into(), 0, 0), Some(Errno::EPERM), "{role}");
+    let namespace = i64::from(libc::CLONE_THREAD | libc::CLONE_NEWUSER);
+    assert_eq!(attempt(libc::SYS_clone, namespace, 0, 0), Some(Errno::EPERM), "{role}");
+    assert_eq!(attempt(libc::SYS_mmap, 0, 4096, i64::from(libc::PROT_EXEC)), Some(Errno::EPERM), "{role}");
+    assert_eq!(attempt(libc::SYS_mprotect, 0, 0, i64::from(libc::PROT_EXEC)), Some(Errno::EPERM), "{role}");
+    assert_eq!(attempt(libc::SYS_prctl, libc::PR_SET_DUMPABLE.into(), 1, 0), Some(Errno::EPERM), "{role}");
+    for family in [libc::AF_NETLINK, libc::AF_KEY, libc::AF_ALG, libc::AF_VSOCK] {
+        let refused = attempt(libc::SYS_socket, family.into(), libc::SOCK_RAW.into(), 0);
+        assert_eq!(refused, Some(Errno::EPERM), "{role}: family {family}");
+    }
+    let networked = ["front", "publish"].contains(&role);
+    let stream = attempt(libc::SYS_socket, libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0);
+    assert_eq!(stream.is_none(), networked, "{role}: TCP gives {stream:?}");
+    let packet = attempt(libc::SYS_socket, libc::AF_PACKET.into(), 99, 0);
+    assert_eq!(packet == Some(Errno::EPERM), role != "network", "{role}: packets give {packet:?}");
+    // The i386 and x32 tables are other numbers for the same calls.
+    assert_eq!(attempt(libc::SYS_ptrace | 0x4000_0000, 0, 0, 0), Some(Errno::EPERM), "{role}: x32");
+    // What it needs still works.
+    assert!(fs::read("/proc/self/status").is_ok(), "{role}");
+}
+
+fn probe_landlock(role: &str) {
+    confine::enter(role).unwrap();
+    for path in ["/proc/self/environ", "/etc/passwd", "/usr", "/run"] {
+        let refused =
+            fs::metadata(path).and_then(|_| fs::File::open(path)).and_then(|mut file| file.read(&mut [0]));
+        assert!(refused.is_err(), "{role} reads {path}");
+    }
+    assert!(fs::read("/dev/null").is_ok());
+}
