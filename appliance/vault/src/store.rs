@@ -14,6 +14,7 @@
 //! It never repairs by forgetting: commits are two-phase, so that redb has no older state to fall back to.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::io::ErrorKind;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
 use redb::{
@@ -115,6 +116,25 @@ pub enum StoreError {
     /// A version counter at its end.
     #[error("the secret has no further version")]
     Exhausted,
+}
+
+impl StoreError {
+    /// Whether trying again may succeed: another process still has the store open, or it could not be read at all. Everything
+    /// else says something about the store's content, which will not change by itself.
+    pub fn may_pass(&self) -> bool {
+        match self {
+            Self::Io(_) => true,
+            Self::Database(error) => match &**error {
+                redb::Error::DatabaseAlreadyOpen => true,
+                // redb says of a file that is no database, or ends too early, in the words of I/O.
+                redb::Error::Io(error) => {
+                    !matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
+                }
+                _ => false,
+            },
+            _ => false,
+        }
+    }
 }
 
 /// The index in memory. Changed only after the transaction that says the same has been committed.

@@ -44,7 +44,8 @@ const FLOOD_WINDOW: Duration = Duration::from_secs(10);
 ///
 /// # Errors
 /// When the key is not there, the role cannot be confined, the declaration cannot be read or the socket not be made.
-/// A store that does not open is not an error here: the role serves its refusal.
+/// A store that cannot be reached is one too, and PID 1 tries again; a store that was reached and does not open is
+/// not: the role serves its refusal.
 pub(crate) fn run() -> anyhow::Result<()> {
     // Before the key is in this process's memory.
     confine::undumpable().context("cannot become unreadable for others")?;
@@ -61,6 +62,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
             println!("vault: {} secrets; state: in memory only, lost at power-off", store.list().len());
             router(Arc::new(Vault::new(store, rules, unix_now, Lines::default().sink())))
         }
+        Err(error) if error.may_pass() => return Err(error).context("cannot open the store"),
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));
             println!("vault: parked: {reason}");
