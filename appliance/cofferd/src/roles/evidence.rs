@@ -357,7 +357,7 @@ async fn ask_vault_key(socket: &Path) -> anyhow::Result<String> {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use std::sync::atomic::{AtomicU32, Ordering};
 
     use serde_json::json;
@@ -379,13 +379,25 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let file = directory.path().join("appliance.json");
         std::fs::write(&file, serde_json::to_vec(&appliance(&key())).unwrap()).unwrap();
+        let socket = start(directory.path(), mischief, allowed, quote);
+        (directory, socket)
+    }
+
+    /// Starts the role over the `appliance.json` in `directory`; returns its socket.
+    pub(crate) fn start<F>(directory: &Path, mischief: &[Mischief], allowed: Vec<u32>, quote: F) -> PathBuf
+    where
+        F: Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static,
+    {
         let fake = Fake::new(quote);
         *fake.mischief.lock().unwrap() = mischief.to_vec();
-        let attester =
-            Attester { appliance: file, device: Device::new(fake), vault_key: STANDARD.encode([9; 32]) };
-        let socket = directory.path().join("evidence.sock");
+        let attester = Attester {
+            appliance: directory.join("appliance.json"),
+            device: Device::new(fake),
+            vault_key: STANDARD.encode([9; 32]),
+        };
+        let socket = directory.join("evidence.sock");
         tokio::spawn(serve(bind(&socket).unwrap(), attester, allowed));
-        (directory, socket)
+        socket
     }
 
     fn honest() -> impl Fn(&[u8]) -> Vec<u8> + Send + Sync + 'static {
@@ -502,7 +514,7 @@ mod tests {
             crate::files::replace(file, &serde_json::to_vec(&later).unwrap()).unwrap();
         });
         let (evidence, _) = ask(&socket, &EvidenceRequest::default()).await.unwrap();
-        assert_eq!(evidence.event_log.len(), 3);
+        assert_eq!(evidence.event_log.len(), 6);
     }
 
     #[tokio::test(flavor = "multi_thread", worker_threads = 2)]

@@ -9,7 +9,7 @@
 //! renewal keeps failing until the end, handshakes are refused.
 
 mod evidence;
-mod files;
+mod foreign;
 mod listen;
 mod operator;
 mod patient;
@@ -39,7 +39,7 @@ use self::site::Site;
 use self::tls::{Identity, TlsKey};
 use crate::roles::clock;
 use crate::roles::evidence::{AskError, EvidenceRequest};
-use crate::{confine, paths, sys};
+use crate::{confine, files, paths, sys};
 
 /// Served always, so that an appliance can be operated whatever its services publish.
 const ALWAYS: u16 = 443;
@@ -57,11 +57,13 @@ const CERTIFICATE_EVIDENCE: usize = 32 * 1024;
 /// # Errors
 /// When the key, the declaration or a port is not to be had.
 pub(crate) fn run() -> anyhow::Result<()> {
-    confine::enter("front").context("cannot confine the role")?;
+    // Before the key is in this process's memory.
+    confine::undumpable().context("cannot become unreadable for others")?;
     let key = std::fs::File::from(sys::inherited(paths::KEY_FD).context("no TLS key was handed over")?);
     let key = TlsKey::read(key)?;
-    let declaration =
-        std::fs::read(paths::DECLARATION).with_context(|| format!("cannot read {}", paths::DECLARATION))?;
+    confine::enter("front").context("cannot confine the role")?;
+    let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
+        .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
     let declaration = Declaration::parse(&declaration).context("the measured declaration does not parse")?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
@@ -212,3 +214,6 @@ async fn bind(port: u16) -> anyhow::Result<TcpListener> {
             .with_context(|| format!("cannot listen on port {port}")),
     }
 }
+
+#[cfg(test)]
+mod tests;

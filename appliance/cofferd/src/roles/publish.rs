@@ -1,2 +1,419 @@
-//! role publish
-pub(crate) fn run() -> anyhow::Result<()> { anyhow::bail!("not built yet") }
+//! Role `publish`: collateral from the provisioning certification service, release attestations to GitHub.
+//!
+//! Outbound only: it opens no port and no socket. It holds the GitHub token for as long as one release takes, and no
+//! other secret. What it writes for others is public: the collateral that `front` adds to evidence,
+//! the document last published, and what it is doing. Whether a quote verifies is not its business but the
+//! relying parties', who have the roots; it only sees to it that the collateral is about this platform and in date.
+//!
+//! Two loops that fail by themselves: one keeps the collateral fresh, also when nothing is published; the other
+//! publishes an attestation, keeps it while it is true (also over a restart of this role) and replaces it at
+//! two thirds of its validity. Every failure is in `status.json`, is tried again with growing pauses or when the
+//! server says so, and stops nothing else.
+
+mod collateral;
+mod pck;
+mod release;
+mod status;
+mod web;
+
+use std::path::{Path, PathBuf};
+use std::sync::Arc;
+use std::time::Duration;
+
+use anyhow::Context as _;
+use cofferdam_attest::evidence::{Collateral, Evidence, MAX_BYTES};
+use cofferdam_attest::github::{Client, GithubError};
+use cofferdam_attest::quote;
+use cofferdam_declaration::Declaration;
+use cofferdam_vault::Reference;
+use tokio::sync::watch;
+use zeroize::Zeroizing;
+
+use self::collateral::{CollateralError, Pcs};
+use self::pck::{Pck, PckError};
+use self::release::{Attestation, Shelf};
+use self::status::{State, StatusFile};
+use self::web::WebError;
+use crate::client::vault::{self, LeaseError};
+use crate::roles::appliance::{Appliance, ApplianceError};
+use crate::roles::clock;
+use crate::roles::evidence::{AskError, EvidenceRequest, ask};
+use crate::{confine, files, paths};
+
+/// What the requests call themselves.
+const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
+
+/// Longest time between two fetches of collateral: revocations should be seen within a day.
+const COLLATERAL_AGE: u64 = 24 * 60 * 60;
+
+/// First and longest pause after a failure.
+const FIRST_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+
+/// Longest wait that a server can impose: GitHub's limits are per hour.
+const LONGEST_IMPOSED: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// How long one question to the vault waits for the token.
+const LEASE_WAIT: Duration = Duration::from_secs(25);
+
+/// Runs the role until it is killed.
+///
+/// # Errors
+/// When the role cannot be confined, or the facts of this boot or the declaration cannot be read.
+pub(crate) fn run() -> anyhow::Result<()> {
+    confine::enter("publish").context("cannot confine the role")?;
+    // The HTTP client takes the process's provider.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
+        .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
+    let declaration = Declaration::parse(&declaration).context("the measured declaration does not parse")?;
+    let settings = Settings::of(&declaration)?;
+    let runtime = tokio::runtime::Builder::new_current_thread()
+        .enable_all()
+        .build()
+        .context("cannot start the runtime")?;
+    runtime.block_on(serve(settings, Places::default()));
+    Ok(())
+}
+
+/// What the declaration says about this role.
+#[derive(Debug, Clone)]
+struct Settings {
+    github: String,
+    github_ca: Option<String>,
+    token: Option<Reference>,
+    pcs: String,
+    pcs_ca: Option<String>,
+}
+
+impl Settings {
+    fn of(declaration: &Declaration) -> anyhow::Result<Self> {
+        let token = declaration.github.token.as_ref().map(|token| Reference::parse(&token.to_string()));
+        Ok(Self {
+            github: declaration.github.api.to_string(),
+            github_ca: declaration.github.ca.clone(),
+            token: token.transpose().context("the token's reference is not one of the vault's")?,
+            pcs: declaration.attestation.collateral.to_string(),
+            pcs_ca: declaration.attestation.ca.clone(),
+        })
+    }
+}
+
+/// The files and sockets of the role.
+#[derive(Debug, Clone)]
+struct Places {
+    appliance: PathBuf,
+    directory: PathBuf,
+    evidence: PathBuf,
+    vault: PathBuf,
+    bundle: PathBuf,
+}
+
+impl Default for Places {
+    fn default() -> Self {
+        Self {
+            appliance: PathBuf::from(paths::APPLIANCE),
+            directory: PathBuf::from(paths::PUBLISH_DIR),
+            evidence: PathBuf::from(paths::EVIDENCE_SOCKET),
+            vault: PathBuf::from(paths::VAULT_SOCKET),
+            bundle: PathBuf::from(web::BUNDLE),
+        }
+    }
+}
+
+impl Places {
+    /// A file of the role's own directory.
+    fn own(&self, name: &str) -> PathBuf {
+        self.directory.join(name)
+    }
+}
+
+/// Collateral as far as it is known: the thing itself, or why there is none.
+type Known = Result<Arc<Collateral>, String>;
+
+/// Both loops, until the task is dropped.
+async fn serve(settings: Settings, places: Places) {
+    let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
+    tokio::join!(
+        keep_collateral(&settings, &places, sender),
+        Publisher::new(settings.clone(), places.clone(), known).keep_published()
+    );
+}
+
+/// Why collateral could not be fetched.
+#[derive(Debug, thiserror::Error)]
+enum KeepError {
+    #[error("there is no quote to fetch collateral for")]
+    Ask(#[from] AskError),
+    #[error("the evidence role's quote does not parse")]
+    Quote(#[from] quote::QuoteError),
+    #[error(transparent)]
+    Pck(#[from] PckError),
+    #[error(transparent)]
+    Collateral(#[from] CollateralError),
+    #[error(transparent)]
+    Web(#[from] WebError),
+    #[error("the collateral cannot be written down")]
+    Write(#[source] std::io::Error),
+}
+
+/// Keeps collateral in date, for ever.
+async fn keep_collateral(settings: &Settings, places: &Places, known: watch::Sender<Known>) {
+    let mut pause = FIRST_PAUSE;
+    let mut stored = true;
+    loop {
+        match refresh(settings, places, std::mem::take(&mut stored), &known).await {
+            Ok(until) => {
+                pause = FIRST_PAUSE;
+                clock::sleep_until(until).await;
+            }
+            Err(error) => {
+                let text = format!("{:#}", anyhow::Error::new(error));
+                eprintln!("publish: no fresh collateral: {text}");
+                // What is known stays in use until it is out of date; verifiers judge that themselves.
+                known.send_if_modified(|known| {
+                    let absent = known.is_err();
+                    if absent {
+                        *known = Err(text);
+                    }
+                    absent
+                });
+                tokio::time::sleep(pause).await;
+                pause = pause.saturating_mul(2).min(LONGEST_PAUSE);
+            }
+        }
+    }
+}
+
+/// Gets collateral, from a predecessor's file when that is in date, and says when to do it again.
+async fn refresh(
+    settings: &Settings,
+    places: &Places,
+    stored: bool,
+    known: &watch::Sender<Known>,
+) -> Result<u64, KeepError> {
+    let (evidence, _) = ask(&places.evidence, &EvidenceRequest::default()).await?;
+    let pck = Pck::of(&quote::parse(&evidence.quote)?)?;
+    let path = places.own("collateral.json");
+    let now = clock::unix_now();
+    let previous = if stored { read_collateral(&path) } else { None };
+    let previous = previous
+        .and_then(|collateral| Some((collateral::valid_until(&collateral, &pck, now).ok()?, collateral)));
+    let (until, collateral) = match previous {
+        Some(previous) => previous,
+        None => {
+            let authorities = web::authorities(settings.pcs_ca.as_deref(), &places.bundle)?;
+            let pcs = Pcs::new(&settings.pcs, web::client(&authorities)?);
+            let collateral = pcs.fetch(&pck, now).await?;
+            files::replace(&path, &collateral.to_json()).map_err(KeepError::Write)?;
+            (collateral::valid_until(&collateral, &pck, now)?, collateral)
+        }
+    };
+    known.send_replace(Ok(Arc::new(collateral)));
+    // Well before it is out of date, so that an outage of the service can pass; never in a tight loop.
+    Ok(now.saturating_add((until.saturating_sub(now) / 2).clamp(10, COLLATERAL_AGE)))
+}
+
+fn read_collateral(path: &Path) -> Option<Collateral> {
+    Collateral::parse(&files::read_bounded(path, u64::try_from(MAX_BYTES).ok()?).ok()?).ok()
+}
+
+/// Why there is no published attestation now.
+#[derive(Debug, thiserror::Error)]
+enum PublishError {
+    #[error("the facts of this boot are not available")]
+    Appliance(#[from] ApplianceError),
+    #[error("there is no evidence")]
+    Ask(#[from] AskError),
+    #[error("waiting for the GitHub token: no secret yet for {0}")]
+    NoToken(Reference),
+    #[error("waiting for the vault")]
+    Vault(#[source] LeaseError),
+    #[error("the GitHub token is not text")]
+    TokenText,
+    #[error("waiting for collateral: {0}")]
+    NoCollateral(String),
+    #[error("the evidence with its collateral is {0} bytes, at most {MAX_BYTES} can be published")]
+    TooLarge(usize),
+    #[error("the evidence role's answer does not make an attestation")]
+    Malformed,
+    #[error("cannot write down what is being published")]
+    Write(#[source] std::io::Error),
+    #[error(transparent)]
+    Authorities(#[from] WebError),
+    #[error("cannot publish")]
+    Github(#[from] GithubError),
+}
+
+impl PublishError {
+    /// Whether it is somebody else's turn.
+    fn state(&self) -> State {
+        match self {
+            Self::NoToken(_) | Self::Vault(_) | Self::NoCollateral(_) | Self::Ask(_) => State::Waiting,
+            _ => State::Failed,
+        }
+    }
+}
+
+/// The loop that publishes.
+struct Publisher {
+    settings: Settings,
+    places: Places,
+    known: watch::Receiver<Known>,
+    status: StatusFile,
+    shelf: Shelf,
+}
+
+impl Publisher {
+    fn new(settings: Settings, places: Places, known: watch::Receiver<Known>) -> Self {
+        let status = StatusFile::open(places.own("status.json"));
+        let shelf = Shelf { pending: places.own("pending.json"), published: places.own("attestation.json") };
+        Self { settings, places, known, status, shelf }
+    }
+
+    /// Keeps a true attestation published, for ever.
+    async fn keep_published(mut self) {
+        let Some(token) = self.settings.token.clone() else {
+            let detail = "the declaration names no GitHub token (github.token): nothing is published";
+            self.status.set(State::Waiting, detail);
+            return;
+        };
+        let mut pause = FIRST_PAUSE;
+        loop {
+            match self.ensure(&token).await {
+                Ok(until) => {
+                    pause = FIRST_PAUSE;
+                    clock::sleep_until(until).await;
+                }
+                Err(error) => {
+                    let wait = self.after(&error, pause).await;
+                    pause = if wait { pause.saturating_mul(2).min(LONGEST_PAUSE) } else { FIRST_PAUSE };
+                }
+            }
+        }
+    }
+
+    /// Says what went wrong and waits until another attempt makes sense. False when the wait was for something that
+    /// has come, so that the next pause is short.
+    async fn after(&mut self, error: &PublishError, pause: Duration) -> bool {
+        self.status.set(error.state(), &chain(error));
+        match error {
+            // The vault has waited already.
+            PublishError::NoToken(_) => false,
+            PublishError::NoCollateral(_) => {
+                // A changed reason is news too: it is shown at once.
+                let _ = tokio::time::timeout(LONGEST_PAUSE, self.known.changed()).await;
+                false
+            }
+            PublishError::Github(GithubError::RateLimited { retry_after }) => {
+                tokio::time::sleep((*retry_after).clamp(pause, LONGEST_IMPOSED)).await;
+                true
+            }
+            _ => {
+                tokio::time::sleep(pause).await;
+                true
+            }
+        }
+    }
+
+    /// Makes sure that a true attestation is published; returns when to look again.
+    async fn ensure(&mut self, token: &Reference) -> Result<u64, PublishError> {
+        let appliance = Appliance::read(&self.places.appliance)?;
+        if let Some(kept) = self.kept(&appliance) {
+            return Ok(kept);
+        }
+        // In this order, so that a person who looks sees first what they can do something about.
+        let token = self.token(token).await?;
+        let attestation = self.attestation(&appliance).await?;
+        self.status.set(State::Publishing, &format!("release {}", attestation.tag));
+        let authorities = web::authorities(self.settings.github_ca.as_deref(), &self.places.bundle)?;
+        let client = Client::new(&self.settings.github, Some(token), Some(&authorities), USER_AGENT)?;
+        let release = match release::publish(&client, &attestation).await {
+            Ok(release) => release,
+            Err(error) => {
+                if !error.is_transient() {
+                    // It may be the document or the tag that is refused: the next attempt has others.
+                    self.shelf.discard();
+                }
+                return Err(error.into());
+            }
+        };
+        self.shelf.finish().map_err(PublishError::Write)?;
+        let until = attestation.renew_at().ok_or(PublishError::Malformed)?;
+        self.status.published(attestation.tag, Some(release.html_url), attestation.claims.expires_at);
+        Ok(until)
+    }
+
+    /// When the attestation that is published has to be replaced; `None` when there is none or it is not true any more.
+    fn kept(&mut self, appliance: &Appliance) -> Option<u64> {
+        let published = Attestation::read(&self.shelf.published)?;
+        if !published.holds(appliance, clock::unix_now()) {
+            return None;
+        }
+        let until = published.renew_at()?;
+        let previous = self.status.status();
+        let same = previous.tag.as_deref() == Some(published.tag.as_str());
+        let url = previous.release_url.clone().filter(|_| same);
+        self.status.published(published.tag, url, published.claims.expires_at);
+        Some(until)
+    }
+
+    /// The document to publish: the one that a killed predecessor was publishing if it is still true, else a new one.
+    async fn attestation(&mut self, appliance: &Appliance) -> Result<Attestation, PublishError> {
+        let pending = Attestation::read(&self.shelf.pending);
+        if let Some(pending) = pending.filter(|pending| pending.holds(appliance, clock::unix_now())) {
+            return Ok(pending);
+        }
+        let collateral = match &*self.known.borrow_and_update() {
+            Ok(collateral) => Arc::clone(collateral),
+            Err(reason) => return Err(PublishError::NoCollateral(reason.clone())),
+        };
+        let (evidence, _) = ask(&self.places.evidence, &EvidenceRequest::default()).await?;
+        let document = Evidence { collateral: Some((*collateral).clone()), ..evidence }.to_json();
+        if document.len() > MAX_BYTES {
+            return Err(PublishError::TooLarge(document.len()));
+        }
+        let attestation = Attestation::parse(document).ok_or(PublishError::Malformed)?;
+        self.shelf.begin(&attestation).map_err(PublishError::Write)?;
+        Ok(attestation)
+    }
+
+    /// Leases the token.
+    async fn token(&mut self, reference: &Reference) -> Result<Zeroizing<String>, PublishError> {
+        let asked = [reference.clone()];
+        let lease = vault::lease_at(&self.places.vault, &asked, Duration::ZERO).await;
+        let lease = match lease {
+            Err(LeaseError::Missing(_)) => {
+                // Said before the wait, not after it.
+                self.status.set(State::Waiting, &PublishError::NoToken(reference.clone()).to_string());
+                vault::lease_at(&self.places.vault, &asked, LEASE_WAIT).await
+            }
+            lease => lease,
+        };
+        match lease {
+            Ok(lease) => {
+                let value = lease.get(reference).map(|value| value.expose()).unwrap_or_default();
+                let text = std::str::from_utf8(value).map_err(|_| PublishError::TokenText)?;
+                Ok(Zeroizing::new(text.trim().to_owned()))
+            }
+            Err(LeaseError::Missing(_)) => Err(PublishError::NoToken(reference.clone())),
+            Err(error) => Err(PublishError::Vault(error)),
+        }
+    }
+}
+
+/// An error with its causes, on one line.
+fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut source = error.source();
+    while let Some(cause) = source {
+        let cause_text = cause.to_string();
+        // Transparent errors repeat their source.
+        if !text.ends_with(&cause_text) {
+            text.push_str(": ");
+            text.push_str(&cause_text);
+        }
+        source = cause.source();
+    }
+    text
+}

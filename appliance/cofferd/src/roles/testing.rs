@@ -7,6 +7,7 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
+use cofferdam_attest::event_log::payload::{self, Payload as _};
 use cofferdam_attest::event_log::{self, Event, Register};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
@@ -15,6 +16,9 @@ use tdx_sim::{Platform, Seed, TdReport};
 use tokio::net::UnixListener;
 
 use super::appliance::Appliance;
+
+/// The commit of every declaration here.
+const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
 
 /// Serves HTTP/1.1 at `path` until the test's runtime ends. Bodies are collected before `handler` sees them.
 pub(crate) fn serve_unix<F, A>(path: &Path, handler: F)
@@ -53,13 +57,21 @@ pub(crate) fn respond(status: u16, body: serde_json::Value) -> Response<Body> {
 
 /// The facts of a boot with these mr-3 events and this TLS key.
 pub(crate) fn appliance(tls_key: &str) -> Appliance {
-    let mut event_log = vec![Event::new("declaration", br#"{"digest":"sha256:00"}"#.as_slice())];
-    event_log.push(Event::new("launch", br#"{"services":["web"]}"#.as_slice()));
+    let declaration = format!("sha256:{}", "ab".repeat(32));
+    let (repository, endpoint) = ("acme/room".to_owned(), "127.0.0.1:8443".to_owned());
+    let source = "disk".to_owned();
+    let event_log = vec![
+        payload::Declaration { digest: declaration.clone(), source, commit: COMMIT.to_owned() }.event(),
+        payload::Appliance { repository, declaration: declaration.clone(), endpoint }.event(),
+        payload::Machine { cpus: 2, memory_mib: 2048 }.event(),
+        payload::State { kind: "memory".to_owned(), fresh: true }.event(),
+        payload::Launch { services: Vec::new(), tls_key: tls_key.to_owned() }.event(),
+    ];
     let log = serde_json::to_value(&event_log).unwrap();
     serde_json::from_value(json!({
         "repository": "acme/room",
-        "commit": "0123456789abcdef0123456789abcdef01234567",
-        "declaration": format!("sha256:{}", "ab".repeat(32)),
+        "commit": COMMIT,
+        "declaration": declaration,
         "endpoint": "127.0.0.1:8443",
         "tls_key": tls_key,
         "event_log": log,

@@ -19,7 +19,7 @@ use cofferdam_attest::evidence::{Collateral, Evidence, MAX_BYTES, MEDIA_TYPE};
 use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
-use super::{files, reply};
+use super::{foreign, reply};
 use crate::roles::clock;
 use crate::roles::evidence::{AskError, EvidenceRequest, ask};
 
@@ -128,7 +128,7 @@ impl Desk {
     fn document(&self, mut evidence: Evidence) -> Response<Body> {
         let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX);
         evidence.collateral =
-            files::read(&self.collateral, limit).and_then(|bytes| Collateral::parse(&bytes).ok());
+            foreign::read(&self.collateral, limit).and_then(|bytes| Collateral::parse(&bytes).ok());
         let mut body = evidence.to_json();
         if body.len() > MAX_BYTES {
             evidence.collateral = None;

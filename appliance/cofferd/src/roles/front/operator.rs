@@ -19,7 +19,7 @@ use serde_json::{Value, json};
 use tokio::sync::Semaphore;
 
 use super::listen::Peer;
-use super::{files, reply};
+use super::{foreign, reply};
 use crate::roles::appliance::Appliance;
 
 /// Largest body in bytes: a sealed secret of 64 KiB is 88 KiB of base64.
@@ -214,7 +214,7 @@ impl Records {
 
 /// A JSON document that another role has written; `None` when there is none.
 fn document(path: &Path) -> Option<Value> {
-    serde_json::from_slice(&files::read(path, files::STATUS_LIMIT)?).ok()
+    serde_json::from_slice(&foreign::read(path, foreign::STATUS_LIMIT)?).ok()
 }
 
 /// `service` and `tail`, each at most once, nothing else.
@@ -237,12 +237,12 @@ fn parse_query(query: Option<&str>) -> Result<(&str, usize), &'static str> {
 /// The last `count` complete lines over the present and the previous log.
 fn last_lines(directory: &Path, count: usize) -> Vec<u8> {
     // The present log first: if it is rotated in between, lines are seen twice rather than not at all.
-    let present = files::read_end(&directory.join("log"), LOG_BYTES).unwrap_or_default();
+    let present = foreign::read_end(&directory.join("log"), LOG_BYTES).unwrap_or_default();
     let present = lines(&present);
     let missing = count.saturating_sub(present.len());
     let previous = match missing {
         0 => Vec::new(),
-        _ => files::read_end(&directory.join("log.1"), LOG_BYTES).unwrap_or_default(),
+        _ => foreign::read_end(&directory.join("log.1"), LOG_BYTES).unwrap_or_default(),
     };
     let previous = lines(&previous);
     let skip = |lines: &[&[u8]], keep: usize| lines.len().saturating_sub(keep);

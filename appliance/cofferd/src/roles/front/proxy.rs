@@ -20,7 +20,7 @@ use serde::Deserialize;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::files;
+use super::foreign;
 use super::listen::Peer;
 use super::patient::PatientBody;
 use super::reply;
@@ -337,7 +337,7 @@ fn broken(backend: &Backend) -> Response<Body> {
 fn service_state(backend: &Backend) -> Option<ServiceState> {
     // Written by a shim, which is trusted with its own service only: bounded, no links, strings cut short.
     let mut state: ServiceState =
-        serde_json::from_slice(&files::read(&backend.status, files::STATUS_LIMIT)?).ok()?;
+        serde_json::from_slice(&foreign::read(&backend.status, foreign::STATUS_LIMIT)?).ok()?;
     state.state.retain(|c| c.is_ascii_lowercase());
     state
         .missing

@@ -5,7 +5,7 @@
 //! connection is refused. Sessions are never resumed, so that every client sees the certificate that holds now.
 
 use std::fmt;
-use std::io::Read as _;
+use std::os::unix::fs::FileExt as _;
 use std::sync::{Arc, RwLock};
 
 use rustls::crypto::aws_lc_rs;
@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::roles::clock;
 
 /// Bound on the key's encoding in bytes; PKCS#8 of a P-256 key is 138.
-const MAX_KEY: u64 = 1024;
+const MAX_KEY: usize = 1024;
 
 /// What a channel binding is exported under (RFC 9266 §2); the context is the zero-length string.
 const BINDING_LABEL: &[u8] = cofferdam_attest::operator::CHANNEL_BINDING_LABEL;
@@ -55,11 +55,10 @@ impl TlsKey {
     /// # Errors
     /// When it cannot be read or is not PKCS#8.
     pub(crate) fn read(source: std::fs::File) -> Result<Self, TlsError> {
-        // Reserved at once, so that no half-filled buffer with the key in it is left behind by growing.
-        let mut pkcs8 = Zeroizing::new(Vec::with_capacity(2048));
-        // The memfd's offset is shared with the process that filled it.
-        std::io::Seek::seek(&mut &source, std::io::SeekFrom::Start(0)).map_err(TlsError::ReadKey)?;
-        source.take(MAX_KEY).read_to_end(&mut pkcs8).map_err(TlsError::ReadKey)?;
+        let mut pkcs8 = Zeroizing::new(vec![0; MAX_KEY]);
+        // At the start, whatever offset the process that filled the memfd left behind.
+        let length = source.read_at(&mut pkcs8, 0).map_err(TlsError::ReadKey)?;
+        pkcs8.truncate(length);
         Self::from_pkcs8(pkcs8)
     }
 

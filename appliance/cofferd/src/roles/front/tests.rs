@@ -1,0 +1,1038 @@
+//! The front as a whole: a client with TLS on one side; evidence, vault and a workload on Unix sockets on the other.
+
+use std::collections::BTreeMap;
+use std::net::SocketAddr;
+use std::path::{Path, PathBuf};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{HeaderMap, Method, Request, Response, StatusCode, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use cofferdam_attest::appraise::{self, Expectations, Outcome, Verdict};
+use cofferdam_attest::claims::Claims;
+use cofferdam_attest::dcap::Roots;
+use cofferdam_attest::evidence::{Evidence, MEDIA_TYPE};
+use cofferdam_attest::operator::{Authorization, signing_input};
+use cofferdam_attest::policy::Policy;
+use cofferdam_attest::ratls;
+use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
+use hyper_util::rt::TokioIo;
+use rustls::pki_types::ServerName;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpListener, TcpStream};
+use tokio_rustls::client::TlsStream;
+use tokio_rustls::{TlsAcceptor, TlsConnector};
+
+use super::evidence::Desk;
+use super::listen::{self, Limits};
+use super::operator::{Operators, Records};
+use super::proxy::{Backend, Proxy};
+use super::site::{PREFIX, Site};
+use super::tls::{self, Identity, TlsKey};
+use crate::roles::clock;
+use crate::roles::evidence::tests::start as start_evidence;
+use crate::roles::testing::{appliance, platform, quote, respond, serve_unix};
+
+/// The port that the workload publishes, as far as the declaration goes: tests listen where the system lets them.
+const PUBLISHED: u16 = 443;
+
+fn me() -> u32 {
+    nix::unistd::getuid().as_raw()
+}
+
+/// A whole front and everything around it.
+struct Room {
+    directory: TempDir,
+    address: SocketAddr,
+    site: Arc<Site>,
+    identity: Arc<Identity>,
+    key: TlsKey,
+    tls_key: String,
+    /// Requests that the vault was asked about.
+    asked: Arc<Mutex<Vec<Value>>>,
+}
+
+impl Room {
+    async fn open() -> Self {
+        Self::with(Limits::default()).await
+    }
+
+    async fn with(limits: Limits) -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        let pkcs8 = ratls::generate_key().unwrap();
+        let tls_key = ratls::key_sha256(&pkcs8).unwrap();
+        let facts = appliance(&tls_key);
+        std::fs::write(root.join("appliance.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
+        let (machine, events) = (platform(), facts.event_log);
+        let evidence = start_evidence(root, &[], vec![me()], move |data| quote(&machine, &events, data));
+
+        let asked = Arc::new(Mutex::new(Vec::new()));
+        start_vault(&root.join("vault.sock"), Arc::clone(&asked));
+        std::fs::create_dir_all(root.join("services/web")).unwrap();
+        std::fs::create_dir_all(root.join("publish")).unwrap();
+        let backend = Backend {
+            service: "web".into(),
+            socket: root.join("services/web/port-8080"),
+            uid: me(),
+            status: root.join("services/web/status.json"),
+        };
+        let records = Records {
+            appliance: root.join("appliance.json"),
+            roles: root.join("status.json"),
+            publish: root.join("publish/status.json"),
+            services: vec![
+                ("web".into(), root.join("services/web")),
+                ("db".into(), root.join("services/db")),
+            ],
+        };
+        let site = Arc::new(Site {
+            evidence: Desk::new(evidence, root.join("publish/collateral.json")),
+            operators: Operators::new(root.join("vault.sock"), records),
+            backends: BTreeMap::from([(PUBLISHED, backend)]),
+            proxy: Proxy::default(),
+        });
+        let key = TlsKey::from_pkcs8(pkcs8).unwrap();
+        let identity = Arc::new(Identity::default());
+        let until = super::attest(&site.evidence, &key, &identity).await;
+        let left = until - clock::unix_now();
+        assert!((16 * 3600 - 10..=16 * 3600).contains(&left), "renewed at two thirds of a day: {left}");
+
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity)).unwrap()));
+        let places = listen::places(&limits);
+        tokio::spawn(listen::serve(listener, PUBLISHED, acceptor, limits, places, Arc::clone(&site)));
+        Self { directory, address, site, identity, key, tls_key, asked }
+    }
+
+    fn path(&self, name: &str) -> PathBuf {
+        self.directory.path().join(name)
+    }
+
+    async fn dial(&self) -> TlsStream<TcpStream> {
+        dial(self.address, Some(self.tls_key.clone())).await.unwrap()
+    }
+
+    async fn client(&self) -> Client {
+        Client::over(self.dial().await).await
+    }
+
+    /// A workload that answers from a closure.
+    fn workload<F>(&self, answer: F)
+    where
+        F: Fn(Request<Bytes>) -> Response<Body> + Send + Sync + 'static,
+    {
+        serve_unix(&self.path("services/web/port-8080"), move |request| {
+            let response = answer(request);
+            async move { response }
+        });
+    }
+}
+
+/// A vault that knows one operator, approves status and logs, and repeats what else it is asked.
+fn start_vault(socket: &Path, asked: Arc<Mutex<Vec<Value>>>) {
+    let operator = operator().verifying_key();
+    serve_unix(socket, move |request| {
+        assert_eq!((request.method(), request.uri().path()), (&Method::POST, "/v1/operator"));
+        let question: Value = serde_json::from_slice(request.body()).unwrap();
+        asked.lock().unwrap().push(question.clone());
+        let response = judge(&operator, &question);
+        async move { response }
+    });
+}
+
+fn judge(operator: &VerifyingKey, question: &Value) -> Response<Body> {
+    let text = |name: &str| question[name].as_str().unwrap().to_owned();
+    let bytes = |name: &str| STANDARD.decode(text(name)).unwrap();
+    let binding: [u8; 32] = bytes("channel_binding").try_into().unwrap();
+    let signature: [u8; 64] = bytes("signature").try_into().unwrap();
+    let input = signing_input(&text("method"), &text("path"), &bytes("body"), &binding);
+    if operator.verify_strict(&input, &signature.into()).is_err() {
+        return respond(
+            403,
+            json!({"error": "the signature does not match this request on this connection"}),
+        );
+    }
+    let path = text("path");
+    match path.strip_prefix(PREFIX).unwrap() {
+        "/v1/status" => respond(204, json!({})),
+        path if path.starts_with("/v1/logs") => respond(204, json!({})),
+        "/v1/secrets" => respond(200, json!({"secrets": []})),
+        _ => respond(404, json!({"error": "no such thing", "hint": "look elsewhere"})),
+    }
+}
+
+fn operator() -> SigningKey {
+    SigningKey::from_bytes(&[5; 32])
+}
+
+async fn dial(address: SocketAddr, pin: Option<String>) -> std::io::Result<TlsStream<TcpStream>> {
+    let config = ratls::client_config(pin).unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
+}
+
+fn exporter(stream: &TlsStream<TcpStream>) -> [u8; 32] {
+    stream.get_ref().1.export_keying_material([0; 32], b"EXPORTER-Channel-Binding", Some(b"")).unwrap()
+}
+
+/// HTTP over one TLS connection.
+struct Client {
+    sender: hyper::client::conn::http1::SendRequest<Body>,
+    binding: [u8; 32],
+}
+
+struct Answer {
+    status: StatusCode,
+    headers: HeaderMap,
+    body: Bytes,
+}
+
+impl Answer {
+    fn json(&self) -> Value {
+        serde_json::from_slice(&self.body).unwrap()
+    }
+
+    fn error(&self) -> String {
+        self.json()["error"].as_str().unwrap().to_owned()
+    }
+}
+
+impl Client {
+    async fn over(stream: TlsStream<TcpStream>) -> Self {
+        let binding = exporter(&stream);
+        let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
+        tokio::spawn(connection.with_upgrades());
+        Self { sender, binding }
+    }
+
+    async fn send(&mut self, request: Request<Body>) -> Answer {
+        let (parts, body) = self.sender.send_request(request).await.unwrap().into_parts();
+        let body = axum::body::to_bytes(Body::new(body), 1 << 24).await.unwrap();
+        Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    async fn get(&mut self, path: &str) -> Answer {
+        let request = Request::get(path).header(header::HOST, "room.example").body(Body::empty()).unwrap();
+        self.send(request).await
+    }
+
+    async fn signed(&mut self, key: &SigningKey, method: Method, path: &str, body: &[u8]) -> Answer {
+        let path = format!("{PREFIX}{path}");
+        let signature = key.sign(&signing_input(method.as_str(), &path, body, &self.binding)).to_bytes();
+        let fingerprint = cofferdam_vault::fingerprint(&key.verifying_key().to_bytes());
+        let authorization = Authorization { key: fingerprint, signature }.to_string();
+        let request = Request::builder()
+            .method(method)
+            .uri(path)
+            .header(header::HOST, "room.example")
+            .header(header::AUTHORIZATION, authorization)
+            .body(Body::from(body.to_vec()))
+            .unwrap();
+        self.send(request).await
+    }
+}
+
+// The attested identity.
+
+#[tokio::test]
+async fn the_certificate_carries_evidence_about_its_own_key() {
+    let room = Room::open().await;
+    let stream = room.dial().await;
+    let connection = stream.get_ref().1;
+    assert_eq!(connection.protocol_version(), Some(rustls::ProtocolVersion::TLSv1_3));
+    let certificate = connection.peer_certificates().unwrap()[0].clone();
+    assert_eq!(ratls::spki_sha256(&certificate).unwrap(), room.tls_key);
+    let evidence = ratls::evidence_from_certificate(&certificate).unwrap().unwrap();
+    let evidence = Evidence::parse(&evidence).unwrap();
+    let claims = Claims::decode(&evidence.claims).unwrap();
+    assert_eq!(claims.tls_key, room.tls_key);
+    assert_eq!((claims.nonce, claims.channel_binding), (None, None));
+}
+
+#[tokio::test]
+async fn older_tls_is_refused() {
+    let room = Room::open().await;
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_protocol_versions(&[&rustls::version::TLS12])
+        .unwrap()
+        .with_root_certificates(rustls::RootCertStore::empty())
+        .with_no_client_auth();
+    let stream = TcpStream::connect(room.address).await.unwrap();
+    let name = ServerName::try_from("127.0.0.1").unwrap();
+    let error = TlsConnector::from(Arc::new(config)).connect(name, stream).await.unwrap_err();
+    assert!(error.to_string().contains("ProtocolVersion"), "{error}");
+}
+
+#[tokio::test]
+async fn an_expired_certificate_is_not_shown() {
+    let room = Room::open().await;
+    room.identity.replace(vec![0x30], &room.key, clock::unix_now());
+    assert!(dial(room.address, None).await.is_err());
+    super::attest(&room.site.evidence, &room.key, &room.identity).await;
+    room.dial().await;
+}
+
+#[tokio::test]
+async fn without_evidence_there_is_no_certificate_and_with_it_there_is() {
+    let directory = tempfile::tempdir().unwrap();
+    let pkcs8 = ratls::generate_key().unwrap();
+    let facts = appliance(&ratls::key_sha256(&pkcs8).unwrap());
+    std::fs::write(directory.path().join("appliance.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
+    let key = TlsKey::from_pkcs8(pkcs8).unwrap();
+    let desk = Desk::new(directory.path().join("evidence.sock"), directory.path().join("collateral.json"));
+    let identity = Identity::default();
+    let waiting = super::attest(&desk, &key, &identity);
+    assert!(tokio::time::timeout(Duration::from_millis(400), waiting).await.is_err());
+    assert_eq!(desk.answer(None, &[0; 32]).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+
+    let (machine, events) = (platform(), facts.event_log);
+    start_evidence(directory.path(), &[], vec![me()], move |data| quote(&machine, &events, data));
+    super::attest(&desk, &key, &identity).await;
+    assert_eq!(desk.answer(None, &[0; 32]).await.status(), StatusCode::OK);
+}
+
+#[tokio::test]
+async fn evidence_about_another_key_makes_no_certificate() {
+    let room = Room::open().await;
+    let other = TlsKey::from_pkcs8(ratls::generate_key().unwrap()).unwrap();
+    let error = super::attempt(&room.site.evidence, &other, &room.identity).await.unwrap_err();
+    assert!(matches!(error, super::AttestError::OtherKey), "{error}");
+}
+
+#[test]
+fn a_key_comes_over_a_descriptor_whatever_its_offset() {
+    use std::io::{Seek as _, Write as _};
+    let pkcs8 = ratls::generate_key().unwrap();
+    let mut file = tempfile::tempfile().unwrap();
+    file.write_all(&pkcs8).unwrap();
+    let key = TlsKey::read(file.try_clone().unwrap()).unwrap();
+    assert_eq!(key.pkcs8(), pkcs8.as_slice());
+    assert_eq!(format!("{key:?}"), "[redacted:tls-key]");
+    file.rewind().unwrap();
+    file.write_all(b"no key").unwrap();
+    assert!(TlsKey::read(file).is_err());
+}
+
+#[tokio::test]
+async fn a_large_firmware_log_still_fits_into_the_certificate() {
+    let room = Room::open().await;
+    let (mut evidence, claims) = room.site.evidence.fetch(&Default::default()).await.unwrap();
+    let firmware = json!({"mr": 0, "event": "EV_EFI_VARIABLE_DRIVER_CONFIG", "digest": "ab".repeat(48),
+        "payload": STANDARD.encode([7; 1000])});
+    let firmware: cofferdam_attest::event_log::Event = serde_json::from_value(firmware).unwrap();
+    evidence.event_log.extend(std::iter::repeat_n(firmware, 100));
+    assert!(evidence.to_json().len() > ratls::MAX_EVIDENCE);
+    let issued = claims.issued_unix().unwrap();
+    let certificate = super::certificate(evidence, "[::1]:443", &room.key, issued, 3600).unwrap();
+    let carried = ratls::evidence_from_certificate(&certificate).unwrap().unwrap();
+    let carried = Evidence::parse(&carried).unwrap();
+    assert_eq!(carried.event_log.len(), 105);
+    assert!(carried.event_log.iter().all(|event| event.payload.is_some() == (event.mr == 3)));
+}
+
+// Evidence on request.
+
+/// What a careful client expects on this connection.
+fn expectations(room: &Room, nonce: &[u8], binding: [u8; 32]) -> Expectations {
+    Expectations {
+        repository: Some("acme/room".into()),
+        tls_key: Some(room.tls_key.clone()),
+        nonce: Some(nonce.to_vec()),
+        channel_binding: Some(binding),
+        ..Expectations::default()
+    }
+}
+
+fn judge_evidence(body: &[u8], expected: &Expectations) -> appraise::Appraisal {
+    let evidence = Evidence::parse(body).unwrap();
+    let roots = Roots::intel().with_pem(&platform().root_pem()).unwrap();
+    appraise::appraise(&evidence, expected, &Policy::default(), &roots, clock::unix_now())
+}
+
+fn write_collateral(room: &Room) {
+    let collateral = platform().collateral(clock::unix_now(), Default::default()).unwrap();
+    std::fs::write(room.path("publish/collateral.json"), collateral.to_json().unwrap()).unwrap();
+}
+
+#[tokio::test]
+async fn fresh_evidence_is_bound_to_nonce_and_connection_and_verifies() {
+    let room = Room::open().await;
+    write_collateral(&room);
+    let mut client = room.client().await;
+    let nonce = [0xfb; 32];
+    let answer = client.get(&format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce))).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    assert_eq!(answer.headers[header::CONTENT_TYPE], MEDIA_TYPE);
+    let claims = Claims::decode(&Evidence::parse(&answer.body).unwrap().claims).unwrap();
+    assert_eq!(
+        claims.channel_binding,
+        Some(STANDARD.encode(client.binding)),
+        "exporter of client and server"
+    );
+    assert_eq!(claims.nonce, Some(STANDARD.encode(nonce)));
+    let appraisal = judge_evidence(&answer.body, &expectations(&room, &nonce, client.binding));
+    assert_eq!(appraisal.failures().collect::<Vec<_>>(), Vec::<&appraise::Check>::new());
+    for name in ["quote_chain", "report_data", "nonce", "channel_binding", "tls_key", "event_log"] {
+        assert_eq!(appraisal.check(name).unwrap().outcome, Outcome::Pass, "{name}");
+    }
+    // Without reference values the firmware's registers have nothing to be compared with.
+    assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck);
+
+    let other = room.client().await;
+    assert_ne!(other.binding, client.binding);
+}
+
+#[tokio::test]
+async fn evidence_relayed_onto_another_connection_is_refused() {
+    let room = Room::open().await;
+    write_collateral(&room);
+    // The man in the middle has a key of his own, passes the nonce on and hands back what he gets.
+    let own = ratls::generate_key().unwrap();
+    let his_key = ratls::key_sha256(&own).unwrap();
+    let identity = Arc::new(Identity::default());
+    let certificate =
+        ratls::certificate(&own, b"{}", &["127.0.0.1".into()], clock::unix_now(), 3600).unwrap();
+    identity.replace(certificate, &TlsKey::from_pkcs8(own).unwrap(), u64::MAX);
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(identity).unwrap()));
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let middle = listener.local_addr().unwrap();
+    let behind = room.address;
+    tokio::spawn(async move {
+        let mut client = acceptor.accept(listener.accept().await.unwrap().0).await.unwrap();
+        let mut server = dial(behind, None).await.unwrap();
+        let _ = tokio::io::copy_bidirectional(&mut client, &mut server).await;
+    });
+
+    let stream = dial(middle, None).await.unwrap();
+    let shown = ratls::spki_sha256(&stream.get_ref().1.peer_certificates().unwrap()[0]).unwrap();
+    assert_eq!(shown, his_key);
+    let mut client = Client::over(stream).await;
+    let nonce = [3; 16];
+    let answer = client.get(&format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce))).await;
+    assert_eq!(answer.status, StatusCode::OK, "the evidence itself is genuine");
+    let expected = Expectations { tls_key: Some(shown), ..expectations(&room, &nonce, client.binding) };
+    let appraisal = judge_evidence(&answer.body, &expected);
+    assert_eq!(appraisal.verdict(), Verdict::Rejected);
+    let failed: Vec<_> = appraisal.failures().map(|check| check.name).collect();
+    assert!(failed.contains(&"channel_binding") && failed.contains(&"tls_key"), "{failed:?}");
+    assert_eq!(
+        appraisal.check("nonce").unwrap().outcome,
+        Outcome::Pass,
+        "a nonce alone would not have helped"
+    );
+}
+
+#[tokio::test]
+async fn evidence_without_a_nonce_is_that_of_the_certificate_and_gets_collateral_when_there_is_some() {
+    let room = Room::open().await;
+    let mut client = room.client().await;
+    let path = format!("{PREFIX}/evidence");
+    let bare = Evidence::parse(&client.get(&path).await.body).unwrap();
+    assert!(bare.collateral.is_none());
+    write_collateral(&room);
+    let full = Evidence::parse(&client.get(&path).await.body).unwrap();
+    assert!(full.collateral.is_some());
+    assert_eq!((full.claims, full.quote), (bare.claims, bare.quote));
+    std::fs::write(room.path("publish/collateral.json"), "garbage").unwrap();
+    assert!(Evidence::parse(&client.get(&path).await.body).unwrap().collateral.is_none());
+}
+
+#[tokio::test]
+async fn malformed_nonces_are_refused() {
+    let room = Room::open().await;
+    let mut client = room.client().await;
+    let long = URL_SAFE_NO_PAD.encode([0; 65]);
+    for query in [
+        "nonce=",
+        "nonce=AAAA",
+        "nonce=%00",
+        "x=1",
+        "nonce=AAAAAAAAAAAAAAAAAAAAAA&x",
+        &format!("nonce={long}"),
+    ] {
+        let answer = client.get(&format!("{PREFIX}/evidence?{query}")).await;
+        assert_eq!(answer.status, StatusCode::BAD_REQUEST, "{query}");
+        assert!(answer.json()["hint"].as_str().unwrap().contains("base64url"));
+    }
+    let request =
+        Request::post(format!("{PREFIX}/evidence")).header("host", "x").body(Body::empty()).unwrap();
+    assert_eq!(client.send(request).await.status, StatusCode::METHOD_NOT_ALLOWED);
+}
+
+#[tokio::test]
+async fn who_asks_for_too_many_quotes_is_told_when_to_come_back() {
+    let room = Room::open().await;
+    let mut client = room.client().await;
+    let nonce = URL_SAFE_NO_PAD.encode([1; 16]);
+    let mut refused = None;
+    for _ in 0..200 {
+        let answer = client.get(&format!("{PREFIX}/evidence?nonce={nonce}")).await;
+        if answer.status != StatusCode::OK {
+            refused = Some(answer);
+            break;
+        }
+    }
+    let refused = refused.expect("a bound");
+    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
+    assert!(refused.headers[header::RETRY_AFTER].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    assert_eq!(
+        client.get(&format!("{PREFIX}/evidence")).await.status,
+        StatusCode::OK,
+        "the cached one is free"
+    );
+}
+
+// The operators' interface.
+
+#[tokio::test]
+async fn operators_requests_reach_the_vault_as_they_were_signed() {
+    let room = Room::open().await;
+    let mut client = room.client().await;
+    let answer = client.signed(&operator(), Method::GET, "/v1/secrets", b"").await;
+    assert_eq!((answer.status, answer.json()), (StatusCode::OK, json!({"secrets": []})));
+    let answer = client.signed(&operator(), Method::PUT, "/v1/secrets/a/b/c?x=%20", b"{\"enc\":1}").await;
+    assert_eq!((answer.status, answer.error()), (StatusCode::NOT_FOUND, "no such thing".into()));
+    assert_eq!(answer.json()["hint"], "look elsewhere");
+
+    let asked = room.asked.lock().unwrap().clone();
+    let mut keys: Vec<_> = asked[1].as_object().unwrap().keys().cloned().collect();
+    keys.sort();
+    assert_eq!(keys, ["body", "channel_binding", "key", "method", "path", "signature"]);
+    assert_eq!(asked[1]["method"], "PUT");
+    assert_eq!(asked[1]["path"], format!("{PREFIX}/v1/secrets/a/b/c?x=%20"));
+    assert_eq!(asked[1]["body"], STANDARD.encode(b"{\"enc\":1}"));
+    assert_eq!(asked[1]["channel_binding"], STANDARD.encode(client.binding));
+}
+
+#[tokio::test]
+async fn only_operators_see_status_and_logs() {
+    let room = Room::open().await;
+    let mut client = room.client().await;
+    for path in ["/v1/status", "/v1/logs?service=web", "/v1/secrets", "/v1/anything"] {
+        let answer = client.get(&format!("{PREFIX}{path}")).await;
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path}");
+        let stranger = SigningKey::from_bytes(&[6; 32]);
+        let answer = client.signed(&stranger, Method::GET, path, b"").await;
+        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
+    }
+    for authorization in
+        ["", "Bearer x", "Cofferdam-Operator", "Cofferdam-Operator key=\"x\", signature=\"y\""]
+    {
+        let request = Request::get(format!("{PREFIX}/v1/status"))
+            .header("host", "x")
+            .header(header::AUTHORIZATION, authorization)
+            .body(Body::empty())
+            .unwrap();
+        assert_eq!(client.send(request).await.status, StatusCode::UNAUTHORIZED, "{authorization}");
+    }
+    // A signature made for one connection is nothing on another.
+    let signature = operator()
+        .sign(&signing_input("GET", &format!("{PREFIX}/v1/status"), b"", &client.binding))
+        .to_bytes();
+    let key = cofferdam_vault::fingerprint(&operator().verifying_key().to_bytes());
+    let request = Request::get(format!("{PREFIX}/v1/status"))
+        .header("host", "x")
+        .header(header::AUTHORIZATION, Authorization { key, signature }.to_string())
+        .body(Body::empty())
+        .unwrap();
+    assert_eq!(room.client().await.send(request).await.status, StatusCode::FORBIDDEN);
+}
+
+#[tokio::test]
+async fn status_is_what_the_roles_have_written() {
+    let room = Room::open().await;
+    std::fs::write(
+        room.path("status.json"),
+        r#"{"version":1,"phase":"supervise","roles":[{"name":"vault","pid":7,"restarts":1,"state":"running"}]}"#,
+    )
+    .unwrap();
+    let web =
+        r#"{"state":"waiting","missing":["secret://a/b/c"],"restarts":2,"since":"2026-01-01T00:00:00Z"}"#;
+    std::fs::write(room.path("services/web/status.json"), web).unwrap();
+    std::fs::write(room.path("publish/status.json"), r#"{"state":"published","tag":"attest-x"}"#).unwrap();
+    let answer = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let status = answer.json();
+    assert_eq!(status["state"], "in memory only, lost at power-off");
+    assert_eq!(status["repository"], "acme/room");
+    assert_eq!(status["phases"], json!([{"name": "mount", "ms": 3}]));
+    assert_eq!(status["registers"]["mrtd"], "00".repeat(48));
+    assert_eq!(status["roles"][0]["name"], "vault");
+    assert_eq!(status["services"][0]["name"], "web");
+    assert_eq!(status["services"][0]["missing"], json!(["secret://a/b/c"]));
+    assert_eq!(status["services"][1], json!({"name": "db", "state": "pending"}));
+    assert_eq!(status["publish"]["tag"], "attest-x");
+}
+
+#[tokio::test]
+async fn logs_are_the_last_whole_lines_over_a_rotation() {
+    let room = Room::open().await;
+    let line = |n: usize| format!("{{\"line\":\"{n}\"}}\n");
+    let old: String = (0..5).map(line).collect();
+    let new: String = (5..8).map(line).collect();
+    std::fs::write(room.path("services/web/log.1"), old).unwrap();
+    std::fs::write(room.path("services/web/log"), new + "{\"line\":\"unfini").unwrap();
+    let mut client = room.client().await;
+    let mut tail = async |query: &str| {
+        let answer = client.signed(&operator(), Method::GET, &format!("/v1/logs?{query}"), b"").await;
+        (answer.status, String::from_utf8(answer.body.to_vec()).unwrap())
+    };
+    let lines = |range: std::ops::Range<usize>| range.map(line).collect::<String>();
+    assert_eq!(tail("service=web&tail=2").await, (StatusCode::OK, lines(6..8)));
+    assert_eq!(tail("tail=4&service=web").await, (StatusCode::OK, lines(4..8)));
+    assert_eq!(tail("service=web").await, (StatusCode::OK, lines(0..8)));
+    assert_eq!(tail("service=web&tail=0").await, (StatusCode::OK, String::new()));
+    assert_eq!(tail("service=web&tail=99999999").await, (StatusCode::OK, lines(0..8)));
+    assert_eq!(tail("service=db").await, (StatusCode::OK, String::new()));
+    for bad in [
+        "",
+        "tail=1",
+        "service=web&tail=x",
+        "service=web&service=db",
+        "service=web&tail=-1",
+        "service=web&follow=1",
+    ] {
+        assert_eq!(tail(bad).await.0, StatusCode::BAD_REQUEST, "{bad}");
+    }
+    for unknown in ["service=..", "service=web/../db", "service=/etc", "service=", "service=%2e%2e"] {
+        assert_eq!(tail(unknown).await.0, StatusCode::NOT_FOUND, "{unknown}");
+    }
+}
+
+#[tokio::test]
+async fn a_log_that_is_a_link_is_not_followed() {
+    let room = Room::open().await;
+    std::fs::write(room.path("secret"), "{\"line\":\"hidden\"}\n").unwrap();
+    std::os::unix::fs::symlink(room.path("secret"), room.path("services/web/log")).unwrap();
+    nix::unistd::mkfifo(&room.path("services/web/log.1"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let answer = room.client().await.signed(&operator(), Method::GET, "/v1/logs?service=web", b"").await;
+    assert_eq!((answer.status, answer.body), (StatusCode::OK, Bytes::new()));
+}
+
+#[tokio::test]
+async fn a_body_beyond_the_largest_secret_is_refused() {
+    let room = Room::open().await;
+    let mut client = room.client().await;
+    let answer = client.signed(&operator(), Method::PUT, "/v1/secrets/a/b/c", &vec![b'x'; 200 * 1024]).await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+    assert!(room.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_vault_that_is_away_is_said_so() {
+    let room = Room::open().await;
+    std::fs::remove_file(room.path("vault.sock")).unwrap();
+    let answer = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.headers.contains_key(header::RETRY_AFTER));
+}
+
+// The way to the services.
+
+/// Answers with what arrived.
+fn mirror(request: Request<Bytes>) -> Response<Body> {
+    let headers: Vec<(String, String)> = request
+        .headers()
+        .iter()
+        .map(|(name, value)| (name.to_string(), value.to_str().unwrap().to_owned()))
+        .collect();
+    let seen = json!({
+        "method": request.method().as_str(),
+        "target": request.uri().to_string(),
+        "headers": headers,
+        "body": String::from_utf8_lossy(request.body()),
+    });
+    let mut response = respond(200, seen);
+    response.headers_mut().insert("connection", "x-private".parse().unwrap());
+    response.headers_mut().insert("x-private", "1".parse().unwrap());
+    response.headers_mut().insert("keep-alive", "timeout=5".parse().unwrap());
+    response.headers_mut().insert("x-public", "2".parse().unwrap());
+    response
+}
+
+fn values(seen: &Value, name: &str) -> Vec<String> {
+    let headers = seen["headers"].as_array().unwrap().iter();
+    let same = headers.filter(|pair| pair[0] == name);
+    same.map(|pair| pair[1].as_str().unwrap().to_owned()).collect()
+}
+
+#[tokio::test]
+async fn requests_reach_the_workload_without_what_belongs_to_the_hop() {
+    let room = Room::open().await;
+    room.workload(mirror);
+    let request = Request::post("/a/b?c=d%20e")
+        .header(header::HOST, "room.example")
+        .header("connection", "keep-alive, X-Listed, host, content-length")
+        .header("x-listed", "1")
+        .header("keep-alive", "timeout=5")
+        .header("te", "trailers")
+        .header("proxy-authorization", "x")
+        .header("x-forwarded-for", "6.6.6.6")
+        .header("x-forwarded-proto", "http")
+        .header("x-forwarded-server", "evil")
+        .header("forwarded", "for=6.6.6.6")
+        .header("x-real-ip", "6.6.6.6")
+        .header("expect", "100-continue")
+        .header("x-kept", "1")
+        .header("x-kept", "2")
+        .body(Body::from("hello"))
+        .unwrap();
+    let answer = room.client().await.send(request).await;
+    assert_eq!(answer.status, StatusCode::OK);
+    let seen = answer.json();
+    assert_eq!((&seen["method"], &seen["target"]), (&json!("POST"), &json!("/a/b?c=d%20e")));
+    assert_eq!(seen["body"], "hello");
+    assert_eq!(values(&seen, "content-length"), ["5"]);
+    assert_eq!(values(&seen, "host"), ["room.example"]);
+    assert_eq!(values(&seen, "x-kept"), ["1", "2"]);
+    assert_eq!(values(&seen, "x-forwarded-for"), ["127.0.0.1"]);
+    assert_eq!(values(&seen, "x-forwarded-proto"), ["https"]);
+    assert_eq!(values(&seen, "x-forwarded-host"), ["room.example"]);
+    let gone = [
+        "connection",
+        "x-listed",
+        "keep-alive",
+        "te",
+        "proxy-authorization",
+        "x-forwarded-server",
+        "forwarded",
+        "x-real-ip",
+        "expect",
+        "transfer-encoding",
+    ];
+    for name in gone {
+        assert_eq!(values(&seen, name), Vec::<String>::new(), "{name}");
+    }
+    assert_eq!(answer.headers["x-public"], "2");
+    assert!(!answer.headers.contains_key("x-private") && !answer.headers.contains_key("keep-alive"));
+}
+
+#[tokio::test]
+async fn the_appliances_paths_never_reach_the_workload() {
+    let room = Room::open().await;
+    room.workload(|_| panic!("it did"));
+    let mut client = room.client().await;
+    for path in [
+        PREFIX.to_owned(),
+        format!("{PREFIX}/"),
+        format!("{PREFIX}/evidence/"),
+        format!("{PREFIX}/nothing"),
+        format!("{PREFIX}/../../app"),
+        format!("/{PREFIX}/evidence"),
+        "/.well-known/%63offerdam/evidence".to_owned(),
+        "/app/%2e%2e/.well-known/cofferdam/v1/status".to_owned(),
+    ] {
+        let answer = client.get(&path).await;
+        assert_eq!(answer.status, StatusCode::NOT_FOUND, "{path}");
+    }
+}
+
+/// Sends raw bytes over TLS and reads until the end or for a moment.
+async fn raw(room: &Room, bytes: &[u8]) -> String {
+    let mut stream = room.dial().await;
+    stream.write_all(bytes).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = tokio::time::timeout(Duration::from_millis(500), stream.read_to_end(&mut answer)).await;
+    String::from_utf8_lossy(&answer).into_owned()
+}
+
+#[tokio::test]
+async fn ambiguous_requests_do_not_smuggle_a_second_one() {
+    let room = Room::open().await;
+    let targets = Arc::new(Mutex::new(Vec::new()));
+    let seen = Arc::clone(&targets);
+    room.workload(move |request| {
+        seen.lock().unwrap().push(request.uri().to_string());
+        mirror(request)
+    });
+    for request in [
+        // Both lengths; the coding counts or the request is refused, and the rest is no request of its own in between.
+        "POST /one HTTP/1.1\r\nhost: x\r\ncontent-length: 45\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\nGET /smuggled HTTP/1.1\r\nhost: x\r\nx: y\r\n\r\n",
+        "POST /two HTTP/1.1\r\nhost: x\r\ncontent-length: 4\r\ncontent-length: 5\r\n\r\nabcde",
+        "POST /three HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked, identity\r\n\r\n0\r\n\r\n",
+        "POST /four HTTP/1.0\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n0\r\n\r\n",
+        "GET /five HTTP/1.1\r\nhost : x\r\n\r\n",
+        "GET /six HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
+        "GET /seven HTTP/1.1\r\n\r\n",
+        "CONNECT evil.example:443 HTTP/1.1\r\nhost: x\r\n\r\n",
+    ] {
+        let answer = raw(&room, request.as_bytes()).await;
+        let first = answer.lines().next().unwrap_or_default().to_owned();
+        if !request.starts_with("POST /one") {
+            assert!(
+                first.starts_with("HTTP/1.1 400") || first.starts_with("HTTP/1.0 400"),
+                "{request}: {first}"
+            );
+        }
+    }
+    let targets = targets.lock().unwrap().clone();
+    assert!(targets.iter().all(|target| target == "/one"), "{targets:?}");
+}
+
+#[tokio::test]
+async fn bodies_stream_in_both_directions() {
+    let room = Room::open().await;
+    let socket = room.path("services/web/port-8080");
+    // A workload that repeats each piece as it comes, below HTTP's notice.
+    let listener = tokio::net::UnixListener::bind(&socket).unwrap();
+    tokio::spawn(async move {
+        let (stream, _) = listener.accept().await.unwrap();
+        let echo = hyper::service::service_fn(|request: Request<hyper::body::Incoming>| async move {
+            Ok::<_, std::convert::Infallible>(Response::new(Body::new(request.into_body())))
+        });
+        let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), echo).await;
+    });
+    let mut stream = room.dial().await;
+    stream
+        .write_all(b"POST / HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\n3\r\nabc\r\n")
+        .await
+        .unwrap();
+    let mut seen = String::new();
+    while !seen.contains("abc") {
+        let mut buffer = [0; 1024];
+        let count =
+            tokio::time::timeout(Duration::from_secs(5), stream.read(&mut buffer)).await.unwrap().unwrap();
+        assert!(count > 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+    stream.write_all(b"3\r\ndef\r\n0\r\n\r\n").await.unwrap();
+    while !seen.contains("def") {
+        let mut buffer = [0; 1024];
+        let count =
+            tokio::time::timeout(Duration::from_secs(5), stream.read(&mut buffer)).await.unwrap().unwrap();
+        assert!(count > 0, "{seen}");
+        seen.push_str(&String::from_utf8_lossy(&buffer[..count]));
+    }
+}
+
+#[tokio::test]
+async fn head_keeps_the_length_and_has_no_body() {
+    let room = Room::open().await;
+    room.workload(|request| {
+        assert_eq!(request.method(), Method::HEAD);
+        Response::builder().header(header::CONTENT_LENGTH, "1234").body(Body::empty()).unwrap()
+    });
+    let request = Request::head("/").header("host", "x").body(Body::empty()).unwrap();
+    let answer = room.client().await.send(request).await;
+    assert_eq!(
+        (answer.status, &answer.headers[header::CONTENT_LENGTH]),
+        (StatusCode::OK, &"1234".parse().unwrap())
+    );
+}
+
+#[tokio::test]
+async fn websockets_are_tunnelled_and_other_upgrades_are_not() {
+    let room = Room::open().await;
+    serve_unix(&room.path("services/web/port-8080"), |mut request| async move {
+        if request.headers().get(header::UPGRADE).is_none() {
+            return respond(200, json!({"upgraded": false}));
+        }
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            let mut stream = TokioIo::new(upgraded.await.unwrap());
+            let mut buffer = [0; 4];
+            stream.read_exact(&mut buffer).await.unwrap();
+            buffer.reverse();
+            stream.write_all(&buffer).await.unwrap();
+        });
+        Response::builder()
+            .status(101)
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, "websocket")
+            .header("sec-websocket-accept", "x")
+            .body(Body::empty())
+            .unwrap()
+    });
+    let upgrade = |protocol: &str| {
+        Request::get("/socket")
+            .header("host", "x")
+            .header("connection", "Upgrade")
+            .header("upgrade", protocol)
+            .body(Body::empty())
+            .unwrap()
+    };
+    let mut client = room.client().await;
+    let mut response = client.sender.send_request(upgrade("websocket")).await.unwrap();
+    assert_eq!(response.status(), StatusCode::SWITCHING_PROTOCOLS);
+    assert_eq!(response.headers()["sec-websocket-accept"], "x");
+    let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
+    tunnel.write_all(b"abcd").await.unwrap();
+    let mut back = Vec::new();
+    tokio::time::timeout(Duration::from_secs(5), tunnel.read_to_end(&mut back)).await.unwrap().unwrap();
+    assert_eq!(back, b"dcba");
+
+    let answer = room.client().await.send(upgrade("h2c")).await;
+    assert_eq!((answer.status, answer.json()), (StatusCode::OK, json!({"upgraded": false})));
+}
+
+#[tokio::test]
+async fn a_service_that_does_not_answer_is_described() {
+    let room = Room::open().await;
+    let mut client = room.client().await;
+    let answer = client.get("/").await;
+    assert_eq!(
+        (answer.status, answer.error()),
+        (StatusCode::SERVICE_UNAVAILABLE, "service web has not started".into())
+    );
+    let waiting = r#"{"state":"waiting","missing":["secret://app/db/password"],"restarts":0,"since":"2026-01-01T00:00:00Z"}"#;
+    std::fs::write(room.path("services/web/status.json"), waiting).unwrap();
+    let answer = client.get("/").await;
+    assert_eq!(answer.error(), "service web is waiting: secret://app/db/password missing");
+    assert!(answer.headers.contains_key(header::RETRY_AFTER));
+
+    let listener = tokio::net::UnixListener::bind(room.path("services/web/port-8080")).unwrap();
+    tokio::spawn(async move {
+        loop {
+            let (mut stream, _) = listener.accept().await.unwrap();
+            let _ = stream.write_all(b"SSH-2.0-not-http\r\n").await;
+        }
+    });
+    let answer = client.get("/").await;
+    assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
+    assert!(answer.error().contains("web"), "{}", answer.error());
+}
+
+#[tokio::test]
+async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
+    let room = Room::open().await;
+    // A shim that has fallen puts a link to the evidence socket where its own should be: with the front's uid a
+    // request there would get evidence with a channel binding of the attacker's choice.
+    std::os::unix::fs::symlink(room.path("evidence.sock"), room.path("services/web/port-8080")).unwrap();
+    let backend = Backend { uid: me() + 1, ..room.site.backends[&PUBLISHED].clone() };
+    let site = Site {
+        evidence: Desk::new(room.path("evidence.sock"), room.path("publish/collateral.json")),
+        operators: Operators::new(
+            room.path("vault.sock"),
+            Records {
+                appliance: room.path("appliance.json"),
+                roles: room.path("status.json"),
+                publish: room.path("publish/status.json"),
+                services: Vec::new(),
+            },
+        ),
+        backends: BTreeMap::from([(PUBLISHED, backend)]),
+        proxy: Proxy::default(),
+    };
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&room.identity)).unwrap()));
+    let limits = Limits::default();
+    tokio::spawn(listen::serve(
+        listener,
+        PUBLISHED,
+        acceptor,
+        limits,
+        listen::places(&limits),
+        Arc::new(site),
+    ));
+    let mut client = Client::over(dial(address, None).await.unwrap()).await;
+    let request = Request::post("/v1/evidence").header("host", "x").body(Body::from("{}")).unwrap();
+    assert_eq!(client.send(request).await.status, StatusCode::SERVICE_UNAVAILABLE);
+}
+
+#[tokio::test]
+async fn a_port_that_nobody_publishes_serves_the_appliance_only() {
+    let room = Room::open().await;
+    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+    let address = listener.local_addr().unwrap();
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&room.identity)).unwrap()));
+    let limits = Limits::default();
+    let site = Arc::clone(&room.site);
+    tokio::spawn(listen::serve(listener, 9443, acceptor, limits, listen::places(&limits), site));
+    let mut client = Client::over(dial(address, None).await.unwrap()).await;
+    assert_eq!(client.get("/").await.status, StatusCode::NOT_FOUND);
+    assert_eq!(client.get(&format!("{PREFIX}/evidence")).await.status, StatusCode::OK);
+}
+
+// Peers that take without giving.
+
+fn hasty(connections: usize) -> Limits {
+    let moment = Duration::from_millis(300);
+    Limits { connections, handshake: moment, headers: moment, write: moment, ..Limits::default() }
+}
+
+#[tokio::test]
+async fn slow_peers_lose_their_places() {
+    let room = Room::with(hasty(2)).await;
+    // One never shakes hands, one sends its headers a byte at a time for ever; both places are taken.
+    let silent = TcpStream::connect(room.address).await.unwrap();
+    let mut dripping = room.dial().await;
+    let drip = tokio::spawn(async move {
+        let mut sent = 0;
+        dripping.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
+        while dripping.write_all(b"y").await.is_ok() && dripping.flush().await.is_ok() {
+            sent += 1;
+            tokio::time::sleep(Duration::from_millis(50)).await;
+            assert!(sent < 200, "it may drip for ever");
+        }
+    });
+    let served = tokio::time::timeout(Duration::from_secs(5), async {
+        room.client().await.get(&format!("{PREFIX}/evidence")).await.status
+    });
+    assert_eq!(served.await.unwrap(), StatusCode::OK);
+    drip.await.unwrap();
+    drop(silent);
+}
+
+#[tokio::test]
+async fn a_kept_connection_may_not_be_silent_for_ever() {
+    let room = Room::with(hasty(8)).await;
+    let mut stream = room.dial().await;
+    let request = format!("GET {PREFIX} HTTP/1.1\r\nhost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+    assert!(end.is_ok(), "closed by the server");
+    assert!(String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 404"));
+}
+
+#[tokio::test]
+async fn headers_are_bounded() {
+    let room = Room::open().await;
+    room.workload(mirror);
+    let long = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(100 * 1024));
+    let answer = raw(&room, long.as_bytes()).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(500));
+    let answer = raw(&room, many.as_bytes()).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_dropped() {
+    let room = Room::with(hasty(8)).await;
+    let (ended, mut end) = tokio::sync::mpsc::unbounded_channel();
+    room.workload(move |_| {
+        let ended = ended.clone();
+        // An endless body: whoever drops it says so.
+        struct Endless(tokio::sync::mpsc::UnboundedSender<()>);
+        impl hyper::body::Body for Endless {
+            type Data = Bytes;
+            type Error = std::convert::Infallible;
+            fn poll_frame(
+                self: std::pin::Pin<&mut Self>,
+                _: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+                std::task::Poll::Ready(Some(Ok(hyper::body::Frame::data(Bytes::from_static(&[0; 4096])))))
+            }
+        }
+        impl Drop for Endless {
+            fn drop(&mut self) {
+                let _ = self.0.send(());
+            }
+        }
+        Response::new(Body::new(Endless(ended)))
+    });
+    let mut stream = room.dial().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    // Nothing is read from now on.
+    tokio::time::timeout(Duration::from_secs(10), end.recv()).await.expect("the workload is released");
+    drop(stream);
+}
