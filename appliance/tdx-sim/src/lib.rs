@@ -11,6 +11,7 @@
 //! | [`pccs`] | that machine's provisioning certification service (`tdx-sim pccs`) |
 //! | [`firmware`] | TPM event log → RTMR0-2 and a CCEL |
 //! | [`device`] | the two device directories as FUSE file systems |
+//! | [`control`] | the second serial port: a test's way to kill a role |
 //! | [`init`] | PID 1 of the simulator's image until it hands over to the unchanged `cofferd` |
 //!
 //! # Where the secret lies
@@ -21,6 +22,7 @@
 
 mod certificates;
 mod collateral;
+pub mod control;
 mod der;
 pub mod device;
 pub mod firmware;

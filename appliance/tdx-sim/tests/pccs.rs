@@ -63,12 +63,13 @@ async fn get(address: std::net::SocketAddr, path: &str) -> Answer {
     let mut answer = Vec::new();
     stream.read_to_end(&mut answer).await.unwrap();
     let split = answer.windows(4).position(|four| four == b"\r\n\r\n").unwrap();
-    let head = std::str::from_utf8(&answer[..split]).unwrap();
+    let (head, body) = answer.split_at(split);
+    let head = std::str::from_utf8(head).unwrap();
     let mut lines = head.lines();
     let status = lines.next().unwrap().split(' ').nth(1).unwrap().parse().unwrap();
     let headers =
         lines.map(|line| line.split_once(": ").unwrap()).map(|(n, v)| (n.into(), v.into())).collect();
-    Answer { status, headers, body: answer[split + 4..].to_vec() }
+    Answer { status, headers, body: body.iter().skip(4).copied().collect() }
 }
 
 #[tokio::test]

@@ -24,6 +24,7 @@ use nix::unistd;
 use thiserror::Error;
 use zeroize::Zeroizing;
 
+use crate::control;
 use crate::device::measurements::Measurements;
 use crate::device::report::Reports;
 use crate::device::{Td, fuse};
@@ -168,6 +169,9 @@ pub fn device() -> Result<(), InitError> {
         .map_err(system(format!("cover {REPORTS}")))?;
     let _registers = fuse::mount(Measurements::new(td), "tdx-sim", Path::new(MISC))
         .map_err(system(format!("cover {MISC}")))?;
+
+    // Without a second serial port this thread ends at once, and nobody misses it.
+    std::thread::spawn(control::serve);
 
     let mut stdout = io::stdout();
     stdout.write_all(READY).and_then(|()| stdout.flush()).map_err(system("report readiness"))?;

@@ -65,17 +65,8 @@ pub(crate) fn verify(
         .map_err(|error| format!("{error:#}"))
 }
 
-/// Intel's root certificate, out of a real machine's collateral kept beside the checkout.
-pub(crate) fn intel_root() -> Option<Vec<u8>> {
-    let path = concat!(
-        env!("CARGO_MANIFEST_DIR"),
-        "/../../../shared/fixtures/tdx-hardware/phala-sample/tdx_quote_collateral.json"
-    );
-    let Ok(json) = std::fs::read(path) else {
-        eprintln!("skipped: no collateral of a real machine beside the checkout");
-        return None;
-    };
-    let collateral: QuoteCollateralV3 = serde_json::from_slice(&json).unwrap();
-    let root = CertificateDer::pem_slice_iter(collateral.tcb_info_issuer_chain.as_bytes()).last();
-    Some(root.unwrap().unwrap().to_vec())
+/// Intel's root certificate, DER.
+pub(crate) fn intel_root() -> Vec<u8> {
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../policy/intel-sgx-root-ca.pem");
+    CertificateDer::from_pem_file(path).unwrap().to_vec()
 }

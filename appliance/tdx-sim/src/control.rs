@@ -1,0 +1,190 @@
+//! A test's hand inside the simulated machine: the second serial port kills a role of the appliance when asked.
+//!
+//! The appliance has no such door and no switch to open one; yet a test must see what happens when a role dies. So the
+//! hand belongs to the simulated *machine*, which exists in no production image. It can do one thing only, and
+//! one that every host can do to the whole machine anyway: end a process. It reads no memory, answers with names and
+//! process ids, and is not there unless the host attached a second serial port.
+//!
+//! Protocol: one line in, one line of JSON out. `kill ROLE` (`kill vault`, `kill shim web`) sends SIGKILL to the process
+//! that PID 1 started as `cofferd ROLE`: `{"killed":true,"pid":N}` or `{"killed":false,"error":"…"}`.
+
+use std::fs::{self, File, OpenOptions};
+use std::io::{self, BufRead, BufReader, Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
+use std::path::Path;
+
+use nix::fcntl::{FcntlArg, OFlag, fcntl};
+use nix::libc::{O_NOCTTY, O_NONBLOCK};
+use nix::sys::signal::{Signal, kill};
+use nix::sys::termios::{ControlFlags, SetArg, cfmakeraw, tcgetattr, tcsetattr};
+use nix::unistd::Pid;
+use serde::Serialize;
+
+/// The second serial port.
+pub const PORT: &str = "/dev/ttyS1";
+/// Longest request in bytes.
+const MAX_LINE: u64 = 256;
+/// Longest command line that is looked at, in bytes; a role's is a few words.
+const MAX_COMMAND: u64 = 4096;
+
+/// An answer.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct Answer {
+    killed: bool,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pid: Option<i32>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    error: Option<String>,
+}
+
+/// Serves requests from the port until it goes away. Returns at once when there is no such port.
+///
+/// # Errors
+/// What the port said at the end; the caller may ignore it.
+pub fn serve() -> io::Result<()> {
+    // Opened without waiting for a carrier, which is then declared to be of no interest; reads wait again.
+    let flags = O_NOCTTY | O_NONBLOCK;
+    let port = OpenOptions::new().read(true).write(true).custom_flags(flags).open(PORT)?;
+    let mut settings = tcgetattr(&port)?;
+    cfmakeraw(&mut settings);
+    settings.control_flags.insert(ControlFlags::CLOCAL);
+    tcsetattr(&port, SetArg::TCSANOW, &settings)?;
+    fcntl(&port, FcntlArg::F_SETFL(OFlag::empty()))?;
+    converse(&port, &port, Path::new("/proc"))
+}
+
+fn converse(from: impl Read, mut to: impl Write, proc: &Path) -> io::Result<()> {
+    let mut from = BufReader::new(from);
+    loop {
+        let mut line = Vec::new();
+        if from.by_ref().take(MAX_LINE).read_until(b'\n', &mut line)? == 0 {
+            return Ok(());
+        }
+        let mut answer = serde_json::to_vec(&handle(&String::from_utf8_lossy(&line), proc))?;
+        answer.push(b'\n');
+        to.write_all(&answer)?;
+        to.flush()?;
+    }
+}
+
+fn handle(line: &str, proc: &Path) -> Answer {
+    let refused = |error: String| Answer { killed: false, pid: None, error: Some(error) };
+    let Some(role) = line.trim().strip_prefix("kill ") else {
+        return refused("the only request is: kill ROLE".to_owned());
+    };
+    let pids = role_processes(proc, role);
+    match pids.as_slice() {
+        [pid] => match kill(Pid::from_raw(*pid), Signal::SIGKILL) {
+            Ok(()) => Answer { killed: true, pid: Some(*pid), error: None },
+            Err(errno) => refused(format!("process {pid}: {errno}")),
+        },
+        other => refused(format!("{} processes run as {role}, expected one", other.len())),
+    }
+}
+
+/// Children of PID 1 that execute the same program as it with `role` as their arguments.
+fn role_processes(proc: &Path, role: &str) -> Vec<i32> {
+    let Ok(program) = fs::metadata(proc.join("1/exe")) else { return Vec::new() };
+    let Ok(entries) = fs::read_dir(proc) else { return Vec::new() };
+    entries
+        .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
+        .filter(|pid| *pid > 1)
+        .filter(|pid| {
+            let process = proc.join(pid.to_string());
+            parent(&process) == Some(1)
+                && arguments(&process).is_some_and(|arguments| arguments == role)
+                && fs::metadata(process.join("exe"))
+                    .is_ok_and(|exe| (exe.dev(), exe.ino()) == (program.dev(), program.ino()))
+        })
+        .collect()
+}
+
+/// The fourth field of `stat` (proc_pid_stat(5)); the second may hold anything, so it is counted from its end.
+fn parent(process: &Path) -> Option<i32> {
+    let stat = fs::read_to_string(process.join("stat")).ok()?;
+    let (_, rest) = stat.rsplit_once(')')?;
+    rest.split_whitespace().nth(1)?.parse().ok()
+}
+
+/// The words after the program's name, separated by spaces.
+fn arguments(process: &Path) -> Option<String> {
+    let mut line = String::new();
+    File::open(process.join("cmdline")).ok()?.take(MAX_COMMAND).read_to_string(&mut line).ok()?;
+    let words: Vec<&str> = line.trim_end_matches('\0').split('\0').skip(1).collect();
+    Some(words.join(" "))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A /proc with PID 1 and these processes: (pid, parent, command line, same program as PID 1).
+    fn fake(processes: &[(i32, i32, &str, bool)]) -> tempfile::TempDir {
+        let proc = tempfile::tempdir().unwrap();
+        fs::write(proc.path().join("cofferd"), "").unwrap();
+        fs::write(proc.path().join("workload"), "").unwrap();
+        for (pid, parent, command, same) in [(1, 0, "/init", true)].iter().chain(processes) {
+            let directory = proc.path().join(pid.to_string());
+            fs::create_dir(&directory).unwrap();
+            fs::write(directory.join("stat"), format!("{pid} (a) b) S {parent} 1 1 0")).unwrap();
+            fs::write(directory.join("cmdline"), command.replace(' ', "\0") + "\0").unwrap();
+            let program = proc.path().join(if *same { "cofferd" } else { "workload" });
+            std::os::unix::fs::symlink(program, directory.join("exe")).unwrap();
+        }
+        proc
+    }
+
+    #[test]
+    fn a_role_is_found_by_its_words_its_parent_and_its_program() {
+        let proc = fake(&[
+            (20, 1, "cofferd vault", true),
+            (21, 1, "cofferd shim web", true),
+            (22, 21, "cofferd shim web", true),
+            (23, 1, "probe front", false),
+            (24, 1, "cofferd front", true),
+            (25, 1, "tdx-sim device", false),
+        ]);
+        assert_eq!(role_processes(proc.path(), "vault"), [20]);
+        assert_eq!(role_processes(proc.path(), "shim web"), [21]);
+        assert_eq!(role_processes(proc.path(), "front"), [24]);
+        for none in ["shim", "web", "device", "", "publish"] {
+            assert!(role_processes(proc.path(), none).is_empty(), "{none:?}");
+        }
+    }
+
+    #[test]
+    fn what_it_cannot_do_it_says() {
+        let proc = fake(&[(20, 1, "cofferd vault", true), (21, 1, "cofferd vault", true)]);
+        for (line, error) in [
+            ("kill vault\n", "2 processes run as vault, expected one"),
+            ("kill front\n", "0 processes run as front, expected one"),
+            ("read vault\n", "the only request is: kill ROLE"),
+            ("\n", "the only request is: kill ROLE"),
+        ] {
+            let expected = Answer { killed: false, pid: None, error: Some(error.to_owned()) };
+            assert_eq!(handle(line, proc.path()), expected);
+        }
+    }
+
+    #[test]
+    fn requests_are_answered_line_by_line() {
+        let proc = fake(&[]);
+        let mut out = Vec::new();
+        converse(&b"kill a\nnonsense\n"[..], &mut out, proc.path()).unwrap();
+        let text = String::from_utf8(out).unwrap();
+        let lines: Vec<&str> = text.lines().collect();
+        assert_eq!(lines.len(), 2);
+        assert_eq!(lines[0], r#"{"killed":false,"error":"0 processes run as a, expected one"}"#);
+    }
+
+    #[test]
+    fn a_process_is_really_killed() {
+        let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
+        let pid = child.id() as i32;
+        let proc = fake(&[(pid, 1, "cofferd vault", true)]);
+        let answer = handle("kill vault", proc.path());
+        assert_eq!(answer, Answer { killed: true, pid: Some(pid), error: None });
+        let status = child.wait().unwrap();
+        assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
+    }
+}

@@ -1,0 +1,97 @@
+//! The command line as scripts use it.
+
+#![allow(clippy::unwrap_used)]
+
+mod common;
+
+use std::fs;
+use std::path::Path;
+use std::process::{Command, Output, Stdio};
+
+use common::verify;
+
+fn run(arguments: &[&str]) -> Output {
+    Command::new(env!("CARGO_BIN_EXE_tdx-sim")).args(arguments).stdin(Stdio::null()).output().unwrap()
+}
+
+fn ok(arguments: &[&str]) -> Vec<u8> {
+    let output = run(arguments);
+    assert!(output.status.success(), "{arguments:?}: {}", String::from_utf8_lossy(&output.stderr));
+    output.stdout
+}
+
+fn machine(directory: &Path) -> String {
+    let path = directory.join("machine").to_str().unwrap().to_owned();
+    assert!(ok(&["platform", "new", &path]).is_empty());
+    path
+}
+
+const AT: &str = "2026-11-22T00:00:00Z";
+
+#[test]
+fn a_machine_is_made_and_speaks() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = machine(directory.path());
+    let root = tdx_sim::Platform::load(Path::new(&machine)).unwrap().root_der();
+    let report_data = "ab".repeat(64);
+    let quote = ok(&["quote", "--platform", &machine, "--report-data", &report_data]);
+    let collateral = ok(&["collateral", "--platform", &machine, "--at", AT]);
+    let collateral = serde_json::from_slice(&collateral).unwrap();
+    let verified = verify(root.clone(), &quote, &collateral, common::NOW).unwrap();
+    assert_eq!(verified.report.as_td10().unwrap().report_data, [0xab; 64]);
+    let mrtd = String::from_utf8(ok(&["mrtd"])).unwrap();
+    assert_eq!(mrtd.trim_end(), hex::encode(verified.report.as_td10().unwrap().mr_td));
+
+    // Another quote like it, unbroken: the same bytes. Broken: refused.
+    let file = directory.path().join("quote");
+    fs::write(&file, &quote).unwrap();
+    let file = file.to_str().unwrap();
+    assert_eq!(ok(&["quote", "--platform", &machine, "--like", file]), quote);
+    for broken in [
+        &["--debug"][..],
+        &["--flaw", "foreign-pck"],
+        &["--flaw", "foreign-pck-key"],
+        &["--flaw", "broken-qe-binding"],
+        &["--flaw", "foreign-attestation-key"],
+        &["--flaw", "tampered-body"],
+        &["--flaw", "debug-qe"],
+    ] {
+        let quote = ok(&[&["quote", "--platform", &machine, "--like", file], broken].concat());
+        assert!(verify(root.clone(), &quote, &collateral, common::NOW).is_err(), "{broken:?}");
+    }
+    for broken in ["--expired", "--revoked-pck", "--revoked-tcb"] {
+        let collateral = ok(&["collateral", "--platform", &machine, "--at", AT, broken]);
+        let collateral = serde_json::from_slice(&collateral).unwrap();
+        assert!(verify(root.clone(), &quote, &collateral, common::NOW).is_err(), "{broken}");
+    }
+}
+
+#[test]
+fn mistakes_are_named() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = machine(directory.path());
+    let none = directory.path().join("none").to_str().unwrap().to_owned();
+    let garbage = directory.path().join("garbage");
+    fs::write(&garbage, "not a quote").unwrap();
+    for (arguments, said) in [
+        (&["platform", "new", &machine][..], "platform.seed"),
+        (&["quote", "--platform", &none], "no simulated machine in"),
+        (&["quote", "--platform", &machine, "--report-data", "abcd"], "--report-data is not 64 bytes"),
+        (&["quote", "--platform", &machine, "--like", garbage.to_str().unwrap()], "garbage"),
+        (&["collateral", "--platform", &machine, "--at", "yesterday"], "--at is not a time"),
+        (&["pccs", "--platform", &machine, "--listen", "203.0.113.1:1"], "cannot listen on"),
+    ] {
+        let output = run(arguments);
+        let error = String::from_utf8(output.stderr).unwrap();
+        assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+        assert!(error.starts_with("error: ") && error.contains(said), "{arguments:?}: {error}");
+    }
+    assert_eq!(run(&["frobnicate"]).status.code(), Some(2));
+}
+
+#[test]
+fn the_device_process_without_its_registers_does_nothing() {
+    let output = run(&["device"]);
+    assert_eq!(output.status.code(), Some(1));
+    assert!(output.stdout.is_empty());
+}
