@@ -24,8 +24,8 @@ use axum::http::StatusCode;
 use cofferdam_declaration::Declaration;
 use cofferdam_vault::wire::ErrorReply;
 use cofferdam_vault::{
-    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Reference, Rules, Store, StoreError, Vault,
-    router,
+    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Reference, Rules, Store, StoreError,
+    Vault, router,
 };
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use zeroize::Zeroizing;
@@ -112,7 +112,8 @@ fn rules(declaration: &Declaration) -> anyhow::Result<Rules> {
     if let Some(token) = &declaration.github.token {
         grants.allow(paths::PUBLISH_UID, Reference::parse(&token.to_string())?);
     }
-    let operators = declaration.operators.iter().map(|operator| (operator.name.as_str(), *operator.key.public()));
+    let operators =
+        declaration.operators.iter().map(|operator| (operator.name.as_str(), *operator.key.public()));
     Ok(Rules {
         grants,
         operators: Operators::new(operators)?,
@@ -154,7 +155,10 @@ fn backend(file: File) -> Result<FileBackend, StoreError> {
 fn parked(reason: &str) -> Router {
     let reply = ErrorReply {
         error: format!("the vault is parked: {reason}"),
-        hint: Some("nothing was changed or lost by this; to start over with an empty vault restart the appliance".into()),
+        hint: Some(
+            "nothing was changed or lost by this; to start over with an empty vault restart the appliance"
+                .into(),
+        ),
     };
     let body = serde_json::to_string(&reply).unwrap_or_default();
     Router::new().fallback(async move || {

@@ -56,14 +56,17 @@ fn put(vault: &Vault, key: &SigningKey, reference: &str, value: &[u8], connectio
     let body = serde_json::to_vec(&sealed).unwrap();
     let path = format!("/.well-known/cofferdam/v1/secrets/{}", reference.strip_prefix("secret://").unwrap());
     let signature = key.sign(&signing_input("PUT", &path, &body, &[connection; 32]));
-    vault.operate(paths::FRONT_UID, &OperatorRequest {
-        method: "PUT".into(),
-        path,
-        body: STANDARD.encode(&body),
-        channel_binding: STANDARD.encode([connection; 32]),
-        key: fingerprint(&key.verifying_key().to_bytes()),
-        signature: STANDARD.encode(signature.to_bytes()),
-    })
+    vault.operate(
+        paths::FRONT_UID,
+        &OperatorRequest {
+            method: "PUT".into(),
+            path,
+            body: STANDARD.encode(&body),
+            channel_binding: STANDARD.encode([connection; 32]),
+            key: fingerprint(&key.verifying_key().to_bytes()),
+            signature: STANDARD.encode(signature.to_bytes()),
+        },
+    )
 }
 
 #[test]
@@ -103,7 +106,9 @@ fn a_store_is_made_once_and_then_only_opened() {
     // While another vault has it, it is worth trying again.
     assert!(open(&path, keys(1)).is_err_and(|error| error.may_pass()));
     drop(store);
-    assert!(open(&path, keys(2)).is_err_and(|error| !error.may_pass() && matches!(error, StoreError::OtherKey)));
+    assert!(
+        open(&path, keys(2)).is_err_and(|error| !error.may_pass() && matches!(error, StoreError::OtherKey))
+    );
 
     // Neither an empty file nor garbage is taken for the absence of a store.
     for content in [&b""[..], b"garbage", &[0; 4096]] {
@@ -134,10 +139,15 @@ fn a_parked_vault_says_why_to_everybody() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("vault.sock");
         let listener = listen::bind(&socket).unwrap();
-        let serving = tokio::spawn(listen::serve(listener, parked("the store was sealed under another master key")));
-        for (method, path) in [(Method::GET, "/v1/key"), (Method::POST, "/v1/lease"), (Method::POST, "/v1/operator")] {
+        let serving =
+            tokio::spawn(listen::serve(listener, parked("the store was sealed under another master key")));
+        for (method, path) in
+            [(Method::GET, "/v1/key"), (Method::POST, "/v1/lease"), (Method::POST, "/v1/operator")]
+        {
             let (status, body) =
-                client::request(&socket, method, path, Vec::new(), 1024, Duration::from_secs(5)).await.unwrap();
+                client::request(&socket, method, path, Vec::new(), 1024, Duration::from_secs(5))
+                    .await
+                    .unwrap();
             assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE);
             let reply: ErrorReply = serde_json::from_slice(&body).unwrap();
             assert_eq!(reply.error, "the vault is parked: the store was sealed under another master key");
@@ -210,7 +220,8 @@ fn a_role_leases_over_the_socket() {
         assert!(!format!("{lease:?}").contains("correct"));
 
         // Not granted to this uid: refused, and not waited for.
-        let refused = running.lease(&["secret://cofferdam/github/token"], Duration::from_secs(60)).await.unwrap_err();
+        let refused =
+            running.lease(&["secret://cofferdam/github/token"], Duration::from_secs(60)).await.unwrap_err();
         assert!(matches!(refused, LeaseError::Refused(_)), "{refused}");
     })
     .unwrap();
@@ -253,11 +264,13 @@ fn a_reply_is_bounded() {
         let key = SigningKey::from_bytes(&[3; 32]);
         let running = Running::start(&[], &key);
         let socket = running.directory.path().join("vault.sock");
-        let key = client::request(&socket, Method::GET, "/v1/key", Vec::new(), 10, Duration::from_secs(5)).await;
+        let key =
+            client::request(&socket, Method::GET, "/v1/key", Vec::new(), 10, Duration::from_secs(5)).await;
         assert!(matches!(key, Err(client::ClientError::TooLarge(10))));
         let listener = tokio::net::UnixListener::bind(running.directory.path().join("mute.sock")).unwrap();
         let mute = running.directory.path().join("mute.sock");
-        let silence = client::request(&mute, Method::GET, "/", Vec::new(), 10, Duration::from_millis(50)).await;
+        let silence =
+            client::request(&mute, Method::GET, "/", Vec::new(), 10, Duration::from_millis(50)).await;
         assert!(matches!(silence, Err(client::ClientError::Timeout(_))));
         drop(listener);
     })
@@ -268,11 +281,19 @@ fn a_reply_is_bounded() {
 fn strangers_do_not_fill_the_console() {
     let lines = Lines::default();
     let start = Instant::now();
-    let stranger = Audit { uid: 102, operation: Operation::Authenticate, operator: None, references: &[], status: 401 };
+    let stranger =
+        Audit { uid: 102, operation: Operation::Authenticate, operator: None, references: &[], status: 401 };
     let written: usize = (0..1000).map(|_| lines.lines(&stranger, start).len()).sum();
     assert_eq!(written, FLOOD_LINES as usize);
     let lease = Audit { uid: 103, operation: Operation::Lease, operator: None, references: &[], status: 200 };
-    assert_eq!(lines.lines(&lease, start), ["audit: lease uid=103 status=200"], "what is authenticated is always written");
+    assert_eq!(
+        lines.lines(&lease, start),
+        ["audit: lease uid=103 status=200"],
+        "what is authenticated is always written"
+    );
     let later = lines.lines(&stranger, start + FLOOD_WINDOW);
-    assert_eq!(later, ["audit: 990 further requests were not authenticated", "audit: authenticate uid=102 status=401"]);
+    assert_eq!(
+        later,
+        ["audit: 990 further requests were not authenticated", "audit: authenticate uid=102 status=401"]
+    );
 }
