@@ -13,6 +13,8 @@ pub const MAX_BYTES: usize = 32 * 1024;
 const HEADER_BYTES: usize = 48;
 const BODY_10_BYTES: usize = 584;
 const BODY_15_BYTES: usize = 648;
+/// TDX 1.5 with what it knows about its service TDs and its creation; the first 648 bytes are those of 1.5.
+const BODY_15_EX_BYTES: usize = 885;
 const QE_REPORT_BYTES: usize = 384;
 /// TEE type of TDX in the header.
 const TEE_TDX: u32 = 0x81;
@@ -192,18 +194,18 @@ fn parse_prefix(bytes: &[u8]) -> Result<(Quote, &[u8]), QuoteError> {
     Ok((quote, rest.bytes))
 }
 
-/// Version 5 says what its body is: type 2 (TDX 1.0) or 3 (TDX 1.5), and how long.
+/// Version 5 says what its body is: type 2 (TDX 1.0), 3 (TDX 1.5) or 4 (1.5 extended), and how long.
 fn read_body_descriptor(rest: &mut Reader<'_>) -> Result<usize, QuoteError> {
     let kind = rest.u16("body descriptor")?;
     let size = rest.u32("body descriptor")? as usize;
     match (kind, size) {
-        (2, BODY_10_BYTES) | (3, BODY_15_BYTES) => Ok(size),
+        (2, BODY_10_BYTES) | (3, BODY_15_BYTES) | (4, BODY_15_EX_BYTES) => Ok(size),
         _ => Err(QuoteError::Body { kind, size }),
     }
 }
 
 fn parse_body(version: u16, body: &[u8], pck_certification: (u16, Vec<u8>)) -> Result<Quote, QuoteError> {
-    let tdx_15 = body.len() == BODY_15_BYTES;
+    let tdx_15 = body.len() >= BODY_15_BYTES;
     let mut body = Reader { bytes: body };
     let name = "TD report";
     Ok(Quote {

@@ -241,3 +241,41 @@ fn claims_are_read_strictly() {
         assert!(is_endpoint(endpoint), "{endpoint}");
     }
 }
+
+/// A version 5 quote with the parts of the honest one around a body of another type.
+fn version_5(kind: u16, size: u32, body: &[u8]) -> Vec<u8> {
+    let (header, rest) = HONEST.quote.split_at(48);
+    let (body_10, signature) = rest.split_at(584);
+    let mut quote = header.to_vec();
+    quote[0] = 5;
+    quote.extend(kind.to_le_bytes());
+    quote.extend(size.to_le_bytes());
+    quote.extend(body_10);
+    quote.extend(body);
+    quote.extend(signature);
+    quote
+}
+
+#[test]
+fn version_5_says_what_its_body_is() {
+    let four = quote::parse(&HONEST.quote).unwrap();
+    let ten = quote::parse(&version_5(2, 584, &[])).unwrap();
+    assert_eq!((ten.version, ten.mr_service_td), (5, None));
+    assert_eq!((ten.mrtd, ten.rtmr, ten.report_data), (four.mrtd, four.rtmr, four.report_data));
+    let mut body = [0; 64];
+    body[16..].fill(7);
+    let fifteen = quote::parse(&version_5(3, 648, &body)).unwrap();
+    assert_eq!((fifteen.tdx_15, fifteen.mr_service_td), (true, Some([7; 48])));
+    assert_eq!(fifteen.rtmr, four.rtmr);
+    let extended = quote::parse(&version_5(4, 885, &[body.as_slice(), &[0; 237]].concat())).unwrap();
+    assert_eq!(extended.mr_service_td, Some([7; 48]));
+    for (kind, size) in [(2, 648), (3, 584), (1, 384), (5, 648), (3, 649), (4, u32::MAX)] {
+        assert!(quote::parse(&version_5(kind, size, &body)).is_err(), "{kind} {size}");
+    }
+    let mut six = HONEST.quote.clone();
+    six[0] = 6;
+    assert_eq!(quote::parse(&six), Err(quote::QuoteError::Version(6)));
+    let mut sgx = HONEST.quote.clone();
+    sgx[4] = 0;
+    assert_eq!(quote::parse(&sgx), Err(quote::QuoteError::NotTdx(0)));
+}
