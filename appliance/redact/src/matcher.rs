@@ -1,0 +1,436 @@
+//! Where in the output the patterns are: whole, and begun at its end.
+//!
+//! A pattern is at a place when its symbols can be read from there one after the other, each as it stands or as an
+//! escape, with colours and line breaks in between. The answer depends on the bytes from that place on
+//! and on nothing before them, so output may be cut anywhere and looked at again from any place.
+
+use std::collections::BTreeSet;
+
+use crate::decode::{MAX_GAP, Reading, Skip, escapes, is_special, skip};
+use crate::index::{GROUP, HEX_SEPARATORS, Index};
+use crate::pattern::{Class, Pattern, Patterns, accepts};
+
+/// Readings of one place are few unless a secret consists of backslashes; then this ends the search.
+const MAX_STATES: usize = 4096;
+/// The same for the readings of four symbols.
+const MAX_GROUPS: usize = 256;
+
+/// A pattern that is in the output.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Match {
+    pub(crate) start: usize,
+    /// After the last byte.
+    pub(crate) end: usize,
+    pub(crate) pattern: u32,
+}
+
+/// A pattern that the end of the output cuts.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct Begun {
+    pub(crate) start: usize,
+    /// How many of its symbols were read; at least one, or an escape that may be the first.
+    pub(crate) symbols: usize,
+    /// Whether a line break follows them.
+    pub(crate) broken: bool,
+    pub(crate) pattern: u32,
+}
+
+/// Everything found in one stretch of output.
+#[derive(Debug, Default)]
+pub(crate) struct Found {
+    pub(crate) matches: Vec<Match>,
+    pub(crate) begun: Vec<Begun>,
+}
+
+enum Outcome {
+    No,
+    Match(usize),
+    Begun { symbols: usize, broken: bool },
+}
+
+pub(crate) struct Matcher {
+    pub(crate) patterns: Patterns,
+    index: Index,
+}
+
+impl Matcher {
+    pub(crate) fn new(patterns: Patterns) -> Self {
+        let index = Index::new(&patterns);
+        Self { patterns, index }
+    }
+
+    /// Finds every match and every begun pattern, sorted by their start.
+    pub(crate) fn find(&self, data: &[u8], found: &mut Found) {
+        found.matches.clear();
+        found.begun.clear();
+        if self.patterns.len() == 0 {
+            return;
+        }
+        let mut search = Search { matcher: self, data, quiet_end: quiet_end(data), found };
+        search.samples();
+        search.near_escapes();
+        search.near_line_breaks();
+        search.at_the_end();
+        found.matches.sort_unstable();
+        found.matches.dedup();
+        found.begun.sort_unstable();
+        found.begun.dedup();
+    }
+
+    /// Finds the same by trying every pattern at every place: what `find` has to agree with.
+    #[cfg(test)]
+    pub(crate) fn find_slowly(&self, data: &[u8], found: &mut Found) {
+        found.matches.clear();
+        found.begun.clear();
+        let mut search = Search { matcher: self, data, quiet_end: data.len(), found };
+        for start in 0..data.len() {
+            for (id, _) in self.patterns.iter() {
+                search.verify(id, start);
+            }
+        }
+    }
+}
+
+struct Search<'m, 'd, 'f> {
+    matcher: &'m Matcher,
+    data: &'d [u8],
+    /// From here on there are only line breaks.
+    quiet_end: usize,
+    found: &'f mut Found,
+}
+
+impl Search<'_, '_, '_> {
+    /// Patterns whose first bytes are as they stand.
+    fn samples(&mut self) {
+        let index = &self.matcher.index;
+        let stride = index.stride();
+        let data = self.data;
+        for (count, window) in data.windows(GROUP).step_by(stride).enumerate() {
+            if let [a, b, c, d] = *window {
+                let group = u32::from_le_bytes([a, b, c, d]);
+                if index.may_contain(group) {
+                    self.sampled(group, count * stride);
+                }
+            }
+        }
+    }
+
+    #[cold]
+    fn sampled(&mut self, group: u32, at: usize) {
+        let matcher = self.matcher;
+        for place in matcher.index.places(group) {
+            if let Some(start) = at.checked_sub(place.offset) {
+                self.verify(place.pattern, start);
+            }
+        }
+    }
+
+    /// Patterns that have an escape or a colour among their first symbols.
+    fn near_escapes(&mut self) {
+        for at in memchr::memchr3_iter(b'%', b'\\', 0x1b, self.data) {
+            self.near(at);
+        }
+        if self.matcher.index.quotes {
+            for at in memchr::memchr_iter(b'\'', self.data) {
+                self.near(at);
+            }
+        }
+    }
+
+    fn near(&mut self, at: usize) {
+        // One more than the reach: `'\''` begins a byte before its backslash.
+        for start in at.saturating_sub(self.matcher.index.reach())..=at {
+            self.look(start);
+        }
+    }
+
+    /// Patterns that have a line break among their first symbols.
+    fn near_line_breaks(&mut self) {
+        let data = self.data;
+        for at in memchr::memchr2_iter(b'\n', b'\r', data) {
+            // Of several line breaks in a row, the first looks past the others.
+            if at > 0 && data.get(at - 1).is_some_and(|b| matches!(b, b'\r' | b'\n')) {
+                continue;
+            }
+            self.near_line_break(at);
+        }
+    }
+
+    /// The same as [`Self::near`] without reading when there is no escape within reach, which is the usual line.
+    fn near_line_break(&mut self, at: usize) {
+        let data = self.data;
+        let reach = self.matcher.index.reach();
+        let from = at.saturating_sub(reach);
+        let breaks = data.get(at..).unwrap_or_default().iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+        let before = data.get(from..at).unwrap_or_default();
+        let after = data.get(at + breaks..data.len().min(at + breaks + GROUP)).unwrap_or_default();
+        // At the end of the data there is less: what begins there is looked at with the rest of the end.
+        if after.len() < GROUP || breaks > MAX_GAP || !before.iter().chain(after).all(is_simple) {
+            for start in from..at {
+                self.look(start);
+            }
+            return;
+        }
+        let mut joined = [0_u8; 2 * (GROUP + 8)];
+        for (to, from) in joined.iter_mut().zip(before.iter().chain(after)) {
+            *to = *from;
+        }
+        for (start, window) in (from..at).zip(joined.windows(GROUP)) {
+            if let [a, b, c, d] = *window {
+                let group = u32::from_le_bytes([a, b, c, d]);
+                if self.matcher.index.may_contain(group) {
+                    self.looked(group, start);
+                }
+            }
+        }
+    }
+
+    /// Looks whether a pattern may begin here, reading escapes.
+    fn look(&mut self, start: usize) {
+        // What begins near the end is looked at there.
+        if start + self.matcher.index.reach() >= self.data.len() {
+            return;
+        }
+        let Some(&[a, b, c, d]) = self.data.get(start..).and_then(<[u8]>::first_chunk::<GROUP>) else { return };
+        if [a, b, c, d].iter().all(is_simple) {
+            let group = u32::from_le_bytes([a, b, c, d]);
+            if self.matcher.index.may_contain(group) {
+                self.looked(group, start);
+            }
+            return;
+        }
+        let escaped = matches!(a, b'%' | b'\\');
+        if !escaped && self.matcher.index.beginning_with(a).is_empty() {
+            return;
+        }
+        let matcher = self.matcher;
+        let mut groups = Groups { data: self.data, budget: MAX_GROUPS, cut: false };
+        groups.read(start, start, 0, 0, &mut |group| {
+            if matcher.index.may_contain(group) {
+                self.looked(group, start);
+            }
+        });
+        if groups.cut {
+            self.begins_here(start);
+        }
+    }
+
+    #[cold]
+    fn looked(&mut self, group: u32, start: usize) {
+        let matcher = self.matcher;
+        for place in matcher.index.places(group).filter(|place| place.offset == 0) {
+            self.verify(place.pattern, start);
+        }
+    }
+
+    /// Patterns that may begin so close to the end that no group of theirs is whole.
+    fn at_the_end(&mut self) {
+        for start in self.data.len().saturating_sub(self.matcher.index.reach())..self.data.len() {
+            self.begins_here(start);
+        }
+    }
+
+    /// Tries every pattern that can begin with what stands here.
+    fn begins_here(&mut self, start: usize) {
+        let Some(byte) = self.data.get(start) else { return };
+        let matcher = self.matcher;
+        if matches!(byte, b'%' | b'\\') {
+            for (id, _) in matcher.patterns.iter() {
+                self.verify(id, start);
+            }
+        } else {
+            for id in matcher.index.beginning_with(*byte) {
+                self.verify(*id, start);
+            }
+        }
+    }
+
+    fn verify(&mut self, id: u32, start: usize) {
+        let Some(pattern) = self.matcher.patterns.get(id) else { return };
+        let symbols = self.matcher.patterns.symbols(pattern);
+        match read(pattern.class, symbols, self.data, start, self.quiet_end) {
+            Outcome::No => {}
+            Outcome::Match(end) => self.found.matches.push(Match { start, end, pattern: id }),
+            Outcome::Begun { symbols, broken } => {
+                self.found.begun.push(Begun { start, symbols, broken, pattern: id });
+            }
+        }
+    }
+}
+
+/// Where the line breaks at the end begin.
+fn quiet_end(data: &[u8]) -> usize {
+    data.iter().rposition(|b| !matches!(b, b'\r' | b'\n')).map_or(0, |last| last + 1)
+}
+
+/// Reads a pattern's symbols from `start` on, in every way they may be written.
+fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usize) -> Outcome {
+    let (mut index, mut at) = (0, start);
+    let plain = |index: &mut usize, at: &mut usize| -> Option<Outcome> {
+        loop {
+            let Some(symbol) = symbols.get(*index) else { return Some(Outcome::Match(*at)) };
+            if *index > 0 && *at >= quiet_end && data.len() - quiet_end <= MAX_GAP {
+                return Some(Outcome::Begun { symbols: *index, broken: *at < data.len() });
+            }
+            let Some(byte) = data.get(*at) else { return Some(Outcome::No) };
+            if needs_care(class, *symbol, *byte, *index) {
+                return None;
+            }
+            if !accepts(class, *symbol, *byte) {
+                return Some(Outcome::No);
+            }
+            *index += 1;
+            *at += 1;
+        }
+    };
+    if let Some(outcome) = plain(&mut index, &mut at) {
+        return outcome;
+    }
+    // Ordered by symbol, then by place: the first whole reading is the shortest.
+    let mut states = BTreeSet::from([(index, at)]);
+    let mut begun: Option<(usize, bool)> = None;
+    let mut count = 0;
+    while let Some((mut index, mut at)) = states.pop_first() {
+        if states.is_empty() {
+            match plain(&mut index, &mut at) {
+                None => {}
+                Some(Outcome::Match(end)) => return Outcome::Match(end),
+                Some(Outcome::Begun { symbols, broken }) => {
+                    begun = begun.max(Some((symbols, broken)));
+                    break;
+                }
+                Some(Outcome::No) => break,
+            }
+        }
+        let Some(symbol) = symbols.get(index) else { return Outcome::Match(at) };
+        count += 1;
+        if count > MAX_STATES {
+            break;
+        }
+        let from = at;
+        // Every place where the next symbol may stand, and whether a separator and a line break come before it.
+        let mut places = vec![(at, false, false)];
+        while let Some((at, separated, broken)) = places.pop() {
+            let Some(byte) = data.get(at) else {
+                begun = begun.max((index > 0).then_some((index, broken)));
+                continue;
+            };
+            if accepts(class, *symbol, *byte) {
+                states.insert((index + 1, at + 1));
+            }
+            let cut = escapes(data, at, &mut |reading| {
+                let rest = symbols.get(index..).unwrap_or_default();
+                // A pattern may end within a character.
+                let length = reading.bytes().len().min(rest.len());
+                let fits = rest.iter().zip(reading.bytes()).all(|(symbol, byte)| accepts(class, *symbol, *byte));
+                if fits {
+                    states.insert((index + length, reading.next));
+                }
+            });
+            if cut {
+                begun = begun.max(Some((index, broken)));
+            }
+            if index == 0 || at - from > MAX_GAP {
+                continue;
+            }
+            match skip(data, at) {
+                Skip::To(next, is_break) => places.push((next, separated, broken | is_break)),
+                Skip::Cut => begun = begun.max(Some((index, broken))),
+                Skip::No => {}
+            }
+            if class == Class::Hex && index.is_multiple_of(2) && !separated {
+                for separator in HEX_SEPARATORS.into_iter().skip(1) {
+                    let here = data.get(at..data.len().min(at + separator.len())).unwrap_or_default();
+                    if here == separator {
+                        places.push((at + separator.len(), true, broken));
+                    } else if separator.starts_with(here) {
+                        begun = begun.max(Some((index, broken)));
+                    }
+                }
+            }
+        }
+    }
+    begun.map_or(Outcome::No, |(symbols, broken)| Outcome::Begun { symbols, broken })
+}
+
+/// Whether a byte has to be read in more than one way.
+#[inline]
+fn needs_care(class: Class, symbol: u8, byte: u8, index: usize) -> bool {
+    if is_special(byte) {
+        return true;
+    }
+    match class {
+        Class::Text => byte == b'\'' && symbol == b'\'',
+        Class::Base64 => false,
+        Class::Hex => index > 0 && index % 2 == 0 && matches!(byte, b':' | b' ' | b'-' | b','),
+    }
+}
+
+/// Whether a byte stands for itself alone.
+#[inline]
+fn is_simple(byte: &u8) -> bool {
+    !is_special(*byte) && *byte != b'\''
+}
+
+/// Reads every group of four symbols that can stand at a place.
+struct Groups<'d> {
+    data: &'d [u8],
+    /// Readings multiply; when this is used up every pattern is tried.
+    budget: usize,
+    /// The data ends before a group is whole, or the budget was too small.
+    cut: bool,
+}
+
+impl Groups<'_> {
+    fn read(&mut self, from: usize, at: usize, group: u32, count: u32, found: &mut impl FnMut(u32)) {
+        if count == 4 {
+            found(group);
+            return;
+        }
+        let (Some(byte), true) = (self.data.get(at), self.budget > 0) else {
+            self.cut = true;
+            return;
+        };
+        self.budget -= 1;
+        // A pattern has no line breaks.
+        if !matches!(byte, b'\r' | b'\n') {
+            let group = group | u32::from(*byte) << (8 * count);
+            self.read(at + 1, at + 1, group, count + 1, found);
+        }
+        if is_simple(byte) {
+            return;
+        }
+        let mut readings = [None::<Reading>; 8];
+        let mut free = readings.iter_mut();
+        let cut = escapes(self.data, at, &mut |reading| {
+            if let Some(slot) = free.next() {
+                *slot = Some(reading);
+            }
+        });
+        self.cut |= cut;
+        for reading in readings.into_iter().flatten() {
+            let (mut group, mut count) = (group, count);
+            for byte in reading.bytes().iter().take((4 - count) as usize) {
+                group |= u32::from(*byte) << (8 * count);
+                count += 1;
+            }
+            self.read(reading.next, reading.next, group, count, found);
+        }
+        if count > 0 && at - from <= MAX_GAP {
+            match skip(self.data, at) {
+                Skip::To(next, _) => self.read(from, next, group, count, found),
+                Skip::Cut => self.cut = true,
+                Skip::No => {}
+            }
+        }
+    }
+}
+
+impl Pattern {
+    /// Whether a begun pattern may be shown when nothing else arrives for a while. Two bytes of a secret may.
+    /// When a line break follows, so may a quarter of it: a line that is over is not kept from a
+    /// reader because it ends in a word with which a secret begins.
+    pub(crate) fn may_be_shown(&self, begun: &Begun, symbols: usize) -> bool {
+        begun.symbols <= self.two_bytes || (begun.broken && begun.symbols * 4 <= symbols)
+    }
+}
