@@ -114,7 +114,7 @@ class Appliance(unittest.TestCase):
                        {"method": "POST", "path": "/releases$", "status": 403, "times": 1,
                         "headers": {"Retry-After": "1", "X-RateLimit-Remaining": "0"}, "body": '{"message":"API rate limit exceeded"}'},
                        {"method": "POST", "path": "/assets$", "status": 502, "times": 1, "body": "<html>bad gateway"}], file)
-        cls.appliance = world.boot("appliance", IMAGE, cls.declaration, cls.commit, cls.port, "--forward", f"{cls.neighbour_port}:8444")
+        cls.appliance = world.boot("appliance", IMAGE, cls.declaration, cls.commit, cls.port, "--forward", f"{cls.neighbour_port}:8444", "--control")
         world.wait_console("appliance", cls.appliance, "launched", 240)
         cls.endpoint = ["--endpoint", f"127.0.0.1:{cls.port}"]
 
