@@ -10,7 +10,7 @@ use std::time::Duration;
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
 use reqwest::{Method, Url};
-use serde::{Deserialize, Serialize};
+use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
@@ -19,9 +19,13 @@ use crate::release::Tag;
 use crate::strict;
 
 mod transport;
+mod types;
 
 pub use transport::GithubError;
+pub use types::{Asset, Commit, CommitDetail, NewAsset, NewRelease, Release, Signature};
+
 use transport::Transport;
+use types::File;
 
 /// GitHub's own API root.
 pub const DEFAULT_API: &str = "https://api.github.com";
@@ -56,95 +60,6 @@ impl fmt::Debug for Client {
             .field("token", &token)
             .finish_non_exhaustive()
     }
-}
-
-/// A published or draft release.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Release {
-    /// Number that the API knows it by.
-    pub id: u64,
-    /// Name of its tag.
-    pub tag_name: String,
-    /// Branch or commit that the tag is made from.
-    pub target_commitish: String,
-    /// Whether it is not published yet.
-    pub draft: bool,
-    /// Whether GitHub refuses changes to it; absent on servers that do not know immutable releases.
-    #[serde(default)]
-    pub immutable: Option<bool>,
-    /// When it was created, RFC 3339.
-    pub created_at: String,
-    /// When it was published, RFC 3339.
-    pub published_at: Option<String>,
-    /// Page for people.
-    pub html_url: String,
-    /// URI template for uploads.
-    pub upload_url: String,
-    /// Its files.
-    pub assets: Vec<Asset>,
-}
-
-/// A file of a release.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Asset {
-    /// Number that the API knows it by.
-    pub id: u64,
-    /// File name.
-    pub name: String,
-    /// Size in bytes.
-    pub size: u64,
-    /// `sha256:<64 hex>`, when the server computes it.
-    #[serde(default)]
-    pub digest: Option<String>,
-}
-
-/// A commit.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Commit {
-    /// 40 hex digits.
-    pub sha: String,
-    /// What it says about itself.
-    pub commit: CommitDetail,
-}
-
-/// The part of a commit that git itself stores.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct CommitDetail {
-    /// Message.
-    pub message: String,
-    /// Who committed it, and when.
-    pub committer: Option<Signature>,
-}
-
-/// A committer as git records it.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
-pub struct Signature {
-    /// When, RFC 3339.
-    pub date: Option<String>,
-}
-
-/// A release to be made.
-#[derive(Debug, Clone, Serialize)]
-pub struct NewRelease {
-    /// Name of the tag to make.
-    pub tag_name: String,
-    /// Commit to tag.
-    pub target_commitish: String,
-    /// Title.
-    pub name: String,
-    /// Text.
-    pub body: String,
-}
-
-/// A file to upload.
-#[derive(Debug, Clone)]
-pub struct NewAsset {
-    /// File name: 1 to 100 of `[A-Za-z0-9._-]`.
-    pub name: String,
-    /// Media type.
-    pub content_type: &'static str,
-    /// Contents.
-    pub bytes: Vec<u8>,
 }
 
 impl Client {
@@ -515,16 +430,6 @@ impl Client {
         url.query_pairs_mut().clear().append_pair("name", name);
         Ok(url)
     }
-}
-
-/// The JSON shape of a file.
-#[derive(Deserialize)]
-struct File {
-    #[serde(rename = "type")]
-    kind: String,
-    size: u64,
-    encoding: Option<String>,
-    content: Option<String>,
 }
 
 fn bearer(token: &str) -> Result<HeaderValue, GithubError> {

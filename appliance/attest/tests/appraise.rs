@@ -293,6 +293,10 @@ fn a_log_that_replays_but_breaks_the_rules_is_rejected() {
         assert!(detail(&appraisal, "event_order").contains(why), "{}", detail(&appraisal, "event_order"));
         assert!(!failed(&appraisal).contains(&"event_log"));
     }
+    let mut borrowed = own();
+    borrowed[5].digest = Some(borrowed[5].register_digest());
+    borrowed[5].payload = Some(b"{}".to_vec());
+    assert!(failed(&with(borrowed)).contains(&"event_order"));
     let mut foreign = own();
     foreign[1] = common::appliance(&common::DIGEST.replace('1', "4")).event();
     assert_eq!(failed(&with(foreign)), ["event_payloads"]);

@@ -44,6 +44,10 @@ fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> Vec<String> {
     if !all.is_sorted_by_key(|event| event.mr == 3) {
         problems.push("a firmware event follows the appliance's own".to_owned());
     }
+    // The format forbids it, and a caller that builds evidence by hand must not get around the names and payloads.
+    if ours.iter().any(|event| event.digest.is_some()) {
+        problems.push("an event of register 3 brings its own digest".to_owned());
+    }
     let allowed = |name: &str| policy.allowed_events.iter().any(|known| known == name);
     let mut wanted = OPENING.iter();
     let mut launched = false;

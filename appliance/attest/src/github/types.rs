@@ -1,0 +1,102 @@
+//! What GitHub's answers and requests look like, reduced to what is used. GitHub adds fields as it likes: unknown ones are ignored.
+
+use serde::{Deserialize, Serialize};
+
+/// A published or draft release.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Release {
+    /// Number that the API knows it by.
+    pub id: u64,
+    /// Name of its tag.
+    pub tag_name: String,
+    /// Branch or commit that the tag is made from.
+    pub target_commitish: String,
+    /// Whether it is not published yet.
+    pub draft: bool,
+    /// Whether GitHub refuses changes to it; absent on servers that do not know immutable releases.
+    #[serde(default)]
+    pub immutable: Option<bool>,
+    /// When it was created, RFC 3339.
+    pub created_at: String,
+    /// When it was published, RFC 3339.
+    pub published_at: Option<String>,
+    /// Page for people.
+    pub html_url: String,
+    /// URI template for uploads.
+    pub upload_url: String,
+    /// Its files.
+    pub assets: Vec<Asset>,
+}
+
+/// A file of a release.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Asset {
+    /// Number that the API knows it by.
+    pub id: u64,
+    /// File name.
+    pub name: String,
+    /// Size in bytes.
+    pub size: u64,
+    /// `sha256:<64 hex>`, when the server computes it.
+    #[serde(default)]
+    pub digest: Option<String>,
+}
+
+/// A commit.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Commit {
+    /// 40 hex digits.
+    pub sha: String,
+    /// What it says about itself.
+    pub commit: CommitDetail,
+}
+
+/// The part of a commit that git itself stores.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct CommitDetail {
+    /// Message.
+    pub message: String,
+    /// Who committed it, and when.
+    pub committer: Option<Signature>,
+}
+
+/// A committer as git records it.
+#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+pub struct Signature {
+    /// When, RFC 3339.
+    pub date: Option<String>,
+}
+
+/// A release to be made.
+#[derive(Debug, Clone, Serialize)]
+pub struct NewRelease {
+    /// Name of the tag to make.
+    pub tag_name: String,
+    /// Commit to tag.
+    pub target_commitish: String,
+    /// Title.
+    pub name: String,
+    /// Text.
+    pub body: String,
+}
+
+/// A file to upload.
+#[derive(Debug, Clone)]
+pub struct NewAsset {
+    /// File name: 1 to 100 of `[A-Za-z0-9._-]`.
+    pub name: String,
+    /// Media type.
+    pub content_type: &'static str,
+    /// Contents.
+    pub bytes: Vec<u8>,
+}
+
+/// The JSON shape of a file.
+#[derive(Deserialize)]
+pub(super) struct File {
+    #[serde(rename = "type")]
+    pub(super) kind: String,
+    pub(super) size: u64,
+    pub(super) encoding: Option<String>,
+    pub(super) content: Option<String>,
+}
