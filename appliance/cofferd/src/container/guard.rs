@@ -180,3 +180,104 @@ fn u32_at(bytes: &[u8], at: usize) -> u32 {
 fn u64_at(bytes: &[u8], at: usize) -> u64 {
     u64::from_le_bytes(bytes_at(bytes, at))
 }
+
+#[cfg(test)]
+mod tests {
+    use std::io::Cursor;
+    use std::os::unix::fs::PermissionsExt;
+
+    use super::*;
+
+    /// An ELF file of one program header and, behind it, that segment's content.
+    fn elf(kind: u16, entry: u64, segment: u32, content: &[u8]) -> Vec<u8> {
+        let mut file = vec![0_u8; 64];
+        file[..6].copy_from_slice(b"\x7fELF\x02\x01");
+        file[16..18].copy_from_slice(&kind.to_le_bytes());
+        file[24..32].copy_from_slice(&entry.to_le_bytes());
+        file[32..40].copy_from_slice(&64_u64.to_le_bytes());
+        file[54..56].copy_from_slice(&56_u16.to_le_bytes());
+        file[56..58].copy_from_slice(&1_u16.to_le_bytes());
+        let mut header = [0_u8; 56];
+        header[..4].copy_from_slice(&segment.to_le_bytes());
+        header[8..16].copy_from_slice(&120_u64.to_le_bytes());
+        header[32..40].copy_from_slice(&(content.len() as u64).to_le_bytes());
+        file.extend_from_slice(&header);
+        file.extend_from_slice(content);
+        file
+    }
+
+    fn dynamic(entries: &[(u64, u64)]) -> Vec<u8> {
+        entries.iter().flat_map(|(tag, value)| [tag.to_le_bytes(), value.to_le_bytes()].concat()).collect()
+    }
+
+    fn kind(bytes: &[u8]) -> Program {
+        classify(&mut Cursor::new(bytes))
+    }
+
+    #[test]
+    fn programs_are_told_from_libraries() {
+        let interpreter = Program::Dynamic("/lib/ld-musl-x86_64.so.1".into());
+        assert_eq!(kind(&elf(3, 1, PT_INTERP, b"/lib/ld-musl-x86_64.so.1\0")), interpreter);
+        assert_eq!(kind(&elf(2, 1, PT_INTERP, b"/lib/ld-musl-x86_64.so.1\0")), interpreter);
+        assert_eq!(kind(&elf(2, 1, 1, b"")), Program::Static);
+        assert_eq!(
+            kind(&elf(3, 1, PT_DYNAMIC, &dynamic(&[(DT_FLAGS_1, DF_1_PIE), (0, 0)]))),
+            Program::Static
+        );
+        assert_eq!(kind(&elf(3, 1, PT_DYNAMIC, &dynamic(&[(4, 4), (0, 0)]))), Program::Static);
+        assert_eq!(kind(&elf(3, 1, PT_DYNAMIC, &dynamic(&[(DT_SONAME, 1), (0, 0)]))), Program::Other);
+        assert_eq!(kind(&elf(3, 0, PT_DYNAMIC, &dynamic(&[(4, 4)]))), Program::Other);
+        assert_eq!(kind(&elf(1, 1, 1, b"")), Program::Other, "an object file");
+    }
+
+    #[test]
+    fn what_is_no_elf_runs_by_something_else() {
+        for bytes in [&b""[..], b"#!/bin/sh\n", b"\x7fELF", &[0; 64], &elf(3, 1, PT_DYNAMIC, b"")[..80]] {
+            assert_eq!(kind(bytes), Program::Other);
+        }
+        // A header that promises more than there is.
+        let mut file = elf(2, 1, 1, b"");
+        file[56..58].copy_from_slice(&u16::MAX.to_le_bytes());
+        assert_eq!(kind(&file), Program::Other);
+    }
+
+    #[test]
+    fn this_very_program_is_recognised() {
+        let own = std::env::current_exe().unwrap();
+        assert_ne!(classify(&mut File::open(own).unwrap()), Program::Other);
+    }
+
+    #[test]
+    fn static_programs_and_interpreters_become_execute_only_and_nothing_else_changes() {
+        let image = tempfile::tempdir().unwrap();
+        let put = |path: &str, content: &[u8], mode: u32| {
+            let path = image.path().join(path);
+            std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+            std::fs::write(&path, content).unwrap();
+            std::fs::set_permissions(&path, std::fs::Permissions::from_mode(mode)).unwrap();
+        };
+        put("bin/static", &elf(2, 1, 1, b""), 0o755);
+        put("bin/dynamic", &elf(3, 1, PT_INTERP, b"/lib64/ld.so\0"), 0o755);
+        put("bin/lost", &elf(3, 1, PT_INTERP, b"/nowhere\0"), 0o755);
+        put("bin/not-executable", &elf(2, 1, 1, b""), 0o644);
+        put("bin/script", b"#!/bin/static\n", 0o755);
+        put("usr/lib/ld.so", &elf(3, 1, PT_DYNAMIC, &dynamic(&[(DT_SONAME, 1), (0, 0)])), 0o755);
+        put("usr/lib/libc.so", &elf(3, 0, PT_DYNAMIC, &dynamic(&[(DT_SONAME, 1), (0, 0)])), 0o755);
+        std::os::unix::fs::symlink("/usr/lib", image.path().join("lib64")).unwrap();
+        let root = nix::fcntl::open(image.path(), OFlag::O_DIRECTORY, Mode::empty()).unwrap();
+        let own = nix::unistd::geteuid().is_root();
+        let guarded = guard(&root, own).unwrap();
+        assert_eq!(guarded, [PathBuf::from("/lib64/ld.so"), PathBuf::from("bin/static")]);
+        let mode =
+            |path: &str| std::fs::metadata(image.path().join(path)).unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("usr/lib/ld.so"), mode("bin/static")), (0o711, 0o711));
+        for path in ["bin/dynamic", "bin/lost", "bin/script", "usr/lib/libc.so"] {
+            assert_eq!(mode(path), 0o755, "{path}");
+        }
+        assert_eq!(mode("bin/not-executable"), 0o644);
+        if own {
+            let metadata = std::fs::metadata(image.path().join("bin/static")).unwrap();
+            assert_eq!(std::os::unix::fs::MetadataExt::uid(&metadata), GUARD_ID);
+        }
+    }
+}

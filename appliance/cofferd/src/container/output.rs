@@ -7,6 +7,7 @@
 use std::io;
 use std::time::Duration;
 
+use cofferdam_redact::{RedactError, Redactor};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::timeout;
@@ -31,38 +32,20 @@ pub(crate) fn open_log(service: &str) -> io::Result<Log> {
     Log::open(&paths::service_log(service), &paths::service_log_previous(service))
 }
 
-/// What takes secrets out of one output.
-pub(crate) struct Redactor {
-    withhold: bool,
-}
-
 /// A redactor for everything that was leased.
 ///
 /// # Errors
 ///
-/// A value that cannot be searched for.
-pub(crate) fn redactor(lease: &Lease) -> io::Result<Redactor> {
-    Ok(Redactor { withhold: !lease.is_empty() })
-}
-
-impl Redactor {
-    fn push(&mut self, bytes: &[u8], out: &mut Vec<u8>) {
-        if !self.withhold {
-            out.extend_from_slice(bytes);
-        }
-    }
-
-    fn idle(&mut self, _out: &mut Vec<u8>) {}
-
-    fn finish(&mut self, _out: &mut Vec<u8>) {}
+/// A value that cannot be told from other text. What cannot be redacted is not handed out.
+pub(crate) fn redactor(lease: &Lease) -> Result<Redactor, RedactError> {
+    Redactor::new(lease.iter().map(|(reference, value)| (reference.as_str(), value.expose())))
 }
 
 /// Reads both outputs to their ends and logs them. A log that cannot be written is no reason to stop reading:
 /// the workload would stand still.
-pub(crate) async fn pump(output: Output, redactors: [Redactor; 2], mut log: Log) {
-    let [first, second] = redactors;
-    let mut stdout = Channel::new(output.stdout, first, Stream::Stdout);
-    let mut stderr = Channel::new(output.stderr, second, Stream::Stderr);
+pub(crate) async fn pump(output: Output, redactor: Redactor, mut log: Log) {
+    let mut stdout = Channel::new(output.stdout, redactor.stream(), Stream::Stdout);
+    let mut stderr = Channel::new(output.stderr, redactor.stream(), Stream::Stderr);
     while stdout.open || stderr.open {
         tokio::select! {
             event = stdout.next(), if stdout.open => stdout.take(event, &mut log),
@@ -74,7 +57,7 @@ pub(crate) async fn pump(output: Output, redactors: [Redactor; 2], mut log: Log)
 /// One output.
 struct Channel {
     pipe: pipe::Receiver,
-    redactor: Redactor,
+    redactor: cofferdam_redact::Stream,
     lines: Lines,
     buffer: Vec<u8>,
     open: bool,
@@ -90,7 +73,7 @@ enum Event {
 }
 
 impl Channel {
-    fn new(pipe: pipe::Receiver, redactor: Redactor, stream: Stream) -> Self {
+    fn new(pipe: pipe::Receiver, redactor: cofferdam_redact::Stream, stream: Stream) -> Self {
         let lines = Lines::new(stream);
         Self { pipe, redactor, lines, buffer: vec![0; CHUNK], open: true, fresh: false }
     }

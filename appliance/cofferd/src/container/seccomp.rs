@@ -165,3 +165,50 @@ impl Condition {
         Ok(json!({ "index": self.arg, "type": "dword", "op": operator, "val": value }))
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::collections::BTreeSet;
+
+    use super::*;
+
+    #[test]
+    fn the_profiles_compile_and_every_group_says_why() {
+        for text in [WORKLOAD, PULL] {
+            let profile = Profile::parse(text).unwrap();
+            assert!(profile.filters.iter().all(|filter| filter.len() > 10));
+            let data: Value = serde_json::from_str(text).unwrap();
+            for group in data["groups"].as_array().unwrap() {
+                assert!(group["why"].as_str().unwrap().len() > 20, "{group}");
+            }
+        }
+    }
+
+    #[test]
+    fn no_call_is_both_allowed_and_refused() {
+        for text in [WORKLOAD, PULL] {
+            let data: Data = serde_json::from_str(text).unwrap();
+            let mut seen = BTreeSet::new();
+            let allowed = data.groups.iter().flat_map(|group| &group.allow);
+            let refused =
+                data.groups.iter().flat_map(|group| &group.refuse).filter_map(|refusal| match refusal {
+                    Refusal::Always(call) => Some(call),
+                    Refusal::When { .. } => None,
+                });
+            for call in allowed.chain(refused) {
+                assert!(seen.insert(call), "{call} stands twice");
+            }
+        }
+    }
+
+    #[test]
+    fn a_profile_with_a_mistake_is_refused() {
+        let with = |group: &str| format!(r#"{{"about":"x","groups":[{{"name":"n","why":"w",{group}}}]}}"#);
+        let parse = |group: &str| Profile::parse(&with(group));
+        assert!(parse(r#""allow":["read"],"refuse":["ptrace"]"#).is_ok());
+        assert!(matches!(parse(r#""allow":["raed"],"refuse":["ptrace"]"#), Err(SeccompError::Compile(_))));
+        let both = r#""refuse":[{"call":"prctl","when":[{"arg":0,"is":1,"is_not":2}]}]"#;
+        assert!(matches!(parse(both), Err(SeccompError::Condition)));
+        assert!(matches!(parse(r#""permit":["read"]"#), Err(SeccompError::Parse(_))));
+    }
+}

@@ -459,3 +459,226 @@ impl<R: Read> Read for Metered<R> {
         Ok(count)
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use std::os::unix::fs::{MetadataExt, PermissionsExt};
+
+    use nix::unistd::geteuid;
+    use tar::{Builder, Header};
+
+    use super::*;
+
+    /// A tar archive of entries (name, type, mode, link target, content), with names as they are given.
+    fn archive(entries: &[(&str, EntryType, u32, &str, &[u8])]) -> Vec<u8> {
+        let mut builder = Builder::new(Vec::new());
+        for (name, kind, mode, target, content) in entries {
+            let mut header = Header::new_gnu();
+            // The library refuses to write `..`; an attacker would not.
+            let old = header.as_old_mut();
+            old.name[..name.len()].copy_from_slice(name.as_bytes());
+            old.linkname[..target.len()].copy_from_slice(target.as_bytes());
+            header.set_entry_type(*kind);
+            header.set_mode(*mode);
+            header.set_uid(7);
+            header.set_gid(70_000);
+            header.set_mtime(1_000_000_000);
+            header.set_size(content.len() as u64);
+            header.set_cksum();
+            builder.append(&header, *content).unwrap();
+        }
+        builder.into_inner().unwrap()
+    }
+
+    const FILE: EntryType = EntryType::Regular;
+    const LINK: EntryType = EntryType::Symlink;
+    const DIR: EntryType = EntryType::Directory;
+
+    struct Image {
+        outer: tempfile::TempDir,
+        unpacker: Unpacker,
+    }
+
+    impl Image {
+        /// A root one level below the temporary directory, so that an escape would be seen beside it.
+        fn new(limit: u64) -> Self {
+            let outer = tempfile::tempdir().unwrap();
+            let root = outer.path().join("root");
+            std::fs::create_dir(&root).unwrap();
+            let unpacker = Unpacker::new(&root, limit, geteuid().is_root()).unwrap();
+            Self { outer, unpacker }
+        }
+
+        fn root(&self) -> PathBuf {
+            self.outer.path().join("root")
+        }
+
+        fn layer(&mut self, entries: &[(&str, EntryType, u32, &str, &[u8])]) -> Result<(), UnpackError> {
+            self.unpacker.layer(archive(entries).as_slice())
+        }
+
+        fn read(&self, path: &str) -> Option<String> {
+            std::fs::read_to_string(self.root().join(path)).ok()
+        }
+
+        /// Everything below the temporary directory but not below the root.
+        fn escaped(&self) -> Vec<OsString> {
+            let names = std::fs::read_dir(self.outer.path()).unwrap().map(|entry| entry.unwrap().file_name());
+            names.filter(|name| name != "root").collect()
+        }
+    }
+
+    #[test]
+    fn names_that_climb_are_refused() {
+        for name in ["../evil", "a/../../evil", "/../evil", "a/.."] {
+            let mut image = Image::new(1 << 20);
+            let error = image.layer(&[(name, FILE, 0o644, "", b"x")]).unwrap_err();
+            assert!(matches!(error, UnpackError::Path(_)), "{name}: {error}");
+            assert!(image.escaped().is_empty());
+        }
+        let deep = "d/".repeat(45);
+        let mut image = Image::new(1 << 20);
+        image.layer(&[(&deep, DIR, 0o755, "", b"")]).unwrap();
+    }
+
+    #[test]
+    fn absolute_names_and_links_stay_inside() {
+        let mut image = Image::new(1 << 20);
+        let outside = image.outer.path().to_str().unwrap().to_owned();
+        image
+            .layer(&[
+                ("/absolute", FILE, 0o644, "", b"inside"),
+                ("up", LINK, 0o777, "../../../../../..", b""),
+                ("up/evil1", FILE, 0o644, "", b"x"),
+                ("away", LINK, 0o777, &outside, b""),
+            ])
+            .unwrap();
+        assert_eq!(image.read("absolute").as_deref(), Some("inside"));
+        // The link leads to the root itself.
+        assert_eq!(image.read("evil1").as_deref(), Some("x"));
+        // An absolute link leads to that path below the root, which is not there: made, or refused, but inside.
+        let _ = image.layer(&[("away/evil2", FILE, 0o644, "", b"x")]);
+        assert!(image.escaped().is_empty(), "{:?}", image.escaped());
+    }
+
+    #[test]
+    fn a_file_replaces_a_link_and_never_follows_it() {
+        let mut image = Image::new(1 << 20);
+        image.layer(&[("victim", FILE, 0o644, "", b"old"), ("name", LINK, 0o777, "victim", b"")]).unwrap();
+        image.layer(&[("name", FILE, 0o644, "", b"new")]).unwrap();
+        assert_eq!(
+            (image.read("victim").as_deref(), image.read("name").as_deref()),
+            (Some("old"), Some("new"))
+        );
+    }
+
+    #[test]
+    fn hard_links_reach_only_what_is_inside() {
+        let mut image = Image::new(1 << 20);
+        std::fs::write(image.outer.path().join("secret"), "host").unwrap();
+        image.layer(&[("a", FILE, 0o644, "", b"x"), ("b", EntryType::Link, 0o644, "/a", b"")]).unwrap();
+        assert_eq!(image.read("b").as_deref(), Some("x"));
+        let climbing = image.layer(&[("c", EntryType::Link, 0o644, "../secret", b"")]).unwrap_err();
+        assert!(matches!(climbing, UnpackError::Path(_)), "{climbing}");
+        image
+            .layer(&[("s", LINK, 0o777, "../secret", b""), ("d", EntryType::Link, 0o644, "s", b"")])
+            .unwrap();
+        assert!(image.root().join("d").symlink_metadata().unwrap().is_symlink(), "the link itself is linked");
+    }
+
+    #[test]
+    fn whiteouts_remove_what_lies_below_and_only_that() {
+        let mut image = Image::new(1 << 20);
+        image
+            .layer(&[
+                ("d/one", FILE, 0o644, "", b"1"),
+                ("d/two/deep", FILE, 0o644, "", b"2"),
+                ("o/old", FILE, 0o644, "", b"o"),
+                ("o/both/old", FILE, 0o644, "", b"o"),
+            ])
+            .unwrap();
+        image
+            .layer(&[
+                ("d/.wh.two", FILE, 0o644, "", b""),
+                ("d/.wh.never", FILE, 0o644, "", b""),
+                ("o/new", FILE, 0o644, "", b"n"),
+                ("o/both/new", FILE, 0o644, "", b"n"),
+                ("o/.wh..wh..opq", FILE, 0o644, "", b""),
+                (".wh...", FILE, 0o644, "", b""),
+            ])
+            .unwrap();
+        assert_eq!(image.read("d/one").as_deref(), Some("1"));
+        assert!(!image.root().join("d/two").exists());
+        assert_eq!((image.read("o/old"), image.read("o/both/old")), (None, None));
+        assert_eq!(image.read("o/new").as_deref(), Some("n"));
+        assert_eq!(image.read("o/both/new").as_deref(), Some("n"));
+        assert!(image.outer.path().exists());
+    }
+
+    #[test]
+    fn a_whiteout_does_not_follow_a_link_out() {
+        let mut image = Image::new(1 << 20);
+        std::fs::write(image.outer.path().join("kept"), "x").unwrap();
+        image.layer(&[("up", LINK, 0o777, "..", b"")]).unwrap();
+        image
+            .layer(&[("up/.wh.kept", FILE, 0o644, "", b""), ("up/.wh..wh..opq", FILE, 0o644, "", b"")])
+            .unwrap();
+        assert_eq!(std::fs::read_to_string(image.outer.path().join("kept")).unwrap(), "x");
+    }
+
+    #[test]
+    fn rights_are_cut_and_devices_left_out() {
+        let mut image = Image::new(1 << 20);
+        image
+            .layer(&[
+                ("su", FILE, 0o6755, "", b"x"),
+                ("sticky", DIR, 0o7777, "", b""),
+                ("mem", EntryType::Char, 0o666, "", b""),
+                ("sda", EntryType::Block, 0o666, "", b""),
+                ("pipe", EntryType::Fifo, 0o4666, "", b""),
+            ])
+            .unwrap();
+        let mode =
+            |name: &str| image.root().join(name).symlink_metadata().unwrap().permissions().mode() & 0o7777;
+        assert_eq!((mode("su"), mode("sticky"), mode("pipe")), (0o755, 0o1777, 0o666));
+        assert!(!image.root().join("mem").exists() && !image.root().join("sda").exists());
+        assert_eq!(image.unpacker.skipped_devices(), 2);
+        let metadata = std::fs::metadata(image.root().join("su")).unwrap();
+        assert_eq!(metadata.mtime(), 1_000_000_000);
+        if geteuid().is_root() {
+            assert_eq!((metadata.uid(), metadata.gid()), (7, 65_534), "an id outside the range is nobody's");
+        }
+    }
+
+    #[test]
+    fn a_bomb_ends_at_the_bound() {
+        let mut image = Image::new(1 << 20);
+        let bomb = vec![0_u8; 2 << 20];
+        let error = image.layer(&[("zeros", FILE, 0o644, "", &bomb)]).unwrap_err();
+        assert!(matches!(error, UnpackError::TooLarge(_)), "{error}");
+        assert!(std::fs::metadata(image.root().join("zeros")).unwrap().len() <= 1 << 20);
+        // Entries count too, or a million empty files would be free.
+        let mut image = Image::new(1 << 20);
+        let names: Vec<String> = (0..400).map(|index| format!("f{index}")).collect();
+        let entries: Vec<_> = names.iter().map(|name| (name.as_str(), FILE, 0o644, "", &b""[..])).collect();
+        assert!(matches!(image.layer(&entries), Err(UnpackError::TooLarge(_))));
+    }
+
+    #[test]
+    fn a_header_without_end_is_refused() {
+        let mut image = Image::new(1 << 30);
+        let name = vec![b'n'; 3 << 20];
+        let error = image.layer(&[("././@LongLink", EntryType::GNULongName, 0o644, "", &name)]).unwrap_err();
+        assert!(matches!(error, UnpackError::Archive(_)), "{error}");
+    }
+
+    #[test]
+    fn what_is_no_archive_says_so() {
+        let mut image = Image::new(1 << 20);
+        assert!(matches!(image.unpacker.layer(&[b'x'; 1024][..]), Err(UnpackError::Archive(_))));
+        let whole = archive(&[("a", FILE, 0o644, "", &[b'x'; 4000])]);
+        assert!(matches!(image.unpacker.layer(&whole[..2000]), Err(UnpackError::Archive(_))));
+        let cut = flate2::read::GzDecoder::new(&b"\x1f\x8bnot gzip"[..]);
+        assert!(matches!(image.unpacker.layer(cut), Err(UnpackError::Archive(_))));
+    }
+}

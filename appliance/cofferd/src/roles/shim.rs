@@ -48,6 +48,8 @@ use crate::{confine, files, paths, sys};
 
 /// One question to the vault; the answer to a missing secret comes as soon as it is put.
 const LEASE_WAIT: Duration = Duration::from_secs(25);
+/// The first question: a vault that is just starting is given the time to.
+const LEASE_FIRST: Duration = Duration::from_millis(500);
 /// Between two questions when the vault refuses or is not there.
 const LEASE_PAUSE: Duration = Duration::from_secs(5);
 /// How often the services that this one depends on are looked at.
@@ -112,7 +114,12 @@ impl Shim<'_> {
         let image = or_stop!(self.image().await?);
         leave_network().context("cannot leave the appliance's network")?;
         let group = group()?;
-        self.relays().await?;
+        if let Err(error) = self.relays().await {
+            // Another start would meet the same: it is the declaration that has to change.
+            self.report(State::Failed, |status| status.detail = Some(format!("{error:#}")))?;
+            self.stop.recv().await;
+            return Ok(());
+        }
         let mut policy = Policy::new(self.service.restart);
         loop {
             let lease = or_stop!(self.secrets().await?);
@@ -193,12 +200,15 @@ impl Shim<'_> {
         let references: Result<Vec<_>, _> =
             references.into_iter().map(|reference| Reference::parse(&reference.to_string())).collect();
         let references = references.context("the declaration names a secret that the vault cannot")?;
+        // The first answer comes at once, so that the status says soon what is missing.
+        let mut wait = LEASE_FIRST;
         loop {
-            let error = match self.until(lease(&references, LEASE_WAIT)).await {
+            let error = match self.until(lease(&references, wait)).await {
                 Until::Stopped => return Ok(Until::Stopped),
                 Until::Done(Ok(lease)) => return Ok(Until::Done(lease)),
                 Until::Done(Err(error)) => error,
             };
+            wait = LEASE_WAIT;
             let pause = match error {
                 LeaseError::Missing(missing) => {
                     let missing: Vec<_> =
@@ -245,11 +255,25 @@ impl Shim<'_> {
         for (index, other) in self.declaration.services.iter().enumerate() {
             if self.service.depends_on.contains(&other.name) {
                 for port in &other.ports {
+                    self.distinct(other, port.target)?;
                     let path = paths::service_port(&other.name, port.target);
                     let leads = relay::lead(relay::address(index), port.target, path).await;
                     leads.with_context(|| format!("cannot lead to {} port {}", other.name, port.target))?;
                 }
             }
+        }
+        Ok(())
+    }
+
+    /// The service and the ways to its dependencies share one loopback, where a program that listens on every
+    /// address takes the port on all of them.
+    fn distinct(&self, other: &Service, port: u16) -> anyhow::Result<()> {
+        if self.service.ports.iter().any(|own| own.target == port) {
+            anyhow::bail!(
+                "{} listens on port {port} itself and so cannot reach {} there: give one of them another port",
+                self.service.name,
+                other.name,
+            );
         }
         Ok(())
     }
@@ -269,14 +293,14 @@ impl Shim<'_> {
         let account = user::resolve(&root, self.service.user, &image.user)?;
         let plan = self.plan(image, &account, rootfs)?;
         let delivery = self.deliver(image, &account, lease)?;
-        let redactors = [output::redactor(lease)?, output::redactor(lease)?];
+        let redactor = output::redactor(lease)?;
         let log = output::open_log(&self.service.name).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         let (container, output) = launch::start(&self.service.name, &plan, &delivery, descriptor).await?;
         drop(delivery);
         let pid = container.pid();
         self.report(State::Running, |status| status.pid = pid)?;
-        let output = tokio::spawn(output::pump(output, redactors, log));
+        let output = tokio::spawn(output::pump(output, redactor, log));
         Ok(Running { container, output, stop_signal: stop_signal(self.service, image) })
     }
 
