@@ -5,10 +5,15 @@
 mod common;
 
 use std::fs;
+use std::io::{BufRead, BufReader};
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
+use std::sync::Arc;
 
 use common::verify;
+use rustls::pki_types::CertificateDer;
+use rustls::pki_types::pem::PemObject;
+use tokio::io::{AsyncReadExt, AsyncWriteExt};
 
 fn run(arguments: &[&str]) -> Output {
     Command::new(env!("CARGO_BIN_EXE_tdx-sim")).args(arguments).stdin(Stdio::null()).output().unwrap()
@@ -94,4 +99,48 @@ fn the_device_process_without_its_registers_does_nothing() {
     let output = run(&["device"]);
     assert_eq!(output.status.code(), Some(1));
     assert!(output.stdout.is_empty());
+}
+
+/// `ci/tls` makes the certificates as the demo does; it needs bash and openssl.
+#[tokio::test]
+async fn the_collateral_service_speaks_tls() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = machine(directory.path());
+    let tls = directory.path().join("tls");
+    let script = concat!(env!("CARGO_MANIFEST_DIR"), "/../../ci/tls");
+    if !Command::new(script).arg(&tls).stdout(Stdio::null()).status().is_ok_and(|status| status.success()) {
+        eprintln!("skipped: {script} cannot make certificates here");
+        return;
+    }
+    let file = |name: &str| tls.join(name).to_str().unwrap().to_owned();
+    let mut child = Command::new(env!("CARGO_BIN_EXE_tdx-sim"))
+        .args(["pccs", "--listen", "127.0.0.1:0", "--platform", &machine])
+        .args(["--tls-cert", &file("server.pem"), "--tls-key", &file("server.key")])
+        .stdout(Stdio::piped())
+        .spawn()
+        .unwrap();
+    let mut line = String::new();
+    BufReader::new(child.stdout.take().unwrap()).read_line(&mut line).unwrap();
+    let address = line.trim_end().rsplit_once("https://").unwrap().1.to_owned();
+
+    let mut roots = rustls::RootCertStore::empty();
+    roots.add(CertificateDer::from_pem_file(file("ca.pem")).unwrap()).unwrap();
+    let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+    let config = rustls::ClientConfig::builder_with_provider(provider)
+        .with_safe_default_protocol_versions()
+        .unwrap()
+        .with_root_certificates(roots)
+        .with_no_client_auth();
+    let connector = tokio_rustls::TlsConnector::from(Arc::new(config));
+    let stream = tokio::net::TcpStream::connect(&address).await.unwrap();
+    let mut stream = connector.connect("localhost".try_into().unwrap(), stream).await.unwrap();
+    let request =
+        "GET /tdx/certification/v4/qe/identity HTTP/1.1\r\nHost: localhost\r\nConnection: close\r\n\r\n";
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = String::new();
+    // The server may end the connection without a TLS goodbye; what counts has arrived by then.
+    let _ = stream.read_to_string(&mut answer).await;
+    child.kill().unwrap();
+    child.wait().unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200 OK") && answer.contains("\"id\":\"TD_QE\""), "{answer}");
 }

@@ -15,7 +15,7 @@ use std::io::{self, Read, Write};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Command, Stdio};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use cofferdam_attest::event_log::Register;
 use nix::sys::prctl;
@@ -102,6 +102,7 @@ pub fn park() -> ! {
 }
 
 fn prepare() -> Result<(), InitError> {
+    let begin = Instant::now();
     mounts::base()?;
     machine::load_modules()?;
     mounts::configfs()?;
@@ -111,18 +112,20 @@ fn prepare() -> Result<(), InitError> {
 
     start_device(&seed, &firmware)?;
     mounts::ccel(&firmware.ccel)?;
-    announce(&firmware);
+    announce(&firmware, begin.elapsed());
     Ok(())
 }
 
-fn announce(firmware: &Firmware) {
-    let mut line =
-        format!("SIMULATED TDX device: {} firmware events, registers as in the TPM;", firmware.events);
-    for (number, register) in (0..=2).zip(&firmware.rtmr) {
-        let short: String = hex::encode(register).chars().take(12).collect();
-        line.push_str(&format!(" RTMR{number} {short}…"));
-    }
-    line.push_str("; quotes are worth nothing outside development\n");
+/// The one line by which everybody who reads the console knows what this machine is.
+fn announce(firmware: &Firmware, took: Duration) {
+    let short = |register: &Register| hex::encode(register).chars().take(12).collect::<String>();
+    let [rtmr0, rtmr1, rtmr2, _] = firmware.rtmr.each_ref().map(short);
+    let line = format!(
+        "SIMULATED TDX device: {} firmware events replayed as the TPM has them, RTMR0 {rtmr0}, RTMR1 {rtmr1}, \
+         RTMR2 {rtmr2}; ready after {} ms; its quotes are worth nothing outside development\n",
+        firmware.events,
+        took.as_millis()
+    );
     // Nobody is there to hear that the console is gone.
     let _ = io::stdout().write_all(line.as_bytes());
 }
