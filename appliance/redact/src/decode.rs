@@ -40,7 +40,7 @@ impl Reading {
 pub(crate) enum Skip {
     /// Nothing that can be skipped.
     No,
-    /// It ends here; `true` for a line break.
+    /// It ends here; `true` for a line break that ends a line of the output itself.
     To(usize, bool),
     /// The output ends inside it.
     Cut,
@@ -71,7 +71,7 @@ pub(crate) fn skip(data: &[u8], at: usize) -> Skip {
     }
     let mut found = Skip::No;
     let cut = escapes(data, at, &mut |reading| match reading.bytes() {
-        b"\r" | b"\n" => found = Skip::To(reading.next, true),
+        b"\r" | b"\n" => found = Skip::To(reading.next, false),
         b"\x1b" => found = control_sequence(data, reading.next),
         _ => {}
     });
@@ -342,8 +342,11 @@ mod tests {
         ] {
             assert_eq!(skip(text.as_bytes(), 0), Skip::To(end, false), "{text:?}");
         }
-        for text in ["\n", "\r", "\\n", "\\r", "%0A", "%0d", "\\u000a"] {
-            assert_eq!(skip(text.as_bytes(), 0), Skip::To(text.len(), true), "{text:?}");
+        for text in ["\n", "\r"] {
+            assert_eq!(skip(text.as_bytes(), 0), Skip::To(1, true), "{text:?}");
+        }
+        for text in ["\\n", "\\r", "%0A", "%0d", "\\u000a"] {
+            assert_eq!(skip(text.as_bytes(), 0), Skip::To(text.len(), false), "{text:?}");
         }
         for text in ["\x1b", "\x1b[", "\x1b[3", "\x1b]0;title", "%0", "\\", "\\u00"] {
             assert_eq!(skip(text.as_bytes(), 0), Skip::Cut, "{text:?}");

@@ -88,6 +88,8 @@ impl Matcher {
                 search.verify(id, start);
             }
         }
+        found.matches.sort_unstable();
+        found.begun.sort_unstable();
     }
 }
 
