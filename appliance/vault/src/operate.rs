@@ -157,10 +157,11 @@ impl Vault {
                 Some("the appliance may have been started anew: verify it again and seal to its present vault_key"),
             )
         })?;
-        if secret.expose().len() < self.rules.min_value {
+        let visible = secret.expose().iter().filter(|byte| !matches!(byte, b'\n' | b'\r')).count();
+        if visible < self.rules.min_value {
             return Err(Refusal(
                 StatusCode::BAD_REQUEST,
-                format!("the value is shorter than {} bytes", self.rules.min_value),
+                format!("the value is shorter than {} bytes, not counting line breaks", self.rules.min_value),
                 Some("a value that short cannot be kept out of a workload's output: use a longer one"),
             ));
         }

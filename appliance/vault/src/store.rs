@@ -178,8 +178,8 @@ impl Store {
     /// Opens a store and authenticates all of it.
     ///
     /// # Errors
-    /// [`StoreError`] when any byte that matters is not as this key left it. The store is then not usable and
-    /// not changed.
+    /// [`StoreError`] when any byte that matters is not as this key left it. What the store holds is
+    /// then not changed.
     pub fn open(backend: impl StorageBackend, keys: Keys) -> Result<Self, StoreError> {
         if backend.len().map_err(StoreError::Io)? == 0 {
             return Err(StoreError::Absent);

@@ -25,7 +25,7 @@ pub struct Rules {
     pub operators: Operators,
     /// The uid of the front: the only peer that relays operators' requests.
     pub front_uid: u32,
-    /// Shortest value in bytes that is accepted: what is shorter cannot be redacted from a workload's
+    /// Shortest value in bytes, not counting line breaks, that is accepted: what is shorter cannot be redacted from a workload's
     /// output without shredding it.
     pub min_value: usize,
 }

@@ -304,6 +304,27 @@ async fn the_largest_lease_is_whole() {
 }
 
 #[tokio::test]
+async fn the_longest_audit_line_is_bounded() {
+    let longest = Arc::new(std::sync::atomic::AtomicUsize::new(0));
+    let seen = longest.clone();
+    let store = Store::create(Disk::default(), keys(1)).unwrap();
+    let vault = Arc::new(Vault::new(
+        store,
+        rules(),
+        || NOW,
+        move |event| {
+            seen.fetch_max(event.to_string().len(), std::sync::atomic::Ordering::Relaxed);
+        },
+    ));
+    let part = "x".repeat(63);
+    let names: Vec<_> = (10..74).map(|n| format!("secret://{part}/{part}/{n}{}", "x".repeat(61))).collect();
+    let references: Vec<_> = names.iter().map(String::as_str).collect();
+    assert_eq!(lease(&router(vault), SERVICE, &references, 0).await.0, StatusCode::FORBIDDEN);
+    let longest = longest.load(std::sync::atomic::Ordering::Relaxed);
+    assert!((10_000..14_336).contains(&longest), "{longest}");
+}
+
+#[tokio::test]
 async fn an_operators_largest_secret_passes_the_socket() {
     let (vault, router) = start();
     let body = sealed(&vault, PASSWORD, &vec![7; MAX_VALUE]);

@@ -201,10 +201,10 @@ fn values_are_neither_too_long_nor_too_short() {
     let vault = fresh();
     assert_eq!(put(&vault, PASSWORD, &vec![b'x'; MAX_VALUE]).status, StatusCode::OK);
     assert_eq!(put(&vault, PASSWORD, &[b'x'; MIN]).status, StatusCode::OK);
-    for short in [&b""[..], b"x", &[b'x'; MIN - 1]] {
+    for short in [&b""[..], b"x", &[b'x'; MIN - 1], &[b'\n'; 100], b"\r\n1234\n\n567\n"] {
         let answer = put(&vault, USER, short);
         assert_eq!(answer.status, StatusCode::BAD_REQUEST);
-        assert_eq!(error(&answer).error, "the value is shorter than 8 bytes");
+        assert_eq!(error(&answer).error, "the value is shorter than 8 bytes, not counting line breaks");
         assert!(error(&answer).hint.unwrap().contains("use a longer one"));
     }
     // A client that does not check: one byte more than fits.

@@ -32,8 +32,6 @@ use zeroize::Zeroizing;
 
 use crate::{confine, files, paths};
 
-/// Shortest secret in bytes, as for the redactor.
-const MIN_VALUE: usize = 8;
 /// Lines about requests that nobody authenticated, in each [`FLOOD_WINDOW`]. Anybody on the network can cause them, and the
 /// console is slow.
 const FLOOD_LINES: u32 = 10;
@@ -118,7 +116,7 @@ fn rules(declaration: &Declaration) -> anyhow::Result<Rules> {
         grants,
         operators: Operators::new(operators)?,
         front_uid: paths::FRONT_UID,
-        min_value: MIN_VALUE,
+        min_value: cofferdam_redact::MIN_SECRET,
     })
 }
 

@@ -89,6 +89,29 @@ fn each_service_is_granted_its_own_references_and_publish_the_token() {
 }
 
 #[test]
+fn what_the_vault_takes_the_redactor_can_hide() {
+    let key = SigningKey::from_bytes(&[3; 32]);
+    let store = Store::create(cofferdam_vault::InMemoryBackend::new(), keys(1)).unwrap();
+    let vault = Vault::new(store, rules(&declaration(&key)).unwrap(), || 0, |_| {});
+    let password = "secret://app/db/password";
+    for (value, connection) in [
+        (&b"abc"[..], 1),
+        (b"abcd", 2),
+        (b"abc\n", 3),
+        (b"a\nb\nc\nd\n", 4),
+        (b"\r\n\r\n\r\n", 5),
+        (b"    ", 6),
+        (&[0; 4], 7),
+        (&[0xFF; 64 * 1024], 8),
+    ] {
+        let taken = put(&vault, &key, password, value, connection).status == StatusCode::OK;
+        let hidden = cofferdam_redact::Redactor::new([(password, value)]).is_ok();
+        assert_eq!(taken, hidden, "{value:.20?}");
+    }
+    assert!(cofferdam_redact::MAX_SECRETS >= cofferdam_vault::wire::MAX_REFERENCES);
+}
+
+#[test]
 fn a_store_is_made_once_and_then_only_opened() {
     let directory = tempfile::tempdir().unwrap();
     let path = directory.path().join("store.redb");
@@ -254,6 +277,24 @@ fn a_lease_outlasts_a_restart_of_the_vault() {
         let error = running.lease(&[password], Duration::from_millis(300)).await.unwrap_err();
         assert!(matches!(error, LeaseError::Unreachable(_)), "{error}");
         assert!(started.elapsed() < Duration::from_secs(2));
+    })
+    .unwrap();
+}
+
+#[test]
+fn a_shim_that_is_killed_while_it_waits_leaves_its_place() {
+    client::block_on(async {
+        let key = SigningKey::from_bytes(&[3; 32]);
+        let password = "secret://app/db/password";
+        let running = Running::start(&[password], &key);
+        let one = [password];
+        // Far more generations of waiting shims than there are places, each gone before the next comes.
+        for _ in 0..5 * cofferdam_vault::MAX_WAITERS_PER_PEER {
+            let waiting = running.lease(&one, Duration::from_secs(30));
+            assert!(tokio::time::timeout(Duration::from_millis(20), waiting).await.is_err());
+        }
+        let missing = running.lease(&one, Duration::from_millis(200)).await.unwrap_err();
+        assert!(matches!(missing, LeaseError::Missing(_)), "{missing}");
     })
     .unwrap();
 }
