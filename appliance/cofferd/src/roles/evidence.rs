@@ -90,7 +90,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
             println!("evidence: removed {removed} requests of a predecessor");
         }
         let vault_key = vault_key(Path::new(paths::VAULT_SOCKET), VAULT_LIMIT).await?;
-        let attester = Attester { appliance: PathBuf::from(paths::APPLIANCE), device, vault_key };
+        let attester =
+            Attester { appliance: PathBuf::from(paths::APPLIANCE), device, vault_key, limit: QUOTE_LIMIT };
         let listener = bind(Path::new(paths::EVIDENCE_SOCKET))?;
         serve(listener, attester, vec![paths::FRONT_UID, paths::PUBLISH_UID]).await;
         Ok(())
@@ -125,6 +126,8 @@ struct Attester<R> {
     appliance: PathBuf,
     device: Device<R>,
     vault_key: String,
+    /// How long one quote may take.
+    limit: Duration,
 }
 
 impl<R: Reports> Attester<R> {
@@ -167,7 +170,7 @@ impl<R: Reports> Attester<R> {
         Claims::decode(&claims).map_err(EvidenceError::Claims)?;
 
         let report_data = claims::report_data(&claims);
-        let padded = self.device.quote(&report_data, QUOTE_LIMIT)?;
+        let padded = self.device.quote(&report_data, self.limit)?;
         // Some hosts fill the quote's buffer up with zeros; a document carries the quote alone.
         let bytes = quote::trim_padding(&padded).map_err(EvidenceError::Quote)?.to_vec();
         let quote = quote::parse(&bytes).map_err(EvidenceError::Quote)?;
@@ -294,7 +297,7 @@ async fn attest<R: Reports + 'static>(request: EvidenceRequest, desk: &Arc<Desk<
         thread.device.add_permits(1);
         outcome
     });
-    match tokio::time::timeout(QUOTE_LIMIT, work).await {
+    match tokio::time::timeout(desk.attester.limit, work).await {
         Ok(Ok(Ok(document))) => json(StatusCode::OK, document),
         Ok(Ok(Err(error @ (EvidenceError::Nonce | EvidenceError::ChannelBinding)))) => {
             refuse(StatusCode::BAD_REQUEST, &error.to_string())
@@ -394,6 +397,7 @@ pub(crate) mod tests {
             appliance: directory.join("appliance.json"),
             device: Device::new(fake),
             vault_key: STANDARD.encode([9; 32]),
+            limit: Duration::from_millis(1500),
         };
         let socket = directory.join("evidence.sock");
         tokio::spawn(serve(bind(&socket).unwrap(), attester, allowed));
@@ -550,6 +554,17 @@ pub(crate) mod tests {
         let (_directory, socket) = role(&[Mischief::Fail], me(), honest());
         assert!(refusal(ask(&socket, &EvidenceRequest::default()).await).contains("outblob"));
         assert!(ask(&socket, &EvidenceRequest::default()).await.is_ok());
+    }
+
+    #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+    async fn a_device_that_hangs_is_not_waited_for_and_not_shared() {
+        let (_directory, socket) = role(&[Mischief::Hang(Duration::from_secs(3))], me(), honest());
+        let hung = ask(&socket, &EvidenceRequest::default()).await;
+        assert!(refusal(hung).contains("did not answer in time"));
+        // The thread still has the device: the next one waits for it and does not overtake.
+        let started = std::time::Instant::now();
+        assert!(ask(&socket, &EvidenceRequest::default()).await.is_ok());
+        assert!(started.elapsed() > Duration::from_secs(1));
     }
 
     #[tokio::test]

@@ -48,7 +48,7 @@ const COLLATERAL_AGE: u64 = 24 * 60 * 60;
 
 /// First and longest pause after a failure.
 const FIRST_PAUSE: Duration = Duration::from_secs(1);
-const LONGEST_PAUSE: Duration = Duration::from_secs(300);
+const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Longest wait that a server can impose: GitHub's limits are per hour.
 const LONGEST_IMPOSED: Duration = Duration::from_secs(2 * 60 * 60);
@@ -209,7 +209,7 @@ async fn refresh(
             (collateral::valid_until(&collateral, &pck, now)?, collateral)
         }
     };
-    known.send_replace(Ok(Arc::new(collateral)));
+    let _ = known.send_replace(Ok(Arc::new(collateral)));
     // Well before it is out of date, so that an outage of the service can pass; never in a tight loop.
     Ok(now.saturating_add((until.saturating_sub(now) / 2).clamp(10, COLLATERAL_AGE)))
 }
@@ -417,3 +417,6 @@ fn chain(error: &dyn std::error::Error) -> String {
     }
     text
 }
+
+#[cfg(test)]
+mod tests;

@@ -7,15 +7,22 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::event_log::payload::{self, Payload as _};
 use cofferdam_attest::event_log::{self, Event, Register};
+use cofferdam_attest::ratls;
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
+use rustls::pki_types::PrivatePkcs8KeyDer;
 use serde_json::json;
 use tdx_sim::{Platform, Seed, TdReport};
-use tokio::net::UnixListener;
+use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::net::{TcpListener, UnixListener};
+use tokio_rustls::TlsAcceptor;
 
 use super::appliance::Appliance;
+use super::clock;
 
 /// The commit of every declaration here.
 const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
@@ -31,23 +38,79 @@ where
     tokio::spawn(async move {
         loop {
             let (stream, _) = listener.accept().await.unwrap();
-            let handler = Arc::clone(&handler);
-            tokio::spawn(async move {
-                let service = service_fn(move |request: Request<hyper::body::Incoming>| {
-                    let handler = Arc::clone(&handler);
-                    async move {
-                        let (parts, body) = request.into_parts();
-                        let body = axum::body::to_bytes(Body::new(body), 1 << 20).await?;
-                        Ok::<_, axum::Error>(handler(Request::from_parts(parts, body)).await)
-                    }
-                });
-                let _ = hyper::server::conn::http1::Builder::new()
-                    .serve_connection(TokioIo::new(stream), service)
-                    .with_upgrades()
-                    .await;
-            });
+            tokio::spawn(converse(stream, Arc::clone(&handler)));
         }
     });
+}
+
+/// A TLS server for 127.0.0.1 on a port of the system's choice.
+pub(crate) struct TlsServer {
+    pub(crate) listener: TcpListener,
+    pub(crate) acceptor: TlsAcceptor,
+    /// `https://127.0.0.1:PORT`.
+    pub(crate) root: String,
+    /// PEM of the only authority that vouches for it.
+    pub(crate) ca: String,
+}
+
+impl TlsServer {
+    pub(crate) async fn bind() -> Self {
+        let key = ratls::generate_key().unwrap();
+        let name = ["127.0.0.1".to_owned()];
+        let certificate = ratls::certificate(&key, b"{}", &name, clock::unix_now() - 60, 3600).unwrap();
+        let body = STANDARD.encode(&certificate);
+        let ca = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = rustls::ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(vec![certificate.into()], PrivatePkcs8KeyDer::from(key.to_vec()).into())
+            .unwrap();
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let root = format!("https://{}", listener.local_addr().unwrap());
+        Self { listener, acceptor: TlsAcceptor::from(Arc::new(config)), root, ca }
+    }
+
+    /// Serves HTTP/1.1 until the test's runtime ends. Bodies are collected before `handler` sees them.
+    pub(crate) fn serve<F, A>(self, handler: F)
+    where
+        F: Fn(Request<Bytes>) -> A + Send + Sync + 'static,
+        A: Future<Output = Response<Body>> + Send + 'static,
+    {
+        let handler = Arc::new(handler);
+        tokio::spawn(async move {
+            loop {
+                let (stream, _) = self.listener.accept().await.unwrap();
+                let (acceptor, handler) = (self.acceptor.clone(), Arc::clone(&handler));
+                tokio::spawn(async move {
+                    if let Ok(stream) = acceptor.accept(stream).await {
+                        converse(stream, handler).await;
+                    }
+                });
+            }
+        });
+    }
+}
+
+async fn converse<S, F, A>(stream: S, handler: Arc<F>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Fn(Request<Bytes>) -> A + Send + Sync + 'static,
+    A: Future<Output = Response<Body>> + Send + 'static,
+{
+    let service = service_fn(move |request: Request<hyper::body::Incoming>| {
+        let handler = Arc::clone(&handler);
+        async move {
+            let (parts, body) = request.into_parts();
+            let body = axum::body::to_bytes(Body::new(body), 1 << 20).await?;
+            Ok::<_, axum::Error>(handler(Request::from_parts(parts, body)).await)
+        }
+    });
+    let _ = hyper::server::conn::http1::Builder::new()
+        .serve_connection(TokioIo::new(stream), service)
+        .with_upgrades()
+        .await;
 }
 
 /// A response with a JSON body.

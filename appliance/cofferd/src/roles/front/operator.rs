@@ -15,7 +15,7 @@ use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::operator::Authorization;
 use hyper::body::Incoming;
 use serde::Serialize;
-use serde_json::{Value, json};
+use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
 use super::listen::Peer;
@@ -169,10 +169,12 @@ impl Records {
             .services
             .iter()
             .map(|(name, directory)| {
-                let status = document(&directory.join("status.json")).filter(Value::is_object);
-                let mut status = status.unwrap_or_else(|| json!({ "state": "pending" }));
-                status["name"] = json!(name);
-                status
+                let mut status = match document(&directory.join("status.json")) {
+                    Some(Value::Object(status)) => status,
+                    _ => Map::from_iter([("state".to_owned(), json!("pending"))]),
+                };
+                status.insert("name".to_owned(), json!(name));
+                Value::Object(status)
             })
             .collect();
         let boot = document(&self.roles).unwrap_or_default();

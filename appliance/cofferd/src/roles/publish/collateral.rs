@@ -296,3 +296,98 @@ fn root_list_url(chain: &str) -> Option<String> {
         DistributionPointName::NameRelativeToCRLIssuer(_) => None,
     })
 }
+
+#[cfg(test)]
+mod tests {
+    use tdx_sim::CollateralOptions;
+
+    use super::*;
+    use crate::roles::testing::platform;
+
+    const NOW: u64 = 1_800_000_000;
+
+    fn pck() -> Pck {
+        Pck { fmspc: hex::encode_upper(tdx_sim::FMSPC), ca: "platform" }
+    }
+
+    fn collateral(options: CollateralOptions) -> Collateral {
+        let made = platform().collateral(NOW, options).unwrap();
+        Collateral::parse(made.to_json().unwrap().as_bytes()).unwrap()
+    }
+
+    #[test]
+    fn collateral_is_good_until_its_first_part_is_not() {
+        let good = collateral(CollateralOptions::default());
+        let until = valid_until(&good, &pck(), NOW).unwrap();
+        assert!(until > NOW);
+        assert!(valid_until(&good, &pck(), until - 1).is_ok());
+        assert!(matches!(valid_until(&good, &pck(), until), Err(CollateralError::OutOfDate { .. })));
+    }
+
+    #[test]
+    fn every_part_out_of_date_is_named() {
+        let cases = [
+            (CollateralOptions { expired_tcb_info: true, ..Default::default() }, TCB_INFO),
+            (CollateralOptions { expired_qe_identity: true, ..Default::default() }, QE_IDENTITY),
+            (CollateralOptions { expired_pck_crl: true, ..Default::default() }, PCK_LIST),
+            (CollateralOptions { expired_root_crl: true, ..Default::default() }, ROOT_LIST),
+        ];
+        for (options, part) in cases {
+            match valid_until(&collateral(options), &pck(), NOW) {
+                Err(CollateralError::OutOfDate { what }) => assert_eq!(what, part),
+                other => panic!("{part}: {other:?}"),
+            }
+        }
+    }
+
+    #[test]
+    fn collateral_of_another_platform_is_refused() {
+        let good = collateral(CollateralOptions::default());
+        let other = Pck { fmspc: "00906ED50000".to_owned(), ca: "platform" };
+        assert!(matches!(valid_until(&good, &other, NOW), Err(CollateralError::OtherPlatform)));
+        let sgx = Collateral { tcb_info: good.tcb_info.replace("\"TDX\"", "\"SGX\""), ..good };
+        assert!(matches!(valid_until(&sgx, &pck(), NOW), Err(CollateralError::OtherPlatform)));
+    }
+
+    #[test]
+    fn a_revocation_list_comes_in_three_encodings() {
+        let der = collateral(CollateralOptions::default()).root_ca_crl;
+        assert_eq!(list_der(&der), Some(der.clone()));
+        assert_eq!(list_der(hex::encode(&der).as_bytes()), Some(der.clone()));
+        assert_eq!(list_der(format!("{}\n", hex::encode_upper(&der)).as_bytes()), Some(der.clone()));
+        use base64::Engine as _;
+        let body = base64::engine::general_purpose::STANDARD.encode(&der);
+        let pem = |label: &str| format!("-----BEGIN {label}-----\n{body}\n-----END {label}-----\n");
+        assert_eq!(list_der(pem("X509 CRL").as_bytes()), Some(der.clone()));
+        assert_eq!(list_der(pem("CERTIFICATE").as_bytes()), None);
+        for bad in [&b""[..], b"0", b"<html>", b"3030", &der[..der.len() - 1], &[&der[..], &[0]].concat()] {
+            assert_eq!(list_der(bad), None);
+        }
+    }
+
+    #[test]
+    fn a_chain_is_url_encoded_pem_with_its_plus_signs() {
+        let pem = platform().root_pem();
+        let encoded: String = pem
+            .bytes()
+            .map(|b| if b.is_ascii_alphanumeric() { char::from(b).to_string() } else { format!("%{b:02X}") })
+            .collect();
+        let mut headers = HeaderMap::new();
+        headers.insert("tcb-info-issuer-chain", encoded.parse().unwrap());
+        assert_eq!(chain(TCB_INFO, &headers, &["x", "tcb-info-issuer-chain"]).unwrap(), pem);
+        assert_eq!(percent_decode(b"a+b%2Bc%20").as_deref(), Some("a+b+c "));
+        for bad in ["", "%", "%zz", "%ff", "hello"] {
+            headers.insert("tcb-info-issuer-chain", bad.parse().unwrap());
+            assert!(chain(TCB_INFO, &headers, &["tcb-info-issuer-chain"]).is_err(), "{bad}");
+        }
+        assert!(chain(TCB_INFO, &HeaderMap::new(), &["tcb-info-issuer-chain"]).is_err());
+    }
+
+    #[test]
+    fn intels_root_says_where_its_revocation_list_is() {
+        let pem = include_str!("../../../../../policy/intel-sgx-root-ca.pem");
+        let url = "https://certificates.trustedservices.intel.com/IntelSGXRootCA.der";
+        assert_eq!(root_list_url(pem).as_deref(), Some(url));
+        assert_eq!(root_list_url("no certificate"), None);
+    }
+}

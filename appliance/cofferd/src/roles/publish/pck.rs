@@ -91,3 +91,46 @@ fn member(sequence: &[u8], wanted: ObjectIdentifier) -> Option<Vec<u8>> {
     }
     None
 }
+
+#[cfg(test)]
+mod tests {
+    use std::path::Path;
+
+    use cofferdam_attest::quote;
+
+    use super::*;
+    use crate::roles::testing;
+
+    #[test]
+    fn a_simulated_quote_names_its_platform() {
+        let bytes = testing::quote(&testing::platform(), &[], &[0; 64]);
+        let quote = quote::parse(&bytes).unwrap();
+        let fmspc = hex::encode_upper(tdx_sim::FMSPC);
+        assert_eq!(Pck::of(&quote).unwrap(), Pck { fmspc, ca: "platform" });
+    }
+
+    #[test]
+    fn a_hardware_quote_names_its_platform() {
+        let file = "../../../shared/fixtures/tdx-hardware/phala-sample/tdx_quote";
+        let file = Path::new(env!("CARGO_MANIFEST_DIR")).join(file);
+        let Ok(bytes) = std::fs::read(&file) else {
+            println!("skipped: {} is not there", file.display());
+            return;
+        };
+        let quote = quote::parse(quote::trim_padding(&bytes).unwrap()).unwrap();
+        assert_eq!(Pck::of(&quote).unwrap(), Pck { fmspc: "B0C06F000000".to_owned(), ca: "platform" });
+    }
+
+    #[test]
+    fn quotes_without_a_usable_chain_are_refused() {
+        let bytes = testing::quote(&testing::platform(), &[], &[0; 64]);
+        let good = quote::parse(&bytes).unwrap();
+        let with = |kind, data: &[u8]| Quote { pck_certification: (kind, data.to_vec()), ..good.clone() };
+        assert!(matches!(Pck::of(&with(3, b"")), Err(PckError::Type(3))));
+        assert!(matches!(Pck::of(&with(5, b"")), Err(PckError::Certificate)));
+        let junk = b"-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        assert!(matches!(Pck::of(&with(5, junk)), Err(PckError::Certificate)));
+        let root = testing::platform().root_pem();
+        assert!(matches!(Pck::of(&with(5, root.as_bytes())), Err(PckError::Fmspc)));
+    }
+}

@@ -1,0 +1,548 @@
+//! The role as a whole: evidence and vault on Unix sockets, a provisioning service and a GitHub over TLS.
+
+use std::sync::Mutex;
+use std::sync::atomic::{AtomicBool, Ordering};
+
+use axum::body::{Body, Bytes};
+use axum::http::{Method, Request, Response, StatusCode, header};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cofferdam_attest::appraise::{self, Expectations, Outcome};
+use cofferdam_attest::dcap::Roots;
+use cofferdam_attest::policy::Policy;
+use serde_json::{Value, json};
+use tempfile::TempDir;
+use tokio::task::JoinHandle;
+
+use super::status::Status;
+use super::*;
+use crate::roles::evidence::tests::start as start_evidence;
+use crate::roles::testing::{TlsServer, appliance, platform, quote as quoted, respond, serve_unix};
+
+const TOKEN: &str = "ghp_nobody_may_see_this";
+const REFERENCE: &str = "secret://cofferdam/github/token";
+
+/// A release as the fake GitHub holds it.
+#[derive(Clone, Debug)]
+struct Held {
+    id: u64,
+    tag: String,
+    draft: bool,
+    request: Value,
+    assets: Vec<(String, Bytes)>,
+}
+
+/// GitHub as far as this role uses it.
+#[derive(Default)]
+struct Github {
+    root: String,
+    releases: Mutex<Vec<Held>>,
+    /// Answers that come first, in order, whatever is asked.
+    first: Mutex<Vec<Response<Body>>>,
+    /// Every request: method and path.
+    log: Mutex<Vec<String>>,
+}
+
+impl Github {
+    fn answer(&self, request: &Request<Bytes>) -> Response<Body> {
+        let path = request.uri().path().to_owned();
+        self.log.lock().unwrap().push(format!("{} {path}", request.method()));
+        if request.headers().get(header::AUTHORIZATION) != Some(&format!("Bearer {TOKEN}").parse().unwrap()) {
+            return respond(401, json!({"message": "Bad credentials"}));
+        }
+        let mut first = self.first.lock().unwrap();
+        if !first.is_empty() {
+            return first.remove(0);
+        }
+        let parts: Vec<&str> =
+            path.strip_prefix("/repos/acme/room/releases").unwrap().split('/').skip(1).collect();
+        let mut releases = self.releases.lock().unwrap();
+        let missing = || respond(404, json!({"message": "Not Found"}));
+        let find = |releases: &[Held], id: &str| releases.iter().position(|held| held.id.to_string() == id);
+        match (request.method(), parts.as_slice()) {
+            (&Method::GET, []) => {
+                let page = if request.uri().query().unwrap().ends_with("page=1") {
+                    releases.as_slice()
+                } else {
+                    &[]
+                };
+                respond(200, page.iter().rev().map(|held| self.show(held)).collect())
+            }
+            (&Method::POST, []) => {
+                let body: Value = serde_json::from_slice(request.body()).unwrap();
+                let held = Held {
+                    id: releases.len() as u64 + 100,
+                    tag: body["tag_name"].as_str().unwrap().to_owned(),
+                    draft: body["draft"].as_bool().unwrap(),
+                    request: body,
+                    assets: Vec::new(),
+                };
+                releases.push(held.clone());
+                respond(201, self.show(&held))
+            }
+            (&Method::GET, ["tags", tag]) => {
+                match releases.iter().find(|held| !held.draft && held.tag == *tag) {
+                    Some(held) => respond(200, self.show(held)),
+                    None => missing(),
+                }
+            }
+            (&Method::GET, [id]) => {
+                find(&releases, id).map_or_else(missing, |at| respond(200, self.show(&releases[at])))
+            }
+            (&Method::DELETE, [id]) => match find(&releases, id) {
+                Some(at) => {
+                    assert!(releases.remove(at).draft, "a published release is never deleted");
+                    respond(204, json!({}))
+                }
+                None => missing(),
+            },
+            (&Method::PATCH, [id]) => {
+                let at = find(&releases, id).unwrap();
+                assert_eq!(serde_json::from_slice::<Value>(request.body()).unwrap(), json!({"draft": false}));
+                releases[at].draft = false;
+                respond(200, self.show(&releases[at]))
+            }
+            (&Method::POST, [id, "assets"]) => {
+                let at = find(&releases, id).unwrap();
+                assert!(releases[at].draft, "assets come before publishing");
+                let name = request.uri().query().unwrap().strip_prefix("name=").unwrap().to_owned();
+                releases[at].assets.push((name, request.body().clone()));
+                let asset = self.show(&releases[at])["assets"].as_array().unwrap().last().unwrap().clone();
+                respond(201, asset)
+            }
+            other => panic!("{other:?}"),
+        }
+    }
+
+    fn show(&self, held: &Held) -> Value {
+        let assets: Vec<Value> = (held.assets.iter())
+            .map(|(name, bytes)| {
+                use sha2::Digest as _;
+                let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)));
+                json!({"id": 1, "name": name, "size": bytes.len(), "digest": digest, "state": "uploaded"})
+            })
+            .collect();
+        json!({
+            "id": held.id, "tag_name": held.tag, "target_commitish": held.request["target_commitish"],
+            "draft": held.draft, "created_at": "2026-01-01T00:00:00Z", "published_at": null,
+            "html_url": format!("{}/acme/room/releases/{}", self.root, held.tag),
+            "upload_url": format!("{}/repos/acme/room/releases/{}/assets{{?name,label}}", self.root, held.id),
+            "assets": assets,
+        })
+    }
+
+    fn published(&self) -> Vec<Held> {
+        self.releases.lock().unwrap().iter().filter(|held| !held.draft).cloned().collect()
+    }
+}
+
+/// Everything around the role.
+struct World {
+    directory: TempDir,
+    settings: Settings,
+    places: Places,
+    github: Arc<Github>,
+    token: Arc<AtomicBool>,
+    facts: Appliance,
+}
+
+impl World {
+    async fn new() -> Self {
+        let directory = tempfile::tempdir().unwrap();
+        let root = directory.path();
+        std::fs::create_dir(root.join("publish")).unwrap();
+        let facts = appliance(&format!("sha256:{}", "cd".repeat(32)));
+        std::fs::write(root.join("appliance.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
+        let (machine, events) = (platform(), facts.event_log.clone());
+        let me = nix::unistd::getuid().as_raw();
+        let evidence = start_evidence(root, &[], vec![me], move |data| quoted(&machine, &events, data));
+
+        let token = Arc::new(AtomicBool::new(true));
+        let granted = Arc::clone(&token);
+        serve_unix(&root.join("vault.sock"), move |request| {
+            let asked: Value = serde_json::from_slice(request.body()).unwrap();
+            assert_eq!(asked["references"], json!([REFERENCE]));
+            let granted = Arc::clone(&granted);
+            async move {
+                // As the vault does: wait for what is missing, as long as was asked for, in small steps here.
+                for _ in 0..asked["wait_ms"].as_u64().unwrap() / 20 {
+                    if granted.load(Ordering::Relaxed) {
+                        break;
+                    }
+                    tokio::time::sleep(Duration::from_millis(20)).await;
+                }
+                match granted.load(Ordering::Relaxed) {
+                    true => {
+                        respond(200, json!({"values": {REFERENCE: STANDARD.encode(format!("{TOKEN}\n"))}}))
+                    }
+                    false => respond(409, json!({"missing": [REFERENCE]})),
+                }
+            }
+        });
+
+        let server = TlsServer::bind().await;
+        let pcs = (server.root.clone(), server.ca.clone());
+        tokio::spawn(tdx_sim::pccs::serve(
+            server.listener,
+            Some(server.acceptor),
+            platform(),
+            clock::unix_now,
+        ));
+        let server = TlsServer::bind().await;
+        let github = Arc::new(Github { root: server.root.clone(), ..Github::default() });
+        let settings = Settings {
+            github: server.root.clone(),
+            github_ca: Some(server.ca.clone()),
+            token: Some(Reference::parse(REFERENCE).unwrap()),
+            pcs: pcs.0,
+            pcs_ca: Some(pcs.1),
+        };
+        let answering = Arc::clone(&github);
+        server.serve(move |request| {
+            let response = answering.answer(&request);
+            async move { response }
+        });
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let places = Places {
+            appliance: root.join("appliance.json"),
+            directory: root.join("publish"),
+            evidence,
+            vault: root.join("vault.sock"),
+            bundle: root.join("no-bundle"),
+        };
+        Self { directory, settings, places, github, token, facts }
+    }
+
+    fn start(&self) -> JoinHandle<()> {
+        tokio::spawn(serve(self.settings.clone(), self.places.clone()))
+    }
+
+    fn status(&self) -> Option<Status> {
+        serde_json::from_slice(&std::fs::read(self.places.own("status.json")).ok()?).ok()
+    }
+
+    /// Waits until the status is as wanted.
+    async fn until(&self, wanted: impl Fn(&Status) -> bool) -> Status {
+        for _ in 0..1000 {
+            if let Some(status) = self.status().filter(|status| wanted(status)) {
+                return status;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("not in time: {:?}, {:?}", self.status(), self.github.log.lock().unwrap());
+    }
+
+    async fn until_published(&self) -> Status {
+        self.until(|status| status.state == State::Published).await
+    }
+
+    fn published(&self) -> Attestation {
+        Attestation::read(&self.places.own("attestation.json")).unwrap()
+    }
+
+    /// A document as a predecessor would have made it.
+    async fn document(&self) -> Attestation {
+        let (evidence, _) = ask(&self.places.evidence, &EvidenceRequest::default()).await.unwrap();
+        Attestation::parse(evidence.to_json()).unwrap()
+    }
+
+    fn hold(&self, tag: &str, draft: bool, assets: Vec<(String, Bytes)>) {
+        let mut releases = self.github.releases.lock().unwrap();
+        let id = releases.len() as u64 + 1;
+        releases.push(Held {
+            id,
+            tag: tag.to_owned(),
+            draft,
+            request: json!({"target_commitish": "main"}),
+            assets,
+        });
+    }
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attestation_is_published_as_soon_as_the_token_is_there() {
+    let world = World::new().await;
+    world.token.store(false, Ordering::Relaxed);
+    let role = world.start();
+    let waiting = world.until(|status| status.detail.is_some()).await;
+    assert_eq!(waiting.state, State::Waiting);
+    assert!(waiting.detail.unwrap().contains(REFERENCE));
+    assert!(world.github.log.lock().unwrap().is_empty());
+
+    world.token.store(true, Ordering::Relaxed);
+    let status = world.until_published().await;
+    let releases = world.github.published();
+    assert_eq!(releases.len(), 1);
+    let attestation = world.published();
+    assert_eq!(releases[0].tag, attestation.tag);
+    assert_eq!(
+        releases[0].assets,
+        [("attestation.json".to_owned(), Bytes::from(attestation.document.clone()))]
+    );
+    let request = &releases[0].request;
+    assert_eq!(request["target_commitish"], world.facts.commit.as_str());
+    assert!(request["body"].as_str().unwrap().contains("coffer verify acme/room"));
+    assert_eq!(request["draft"], true, "a draft first");
+    assert_eq!(status.tag.as_deref(), Some(attestation.tag.as_str()));
+    assert_eq!(
+        status.release_url.unwrap(),
+        format!("{}/acme/room/releases/{}", world.github.root, attestation.tag)
+    );
+    assert_eq!(status.expires_at.as_deref(), Some(attestation.claims.expires_at.as_str()));
+    assert!(!world.places.own("pending.json").exists());
+
+    // What is published is complete: everything but the firmware's reference values is checked, and holds.
+    let roots = Roots::intel().with_pem(&platform().root_pem()).unwrap();
+    let evidence = Evidence::parse(&attestation.document).unwrap();
+    let expected = Expectations { repository: Some("acme/room".into()), ..Expectations::default() };
+    let appraisal = appraise::appraise(&evidence, &expected, &Policy::default(), &roots, clock::unix_now());
+    assert_eq!(appraisal.failures().count(), 0, "{:#?}", appraisal.checks);
+    for name in ["collateral", "quote_chain", "tcb_status", "report_data", "event_log"] {
+        assert_eq!(appraisal.check(name).unwrap().outcome, Outcome::Pass, "{name}");
+    }
+    assert_eq!(read_collateral(&world.places.own("collateral.json")), evidence.collateral);
+
+    // The token is nowhere but in the request.
+    for entry in std::fs::read_dir(&world.places.directory).unwrap() {
+        let bytes = std::fs::read(entry.unwrap().path()).unwrap();
+        assert!(!bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()));
+    }
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_restarted_role_keeps_what_is_still_true() {
+    let world = World::new().await;
+    let role = world.start();
+    let before = world.until_published().await;
+    role.abort();
+    let _ = role.await;
+    let requests = world.github.log.lock().unwrap().len();
+    std::fs::write(
+        world.places.own("status.json"),
+        serde_json::to_vec(&Status { state: State::Failed, ..before.clone() }).unwrap(),
+    )
+    .unwrap();
+    let role = world.start();
+    let after = world.until_published().await;
+    assert_eq!((after.tag, after.release_url), (before.tag, before.release_url));
+    tokio::time::sleep(Duration::from_millis(100)).await;
+    assert_eq!(world.github.log.lock().unwrap().len(), requests, "GitHub is not asked");
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attestation_of_another_boot_is_replaced() {
+    let world = World::new().await;
+    let mut other = world.document().await;
+    let evidence = Evidence::parse(&other.document).unwrap();
+    let claims = cofferdam_attest::claims::Claims {
+        tls_key: format!("sha256:{}", "ef".repeat(32)),
+        ..other.claims.clone()
+    };
+    other.document = Evidence { claims: claims.encode(), ..evidence }.to_json();
+    std::fs::write(world.places.own("attestation.json"), &other.document).unwrap();
+    std::fs::write(world.places.own("pending.json"), &other.document).unwrap();
+    let role = world.start();
+    world.until_published().await;
+    assert_eq!(world.published().claims.tls_key, world.facts.tls_key);
+    role.abort();
+}
+
+#[tokio::test]
+async fn an_attestation_holds_for_two_thirds_of_its_validity() {
+    let world = World::new().await;
+    let attestation = world.document().await;
+    let issued = attestation.claims.issued_unix().unwrap();
+    assert_eq!(attestation.renew_at(), Some(issued + 16 * 3600));
+    let holds = |now| attestation.holds(&world.facts, now);
+    assert!(holds(issued) && holds(issued + 16 * 3600 - 1));
+    assert!(!holds(issued + 16 * 3600) && !holds(issued - 1));
+    let mut changed = world.facts.clone();
+    changed.event_log.pop();
+    assert!(!attestation.holds(&changed, issued), "another event log");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_half_made_draft_is_removed_and_nothing_else_is_touched() {
+    let world = World::new().await;
+    let pending = world.document().await;
+    std::fs::write(world.places.own("pending.json"), &pending.document).unwrap();
+    world.hold("v1.0.0", false, Vec::new());
+    world.hold("attest-20260101T000000Z-00000000", true, Vec::new());
+    world.hold(&pending.tag, true, vec![("attestation.json".into(), Bytes::from_static(b"half"))]);
+    let role = world.start();
+    world.until_published().await;
+    let releases = world.github.releases.lock().unwrap().clone();
+    let shown: Vec<_> = releases.iter().map(|held| (held.tag.as_str(), held.draft)).collect();
+    let expected =
+        [("v1.0.0", false), ("attest-20260101T000000Z-00000000", true), (pending.tag.as_str(), false)];
+    assert_eq!(shown, expected);
+    assert_eq!(releases[2].assets[0].1, pending.document, "the very document that was under way");
+    assert_eq!(world.published().document, pending.document);
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_release_that_was_published_before_the_crash_is_taken_as_done() {
+    let world = World::new().await;
+    let pending = world.document().await;
+    std::fs::write(world.places.own("pending.json"), &pending.document).unwrap();
+    world.hold(&pending.tag, false, vec![("attestation.json".into(), pending.document.clone().into())]);
+    let role = world.start();
+    let status = world.until_published().await;
+    assert_eq!(status.tag.as_deref(), Some(pending.tag.as_str()));
+    assert_eq!(world.github.published().len(), 1);
+    let writes = world.github.log.lock().unwrap().iter().filter(|line| !line.starts_with("GET")).count();
+    assert_eq!(writes, 0);
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_github_that_misbehaves_is_said_so_and_tried_again() {
+    let world = World::new().await;
+    let mut limited = respond(403, json!({"message": "API rate limit exceeded"}));
+    limited.headers_mut().insert(header::RETRY_AFTER, "1".parse().unwrap());
+    *world.github.first.lock().unwrap() = vec![
+        respond(403, json!({"message": "Resource not accessible by personal access token"})),
+        Response::new(Body::from("<html>garbage")),
+        respond(500, json!({"message": "oops"})),
+        limited,
+    ];
+    let role = world.start();
+    let failed = world.until(|status| status.state == State::Failed).await;
+    let detail = failed.detail.unwrap();
+    assert!(detail.contains("GitHub") && detail.contains("Resource not accessible"), "{detail}");
+    let failed = world.until(|s| s.detail.as_ref().is_some_and(|detail| detail.contains("malformed"))).await;
+    assert_eq!((failed.state, failed.tag), (State::Failed, None));
+    world.until_published().await;
+    assert_eq!(world.github.published().len(), 1);
+    assert!(!world.github.releases.lock().unwrap().iter().any(|held| held.draft));
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn without_a_token_in_the_declaration_collateral_is_fetched_all_the_same() {
+    let mut world = World::new().await;
+    world.settings.token = None;
+    let role = world.start();
+    let status = world.until(|status| status.detail.is_some()).await;
+    assert_eq!(status.state, State::Waiting);
+    assert!(status.detail.unwrap().contains("github.token"));
+    for _ in 0..500 {
+        if read_collateral(&world.places.own("collateral.json")).is_some() {
+            role.abort();
+            return;
+        }
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    panic!("no collateral");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn only_the_declared_authority_is_believed() {
+    let mut world = World::new().await;
+    let github_ca = world.settings.github_ca.clone();
+    // Each server with the other's authority.
+    world.settings.github_ca = world.settings.pcs_ca.clone();
+    let role = world.start();
+    let failed = world.until(|status| status.state == State::Failed).await;
+    assert!(failed.detail.unwrap().contains("unreachable"));
+    role.abort();
+    let _ = role.await;
+    std::fs::remove_file(world.places.own("collateral.json")).unwrap();
+    world.settings.pcs_ca = github_ca;
+    std::fs::remove_file(world.places.own("status.json")).unwrap();
+    std::fs::remove_file(world.places.own("pending.json")).unwrap();
+    let role = world.start();
+    let waiting =
+        world.until(|s| s.detail.as_ref().is_some_and(|detail| detail.contains("cannot fetch"))).await;
+    assert_eq!(waiting.state, State::Waiting);
+    assert!(waiting.detail.unwrap().contains("waiting for collateral"));
+    role.abort();
+    assert!(world.directory.path().join("publish").exists());
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_provisioning_service_that_misbehaves_gives_no_collateral() {
+    let made = platform().collateral(clock::unix_now(), Default::default()).unwrap();
+    let chain: String = platform().root_pem().bytes().map(|b| format!("%{b:02x}")).collect();
+    let pck = Pck { fmspc: hex::encode_upper(tdx_sim::FMSPC), ca: "platform" };
+    let tcb =
+        format!(r#"{{"tcbInfo":{},"signature":"{}"}}"#, made.tcb_info, hex::encode(&made.tcb_info_signature));
+    let good: Vec<(&str, Vec<u8>)> = vec![
+        ("pckcrl", made.pck_crl.clone()),
+        ("tcb", tcb.into_bytes()),
+        (
+            "identity",
+            format!(
+                r#"{{"enclaveIdentity":{},"signature":"{}"}}"#,
+                made.qe_identity,
+                hex::encode(&made.qe_identity_signature)
+            )
+            .into_bytes(),
+        ),
+        ("rootcacrl", hex::encode(&made.root_ca_crl).into_bytes()),
+    ];
+    let serve_with = async |change: &'static str, to: Option<Vec<u8>>| {
+        let server = TlsServer::bind().await;
+        let client = web::client(&server.ca).unwrap();
+        let pcs = Pcs::new(&server.root, client);
+        let (good, chain) = (good.clone(), chain.clone());
+        server.serve(move |request| {
+            let name = request.uri().path().rsplit('/').next().unwrap().to_owned();
+            let body = match (&to, name == change) {
+                (Some(to), true) => Some(to.clone()),
+                (None, true) => None,
+                _ => good.iter().find(|(known, _)| *known == name).map(|(_, body)| body.clone()),
+            };
+            let mut response = Response::new(Body::from(body.clone().unwrap_or_default()));
+            if body.is_none() {
+                *response.status_mut() = StatusCode::NOT_FOUND;
+            }
+            for name in
+                ["sgx-pck-crl-issuer-chain", "tcb-info-issuer-chain", "sgx-enclave-identity-issuer-chain"]
+            {
+                response.headers_mut().insert(name, chain.parse().unwrap());
+            }
+            async move { response }
+        });
+        pcs.fetch(&pck, clock::unix_now()).await
+    };
+    let fetched = serve_with("nothing", None).await.unwrap();
+    assert_eq!(
+        (&fetched.tcb_info, &fetched.qe_identity),
+        (&made.tcb_info, &made.qe_identity),
+        "the signed bytes"
+    );
+    assert_eq!((&fetched.pck_crl, &fetched.root_ca_crl), (&made.pck_crl, &made.root_ca_crl));
+
+    for part in ["pckcrl", "tcb", "identity"] {
+        let missing = serve_with(part, None).await.unwrap_err();
+        assert!(matches!(missing, CollateralError::Fetch { .. }), "{part}: {missing}");
+        for garbage in [&b""[..], b"{}", b"<html>", b"\x30\x03\x02\x01\x00"] {
+            let error = serve_with(part, Some(garbage.to_vec())).await.unwrap_err();
+            assert!(matches!(error, CollateralError::Malformed { .. }), "{part}: {error}");
+        }
+        let endless = serve_with(part, Some(vec![b' '; 1 << 20])).await.unwrap_err();
+        assert!(super::chain(&endless).contains("more than"), "{part}: {endless}");
+    }
+    // Without the list of its own a service is taken for Intel's, and the root says where the list is.
+    let elsewhere = serve_with("rootcacrl", None).await.unwrap_err();
+    assert!(super::chain(&elsewhere).contains("simulated.invalid"), "{elsewhere}");
+}
+
+#[test]
+fn the_images_bundle_is_used_when_the_declaration_names_no_authority() {
+    let directory = tempfile::tempdir().unwrap();
+    let bundle = directory.path().join("bundle.pem");
+    assert!(matches!(web::authorities(None, &bundle), Err(WebError::Bundle(_))));
+    assert_eq!(web::authorities(Some("declared"), &bundle).unwrap(), "declared");
+    std::fs::write(&bundle, platform().root_pem()).unwrap();
+    let pem = web::authorities(None, &bundle).unwrap();
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+    assert!(web::client(&pem).is_ok());
+    for bad in ["", "no certificate"] {
+        assert!(matches!(web::client(bad), Err(WebError::Authorities)), "{bad}");
+    }
+}
