@@ -72,7 +72,7 @@ class TrustDomain(unittest.TestCase):
         self.assertEqual(json.loads(values(qemu, "-object")[0])["quote-generation-socket"], {"type": "vsock", "cid": "3", "port": "4051"})
 
     def test_what_belongs_to_the_simulator_is_refused(self):
-        for option in (["--direct"], ["--seed", "seed"]):
+        for option in (["--direct"], ["--seed", "seed"], ["--control"]):
             with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit) as refused:
                 boot.main(["--tdx", "cofferdam.efi", *option, "--print"])
             self.assertEqual(refused.exception.code, 2)
