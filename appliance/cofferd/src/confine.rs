@@ -8,8 +8,8 @@
 use std::path::Path;
 
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, PathFdError, Ruleset, RulesetAttr,
-    RulesetCreatedAttr, RulesetError,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, PathFdError, Ruleset,
+    RulesetAttr, RulesetCreatedAttr, RulesetError, Scope,
 };
 use nix::errno::Errno;
 
@@ -45,6 +45,8 @@ struct Policy {
     reads: &'static [&'static str],
     /// Directories below which it may do everything but execute.
     writes: &'static [&'static str],
+    /// What it never does with TCP. The others have no network at all, or need both.
+    refuses: &'static [AccessNet],
 }
 
 macro_rules! filter {
@@ -54,20 +56,36 @@ macro_rules! filter {
 }
 
 const POLICIES: [Policy; 5] = [
-    Policy { role: "vault", filter: filter!("vault"), reads: &[RUN], writes: &["/run/cofferdam/vault"] },
-    Policy { role: "front", filter: filter!("front"), reads: &[RUN], writes: &[] },
+    Policy {
+        role: "vault",
+        filter: filter!("vault"),
+        reads: &[RUN],
+        writes: &["/run/cofferdam/vault"],
+        refuses: &[AccessNet::BindTcp, AccessNet::ConnectTcp],
+    },
+    Policy {
+        role: "front",
+        filter: filter!("front"),
+        reads: &[RUN],
+        writes: &[],
+        // Everything it passes on goes over the services' sockets.
+        refuses: &[AccessNet::ConnectTcp],
+    },
     Policy {
         role: "publish",
         filter: filter!("publish"),
         // Names and certificates of the servers it talks to.
         reads: &[RUN, "/etc", "/usr/share/ca-certificates"],
         writes: &["/run/cofferdam/publish"],
+        // Outbound only.
+        refuses: &[AccessNet::BindTcp],
     },
     Policy {
         role: "evidence",
         filter: filter!("evidence"),
         reads: &[RUN],
         writes: &["/run/cofferdam/evidence", "/sys/kernel/config/tsm"],
+        refuses: &[AccessNet::BindTcp, AccessNet::ConnectTcp],
     },
     Policy {
         role: "network",
@@ -75,6 +93,7 @@ const POLICIES: [Policy; 5] = [
         // Which interfaces there are.
         reads: &["/sys/class/net", "/sys/devices"],
         writes: &["/run/cofferdam/network"],
+        refuses: &[AccessNet::BindTcp, AccessNet::ConnectTcp],
     },
 ];
 
@@ -93,13 +112,18 @@ const LANDLOCK: ABI = ABI::V6;
 pub(crate) fn enter(role: &str) -> Result<(), ConfineError> {
     let policy = policy(role)?;
     undumpable()?;
+    // For whoever lists processes: after execve of /proc/self/exe it would be "exe".
+    if let Ok(name) = std::ffi::CString::new(role) {
+        nix::sys::prctl::set_name(&name).map_err(ConfineError::Attributes)?;
+    }
     nix::sys::prctl::set_no_new_privs().map_err(ConfineError::Attributes)?;
     landlock(policy)?;
     filter(policy)
 }
 
-/// The filter alone, for a test on a kernel without Landlock.
+/// The filter alone, for the test `confinement` on a kernel without Landlock.
 #[cfg(test)]
+#[allow(dead_code)]
 pub(crate) fn enter_filter(role: &str) -> Result<(), ConfineError> {
     filter(policy(role)?)
 }
@@ -131,7 +155,12 @@ fn compile(policy: &Policy) -> Result<seccompiler::BpfProgram, ConfineError> {
 
 fn landlock(policy: &Policy) -> Result<(), ConfineError> {
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-    let mut ruleset = ruleset.handle_access(AccessFs::from_all(LANDLOCK))?.create()?;
+    let mut ruleset =
+        ruleset.handle_access(AccessFs::from_all(LANDLOCK))?.scope(Scope::from_all(LANDLOCK))?;
+    for access in policy.refuses {
+        ruleset = ruleset.handle_access(*access)?;
+    }
+    let mut ruleset = ruleset.create()?;
     let read = AccessFs::ReadFile | AccessFs::ReadDir;
     let write =
         AccessFs::from_all(LANDLOCK) & !AccessFs::Execute & !AccessFs::MakeBlock & !AccessFs::MakeChar;

@@ -48,11 +48,6 @@ impl PowerButtons {
         Self { devices: capable.filter_map(open).take(MAX_BUTTONS).collect() }
     }
 
-    /// How many there are.
-    pub(crate) fn count(&self) -> usize {
-        self.devices.len()
-    }
-
     /// What to poll.
     pub(crate) fn descriptors(&self) -> impl Iterator<Item = BorrowedFd<'_>> {
         self.devices.iter().map(AsFd::as_fd)
@@ -138,10 +133,10 @@ mod tests {
             fs::write(devices.join(name), event(EV_KEY, KEY_POWER, 1)).unwrap();
         }
         let mut buttons = PowerButtons::find(&class, &devices);
-        assert_eq!(buttons.count(), 1);
+        assert_eq!(buttons.descriptors().count(), 1);
         assert!(buttons.pressed());
         // The file has ended, as a device that went away: it is dropped, not polled for ever.
         assert!(!buttons.pressed());
-        assert_eq!(buttons.count(), 0);
+        assert_eq!(buttons.descriptors().count(), 0);
     }
 }

@@ -44,6 +44,8 @@ const BACKOFF_MAX: Duration = Duration::from_secs(4);
 const STABLE: Duration = Duration::from_secs(10);
 /// How often to look again whether a killed group is empty. Killing is asynchronous but quick.
 const LINGER: Duration = Duration::from_millis(50);
+/// How often to look for a file that somebody else makes.
+const POLL: Duration = Duration::from_millis(5);
 /// The loop wakes at least this often, although every event it knows also wakes it.
 const HEARTBEAT: Duration = Duration::from_secs(60);
 /// What a shim needs on top of its container's grace to notice, kill and flush the log.
@@ -169,6 +171,7 @@ impl Supervisor {
     /// Names the phase for the status.
     pub(crate) fn enter(&mut self, phase: &'static str) {
         self.phase = phase;
+        self.changed = true;
         self.publish();
     }
 
@@ -205,7 +208,7 @@ impl Supervisor {
             if left.is_zero() {
                 return false;
             }
-            self.turn(left.min(LINGER));
+            self.turn(left.min(POLL));
         }
     }
 
@@ -221,7 +224,7 @@ impl Supervisor {
         self.parked = Some(format!("parked in stage {stage}: {why}"));
         self.end(|_| true, ROLE_GRACE);
         self.kept.clear();
-        self.publish();
+        self.enter("parked");
         say(&format!("parked in stage {stage}: {why}"));
         self.run()
     }
@@ -347,7 +350,7 @@ impl Supervisor {
     /// Services, then roles, then the rest, then the machine.
     fn power_off(&mut self, why: &str) -> ! {
         say(&format!("power-off: {why}"));
-        self.phase = "power-off";
+        self.enter("power-off");
         let longest = self.kept.iter().map(|kept| kept.tier.grace()).max().unwrap_or_default();
         self.end(|kept| matches!(kept.tier, Tier::Service { .. }), longest);
         self.end(|_| true, ROLE_GRACE);

@@ -6,6 +6,8 @@
 use std::fs;
 use std::io::{self, Read};
 use std::os::unix::fs::{PermissionsExt, chown};
+use std::path::Path;
+use std::time::Duration;
 
 use caps::Capability;
 use cofferdam_attest::event_log::payload;
@@ -80,10 +82,14 @@ struct Role {
     /// Without a network it can only be reached over its socket.
     own_network: bool,
     covered: &'static [&'static str],
+    /// Where the roles after it reach it.
+    socket: Option<&'static str>,
     /// Bytes. A role that needs more is broken, and ends instead of taking the others along.
     memory: u64,
 }
 
+/// The vault opens its store and the evidence role asks for a key: well below this even under emulation.
+const REACHABLE_WITHIN: Duration = Duration::from_secs(5);
 /// Threads and processes of a role: a tokio runtime and its blocking pool under load.
 const PROCESSES: u32 = 128;
 /// Of one service: a database with a process per connection fits, a fork bomb does not spread.
@@ -98,6 +104,7 @@ const ROLES: [Role; 4] = [
         capabilities: &[],
         own_network: true,
         covered: &DEVICE_PATHS,
+        socket: Some(paths::VAULT_SOCKET),
         memory: 256 << 20,
     },
     Role {
@@ -107,6 +114,7 @@ const ROLES: [Role; 4] = [
         capabilities: &[],
         own_network: true,
         covered: &REGISTER_PATHS,
+        socket: Some(paths::EVIDENCE_SOCKET),
         memory: 64 << 20,
     },
     // Hundreds of TLS connections with their buffers.
@@ -117,6 +125,7 @@ const ROLES: [Role; 4] = [
         capabilities: &[Capability::CAP_NET_BIND_SERVICE],
         own_network: false,
         covered: &DEVICE_PATHS,
+        socket: None,
         memory: 192 << 20,
     },
     Role {
@@ -126,6 +135,7 @@ const ROLES: [Role; 4] = [
         capabilities: &[],
         own_network: false,
         covered: &DEVICE_PATHS,
+        socket: None,
         memory: 96 << 20,
     },
 ];
@@ -164,6 +174,8 @@ pub(super) fn establish(boot: &mut Boot, mut measured: Measured) -> Result<Launc
         say(&format!("{name} {value}"));
     }
 
+    // In the order in which they need each other, each given a moment to be reachable: a role that finds nobody
+    // would wait and ask again, which costs more. One that is not up in time does not hold up the rest.
     for role in &ROLES {
         let key = match role.name {
             "vault" => Some(vault.clone()),
@@ -171,6 +183,9 @@ pub(super) fn establish(boot: &mut Boot, mut measured: Measured) -> Result<Launc
             _ => None,
         };
         boot.supervisor.keep(role.name.to_owned(), Tier::Role, role.spec(key)?);
+        if let Some(socket) = role.socket.map(Path::new) {
+            boot.supervisor.run_until(REACHABLE_WITHIN, || socket.exists());
+        }
     }
     for (index, service) in (0_u32..).zip(&services) {
         let spec = shim(index, service)?;

@@ -56,7 +56,8 @@ pub(crate) struct ImageDir(PathBuf);
 impl ImageDir {
     /// The image directory of a service.
     pub(crate) fn of(service: &str) -> Self {
-        Self(paths::service_dir(service).join("image"))
+        // Not below the service's directory: /run is noexec.
+        Self(paths::service_rootfs(service).join("image"))
     }
 
     /// The directory itself.
