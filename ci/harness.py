@@ -107,6 +107,31 @@ def write_oci_layout(folder, files, config):
     return described_manifest["digest"]
 
 
+class Control:
+    """The simulator's own serial port: asks tdx-sim, which runs outside of all roles, for what a host cannot do."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(30)
+        self.socket.connect(path)
+        self.file = self.socket.makefile("rw", newline="\n")
+
+    def ask(self, command):
+        self.file.write(command + "\n")
+        self.file.flush()
+        return json.loads(self.file.readline())
+
+    def close(self):
+        self.file.close()
+        self.socket.close()
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.close()
+
+
 class World:
     """The services around the appliance; a context manager that ends what it started."""
 
@@ -288,6 +313,10 @@ class World:
                 raise Failed(f"{name} did not come to {text!r}:\n{console[-4000:]}")
             return None
         return wait_for(f"{name}: {text!r} on the console", seconds, seen)
+
+    def control(self, name):
+        """The simulator's control port of a machine booted with --control."""
+        return Control(self.path(name, "control.sock"))
 
     # -- coffer -----------------------------------------------------------------------------------
 

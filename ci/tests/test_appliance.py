@@ -67,25 +67,6 @@ def request(port, path, method="GET", body=None, timeout=60):
         connection.close()
 
 
-class Control:
-    """The simulator's own serial port: asks tdx-sim, which runs outside of all roles, for what a host cannot do."""
-
-    def __init__(self, path):
-        self.socket = socket.socket(socket.AF_UNIX)
-        self.socket.settimeout(30)
-        self.socket.connect(path)
-        self.file = self.socket.makefile("rw", newline="\n")
-
-    def ask(self, command):
-        self.file.write(command + "\n")
-        self.file.flush()
-        return json.loads(self.file.readline())
-
-    def close(self):
-        self.file.close()
-        self.socket.close()
-
-
 class Appliance(unittest.TestCase):
     """Checks that share one boot; they run in the order of their names."""
 
