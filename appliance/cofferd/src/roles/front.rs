@@ -37,7 +37,7 @@ use self::operator::{Operators, Records};
 use self::proxy::{Backend, Proxy};
 use self::site::Site;
 use self::tls::{Identity, TlsKey};
-use crate::roles::clock;
+use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest};
 use crate::{confine, files, paths, sys};
 
@@ -129,8 +129,8 @@ fn site(declaration: &Declaration) -> Site {
 }
 
 /// Gets evidence, puts it into a certificate and shows both from now on. Tries until it works; returns when the
-/// certificate has to be renewed, in seconds since the Unix epoch.
-async fn attest(desk: &Desk, key: &TlsKey, identity: &Identity) -> u64 {
+/// certificate has to be renewed.
+async fn attest(desk: &Desk, key: &TlsKey, identity: &Identity) -> Moment {
     let mut pause = FIRST_PAUSE;
     loop {
         match attempt(desk, key, identity).await {
@@ -157,7 +157,7 @@ enum AttestError {
     Certificate(#[source] ratls::RatlsError),
 }
 
-async fn attempt(desk: &Desk, key: &TlsKey, identity: &Identity) -> Result<u64, AttestError> {
+async fn attempt(desk: &Desk, key: &TlsKey, identity: &Identity) -> Result<Moment, AttestError> {
     let (evidence, claims) = desk.fetch(&EvidenceRequest::default()).await?;
     let (Some(issued), Some(expires)) = (claims.issued_unix(), claims.expires_unix()) else {
         return Err(AttestError::Validity);
@@ -172,9 +172,10 @@ async fn attempt(desk: &Desk, key: &TlsKey, identity: &Identity) -> Result<u64, 
     if ratls::spki_sha256(&certificate).map_err(AttestError::Certificate)? != claims.tls_key {
         return Err(AttestError::OtherKey);
     }
+    let expires = Moment::at(expires);
     identity.replace(certificate, key, expires);
-    desk.replace(evidence, claims);
-    Ok(ratls::renew_at(issued, lifetime))
+    desk.replace(evidence, expires);
+    Ok(Moment::at(ratls::renew_at(issued, lifetime)))
 }
 
 /// The certificate with the evidence in it, valid exactly as long as the claims.
@@ -196,9 +197,9 @@ fn certificate(
 }
 
 /// Renews for ever.
-async fn renew(desk: &Desk, key: &TlsKey, identity: &Identity, mut until: u64) {
+async fn renew(desk: &Desk, key: &TlsKey, identity: &Identity, mut until: Moment) {
     loop {
-        clock::sleep_until(until).await;
+        until.wait().await;
         until = attest(desk, key, identity).await;
         println!("front: renewed the attested certificate");
     }

@@ -36,7 +36,7 @@ use self::status::{State, StatusFile};
 use self::web::WebError;
 use crate::client::vault::{self, LeaseError};
 use crate::roles::appliance::{Appliance, ApplianceError};
-use crate::roles::clock;
+use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest, ask};
 use crate::{confine, files, paths};
 
@@ -165,7 +165,7 @@ async fn keep_collateral(settings: &Settings, places: &Places, known: watch::Sen
         match refresh(settings, places, std::mem::take(&mut stored), &known).await {
             Ok(until) => {
                 pause = FIRST_PAUSE;
-                clock::sleep_until(until).await;
+                Moment::at(until).wait().await;
             }
             Err(error) => {
                 let text = format!("{:#}", anyhow::Error::new(error));
@@ -283,7 +283,7 @@ impl Publisher {
             match self.ensure(&token).await {
                 Ok(until) => {
                     pause = FIRST_PAUSE;
-                    clock::sleep_until(until).await;
+                    Moment::at(until).wait().await;
                 }
                 Err(error) => {
                     let wait = self.after(&error, pause).await;

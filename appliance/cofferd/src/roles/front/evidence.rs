@@ -20,7 +20,7 @@ use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
 use super::{foreign, reply};
-use crate::roles::clock;
+use crate::roles::clock::Moment;
 use crate::roles::evidence::{AskError, EvidenceRequest, ask};
 
 /// Fresh quotes that may be under way or waiting: the evidence role serves one at a time, about one a second.
@@ -44,7 +44,7 @@ const URL_SAFE: GeneralPurpose = GeneralPurpose::new(
 pub(crate) struct Desk {
     socket: PathBuf,
     collateral: PathBuf,
-    current: RwLock<Option<(Evidence, Claims)>>,
+    current: RwLock<Option<(Evidence, Moment)>>,
     bucket: Mutex<Bucket>,
     queue: Semaphore,
 }
@@ -69,9 +69,9 @@ impl Desk {
         ask(&self.socket, request).await
     }
 
-    /// Hands out this document from now on to whoever brings no nonce.
-    pub(crate) fn replace(&self, evidence: Evidence, claims: Claims) {
-        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some((evidence, claims));
+    /// Hands out this document from now on, until it expires, to whoever brings no nonce.
+    pub(crate) fn replace(&self, evidence: Evidence, expires: Moment) {
+        *self.current.write().unwrap_or_else(PoisonError::into_inner) = Some((evidence, expires));
     }
 
     /// Answers `GET /evidence[?nonce=…]` on the connection with this channel binding.
@@ -90,9 +90,7 @@ impl Desk {
     fn present(&self) -> Response<Body> {
         let current = self.current.read().unwrap_or_else(PoisonError::into_inner).clone();
         match current {
-            Some((evidence, claims)) if claims.expires_unix().is_some_and(|at| clock::unix_now() < at) => {
-                self.document(evidence)
-            }
+            Some((evidence, expires)) if !expires.has_come() => self.document(evidence),
             _ => reply::later(StatusCode::SERVICE_UNAVAILABLE, "there is no valid evidence now", 1),
         }
     }

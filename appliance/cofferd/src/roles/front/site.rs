@@ -1,4 +1,14 @@
 //! What is where: the appliance's own prefix, and everything else to the service behind the port.
+//!
+//! | below `/.well-known/cofferdam` | who | answer |
+//! |---|---|---|
+//! | `GET /evidence` | anybody | the evidence behind the present certificate |
+//! | `GET /evidence?nonce=BASE64URL` | anybody | fresh evidence over the nonce (16 to 64 bytes) and this connection's channel binding; 429 and 503 with `Retry-After` |
+//! | `GET /v1/status` | operators | boot, registers, roles, services, publishing, as one object |
+//! | `GET /v1/logs?service=NAME[&tail=N]` | operators | the last N lines (100, at most 10,000) as JSON lines |
+//! | everything else under `/v1/` | operators | what the vault says |
+//!
+//! Errors are `{"error":…,"hint":…?}`. Every published port serves the same; 443 does so always.
 
 use std::collections::BTreeMap;
 

@@ -15,7 +15,7 @@ use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{ServerConfig, ServerConnection};
 use zeroize::Zeroizing;
 
-use crate::roles::clock;
+use crate::roles::clock::Moment;
 
 /// Bound on the key's encoding in bytes; PKCS#8 of a P-256 key is 138.
 const MAX_KEY: usize = 1024;
@@ -87,12 +87,12 @@ pub(crate) struct Identity {
 #[derive(Debug)]
 struct Held {
     key: Arc<CertifiedKey>,
-    expires: u64,
+    expires: Moment,
 }
 
 impl Identity {
-    /// Shows `certificate` from now on, until `expires` (seconds since the Unix epoch).
-    pub(crate) fn replace(&self, certificate: Vec<u8>, key: &TlsKey, expires: u64) {
+    /// Shows `certificate` from now on, until `expires`.
+    pub(crate) fn replace(&self, certificate: Vec<u8>, key: &TlsKey, expires: Moment) {
         let key =
             Arc::new(CertifiedKey::new(vec![CertificateDer::from(certificate)], Arc::clone(&key.signing)));
         // A poisoned lock is taken anyway: the value is replaced whole.
@@ -104,7 +104,7 @@ impl Identity {
 impl ResolvesServerCert for Identity {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
         let current = self.current.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        current.as_ref().filter(|held| clock::unix_now() < held.expires).map(|held| Arc::clone(&held.key))
+        current.as_ref().filter(|held| !held.expires.has_come()).map(|held| Arc::clone(&held.key))
     }
 }
 
