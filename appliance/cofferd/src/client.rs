@@ -2,7 +2,7 @@
 //!
 //! Every wait and every reply is bounded by the caller, since the other side may be hanging, restarting or
 //! taken over. Connecting to a Unix socket costs some 20 µs, so nothing is kept open that would have to
-//! be watched. It runs on the caller's runtime; [`block_on`] is for callers that have none.
+//! be watched. It runs on the caller's runtime.
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
@@ -63,14 +63,6 @@ pub(crate) async fn request(
     let (status, body) =
         tokio::time::timeout(limit, exchange).await.map_err(|_| ClientError::Timeout(limit))??;
     Ok((status, Bytes::from_owner(body)))
-}
-
-/// Runs a future on a runtime of this thread, for a caller that has none and wants no second thread.
-///
-/// # Errors
-/// When the runtime cannot be made: no descriptors left.
-pub(crate) fn block_on<F: Future>(future: F) -> std::io::Result<F::Output> {
-    Ok(tokio::runtime::Builder::new_current_thread().enable_all().build()?.block_on(future))
 }
 
 async fn exchange(

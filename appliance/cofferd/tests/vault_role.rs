@@ -38,6 +38,11 @@ const ASK: &str = "COFFERDAM_VAULT_ROLE_ASK";
 const PASSWORD: &str = "secret://app/db/password";
 const VALUE: &[u8] = b"correct horse battery staple";
 
+/// Runs a test's future on this thread.
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
 /// The child's part; without the variable it is no test and passes.
 #[test]
 fn ask() {
@@ -47,7 +52,7 @@ fn ask() {
     std::io::stdin().read_to_end(&mut body).unwrap();
     let method = Method::from_bytes(method.as_bytes()).unwrap();
     let asking = client::request(paths::VAULT_SOCKET, method, path, body, 1 << 20, Duration::from_secs(10));
-    let (status, body) = client::block_on(asking).unwrap().unwrap();
+    let (status, body) = block_on(asking).unwrap();
     println!("answer {} {}", status.as_u16(), String::from_utf8(body.to_vec()).unwrap());
 }
 
@@ -148,7 +153,7 @@ impl Role {
                 1024,
                 Duration::from_secs(5),
             );
-            if client::block_on(asking).unwrap().is_ok() {
+            if block_on(asking).is_ok() {
                 return Some(role);
             }
             if role.0.try_wait().unwrap().is_some() {

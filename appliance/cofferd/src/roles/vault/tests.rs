@@ -36,6 +36,11 @@ services:
     secrets: [secret://app/db/password, {source: secret://app/db/key, target: key}]
 ";
 
+/// Runs a test's future on this thread.
+fn block_on<F: Future>(future: F) -> F::Output {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap().block_on(future)
+}
+
 fn declaration(key: &SigningKey) -> Declaration {
     let public = key.verifying_key().to_bytes();
     let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &public].concat();
@@ -108,7 +113,7 @@ fn what_the_vault_takes_the_redactor_can_hide() {
         let hidden = cofferdam_redact::Redactor::new([(password, value)]).is_ok();
         assert_eq!(taken, hidden, "{value:.20?}");
     }
-    assert!(cofferdam_redact::MAX_SECRETS >= cofferdam_vault::wire::MAX_REFERENCES);
+    const { assert!(cofferdam_redact::MAX_SECRETS >= cofferdam_vault::wire::MAX_REFERENCES) };
 }
 
 #[test]
@@ -158,7 +163,7 @@ fn the_key_is_read_whole_from_a_sealed_memfd_again_and_again() {
 
 #[test]
 fn a_parked_vault_says_why_to_everybody() {
-    client::block_on(async {
+    block_on(async {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("vault.sock");
         let listener = listen::bind(&socket).unwrap();
@@ -177,8 +182,7 @@ fn a_parked_vault_says_why_to_everybody() {
             assert!(reply.hint.unwrap().contains("restart"));
         }
         serving.abort();
-    })
-    .unwrap();
+    });
 }
 
 /// The vault as the role runs it, on a socket of this test, for this test's own uid.
@@ -216,7 +220,7 @@ impl Drop for Running {
 
 #[test]
 fn a_role_leases_over_the_socket() {
-    client::block_on(async {
+    block_on(async {
         let key = SigningKey::from_bytes(&[3; 32]);
         let (password, token) = ("secret://app/db/password", "secret://app/db/key");
         let running = Running::start(&[password, token], &key);
@@ -246,13 +250,12 @@ fn a_role_leases_over_the_socket() {
         let refused =
             running.lease(&["secret://cofferdam/github/token"], Duration::from_secs(60)).await.unwrap_err();
         assert!(matches!(refused, LeaseError::Refused(_)), "{refused}");
-    })
-    .unwrap();
+    });
 }
 
 #[test]
 fn a_lease_outlasts_a_restart_of_the_vault() {
-    client::block_on(async {
+    block_on(async {
         let key = SigningKey::from_bytes(&[3; 32]);
         let password = "secret://app/db/password";
         let running = Running::start(&[password], &key);
@@ -264,12 +267,13 @@ fn a_lease_outlasts_a_restart_of_the_vault() {
         let waiting = running.lease(&one, Duration::from_secs(60));
         let restarting = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            let listener = listen::bind(&socket).unwrap();
-            tokio::spawn(listen::serve(listener, router(running.vault.clone())))
+            listen::serve(listen::bind(&socket).unwrap(), router(running.vault.clone())).await;
         };
-        let (lease, serving) = tokio::join!(waiting, restarting);
-        assert_eq!(lease.unwrap()[&reference(password)].expose(), b"correct horse");
-        serving.abort();
+        let lease = tokio::select! {
+            lease = waiting => lease.unwrap(),
+            () = restarting => unreachable!("a vault serves until it is dropped"),
+        };
+        assert_eq!(lease[&reference(password)].expose(), b"correct horse");
 
         // And without one it is an error when the wait is over, not before and not never.
         fs::remove_file(&socket).unwrap();
@@ -277,13 +281,12 @@ fn a_lease_outlasts_a_restart_of_the_vault() {
         let error = running.lease(&[password], Duration::from_millis(300)).await.unwrap_err();
         assert!(matches!(error, LeaseError::Unreachable(_)), "{error}");
         assert!(started.elapsed() < Duration::from_secs(2));
-    })
-    .unwrap();
+    });
 }
 
 #[test]
 fn a_shim_that_is_killed_while_it_waits_leaves_its_place() {
-    client::block_on(async {
+    block_on(async {
         let key = SigningKey::from_bytes(&[3; 32]);
         let password = "secret://app/db/password";
         let running = Running::start(&[password], &key);
@@ -295,13 +298,12 @@ fn a_shim_that_is_killed_while_it_waits_leaves_its_place() {
         }
         let missing = running.lease(&one, Duration::from_millis(200)).await.unwrap_err();
         assert!(matches!(missing, LeaseError::Missing(_)), "{missing}");
-    })
-    .unwrap();
+    });
 }
 
 #[test]
 fn a_reply_is_bounded() {
-    client::block_on(async {
+    block_on(async {
         let key = SigningKey::from_bytes(&[3; 32]);
         let running = Running::start(&[], &key);
         let socket = running.directory.path().join("vault.sock");
@@ -314,8 +316,7 @@ fn a_reply_is_bounded() {
             client::request(&mute, Method::GET, "/", Vec::new(), 10, Duration::from_millis(50)).await;
         assert!(matches!(silence, Err(client::ClientError::Timeout(_))));
         drop(listener);
-    })
-    .unwrap();
+    });
 }
 
 #[test]
