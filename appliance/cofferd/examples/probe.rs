@@ -434,8 +434,11 @@ fn leave() -> ! {
 /// as readable when something is in it.
 fn readable(path: &str) -> Outcome {
     if Path::new(path).is_dir() {
-        let first = std::fs::read_dir(path).map(|mut entries| entries.next());
-        return first.map_err(|error| text(&error))?.map(drop).ok_or_else(|| "empty".to_owned());
+        return match std::fs::read_dir(path).map(|mut entries| entries.next()) {
+            Ok(Some(Ok(_))) => Ok(()),
+            Ok(None) => Err("empty".to_owned()),
+            Ok(Some(Err(error))) | Err(error) => Err(text(&error)),
+        };
     }
     let name = CString::new(path).unwrap_or_default();
     // SAFETY: the path is terminated. O_RDONLY | O_NONBLOCK | O_CLOEXEC.

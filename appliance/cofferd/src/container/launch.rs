@@ -23,6 +23,7 @@ use tokio::net::unix::pipe;
 
 use super::delivery::{Delivery, Plan};
 use super::init::{CONTROL, DELIVERY, MAX_MESSAGE, Message, PLAN};
+use super::network::Network;
 use super::restart::End;
 use super::sys;
 use crate::sys as calls;
@@ -82,7 +83,7 @@ struct Init {
     reaped: bool,
 }
 
-/// Starts a container, in the control group if one is given, and returns once the workload was executed.
+/// Starts a container in the service's network, and in the control group if one is given, and returns once the workload was executed.
 ///
 /// # Errors
 ///
@@ -91,6 +92,7 @@ pub(crate) async fn start(
     name: &str,
     plan: &Plan,
     delivery: &Delivery,
+    network: &Network,
     group: Option<BorrowedFd<'_>>,
 ) -> Result<(Container, Output), LaunchError> {
     let (ours, theirs) = step("make a socket", UnixStream::pair())?;
@@ -110,13 +112,16 @@ pub(crate) async fn start(
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
-    let Some((_, pidfd)) = step("clone", sys::clone_into(namespaces, group))? else {
+    step("enter the service's network", network.enter())?;
+    let cloned = sys::clone_into(namespaces, group);
+    let Some((_, pidfd)) = step("clone", cloned.inspect_err(|_| drop(network.leave())))? else {
         let Err(_) = become_init(name, &inherited);
         // The socket closes with the process: that is the message.
         calls::leave(126)
     };
-    drop(inherited);
     let init = Init { pidfd: step("watch the container", sys::watch(pidfd))?, reaped: false };
+    step("leave the service's network", network.leave())?;
+    drop(inherited);
     let control = step("watch the container", tokio::net::UnixStream::from_std(ours))?;
     let mut listener = Listener { control, pending: Vec::new() };
     let first = tokio::time::timeout(START_TIMEOUT, listener.next()).await;

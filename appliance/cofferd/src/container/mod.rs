@@ -30,6 +30,7 @@ pub(crate) mod image;
 pub(crate) mod init;
 pub(crate) mod launch;
 pub(crate) mod log;
+pub(crate) mod network;
 pub(crate) mod output;
 pub(crate) mod registry;
 pub(crate) mod relay;

@@ -1,9 +1,8 @@
 //! Byte relays between a service's network namespace and the rest of the appliance.
 //!
-//! A service has no network but a loopback of its own. The shim, which shares it, is the only way in and out: it
-//! answers a Unix socket for each published port and connects to the service, and it listens under the
-//! addresses of the services that this one depends on and connects to their Unix sockets. It
-//! copies bytes and looks at none.
+//! The shim is the only way into a service's network and out of it: it answers a Unix socket for each published
+//! port and connects to the service, and it listens under the addresses of the services that this one
+//! depends on and connects to their Unix sockets. It copies bytes and looks at none.
 
 use std::fs;
 use std::io;
@@ -14,8 +13,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
-use tokio::net::{TcpListener, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+
+use super::network::Network;
 
 /// Connections of one relay at a time; the next one waits in the listener's queue. Two descriptors each.
 const MAX_CONNECTIONS: usize = 512;
@@ -26,19 +27,12 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// After an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// The address under which a service sees the service at `index` of the declaration: 127.1.0.(index + 1).
-pub(crate) fn address(index: usize) -> Ipv4Addr {
-    // At most 32 services.
-    Ipv4Addr::new(127, 1, 0, u8::try_from(index.saturating_add(1)).unwrap_or(u8::MAX))
-}
-
-/// Answers the Unix socket at `path` by connecting to `port` of this network namespace's loopback, until the
-/// runtime ends.
+/// Answers the Unix socket at `path` by connecting to `port` of the service's loopback, until the runtime ends.
 ///
 /// # Errors
 ///
 /// The socket cannot be made.
-pub(crate) fn publish(path: &Path, port: u16) -> io::Result<()> {
+pub(crate) fn publish(path: &Path, port: u16, network: &Arc<Network>) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -47,16 +41,16 @@ pub(crate) fn publish(path: &Path, port: u16) -> io::Result<()> {
     // Whoever may reach the directory may connect: it is what the service publishes.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
     let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
+    let network = Arc::clone(network);
     tokio::spawn(async move {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
             match listener.accept().await {
-                Ok((caller, _)) => drop(tokio::spawn(serve(caller, slot, move || async move {
-                    let stream = TcpStream::connect(target).await?;
-                    stream.set_nodelay(true)?;
-                    Ok(stream)
-                }))),
+                Ok((caller, _)) => {
+                    let network = Arc::clone(&network);
+                    tokio::spawn(serve(caller, slot, move || reach(Arc::clone(&network), target)));
+                }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
         }
@@ -64,7 +58,18 @@ pub(crate) fn publish(path: &Path, port: u16) -> io::Result<()> {
     Ok(())
 }
 
-/// Listens at `address` and `port` of this network namespace and connects to the Unix socket at `path`, until
+/// Connects to an address of the service's network.
+async fn reach(network: Arc<Network>, target: SocketAddr) -> io::Result<TcpStream> {
+    network.enter()?;
+    let socket = TcpSocket::new_v4();
+    // Without a pause in between: everything else on this thread belongs to the shim's own network.
+    network.leave()?;
+    let socket = socket?;
+    socket.set_nodelay(true)?;
+    socket.connect(target).await
+}
+
+/// Listens at `address` and `port` of the shim's network and connects to the Unix socket at `path`, until
 /// the runtime ends.
 ///
 /// # Errors
@@ -115,10 +120,8 @@ mod tests {
 
     use super::*;
 
-    #[test]
-    fn services_are_seen_at_their_own_addresses() {
-        assert_eq!(address(0), Ipv4Addr::new(127, 1, 0, 1));
-        assert_eq!(address(31), Ipv4Addr::new(127, 1, 0, 32));
+    fn here() -> Arc<Network> {
+        Arc::new(Network::here().unwrap())
     }
 
     #[tokio::test]
@@ -126,7 +129,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
         let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        publish(&socket, service.local_addr().unwrap().port()).unwrap();
+        publish(&socket, service.local_addr().unwrap().port(), &here()).unwrap();
         let free = TcpListener::bind("127.1.0.7:0").await.unwrap().local_addr().unwrap().port();
         lead(Ipv4Addr::new(127, 1, 0, 7), free, socket).await.unwrap();
 
@@ -149,7 +152,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
         let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        publish(&socket, nobody).unwrap();
+        publish(&socket, nobody, &here()).unwrap();
         let mut caller = UnixStream::connect(&socket).await.unwrap();
         let mut answer = Vec::new();
         assert_eq!(caller.read_to_end(&mut answer).await.unwrap(), 0);

@@ -20,13 +20,13 @@
 use std::io;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
+use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
 use cofferdam_declaration::{Declaration, Service};
 use cofferdam_vault::Reference;
 use nix::fcntl::OFlag;
-use nix::sched::{CloneFlags, unshare};
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
@@ -39,12 +39,13 @@ use crate::container::cgroup::Leaf;
 use crate::container::delivery::{Delivery, Plan};
 use crate::container::image::RunConfig;
 use crate::container::launch::{self, Container, LaunchError};
+use crate::container::network::{self, Network};
 use crate::container::output;
 use crate::container::restart::{End, Policy};
 use crate::container::status::{Reporter, State, Status};
 use crate::container::user::{self, Account};
 use crate::container::{environment, relay};
-use crate::{confine, files, paths, sys};
+use crate::{confine, files, paths};
 
 /// One question to the vault; the answer to a missing secret comes as soon as it is put.
 const LEASE_WAIT: Duration = Duration::from_secs(25);
@@ -112,9 +113,11 @@ impl Shim<'_> {
     /// From nothing to the last restart. Returns when it was told to stop.
     async fn live(&mut self) -> anyhow::Result<()> {
         let image = or_stop!(self.image().await?);
-        leave_network().context("cannot leave the appliance's network")?;
+        let network =
+            Network::create(&self.dependency_indices()).context("cannot make the service's network")?;
+        let network = Arc::new(network);
         let group = group()?;
-        if let Err(error) = self.relays().await {
+        if let Err(error) = self.relays(&network).await {
             // Another start would meet the same: it is the declaration that has to change.
             self.report(State::Failed, |status| status.detail = Some(format!("{error:#}")))?;
             self.stop.recv().await;
@@ -125,7 +128,7 @@ impl Shim<'_> {
             let lease = or_stop!(self.secrets().await?);
             or_stop!(self.dependencies().await?);
             let started = Instant::now();
-            let (end, reason) = match self.start(&image, &lease, group.as_ref()).await {
+            let (end, reason) = match self.start(&image, &lease, &network, group.as_ref()).await {
                 Ok(running) => (or_stop!(self.watch(running).await?), None),
                 Err(failure) => {
                     let code = failure.downcast_ref().map_or(126, |error| match error {
@@ -245,35 +248,29 @@ impl Shim<'_> {
         }
     }
 
+    fn dependency_indices(&self) -> Vec<usize> {
+        let services = self.declaration.services.iter().enumerate();
+        services
+            .filter(|(_, other)| self.service.depends_on.contains(&other.name))
+            .map(|(index, _)| index)
+            .collect()
+    }
+
     /// The service's ways in and out, made once: they outlive a restart of the workload.
-    async fn relays(&self) -> anyhow::Result<()> {
+    async fn relays(&self, network: &Arc<Network>) -> anyhow::Result<()> {
         for port in &self.service.ports {
             let path = paths::service_port(&self.service.name, port.target);
-            relay::publish(&path, port.target)
+            relay::publish(&path, port.target, network)
                 .with_context(|| format!("cannot publish port {}", port.target))?;
         }
         for (index, other) in self.declaration.services.iter().enumerate() {
             if self.service.depends_on.contains(&other.name) {
                 for port in &other.ports {
-                    self.distinct(other, port.target)?;
                     let path = paths::service_port(&other.name, port.target);
-                    let leads = relay::lead(relay::address(index), port.target, path).await;
+                    let leads = relay::lead(network::address(index), port.target, path).await;
                     leads.with_context(|| format!("cannot lead to {} port {}", other.name, port.target))?;
                 }
             }
-        }
-        Ok(())
-    }
-
-    /// The service and the ways to its dependencies share one loopback, where a program that listens on every
-    /// address takes the port on all of them.
-    fn distinct(&self, other: &Service, port: u16) -> anyhow::Result<()> {
-        if self.service.ports.iter().any(|own| own.target == port) {
-            anyhow::bail!(
-                "{} listens on port {port} itself and so cannot reach {} there: give one of them another port",
-                self.service.name,
-                other.name,
-            );
         }
         Ok(())
     }
@@ -283,6 +280,7 @@ impl Shim<'_> {
         &mut self,
         image: &RunConfig,
         lease: &Lease,
+        network: &Network,
         group: Option<&Leaf>,
     ) -> anyhow::Result<Running> {
         self.report(State::Starting, |_| {})?;
@@ -296,7 +294,8 @@ impl Shim<'_> {
         let redactor = output::redactor(lease)?;
         let log = output::open_log(&self.service.name).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
-        let (container, output) = launch::start(&self.service.name, &plan, &delivery, descriptor).await?;
+        let (container, output) =
+            launch::start(&self.service.name, &plan, &delivery, network, descriptor).await?;
         drop(delivery);
         let pid = container.pid();
         self.report(State::Running, |status| status.pid = pid)?;
@@ -365,7 +364,7 @@ fn hosts(declaration: &Declaration, service: &Service) -> String {
     let mut hosts = format!("127.0.0.1 localhost {}\n::1 localhost\n", service.name);
     for (index, other) in declaration.services.iter().enumerate() {
         if service.depends_on.contains(&other.name) {
-            hosts.push_str(&format!("{} {}\n", relay::address(index), other.name));
+            hosts.push_str(&format!("{} {}\n", network::address(index), other.name));
         }
     }
     hosts
@@ -375,14 +374,6 @@ fn hosts(declaration: &Declaration, service: &Service) -> String {
 fn runs(path: &Path) -> bool {
     let Ok(bytes) = files::read_bounded(path, 64 << 10) else { return false };
     serde_json::from_slice::<Status>(&bytes).is_ok_and(|status| status.state == State::Running)
-}
-
-/// A network namespace with a loopback of its own and nothing else.
-fn leave_network() -> io::Result<()> {
-    unshare(CloneFlags::CLONE_NEWNET)?;
-    let socket = std::net::UdpSocket::bind("0.0.0.0:0")?;
-    sys::interface_up(std::os::fd::AsFd::as_fd(&socket), "lo")?;
-    Ok(())
 }
 
 /// The container's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
@@ -448,7 +439,7 @@ mod tests {
         );
         let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
         let of = |name: &str| hosts(&declaration, declaration.service(name).unwrap());
-        assert_eq!(of("web"), "127.0.0.1 localhost web\n::1 localhost\n127.1.0.1 db\n");
+        assert_eq!(of("web"), "127.0.0.1 localhost web\n::1 localhost\n169.254.1.1 db\n");
         assert_eq!(of("db"), "127.0.0.1 localhost db\n::1 localhost\n");
     }
 }
