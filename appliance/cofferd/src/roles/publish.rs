@@ -128,8 +128,9 @@ impl Places {
     }
 }
 
-/// Collateral as far as it is known: the thing itself, or why there is none.
-type Known = Result<Arc<Collateral>, String>;
+/// Collateral as far as it is known: the thing itself and until when it is in date (seconds since the Unix epoch), or
+/// why there is none.
+type Known = Result<(Arc<Collateral>, u64), String>;
 
 /// Both loops, until the task is dropped.
 async fn serve(settings: Settings, places: Places) {
@@ -170,7 +171,7 @@ async fn keep_collateral(settings: &Settings, places: &Places, known: watch::Sen
             Err(error) => {
                 let text = format!("{:#}", anyhow::Error::new(error));
                 eprintln!("publish: no fresh collateral: {text}");
-                // What is known stays in use until it is out of date; verifiers judge that themselves.
+                // What is known stays in use until it is out of date.
                 known.send_if_modified(|known| {
                     let absent = known.is_err();
                     if absent {
@@ -209,7 +210,7 @@ async fn refresh(
             (collateral::valid_until(&collateral, &pck, now)?, collateral)
         }
     };
-    let _ = known.send_replace(Ok(Arc::new(collateral)));
+    let _ = known.send_replace(Ok((Arc::new(collateral), until)));
     // Well before it is out of date, so that an outage of the service can pass; never in a tight loop.
     Ok(now.saturating_add((until.saturating_sub(now) / 2).clamp(10, COLLATERAL_AGE)))
 }
@@ -365,7 +366,8 @@ impl Publisher {
             return Ok(pending);
         }
         let collateral = match &*self.known.borrow_and_update() {
-            Ok(collateral) => Arc::clone(collateral),
+            Ok((collateral, until)) if clock::unix_now() < *until => Arc::clone(collateral),
+            Ok(_) => return Err(PublishError::NoCollateral("what is known is out of date".to_owned())),
             Err(reason) => return Err(PublishError::NoCollateral(reason.clone())),
         };
         let (evidence, _) = ask(&self.places.evidence, &EvidenceRequest::default()).await?;

@@ -115,10 +115,7 @@ impl Desk {
         };
         match self.fetch(&request).await {
             Ok((evidence, _)) => self.document(evidence),
-            Err(error) => {
-                eprintln!("front: {error}");
-                reply::later(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), 1)
-            }
+            Err(error) => reply::later(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), 1),
         }
     }
 

@@ -73,13 +73,19 @@ pub(crate) async fn serve(
     places: Arc<Semaphore>,
     site: Arc<Site>,
 ) {
+    let mut failing = false;
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, address) = match listener.accept().await {
-            Ok(accepted) => accepted,
+            Ok(accepted) => {
+                failing = false;
+                accepted
+            }
             Err(error) => {
                 // Out of descriptors, or a peer that is gone already: neither is a reason to stop.
-                eprintln!("front: cannot accept on port {port}: {error}");
+                if !std::mem::replace(&mut failing, true) {
+                    eprintln!("front: cannot accept on port {port}: {error}");
+                }
                 tokio::time::sleep(Duration::from_millis(50)).await;
                 continue;
             }

@@ -135,14 +135,12 @@ impl Operators {
     }
 
     async fn ask(&self, question: &Question<'_>) -> Result<(StatusCode, axum::body::Bytes), Response<Body>> {
-        let unreachable = |error: &dyn std::error::Error| {
-            eprintln!("front: the vault cannot be asked: {error}");
-            reply::later(StatusCode::SERVICE_UNAVAILABLE, "the vault does not answer", 1)
-        };
-        let body = serde_json::to_vec(question).map_err(|error| unreachable(&error))?;
+        // Not printed: anybody can make this happen as often as he likes, and PID 1 says when the vault is gone.
+        let unreachable = || reply::later(StatusCode::SERVICE_UNAVAILABLE, "the vault does not answer", 1);
+        let body = serde_json::to_vec(question).map_err(|_| unreachable())?;
         crate::client::request(&self.vault, Method::POST, "/v1/operator", body, MAX_ANSWER, VAULT_LIMIT)
             .await
-            .map_err(|error| unreachable(&error))
+            .map_err(|_| unreachable())
     }
 }
 

@@ -323,15 +323,16 @@ fn unavailable(backend: &Backend) -> Response<Body> {
     response
 }
 
-/// 502: the service accepted and then did not answer in HTTP.
+/// The service accepted and then did not answer in HTTP. 502 when it is running, as far as its shim knows; else 503,
+/// for the shim accepts in the place of a service that is about to start.
 fn broken(backend: &Backend) -> Response<Body> {
-    let state =
-        service_state(backend).map_or_else(|| "in an unknown state".to_owned(), |status| status.state);
-    let text = format!(
-        "service {} closed the connection without a complete answer (it is {state})",
-        backend.service
-    );
-    reply::error(StatusCode::BAD_GATEWAY, &text, None)
+    match service_state(backend) {
+        Some(status) if status.state == "running" => {
+            let text = format!("service {} closed the connection without a complete answer", backend.service);
+            reply::error(StatusCode::BAD_GATEWAY, &text, Some("`coffer logs` shows what the service says"))
+        }
+        _ => unavailable(backend),
+    }
 }
 
 fn service_state(backend: &Backend) -> Option<ServiceState> {
