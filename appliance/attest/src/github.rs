@@ -42,6 +42,9 @@ const PAGE: u32 = 30;
 /// Version of the REST API that these requests are written for.
 const API_VERSION: &str = "2022-11-28";
 
+/// An attestation never takes the place of the project's own release under `/releases/latest`.
+const NOT_LATEST: &str = "false";
+
 /// Redirects followed for one asset.
 const MAX_REDIRECTS: usize = 5;
 
@@ -288,9 +291,10 @@ impl Client {
             #[serde(flatten)]
             new: &'a NewRelease,
             draft: bool,
+            make_latest: &'static str,
         }
         let url = self.url(repository, &["releases"], &[])?;
-        self.write(Method::POST, url, &Body { new, draft: true }).await
+        self.write(Method::POST, url, &Body { new, draft: true, make_latest: NOT_LATEST }).await
     }
 
     /// Uploads a file to a draft.
@@ -327,9 +331,10 @@ impl Client {
         #[derive(Serialize)]
         struct Body {
             draft: bool,
+            make_latest: &'static str,
         }
         let url = self.url(repository, &["releases", &id.to_string()], &[])?;
-        match self.write(Method::PATCH, url, &Body { draft: false }).await {
+        match self.write(Method::PATCH, url, &Body { draft: false, make_latest: NOT_LATEST }).await {
             // A published release may be immutable, also towards the attempt that published it.
             Err(GithubError::Refused(message)) => {
                 let now = self.release(repository, id).await?;

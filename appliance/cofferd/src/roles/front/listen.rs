@@ -12,6 +12,7 @@ use std::time::Duration;
 
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
+use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
@@ -47,6 +48,13 @@ impl Default for Limits {
         }
     }
 }
+
+/// How long a connection may be without a sign of life before the kernel asks, how often it asks, and how many
+/// unanswered questions end it. A workload may leave an answer open for hours: only this notices that the
+/// peer has vanished meanwhile.
+const SILENT: u32 = 60;
+const ASK_EVERY: u32 = 15;
+const ASK_TIMES: u32 = 4;
 
 /// Who is at the other end of a connection, and which connection it is.
 #[derive(Debug, Clone, Copy)]
@@ -107,8 +115,9 @@ async fn converse(
     limits: Limits,
     site: Arc<Site>,
 ) {
-    // Without it a small answer waits for the peer's delayed acknowledgement.
-    let _ = stream.set_nodelay(true);
+    if prepare(&stream).is_err() {
+        return;
+    }
     let Ok(Ok(stream)) = tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await else {
         return;
     };
@@ -126,4 +135,36 @@ async fn converse(
         .serve_connection(TokioIo::new(PatientStream::new(stream, limits.write)), service)
         .with_upgrades()
         .await;
+}
+
+/// Options of an accepted connection.
+fn prepare(stream: &TcpStream) -> std::io::Result<()> {
+    // Without it a small answer waits for the peer's delayed acknowledgement.
+    stream.set_nodelay(true)?;
+    setsockopt(stream, sockopt::KeepAlive, &true)?;
+    setsockopt(stream, sockopt::TcpKeepIdle, &SILENT)?;
+    setsockopt(stream, sockopt::TcpKeepInterval, &ASK_EVERY)?;
+    setsockopt(stream, sockopt::TcpKeepCount, &ASK_TIMES)?;
+    Ok(())
+}
+
+#[cfg(test)]
+mod tests {
+    use nix::sys::socket::getsockopt;
+
+    use super::*;
+
+    #[tokio::test]
+    async fn vanished_peers_are_noticed_by_the_kernel() {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let _client = TcpStream::connect(listener.local_addr().unwrap()).await.unwrap();
+        let (stream, _) = listener.accept().await.unwrap();
+        prepare(&stream).unwrap();
+        assert!(stream.nodelay().unwrap());
+        assert!(getsockopt(&stream, sockopt::KeepAlive).unwrap());
+        let idle = getsockopt(&stream, sockopt::TcpKeepIdle).unwrap();
+        let interval = getsockopt(&stream, sockopt::TcpKeepInterval).unwrap();
+        let count = getsockopt(&stream, sockopt::TcpKeepCount).unwrap();
+        assert!(idle + interval * count <= 120, "within two minutes");
+    }
 }

@@ -35,14 +35,14 @@ const VAULT_LIMIT: Duration = Duration::from_secs(20);
 const MAX_ANSWER: usize = 1024 * 1024;
 
 /// Requests at one time. Operators are people and scripts.
-const REQUESTS: usize = 16;
+const REQUESTS: usize = 8;
 
 /// Lines of a log without `tail`, and the most that can be asked for.
 const TAIL: usize = 100;
 const MAX_TAIL: usize = 10_000;
 
 /// Bytes of each log file that are looked at; a shim rotates at 1 MiB.
-const LOG_BYTES: u64 = 2 * 1024 * 1024;
+const LOG_BYTES: u64 = 1280 * 1024;
 
 /// The files that status and logs are made of.
 #[derive(Debug)]

@@ -98,7 +98,10 @@ impl Github {
             },
             (&Method::PATCH, [id]) => {
                 let at = find(&releases, id).unwrap();
-                assert_eq!(serde_json::from_slice::<Value>(request.body()).unwrap(), json!({"draft": false}));
+                assert_eq!(
+                    serde_json::from_slice::<Value>(request.body()).unwrap(),
+                    json!({"draft": false, "make_latest": "false"})
+                );
                 releases[at].draft = false;
                 respond(200, self.show(&releases[at]))
             }
@@ -282,7 +285,11 @@ async fn an_attestation_is_published_as_soon_as_the_token_is_there() {
     let request = &releases[0].request;
     assert_eq!(request["target_commitish"], world.facts.commit.as_str());
     assert!(request["body"].as_str().unwrap().contains("coffer verify acme/room"));
-    assert_eq!(request["draft"], true, "a draft first");
+    assert_eq!(
+        (&request["draft"], &request["make_latest"]),
+        (&json!(true), &json!("false")),
+        "a draft first"
+    );
     assert_eq!(status.tag.as_deref(), Some(attestation.tag.as_str()));
     assert_eq!(
         status.release_url.unwrap(),
