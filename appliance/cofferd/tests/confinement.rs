@@ -1,4 +1,5 @@
-//! Starts processes exactly as PID 1 does, and has each look at what is left to it.
+//! Starts processes exactly as PID 1 does, has each look at what is left to it, and lets the supervisor keep one
+//! that will not stay.
 //!
 //! Without libtest: starting a process as PID 1 does needs a process with one thread, and what is started is
 //! this program again, with the name of a probe as its argument. Needs root; says so and passes otherwise.
@@ -11,10 +12,18 @@
 mod cgroup;
 #[path = "../src/confine.rs"]
 mod confine;
+#[path = "../src/console.rs"]
+mod console;
+#[path = "../src/files.rs"]
+mod files;
 #[path = "../src/paths.rs"]
 mod paths;
+#[path = "../src/power.rs"]
+mod power;
 #[path = "../src/spawn.rs"]
 mod spawn;
+#[path = "../src/supervise.rs"]
+mod supervise;
 #[path = "../src/sys.rs"]
 mod sys;
 
@@ -24,6 +33,7 @@ use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use caps::Capability;
 use nix::errno::Errno;
@@ -49,6 +59,7 @@ fn main() -> ExitCode {
         (Some("probe-shim"), None) => probe_shim(),
         (Some("probe-filter"), Some(role)) => probe_filter(&role),
         (Some("probe-landlock"), Some(role)) => probe_landlock(&role),
+        (Some("probe-crash"), Some(file)) => return probe_crash(&file),
         // libtest's options, and its listing.
         (Some("--list"), _) => {}
         _ => return tests(),
@@ -104,6 +115,7 @@ fn tests() -> ExitCode {
             run(&spec);
         });
     }
+    role("a role that ends is started again, later each time, and its orphans are reaped", supervision);
     let lsm = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
     if lsm.contains("landlock") {
         role("the vault sees its own directory and no other", || {
@@ -137,6 +149,48 @@ fn key() -> Rc<OwnedFd> {
     let mut file = fs::File::from(memory);
     file.write_all(KEY).unwrap();
     Rc::new(file.into())
+}
+
+fn supervision() {
+    // As PID 1 is: what a role leaves behind becomes a child of this process.
+    nix::sys::prctl::set_child_subreaper(true).unwrap();
+    let directory = tempfile::tempdir().unwrap();
+    let starts = directory.path().join("starts");
+    fs::write(&starts, "").unwrap();
+    let mut supervisor = supervise::Supervisor::new().unwrap();
+    let mut spec = spec("probe-crash", Identity::Role { uid: 0, gid: 0, capabilities: &[] }, false, None);
+    spec.arguments.push(starts.to_str().unwrap().to_owned());
+    let count = || fs::metadata(&starts).unwrap().len();
+    let began = Instant::now();
+    supervisor.keep("crash".to_owned(), supervise::Tier::Role, spec);
+    assert!(supervisor.run_until(Duration::from_secs(10), || count() == 4), "{} starts", count());
+    // 100, 200 and 400 ms lie between the four starts.
+    assert!(began.elapsed() >= Duration::from_millis(700), "{:?}", began.elapsed());
+    // Each run left an orphan that ends at once: none may stay behind as a zombie.
+    let gone = supervisor.run_until(Duration::from_secs(5), || zombies() == 0);
+    assert!(gone, "{} zombies", zombies());
+}
+
+/// Children of this process that have ended and were not waited for (proc_pid_stat(5): state, parent).
+fn zombies() -> usize {
+    let me = std::process::id().to_string();
+    let processes = fs::read_dir("/proc").unwrap().flatten();
+    let stats = processes.filter_map(|entry| fs::read_to_string(entry.path().join("stat")).ok());
+    let is_mine = |stat: &String| {
+        let mut fields = stat.rsplit(") ").next().unwrap_or_default().split(' ');
+        fields.next() == Some("Z") && fields.next() == Some(&me)
+    };
+    stats.filter(is_mine).count()
+}
+
+/// Notes that it started, leaves an orphan, and fails.
+fn probe_crash(file: &str) -> ExitCode {
+    let mut file = fs::OpenOptions::new().append(true).open(file).unwrap();
+    file.write_all(b"x").unwrap();
+    match sys::fork().unwrap() {
+        None => sys::leave(0),
+        Some(_) => ExitCode::from(3),
+    }
 }
 
 /// One line of /proc/self/status.

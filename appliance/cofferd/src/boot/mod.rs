@@ -39,12 +39,17 @@ struct Boot {
     phases: Vec<Phase>,
 }
 
-/// Boots the appliance and runs it until the machine ends.
-pub(crate) fn run() -> ! {
+/// Boots the appliance and runs it until the machine ends. `words` are what the kernel passed on of its command
+/// line: nothing there is for PID 1, and what it does not know it does not ignore.
+pub(crate) fn run(words: &[&str]) -> ! {
     let supervisor = match Supervisor::new() {
         Ok(supervisor) => supervisor,
         Err(error) => stuck(&chain(&error)),
     };
+    if let Some(word) = words.first() {
+        supervisor
+            .park("mount", &format!("unknown word on the kernel command line: {}", word.escape_debug()));
+    }
     let mut boot = Boot { supervisor, phases: Vec::new() };
     match stages(&mut boot) {
         Ok(()) => {
