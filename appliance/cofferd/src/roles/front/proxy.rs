@@ -212,7 +212,7 @@ async fn exchange(
     Response::from_parts(parts, Body::new(PatientBody::new(body, None, place)))
 }
 
-/// Carries bytes both ways until either side ends or both are silent for too long.
+/// Carries bytes both ways until both sides have ended or both are silent for too long.
 async fn tunnel_between(
     client: hyper::upgrade::OnUpgrade,
     service: hyper::upgrade::OnUpgrade,
@@ -222,10 +222,16 @@ async fn tunnel_between(
     let (client_in, client_out) = tokio::io::split(TokioIo::new(client));
     let (service_in, service_out) = tokio::io::split(TokioIo::new(service));
     let moved = Arc::new(std::sync::atomic::AtomicU64::new(0));
+    // The end of one direction leaves the other open; an error ends both.
+    let both = async {
+        tokio::try_join!(
+            carry(client_in, service_out, Arc::clone(&moved)),
+            carry(service_in, client_out, Arc::clone(&moved))
+        )
+    };
     tokio::select! {
-        _ = carry(client_in, service_out, Arc::clone(&moved)) => {}
-        _ = carry(service_in, client_out, Arc::clone(&moved)) => {}
-        () = silence(moved) => {}
+        _ = both => {}
+        () = silence(Arc::clone(&moved)) => {}
     }
     drop(place);
 }

@@ -754,13 +754,22 @@ async fn the_appliances_paths_never_reach_the_workload() {
     }
 }
 
-/// Sends raw bytes over TLS and reads until the end or for a moment.
+/// Sends raw bytes over TLS and reads the head of the answer, or until the end when there is none.
 async fn raw(room: &Room, bytes: &[u8]) -> String {
     let mut stream = room.dial().await;
     stream.write_all(bytes).await.unwrap();
-    let mut answer = Vec::new();
-    let _ = tokio::time::timeout(Duration::from_millis(500), stream.read_to_end(&mut answer)).await;
-    String::from_utf8_lossy(&answer).into_owned()
+    let mut answer = String::new();
+    let mut buffer = [0; 4096];
+    while !answer.contains("\r\n\r\n") {
+        match tokio::time::timeout(Duration::from_secs(10), stream.read(&mut buffer))
+            .await
+            .expect("an answer or an end")
+        {
+            Ok(count) if count > 0 => answer.push_str(&String::from_utf8_lossy(&buffer[..count])),
+            _ => break,
+        }
+    }
+    answer
 }
 
 #[tokio::test]
@@ -792,6 +801,8 @@ async fn ambiguous_requests_do_not_smuggle_a_second_one() {
             );
         }
     }
+    // Time for a second request to come through, if one did.
+    tokio::time::sleep(Duration::from_millis(300)).await;
     let targets = targets.lock().unwrap().clone();
     assert!(targets.iter().all(|target| target == "/one"), "{targets:?}");
 }
@@ -857,10 +868,10 @@ async fn websockets_are_tunnelled_and_other_upgrades_are_not() {
         let upgraded = hyper::upgrade::on(&mut request);
         tokio::spawn(async move {
             let mut stream = TokioIo::new(upgraded.await.unwrap());
-            let mut buffer = [0; 4];
-            stream.read_exact(&mut buffer).await.unwrap();
-            buffer.reverse();
-            stream.write_all(&buffer).await.unwrap();
+            let mut heard = Vec::new();
+            stream.read_to_end(&mut heard).await.unwrap();
+            heard.reverse();
+            stream.write_all(&heard).await.unwrap();
         });
         Response::builder()
             .status(101)
@@ -884,6 +895,8 @@ async fn websockets_are_tunnelled_and_other_upgrades_are_not() {
     assert_eq!(response.headers()["sec-websocket-accept"], "x");
     let mut tunnel = TokioIo::new(hyper::upgrade::on(&mut response).await.unwrap());
     tunnel.write_all(b"abcd").await.unwrap();
+    // The end of one direction does not cut the other off.
+    tunnel.shutdown().await.unwrap();
     let mut back = Vec::new();
     tokio::time::timeout(Duration::from_secs(5), tunnel.read_to_end(&mut back)).await.unwrap().unwrap();
     assert_eq!(back, b"dcba");
@@ -982,7 +995,8 @@ async fn a_port_that_nobody_publishes_serves_the_appliance_only() {
 // Peers that take without giving.
 
 fn hasty(connections: usize) -> Limits {
-    let moment = Duration::from_millis(300);
+    // Long enough for an honest peer on a busy machine.
+    let moment = Duration::from_millis(1500);
     Limits { connections, handshake: moment, headers: moment, write: moment, ..Limits::default() }
 }
 
@@ -998,10 +1012,10 @@ async fn slow_peers_lose_their_places() {
         while dripping.write_all(b"y").await.is_ok() && dripping.flush().await.is_ok() {
             sent += 1;
             tokio::time::sleep(Duration::from_millis(50)).await;
-            assert!(sent < 200, "it may drip for ever");
+            assert!(sent < 400, "it may drip for ever");
         }
     });
-    let served = tokio::time::timeout(Duration::from_secs(5), async {
+    let served = tokio::time::timeout(Duration::from_secs(20), async {
         room.client().await.get(&format!("{PREFIX}/evidence")).await.status
     });
     assert_eq!(served.await.unwrap(), StatusCode::OK);
@@ -1016,7 +1030,7 @@ async fn a_kept_connection_may_not_be_silent_for_ever() {
     let request = format!("GET {PREFIX} HTTP/1.1\r\nhost: x\r\n\r\n");
     stream.write_all(request.as_bytes()).await.unwrap();
     let mut answer = Vec::new();
-    let end = tokio::time::timeout(Duration::from_secs(5), stream.read_to_end(&mut answer)).await;
+    let end = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
     assert!(end.is_ok(), "closed by the server");
     assert!(String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 404"));
 }
@@ -1061,6 +1075,6 @@ async fn a_peer_that_does_not_read_is_dropped() {
     let mut stream = room.dial().await;
     stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
     // Nothing is read from now on.
-    tokio::time::timeout(Duration::from_secs(10), end.recv()).await.expect("the workload is released");
+    tokio::time::timeout(Duration::from_secs(20), end.recv()).await.expect("the workload is released");
     drop(stream);
 }

@@ -226,7 +226,7 @@ impl World {
 
     /// Waits until the status is as wanted.
     async fn until(&self, wanted: impl Fn(&Status) -> bool) -> Status {
-        for _ in 0..1000 {
+        for _ in 0..3000 {
             if let Some(status) = self.status().filter(|status| wanted(status)) {
                 return status;
             }
@@ -436,7 +436,7 @@ async fn without_a_token_in_the_declaration_collateral_is_fetched_all_the_same()
     let status = world.until(|status| status.detail.is_some()).await;
     assert_eq!(status.state, State::Waiting);
     assert!(status.detail.unwrap().contains("github.token"));
-    for _ in 0..500 {
+    for _ in 0..3000 {
         if read_collateral(&world.places.own("collateral.json")).is_some() {
             role.abort();
             return;
