@@ -319,7 +319,21 @@ mod tests {
 
     #[test]
     fn an_escape_that_the_end_cuts_is_known() {
-        for text in ["%", "%4", "\\", "\\\\", "\\u00", "\\x", "\\x4", "\\u{1F", "\\uD83D", "\\uD83D\\u", "\\10", "'", "'\\'"] {
+        for text in [
+            "%",
+            "%4",
+            "\\",
+            "\\\\",
+            "\\u00",
+            "\\x",
+            "\\x4",
+            "\\u{1F",
+            "\\uD83D",
+            "\\uD83D\\u",
+            "\\10",
+            "'",
+            "'\\'",
+        ] {
             assert!(read(text).1, "{text}");
         }
         for text in ["%4x", "%x", "\\xg", "\\ug", "a"] {

@@ -14,16 +14,22 @@ use crate::pattern::{Class, Pattern, Patterns, spellings};
 pub(crate) const GROUP: usize = 4;
 /// Sampling further apart would be faster for long secrets only, and makes more places to look at near
 /// line breaks.
-const MAX_STRIDE: usize = 5;
+pub(crate) const MAX_STRIDE: usize = 5;
 /// The bitmap has this many bits for each group in it, so that one place in 64 of clean output is looked
 /// at for nothing.
 const BITS_PER_GROUP: usize = 64;
 /// 8 KiB to 128 KiB: from well inside the first cache to well inside the second.
 const BITMAP_BITS: std::ops::RangeInclusive<u32> = 16..=20;
 
+/// Knuth's multiplier: the high bits of the product depend on all bits of the group.
+const HASH: u32 = 0x9e37_79b1;
+/// One bucket of places for 64 bits of the bitmap, so about one place in each.
+const BUCKET_SHIFT: u32 = 6;
+/// 16 KiB: a few thousand beginnings leave most of it empty.
+const BEGINNINGS_BITS: u32 = 17;
+
 /// What programs write between the bytes of hexadecimal: nothing, `openssl`, `od`, `hexdump`, C.
-pub(crate) const HEX_SEPARATORS: [&[u8]; 9] =
-    [b"", b":", b" ", b"  ", b"-", b",", b" 0x", b",0x", b", 0x"];
+pub(crate) const HEX_SEPARATORS: [&[u8]; 9] = [b"", b":", b" ", b"  ", b"-", b",", b" 0x", b",0x", b", 0x"];
 
 /// Where in which pattern a group stands.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
@@ -37,8 +43,12 @@ pub(crate) struct Place {
 pub(crate) struct Index {
     bitmap: Vec<u64>,
     shift: u32,
-    /// Sorted by group.
+    /// The first two and the first three bytes of every group that a pattern begins with.
+    beginnings: Vec<u64>,
+    /// In the order of their buckets.
     places: Vec<Place>,
+    /// Where each bucket begins among the places, and where the last one ends.
+    buckets: Vec<u32>,
     /// The patterns that a byte as it stands can begin.
     by_first: Vec<Vec<u32>>,
     stride: usize,
@@ -48,7 +58,8 @@ pub(crate) struct Index {
 
 impl Index {
     pub(crate) fn new(patterns: &Patterns) -> Self {
-        let shortest = patterns.iter().map(|(_, pattern)| patterns.symbols(pattern).len()).min().unwrap_or(GROUP);
+        let shortest =
+            patterns.iter().map(|(_, pattern)| patterns.symbols(pattern).len()).min().unwrap_or(GROUP);
         let stride = (shortest + 1).saturating_sub(GROUP).clamp(1, MAX_STRIDE);
         let mut by_first = vec![Vec::new(); 256];
         let mut places = Vec::new();
@@ -61,19 +72,47 @@ impl Index {
                 }
             }
             quotes |= symbols.iter().take(GROUP + stride).any(|symbol| *symbol == b'\'');
-            heads(pattern, symbols, stride, |offset, group| places.push(Place { group, pattern: id, offset }));
+            heads(pattern, symbols, stride, |offset, group| {
+                places.push(Place { group, pattern: id, offset })
+            });
         }
         places.sort_unstable();
         places.dedup();
         let bits = (places.len() * BITS_PER_GROUP).next_power_of_two().trailing_zeros();
         let bits = bits.clamp(*BITMAP_BITS.start(), *BITMAP_BITS.end());
-        let mut index =
-            Self { bitmap: vec![0; 1 << (bits - 6)], shift: 32 - bits, places: Vec::new(), by_first, stride, quotes };
+        let mut index = Self {
+            bitmap: vec![0; 1 << (bits - 6)],
+            shift: 32 - bits,
+            beginnings: vec![0; 1 << (BEGINNINGS_BITS - 6)],
+            places: Vec::new(),
+            buckets: vec![0; (1 << bits >> BUCKET_SHIFT) + 1],
+            by_first,
+            stride,
+            quotes,
+        };
         for place in &places {
             let (word, bit) = index.bit(place.group);
             if let Some(word) = index.bitmap.get_mut(word) {
                 *word |= bit;
             }
+            for count in [2, 3].into_iter().filter(|_| place.offset == 0) {
+                let (word, bit) = beginning_bit(place.group, count);
+                if let Some(word) = index.beginnings.get_mut(word) {
+                    *word |= bit;
+                }
+            }
+        }
+        places.sort_by_key(|place| index.bucket(place.group));
+        for place in &places {
+            let bucket = index.bucket(place.group);
+            if let Some(count) = index.buckets.get_mut(bucket + 1) {
+                *count += 1;
+            }
+        }
+        let mut sum = 0;
+        for bound in &mut index.buckets {
+            sum += *bound;
+            *bound = sum;
         }
         index.places = places;
         index
@@ -96,11 +135,23 @@ impl Index {
         self.bitmap.get(word).is_some_and(|word| word & bit != 0)
     }
 
+    /// Whether a pattern may begin with the first bytes of this group, of which there are `count`.
+    #[inline]
+    pub(crate) fn may_begin(&self, group: u32, count: u32) -> bool {
+        if count < 2 {
+            return true;
+        }
+        let (word, bit) = beginning_bit(fold(group), count);
+        self.beginnings.get(word).is_some_and(|word| word & bit != 0)
+    }
+
     /// Where a group stands.
     pub(crate) fn places(&self, group: u32) -> impl Iterator<Item = &Place> {
         let group = fold(group);
-        let start = self.places.partition_point(|place| place.group < group);
-        self.places.iter().skip(start).take_while(move |place| place.group == group)
+        let bucket = self.bucket(group);
+        let bound = |bucket: usize| self.buckets.get(bucket).map_or(0, |bound| *bound as usize);
+        let places = self.places.get(bound(bucket)..bound(bucket + 1)).unwrap_or_default();
+        places.iter().filter(move |place| place.group == group)
     }
 
     /// The patterns that this byte as it stands can begin.
@@ -108,10 +159,13 @@ impl Index {
         self.by_first.get(usize::from(byte)).map_or(&[], Vec::as_slice)
     }
 
+    fn bucket(&self, group: u32) -> usize {
+        (group.wrapping_mul(HASH) >> self.shift >> BUCKET_SHIFT) as usize
+    }
+
     #[inline]
     fn bit(&self, group: u32) -> (usize, u64) {
-        // Knuth's multiplicative hash: the high bits depend on all of the group.
-        let hash = group.wrapping_mul(0x9e37_79b1) >> self.shift;
+        let hash = group.wrapping_mul(HASH) >> self.shift;
         ((hash >> 6) as usize, 1 << (hash & 63))
     }
 }
@@ -120,10 +174,19 @@ impl Drop for Index {
     /// The groups are pieces of secrets.
     fn drop(&mut self) {
         self.bitmap.zeroize();
+        self.beginnings.zeroize();
         for place in &mut self.places {
             place.group.zeroize();
         }
     }
+}
+
+/// Two bytes, or three when there are more.
+#[inline]
+fn beginning_bit(group: u32, count: u32) -> (usize, u64) {
+    let known = if count == 2 { group & 0xffff } else { group & 0x00ff_ffff | 1 << 24 };
+    let hash = known.wrapping_mul(HASH) >> (32 - BEGINNINGS_BITS);
+    ((hash >> 6) as usize, 1 << (hash & 63))
 }
 
 /// Case does not count in a group: hexadecimal has either, and for the rest it costs a few more looks.

@@ -7,7 +7,7 @@
 use std::collections::BTreeSet;
 
 use crate::decode::{MAX_GAP, Reading, Skip, escapes, is_special, skip};
-use crate::index::{GROUP, HEX_SEPARATORS, Index};
+use crate::index::{GROUP, HEX_SEPARATORS, Index, MAX_STRIDE};
 use crate::pattern::{Class, Pattern, Patterns, accepts};
 
 /// Readings of one place are few unless a secret consists of backslashes; then this ends the search.
@@ -105,15 +105,35 @@ impl Search<'_, '_, '_> {
     /// Patterns whose first bytes are as they stand.
     fn samples(&mut self) {
         let index = &self.matcher.index;
-        let stride = index.stride();
         let data = self.data;
-        for (count, window) in data.windows(GROUP).step_by(stride).enumerate() {
-            if let [a, b, c, d] = *window {
-                let group = u32::from_le_bytes([a, b, c, d]);
-                if index.may_contain(group) {
-                    self.sampled(group, count * stride);
+        let mut at = 0;
+        // The usual distance, four at a time: this loop sees every byte of clean output.
+        if index.stride() == MAX_STRIDE {
+            while let Some(stretch) =
+                data.get(at..).and_then(<[u8]>::first_chunk::<{ 3 * MAX_STRIDE + GROUP }>)
+            {
+                let group = |offset: usize| match stretch.get(offset..offset + GROUP) {
+                    Some(&[a, b, c, d]) => u32::from_le_bytes([a, b, c, d]),
+                    _ => 0,
+                };
+                let groups = [group(0), group(MAX_STRIDE), group(2 * MAX_STRIDE), group(3 * MAX_STRIDE)];
+                let [a, b, c, d] = groups.map(|group| index.may_contain(group));
+                if a | b | c | d {
+                    for (count, group) in groups.into_iter().enumerate() {
+                        if index.may_contain(group) {
+                            self.sampled(group, at + count * MAX_STRIDE);
+                        }
+                    }
                 }
+                at += 4 * MAX_STRIDE;
             }
+        }
+        while let Some(&[a, b, c, d]) = data.get(at..).and_then(<[u8]>::first_chunk::<GROUP>) {
+            let group = u32::from_le_bytes([a, b, c, d]);
+            if index.may_contain(group) {
+                self.sampled(group, at);
+            }
+            at += index.stride();
         }
     }
 
@@ -129,62 +149,74 @@ impl Search<'_, '_, '_> {
 
     /// Patterns that have an escape or a colour among their first symbols.
     fn near_escapes(&mut self) {
+        let mut looked = 0;
         for at in memchr::memchr3_iter(b'%', b'\\', 0x1b, self.data) {
-            self.near(at);
+            self.near(at, &mut looked);
         }
         if self.matcher.index.quotes {
+            looked = 0;
             for at in memchr::memchr_iter(b'\'', self.data) {
-                self.near(at);
+                self.near(at, &mut looked);
             }
         }
     }
 
-    fn near(&mut self, at: usize) {
+    /// Looks at every place from which an escape is within reach, each once: before `looked` all were.
+    fn near(&mut self, at: usize, looked: &mut usize) {
         // One more than the reach: `'\''` begins a byte before its backslash.
-        for start in at.saturating_sub(self.matcher.index.reach())..=at {
+        let from = at.saturating_sub(self.matcher.index.reach());
+        for start in from.max(*looked)..=at {
             self.look(start);
         }
+        *looked = at + 1;
     }
 
     /// Patterns that have a line break among their first symbols.
     fn near_line_breaks(&mut self) {
         let data = self.data;
+        let (mut looked, mut last) = (0, None);
         for at in memchr::memchr2_iter(b'\n', b'\r', data) {
             // Of several line breaks in a row, the first looks past the others.
-            if at > 0 && data.get(at - 1).is_some_and(|b| matches!(b, b'\r' | b'\n')) {
+            if at > 0 && last.replace(at) == Some(at - 1) {
                 continue;
             }
-            self.near_line_break(at);
+            if !self.near_line_break(at, looked) {
+                for start in at.saturating_sub(self.matcher.index.reach()).max(looked)..at {
+                    self.look(start);
+                }
+            }
+            looked = at + 1;
         }
     }
 
-    /// The same as [`Self::near`] without reading when there is no escape within reach, which is the usual line.
-    fn near_line_break(&mut self, at: usize) {
+    /// Looks at the places before a usual line break without reading, as if it were not there. Where there
+    /// is an escape within reach, [`Self::near_escapes`] looks too; `false` where another line break is.
+    #[inline]
+    fn near_line_break(&mut self, at: usize, last: usize) -> bool {
+        const BEFORE: usize = 8;
         let data = self.data;
-        let reach = self.matcher.index.reach();
-        let from = at.saturating_sub(reach);
-        let breaks = data.get(at..).unwrap_or_default().iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
-        let before = data.get(from..at).unwrap_or_default();
-        let after = data.get(at + breaks..data.len().min(at + breaks + GROUP)).unwrap_or_default();
-        // At the end of the data there is less: what begins there is looked at with the rest of the end.
-        if after.len() < GROUP || breaks > MAX_GAP || !before.iter().chain(after).all(is_simple) {
-            for start in from..at {
-                self.look(start);
-            }
-            return;
+        let (before, rest) = data.split_at_checked(at).unwrap_or((data, &[]));
+        let after = match rest {
+            [b'\r', b'\n', after @ ..] | [_, after @ ..] => after,
+            [] => rest,
+        };
+        let (Some(before), Some(&[a, b, c, d])) =
+            (before.last_chunk::<BEFORE>(), after.first_chunk::<GROUP>())
+        else {
+            return false;
+        };
+        if last + BEFORE > at || [a, b, c].iter().any(|b| matches!(b, b'\r' | b'\n')) {
+            return false;
         }
-        let mut joined = [0_u8; 2 * (GROUP + 8)];
-        for (to, from) in joined.iter_mut().zip(before.iter().chain(after)) {
-            *to = *from;
-        }
-        for (start, window) in (from..at).zip(joined.windows(GROUP)) {
-            if let [a, b, c, d] = *window {
-                let group = u32::from_le_bytes([a, b, c, d]);
-                if self.matcher.index.may_contain(group) {
-                    self.looked(group, start);
-                }
+        let joined =
+            u128::from(u64::from_le_bytes(*before)) | u128::from(u32::from_le_bytes([a, b, c, d])) << 64;
+        for offset in 0..BEFORE {
+            let group = (joined >> (8 * offset)) as u32;
+            if self.matcher.index.may_contain(group) {
+                self.looked(group, at - BEFORE + offset);
             }
         }
+        true
     }
 
     /// Looks whether a pattern may begin here, reading escapes.
@@ -193,9 +225,15 @@ impl Search<'_, '_, '_> {
         if start + self.matcher.index.reach() >= self.data.len() {
             return;
         }
-        let Some(&[a, b, c, d]) = self.data.get(start..).and_then(<[u8]>::first_chunk::<GROUP>) else { return };
-        if [a, b, c, d].iter().all(is_simple) {
-            let group = u32::from_le_bytes([a, b, c, d]);
+        let Some(&[a, b, c, d]) = self.data.get(start..).and_then(<[u8]>::first_chunk::<GROUP>) else {
+            return;
+        };
+        let group = u32::from_le_bytes([a, b, c, d]);
+        let simple = [a, b, c, d].iter().take_while(|b| is_simple(b)).count();
+        if !self.matcher.index.may_begin(group, u32::try_from(simple).unwrap_or(0)) {
+            return;
+        }
+        if simple == GROUP {
             if self.matcher.index.may_contain(group) {
                 self.looked(group, start);
             }
@@ -206,7 +244,7 @@ impl Search<'_, '_, '_> {
             return;
         }
         let matcher = self.matcher;
-        let mut groups = Groups { data: self.data, budget: MAX_GROUPS, cut: false };
+        let mut groups = Groups { data: self.data, index: &matcher.index, budget: MAX_GROUPS, cut: false };
         groups.read(start, start, 0, 0, &mut |group| {
             if matcher.index.may_contain(group) {
                 self.looked(group, start);
@@ -241,8 +279,26 @@ impl Search<'_, '_, '_> {
                 self.verify(id, start);
             }
         } else {
-            for id in matcher.index.beginning_with(*byte) {
-                self.verify(*id, start);
+            let ids = matcher.index.beginning_with(*byte);
+            let rest = self.data.get(start..self.quiet_end).unwrap_or_default();
+            // One byte before the end begins them all alike, so one stands for them.
+            if let ([first, ..], 1, true) = (ids, rest.len(), is_simple(byte)) {
+                let broken = self.quiet_end < self.data.len();
+                self.found.begun.push(Begun { start, symbols: 1, broken, pattern: *first });
+                return;
+            }
+            let mut group = [0; GROUP];
+            let simple = rest
+                .iter()
+                .take(GROUP)
+                .take_while(|b| is_simple(b))
+                .zip(&mut group)
+                .map(|(from, to)| *to = *from);
+            let simple = u32::try_from(simple.count()).unwrap_or(0);
+            if matcher.index.may_begin(u32::from_le_bytes(group), simple) {
+                for id in ids {
+                    self.verify(*id, start);
+                }
             }
         }
     }
@@ -324,7 +380,8 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
                 let rest = symbols.get(index..).unwrap_or_default();
                 // A pattern may end within a character.
                 let length = reading.bytes().len().min(rest.len());
-                let fits = rest.iter().zip(reading.bytes()).all(|(symbol, byte)| accepts(class, *symbol, *byte));
+                let fits =
+                    rest.iter().zip(reading.bytes()).all(|(symbol, byte)| accepts(class, *symbol, *byte));
                 if fits {
                     states.insert((index + length, reading.next));
                 }
@@ -377,6 +434,7 @@ fn is_simple(byte: &u8) -> bool {
 /// Reads every group of four symbols that can stand at a place.
 struct Groups<'d> {
     data: &'d [u8],
+    index: &'d Index,
     /// Readings multiply; when this is used up every pattern is tried.
     budget: usize,
     /// The data ends before a group is whole, or the budget was too small.
@@ -387,6 +445,9 @@ impl Groups<'_> {
     fn read(&mut self, from: usize, at: usize, group: u32, count: u32, found: &mut impl FnMut(u32)) {
         if count == 4 {
             found(group);
+            return;
+        }
+        if !self.index.may_begin(group, count) {
             return;
         }
         let (Some(byte), true) = (self.data.get(at), self.budget > 0) else {

@@ -175,8 +175,10 @@ fn expand(name: &str, id: u32, value: &[u8], drafts: &mut Vec<Draft>) -> Result<
     let mut add = |symbols: Zeroizing<Vec<u8>>, class, two_bytes, tail| {
         drafts.push(Draft { symbols, class, name: id, two_bytes, tail });
     };
-    for piece in pieces(text.len(), PIECE, STEP) {
-        add(slice(&text, piece), Class::Text, 2, None);
+    for section in sections(value, &text) {
+        for piece in pieces(section.len(), PIECE, STEP) {
+            add(slice(&section, piece), Class::Text, 2, None);
+        }
     }
     for bytes in line_break_variants(value) {
         encoded(&bytes, &mut add);
@@ -186,8 +188,7 @@ fn expand(name: &str, id: u32, value: &[u8], drafts: &mut Vec<Draft>) -> Result<
     }
     if value.contains(&b'\n') {
         for line in value.split(|b| is_break(*b)) {
-            // The frame of a PEM block is in every PEM block.
-            if line.len() < MIN_LINE || line.starts_with(b"-----") {
+            if line.len() < MIN_LINE || is_frame(line) {
                 continue;
             }
             for piece in pieces(line.len(), PIECE, STEP) {
@@ -246,6 +247,22 @@ fn pieces(len: usize, size: usize, step: usize) -> impl Iterator<Item = Range<us
 
 fn slice(bytes: &[u8], range: Range<usize>) -> Zeroizing<Vec<u8>> {
     Zeroizing::new(bytes.get(range).unwrap_or_default().to_vec())
+}
+
+/// The text between the frames of PEM blocks; the whole text when there are none.
+fn sections(value: &[u8], text: &[u8]) -> Vec<Zeroizing<Vec<u8>>> {
+    let lines = value.split(|b| is_break(*b)).collect::<Vec<_>>();
+    let sections: Vec<_> = lines
+        .split(|line| is_frame(line))
+        .map(|lines| Zeroizing::new(lines.concat()))
+        .filter(|section| section.len() >= crate::MIN_SECRET)
+        .collect();
+    if sections.is_empty() { vec![slice(text, 0..text.len())] } else { sections }
+}
+
+/// The frame of a PEM block is in every PEM block (RFC 7468) and is no secret.
+fn is_frame(line: &[u8]) -> bool {
+    line.starts_with(b"-----BEGIN ") || line.starts_with(b"-----END ")
 }
 
 fn is_break(byte: u8) -> bool {

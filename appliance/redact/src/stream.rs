@@ -18,6 +18,9 @@ use crate::matcher::{Begun, Found, Match, Matcher};
 /// ones are words that stand at the end of other texts too.
 const LONG_PARTIAL: usize = 8;
 
+/// How much of the input is copied behind what was kept: several times what is usually kept.
+const BRIDGE: usize = 512;
+
 /// Redacts one stream. Made by [`crate::Redactor::stream`]; its memory is zeroized when it is dropped.
 pub struct Stream {
     matcher: Arc<Matcher>,
@@ -61,13 +64,22 @@ impl Stream {
         if input.is_empty() {
             return;
         }
-        if self.kept.is_empty() {
-            self.process(input, Until::More, out);
-        } else {
-            let mut data = Zeroizing::new(Vec::with_capacity(self.kept.len() + input.len()));
-            data.extend_from_slice(&self.kept);
-            data.extend_from_slice(input);
-            self.process(&data, Until::More, out);
+        let mut taken = 0;
+        while taken < input.len() {
+            // What was kept is joined with a little of the input. What is then kept lies within the input, so the rest
+            // need not be copied.
+            if self.kept.len() > taken {
+                let end = not_after_a_break(input, taken + BRIDGE);
+                let mut data = Zeroizing::new(Vec::with_capacity(self.kept.len() + end - taken));
+                data.extend_from_slice(&self.kept);
+                data.extend_from_slice(input.get(taken..end).unwrap_or_default());
+                self.process(&data, Until::More, out);
+                taken = end;
+            } else {
+                let from = taken - self.kept.len();
+                self.process(input.get(from..).unwrap_or_default(), Until::More, out);
+                taken = input.len();
+            }
         }
     }
 
@@ -209,6 +221,14 @@ impl Stream {
         }
         rest
     }
+}
+
+/// The next place from `end` on that does not follow a line break, so that where the input is cut for processing makes no
+/// difference to what comes out.
+fn not_after_a_break(input: &[u8], end: usize) -> usize {
+    let rest = input.get(end.saturating_sub(1)..).unwrap_or_default();
+    let breaks = rest.iter().take_while(|b| matches!(b, b'\r' | b'\n')).count();
+    input.len().min(end + breaks)
 }
 
 /// How many bytes belong to an ending, which is left as what may still come.

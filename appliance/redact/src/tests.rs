@@ -1,5 +1,7 @@
 //! The fast search against the slow one, and streams against whole texts.
 
+use std::collections::BTreeSet;
+
 use proptest::prelude::*;
 
 use crate::matcher::{Found, Matcher};
@@ -8,7 +10,9 @@ use crate::{MIN_SECRET, Redactor};
 
 /// Secrets over few characters, so that they overlap each other and themselves, with all that has to be escaped.
 fn secret() -> impl Strategy<Value = Vec<u8>> {
-    let symbols = prop::sample::select(vec!["a", "b", "A", "'", "\\", "%", "4", "1", " ", "\n", "é", "/", "+", "\"", "x", "\x1b"]);
+    let symbols = prop::sample::select(vec![
+        "a", "b", "A", "'", "\\", "%", "4", "1", " ", "\n", "é", "/", "+", "\"", "x", "\x1b",
+    ]);
     prop::collection::vec(symbols, 4..24).prop_map(|parts| parts.concat().into_bytes())
 }
 
@@ -47,7 +51,12 @@ fn written(secret: &[u8], encoding: u8, how: &[u8], cut: usize) -> Vec<u8> {
         4 => STANDARD.encode(STANDARD.encode(&padded)).into_bytes(),
         5 => hex::encode(secret).into_bytes(),
         6 => hex::encode_upper(&padded).into_bytes(),
-        7 => secret.iter().map(|b| format!("{b:02x}")).collect::<Vec<_>>().join([":", " ", ", 0x"][usize::from(encoding % 3)]).into_bytes(),
+        7 => secret
+            .iter()
+            .map(|b| format!("{b:02x}"))
+            .collect::<Vec<_>>()
+            .join([":", " ", ", 0x"][usize::from(encoding % 3)])
+            .into_bytes(),
         _ => STANDARD.encode(&padded).into_bytes(),
     };
     let mut out = Vec::new();
@@ -68,14 +77,21 @@ fn written(secret: &[u8], encoding: u8, how: &[u8], cut: usize) -> Vec<u8> {
 
 fn noise() -> impl Strategy<Value = Vec<u8>> {
     let parts = prop::sample::select(vec![
-        "a", "b", "abab", "4", "1", "'", "\\", "%", "%4", "\n", "\r\n", "\x1b[0m", "\x1b[", " ", "é", "x", "61", "YWJ", "==", "\\u00", "+/", ":",
+        "a", "b", "abab", "4", "1", "'", "\\", "%", "%4", "\n", "\r\n", "\x1b[0m", "\x1b[", " ", "é", "x",
+        "61", "YWJ", "==", "\\u00", "+/", ":",
     ]);
     prop::collection::vec(parts, 0..8).prop_map(|parts| parts.concat().into_bytes())
 }
 
 /// Secrets, and a text that has them in many forms.
 fn case() -> impl Strategy<Value = (Vec<Vec<u8>>, Vec<u8>)> {
-    let piece = (any::<prop::sample::Index>(), any::<u8>(), prop::collection::vec(any::<u8>(), 1..6), 0_usize..12, noise());
+    let piece = (
+        any::<prop::sample::Index>(),
+        any::<u8>(),
+        prop::collection::vec(any::<u8>(), 1..6),
+        0_usize..12,
+        noise(),
+    );
     (secrets(), prop::collection::vec(piece, 1..5)).prop_map(|(secrets, pieces)| {
         let mut text = Vec::new();
         for (which, encoding, how, cut, noise) in pieces {
@@ -111,6 +127,11 @@ proptest! {
         matcher.find(&text, &mut fast);
         matcher.find_slowly(&text, &mut slow);
         prop_assert_eq!(&fast.matches, &slow.matches, "{:?}", String::from_utf8_lossy(&text));
+        // Of patterns with one symbol at the end, one stands for all.
+        let alone = |found: &Found| found.begun.iter().filter(|begun| begun.symbols == 1).map(|begun| (begun.start, begun.broken)).collect::<BTreeSet<_>>();
+        prop_assert_eq!(alone(&fast), alone(&slow), "{:?}", String::from_utf8_lossy(&text));
+        fast.begun.retain(|begun| begun.symbols != 1);
+        slow.begun.retain(|begun| begun.symbols != 1);
         prop_assert_eq!(&fast.begun, &slow.begun, "{:?}", String::from_utf8_lossy(&text));
     }
 
