@@ -16,12 +16,27 @@ use sha2::{Digest as _, Sha256};
 
 use super::image::{Blob, Digest, ImageError, short};
 
-/// Connecting includes DNS and the TLS handshake.
-const CONNECT_TIMEOUT: Duration = Duration::from_secs(15);
-/// The longest silence inside a body.
-const STALL_TIMEOUT: Duration = Duration::from_secs(30);
-/// A body may take this long plus its size at [`SLOWEST`].
-const BODY_BASE: Duration = Duration::from_secs(60);
+/// How long a registry may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// For connecting, DNS and the TLS handshake included.
+    connect: Duration,
+    /// The longest silence inside a body.
+    stall: Duration,
+    /// For a body, and its size at [`SLOWEST`] besides.
+    body: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            stall: Duration::from_secs(30),
+            body: Duration::from_secs(60),
+        }
+    }
+}
+
 /// Bytes per second below which a download is given up: slower than any link that a server has.
 const SLOWEST: u64 = 32 << 10;
 /// Registries send a client to one object store, sometimes by way of one more name.
@@ -31,7 +46,7 @@ const MAX_TOKEN: u64 = 64 << 10;
 /// Tries of one request before the whole pull counts as failed and the shim backs off.
 const TRIES: u32 = 4;
 /// The wait before the second try; doubles.
-const RETRY_FIRST: Duration = Duration::from_millis(500);
+const RETRY_FIRST: Duration = Duration::from_millis(200);
 
 /// Why something could not be fetched.
 #[derive(Debug, thiserror::Error)]
@@ -127,6 +142,7 @@ pub(crate) struct Registry {
     /// For wherever the registry sends us.
     others: Client,
     token: Option<String>,
+    patience: Patience,
 }
 
 impl Registry {
@@ -135,14 +151,19 @@ impl Registry {
     /// # Errors
     ///
     /// The address or the certificates do not parse.
-    pub(crate) fn new(base: &str, repository: &str, trust: &Trust) -> Result<Self, RegistryError> {
+    pub(crate) fn new(
+        base: &str,
+        repository: &str,
+        trust: &Trust,
+        patience: Patience,
+    ) -> Result<Self, RegistryError> {
         let base = Url::parse(base).map_err(|_| RegistryError::Address(short(base)))?;
-        let others = client(&trust.bundle)?;
+        let others = client(&trust.bundle, patience)?;
         let own = match &trust.registry {
-            Some(pem) => client(pem.as_bytes())?,
+            Some(pem) => client(pem.as_bytes(), patience)?,
             None => others.clone(),
         };
-        Ok(Self { base, repository: repository.to_owned(), own, others, token: None })
+        Ok(Self { base, repository: repository.to_owned(), own, others, token: None, patience })
     }
 
     /// Fetches an index or manifest by its digest.
@@ -196,7 +217,7 @@ impl Registry {
         sink: &mut impl Write,
     ) -> Result<(), RegistryError> {
         let what = request.what;
-        let deadline = BODY_BASE.saturating_add(Duration::from_secs(limit / SLOWEST));
+        let deadline = self.patience.body.saturating_add(Duration::from_secs(limit / SLOWEST));
         let transfer = async {
             let response = self.get(request).await?;
             receive(response, digest, size, limit, what, sink).await
@@ -291,13 +312,13 @@ struct Token {
     access_token: Option<String>,
 }
 
-fn client(pem: &[u8]) -> Result<Client, RegistryError> {
+fn client(pem: &[u8], patience: Patience) -> Result<Client, RegistryError> {
     let roots = Certificate::from_pem_bundle(pem).map_err(RegistryError::Setup)?;
     Client::builder()
         .tls_certs_only(roots)
         .redirect(reqwest::redirect::Policy::none())
-        .connect_timeout(CONNECT_TIMEOUT)
-        .read_timeout(STALL_TIMEOUT)
+        .connect_timeout(patience.connect)
+        .read_timeout(patience.stall)
         .no_proxy()
         .user_agent(concat!("cofferd/", env!("CARGO_PKG_VERSION")))
         .build()
@@ -313,7 +334,7 @@ async fn pause(attempt: u32, error: RegistryError) -> Result<(), RegistryError> 
     if attempt >= TRIES || !error.is_transient() {
         return Err(error);
     }
-    tokio::time::sleep(RETRY_FIRST.saturating_mul(1 << attempt.min(8))).await;
+    tokio::time::sleep(RETRY_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(8))).await;
     Ok(())
 }
 
@@ -384,4 +405,266 @@ fn challenge(header: &str) -> Option<Challenge> {
         rest = tail;
     }
     Some(Challenge { realm: realm?, service })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What a request line and an authorization get.
+    type Answer = dyn Fn(&str, Option<&str>) -> Vec<u8> + Send + Sync;
+
+    /// A server on the loopback that answers each connection's one request; `{base}` in an answer is its own address.
+    struct Server {
+        base: String,
+        seen: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Server {
+        fn new(answer: impl Fn(&str, Option<&str>) -> Vec<u8> + Send + Sync + 'static) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let base = format!("http://{}", listener.local_addr().unwrap());
+            let (answer, seen): (Arc<Answer>, _) = (Arc::new(answer), Arc::new(Mutex::new(Vec::new())));
+            let (own, log) = (base.clone(), Arc::clone(&seen));
+            std::thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let (answer, own, log) = (Arc::clone(&answer), own.clone(), Arc::clone(&log));
+                    std::thread::spawn(move || serve(stream, &*answer, &own, &log));
+                }
+            });
+            Self { base, seen }
+        }
+
+        fn registry(&self) -> Registry {
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+            Registry::new(&self.base, "team/app", &Trust::default(), Patience::default()).unwrap()
+        }
+
+        fn requests(&self) -> usize {
+            self.seen.lock().unwrap().len()
+        }
+    }
+
+    fn serve(mut stream: TcpStream, answer: &Answer, own: &str, log: &Mutex<Vec<String>>) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            if stream.read_exact(&mut byte).is_err() {
+                return;
+            }
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let line = head.lines().next().unwrap().to_owned();
+        let token = head.lines().find_map(|line| line.strip_prefix("authorization: "));
+        log.lock().unwrap().push(line.clone());
+        let bytes = answer(&line, token);
+        let text = String::from_utf8_lossy(&bytes);
+        let bytes = if text.contains("{base}") { text.replace("{base}", own).into_bytes() } else { bytes };
+        let _ = stream.write_all(&bytes);
+    }
+
+    fn ok(body: &[u8]) -> Vec<u8> {
+        let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+        [head.as_bytes(), body].concat()
+    }
+
+    /// A body that ends with the connection, as long as the server likes.
+    fn open_ended(body: &[u8]) -> Vec<u8> {
+        [b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", body].concat()
+    }
+
+    fn status(line: &str, more: &str) -> Vec<u8> {
+        format!("HTTP/1.1 {line}\r\nConnection: close\r\nContent-Length: 0\r\n{more}\r\n").into_bytes()
+    }
+
+    fn blob(body: &[u8]) -> Blob {
+        Blob { digest: Digest::of_hash(&Sha256::digest(body)), size: body.len() as u64 }
+    }
+
+    async fn fetch(server: &Server, blob: &Blob) -> Result<Vec<u8>, RegistryError> {
+        let mut sink = Vec::new();
+        let rewind = |sink: &mut Vec<u8>| {
+            sink.clear();
+            Ok(())
+        };
+        server.registry().blob(blob, "layer", &mut sink, rewind).await.map(|()| sink)
+    }
+
+    #[tokio::test]
+    async fn a_blob_arrives_whole_and_checked() {
+        let body = vec![7_u8; 200_000];
+        let (expected, served) = (blob(&body), body.clone());
+        let server = Server::new(move |_, _| ok(&served));
+        assert_eq!(fetch(&server, &expected).await.unwrap(), body);
+        let line = server.seen.lock().unwrap()[0].clone();
+        assert_eq!(line, format!("GET /v2/team/app/blobs/{} HTTP/1.1", expected.digest.as_str()));
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_lies_is_caught_and_not_asked_again() {
+        let server = Server::new(|_, _| ok(b"other"));
+        let error = fetch(&server, &blob(b"right")).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Lies { .. }), "{error}");
+        assert!(error.to_string().contains(blob(b"right").digest.as_str()), "{error}");
+        assert_eq!(server.requests(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_never_ends_is_cut_off_at_the_promised_size() {
+        let server = Server::new(|_, _| open_ended(&vec![0; 5 << 20]));
+        let error = fetch(&server, &blob(&[0; 1000])).await.unwrap_err();
+        assert!(matches!(error, RegistryError::TooLong { limit: 1000, .. }), "{error}");
+        let digest = blob(b"x").digest;
+        let error = server.registry().manifest(&digest, 4096).await.unwrap_err();
+        assert!(matches!(error, RegistryError::TooLong { limit: 4096, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_asked_for_again() {
+        let body = vec![3_u8; 5000];
+        let (expected, tries) = (blob(&body), Mutex::new(0));
+        let served = body.clone();
+        let server = Server::new(move |_, _| {
+            let mut tries = tries.lock().unwrap();
+            *tries += 1;
+            if *tries < 3 { open_ended(&served[..*tries * 1000]) } else { ok(&served) }
+        });
+        assert_eq!(fetch(&server, &expected).await.unwrap(), body);
+        assert_eq!(server.requests(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_unwell_registry_is_given_its_tries_and_then_up() {
+        let server = Server::new(|_, _| status("503 Service Unavailable", ""));
+        let error = fetch(&server, &blob(b"x")).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Status { status: 503, .. }), "{error}");
+        assert_eq!(server.requests(), TRIES as usize);
+        let server = Server::new(|_, _| status("404 Not Found", ""));
+        let error = fetch(&server, &blob(b"x")).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Status { status: 404, .. }), "{error}");
+        assert_eq!(server.requests(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_token_is_fetched_as_the_registry_asks_and_kept() {
+        let body = b"layer".to_vec();
+        let (expected, served) = (blob(&body), body.clone());
+        let server = Server::new(move |line, token| {
+            let challenge =
+                "WWW-Authenticate: Bearer realm=\"{base}/token\",service=\"reg, istry\",scope=\"other\"\r\n";
+            match (line, token) {
+                (line, _) if line.starts_with("GET /token?") => {
+                    ok(br#"{"access_token":"abc","expires_in":300}"#)
+                }
+                (_, Some("Bearer abc")) => ok(&served),
+                _ => status("401 Unauthorized", challenge),
+            }
+        });
+        let mut registry = server.registry();
+        let mut sink = Vec::new();
+        for _ in 0..2 {
+            sink.clear();
+            registry.blob(&expected, "layer", &mut sink, |_| Ok(())).await.unwrap();
+        }
+        assert_eq!(sink, body);
+        let seen = server.seen.lock().unwrap().clone();
+        assert_eq!(seen.len(), 4, "{seen:?}");
+        assert_eq!(seen[1], "GET /token?service=reg%2C+istry&scope=repository%3Ateam%2Fapp%3Apull HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_wants_more_than_a_token_is_told_apart() {
+        for more in
+            ["", "WWW-Authenticate: Basic realm=\"x\"\r\n", "WWW-Authenticate: Bearer service=\"x\"\r\n"]
+        {
+            let server = Server::new(move |_, _| status("401 Unauthorized", more));
+            let error = fetch(&server, &blob(b"x")).await.unwrap_err();
+            assert!(matches!(error, RegistryError::Unauthorized), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn redirects_are_followed_so_far_and_never_carry_the_token() {
+        let body = b"layer".to_vec();
+        let served = body.clone();
+        let store = Server::new(
+            move |_, token| if token.is_some() { status("400 Bad Request", "") } else { ok(&served) },
+        );
+        let target = format!("Location: {}/store\r\n", store.base);
+        let server = Server::new(move |_, _| status("307 Temporary Redirect", &target));
+        let mut registry = server.registry();
+        registry.token = Some("abc".to_owned());
+        let mut sink = Vec::new();
+        registry.blob(&blob(&body), "layer", &mut sink, |_| Ok(())).await.unwrap();
+        assert_eq!(sink, body);
+        let circle = Server::new(|_, _| status("302 Found", "Location: {base}/again\r\n"));
+        assert!(matches!(fetch(&circle, &blob(b"x")).await, Err(RegistryError::Redirects)));
+        let elsewhere = Server::new(|_, _| status("302 Found", "Location: file:///etc/passwd\r\n"));
+        assert!(matches!(fetch(&elsewhere, &blob(b"x")).await, Err(RegistryError::Address(_))));
+    }
+
+    /// A server that answers the head and then a byte at each `pause`, for as long as it is listened to.
+    fn drip(pause: Duration) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\na");
+                    while sent.is_ok() {
+                        std::thread::sleep(pause);
+                        sent = stream.write_all(b"b");
+                    }
+                });
+            }
+        });
+        base
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_stalls_or_drips_is_given_up() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let digest = blob(b"x").digest;
+        let patience = Patience {
+            stall: Duration::from_millis(300),
+            body: Duration::from_millis(600),
+            ..Patience::default()
+        };
+        let get = async |base: &str| {
+            let mut registry = Registry::new(base, "team/app", &Trust::default(), patience).unwrap();
+            registry.manifest(&digest, 1000).await.unwrap_err()
+        };
+        let stalled = get(&drip(Duration::from_secs(60))).await;
+        assert!(matches!(stalled, RegistryError::Unreachable(_)), "{stalled}");
+        let dripped = get(&drip(Duration::from_millis(50))).await;
+        assert!(matches!(dripped, RegistryError::Slow("manifest")), "{dripped}");
+    }
+
+    #[test]
+    fn challenges_are_read_and_others_are_not() {
+        let read = |header: &str| challenge(header).map(|challenge| (challenge.realm, challenge.service));
+        let both = Some(("https://a/t".to_owned(), Some("s,x".to_owned())));
+        assert_eq!(read("Bearer realm=\"https://a/t\",service=\"s,x\",scope=\"a,b\""), both);
+        assert_eq!(read("bearer service=\"s,x\", realm=\"https://a/t\""), both);
+        assert_eq!(read("Bearer realm=https://a/t"), Some(("https://a/t".to_owned(), None)));
+        assert_eq!(read("Basic realm=\"x\""), None);
+        assert_eq!(read("Bearer realm=\"unclosed"), None);
+        assert_eq!(read(""), None);
+    }
+
+    #[test]
+    fn an_authority_that_is_no_certificate_is_an_error() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let trust = Trust { bundle: Vec::new(), registry: Some(pem.to_owned()) };
+        assert!(matches!(
+            Registry::new("https://r.example", "a", &trust, Patience::default()),
+            Err(RegistryError::Setup(_))
+        ));
+    }
 }

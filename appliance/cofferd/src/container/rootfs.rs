@@ -35,7 +35,7 @@ pub(super) const SECRETS: &str = "/run/secrets";
 /// Harmless to everybody (Documentation/admin-guide/devices.txt).
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Files of /proc that describe the machine or the kernel; each becomes /dev/null.
-const MASKED_FILES: [&str; 22] = [
+const MASKED_FILES: [&str; 21] = [
     "/proc/config.gz",
     "/proc/interrupts",
     "/proc/iomem",
@@ -53,7 +53,6 @@ const MASKED_FILES: [&str; 22] = [
     "/proc/pagetypeinfo",
     "/proc/sched_debug",
     "/proc/slabinfo",
-    "/proc/sysrq-trigger",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
@@ -62,8 +61,8 @@ const MASKED_FILES: [&str; 22] = [
 /// Directories of /proc with the same content; each becomes empty.
 const MASKED_DIRECTORIES: [&str; 5] =
     ["/proc/acpi", "/proc/asound", "/proc/driver", "/proc/dynamic_debug", "/proc/scsi"];
-/// Directories of /proc that programs read and that must not be written.
-const READ_ONLY: [&str; 4] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys"];
+/// What of /proc programs may read and must not write.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
 /// What C libraries and runtimes read to count CPUs.
 const CPU_FILES: [&str; 3] = ["online", "possible", "present"];
 const CPU: &str = "/sys/devices/system/cpu";
@@ -191,7 +190,7 @@ fn process_files() -> Result<(), RootfsError> {
     for path in MASKED_DIRECTORIES.into_iter().filter(|path| Path::new(path).is_dir()) {
         mounted(path, "tmpfs", DATA_ONLY | MsFlags::MS_RDONLY, "mode=555,size=0,nr_inodes=1")?;
     }
-    for path in READ_ONLY.into_iter().filter(|path| Path::new(path).is_dir()) {
+    for path in READ_ONLY.into_iter().filter(|path| Path::new(path).exists()) {
         step(format!("bind {path}"), mount(Some(path), path, NONE, MsFlags::MS_BIND, NONE))?;
         read_only(path, DATA_ONLY)?;
     }

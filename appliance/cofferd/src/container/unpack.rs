@@ -355,12 +355,18 @@ fn link_target<R: Read>(entry: &Entry<'_, R>) -> Result<PathBuf, UnpackError> {
 }
 
 fn owner<R: Read>(entry: &Entry<'_, R>) -> Result<(Uid, Gid), UnpackError> {
-    let in_range = |id: io::Result<u64>| {
-        let id = id.map_err(UnpackError::Archive)?;
+    let fields = entry.header().as_old();
+    let in_range = |id: io::Result<u64>, field: &[u8]| {
+        // A field that was left empty means 0 to every other reader of tar.
+        let empty = field.iter().all(|byte| matches!(byte, 0 | b' '));
+        let id = if empty { 0 } else { id.map_err(UnpackError::Archive)? };
         // The guard's id is nobody's to give away.
         Ok(if id < u64::from(GUARD_ID) { id } else { NOBODY } as u32)
     };
-    Ok((Uid::from_raw(in_range(entry.header().uid())?), Gid::from_raw(in_range(entry.header().gid())?)))
+    Ok((
+        Uid::from_raw(in_range(entry.header().uid(), &fields.uid)?),
+        Gid::from_raw(in_range(entry.header().gid(), &fields.gid)?),
+    ))
 }
 
 fn mode<R: Read>(entry: &Entry<'_, R>, mask: u32) -> Result<Mode, UnpackError> {

@@ -25,7 +25,7 @@ use serde::{Deserialize, Serialize};
 
 use crate::container::guard;
 use crate::container::image::{self, Blob, Compression, Digest, ImageError, Manifest, RunConfig};
-use crate::container::registry::{Registry, RegistryError, Trust};
+use crate::container::registry::{Patience, Registry, RegistryError, Trust};
 use crate::container::seccomp::Profile;
 use crate::container::unpack::{UnpackError, Unpacker};
 use crate::{confine, files, paths};
@@ -249,7 +249,7 @@ async fn pull(
     budget: u64,
     own: bool,
 ) -> Result<(), PullError> {
-    let mut registry = Registry::new(base, image.repository(), trust)?;
+    let mut registry = Registry::new(base, image.repository(), trust, Patience::default())?;
     let pinned = Digest::parse(&image.digest_text(), "image")?;
     let (config, layers) = resolve(&mut registry, pinned).await?;
     let promised = layers.iter().fold(0_u64, |sum, (blob, _)| sum.saturating_add(blob.size));
@@ -352,5 +352,201 @@ impl<R: io::BufRead> Read for Frames<R> {
             let decoder = ruzstd::decoding::StreamingDecoder::new(reader);
             self.decoder = Some(decoder.map_err(|error| io::Error::other(error.to_string()))?);
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::Read as _;
+    use std::net::TcpListener;
+    use std::sync::Arc;
+
+    use sha2::{Digest as _, Sha256};
+
+    use super::*;
+
+    /// A registry that has these blobs and no others.
+    fn serve(blobs: Vec<Vec<u8>>) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        let blobs = Arc::new(blobs);
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                let mut head = Vec::new();
+                while !head.ends_with(b"\r\n\r\n") {
+                    let mut byte = [0];
+                    stream.read_exact(&mut byte).unwrap();
+                    head.push(byte[0]);
+                }
+                let head = String::from_utf8(head).unwrap();
+                let body = blobs.iter().find(|blob| head.contains(&digest(blob)));
+                let status = if body.is_some() { "200 OK" } else { "404 Not Found" };
+                let body = body.map(Vec::as_slice).unwrap_or_default();
+                let line = format!(
+                    "HTTP/1.1 {status}\r\nConnection: close\r\nContent-Length: {}\r\n\r\n",
+                    body.len()
+                );
+                let _ = stream.write_all(line.as_bytes()).and_then(|()| stream.write_all(body));
+            }
+        });
+        base
+    }
+
+    fn digest(bytes: &[u8]) -> String {
+        format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+    }
+
+    fn layer(name: &str, content: &[u8]) -> Vec<u8> {
+        let mut builder = tar::Builder::new(Vec::new());
+        // Like some builders, without an owner: it is root.
+        let mut header = tar::Header::new_ustar();
+        header.set_size(content.len() as u64);
+        header.set_mode(0o755);
+        builder.append_data(&mut header, name, content).unwrap();
+        builder.into_inner().unwrap()
+    }
+
+    fn gzip(bytes: &[u8]) -> Vec<u8> {
+        let mut encoder = flate2::write::GzEncoder::new(Vec::new(), flate2::Compression::best());
+        encoder.write_all(bytes).unwrap();
+        encoder.finish().unwrap()
+    }
+
+    /// One frame of one uncompressed block (RFC 8878 §3.1.1): a single segment, its size in four bytes.
+    fn zstd(bytes: &[u8]) -> Vec<u8> {
+        let mut frame = vec![0x28, 0xb5, 0x2f, 0xfd, 0xa0];
+        frame.extend_from_slice(&u32::try_from(bytes.len()).unwrap().to_le_bytes());
+        frame.extend_from_slice(&(u32::try_from(bytes.len()).unwrap() << 3 | 1).to_le_bytes()[..3]);
+        frame.extend_from_slice(bytes);
+        frame
+    }
+
+    /// The documents of an image of these layers; the first is the manifest.
+    fn image(layers: &[(&str, Vec<u8>)]) -> Vec<Vec<u8>> {
+        let config = br#"{"architecture":"amd64","os":"linux","config":{"Cmd":["/app"]}}"#.to_vec();
+        let descriptor = |kind: &str, bytes: &[u8]| serde_json::json!({"mediaType": kind, "digest": digest(bytes), "size": bytes.len()});
+        let layer = |(kind, bytes): &(&str, Vec<u8>)| {
+            descriptor(&format!("application/vnd.oci.image.layer.v1.tar{kind}"), bytes)
+        };
+        let layers_json: Vec<_> = layers.iter().map(layer).collect();
+        let manifest = serde_json::json!({"schemaVersion": 2, "config": descriptor("c", &config), "layers": layers_json});
+        let mut documents = vec![serde_json::to_vec(&manifest).unwrap(), config];
+        documents.extend(layers.iter().map(|(_, bytes)| bytes.clone()));
+        documents
+    }
+
+    struct Pulled {
+        folder: tempfile::TempDir,
+        outcome: Result<(), PullError>,
+        reference: ImageReference,
+    }
+
+    impl Pulled {
+        fn directory(&self) -> ImageDir {
+            ImageDir(self.folder.path().join("image"))
+        }
+
+        fn read(&self, path: &str) -> Option<Vec<u8>> {
+            fs::read(self.directory().rootfs().join(path)).ok()
+        }
+    }
+
+    async fn attempt(documents: Vec<Vec<u8>>, budget: u64) -> Pulled {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let reference: ImageReference =
+            format!("registry.example/team/app@{}", digest(&documents[0])).parse().unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let directory = ImageDir(folder.path().join("image"));
+        prepare(&directory).unwrap();
+        let base = serve(documents);
+        let own = nix::unistd::geteuid().is_root();
+        let outcome = pull(&reference, &base, &Trust::default(), &directory, budget, own).await;
+        Pulled { folder, outcome, reference }
+    }
+
+    #[tokio::test]
+    async fn an_image_in_every_wrapping_is_unpacked_and_marked_complete_last() {
+        let layers = [
+            ("", layer("plain", b"1")),
+            ("+gzip", gzip(&layer("gzip", b"2"))),
+            ("+zstd", zstd(&layer("zstd", b"3"))),
+        ];
+        let pulled = attempt(image(&layers), 1 << 20).await;
+        pulled.outcome.as_ref().unwrap();
+        for (name, content) in [("plain", b"1"), ("gzip", b"2"), ("zstd", b"3")] {
+            assert_eq!(pulled.read(name).as_deref(), Some(&content[..]), "{name}");
+        }
+        let config = pulled.directory().finished(&pulled.reference).unwrap();
+        assert_eq!(config.cmd, ["/app"]);
+        assert!(!pulled.directory().path().join("blob").exists(), "no blob is left");
+        let other = format!("registry.example/team/app@sha256:{}", "0".repeat(64)).parse().unwrap();
+        assert!(pulled.directory().finished(&other).is_none(), "another image is another pull");
+        prepare(&pulled.directory()).unwrap();
+        assert!(pulled.directory().finished(&pulled.reference).is_none());
+    }
+
+    #[tokio::test]
+    async fn a_bomb_in_any_wrapping_ends_at_the_bound() {
+        let zeros = layer("zeros", &vec![0; 8 << 20]);
+        let pulled = attempt(image(&[("+gzip", gzip(&zeros))]), 1 << 20).await;
+        assert!(
+            matches!(pulled.outcome, Err(PullError::Unpack(UnpackError::TooLarge(_)))),
+            "{:?}",
+            pulled.outcome
+        );
+        assert!(pulled.directory().finished(&pulled.reference).is_none());
+        // Without compression the promised size already says so, and nothing is fetched.
+        let pulled = attempt(image(&[("", zeros)]), 1 << 20).await;
+        assert!(matches!(pulled.outcome, Err(PullError::NoRoom(_))), "{:?}", pulled.outcome);
+    }
+
+    #[tokio::test]
+    async fn a_layer_under_a_false_digest_is_never_unpacked() {
+        let mut documents = image(&[("", layer("evil", b"x"))]);
+        // The manifest promises one layer; the registry has another of the same size under its name.
+        let manifest = String::from_utf8(documents[0].clone()).unwrap();
+        let promised = digest(&documents[2]);
+        let other = layer("evil", b"y");
+        documents[0] = manifest.replace(&promised, &digest(&other)).into_bytes();
+        let pulled = attempt(documents, 1 << 20).await;
+        let error = pulled.outcome.unwrap_err();
+        assert!(matches!(error, PullError::Registry(RegistryError::Status { status: 404, .. })), "{error}");
+        assert!(error.is_transient(), "the registry may still get it");
+        assert_eq!(fs::read_dir(pulled.folder.path().join("image/rootfs")).unwrap().count(), 0);
+    }
+
+    #[tokio::test]
+    async fn broken_layers_say_so_and_waiting_would_not_help() {
+        for (kind, bytes) in
+            [("+gzip", b"no gzip".to_vec()), ("+zstd", b"no zstd".to_vec()), ("", vec![1; 1024])]
+        {
+            let pulled = attempt(image(&[(kind, bytes)]), 1 << 20).await;
+            let error = pulled.outcome.unwrap_err();
+            assert!(matches!(error, PullError::Unpack(UnpackError::Archive(_))), "{kind}: {error}");
+            assert!(!error.is_transient());
+        }
+        let pulled = attempt(vec![b"{\"manifests\":[]}".to_vec()], 1 << 20).await;
+        assert!(matches!(pulled.outcome, Err(PullError::Image(ImageError::NoPlatform))));
+    }
+
+    #[test]
+    fn errors_are_one_bounded_line() {
+        let error = PullError::Registry(RegistryError::Address("a\nb\u{1b}[2J".repeat(500)));
+        let line = chain(&error);
+        assert!(line.chars().count() <= 600 && !line.chars().any(char::is_control), "{line}");
+    }
+
+    #[test]
+    fn memory_is_read_from_the_kernels_table() {
+        assert_eq!(available("MemTotal:  8000 kB\nMemAvailable:    1000 kB\n"), 1_024_000);
+        assert_eq!(available("garbage"), 0);
+    }
+
+    #[test]
+    fn docker_hub_has_its_own_address() {
+        let image = |host: &str| format!("{host}/a@sha256:{}", "0".repeat(64)).parse().unwrap();
+        assert_eq!(base(&image("docker.io")), "https://registry-1.docker.io");
+        assert_eq!(base(&image("ghcr.io")), "https://ghcr.io");
+        assert_eq!(base(&image("r.example:5000")), "https://r.example:5000");
     }
 }
