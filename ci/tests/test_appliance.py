@@ -114,7 +114,7 @@ class Appliance(unittest.TestCase):
         for name, listen, more in (("connect", cls.listen, []), ("connect-neighbour", cls.neighbour_listen, ["--endpoint", f"127.0.0.1:{cls.neighbour_port}"])):
             process = world.start(name, [world.tool("coffer"), "connect", REPOSITORY, "--listen", f"127.0.0.1:{listen}", *more, *cls.trust, *cls.github])
             world.listening(name, process, listen)
-        cls.control = Control(world.path("appliance", "control.sock"))
+        cls.control = world.control("appliance")
 
     @classmethod
     def tearDownClass(cls):
