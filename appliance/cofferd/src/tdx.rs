@@ -79,14 +79,15 @@ impl Registers {
         NAMES.into_iter().map(|name| Ok((name.to_owned(), hex::encode(self.read(name)?)))).collect()
     }
 
-    /// Extends RTMR3 with one of our events and makes sure that it happened.
+    /// Extends RTMR3 with one of our events and makes sure that it happened, and nothing else did: `before` is what
+    /// the events so far must have made of the register.
     ///
     /// # Errors
     ///
     /// The device refuses, or the register holds another value afterwards.
-    pub(crate) fn measure(&self, event: &Event) -> Result<(), TdxError> {
+    pub(crate) fn measure(&self, before: &Register, event: &Event) -> Result<(), TdxError> {
         let digest = event.register_digest();
-        let expected = extend(&self.read("rtmr3")?, &digest);
+        let expected = extend(before, &digest);
         let path = self.path("rtmr3");
         // One write of 48 bytes, as the ABI demands; never created, never truncated.
         let mut options = fs::OpenOptions::new();
@@ -136,30 +137,40 @@ pub(crate) mod tests {
         let registers = Registers::new(directory.path());
         let event = Event::new("launch", b"{}".to_vec());
         // A plain file ends up holding the digest itself, which is not SHA-384(0 ‖ digest).
-        assert!(matches!(registers.measure(&event), Err(TdxError::Mismatch(name)) if name == "launch"));
+        assert!(
+            matches!(registers.measure(&[0; 48], &event), Err(TdxError::Mismatch(name)) if name == "launch")
+        );
         assert_eq!(registers.read("rtmr3").unwrap(), event.register_digest());
+    }
+
+    /// The register's file is a pipe: a thread plays the device, which holds `held`, on the other side of each open.
+    fn device(path: PathBuf, held: Register) -> std::thread::JoinHandle<Register> {
+        fs::remove_file(&path).unwrap();
+        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
+        std::thread::spawn(move || {
+            let mut digest = [0_u8; 48];
+            io::Read::read_exact(&mut fs::File::open(&path).unwrap(), &mut digest).unwrap();
+            fs::write(&path, extend(&held, &digest)).unwrap();
+            digest
+        })
     }
 
     #[test]
     fn a_device_that_extends_is_believed() {
-        // The register's file is a pipe: a thread plays the device on the other side of each open.
         let directory = fake();
-        let path = directory.path().join("rtmr3:sha384");
-        fs::remove_file(&path).unwrap();
-        nix::unistd::mkfifo(&path, nix::sys::stat::Mode::from_bits_truncate(0o600)).unwrap();
-        let device = {
-            let path = path.clone();
-            std::thread::spawn(move || {
-                let zero = [0_u8; 48];
-                fs::write(&path, zero).unwrap();
-                let mut digest = [0_u8; 48];
-                io::Read::read_exact(&mut fs::File::open(&path).unwrap(), &mut digest).unwrap();
-                fs::write(&path, extend(&zero, &digest)).unwrap();
-                digest
-            })
-        };
+        let device = device(directory.path().join("rtmr3:sha384"), [0; 48]);
         let event = Event::new("state", b"{}".to_vec());
-        Registers::new(directory.path()).measure(&event).unwrap();
+        Registers::new(directory.path()).measure(&[0; 48], &event).unwrap();
         assert_eq!(device.join().unwrap(), event.register_digest());
+    }
+
+    #[test]
+    fn an_extension_by_somebody_else_is_found_out() {
+        let directory = fake();
+        let device = device(directory.path().join("rtmr3:sha384"), [7; 48]);
+        let event = Event::new("machine", b"{}".to_vec());
+        let outcome = Registers::new(directory.path()).measure(&[0; 48], &event);
+        assert!(matches!(outcome, Err(TdxError::Mismatch(_))));
+        device.join().unwrap();
     }
 }

@@ -120,7 +120,7 @@ pub(crate) fn establish() -> Result<Measured, MeasureError> {
 
 fn measure(registers: &Registers, log: &mut Vec<Event>, payload: &impl Payload) -> Result<(), TdxError> {
     let event = payload.event();
-    registers.measure(&event)?;
+    registers.measure(&replay(log, 3), &event)?;
     log.push(event);
     Ok(())
 }
