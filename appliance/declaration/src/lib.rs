@@ -15,6 +15,7 @@
 //! assert!(wrong.to_string().contains("did you mean `services`?"));
 //! ```
 
+mod address;
 mod diagnostics;
 mod fields;
 mod keys;
@@ -26,6 +27,7 @@ mod schema;
 mod value;
 mod yaml;
 
+pub use address::{Endpoint, HttpsUrl, ImageReference, RegistryHost};
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
 pub use model::{
     Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Operator, Port, Registry, Restart,
@@ -34,10 +36,7 @@ pub use model::{
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;
 pub use schema::json_schema;
-pub use value::{
-    Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
-    Signal, User, ValueError,
-};
+pub use value::{OperatorKey, Repository, SECRET_SCHEME, SecretRef, Signal, User, ValueError};
 pub use yaml::{MAX_BYTES, MAX_DEPTH};
 
 impl Declaration {

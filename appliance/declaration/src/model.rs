@@ -8,9 +8,8 @@ use std::time::Duration;
 
 use serde::Serialize;
 
-use crate::value::{
-    Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef, Signal, User,
-};
+use crate::address::{Endpoint, HttpsUrl, ImageReference, RegistryHost};
+use crate::value::{OperatorKey, Repository, SecretRef, Signal, User};
 
 /// A parsed and validated `cofferdam.yaml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

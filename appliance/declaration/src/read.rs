@@ -5,13 +5,14 @@
 
 use std::collections::BTreeSet;
 
+use crate::address::HttpsUrl;
 use crate::diagnostics::{Collector, shorten};
 use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{Attestation, Declaration, Github, Operator, Registry};
 use crate::read_service;
 use crate::rules;
-use crate::value::{HttpsUrl, SecretRef, ValueError, is_name, is_service_name};
+use crate::value::{SecretRef, ValueError, is_name, is_service_name};
 use crate::yaml::{Kind, Node};
 
 /// As many services as the address plan and one small machine hold.

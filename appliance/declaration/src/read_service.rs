@@ -6,12 +6,13 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
+use crate::address::parse_port;
 use crate::diagnostics::{Collector, Place, shorten};
 use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
 use crate::read::{bounded, collect, optional};
-use crate::value::{SECRET_SCHEME, SecretRef, ValueError, parse_decimal, parse_duration, parse_port};
+use crate::value::{SECRET_SCHEME, SecretRef, ValueError, parse_decimal, parse_duration};
 use crate::yaml::{Entry, Kind, Node};
 
 /// The kernel's MAX_ARG_STRLEN is 128 KiB for one argument or variable; half leaves room for the name.
