@@ -12,6 +12,8 @@ use serde_json::{Value, json};
 
 /// What a workload may do.
 const WORKLOAD: &str = include_str!("../../../../policy/seccomp/workload.json");
+/// What a shim and all that it starts may do.
+const SHIM: &str = include_str!("../../../../policy/seccomp/shim.json");
 /// What `cofferd pull` may do.
 const PULL: &str = include_str!("../../../../policy/seccomp/pull.json");
 
@@ -46,6 +48,15 @@ impl Profile {
     /// The embedded data is wrong, which a test excludes.
     pub(crate) fn workload() -> Result<Self, SeccompError> {
         Self::parse(WORKLOAD)
+    }
+
+    /// The profile of shims.
+    ///
+    /// # Errors
+    ///
+    /// As [`Profile::workload`].
+    pub(crate) fn shim() -> Result<Self, SeccompError> {
+        Self::parse(SHIM)
     }
 
     /// The profile of `cofferd pull`.
@@ -174,7 +185,7 @@ mod tests {
 
     #[test]
     fn the_profiles_compile_and_every_group_says_why() {
-        for text in [WORKLOAD, PULL] {
+        for text in [WORKLOAD, SHIM, PULL] {
             let profile = Profile::parse(text).unwrap();
             assert!(profile.filters.iter().all(|filter| filter.len() > 10));
             let data: Value = serde_json::from_str(text).unwrap();
@@ -186,7 +197,7 @@ mod tests {
 
     #[test]
     fn no_call_is_both_allowed_and_refused() {
-        for text in [WORKLOAD, PULL] {
+        for text in [WORKLOAD, SHIM, PULL] {
             let data: Data = serde_json::from_str(text).unwrap();
             let mut seen = BTreeSet::new();
             let allowed = data.groups.iter().flat_map(|group| &group.allow);
@@ -198,6 +209,19 @@ mod tests {
             for call in allowed.chain(refused) {
                 assert!(seen.insert(call), "{call} stands twice");
             }
+        }
+    }
+
+    #[test]
+    fn a_shim_may_call_whatever_it_starts_may_call() {
+        let allowed = |text: &str| -> BTreeSet<String> {
+            let data: Data = serde_json::from_str(text).unwrap();
+            data.groups.into_iter().flat_map(|group| group.allow).collect()
+        };
+        let shim = allowed(SHIM);
+        for text in [WORKLOAD, PULL] {
+            let more: Vec<String> = allowed(text).difference(&shim).cloned().collect();
+            assert!(more.is_empty(), "{more:?}");
         }
     }
 

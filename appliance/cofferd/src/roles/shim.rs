@@ -42,6 +42,7 @@ use crate::container::launch::{self, Container, LaunchError};
 use crate::container::network::{self, Network};
 use crate::container::output;
 use crate::container::restart::{End, Policy};
+use crate::container::seccomp::Profile;
 use crate::container::status::{Reporter, State, Status};
 use crate::container::user::{self, Account};
 use crate::container::{environment, relay};
@@ -67,6 +68,7 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// Runs the service `name` until PID 1 says SIGTERM.
 pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     confine::undumpable()?;
+    Profile::shim()?.apply()?;
     let bytes = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
         .context("cannot read the declaration")?;
     let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
