@@ -12,7 +12,7 @@
 //!
 //! # Prohibitions
 //!
-//! - It never blocks on one role: the only wait is poll(2) with a bound.
+//! - It never blocks on one role: it waits in poll(2) with a bound, and for a starting child's setup with a bound.
 //! - It parses nothing that came over a network and nothing that a role wrote.
 //! - It never starts anything but `cofferd`, and never gives up: a parked appliance still reaps and
 //!   still obeys the power button.
@@ -22,7 +22,7 @@ use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
-use nix::sys::reboot::{RebootMode, reboot, set_cad_enabled};
+use nix::sys::reboot::{RebootMode, reboot};
 use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
@@ -141,7 +141,7 @@ pub(crate) struct Supervisor {
 }
 
 impl Supervisor {
-    /// Blocks the signals that the loop receives by descriptor, and has ctrl-alt-del sent as SIGINT.
+    /// Blocks the signals that the loop receives by descriptor.
     ///
     /// # Errors
     ///
@@ -154,8 +154,6 @@ impl Supervisor {
         mask.thread_block().map_err(SuperviseError::Signals)?;
         let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
         let signals = SignalFd::with_flags(&mask, flags).map_err(SuperviseError::Signals)?;
-        // Refused only to a process that is not privileged, which PID 1 is.
-        let _ = set_cad_enabled(false);
         let power = PowerButtons::none();
         Ok(Self {
             signals,

@@ -22,6 +22,8 @@ mod network;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
+use nix::sys::reboot::set_cad_enabled;
+
 use crate::console::say;
 use crate::power::PowerButtons;
 use crate::roles::appliance::Phase;
@@ -46,6 +48,8 @@ pub(crate) fn run(words: &[&str]) -> ! {
         Ok(supervisor) => supervisor,
         Err(error) => stuck(&chain(&error)),
     };
+    // Ctrl-alt-del is SIGINT from now on. Refused only to a process that is not privileged, which PID 1 is.
+    let _ = set_cad_enabled(false);
     if let Some(word) = words.first() {
         supervisor
             .park("mount", &format!("unknown word on the kernel command line: {}", word.escape_debug()));
