@@ -2,13 +2,13 @@
 
 pub(crate) mod appliance;
 pub(crate) mod clock;
-pub(crate) mod vault;
-pub(crate) mod front;
-pub(crate) mod publish;
 pub(crate) mod evidence;
+pub(crate) mod front;
 pub(crate) mod network;
-pub(crate) mod shim;
+pub(crate) mod publish;
 pub(crate) mod pull;
+pub(crate) mod shim;
+pub(crate) mod vault;
 
 #[cfg(test)]
 pub(crate) mod testing;
