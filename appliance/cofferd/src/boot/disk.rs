@@ -236,4 +236,23 @@ mod tests {
         let found = find(Path::new("/nonexistent"), Path::new("/dev"), limit);
         assert!(matches!(found, Err(DiskError::Missing)));
     }
+
+    proptest::proptest! {
+        /// There is one way to write a disk: whatever is accepted is exactly what its parts give again.
+        #[test]
+        fn an_accepted_disk_is_the_only_one_for_its_declaration(
+            body in proptest::collection::vec(proptest::num::u8::ANY, 1..2000),
+            at in 0_usize..4096,
+            byte in proptest::num::u8::ANY,
+        ) {
+            let mut bytes = disk(&header(&body.len().to_string()), &body);
+            assert_eq!(take_apart(&bytes).unwrap().bytes, body);
+            if let Some(place) = bytes.get_mut(at) {
+                *place = byte;
+            }
+            if let Ok(Delivered { commit, bytes: again }) = take_apart(&bytes) {
+                assert_eq!(disk(&format!("{MAGIC} {commit} {}\n", again.len()), &again), bytes);
+            }
+        }
+    }
 }
