@@ -81,8 +81,8 @@ class Repositories:
             raise Problem(404, "Not Found")
         return sha.decode(), self.git(owner, repo, "cat-file", "blob", sha.decode())
 
-    def log(self, owner, repo, commit, path, count, until=None):
-        arguments = ["log", f"-{count}", "--format=%H%x00%T%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B%x01", *([f"--until={until}"] if until else []), commit]
+    def log(self, owner, repo, commit, path, count, until=None, page=1):
+        arguments = ["log", f"-{count}", f"--skip={count * (page - 1)}", "--format=%H%x00%T%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B%x01", *([f"--until={until}"] if until else []), commit]
         out = self.git(owner, repo, *arguments, *(["--", path] if path else []))
         return [entry.lstrip("\n").split("\0") for entry in (out or b"").decode().split("\x01") if entry.strip()]
 
@@ -380,7 +380,8 @@ class Handler(BaseHTTPRequestHandler):
 
     def commits(self, _body, owner, repo):
         commit = self.server.repositories.resolve(owner, repo, self.query.get("sha", "HEAD"))
-        entries = self.server.repositories.log(owner, repo, commit, self.query.get("path"), min(int(self.query.get("per_page", 30)), 100), self.query.get("until"))
+        entries = self.server.repositories.log(owner, repo, commit, self.query.get("path"), min(int(self.query.get("per_page", 30)), 100),
+                                               self.query.get("until"), int(self.query.get("page", 1)))
         return self.json(200, [self.shown_commit(owner, repo, fields) for fields in entries])
 
     def commit(self, _body, owner, repo, ref):

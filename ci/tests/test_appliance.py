@@ -420,6 +420,22 @@ class Appliance(unittest.TestCase):
             return service["state"] == "exited" and service.get("exit_code") == 0
         wait_for("restart: on-failure leaves a service that ended well", 20, ended, 0.5)
 
+    def test_80_a_release_from_the_future_blinds_nobody(self):
+        release = self.world.api("POST", f"/repos/{REPOSITORY}/releases", {"tag_name": "attest-29991231T235959Z-00000000", "target_commitish": self.commit, "draft": True})
+        self.world.api("PATCH", f"/repos/{REPOSITORY}/releases/{release['id']}", {"draft": False})
+        self.world.coffer_ok("verify", REPOSITORY, *self.trust, *self.github)
+
+    def test_81_an_old_declaration_is_refused_unless_asked_for(self):
+        """The default branch moves on; a host that starts the old declaration again must not get new secrets for it."""
+        self.world.commit(self.declaration.replace("name: demo", "name: successor"))
+        for verb in (["verify", REPOSITORY], ["secret", "list", REPOSITORY], ["secret", "list", REPOSITORY, *self.endpoint]):
+            code, out, err = self.coffer(*verb, *self.trust, *self.github)
+            self.assertEqual(code, 3, out + err)
+            self.assertIn("default branch", out + err)
+        self.world.coffer_ok("verify", REPOSITORY, "--commit", self.commit, *self.trust, *self.github)
+        code, out, err = self.coffer("verify", REPOSITORY, "--commit", "0" * 40, *self.trust, *self.github)
+        self.assertEqual(code, 3, out + err)
+
     def test_90_the_power_button_ends_it_in_order(self):
         self.world.power_off("appliance", self.appliance)
         self.assertIn("power", self.world.console("appliance").lower())

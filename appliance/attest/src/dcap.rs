@@ -109,7 +109,8 @@ pub struct Platform {
 /// Verifies the chain of `raw` (whose parsed form is `quote`) at `now` (seconds since the Unix epoch).
 ///
 /// # Errors
-/// [`DcapError`] says which link is broken; all of its cases mean "checked and false".
+/// [`DcapError`] says which link is broken; all of its cases but [`DcapError::NoPckChain`], where data is missing, mean
+/// "checked and false".
 pub fn verify(
     raw: &[u8],
     quote: &Quote,
@@ -129,7 +130,15 @@ pub fn verify(
     QuoteVerifier::<AwsLcConfig>::new_with_config(root.to_vec())
         .verify_with_policy(raw, collateral, now, &QuotePolicy::claims_only(now))
         .map(|claims| platform(claims, root, simulated))
-        .map_err(|error| DcapError::Chain(format!("{error:#}")))
+        .map_err(|error| DcapError::Chain(reason(&format!("{error:#}"))))
+}
+
+/// The verifier's reason in words where it prints a structure of its own.
+fn reason(text: &str) -> String {
+    match text.split_once("CrlExpired") {
+        Some(_) => "a revocation list has expired".to_owned(),
+        None => text.to_owned(),
+    }
 }
 
 /// The root that the chain's last certificate is, or that issued it. A chain that carries its root has to carry a true copy.
@@ -153,7 +162,10 @@ fn choose_root<'a>(chain: &[Vec<u8>], roots: &'a Roots) -> Result<(&'a [u8], boo
         }
     }
     let digest = chain.last().map(|der| hex::encode(Sha256::digest(der))).unwrap_or_default();
-    Err(DcapError::UnknownRoot { issuer: tbs.issuer().to_string(), digest })
+    // The common name alone: printing a whole name pulls the names of all known attributes into the program.
+    let issuer =
+        tbs.issuer().common_name().ok().flatten().map(|name| name.value().into_owned()).unwrap_or_default();
+    Err(DcapError::UnknownRoot { issuer, digest })
 }
 
 fn is_self_signed(certificate: &Certificate) -> bool {
@@ -293,7 +305,7 @@ pub enum DcapError {
     /// The chain ends in a root that nobody named.
     #[error("PCK certificate chain ends in an untrusted root: {issuer} (sha256 {digest})")]
     UnknownRoot {
-        /// Issuer of the chain's last certificate.
+        /// Common name of the issuer of the chain's last certificate.
         issuer: String,
         /// SHA-256 of that certificate, hex.
         digest: String,

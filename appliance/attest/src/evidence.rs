@@ -45,6 +45,7 @@ pub struct ImageInfo {
     /// Its release, `0.1.0`.
     pub release: String,
     /// Digests of its parts, `sha256:<64 hex>` by name.
+    #[serde(deserialize_with = "strict::unique_map")]
     pub digests: BTreeMap<String, String>,
 }
 

@@ -39,6 +39,11 @@ pub const MAX_FILE: usize = 1024 * 1024;
 /// Releases asked for at once.
 const PAGE: u32 = 30;
 
+/// Commits per page when a commit is looked for, GitHub's largest, and how many pages: a commit that 300 others with an
+/// earlier or equal date hide is not found.
+const HISTORY_PAGE: usize = 100;
+const HISTORY_PAGES: u32 = 3;
+
 /// Version of the REST API that these requests are written for.
 const API_VERSION: &str = "2022-11-28";
 
@@ -153,11 +158,20 @@ impl Client {
         let date = found.commit.committer.and_then(|committer| committer.date);
         let date = date.ok_or_else(|| GithubError::Malformed("commit without a date".to_owned()))?;
         // Without `sha` the list is the default branch's. Nothing newer than the commit is listed, so it comes first, or
-        // among the few of the same second.
-        let per_page = PAGE.to_string();
-        let url = self.url(repository, &["commits"], &[("until", &date), ("per_page", &per_page)])?;
-        let listed: Vec<Commit> = self.get(url).await?;
-        Ok(listed.iter().any(|listed| listed.sha == commit))
+        // behind the few whose clocks ran backwards.
+        let per_page = HISTORY_PAGE.to_string();
+        for page in 1..=HISTORY_PAGES {
+            let page = page.to_string();
+            let query = [("until", date.as_str()), ("per_page", &per_page), ("page", &page)];
+            let listed: Vec<Commit> = self.get(self.url(repository, &["commits"], &query)?).await?;
+            if listed.iter().any(|listed| listed.sha == commit) {
+                return Ok(true);
+            }
+            if listed.len() < HISTORY_PAGE {
+                break;
+            }
+        }
+        Ok(false)
     }
 
     /// One page of releases (from 1), newest first; drafts are among them when the token may see them.

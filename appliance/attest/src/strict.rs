@@ -3,6 +3,8 @@
 //! serde refuses unknown fields (`deny_unknown_fields`) and duplicate keys of a struct; this module adds the
 //! size bound before the parser runs and standard base64 with padding (RFC 4648 §4) as the only encoding of bytes.
 
+use std::collections::BTreeMap;
+
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use serde::de::DeserializeOwned;
@@ -100,6 +102,32 @@ pub(crate) mod register_option {
         let text = String::deserialize(deserializer)?;
         super::register(&text).map(Some).ok_or_else(|| D::Error::custom("not 96 lower-case hex digits"))
     }
+}
+
+/// A map of strings whose keys are unique: serde's own maps take duplicates and keep the last.
+pub(crate) fn unique_map<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
+where
+    D: serde::Deserializer<'de>,
+{
+    struct Unique;
+    impl<'de> serde::de::Visitor<'de> for Unique {
+        type Value = BTreeMap<String, String>;
+
+        fn expecting(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+            out.write_str("an object of strings with unique keys")
+        }
+
+        fn visit_map<A: serde::de::MapAccess<'de>>(self, mut map: A) -> Result<Self::Value, A::Error> {
+            let mut found = BTreeMap::new();
+            while let Some((key, value)) = map.next_entry::<String, String>()? {
+                if found.insert(key, value).is_some() {
+                    return Err(serde::de::Error::custom("duplicate key"));
+                }
+            }
+            Ok(found)
+        }
+    }
+    deserializer.deserialize_map(Unique)
 }
 
 /// A 48-byte register from exactly 96 lower-case hex digits.

@@ -91,9 +91,24 @@ pub(crate) async fn dial(endpoint: &str) -> Outcome<Dialled> {
 }
 
 impl Channel {
-    /// Dials `endpoint` and verifies the appliance on that connection.
-    pub(crate) async fn open(endpoint: &str, repository: &str, trust: &Trust) -> Outcome<Self> {
+    /// Dials `endpoint` and verifies the appliance on that connection. With the claims of a release attestation it has to
+    /// be the very machine that published it: another one, be it as genuine, holds other keys.
+    pub(crate) async fn open(
+        endpoint: &str,
+        repository: &str,
+        trust: &Trust,
+        release: Option<&Claims>,
+    ) -> Outcome<Self> {
         let Dialled { stream, tls_key, binding } = dial(endpoint).await?;
+        if let Some(release) = release
+            && release.tls_key != tls_key
+        {
+            return Err(Failure::rejected(format!(
+                "tls_key: {endpoint} shows {tls_key}, the release attestation says {}",
+                release.tls_key
+            ))
+            .hint("after a reboot, wait for the new release attestation, or name --endpoint to begin anew"));
+        }
         let lost = |error: hyper::Error| Failure::could_not_check(format!("{endpoint}: {}", chain(&error)));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
         // Ends by itself when `sender` is dropped or the peer closes.
@@ -101,15 +116,11 @@ impl Channel {
         let mut nonce = [0_u8; 32];
         getrandom::fill(&mut nonce).map_err(|_| Failure::failed("the system gives no random numbers"))?;
         let path = format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce));
-        let reply = exchange(&mut sender, endpoint, "GET", &path, Bytes::new(), None).await?;
+        let reply =
+            exchange(&mut sender, endpoint, "GET", &path, Bytes::new(), None, evidence::MAX_BYTES).await?;
+        // Nobody is verified yet: whatever this is, it may choose neither our exit code nor our words.
         if reply.status != StatusCode::OK {
-            return Err(refusal(&reply, "the appliance gave no evidence"));
-        }
-        if reply.body.len() > evidence::MAX_BYTES {
-            return Err(Failure::rejected(format!(
-                "the evidence of {endpoint} is larger than {} bytes",
-                evidence::MAX_BYTES
-            )));
+            return Err(Failure::could_not_check(format!("{endpoint} gave no evidence ({})", reply.status)));
         }
         let evidence = Evidence::parse(&reply.body).map_err(|error| {
             Failure::rejected(format!("the evidence of {endpoint} is malformed: {}", chain(&error)))
@@ -119,6 +130,9 @@ impl Channel {
             tls_key: Some(tls_key),
             nonce: Some(nonce.to_vec()),
             channel_binding: Some(binding),
+            commit: release.map(|claims| claims.commit.clone()),
+            declaration: release.map(|claims| claims.declaration.clone()),
+            endpoint: release.map(|claims| claims.endpoint.clone()),
             ..trust.expectations()
         };
         let appraisal = trust.appraise(&evidence, &expectations, unix_now()?);
@@ -126,6 +140,11 @@ impl Channel {
         let claims = Claims::decode(&evidence.claims).map_err(|error| {
             Failure::rejected(format!("the claims of {endpoint} are malformed: {}", chain(&error)))
         })?;
+        if release.is_some_and(|release| release.vault_key != claims.vault_key) {
+            return Err(Failure::rejected(format!(
+                "vault_key: {endpoint} has another than the release attestation says"
+            )));
+        }
         Ok(Self { sender, host: endpoint.to_owned(), binding, claims, appraisal })
     }
 
@@ -139,7 +158,8 @@ impl Channel {
     ) -> Outcome<Reply> {
         let path = format!("{PREFIX}{path}");
         let authorization = key.authorization(method, &path, &body, &self.binding);
-        exchange(&mut self.sender, &self.host, method, &path, body.into(), Some(authorization)).await
+        exchange(&mut self.sender, &self.host, method, &path, body.into(), Some(authorization), LARGEST_REPLY)
+            .await
     }
 }
 
@@ -150,6 +170,7 @@ async fn exchange(
     path: &str,
     body: Bytes,
     authorization: Option<String>,
+    largest: usize,
 ) -> Outcome<Reply> {
     let lost = |error: &dyn std::error::Error| Failure::could_not_check(format!("{host}: {}", chain(error)));
     let mut request =
@@ -163,7 +184,7 @@ async fn exchange(
     let request = request.body(Full::new(body)).map_err(|error| lost(&error))?;
     let response = sender.send_request(request).await.map_err(|error| lost(&error))?;
     let status = response.status();
-    let body = Limited::new(response.into_body(), LARGEST_REPLY)
+    let body = Limited::new(response.into_body(), largest)
         .collect()
         .await
         .map_err(|error| Failure::could_not_check(format!("{host}: the reply broke off: {error}")))?

@@ -112,6 +112,9 @@ pub(crate) enum Verb {
         /// Also write the verified evidence document to a file
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
+        /// The commit that the appliance has to run, when it is not what the default branch declares now
+        #[arg(long, value_name = "SHA", value_parser = commit)]
+        commit: Option<String>,
         #[command(flatten)]
         trust: Trust,
         #[command(flatten)]
@@ -227,6 +230,9 @@ pub(crate) struct Appliance {
     /// verified all the same
     #[arg(long, value_name = "HOST:PORT", env = "COFFER_ENDPOINT")]
     pub(crate) endpoint: Option<String>,
+    /// The commit that the appliance has to run, when it is not what the default branch declares now
+    #[arg(long, value_name = "SHA", value_parser = commit)]
+    pub(crate) commit: Option<String>,
     #[command(flatten)]
     pub(crate) trust: Trust,
     #[command(flatten)]
@@ -240,11 +246,12 @@ pub(crate) struct Trust {
     /// Reference values (from `coffer measure --save`)
     #[arg(long, value_name = "FILE", env = "COFFER_REFERENCE")]
     pub(crate) reference: Option<PathBuf>,
-    /// A further attestation root that is accepted (PEM); Intel's is built in. What it vouches for is SIMULATED
-    #[arg(long, value_name = "PEM", env = "COFFER_ROOT")]
+    /// A further attestation root that is accepted (PEM); Intel's is built in. What it vouches for is SIMULATED. Never
+    /// taken from the environment
+    #[arg(long, value_name = "PEM")]
     pub(crate) root: Option<PathBuf>,
     /// The appraisal policy, in place of the built-in one
-    #[arg(long, value_name = "FILE", env = "COFFER_POLICY")]
+    #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
 }
 
@@ -267,6 +274,12 @@ pub(crate) struct OperatorKey {
     /// configuration, then ~/.ssh/id_ed25519)
     #[arg(long, value_name = "FILE", env = "COFFER_KEY")]
     pub(crate) key: Option<PathBuf>,
+}
+
+/// A whole commit: an abbreviation names whatever GitHub finds first.
+fn commit(text: &str) -> Result<String, String> {
+    let hex = text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
+    if hex { Ok(text.to_owned()) } else { Err("a commit is 40 lower-case hexadecimal digits".to_owned()) }
 }
 
 /// `30s`, `2m`, `1h`, `500ms`; a bare number is seconds.

@@ -51,6 +51,7 @@ enum Ended {
 }
 
 fn main_exec(cli: cli::Cli, ui: &Ui) -> Result<(), Ended> {
+    let value = verbs::secret_value(&cli).map_err(Ended::Failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -59,7 +60,7 @@ fn main_exec(cli: cli::Cli, ui: &Ui) -> Result<(), Ended> {
         tokio::select! {
             biased;
             _ = tokio::signal::ctrl_c() => Err(Ended::Interrupted),
-            outcome = verbs::run(cli, ui) => outcome.map_err(Ended::Failed),
+            outcome = verbs::run(cli, ui, value) => outcome.map_err(Ended::Failed),
         }
     })
 }

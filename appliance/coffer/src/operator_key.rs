@@ -4,7 +4,7 @@
 //! asking for its passphrase would bring a whole family of ciphers along.
 
 use std::io::Write as _;
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
 use cofferdam_attest::operator;
@@ -38,6 +38,11 @@ impl OperatorKey {
                     .hint("name one with --key FILE, or make one with `coffer init OWNER/REPO`")
             })?,
         };
+        let mode = std::fs::metadata(&path).map(|found| found.permissions().mode()).unwrap_or(0);
+        if mode & 0o077 != 0 {
+            let message = format!("{} can be read by others (mode {:03o})", path.display(), mode & 0o777);
+            return Err(Failure::new(Code::NotAllowed, message).hint(format!("chmod 600 {}", path.display())));
+        }
         let text = crate::files::read_secret(&path, LARGEST_KEY_FILE)?;
         Self::from_openssh(&text).map_err(|why| {
             Failure::new(Code::NotAllowed, format!("{}: {why}", path.display())).hint(KEY_HINT)
@@ -123,10 +128,21 @@ fn write_new(path: &Path, text: &[u8]) -> Outcome {
     if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
         std::fs::create_dir_all(parent).map_err(failed)?;
     }
-    // create_new: an existing key is never overwritten, not even by a race.
-    let mut file =
-        std::fs::OpenOptions::new().write(true).create_new(true).mode(0o600).open(path).map_err(failed)?;
-    file.write_all(text).and_then(|()| file.sync_all()).map_err(failed)
+    // Written whole under another name, then linked: an existing key is never overwritten, not even by a race, and no
+    // half-written one is left behind.
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(failed)?;
+    let written = file
+        .write_all(text)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::hard_link(&temporary, path));
+    let _ = std::fs::remove_file(&temporary);
+    written.map_err(failed)
 }
 
 #[cfg(test)]
@@ -140,7 +156,6 @@ mod tests {
         let options = cli::OperatorKey { key: Some(folder.path().join("sub/operator.key")) };
         let (made, path, new) = OperatorKey::load_or_create(&options).unwrap();
         assert!(new);
-        use std::os::unix::fs::PermissionsExt as _;
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let (again, _, new) = OperatorKey::load_or_create(&options).unwrap();
         assert!(!new);
@@ -158,6 +173,10 @@ mod tests {
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("k");
         std::fs::write(&path, "hunter2hunter2").unwrap();
+        let options = cli::OperatorKey { key: Some(path.clone()) };
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o644)).unwrap();
+        assert!(OperatorKey::load(&options).err().unwrap().message.contains("can be read by others"));
+        std::fs::set_permissions(&path, std::fs::Permissions::from_mode(0o600)).unwrap();
         let failure = OperatorKey::load(&cli::OperatorKey { key: Some(path) }).err().unwrap();
         assert_eq!(failure.code, Code::NotAllowed);
         assert!(!failure.message.contains("hunter2"));

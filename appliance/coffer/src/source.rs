@@ -10,9 +10,15 @@ use zeroize::Zeroizing;
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::files;
+use crate::trust::unix_now;
+use crate::ui::printable;
 
-/// Releases come newest first: an attestation older than 300 releases is long past its validity.
+/// How far this machine's clock and the appliance's may be apart, as in the default policy.
+const CLOCK_SKEW_S: u64 = 300;
+/// Releases come newest first, 30 a page: an attestation behind 90 newer releases is long past its validity.
 const PAGES: u32 = 3;
+/// What the default branch points at.
+const HEAD: &str = "HEAD";
 /// The declaration's place in the repository.
 pub(crate) const DECLARATION: &str = "cofferdam.yaml";
 
@@ -51,7 +57,10 @@ impl Source {
     pub(crate) async fn newest(&self) -> Outcome<Release> {
         let attestations = self.client.attestations(&self.repository, PAGES).await;
         let attestations = attestations.map_err(|error| self.failure("list releases", &error))?;
-        let (tag, newest) = attestations.into_iter().next().ok_or_else(|| {
+        // A tag from the future is nobody's: without this, one release could blind every client for good.
+        let latest = claims::format_time(unix_now()?.saturating_add(CLOCK_SKEW_S)).unwrap_or_default();
+        let newest = attestations.into_iter().find(|(tag, _)| tag.issued_at <= latest);
+        let (tag, newest) = newest.ok_or_else(|| {
             Failure::could_not_check(format!("{} has no release attestation", self.repository))
                 .hint("has the appliance published yet? `coffer status` with --endpoint shows it")
         })?;
@@ -72,25 +81,17 @@ impl Source {
                 chain(&error)
             ))
         })?;
-        Ok(Release { tag, page: newest.html_url, document, evidence })
+        Ok(Release { tag, page: printable(&newest.html_url), document, evidence })
     }
 
-    /// Compares the measured declaration with the repository's at the claimed commit, which must be in the history of
-    /// the default branch: GitHub also serves commits of forks under the parent's name, so that existing there means
-    /// nothing.
+    /// Compares the measured declaration with the repository's. It has to be the bytes at the claimed commit; that commit
+    /// has to be in the history of the default branch, because GitHub also serves commits of forks under the parent's
+    /// name; and the default branch has to declare the same now, because a host can start an old declaration, with an
+    /// operator who has left since. Who wants an older one names its `commit`.
     ///
     /// Returns the declaration's bytes.
-    pub(crate) async fn declaration(&self, claims: &Claims) -> Outcome<Vec<u8>> {
-        let bytes = match self.client.contents(&self.repository, DECLARATION, &claims.commit).await {
-            Ok(bytes) => bytes,
-            Err(GithubError::NotFound) => {
-                return Err(Failure::rejected(format!(
-                    "commit: {} has no {DECLARATION} at {}",
-                    self.repository, claims.commit
-                )));
-            }
-            Err(error) => return Err(self.failure("read the declaration", &error)),
-        };
+    pub(crate) async fn declaration(&self, claims: &Claims, commit: Option<&str>) -> Outcome<Vec<u8>> {
+        let bytes = self.file(&claims.commit).await?;
         let digest = cofferdam_declaration::digest(&bytes);
         if digest != claims.declaration {
             return Err(Failure::rejected(format!(
@@ -110,7 +111,34 @@ impl Source {
                 claims.commit, self.repository
             )));
         }
-        Ok(bytes)
+        match commit {
+            Some(commit) if commit != claims.commit => Err(Failure::rejected(format!(
+                "commit: the appliance runs {}, {commit} was asked for",
+                claims.commit
+            ))),
+            Some(_) => Ok(bytes),
+            None if self.file(HEAD).await? == bytes => Ok(bytes),
+            None => Err(Failure::rejected(format!(
+                "commit: the appliance runs {}, whose declaration is not what the default branch of {} declares now",
+                claims.commit, self.repository
+            ))
+            .hint(format!("start the appliance with the new declaration, or accept this one with --commit {}", claims.commit))),
+        }
+    }
+
+    /// The declaration at a commit. That it is not there is an answer; that the repository cannot be seen is none.
+    async fn file(&self, at: &str) -> Outcome<Vec<u8>> {
+        match self.client.contents(&self.repository, DECLARATION, at).await {
+            Ok(bytes) => Ok(bytes),
+            Err(GithubError::NotFound) => match self.client.commit(&self.repository, HEAD).await {
+                Ok(_) => Err(Failure::rejected(format!(
+                    "commit: {} has no {DECLARATION} at {at}",
+                    self.repository
+                ))),
+                Err(error) => Err(self.failure("see the repository", &error)),
+            },
+            Err(error) => Err(self.failure("read the declaration", &error)),
+        }
     }
 
     fn failure(&self, what: &str, error: &GithubError) -> Failure {

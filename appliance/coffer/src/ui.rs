@@ -62,6 +62,11 @@ impl Ui {
         }
     }
 
+    /// What a person must not miss, whatever was asked for: always printed.
+    pub(crate) fn warn(&self, text: &str) {
+        eprintln!("{text}");
+    }
+
     /// What only `-v` shows.
     pub(crate) fn detail(&self, text: &str) {
         if self.verbose && !self.json {
@@ -77,7 +82,10 @@ impl Ui {
         }
         match &failure.rendered {
             Some(text) => eprintln!("{}", text.trim_end()),
-            None => eprintln!("error: {}", printable(&failure.message)),
+            // The message's own lines are ours; what came from outside was made printable when it was put in.
+            None => {
+                eprintln!("error: {}", failure.message.lines().map(printable).collect::<Vec<_>>().join("\n"))
+            }
         }
         if let Some(hint) = &failure.hint {
             eprintln!("hint: {hint}");
@@ -109,11 +117,11 @@ pub(crate) fn with_schema_version(value: Value) -> Value {
     Value::Object(object)
 }
 
-/// Text from outside with control characters (but line feed and tab) escaped.
+/// Text from outside with control characters escaped, line feeds too: it can neither steer the terminal nor forge a line.
 pub(crate) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() && character != '\n' && character != '\t' {
+        if character.is_control() && character != '\t' {
             out.extend(character.escape_default());
         } else {
             out.push(character);
@@ -128,7 +136,7 @@ mod tests {
 
     #[test]
     fn a_server_cannot_steer_the_terminal() {
-        assert_eq!(printable("a\u{1b}[2Jb\u{9b}c\td\n"), "a\\u{1b}[2Jb\\u{9b}c\td\n");
+        assert_eq!(printable("a\u{1b}[2Jb\u{9b}c\td\n"), "a\\u{1b}[2Jb\\u{9b}c\td\\n");
     }
 
     #[test]

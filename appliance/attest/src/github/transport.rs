@@ -150,7 +150,7 @@ impl Transport {
                 error if error.is_transient() => pause,
                 _ => return Err(error),
             };
-            if attempt == ATTEMPTS || Instant::now() + wait >= end {
+            if attempt == ATTEMPTS || wait >= end.saturating_duration_since(Instant::now()) {
                 return Err(error);
             }
             tokio::time::sleep(wait).await;
@@ -203,16 +203,19 @@ fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> GithubError 
     }
 }
 
+/// No server makes us wait longer than a day: its limits are per hour, and times are added to this.
+const LONGEST_WAIT_S: u64 = 24 * 60 * 60;
+
 /// How long the server asks us to wait: `Retry-After` in seconds, else until `x-ratelimit-reset`, else a minute (GitHub's
 /// advice for secondary limits).
 fn retry_after(headers: &HeaderMap) -> Duration {
     let number = |name: &str| headers.get(name)?.to_str().ok()?.trim().parse::<u64>().ok();
     if let Some(seconds) = number("retry-after") {
-        return Duration::from_secs(seconds);
+        return Duration::from_secs(seconds.min(LONGEST_WAIT_S));
     }
     let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
     match number("x-ratelimit-reset") {
-        Some(reset) => Duration::from_secs(reset.saturating_sub(now).max(1)),
+        Some(reset) => Duration::from_secs(reset.saturating_sub(now).clamp(1, LONGEST_WAIT_S)),
         None => Duration::from_secs(60),
     }
 }
@@ -247,5 +250,25 @@ fn is_loopback(url: &Url) -> bool {
             host.parse::<std::net::IpAddr>().is_ok_and(|address| address.is_loopback())
         }
         None => false,
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn no_server_names_a_time_that_overflows() {
+        for (name, value) in [
+            ("retry-after", "18446744073709551615"),
+            ("x-ratelimit-reset", "18446744073709551615"),
+            ("retry-after", "-1"),
+            ("x-ratelimit-reset", "0"),
+        ] {
+            let mut headers = HeaderMap::new();
+            headers.insert(name, value.parse().unwrap());
+            let wait = retry_after(&headers);
+            assert!((1..=LONGEST_WAIT_S).contains(&wait.as_secs()), "{name}: {value}");
+        }
     }
 }

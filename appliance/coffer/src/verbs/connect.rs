@@ -23,7 +23,9 @@ use crate::within;
 struct Peer {
     endpoint: String,
     tls_key: String,
+    renew_unix: u64,
     expires_unix: u64,
+    simulated: bool,
 }
 
 pub(crate) async fn run(
@@ -40,7 +42,7 @@ pub(crate) async fn run(
     let bound = listener
         .local_addr()
         .map_err(|error| Failure::failed(format!("cannot listen on {listen}: {error}")))?;
-    let event = json!({ "event": "listening", "address": bound.to_string(), "endpoint": peer.endpoint, "tls_key": peer.tls_key });
+    let event = json!({ "event": "listening", "address": bound.to_string(), "endpoint": peer.endpoint, "tls_key": peer.tls_key, "simulated": peer.simulated });
     if ui.json {
         let _ = ui.line(&crate::ui::with_schema_version(event).to_string());
     } else {
@@ -57,9 +59,18 @@ pub(crate) async fn run(
             tokio::time::sleep(Duration::from_millis(100)).await;
             continue;
         };
-        if peer.read().await.expires_unix <= unix_now()? {
-            let fresh = within(limit, verify(ui, options, port)).await?;
-            *peer.write().await = fresh;
+        // Renewed at two thirds of the validity, so that an outage has a third of it to pass.
+        let now = unix_now()?;
+        if peer.read().await.renew_unix <= now {
+            match within(limit, verify(ui, options, port)).await {
+                Ok(fresh) => *peer.write().await = fresh,
+                Err(failure) => {
+                    ui.failure(&failure);
+                    if peer.read().await.expires_unix <= now {
+                        continue;
+                    }
+                }
+            }
         }
         let (peer, ui) = (Arc::clone(&peer), *ui);
         tokio::spawn(async move {
@@ -78,8 +89,15 @@ async fn verify(ui: &Ui, options: &cli::Appliance, port: Option<u16>) -> Outcome
         (Some(port), Some((host, _))) => format!("{host}:{port}"),
         _ => dialled.clone(),
     };
-    let expires_unix = claims.expires_unix().unwrap_or(0);
-    Ok(Peer { endpoint, tls_key: claims.tls_key.clone(), expires_unix })
+    let (issued, expires_unix) = (claims.issued_unix().unwrap_or(0), claims.expires_unix().unwrap_or(0));
+    let renew_unix = expires_unix.saturating_sub(expires_unix.saturating_sub(issued) / 3);
+    Ok(Peer {
+        endpoint,
+        tls_key: claims.tls_key.clone(),
+        renew_unix,
+        expires_unix,
+        simulated: channel.appraisal.simulated,
+    })
 }
 
 async fn attach(peer: &RwLock<Peer>) -> Outcome<channel::Dialled> {
@@ -99,6 +117,10 @@ async fn attach(peer: &RwLock<Peer>) -> Outcome<channel::Dialled> {
 
 fn relay(mut local: TcpStream, mut remote: channel::Dialled) {
     let _ = local.set_nodelay(true);
-    // Either side ending is the end; a broken connection is the clients' business, as with any proxy.
-    tokio::spawn(async move { copy_bidirectional(&mut local, &mut remote.stream).await });
+    tokio::spawn(async move {
+        if copy_bidirectional(&mut local, &mut remote.stream).await.is_err() {
+            // Cut off, perhaps by somebody in the middle: a plain end would make half an answer look whole.
+            let _ = local.set_zero_linger();
+        }
+    });
 }

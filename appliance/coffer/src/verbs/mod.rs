@@ -12,6 +12,7 @@ mod verify;
 
 use clap::CommandFactory as _;
 use serde_json::json;
+use zeroize::Zeroizing;
 
 use crate::channel::Channel;
 use crate::cli::{self, Cli, Verb};
@@ -21,8 +22,19 @@ use crate::trust::Trust;
 use crate::ui::Ui;
 use crate::within;
 
+/// The value that `secret put` stores, read before anything else is set up: while a person types or a program computes,
+/// no connection waits, no time-out runs, and Ctrl-C ends the process as it does any other.
+pub(crate) fn secret_value(cli: &Cli) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
+    match &cli.verb {
+        Verb::Secret { action: cli::Secret::Put { name, keep_newline, .. } } => {
+            secret::read_value(&reference(name)?.to_string(), *keep_newline, cli.global.no_input).map(Some)
+        }
+        _ => Ok(None),
+    }
+}
+
 /// Runs the verb that was asked for.
-pub(crate) async fn run(cli: Cli, ui: &Ui) -> Outcome {
+pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) -> Outcome {
     let limit = cli.global.timeout;
     match cli.verb {
         Verb::Init { repository, endpoint, file, key } => init::run(ui, &repository, &endpoint, &file, &key),
@@ -34,12 +46,13 @@ pub(crate) async fn run(cli: Cli, ui: &Ui) -> Outcome {
             let given = appraise::Given { file, quote, collateral, at, repository };
             appraise::run(ui, &given, &Trust::load(&trust)?)
         }
-        Verb::Verify { repository, save, trust, github } => {
+        Verb::Verify { repository, save, commit, trust, github } => {
             let (trust, source) = (Trust::load(&trust)?, Source::new(&repository, &github)?);
-            within(limit, verify::run(ui, &repository, save.as_deref(), &trust, &source)).await
+            within(limit, verify::run(ui, &repository, save.as_deref(), commit.as_deref(), &trust, &source))
+                .await
         }
         Verb::Connect { appliance, listen, port } => connect::run(ui, &appliance, listen, port, limit).await,
-        Verb::Secret { action } => within(limit, secret::run(ui, action, cli.global.no_input)).await,
+        Verb::Secret { action } => within(limit, secret::run(ui, action, value)).await,
         Verb::Status { appliance, key } => within(limit, status::run(ui, &appliance, &key)).await,
         Verb::Logs { appliance, service, tail, key } => {
             within(limit, logs::run(ui, &appliance, &service, tail, &key)).await
@@ -79,14 +92,23 @@ fn man(verb: Option<&str>) -> Outcome {
 /// repository's.
 async fn open(ui: &Ui, options: &cli::Appliance) -> Outcome<Channel> {
     let (trust, source) = (Trust::load(&options.trust)?, Source::new(&options.repository, &options.github)?);
-    let endpoint = match &options.endpoint {
-        Some(endpoint) => endpoint.clone(),
-        None => verify::verified_release(&options.repository, &trust, &source).await?.claims.endpoint,
+    let release = match &options.endpoint {
+        Some(_) => None,
+        None => Some(
+            verify::verified_release(&options.repository, options.commit.as_deref(), &trust, &source)
+                .await?
+                .claims,
+        ),
     };
-    let channel = Channel::open(&endpoint, &options.repository, &trust).await?;
-    source.declaration(&channel.claims).await?;
+    let endpoint = match (&options.endpoint, &release) {
+        (Some(endpoint), _) => endpoint.clone(),
+        (None, Some(claims)) => claims.endpoint.clone(),
+        (None, None) => return Err(Failure::usage("no endpoint")),
+    };
+    let channel = Channel::open(&endpoint, &options.repository, &trust, release.as_ref()).await?;
+    source.declaration(&channel.claims, options.commit.as_deref()).await?;
     if channel.appraisal.simulated {
-        ui.note("SIMULATED: this appliance runs on a simulated TDX device");
+        ui.warn("SIMULATED: this appliance runs on a simulated TDX device");
     }
     ui.detail(&format!("verified {} at {endpoint}, commit {}", options.repository, channel.claims.commit));
     Ok(channel)

@@ -15,13 +15,12 @@ use crate::failure::{Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::ui::{Ui, printable};
 
-pub(crate) async fn run(ui: &Ui, action: Secret, no_input: bool) -> Outcome {
+pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>>>) -> Outcome {
     match action {
-        Secret::Put { appliance, name, keep_newline, key } => {
+        Secret::Put { appliance, name, key, .. } => {
             let reference = super::reference(&name)?;
             let key = OperatorKey::load(&key)?;
-            // Read before connecting: a connection does not wait for a person.
-            let value = read_value(&reference.to_string(), keep_newline, no_input)?;
+            let value = value.ok_or_else(|| Failure::usage("no value"))?;
             let mut channel = super::open(ui, &appliance).await?;
             let vault_key =
                 channel.claims.vault_key_bytes().ok_or_else(|| Failure::rejected("vault_key: not a key"))?;
@@ -90,7 +89,7 @@ fn path(reference: &cofferdam_declaration::SecretRef) -> String {
 }
 
 /// The value from standard input, or asked for on a terminal without showing it.
-fn read_value(name: &str, keep_newline: bool, no_input: bool) -> Outcome<Zeroizing<Vec<u8>>> {
+pub(crate) fn read_value(name: &str, keep_newline: bool, no_input: bool) -> Outcome<Zeroizing<Vec<u8>>> {
     let limit = operator::MAX_SECRET;
     let mut value = if std::io::stdin().is_terminal() {
         if no_input {

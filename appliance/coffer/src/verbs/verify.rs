@@ -25,10 +25,11 @@ pub(crate) async fn run(
     ui: &Ui,
     repository: &str,
     save: Option<&Path>,
+    commit: Option<&str>,
     trust: &Trust,
     source: &Source,
 ) -> Outcome {
-    let verified = appraise_newest(repository, trust, source).await?;
+    let verified = appraise_newest(repository, commit, trust, source).await?;
     print(ui, repository, &verified);
     if let Some(failure) = failure(repository, &verified) {
         return Err(if ui.json { failure.rendered("") } else { failure });
@@ -41,12 +42,22 @@ pub(crate) async fn run(
 }
 
 /// The newest release attestation, accepted; anything else is a failure.
-pub(crate) async fn verified_release(repository: &str, trust: &Trust, source: &Source) -> Outcome<Verified> {
-    let verified = appraise_newest(repository, trust, source).await?;
+pub(crate) async fn verified_release(
+    repository: &str,
+    commit: Option<&str>,
+    trust: &Trust,
+    source: &Source,
+) -> Outcome<Verified> {
+    let verified = appraise_newest(repository, commit, trust, source).await?;
     failure(repository, &verified).map_or(Ok(verified), Err)
 }
 
-async fn appraise_newest(repository: &str, trust: &Trust, source: &Source) -> Outcome<Verified> {
+async fn appraise_newest(
+    repository: &str,
+    commit: Option<&str>,
+    trust: &Trust,
+    source: &Source,
+) -> Outcome<Verified> {
     let release = source.newest().await?;
     let claims = Claims::decode(&release.evidence.claims).map_err(|error| {
         Failure::rejected(format!("the claims of release {} are malformed: {}", release.tag, chain(&error)))
@@ -56,7 +67,7 @@ async fn appraise_newest(repository: &str, trust: &Trust, source: &Source) -> Ou
         tag: Some(release.tag.clone()),
         ..trust.expectations()
     };
-    let declaration = declaration_check(source, &claims, &mut expectations).await;
+    let declaration = declaration_check(source, &claims, commit, &mut expectations).await;
     let appraisal = trust.appraise(&release.evidence, &expectations, unix_now()?);
     let mut checks = appraisal.checks.clone();
     checks.push(declaration);
@@ -71,9 +82,14 @@ async fn appraise_newest(repository: &str, trust: &Trust, source: &Source) -> Ou
 
 /// The repository's declaration at the claimed commit; what it says becomes an expectation, so that each claim that
 /// differs is named.
-async fn declaration_check(source: &Source, claims: &Claims, expectations: &mut Expectations) -> Check {
+async fn declaration_check(
+    source: &Source,
+    claims: &Claims,
+    commit: Option<&str>,
+    expectations: &mut Expectations,
+) -> Check {
     let check = |outcome, detail: String| Check { name: "repository_declaration", outcome, detail };
-    let bytes = match source.declaration(claims).await {
+    let bytes = match source.declaration(claims, commit).await {
         Ok(bytes) => bytes,
         Err(failure) if failure.code == Code::Rejected => return check(CheckOutcome::Fail, failure.message),
         Err(failure) => return check(CheckOutcome::CouldNotCheck, failure.message),

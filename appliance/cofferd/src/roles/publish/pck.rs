@@ -66,8 +66,9 @@ impl Pck {
         if fmspc.len() != 6 {
             return Err(PckError::Fmspc);
         }
-        let issuer = leaf.issuer().to_string();
-        let ca = match (issuer.contains("PCK Processor CA"), issuer.contains("PCK Platform CA")) {
+        // The common name alone: printing a whole name pulls the names of all known attributes into the program.
+        let issuer = leaf.issuer().common_name().ok().flatten().ok_or(PckError::Issuer)?;
+        let ca = match (issuer.value().contains("PCK Processor CA"), issuer.value().contains("PCK Platform CA")) {
             (true, false) => "processor",
             (false, true) => "platform",
             _ => return Err(PckError::Issuer),
