@@ -109,8 +109,7 @@ pub struct Platform {
 /// Verifies the chain of `raw` (whose parsed form is `quote`) at `now` (seconds since the Unix epoch).
 ///
 /// # Errors
-/// [`DcapError`] says which link is broken; all of its cases but [`DcapError::NoPckChain`], where data is missing, mean
-/// "checked and false".
+/// [`DcapError`] says which link is broken; all of its cases mean "checked and false".
 pub fn verify(
     raw: &[u8],
     quote: &Quote,
