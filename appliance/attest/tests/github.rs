@@ -422,7 +422,7 @@ async fn a_release_is_a_draft_until_its_assets_are_there() {
         seen[2].ends_with("{\"version\":1}")
             && seen[2].to_lowercase().contains("content-type: application/json")
     );
-    assert!(seen[3].ends_with("{\"draft\":false}"));
+    assert!(seen[3].ends_with("{\"draft\":false,\"make_latest\":\"false\"}"));
 }
 
 #[tokio::test]
