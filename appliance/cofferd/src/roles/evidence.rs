@@ -7,7 +7,9 @@
 //! nothing else. So a network-facing role that falls cannot make the TD sign another endpoint, key or
 //! repository. It has no network, holds no secret, and hands out nothing that it has not checked against the
 //! quote that came back: the report_data must be the one asked for and RTMR3 must be what the event log replays
-//! to. Requests to the device are serialised; who finds the queue full is told to come back.
+//! to. Requests to the device are serialised; who finds the queue full is told to come back. Each of the two callers
+//! has connections and a queue of its own, so one that has fallen cannot keep the other out; who is neither of them is
+//! not spoken to.
 
 mod ask;
 mod device;
@@ -31,7 +33,7 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
-use tokio::sync::Semaphore;
+use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::ask::{AskError, EvidenceRequest, ask};
 use self::device::{Configfs, Device, DeviceError, Reports};
@@ -50,14 +52,17 @@ const VALIDITY: u64 = 24 * 60 * 60;
 /// How long one quote may take. The stock driver polls once a second; ten times that is a device that hangs.
 const QUOTE_LIMIT: Duration = Duration::from_secs(10);
 
-/// Requests that may wait for the device. Each takes about a second, and `front` gives up after 30.
+/// Requests of one peer that may wait for the device. Each takes about a second, and a peer gives up after 30.
 const QUEUE: usize = 8;
 
 /// How long a request waits in the queue before it is told to come back.
 const QUEUE_LIMIT: Duration = Duration::from_secs(15);
 
-/// Open connections. Two peers are served, each with a few requests at a time.
-const CONNECTIONS: usize = 32;
+/// Open connections of one peer: each has a few requests at a time, one on each connection.
+const CONNECTIONS: usize = 16;
+
+/// How long a connection may last whatever happens on it: as long as a peer waits for its one answer.
+const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
 
 /// A request is two short base64 strings.
 const MAX_REQUEST: usize = 1024;
@@ -93,7 +98,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let attester =
             Attester { appliance: PathBuf::from(paths::APPLIANCE), device, vault_key, limit: QUOTE_LIMIT };
         let listener = bind(Path::new(paths::EVIDENCE_SOCKET))?;
-        serve(listener, attester, vec![paths::FRONT_UID, paths::PUBLISH_UID]).await;
+        serve(listener, attester, &[paths::FRONT_UID, paths::PUBLISH_UID]).await;
         Ok(())
     })
 }
@@ -211,19 +216,38 @@ fn bind(path: &Path) -> anyhow::Result<UnixListener> {
     Ok(listener)
 }
 
-/// The device and the places in front of it.
+/// The device, which is used by one at a time.
 struct Desk<R> {
     attester: Attester<R>,
     device: Semaphore,
+}
+
+/// A caller that is served, and what it may take.
+struct Peer {
+    uid: u32,
+    connections: Arc<Semaphore>,
     queue: Semaphore,
 }
 
+impl Peer {
+    fn new(uid: u32) -> Arc<Self> {
+        let connections = Arc::new(Semaphore::new(CONNECTIONS));
+        Arc::new(Self { uid, connections, queue: Semaphore::new(QUEUE) })
+    }
+}
+
+/// The peer with this uid and a place for its connection; nothing when it is a stranger or has too many.
+fn admit(peers: &[Arc<Peer>], uid: u32) -> Option<(Arc<Peer>, OwnedSemaphorePermit)> {
+    let peer = peers.iter().find(|peer| peer.uid == uid)?;
+    let place = Arc::clone(&peer.connections).try_acquire_owned().ok()?;
+    Some((Arc::clone(peer), place))
+}
+
 /// Serves callers whose uid is in `allowed` until the task is dropped.
-async fn serve<R: Reports + 'static>(listener: UnixListener, attester: Attester<R>, allowed: Vec<u32>) {
-    let desk = Arc::new(Desk { attester, device: Semaphore::new(1), queue: Semaphore::new(QUEUE) });
-    let connections = Arc::new(Semaphore::new(CONNECTIONS));
+async fn serve<R: Reports + 'static>(listener: UnixListener, attester: Attester<R>, allowed: &[u32]) {
+    let desk = Arc::new(Desk { attester, device: Semaphore::new(1) });
+    let peers: Vec<_> = allowed.iter().copied().map(Peer::new).collect();
     loop {
-        let Ok(permit) = Arc::clone(&connections).acquire_owned().await else { return };
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
             Err(error) => {
@@ -232,20 +256,21 @@ async fn serve<R: Reports + 'static>(listener: UnixListener, attester: Attester<
                 continue;
             }
         };
+        let peer = stream.peer_cred().ok().and_then(|credentials| admit(&peers, credentials.uid()));
+        let Some((peer, place)) = peer else { continue };
         let desk = Arc::clone(&desk);
-        let permitted = stream.peer_cred().is_ok_and(|peer| allowed.contains(&peer.uid()));
         tokio::spawn(async move {
-            converse(stream, desk, permitted).await;
-            drop(permit);
+            let _ = tokio::time::timeout(CONNECTION_LIMIT, converse(stream, desk, peer)).await;
+            drop(place);
         });
     }
 }
 
 /// One connection. What goes wrong on it concerns its peer alone.
-async fn converse<R: Reports + 'static>(stream: UnixStream, desk: Arc<Desk<R>>, permitted: bool) {
+async fn converse<R: Reports + 'static>(stream: UnixStream, desk: Arc<Desk<R>>, peer: Arc<Peer>) {
     let service = service_fn(move |request| {
-        let desk = Arc::clone(&desk);
-        async move { Ok::<_, std::convert::Infallible>(answer(request, &desk, permitted).await) }
+        let (desk, peer) = (Arc::clone(&desk), Arc::clone(&peer));
+        async move { Ok::<_, std::convert::Infallible>(answer(request, &desk, &peer).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -258,11 +283,8 @@ async fn converse<R: Reports + 'static>(stream: UnixStream, desk: Arc<Desk<R>>, 
 async fn answer<R: Reports + 'static>(
     request: Request<Incoming>,
     desk: &Arc<Desk<R>>,
-    permitted: bool,
+    peer: &Peer,
 ) -> Response<Body> {
-    if !permitted {
-        return refuse(StatusCode::FORBIDDEN, "this peer may not ask for evidence");
-    }
     if request.uri().path() != "/v1/evidence" {
         return refuse(StatusCode::NOT_FOUND, "only /v1/evidence is here");
     }
@@ -278,13 +300,17 @@ async fn answer<R: Reports + 'static>(
         Ok(request) => request,
         Err(_) => return refuse(StatusCode::BAD_REQUEST, "the request is not {nonce?, channel_binding?}"),
     };
-    attest(request, desk).await
+    attest(request, desk, peer).await
 }
 
-/// Takes a place in the queue, then the device, then the quote.
-async fn attest<R: Reports + 'static>(request: EvidenceRequest, desk: &Arc<Desk<R>>) -> Response<Body> {
+/// Takes a place in the peer's queue, then the device, then the quote.
+async fn attest<R: Reports + 'static>(
+    request: EvidenceRequest,
+    desk: &Arc<Desk<R>>,
+    peer: &Peer,
+) -> Response<Body> {
     let busy = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the quote device is busy");
-    let Ok(_place) = desk.queue.try_acquire() else { return busy() };
+    let Ok(_place) = peer.queue.try_acquire() else { return busy() };
     let Ok(Ok(_)) =
         tokio::time::timeout(QUEUE_LIMIT, desk.device.acquire()).await.map(|p| p.map(|p| p.forget()))
     else {
@@ -365,6 +391,7 @@ pub(crate) mod tests {
 
     use serde_json::json;
     use tempfile::TempDir;
+    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
     use super::device::tests::{Fake, Mischief};
     use super::*;
@@ -401,7 +428,8 @@ pub(crate) mod tests {
             limit: if mischief.is_empty() { QUOTE_LIMIT } else { Duration::from_millis(1500) },
         };
         let socket = directory.join("evidence.sock");
-        tokio::spawn(serve(bind(&socket).unwrap(), attester, allowed));
+        let listener = bind(&socket).unwrap();
+        tokio::spawn(async move { serve(listener, attester, &allowed).await });
         socket
     }
 
@@ -451,7 +479,52 @@ pub(crate) mod tests {
         let (_directory, socket) = role(&[], vec![paths::FRONT_UID, paths::PUBLISH_UID], honest());
         // The test's own uid is neither.
         assert!(!me().contains(&paths::FRONT_UID));
-        assert!(refusal(ask(&socket, &EvidenceRequest::default()).await).contains("may not ask"));
+        let outcome = ask(&socket, &EvidenceRequest::default()).await;
+        assert!(matches!(outcome, Err(AskError::Ask(client::ClientError::Exchange(_)))), "{outcome:?}");
+        // Silent ones are not waited for, however many hold on.
+        let mut strangers = Vec::new();
+        for _ in 0..3 * CONNECTIONS {
+            strangers.push(UnixStream::connect(&socket).await.unwrap());
+        }
+        for stranger in &mut strangers {
+            let end = tokio::time::timeout(REQUEST_LIMIT / 2, stranger.read(&mut [0; 64])).await;
+            assert_eq!(end.expect("closed at once").unwrap(), 0);
+        }
+    }
+
+    #[test]
+    fn one_peer_cannot_take_the_places_of_the_other() {
+        let peers = [paths::FRONT_UID, paths::PUBLISH_UID].map(Peer::new);
+        let held: Vec<_> = std::iter::from_fn(|| admit(&peers, paths::FRONT_UID)).collect();
+        assert_eq!(held.len(), CONNECTIONS);
+        let queued: Vec<_> =
+            std::iter::from_fn(|| held.first().and_then(|(front, _)| front.queue.try_acquire().ok()))
+                .collect();
+        assert_eq!(queued.len(), QUEUE);
+        let (publish, _place) = admit(&peers, paths::PUBLISH_UID).expect("its own places");
+        assert!(publish.queue.try_acquire().is_ok());
+        assert!(admit(&peers, paths::NETWORK_UID).is_none());
+        drop(queued);
+        drop(held);
+        assert!(admit(&peers, paths::FRONT_UID).is_some());
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_connection_does_not_last_whatever_happens_on_it() {
+        let (_directory, socket) = role(&[], me(), honest());
+        let mut stream = UnixStream::connect(&socket).await.unwrap();
+        let started = tokio::time::Instant::now();
+        let mut buffer = [0; 4096];
+        // One that is never silent for long, and never done.
+        loop {
+            let _ = stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await;
+            if !matches!(stream.read(&mut buffer).await, Ok(count) if count > 0) {
+                break;
+            }
+            assert!(started.elapsed() <= 2 * CONNECTION_LIMIT, "it may stay for ever");
+            tokio::time::sleep(REQUEST_LIMIT / 2).await;
+        }
+        assert!(started.elapsed() >= CONNECTION_LIMIT);
     }
 
     #[tokio::test]
@@ -537,12 +610,12 @@ pub(crate) mod tests {
             quote
         });
         let mut asking = tokio::task::JoinSet::new();
-        for _ in 0..20 {
+        for _ in 0..CONNECTIONS {
             let socket = socket.clone();
             asking.spawn(async move { ask(&socket, &EvidenceRequest::default()).await });
         }
         // Whoever finds the queue full is told so while the device is still busy with the first.
-        for _ in 0..20 - QUEUE {
+        for _ in 0..CONNECTIONS - QUEUE {
             assert!(refusal(asking.join_next().await.unwrap().unwrap()).contains("busy"));
         }
         OPEN.store(true, Ordering::SeqCst);

@@ -16,6 +16,7 @@ mod patient;
 mod proxy;
 mod reply;
 mod site;
+mod source;
 mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};

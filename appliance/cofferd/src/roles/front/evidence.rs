@@ -2,10 +2,12 @@
 //!
 //! Without a nonce: the document behind the present certificate, as often as anybody likes. With a nonce: a fresh
 //! quote over it and over the channel binding of the very connection that asked, which costs the quote device up
-//! to a second, so these are counted and queued, and who comes too often is told when to come back.
+//! to a second, so these are counted and queued, over all and for each source, and who comes too often is told when to
+//! come back.
 
+use std::collections::BTreeMap;
 use std::path::PathBuf;
-use std::sync::{Mutex, PoisonError, RwLock};
+use std::sync::{Arc, Mutex, PoisonError, RwLock};
 use std::time::Duration;
 
 use axum::body::Body;
@@ -16,9 +18,9 @@ use base64::engine::DecodePaddingMode;
 use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::{Collateral, Evidence, MAX_BYTES, MEDIA_TYPE};
-use tokio::sync::Semaphore;
 use tokio::time::Instant;
 
+use super::source::{Places, Source};
 use super::{foreign, reply};
 use crate::roles::clock::Moment;
 use crate::roles::evidence::{AskError, EvidenceRequest, ask};
@@ -26,12 +28,16 @@ use crate::roles::evidence::{AskError, EvidenceRequest, ask};
 /// Fresh quotes that may be under way or waiting: the evidence role serves one at a time, about one a second.
 const QUEUE: usize = 6;
 
-/// Fresh quotes in one burst, for instance by a script that checks every published port.
-const BURST: u32 = 20;
+/// Of these, for one source: on real hardware this is what leaves others a way to the device.
+const QUEUE_EACH: usize = 4;
 
-/// One more fresh quote is allowed after so long. Above what the stock driver can do, so the queue decides
-/// on real hardware and this bound on a fast device.
-const REFILL: Duration = Duration::from_millis(200);
+/// What one source gets: a burst, for instance by a script that checks every published port, and one more fresh quote
+/// after so long. Above what the stock driver can do, so the queue decides on real hardware and this bound on a
+/// fast device; and enough for a site that comes from one address.
+const EACH: Rate = Rate { burst: 20, refill: Duration::from_millis(200) };
+
+/// What all get together: twice as much, so that one source leaves half of it to the others.
+const ALL: Rate = Rate { burst: 40, refill: Duration::from_millis(100) };
 
 /// The nonce in the query: URL-safe alphabet, padding as the client likes.
 const URL_SAFE: GeneralPurpose = GeneralPurpose::new(
@@ -45,8 +51,8 @@ pub(crate) struct Desk {
     socket: PathBuf,
     collateral: PathBuf,
     current: RwLock<Option<(Evidence, Moment)>>,
-    bucket: Mutex<Bucket>,
-    queue: Semaphore,
+    buckets: Mutex<Buckets>,
+    queue: Arc<Places>,
 }
 
 impl Desk {
@@ -56,8 +62,8 @@ impl Desk {
             socket,
             collateral,
             current: RwLock::new(None),
-            bucket: Mutex::new(Bucket { tokens: BURST, since: Instant::now() }),
-            queue: Semaphore::new(QUEUE),
+            buckets: Mutex::new(Buckets::new(Instant::now())),
+            queue: Places::new(QUEUE, QUEUE_EACH),
         }
     }
 
@@ -75,7 +81,12 @@ impl Desk {
     }
 
     /// Answers `GET /evidence[?nonce=…]` on the connection with this channel binding.
-    pub(crate) async fn answer(&self, query: Option<&str>, channel_binding: &[u8; 32]) -> Response<Body> {
+    pub(crate) async fn answer(
+        &self,
+        query: Option<&str>,
+        source: Source,
+        channel_binding: &[u8; 32],
+    ) -> Response<Body> {
         match parse_query(query) {
             Err(reason) => reply::error(
                 StatusCode::BAD_REQUEST,
@@ -83,7 +94,7 @@ impl Desk {
                 Some("ask with ?nonce=<base64url of 16 to 64 random bytes>, or without a query"),
             ),
             Ok(None) => self.present(),
-            Ok(Some(nonce)) => self.fresh(&nonce, channel_binding).await,
+            Ok(Some(nonce)) => self.fresh(&nonce, source, channel_binding).await,
         }
     }
 
@@ -95,8 +106,9 @@ impl Desk {
         }
     }
 
-    async fn fresh(&self, nonce: &[u8], channel_binding: &[u8; 32]) -> Response<Body> {
-        let wait = self.bucket.lock().unwrap_or_else(PoisonError::into_inner).take(Instant::now());
+    async fn fresh(&self, nonce: &[u8], source: Source, channel_binding: &[u8; 32]) -> Response<Body> {
+        let now = Instant::now();
+        let wait = self.buckets.lock().unwrap_or_else(PoisonError::into_inner).take(source, now);
         if let Err(wait) = wait {
             let seconds = wait.as_secs().saturating_add(1);
             return reply::later(
@@ -105,7 +117,7 @@ impl Desk {
                 seconds,
             );
         }
-        let Ok(_place) = self.queue.try_acquire() else {
+        let Some(_place) = self.queue.take(source) else {
             let text = "too many fresh quotes are under way";
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, text, 2);
         };
@@ -150,21 +162,38 @@ fn parse_query(query: Option<&str>) -> Result<Option<Vec<u8>>, &'static str> {
     }
 }
 
+/// How fast a bucket may be emptied: `burst` at once, then one after each `refill`.
+#[derive(Debug, Clone, Copy)]
+struct Rate {
+    burst: u32,
+    refill: Duration,
+}
+
 /// A token bucket on the monotonic clock.
-#[derive(Debug)]
+#[derive(Debug, Clone, Copy)]
 struct Bucket {
+    rate: Rate,
     tokens: u32,
     since: Instant,
 }
 
 impl Bucket {
+    fn full(rate: Rate, now: Instant) -> Self {
+        Self { rate, tokens: rate.burst, since: now }
+    }
+
+    /// Puts in what has come since the last time; says whether it is full.
+    fn fill(&mut self, now: Instant) -> bool {
+        while self.tokens < self.rate.burst && now.duration_since(self.since) >= self.rate.refill {
+            self.tokens = self.tokens.saturating_add(1);
+            self.since += self.rate.refill;
+        }
+        self.tokens == self.rate.burst
+    }
+
     /// Takes a token, or says how long until there is one.
     fn take(&mut self, now: Instant) -> Result<(), Duration> {
-        while self.tokens < BURST && now.duration_since(self.since) >= REFILL {
-            self.tokens = self.tokens.saturating_add(1);
-            self.since += REFILL;
-        }
-        if self.tokens == BURST {
+        if self.fill(now) {
             self.since = now;
         }
         match self.tokens.checked_sub(1) {
@@ -172,8 +201,32 @@ impl Bucket {
                 self.tokens = left;
                 Ok(())
             }
-            None => Err(REFILL.saturating_sub(now.duration_since(self.since))),
+            None => Err(self.rate.refill.saturating_sub(now.duration_since(self.since))),
         }
+    }
+}
+
+/// The bucket over all sources and one for each. A bucket that is full again is forgotten, and one comes into being
+/// only by a token of the bucket over all: so these are few, however many sources ask.
+#[derive(Debug)]
+struct Buckets {
+    all: Bucket,
+    each: BTreeMap<Source, Bucket>,
+}
+
+impl Buckets {
+    fn new(now: Instant) -> Self {
+        Self { all: Bucket::full(ALL, now), each: BTreeMap::new() }
+    }
+
+    /// Takes a token of both buckets, or of none and says how long until there is one.
+    fn take(&mut self, source: Source, now: Instant) -> Result<(), Duration> {
+        self.each.retain(|_, bucket| !bucket.fill(now));
+        let mut own = self.each.get(&source).copied().unwrap_or(Bucket::full(EACH, now));
+        own.take(now)?;
+        self.all.take(now)?;
+        self.each.insert(source, own);
+        Ok(())
     }
 }
 
@@ -205,15 +258,50 @@ mod tests {
     #[test]
     fn the_bucket_empties_and_fills() {
         let start = Instant::now();
-        let mut bucket = Bucket { tokens: BURST, since: start };
-        for _ in 0..BURST {
+        let mut bucket = Bucket::full(EACH, start);
+        for _ in 0..EACH.burst {
             assert!(bucket.take(start).is_ok());
         }
-        assert_eq!(bucket.take(start), Err(REFILL));
-        assert!(bucket.take(start + REFILL).is_ok());
-        assert!(bucket.take(start + REFILL).is_err());
+        assert_eq!(bucket.take(start), Err(EACH.refill));
+        assert!(bucket.take(start + EACH.refill).is_ok());
+        assert!(bucket.take(start + EACH.refill).is_err());
         // An hour of silence fills it once, not more.
         let later = start + Duration::from_secs(3600);
-        assert_eq!((0..100).filter(|_| bucket.take(later).is_ok()).count(), usize::try_from(BURST).unwrap());
+        assert_eq!((0..100).filter(|_| bucket.take(later).is_ok()).count(), EACH.burst as usize);
+    }
+
+    fn source(n: u32) -> Source {
+        Source::from(std::net::IpAddr::from(std::net::Ipv4Addr::from_bits(n)))
+    }
+
+    #[test]
+    fn one_source_leaves_half_of_the_quotes_to_the_others() {
+        let start = Instant::now();
+        let mut buckets = Buckets::new(start);
+        let (mut greedy, mut honest) = (0, 0);
+        // A minute of one who asks every 10 ms, and of another who asks every second.
+        for tick in 0..6000 {
+            let now = start + Duration::from_millis(10) * tick;
+            greedy += u32::from(buckets.take(source(1), now).is_ok());
+            if tick % 100 == 0 {
+                assert!(buckets.take(source(2), now).is_ok(), "at {tick}");
+                honest += 1;
+            }
+        }
+        assert_eq!(honest, 60);
+        assert!((300..=320).contains(&greedy), "{greedy} in a minute");
+    }
+
+    #[test]
+    fn sources_without_number_are_not_kept_in_mind() {
+        let start = Instant::now();
+        let mut buckets = Buckets::new(start);
+        let (mut granted, mut most) = (0, 0);
+        for n in 0..100_000 {
+            granted += u32::from(buckets.take(source(n), start + Duration::from_millis(1) * n).is_ok());
+            most = most.max(buckets.each.len());
+        }
+        assert!((1000..=1041).contains(&granted), "{granted}: the bound over all holds");
+        assert!(most <= 64, "{most}");
     }
 }

@@ -2,8 +2,8 @@
 //!
 //! axum's own accept loop offers no timer for request headers, so the loop is here, on hyper. A peer holds a
 //! place only while it makes progress: the handshake, the headers and the silence between requests are timed; what
-//! is written to it must be taken; the number of connections is fixed, and who comes when all are taken waits in
-//! the kernel's backlog.
+//! is written to it must be taken. The number of connections is fixed, over all and for each source; a connection for
+//! which there is no place is closed at once, so that one who has used up his own keeps nobody waiting behind him.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -14,11 +14,11 @@ use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::Semaphore;
 use tokio_rustls::TlsAcceptor;
 
 use super::patient::PatientStream;
 use super::site::Site;
+use super::source::{Place, Places, Source};
 use super::tls;
 
 /// Bounds on what a peer may take.
@@ -26,6 +26,9 @@ use super::tls;
 pub(crate) struct Limits {
     /// Open connections over all ports. Each costs up to about 100 KiB.
     pub(crate) connections: usize,
+    /// Of these, for one source. A load balancer is one source too: enough for the traffic of a whole site, and it
+    /// takes four of them to shut the door.
+    pub(crate) per_source: usize,
     /// From the TCP connection to the end of the TLS handshake.
     pub(crate) handshake: Duration,
     /// For the headers of a request, counted from the end of the previous one: also the longest silence of a
@@ -41,6 +44,7 @@ impl Default for Limits {
     fn default() -> Self {
         Self {
             connections: 512,
+            per_source: 128,
             handshake: Duration::from_secs(10),
             headers: Duration::from_secs(15),
             write: Duration::from_secs(60),
@@ -57,7 +61,7 @@ const ASK_EVERY: u32 = 15;
 const ASK_TIMES: u32 = 4;
 
 /// Who is at the other end of a connection, and which connection it is.
-#[derive(Debug, Clone, Copy)]
+#[derive(Debug, Clone)]
 pub(crate) struct Peer {
     /// The address it came from, as TCP says.
     pub(crate) address: SocketAddr,
@@ -65,11 +69,13 @@ pub(crate) struct Peer {
     pub(crate) port: u16,
     /// RFC 9266 `tls-exporter` of this connection.
     pub(crate) channel_binding: [u8; 32],
+    /// Its place: whoever keeps the connection beyond HTTP, for a tunnel, keeps this with it.
+    pub(crate) place: Arc<Place>,
 }
 
 /// The places that all listeners share.
-pub(crate) fn places(limits: &Limits) -> Arc<Semaphore> {
-    Arc::new(Semaphore::new(limits.connections))
+pub(crate) fn places(limits: &Limits) -> Arc<Places> {
+    Places::new(limits.connections, limits.per_source)
 }
 
 /// Serves one published port until the task is dropped.
@@ -78,12 +84,11 @@ pub(crate) async fn serve(
     port: u16,
     acceptor: TlsAcceptor,
     limits: Limits,
-    places: Arc<Semaphore>,
+    places: Arc<Places>,
     site: Arc<Site>,
 ) {
     let mut failing = false;
     loop {
-        let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         let (stream, address) = match listener.accept().await {
             Ok(accepted) => {
                 failing = false;
@@ -98,11 +103,9 @@ pub(crate) async fn serve(
                 continue;
             }
         };
+        let Some(place) = places.take(Source::from(address.ip())) else { continue };
         let (acceptor, site) = (acceptor.clone(), Arc::clone(&site));
-        tokio::spawn(async move {
-            converse(stream, address, port, acceptor, limits, site).await;
-            drop(place);
-        });
+        tokio::spawn(converse(stream, address, port, Arc::new(place), acceptor, limits, site));
     }
 }
 
@@ -111,6 +114,7 @@ async fn converse(
     stream: TcpStream,
     address: SocketAddr,
     port: u16,
+    place: Arc<Place>,
     acceptor: TlsAcceptor,
     limits: Limits,
     site: Arc<Site>,
@@ -122,10 +126,10 @@ async fn converse(
         return;
     };
     let Some(channel_binding) = tls::channel_binding(stream.get_ref().1) else { return };
-    let peer = Peer { address, port, channel_binding };
+    let peer = Peer { address, port, channel_binding, place };
 
     let service = service_fn(move |request| {
-        let site = Arc::clone(&site);
+        let (site, peer) = (Arc::clone(&site), peer.clone());
         async move { Ok::<_, Infallible>(site.answer(peer, request).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()

@@ -34,8 +34,12 @@ const VAULT_LIMIT: Duration = Duration::from_secs(20);
 /// Largest answer of the vault in bytes: a listing of references.
 const MAX_ANSWER: usize = 1024 * 1024;
 
-/// Requests at one time. Operators are people and scripts.
+/// Requests that the vault is asked about at one time. Operators are people and scripts.
 const REQUESTS: usize = 8;
+
+/// How long a request waits until it is one of these. Strangers' requests are among them, for only the vault can
+/// tell; it refuses one in a moment.
+const PLACE_LIMIT: Duration = Duration::from_secs(5);
 
 /// Lines of a log without `tail`, and the most that can be asked for.
 const TAIL: usize = 100;
@@ -91,9 +95,7 @@ impl Operators {
                 Some("use `coffer` with the key that the declaration names"),
             );
         };
-        let Ok(_place) = self.places.try_acquire() else {
-            return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many operators at once", 1);
-        };
+        // The body first: whoever lets it come slowly holds his connection and nothing else.
         let (parts, body) = request.into_parts();
         let body =
             match tokio::time::timeout(BODY_LIMIT, axum::body::to_bytes(Body::new(body), MAX_BODY)).await {
@@ -107,6 +109,9 @@ impl Operators {
                 }
                 Err(_) => return reply::error(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", None),
             };
+        let Ok(Ok(_place)) = tokio::time::timeout(PLACE_LIMIT, self.places.acquire()).await else {
+            return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many operators at once", 1);
+        };
         let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
         let question = Question {
             method: parts.method.as_str(),

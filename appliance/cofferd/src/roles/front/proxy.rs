@@ -24,6 +24,7 @@ use super::foreign;
 use super::listen::Peer;
 use super::patient::PatientBody;
 use super::reply;
+use super::source::Place;
 
 /// Requests that workloads answer at one time. Below the number of connections, so that the appliance's own
 /// interface stays reachable when a workload hangs.
@@ -79,6 +80,9 @@ struct ServiceState {
     missing: Vec<String>,
 }
 
+/// What an answer or a tunnel holds until it ends: its place among the requests and the connection's own.
+type Held = (OwnedSemaphorePermit, Arc<Place>);
+
 /// The proxy over all ports.
 #[derive(Debug)]
 pub(crate) struct Proxy {
@@ -102,12 +106,12 @@ impl Proxy {
         let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many requests are being answered", 1);
         };
-        let (request, tunnel) = match outgoing(request, peer) {
+        let (request, tunnel) = match outgoing(request, &peer) {
             Ok(prepared) => prepared,
             Err(reason) => return reply::error(StatusCode::BAD_REQUEST, reason, None),
         };
         let Some(stream) = connect(backend).await else { return unavailable(backend) };
-        exchange(backend, stream, request, tunnel, place).await
+        exchange(backend, stream, request, tunnel, (place, peer.place)).await
     }
 }
 
@@ -122,7 +126,7 @@ async fn connect(backend: &Backend) -> Option<UnixStream> {
 type Tunnel = Option<hyper::upgrade::OnUpgrade>;
 
 /// The request as the service gets it.
-fn outgoing(mut request: Request<Incoming>, peer: Peer) -> Result<(Request<Body>, Tunnel), &'static str> {
+fn outgoing(mut request: Request<Incoming>, peer: &Peer) -> Result<(Request<Body>, Tunnel), &'static str> {
     if request.method() == Method::CONNECT {
         return Err("this is not a forward proxy");
     }
@@ -173,7 +177,7 @@ async fn exchange(
     stream: UnixStream,
     request: Request<Body>,
     tunnel: Tunnel,
-    place: OwnedSemaphorePermit,
+    held: Held,
 ) -> Response<Body> {
     let Ok((mut sender, connection)) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await
     else {
@@ -195,7 +199,7 @@ async fn exchange(
             return broken(backend);
         };
         let service = hyper::upgrade::on(&mut response);
-        tokio::spawn(tunnel_between(client, service, place));
+        tokio::spawn(tunnel_between(client, service, held));
         let mut parts = response.into_parts().0;
         remove_hop_by_hop(&mut parts.headers);
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
@@ -209,15 +213,11 @@ async fn exchange(
     }
     remove_hop_by_hop(&mut parts.headers);
     parts.version = Version::HTTP_11;
-    Response::from_parts(parts, Body::new(PatientBody::new(body, None, place)))
+    Response::from_parts(parts, Body::new(PatientBody::new(body, None, held)))
 }
 
 /// Carries bytes both ways until both sides have ended or both are silent for too long.
-async fn tunnel_between(
-    client: hyper::upgrade::OnUpgrade,
-    service: hyper::upgrade::OnUpgrade,
-    place: OwnedSemaphorePermit,
-) {
+async fn tunnel_between(client: hyper::upgrade::OnUpgrade, service: hyper::upgrade::OnUpgrade, held: Held) {
     let (Ok(client), Ok(service)) = tokio::join!(client, service) else { return };
     let (client_in, client_out) = tokio::io::split(TokioIo::new(client));
     let (service_in, service_out) = tokio::io::split(TokioIo::new(service));
@@ -233,7 +233,7 @@ async fn tunnel_between(
         _ = both => {}
         () = silence(Arc::clone(&moved)) => {}
     }
-    drop(place);
+    drop(held);
 }
 
 async fn carry(

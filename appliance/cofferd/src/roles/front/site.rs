@@ -21,6 +21,7 @@ use super::listen::Peer;
 use super::operator::Operators;
 use super::proxy::{Backend, Proxy};
 use super::reply;
+use super::source::Source;
 
 /// Everything under it is answered by the appliance and never by a workload (RFC 8615 well-known path).
 pub(crate) const PREFIX: &str = "/.well-known/cofferdam";
@@ -61,7 +62,8 @@ impl Site {
                 if request.method() != Method::GET {
                     return reply::error(StatusCode::METHOD_NOT_ALLOWED, "evidence is read with GET", None);
                 }
-                self.evidence.answer(request.uri().query(), &peer.channel_binding).await
+                let source = Source::from(peer.address.ip());
+                self.evidence.answer(request.uri().query(), source, &peer.channel_binding).await
             }
             Place::Own(path) if path.starts_with("/v1/") => {
                 let path = path.to_owned();

@@ -1,7 +1,7 @@
 //! The front as a whole: a client with TLS on one side; evidence, vault and a workload on Unix sockets on the other.
 
 use std::collections::BTreeMap;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
@@ -23,7 +23,7 @@ use rustls::pki_types::ServerName;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-use tokio::net::{TcpListener, TcpStream};
+use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
@@ -32,6 +32,7 @@ use super::listen::{self, Limits};
 use super::operator::{Operators, Records};
 use super::proxy::{Backend, Proxy};
 use super::site::{PREFIX, Site};
+use super::source::Source;
 use super::tls::{self, Identity, TlsKey};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::tests::start as start_evidence;
@@ -171,9 +172,20 @@ fn operator() -> SigningKey {
 }
 
 async fn dial(address: SocketAddr, pin: Option<String>) -> std::io::Result<TlsStream<TcpStream>> {
+    shake_hands(TcpStream::connect(address).await?, pin).await
+}
+
+async fn shake_hands(stream: TcpStream, pin: Option<String>) -> std::io::Result<TlsStream<TcpStream>> {
     let config = ratls::client_config(pin).unwrap();
     let name = ServerName::try_from("127.0.0.1").unwrap();
-    TlsConnector::from(Arc::new(config)).connect(name, TcpStream::connect(address).await?).await
+    TlsConnector::from(Arc::new(config)).connect(name, stream).await
+}
+
+/// Dials as another source: the whole of 127/8 is this machine.
+async fn dial_from(source: [u8; 4], address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+    let socket = TcpSocket::new_v4()?;
+    socket.bind(SocketAddr::from((source, 0)))?;
+    shake_hands(socket.connect(address).await?, None).await
 }
 
 fn exporter(stream: &TlsStream<TcpStream>) -> [u8; 32] {
@@ -287,14 +299,15 @@ async fn without_evidence_there_is_no_certificate_and_with_it_there_is() {
     let key = TlsKey::from_pkcs8(pkcs8).unwrap();
     let desk = Desk::new(directory.path().join("evidence.sock"), directory.path().join("collateral.json"));
     let identity = Identity::default();
+    let nobody = Source::from(IpAddr::from([192, 0, 2, 1]));
     let waiting = super::attest(&desk, &key, &identity);
     assert!(tokio::time::timeout(Duration::from_millis(400), waiting).await.is_err());
-    assert_eq!(desk.answer(None, &[0; 32]).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(desk.answer(None, nobody, &[0; 32]).await.status(), StatusCode::SERVICE_UNAVAILABLE);
 
     let (machine, events) = (platform(), facts.event_log);
     start_evidence(directory.path(), &[], vec![me()], move |data| quote(&machine, &events, data));
     super::attest(&desk, &key, &identity).await;
-    assert_eq!(desk.answer(None, &[0; 32]).await.status(), StatusCode::OK);
+    assert_eq!(desk.answer(None, nobody, &[0; 32]).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
@@ -507,6 +520,9 @@ async fn who_asks_for_too_many_quotes_is_told_when_to_come_back() {
         StatusCode::OK,
         "the cached one is free"
     );
+    let other = dial_from([127, 0, 0, 2], room.address).await.unwrap();
+    let answer = Client::over(other).await.get(&format!("{PREFIX}/evidence?nonce={nonce}")).await;
+    assert_eq!(answer.status, StatusCode::OK, "it was not the others");
 }
 
 // The operators' interface.
@@ -643,6 +659,59 @@ async fn a_body_beyond_the_largest_secret_is_refused() {
     let answer = client.signed(&operator(), Method::PUT, "/v1/secrets/a/b/c", &vec![b'x'; 200 * 1024]).await;
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
     assert!(room.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn bodies_that_do_not_come_keep_no_operator_out() {
+    let room = Room::open().await;
+    let key = cofferdam_vault::fingerprint(&operator().verifying_key().to_bytes());
+    let authorization = Authorization { key, signature: [0; 64] }.to_string();
+    let head = format!(
+        "PUT {PREFIX}/v1/secrets/a/b/c HTTP/1.1\r\nhost: x\r\nauthorization: {authorization}\r\n\
+         expect: 100-continue\r\ncontent-length: 9\r\n\r\n"
+    );
+    let mut stalled = Vec::new();
+    for _ in 0..16 {
+        let mut stream = room.dial().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The server asks for the body, so this request has got as far as it can.
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 100");
+        stalled.push(stream);
+    }
+    let answer = room.client().await.signed(&operator(), Method::GET, "/v1/secrets", b"").await;
+    assert_eq!(answer.status, StatusCode::OK);
+}
+
+/// Sends `count` operators' requests at once; returns the status of each.
+async fn operate(room: &Room, count: usize) -> Vec<StatusCode> {
+    let mut asking = tokio::task::JoinSet::new();
+    for _ in 0..count {
+        let mut client = room.client().await;
+        asking.spawn(async move { client.signed(&operator(), Method::GET, "/v1/secrets", b"").await.status });
+    }
+    asking.join_all().await
+}
+
+#[tokio::test]
+async fn operators_wait_for_each_other_and_not_for_ever() {
+    let room = Room::open().await;
+    std::fs::remove_file(room.path("vault.sock")).unwrap();
+    serve_unix(&room.path("vault.sock"), |_| async {
+        tokio::time::sleep(Duration::from_millis(200)).await;
+        respond(200, json!({"secrets": []}))
+    });
+    assert_eq!(operate(&room, 20).await, [StatusCode::OK; 20]);
+
+    std::fs::remove_file(room.path("vault.sock")).unwrap();
+    serve_unix(&room.path("vault.sock"), |_| async {
+        tokio::time::sleep(Duration::from_secs(8)).await;
+        respond(200, json!({"secrets": []}))
+    });
+    let answers = operate(&room, 12).await;
+    let refused = answers.iter().filter(|status| **status == StatusCode::SERVICE_UNAVAILABLE).count();
+    assert_eq!(refused, 4, "{answers:?}");
 }
 
 #[tokio::test]
@@ -997,7 +1066,14 @@ async fn a_port_that_nobody_publishes_serves_the_appliance_only() {
 fn hasty(connections: usize) -> Limits {
     // Long enough for an honest peer on a busy machine.
     let moment = Duration::from_millis(1500);
-    Limits { connections, handshake: moment, headers: moment, write: moment, ..Limits::default() }
+    Limits {
+        connections,
+        per_source: connections,
+        handshake: moment,
+        headers: moment,
+        write: moment,
+        ..Limits::default()
+    }
 }
 
 #[tokio::test]
@@ -1015,12 +1091,80 @@ async fn slow_peers_lose_their_places() {
             assert!(sent < 400, "it may drip for ever");
         }
     });
+    assert!(dial(room.address, None).await.is_err(), "who has no place is not kept waiting");
     let served = tokio::time::timeout(Duration::from_secs(20), async {
-        room.client().await.get(&format!("{PREFIX}/evidence")).await.status
+        let stream = loop {
+            match dial(room.address, None).await {
+                Ok(stream) => break stream,
+                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
+            }
+        };
+        Client::over(stream).await.get(&format!("{PREFIX}/evidence")).await.status
     });
     assert_eq!(served.await.unwrap(), StatusCode::OK);
     drip.await.unwrap();
     drop(silent);
+}
+
+#[tokio::test]
+async fn one_source_cannot_take_the_connections_of_all() {
+    let room = Room::with(Limits { connections: 4, per_source: 2, ..Limits::default() }).await;
+    let greedy = [room.dial().await, room.dial().await];
+    assert!(dial(room.address, None).await.is_err());
+    let other = dial_from([127, 0, 0, 2], room.address).await.unwrap();
+    assert_eq!(Client::over(other).await.get(&format!("{PREFIX}/evidence")).await.status, StatusCode::OK);
+    drop(greedy);
+}
+
+#[tokio::test]
+async fn a_listener_that_nobody_dials_takes_no_place() {
+    let room = Room::open().await;
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&room.identity)).unwrap()));
+    let limits = Limits { connections: 1, per_source: 1, ..Limits::default() };
+    let places = listen::places(&limits);
+    let mut addresses = Vec::new();
+    for _ in 0..3 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        addresses.push(listener.local_addr().unwrap());
+        let (acceptor, places, site) = (acceptor.clone(), Arc::clone(&places), Arc::clone(&room.site));
+        tokio::spawn(listen::serve(listener, PUBLISHED, acceptor, limits, places, site));
+        tokio::task::yield_now().await;
+    }
+    let dialled = tokio::time::timeout(Duration::from_secs(5), dial(addresses[2], None)).await;
+    dialled.expect("the only place is free").unwrap();
+}
+
+#[tokio::test]
+async fn a_tunnel_keeps_the_place_of_its_connection() {
+    let room = Room::with(Limits { connections: 4, per_source: 1, ..Limits::default() }).await;
+    serve_unix(&room.path("services/web/port-8080"), |mut request| async move {
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            tokio::io::copy(&mut TokioIo::new(upgraded.await.unwrap()), &mut tokio::io::sink()).await
+        });
+        Response::builder()
+            .status(101)
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, "websocket")
+            .body(Body::empty())
+            .unwrap()
+    });
+    let mut tunnel = room.dial().await;
+    tunnel
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(tunnel.read(&mut [0; 1024]).await.unwrap() > 0);
+    // Long enough for the HTTP side of the connection to have ended.
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert!(dial(room.address, None).await.is_err());
+    drop(tunnel);
+    let freed = tokio::time::timeout(Duration::from_secs(20), async {
+        while dial(room.address, None).await.is_err() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert!(freed.await.is_ok(), "free again");
 }
 
 #[tokio::test]
