@@ -40,8 +40,8 @@ impl Reading {
 pub(crate) enum Skip {
     /// Nothing that can be skipped.
     No,
-    /// It ends here; `true` for a line break that ends a line of the output itself.
-    To(usize, bool),
+    /// It ends here.
+    To(usize),
     /// The output ends inside it.
     Cut,
 }
@@ -64,14 +64,14 @@ pub(crate) fn escapes(data: &[u8], at: usize, read: &mut impl FnMut(Reading)) ->
 /// Whether something stands at `at` that prints nothing or breaks a line, raw or escaped.
 pub(crate) fn skip(data: &[u8], at: usize) -> Skip {
     match data.get(at) {
-        Some(b'\r' | b'\n') => return Skip::To(at + 1, true),
+        Some(b'\r' | b'\n') => return Skip::To(at + 1),
         Some(0x1b) => return control_sequence(data, at + 1),
         Some(b'%' | b'\\') => {}
         _ => return Skip::No,
     }
     let mut found = Skip::No;
     let cut = escapes(data, at, &mut |reading| match reading.bytes() {
-        b"\r" | b"\n" => found = Skip::To(reading.next, false),
+        b"\r" | b"\n" => found = Skip::To(reading.next),
         b"\x1b" => found = control_sequence(data, reading.next),
         _ => {}
     });
@@ -84,7 +84,7 @@ fn control_sequence(data: &[u8], at: usize) -> Skip {
     let rest = data.get(at..data.len().min(at + MAX_GAP)).unwrap_or_default();
     let complete = data.len() > at + MAX_GAP;
     let ended = |length: Option<usize>| match length {
-        Some(length) => Skip::To(at + length, false),
+        Some(length) => Skip::To(at + length),
         None if complete => Skip::No,
         None => Skip::Cut,
     };
@@ -121,26 +121,21 @@ fn control_sequence(data: &[u8], at: usize) -> Skip {
 
 /// `%HH`, and `%25HH` where a URL was put into a URL.
 fn percent(data: &[u8], at: usize, read: &mut impl FnMut(Reading)) -> bool {
-    let cut = match hex(data, at + 1, 2, 2) {
+    match hex(data, at + 1, 2, 2) {
         Digits::Value(value, next) => {
-            read(Reading::new(&value.to_le_bytes()[..1], next));
-            if value == 0x25 {
-                match hex(data, next, 2, 2) {
-                    Digits::Value(value, next) => {
-                        read(Reading::new(&value.to_le_bytes()[..1], next));
-                        false
-                    }
-                    Digits::Cut => true,
-                    Digits::None => false,
-                }
-            } else {
-                false
+            plain(value.to_le_bytes()[0], next, read);
+            if value != u32::from(b'%') {
+                return false;
+            }
+            match hex(data, next, 2, 2) {
+                Digits::Value(value, next) => plain(value.to_le_bytes()[0], next, read),
+                Digits::Cut => true,
+                Digits::None => false,
             }
         }
         Digits::Cut => true,
         Digits::None => false,
-    };
-    cut
+    }
 }
 
 fn backslash(data: &[u8], at: usize, read: &mut impl FnMut(Reading)) -> bool {
@@ -201,11 +196,11 @@ fn backslash(data: &[u8], at: usize, read: &mut impl FnMut(Reading)) -> bool {
             let digits = data.get(code..).unwrap_or_default();
             let count = digits.iter().take(3).take_while(|b| matches!(b, b'0'..=b'7')).count();
             let value = digits.iter().take(count).fold(0_u16, |value, b| value * 8 + u16::from(b - b'0'));
-            if let Ok(byte) = u8::try_from(value) {
-                read(Reading::new(&[byte], code + count));
+            // With fewer than three digits at the end, more may follow, and it is another byte then.
+            if count < 3 && code + count == data.len() {
+                return true;
             }
-            // With fewer than three digits at the end, more may follow.
-            count < 3 && code + count == data.len()
+            u8::try_from(value).is_ok_and(|byte| plain(byte, code + count, read))
         }
         // A shell escapes any other character by writing it.
         other if other.is_ascii_punctuation() || *other == b' ' => plain(*other, next, read),
@@ -354,13 +349,13 @@ mod tests {
             ("\\e[0mx", 5),
             ("\\033[1mx", 7),
         ] {
-            assert_eq!(skip(text.as_bytes(), 0), Skip::To(end, false), "{text:?}");
+            assert_eq!(skip(text.as_bytes(), 0), Skip::To(end), "{text:?}");
         }
         for text in ["\n", "\r"] {
-            assert_eq!(skip(text.as_bytes(), 0), Skip::To(1, true), "{text:?}");
+            assert_eq!(skip(text.as_bytes(), 0), Skip::To(1), "{text:?}");
         }
         for text in ["\\n", "\\r", "%0A", "%0d", "\\u000a"] {
-            assert_eq!(skip(text.as_bytes(), 0), Skip::To(text.len(), false), "{text:?}");
+            assert_eq!(skip(text.as_bytes(), 0), Skip::To(text.len()), "{text:?}");
         }
         for text in ["\x1b", "\x1b[", "\x1b[3", "\x1b]0;title", "%0", "\\", "\\u00"] {
             assert_eq!(skip(text.as_bytes(), 0), Skip::Cut, "{text:?}");

@@ -28,9 +28,9 @@ pub(crate) struct Match {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Begun {
     pub(crate) start: usize,
-    /// How many of its symbols were read; at least one, or an escape that may be the first.
+    /// How many of its symbols were read; none when an escape may be the first, all when the last may be longer.
     pub(crate) symbols: usize,
-    /// Whether a line break follows them.
+    /// Whether they stand before a line break with which the output ends.
     pub(crate) broken: bool,
     pub(crate) pattern: u32,
 }
@@ -189,8 +189,8 @@ impl Search<'_, '_, '_> {
         }
     }
 
-    /// Looks at the places before a usual line break without reading, as if it were not there. Where there
-    /// is an escape within reach, [`Self::near_escapes`] looks too; `false` where another line break is.
+    /// Looks at the places before a usual line break without reading, as if it were not there. Where an
+    /// escape comes first, [`Self::near_escapes`] looks; `false` where one or another line break comes after.
     #[inline]
     fn near_line_break(&mut self, at: usize, last: usize) -> bool {
         const BEFORE: usize = 8;
@@ -205,7 +205,7 @@ impl Search<'_, '_, '_> {
         else {
             return false;
         };
-        if last + BEFORE > at || [a, b, c].iter().any(|b| matches!(b, b'\r' | b'\n')) {
+        if last + BEFORE > at || ![a, b, c].iter().all(is_simple) {
             return false;
         }
         let joined =
@@ -352,7 +352,7 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
         if states.is_empty() {
             match plain(&mut index, &mut at) {
                 None => {}
-                Some(Outcome::Match(end)) => return Outcome::Match(end),
+                Some(Outcome::Match(end)) => return ending(class, symbols, data, end),
                 Some(Outcome::Begun { symbols, broken }) => {
                     begun = begun.max(Some((symbols, broken)));
                     break;
@@ -360,16 +360,17 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
                 Some(Outcome::No) => break,
             }
         }
-        let Some(symbol) = symbols.get(index) else { return Outcome::Match(at) };
+        let Some(symbol) = symbols.get(index) else { return ending(class, symbols, data, at) };
         count += 1;
         if count > MAX_STATES {
             break;
         }
         let from = at;
-        // Every place where the next symbol may stand, and whether a separator and a line break come before it.
-        let mut places = vec![(at, false, false)];
-        while let Some((at, separated, broken)) = places.pop() {
+        // Every place where the next symbol may stand, and whether a separator comes before it.
+        let mut places = vec![(at, false)];
+        while let Some((at, separated)) = places.pop() {
             let Some(byte) = data.get(at) else {
+                let broken = data.last().is_some_and(|b| matches!(b, b'\r' | b'\n'));
                 begun = begun.max((index > 0).then_some((index, broken)));
                 continue;
             };
@@ -387,29 +388,44 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
                 }
             });
             if cut {
-                begun = begun.max(Some((index, broken)));
+                begun = begun.max(Some((index, false)));
             }
             if index == 0 || at - from > MAX_GAP {
                 continue;
             }
             match skip(data, at) {
-                Skip::To(next, is_break) => places.push((next, separated, broken | is_break)),
-                Skip::Cut => begun = begun.max(Some((index, broken))),
+                Skip::To(next) => places.push((next, separated)),
+                Skip::Cut => begun = begun.max(Some((index, false))),
                 Skip::No => {}
             }
             if class == Class::Hex && index.is_multiple_of(2) && !separated {
                 for separator in HEX_SEPARATORS.into_iter().skip(1) {
                     let here = data.get(at..data.len().min(at + separator.len())).unwrap_or_default();
                     if here == separator {
-                        places.push((at + separator.len(), true, broken));
+                        places.push((at + separator.len(), true));
                     } else if separator.starts_with(here) {
-                        begun = begun.max(Some((index, broken)));
+                        begun = begun.max(Some((index, false)));
                     }
                 }
             }
         }
     }
     begun.map_or(Outcome::No, |(symbols, broken)| Outcome::Begun { symbols, broken })
+}
+
+/// A last symbol that was read as it stands may have been the first byte of its own escape: `%` of `%25`.
+fn ending(class: Class, symbols: &[u8], data: &[u8], end: usize) -> Outcome {
+    let (Some(last), Some(at)) = (symbols.last(), end.checked_sub(1)) else { return Outcome::Match(end) };
+    if !data.get(at).is_some_and(|byte| byte == last && !is_simple(byte)) {
+        return Outcome::Match(end);
+    }
+    let mut longest = end;
+    let cut = escapes(data, at, &mut |reading| {
+        if matches!(reading.bytes(), [byte] if accepts(class, *last, *byte)) {
+            longest = longest.max(reading.next);
+        }
+    });
+    if cut { Outcome::Begun { symbols: symbols.len(), broken: false } } else { Outcome::Match(longest) }
 }
 
 /// Whether a byte has to be read in more than one way.
@@ -421,7 +437,7 @@ fn needs_care(class: Class, symbol: u8, byte: u8, index: usize) -> bool {
     match class {
         Class::Text => byte == b'\'' && symbol == b'\'',
         Class::Base64 => false,
-        Class::Hex => index > 0 && index % 2 == 0 && matches!(byte, b':' | b' ' | b'-' | b','),
+        Class::Hex => index > 0 && index.is_multiple_of(2) && matches!(byte, b':' | b' ' | b'-' | b','),
     }
 }
 
@@ -481,7 +497,7 @@ impl Groups<'_> {
         }
         if count > 0 && at - from <= MAX_GAP {
             match skip(self.data, at) {
-                Skip::To(next, _) => self.read(from, next, group, count, found),
+                Skip::To(next) => self.read(from, next, group, count, found),
                 Skip::Cut => self.cut = true,
                 Skip::No => {}
             }

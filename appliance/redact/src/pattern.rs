@@ -177,7 +177,7 @@ fn expand(name: &str, id: u32, value: &[u8], drafts: &mut Vec<Draft>) -> Result<
     };
     for section in sections(value, &text) {
         for piece in pieces(section.len(), PIECE, STEP) {
-            add(slice(&section, piece), Class::Text, 2, None);
+            add(whole_characters(&section, piece), Class::Text, 2, None);
         }
     }
     for bytes in line_break_variants(value) {
@@ -192,7 +192,7 @@ fn expand(name: &str, id: u32, value: &[u8], drafts: &mut Vec<Draft>) -> Result<
                 continue;
             }
             for piece in pieces(line.len(), PIECE, STEP) {
-                add(slice(line, piece), Class::Text, 2, None);
+                add(whole_characters(line, piece), Class::Text, 2, None);
             }
             encoded(line, &mut add);
         }
@@ -243,6 +243,16 @@ fn pieces(len: usize, size: usize, step: usize) -> impl Iterator<Item = Range<us
     let size = size.min(len);
     let last = len - size;
     (0..last).step_by(step).chain([last]).map(move |start| start..start + size)
+}
+
+/// A piece that begins with a whole character, since an escape such as `\u00e9` stands for a whole one. Where it
+/// ends does not matter.
+fn whole_characters(text: &[u8], range: Range<usize>) -> Zeroizing<Vec<u8>> {
+    let continues = |at: &usize| text.get(*at).is_some_and(|b| b & 0xc0 == 0x80);
+    // A character has at most three bytes after its first (RFC 3629).
+    let back = (0..range.start).rev().take(3);
+    let start = if continues(&range.start) { back.into_iter().find(|at| !continues(at)) } else { None };
+    slice(text, start.unwrap_or(range.start)..range.end)
 }
 
 fn slice(bytes: &[u8], range: Range<usize>) -> Zeroizing<Vec<u8>> {

@@ -60,9 +60,9 @@ impl Stream {
     /// Everything is appended except the bytes at the end that begin a secret or an encoding of one. Of these, one
     /// or two symbols before a line break are appended too, so that ordinary lines come out whole.
     pub fn push(&mut self, input: &[u8], out: &mut Vec<u8>) {
-        let input = self.take_ending(input);
-        if input.is_empty() {
-            return;
+        if self.ending.is_some() {
+            // What ends the encoding that was masked last is accounted for, and may begin something all the same.
+            self.written = self.kept.len() + ending_length(&mut self.ending, input);
         }
         let mut taken = 0;
         while taken < input.len() {
@@ -148,7 +148,7 @@ impl Stream {
         for begun in &found.begun {
             let Some(pattern) = self.matcher.patterns.get(begun.pattern) else { continue };
             let symbols = self.matcher.patterns.symbols(pattern).len();
-            if begun.symbols >= LONG_PARTIAL && begun.symbols * 2 >= symbols {
+            if begun.symbols == symbols || (begun.symbols >= LONG_PARTIAL && begun.symbols * 2 >= symbols) {
                 let end = data.iter().rposition(|b| !matches!(b, b'\r' | b'\n')).map_or(0, |last| last + 1);
                 found.matches.push(Match { start: begun.start, end, pattern: begun.pattern });
             }
@@ -204,23 +204,6 @@ impl Stream {
         }
         self.written = cursor;
     }
-
-    /// Drops what at the start of the input is the end of the encoding that was masked last.
-    fn take_ending<'i>(&mut self, input: &'i [u8]) -> &'i [u8] {
-        if self.ending.is_none() {
-            return input;
-        }
-        let length = ending_length(&mut self.ending, input);
-        let (ending, rest) = input.split_at_checked(length).unwrap_or((input, &[]));
-        if !self.kept.is_empty() {
-            let mut kept = Zeroizing::new(Vec::with_capacity(self.kept.len() + ending.len()));
-            kept.extend_from_slice(&self.kept);
-            kept.extend_from_slice(ending);
-            self.kept = kept;
-            self.written = self.kept.len();
-        }
-        rest
-    }
 }
 
 /// The next place from `end` on that does not follow a line break, so that where the input is cut for processing makes no
@@ -255,7 +238,7 @@ fn ending_length(ending: &mut Option<Ending>, data: &[u8]) -> usize {
 /// Writes the colours that a mask would otherwise swallow (ECMA-48 SGR: `ESC [ … m`) and nothing else.
 fn keep_colours(masked: &[u8], out: &mut Vec<u8>) {
     for at in memchr::memchr_iter(0x1b, masked) {
-        if let Skip::To(end, _) = skip(masked, at)
+        if let Skip::To(end) = skip(masked, at)
             && let Some(sequence) = masked.get(at..end)
             && let Some(parameters) = sequence.strip_prefix(b"\x1b[").and_then(|rest| rest.strip_suffix(b"m"))
             && parameters.iter().all(|b| b.is_ascii_digit() || matches!(b, b';' | b':'))
