@@ -17,7 +17,7 @@ use anyhow::Context;
 use caps::{CapSet, Capability, CapsHashSet};
 use cofferdam_declaration::{Declaration, ImageReference};
 use landlock::{
-    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr,
 };
 use nix::fcntl::OFlag;
@@ -209,6 +209,8 @@ fn landlock(directory: &Path) -> anyhow::Result<()> {
     let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
     let mut ruleset = ruleset
         .handle_access(everything)?
+        // It calls and is never called.
+        .handle_access(AccessNet::BindTcp)?
         .create()?
         .add_rule(PathBeneath::new(PathFd::new(directory)?, write))?;
     // The resolver's files may be links into the run directory, of which only the network's part is opened.

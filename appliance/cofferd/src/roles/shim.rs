@@ -177,25 +177,27 @@ impl Shim<'_> {
     async fn image(&mut self) -> anyhow::Result<Until<RunConfig>> {
         let directory = ImageDir::of(&self.service.name);
         let mut wait = PULL_FIRST;
+        if let Some(config) = directory.finished(&self.service.image) {
+            return Ok(Until::Done(config));
+        }
         self.report(State::Pulling, |_| {})?;
         loop {
-            if let Some(config) = directory.finished(&self.service.image) {
-                return Ok(Until::Done(config));
-            }
             let name = self.service.name.clone();
             let answer = match self.until(pull(&name)).await {
                 Until::Done(answer) => answer
                     .unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), transient: true }),
                 Until::Stopped => return Ok(Until::Stopped),
             };
-            if let Some(error) = answer.error {
-                let state = if answer.transient { State::Pulling } else { State::Failed };
-                self.report(state, |status| status.detail = Some(error))?;
-                if let Until::Stopped = self.until(sleep(wait)).await {
-                    return Ok(Until::Stopped);
-                }
-                wait = wait.saturating_mul(2).min(PULL_LONGEST);
+            if let Some(config) = directory.finished(&self.service.image) {
+                return Ok(Until::Done(config));
             }
+            let state = if answer.transient { State::Pulling } else { State::Failed };
+            let detail = answer.error.unwrap_or_else(|| "the pulled image cannot be read back".to_owned());
+            self.report(state, |status| status.detail = Some(detail))?;
+            if let Until::Stopped = self.until(sleep(wait)).await {
+                return Ok(Until::Stopped);
+            }
+            wait = wait.saturating_mul(2).min(PULL_LONGEST);
         }
     }
 
