@@ -241,6 +241,30 @@ class Appliance(unittest.TestCase):
                          json.dumps({**evidence, "surprise": 1}).encode()):
             self.assertEqual(self.appraise(document)[0], 3)
 
+    def test_220_flawed_quotes_and_bad_collateral_are_refused(self):
+        """The appliance's own quote, signed again by the same platform but broken in one way; then good, with bad collateral."""
+        evidence = json.loads(self.attestation())
+        like, platform = self.world.path("like.quote"), self.world.path("platform")
+        with open(like, "wb") as file:
+            file.write(base64.b64decode(evidence["quote"]))
+
+        def quote(*options):
+            return subprocess.run([self.world.tool("tdx-sim"), "quote", "--platform", platform, "--like", like, *options], check=True, capture_output=True).stdout
+
+        def collateral(*options):
+            return json.loads(subprocess.run([self.world.tool("tdx-sim"), "collateral", "--platform", platform, *options], check=True, capture_output=True).stdout)
+
+        def appraised(quote, collateral):
+            return self.appraise(json.dumps({**evidence, "quote": base64.b64encode(quote).decode(), "collateral": collateral}).encode())
+        self.assertEqual(appraised(quote(), collateral())[0], 0, "signed again without a flaw")
+        for options in (["--debug"], *(["--flaw", flaw] for flaw in ("foreign-pck", "foreign-pck-key", "broken-qe-binding", "foreign-attestation-key",
+                                                                     "tampered-body", "debug-qe"))):
+            code, said = appraised(quote(*options), collateral())
+            self.assertEqual(code, 3, f"{options}: {said}")
+        for option in ("--expired", "--revoked-pck", "--revoked-tcb", "--out-of-date"):
+            code, said = appraised(quote(), collateral(option))
+            self.assertEqual(code, 3, f"{option}: {said}")
+
     def test_23_what_was_not_named_is_not_trusted(self):
         without_root = [option for option in self.trust if option not in ("--root", self.world.path("platform", "root.pem"))]
         self.assertEqual(self.appraise(self.attestation(), trust=without_root)[0], 3)
@@ -303,6 +327,7 @@ class Appliance(unittest.TestCase):
                 upstream.request(self.command, self.path, body or None, {key: value for key, value in self.headers.items() if key.lower() != "host"})
                 answer = upstream.getresponse()
                 data = answer.read()
+                upstream.close()
                 self.send_response(answer.status)
                 self.send_header("Content-Length", str(len(data)))
                 self.end_headers()
