@@ -68,11 +68,12 @@ impl Pck {
         }
         // The common name alone: printing a whole name pulls the names of all known attributes into the program.
         let issuer = leaf.issuer().common_name().ok().flatten().ok_or(PckError::Issuer)?;
-        let ca = match (issuer.value().contains("PCK Processor CA"), issuer.value().contains("PCK Platform CA")) {
-            (true, false) => "processor",
-            (false, true) => "platform",
-            _ => return Err(PckError::Issuer),
-        };
+        let ca =
+            match (issuer.value().contains("PCK Processor CA"), issuer.value().contains("PCK Platform CA")) {
+                (true, false) => "processor",
+                (false, true) => "platform",
+                _ => return Err(PckError::Issuer),
+            };
         Ok(Self { fmspc: hex::encode_upper(fmspc), ca })
     }
 }
