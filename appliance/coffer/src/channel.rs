@@ -6,6 +6,7 @@
 //! evidence, so a man in the middle, who cannot produce evidence for his own connection, gets nothing.
 
 use std::sync::{Arc, Mutex};
+use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::URL_SAFE_NO_PAD;
@@ -31,6 +32,9 @@ use crate::trust::{Trust, unix_now};
 
 /// Everything that belongs to the appliance itself lies under this path.
 pub(crate) const PREFIX: &str = "/.well-known/cofferdam";
+/// A busy appliance is asked this often, and after this pause: its own limits refill within a second.
+const BUSY_ATTEMPTS: u32 = 5;
+const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// Largest reply of the operator API: 10,000 log lines.
 const LARGEST_REPLY: usize = 32 << 20;
 
@@ -116,8 +120,7 @@ impl Channel {
         let mut nonce = [0_u8; 32];
         getrandom::fill(&mut nonce).map_err(|_| Failure::failed("the system gives no random numbers"))?;
         let path = format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce));
-        let reply =
-            exchange(&mut sender, endpoint, "GET", &path, Bytes::new(), None, evidence::MAX_BYTES).await?;
+        let reply = ask_for_evidence(&mut sender, endpoint, &path).await?;
         // Nobody is verified yet: whatever this is, it may choose neither our exit code nor our words.
         if reply.status != StatusCode::OK {
             return Err(Failure::could_not_check(format!("{endpoint} gave no evidence ({})", reply.status)));
@@ -160,6 +163,24 @@ impl Channel {
         let authorization = key.authorization(method, &path, &body, &self.binding);
         exchange(&mut self.sender, &self.host, method, &path, body.into(), Some(authorization), LARGEST_REPLY)
             .await
+    }
+}
+
+/// Asks for evidence; while the appliance is busy or not ready it is asked again, a few times.
+async fn ask_for_evidence(
+    sender: &mut http1::SendRequest<Full<Bytes>>,
+    endpoint: &str,
+    path: &str,
+) -> Outcome<Reply> {
+    let mut attempt = 1;
+    loop {
+        let reply = exchange(sender, endpoint, "GET", path, Bytes::new(), None, evidence::MAX_BYTES).await?;
+        let busy = matches!(reply.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
+        if !busy || attempt == BUSY_ATTEMPTS {
+            return Ok(reply);
+        }
+        attempt += 1;
+        tokio::time::sleep(BUSY_PAUSE).await;
     }
 }
 
