@@ -171,8 +171,8 @@ fn every_byte_of_a_record_and_of_the_index_counts() {
     assert!(open(&disk).is_ok(), "undone, it opens again");
 }
 
-/// Without optimisation only every 61st byte, in a time that one waits for; a release build tries all.
-const STEP: usize = if cfg!(debug_assertions) { 61 } else { 1 };
+/// Without optimisation only every 101st byte, in a time that one waits for; a release build tries all.
+const STEP: usize = if cfg!(debug_assertions) { 101 } else { 1 };
 
 /// One flipped byte anywhere in the file: the store opens with everything that was in it, or says that it does not. Never
 /// an empty one, never a missing or older record, never a panic. Both after an orderly end and after a kill.
@@ -207,7 +207,8 @@ fn a_flipped_byte_of_the_file_is_found_or_does_not_matter() {
                 }
             }
         }
-        assert!(refused > 100, "{refused} refused, {harmless} harmless");
+        // Thousands of the file's bytes matter; only every STEP-th was tried.
+        assert!(refused * STEP > 1000, "{refused} refused, {harmless} harmless");
     }
 }
 
