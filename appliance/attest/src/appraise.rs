@@ -143,8 +143,8 @@ pub struct Expectations {
     pub declaration: Option<String>,
     /// Tag of the release that carried the document.
     pub tag: Option<crate::release::Tag>,
-    /// Reference values of the image.
-    pub reference: Option<ReferenceValues>,
+    /// Reference values of images and platforms; empty when there are none.
+    pub reference: ReferenceValues,
 }
 
 /// Appraises an evidence document from its bytes: [`Evidence::parse`] as the check `document`, then [`appraise`].
@@ -268,7 +268,7 @@ impl Appraisal {
             }
         };
         if let Some(quote) = &quote {
-            registers::check(self, quote, &evidence.event_log, expected.reference.as_ref(), policy);
+            registers::check(self, quote, &evidence.event_log, &expected.reference, policy);
         }
         log::check(self, quote.as_ref(), &evidence.event_log, policy);
         claims::check(self, quote.as_ref(), evidence, expected, policy, now);

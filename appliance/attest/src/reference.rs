@@ -1,102 +1,304 @@
-//! Reference values: what the registers of a released image must hold, predicted from its parts.
+//! Reference values: what the registers of a genuine appliance must hold, predicted from files.
 //!
-//! They come from `measurements/` or from `coffer measure`, never from the machine that is appraised. The predicted events
-//! travel along so that a mismatch can be explained by the first event that differs.
+//! They come in halves that change for different reasons and are published by different people. The image half depends on the
+//! image's bytes alone (RTMR1, RTMR2); the platform half on firmware and machine shape (MRTD, RTMR0). Each is a JSON
+//! file of its own, fit for signing; a verifier is given any number of them. Neither is ever read from the machine that
+//! is appraised. The predicted events travel along, each with what produces it, so that a mismatch can be explained.
+//! What only a simulated TD produces is marked so, and is never compared with hardware.
 
 use serde::{Deserialize, Serialize};
 
-use crate::event_log::{self, Event, MAX_EVENTS, Register};
+use crate::event_log::{Event, MAX_EVENTS, Register};
 use crate::evidence::ImageInfo;
 use crate::strict::{self, JsonError};
 
+mod build;
+mod predicted;
+
+pub use build::Build;
+pub use predicted::{Alternative, Cause, PredictedEvent, Reason, replay};
+
 /// Largest accepted file in bytes.
 pub const MAX_BYTES: usize = 1024 * 1024;
+/// Most halves that are compared at once; a directory of references holds a few.
+pub const MAX_HALVES: usize = 256;
+/// Most boot paths of one image, page orders of one firmware, or alternatives of one half.
+const MAX_VARIANTS: usize = 64;
 
-/// Reference values of one image on one firmware (and, for RTMR0, one machine shape).
-#[derive(Debug, Clone, PartialEq, Eq)]
+/// Everything that a verifier was given.
+#[derive(Debug, Clone, Default, PartialEq, Eq)]
 pub struct ReferenceValues {
-    /// The image that they belong to.
-    pub image: ImageInfo,
-    /// Initial contents: the firmware.
-    pub mrtd: Option<Register>,
-    /// Firmware configuration, ACPI tables, variables: depends on the machine's shape.
-    pub rtmr0: Option<Register>,
-    /// The kernel image and what firmware loads.
-    pub rtmr1: Option<Register>,
-    /// Command line and sections that the boot stub measures.
-    pub rtmr2: Option<Register>,
-    /// Predicted events of registers 0-2, in order. Where a register has events, they replay to its value.
-    pub events: Vec<Event>,
+    /// Image halves.
+    pub images: Vec<ImageReference>,
+    /// Platform halves.
+    pub platforms: Vec<PlatformReference>,
 }
 
-impl ReferenceValues {
-    /// The value for `mrtd`, `rtmr0`, `rtmr1` or `rtmr2`.
-    pub fn register(&self, name: &str) -> Option<&Register> {
-        match name {
-            "mrtd" => self.mrtd.as_ref(),
-            "rtmr0" => self.rtmr0.as_ref(),
-            "rtmr1" => self.rtmr1.as_ref(),
-            "rtmr2" => self.rtmr2.as_ref(),
-            _ => None,
+/// The portable half: what an image measures wherever it boots.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ImageReference {
+    /// Name, release and digests of the image and its parts (`uki`, `kernel`, `initrd`, `command_line`, …).
+    pub image: ImageInfo,
+    /// From what it was built and with what.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub build: Option<Build>,
+    /// One per way of booting it.
+    pub boots: Vec<Boot>,
+    /// Digests that are wrong in known ways.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Alternative>,
+}
+
+/// RTMR1 and RTMR2 of one way of booting an image.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Boot {
+    /// What measures.
+    pub platform: BootPlatform,
+    /// What the firmware loads.
+    #[serde(with = "strict::register_hex")]
+    pub rtmr1: Register,
+    /// What boot stub and kernel measure.
+    #[serde(with = "strict::register_hex")]
+    pub rtmr2: Register,
+    /// The events of both, in order.
+    pub events: Vec<PredictedEvent>,
+}
+
+/// How firmware maps its measurements to registers.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootPlatform {
+    /// TDVF in a trust domain.
+    Tdx,
+    /// OVMF with a software TPM below the simulated TDX device.
+    Simulator,
+}
+
+/// The platform half: what firmware and machine shape measure whatever they boot.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PlatformReference {
+    /// For people: `debian-ovmf-inteltdx`.
+    pub name: String,
+    /// Whether this is the simulated device, whose MRTD is a constant and proves nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub simulated: bool,
+    /// The firmware.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub firmware: Option<FirmwareInfo>,
+    /// The machine that RTMR0 is for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub machine: Option<MachineShape>,
+    /// MRTD, one value per order in which a hypervisor may add the firmware's pages.
+    pub mrtd: Vec<Mrtd>,
+    /// RTMR0, where firmware and shape determine all of it.
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "strict::register_option")]
+    pub rtmr0: Option<Register>,
+    /// The events of RTMR0 that are determined, in order; all of them when `rtmr0` is there.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub events: Vec<PredictedEvent>,
+    /// Digests that are wrong in known ways.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub alternatives: Vec<Alternative>,
+}
+
+/// Which firmware.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FirmwareInfo {
+    /// `sha256:<64 hex>` of the firmware file.
+    pub sha256: String,
+    /// Its file name.
+    pub file: String,
+    /// The distribution's package that holds it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub package: Option<String>,
+    /// That package's version.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub version: Option<String>,
+}
+
+/// What of a machine reaches RTMR0.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct MachineShape {
+    /// Memory in MiB.
+    pub memory_mib: u64,
+    /// Virtual processors.
+    pub cpus: u32,
+    /// QEMU's version, `10.0` or longer, when the values depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub qemu: Option<String>,
+}
+
+/// MRTD for one page-add order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Mrtd {
+    /// The order.
+    pub order: PageOrder,
+    /// The value.
+    #[serde(with = "strict::register_hex")]
+    pub value: Register,
+}
+
+/// In which order a hypervisor adds and measures the firmware's pages (TDH.MEM.PAGE.ADD, TDH.MR.EXTEND).
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum PageOrder {
+    /// Each page is added and measured before the next one (KVM in Linux 6.16 and newer).
+    SinglePass,
+    /// All pages of a section are added, then all are measured (KVM before it was merged into Linux).
+    TwoPass,
+    /// Nobody knows: the value was named by a person.
+    Stated,
+}
+
+impl PageOrder {
+    /// For people.
+    #[must_use]
+    pub fn describe(self) -> &'static str {
+        match self {
+            Self::SinglePass => "each page added and measured in turn",
+            Self::TwoPass => "all pages of a section added, then measured",
+            Self::Stated => "order not known",
         }
     }
+}
 
+/// One file, told apart by its `kind`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "kind")]
+pub enum Half {
+    /// An image's.
+    #[serde(rename = "cofferdam-image/v1")]
+    Image(ImageReference),
+    /// A platform's.
+    #[serde(rename = "cofferdam-platform/v1")]
+    Platform(PlatformReference),
+}
+
+impl Half {
     /// Parses a file of at most [`MAX_BYTES`].
     ///
     /// # Errors
     /// [`ReferenceError`], also when the events of a register do not replay to its value.
     pub fn parse(json: &[u8]) -> Result<Self, ReferenceError> {
-        let wire: Wire = strict::from_json(json, MAX_BYTES).map_err(ReferenceError::Json)?;
-        if wire.version != 1 {
-            return Err(ReferenceError::Version(wire.version));
+        let half: Self = strict::from_json(json, MAX_BYTES).map_err(ReferenceError::Json)?;
+        match &half {
+            Self::Image(image) => image.check()?,
+            Self::Platform(platform) => platform.check()?,
         }
-        if wire.events.len() > MAX_EVENTS || wire.events.iter().any(|event| event.mr > 2) {
-            return Err(ReferenceError::Events);
-        }
-        let Wire { image, mrtd, rtmr0, rtmr1, rtmr2, events, .. } = wire;
-        let values = Self { image, mrtd, rtmr0, rtmr1, rtmr2, events };
-        for (mr, name) in [(0, "rtmr0"), (1, "rtmr1"), (2, "rtmr2")] {
-            let replayed = event_log::replay(&values.events, mr);
-            let has_events = values.events.iter().any(|event| event.mr == mr);
-            if has_events && values.register(name).is_some_and(|value| *value != replayed) {
-                return Err(ReferenceError::Replay { name });
-            }
-        }
-        Ok(values)
+        Ok(half)
     }
 
-    /// The file: indented JSON with a final newline, fit for `measurements/`.
+    /// The file: indented JSON with a final newline, the same bytes for the same values.
+    #[must_use]
     pub fn to_json(&self) -> Vec<u8> {
-        let wire = Wire {
-            version: 1,
-            image: self.image.clone(),
-            mrtd: self.mrtd,
-            rtmr0: self.rtmr0,
-            rtmr1: self.rtmr1,
-            rtmr2: self.rtmr2,
-            events: self.events.clone(),
-        };
-        let mut json = serde_json::to_vec_pretty(&wire).unwrap_or_default();
+        let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
         json.push(b'\n');
         json
     }
 }
 
-/// The JSON shape of the file.
-#[derive(Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct Wire {
-    version: u32,
-    image: ImageInfo,
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "strict::register_option")]
-    mrtd: Option<Register>,
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "strict::register_option")]
-    rtmr0: Option<Register>,
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "strict::register_option")]
-    rtmr1: Option<Register>,
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "strict::register_option")]
-    rtmr2: Option<Register>,
-    events: Vec<Event>,
+impl ReferenceValues {
+    /// Adds one half.
+    ///
+    /// # Errors
+    /// [`ReferenceError::TooMany`] behind [`MAX_HALVES`].
+    pub fn add(&mut self, half: Half) -> Result<(), ReferenceError> {
+        if self.images.len().saturating_add(self.platforms.len()) >= MAX_HALVES {
+            return Err(ReferenceError::TooMany("halves"));
+        }
+        match half {
+            Half::Image(image) => self.images.push(image),
+            Half::Platform(platform) => self.platforms.push(platform),
+        }
+        Ok(())
+    }
+
+    /// The boot path whose registers these are; without one, that with the longest common beginning of events, to explain
+    /// the difference. `None` when no image half fits a TD that is `simulated` or not; any fits where that is not known.
+    #[must_use]
+    pub fn boot(
+        &self,
+        simulated: Option<bool>,
+        (rtmr1, rtmr2): (&Register, &Register),
+        log: &[Event],
+    ) -> Option<(&ImageReference, &Boot)> {
+        let boots = self.images.iter().flat_map(|image| image.boots.iter().map(move |boot| (image, boot)));
+        boots
+            .filter(|(_, boot)| simulated.is_none_or(|is| (boot.platform == BootPlatform::Simulator) == is))
+            .max_by_key(|(_, boot)| {
+                let equal = usize::from(boot.rtmr1 == *rtmr1) + usize::from(boot.rtmr2 == *rtmr2);
+                (equal, [1, 2].into_iter().map(|mr| predicted::common(&boot.events, log, mr)).sum::<usize>())
+            })
+    }
+
+    /// The platform with this MRTD and, where it is determined, this RTMR0; without one, the nearest. `None` when no
+    /// platform half fits a TD that is `simulated` or not; any fits where that is not known.
+    #[must_use]
+    pub fn platform(
+        &self,
+        simulated: Option<bool>,
+        mrtd: &Register,
+        rtmr0: &Register,
+        log: &[Event],
+    ) -> Option<&PlatformReference> {
+        self.platforms
+            .iter()
+            .filter(|platform| simulated.is_none_or(|is| platform.simulated == is))
+            .max_by_key(|platform| {
+                let equal = platform.rtmr0.is_none_or(|value| value == *rtmr0);
+                (platform.order(mrtd).is_some(), equal, predicted::common(&platform.events, log, 0))
+            })
+    }
+}
+
+impl ImageReference {
+    /// Bounds, and that the events of every boot replay to its registers.
+    fn check(&self) -> Result<(), ReferenceError> {
+        if self.boots.is_empty() || self.boots.len() > MAX_VARIANTS || self.alternatives.len() > MAX_VARIANTS
+        {
+            return Err(ReferenceError::TooMany("boots or alternatives, or no boot at all"));
+        }
+        for boot in &self.boots {
+            if boot.events.len() > MAX_EVENTS || boot.events.iter().any(|event| !(1..=2).contains(&event.mr))
+            {
+                return Err(ReferenceError::Events);
+            }
+            for (mr, name, value) in [(1, "rtmr1", &boot.rtmr1), (2, "rtmr2", &boot.rtmr2)] {
+                if predicted::replay(&boot.events, mr) != *value {
+                    return Err(ReferenceError::Replay { name });
+                }
+            }
+        }
+        Ok(())
+    }
+}
+
+impl PlatformReference {
+    /// The order that produces this MRTD.
+    #[must_use]
+    pub fn order(&self, mrtd: &Register) -> Option<PageOrder> {
+        self.mrtd.iter().find(|known| known.value == *mrtd).map(|known| known.order)
+    }
+
+    /// Bounds, and that the events replay to RTMR0.
+    fn check(&self) -> Result<(), ReferenceError> {
+        if self.mrtd.is_empty() || self.mrtd.len() > MAX_VARIANTS || self.alternatives.len() > MAX_VARIANTS {
+            return Err(ReferenceError::TooMany("MRTDs or alternatives, or no MRTD at all"));
+        }
+        if self.events.len() > MAX_EVENTS || self.events.iter().any(|event| event.mr != 0) {
+            return Err(ReferenceError::Events);
+        }
+        if self.rtmr0.is_some_and(|value| predicted::replay(&self.events, 0) != value) {
+            return Err(ReferenceError::Replay { name: "rtmr0" });
+        }
+        Ok(())
+    }
 }
 
 /// Why a file of reference values was refused.
@@ -105,11 +307,11 @@ pub enum ReferenceError {
     /// Too large or not of the file's shape.
     #[error("reference values are not an acceptable JSON document")]
     Json(#[source] JsonError),
-    /// Another version of the format.
-    #[error("reference values of version {0}, only version 1 is known")]
-    Version(u32),
-    /// Too many events, or events of a register that is not predicted.
-    #[error("reference values hold too many events or events of register 3")]
+    /// More of something than any image or platform has.
+    #[error("too many {0}")]
+    TooMany(&'static str),
+    /// Too many events, or events of a register of the other half.
+    #[error("reference values hold too many events, or events of another half's register")]
     Events,
     /// The file contradicts itself.
     #[error("predicted events do not replay to the value of {name}")]

@@ -104,6 +104,20 @@ pub(crate) mod register_option {
     }
 }
 
+/// serde representation of a 48-byte register as 96 lower-case hex digits.
+pub(crate) mod register_hex {
+    use serde::{Deserialize as _, Deserializer, Serializer, de::Error as _};
+
+    pub(crate) fn serialize<S: Serializer>(value: &[u8; 48], serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(&hex::encode(value))
+    }
+
+    pub(crate) fn deserialize<'de, D: Deserializer<'de>>(deserializer: D) -> Result<[u8; 48], D::Error> {
+        let text = String::deserialize(deserializer)?;
+        super::register(&text).ok_or_else(|| D::Error::custom("not 96 lower-case hex digits"))
+    }
+}
+
 /// A map of strings whose keys are unique: serde's own maps take duplicates and keep the last.
 pub(crate) fn unique_map<'de, D>(deserializer: D) -> Result<BTreeMap<String, String>, D::Error>
 where

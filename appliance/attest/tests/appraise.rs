@@ -13,6 +13,7 @@ use cofferdam_attest::event_log::{Event, event_digest};
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote::attributes;
+use cofferdam_attest::reference::{BootPlatform, ReferenceValues};
 use cofferdam_attest::release::Tag;
 use common::{Fixture, NOW, detail, failed, names, own_events, platform};
 use tdx_sim::{CollateralOptions, QuoteFlaw, TdReport};
@@ -179,17 +180,20 @@ fn a_changed_image_names_the_register_and_the_event() {
     let appraisal = fixture.appraise(&fixture.evidence());
     assert_eq!(failed(&appraisal), ["rtmr1"]);
     let why = detail(&appraisal, "rtmr1");
-    assert!(why.contains("event 1 of RTMR1: EV_EFI_BOOT_SERVICES_APPLICATION (BOOTX64.EFI)"), "{why}");
+    assert!(
+        why.contains("event 1 of RTMR1: EV_EFI_BOOT_SERVICES_APPLICATION (firmware: BOOTX64.EFI)"),
+        "{why}"
+    );
 
     let mut fixture = Fixture::default();
     fixture.events[5].digest = Some([0x66; 48]);
     let why = detail(&fixture.appraise(&fixture.evidence()), "rtmr2").to_owned();
-    assert!(why.contains("event 2 of RTMR2: EV_IPL (.initrd)"), "{why}");
+    assert!(why.contains("event 2 of RTMR2: EV_IPL (firmware: .initrd)"), "{why}");
 
     let mut fixture = Fixture::default();
     fixture.events.remove(5);
     let why = detail(&fixture.appraise(&fixture.evidence()), "rtmr2").to_owned();
-    assert!(why.contains("event 2 of RTMR2 is missing: EV_IPL (.initrd)"), "{why}");
+    assert!(why.contains("event 2 of RTMR2 is missing: EV_IPL (firmware: .initrd)"), "{why}");
 
     let mut fixture = Fixture::default();
     let extra =
@@ -215,14 +219,70 @@ fn a_firmware_log_that_does_not_replay_names_no_event() {
 fn reference_values_that_are_missing_are_unknown_not_false() {
     let fixture = Fixture::default();
     let evidence = fixture.evidence();
-    let none = Expectations { reference: None, ..fixture.expectations() };
+    let none = Expectations { reference: ReferenceValues::default(), ..fixture.expectations() };
     let appraisal = fixture.appraise_with(&evidence, &none);
     assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck);
     assert_eq!(names(&appraisal, Outcome::CouldNotCheck), ["mrtd", "rtmr1", "rtmr2"]);
     assert_eq!(appraisal.check("rtmr0").unwrap().outcome, Outcome::NotChecked);
     let mut expected = fixture.expectations();
-    expected.reference.as_mut().unwrap().mrtd = Some([1; 48]);
+    expected.reference.platforms[0].mrtd[0].value = [1; 48];
     assert_eq!(failed(&fixture.appraise_with(&evidence, &expected)), ["mrtd"]);
+}
+
+#[test]
+fn values_of_a_simulated_device_are_never_compared_with_hardware_nor_the_reverse() {
+    let fixture = Fixture::default();
+    let mut expected = fixture.expectations();
+    expected.reference.platforms[0].simulated = false;
+    expected.reference.images[0].boots[0].platform = BootPlatform::Tdx;
+    let appraisal = fixture.appraise_with(&fixture.evidence(), &expected);
+    assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck);
+    assert_eq!(names(&appraisal, Outcome::CouldNotCheck), ["mrtd", "rtmr1", "rtmr2"]);
+}
+
+#[test]
+fn registers_of_two_images_or_platforms_never_add_up_to_one() {
+    let fixture = Fixture::default();
+    let mut expected = fixture.expectations();
+    // Two images: one has the right RTMR1, the other the right RTMR2.
+    let mut other = expected.reference.images[0].clone();
+    expected.reference.images[0].boots[0].rtmr1 = [1; 48];
+    other.boots[0].rtmr2 = [2; 48];
+    expected.reference.images.push(other);
+    let appraisal = fixture.appraise_with(&fixture.evidence(), &expected);
+    assert_eq!(failed(&appraisal).len(), 1, "{:?}", failed(&appraisal));
+    // Two platforms: one has the right MRTD, the other the right RTMR0.
+    let mut expected = fixture.expectations();
+    let mut other = expected.reference.platforms[0].clone();
+    expected.reference.platforms[0].mrtd[0].value = [1; 48];
+    other.rtmr0 = Some([2; 48]);
+    expected.reference.platforms.push(other);
+    assert_eq!(failed(&fixture.appraise_with(&fixture.evidence(), &expected)), ["rtmr0"]);
+    // The right ones among others are found wherever they stand.
+    let mut expected = fixture.expectations();
+    for wrong in [1, 2, 3] {
+        let mut image = expected.reference.images[0].clone();
+        (image.boots[0].rtmr1, image.boots[0].rtmr2) = ([wrong; 48], [wrong; 48]);
+        let mut platform = expected.reference.platforms[0].clone();
+        platform.mrtd[0].value = [wrong; 48];
+        expected.reference.images.insert(usize::from(wrong % 2), image);
+        expected.reference.platforms.insert(usize::from(wrong % 2), platform);
+    }
+    assert_eq!(fixture.appraise_with(&fixture.evidence(), &expected).verdict(), Verdict::Accepted);
+}
+
+#[test]
+fn a_platform_that_is_determined_in_part_can_refuse_but_not_vouch() {
+    let fixture = Fixture::default();
+    let mut expected = fixture.expectations();
+    expected.reference.platforms[0].rtmr0 = None;
+    let appraisal = fixture.appraise_with(&fixture.evidence(), &expected);
+    assert_eq!(appraisal.check("rtmr0").unwrap().outcome, Outcome::NotChecked);
+    assert!(detail(&appraisal, "rtmr0").contains("as predicted"));
+    expected.reference.platforms[0].events[0].digest = [7; 48];
+    let appraisal = fixture.appraise_with(&fixture.evidence(), &expected);
+    assert_eq!(failed(&appraisal), ["rtmr0"]);
+    assert!(detail(&appraisal, "rtmr0").contains("lacks the predicted"));
 }
 
 #[test]

@@ -15,7 +15,7 @@ use cofferdam_attest::operator::{
     vault_public_key,
 };
 use cofferdam_attest::policy::Policy;
-use cofferdam_attest::reference::ReferenceValues;
+use cofferdam_attest::reference::{Half, ImageReference, PlatformReference, ReferenceError};
 use cofferdam_attest::release::Tag;
 use cofferdam_attest::{quote, ratls};
 use common::Fixture;
@@ -37,7 +37,7 @@ fn read_everything(bytes: &[u8]) {
     let _ = Collateral::parse(bytes);
     let _ = Claims::decode(bytes);
     let _ = Policy::parse(bytes);
-    let _ = ReferenceValues::parse(bytes);
+    let _ = Half::parse(bytes);
     let _ = ratls::evidence_from_certificate(bytes);
     let _ = ratls::spki_sha256(bytes);
     let _ = ratls::key_sha256(bytes);
@@ -193,13 +193,39 @@ fn a_secret_that_is_too_long_is_refused() {
 #[test]
 fn reference_values_survive_their_file_and_contradictions_do_not() {
     let honest = common::reference();
-    assert_eq!(ReferenceValues::parse(&honest.to_json()).unwrap(), honest);
-    let mut contradictory = honest.clone();
-    contradictory.rtmr1 = Some([1; 48]);
-    assert!(ReferenceValues::parse(&contradictory.to_json()).is_err());
-    let mut foreign = honest;
-    foreign.events.push(Event::new("launch", "{}"));
-    assert!(ReferenceValues::parse(&foreign.to_json()).is_err());
+    let (image, platform) = (honest.images[0].clone(), honest.platforms[0].clone());
+    for half in [Half::Image(image.clone()), Half::Platform(platform.clone())] {
+        assert_eq!(Half::parse(&half.to_json()).unwrap(), half);
+        let text = String::from_utf8(half.to_json()).unwrap();
+        for (from, to) in [
+            ("{\n", "{\n\"surprise\": 1,"),
+            ("/v1\"", "/v2\""),
+            ("\"events\"", "\"events\": [], \"events\""),
+            ("\"kind\"", "\"kind\": \"cofferdam-image/v1\", \"kind\""),
+        ] {
+            assert!(text.contains(from));
+            assert!(Half::parse(text.replacen(from, to, 1).as_bytes()).is_err(), "{to}");
+        }
+        assert!(Half::parse(format!("{text}x").as_bytes()).is_err());
+    }
+    let mut wrong = image.clone();
+    wrong.boots[0].rtmr1 = [1; 48];
+    assert!(matches!(
+        Half::parse(&Half::Image(wrong).to_json()),
+        Err(ReferenceError::Replay { name: "rtmr1" })
+    ));
+    let mut foreign = image.clone();
+    foreign.boots[0].events.push(platform.events[0].clone());
+    assert!(matches!(Half::parse(&Half::Image(foreign).to_json()), Err(ReferenceError::Events)));
+    let empty = ImageReference { boots: vec![], ..image };
+    assert!(matches!(Half::parse(&Half::Image(empty).to_json()), Err(ReferenceError::TooMany(_))));
+    let wrong = PlatformReference { rtmr0: Some([1; 48]), ..platform.clone() };
+    assert!(matches!(
+        Half::parse(&Half::Platform(wrong).to_json()),
+        Err(ReferenceError::Replay { name: "rtmr0" })
+    ));
+    let empty = PlatformReference { mrtd: vec![], ..platform };
+    assert!(matches!(Half::parse(&Half::Platform(empty).to_json()), Err(ReferenceError::TooMany(_))));
 }
 
 #[test]

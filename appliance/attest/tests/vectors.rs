@@ -13,7 +13,7 @@ use cofferdam_attest::event_log::{Event, replay};
 use cofferdam_attest::operator::{Authorization, SealedSecret, open_secret, signing_input, vault_public_key};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::ratls;
-use cofferdam_attest::reference::ReferenceValues;
+use cofferdam_attest::reference::{Half, ReferenceValues};
 use cofferdam_attest::release::Tag;
 use serde_json::Value;
 
@@ -102,8 +102,11 @@ fn certificates() {
 fn evidence() {
     let file = vectors("evidence.json");
     let roots = Roots::intel().with_pem(text(&file, "root")).unwrap();
-    let reference = ReferenceValues::parse(&serde_json::to_vec(&file["reference"]).unwrap()).unwrap();
-    let expected = Expectations { reference: Some(reference), ..Expectations::default() };
+    let mut reference = ReferenceValues::default();
+    for half in list(&file, "references") {
+        reference.add(Half::parse(&serde_json::to_vec(half).unwrap()).unwrap()).unwrap();
+    }
+    let expected = Expectations { reference, ..Expectations::default() };
     let at = file["at"].as_u64().unwrap();
     let appraise =
         |document: &str| appraise_document(document.as_bytes(), &expected, &Policy::default(), &roots, at);

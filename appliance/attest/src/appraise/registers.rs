@@ -4,40 +4,114 @@ use crate::appraise::{Appraisal, Outcome};
 use crate::event_log::{self, Event, Register};
 use crate::policy::Policy;
 use crate::quote::Quote;
-use crate::reference::ReferenceValues;
+use crate::reference::{PlatformReference, PredictedEvent, ReferenceValues};
 
 pub(super) fn check(
     appraisal: &mut Appraisal,
     quote: &Quote,
     events: &[Event],
-    reference: Option<&ReferenceValues>,
+    reference: &ReferenceValues,
     policy: &Policy,
 ) {
     firmware_log(appraisal, quote, events);
     let [rtmr0, rtmr1, rtmr2, _] = &quote.rtmr;
-    let registers: [(&'static str, Option<u8>, &Register); 4] = [
-        ("mrtd", None, &quote.mrtd),
-        ("rtmr0", Some(0), rtmr0),
-        ("rtmr1", Some(1), rtmr1),
-        ("rtmr2", Some(2), rtmr2),
+    let required = |name: &str| policy.required_registers.iter().any(|register| register == name);
+    // Without a verified chain nothing is accepted, and nobody knows what signed: then every value may explain.
+    let simulated = appraisal.platform.is_some().then_some(appraisal.simulated);
+    let platform = reference.platform(simulated, &quote.mrtd, rtmr0, events);
+    mrtd(appraisal, &quote.mrtd, platform, required("mrtd"));
+    self::rtmr0(appraisal, rtmr0, events, platform, required("rtmr0"));
+    let boot = reference.boot(simulated, (rtmr1, rtmr2), events).map(|(_, boot)| boot);
+    let halves = [
+        ("rtmr1", 1, rtmr1, boot.map(|boot| &boot.rtmr1)),
+        ("rtmr2", 2, rtmr2, boot.map(|boot| &boot.rtmr2)),
     ];
-    for (name, mr, found) in registers {
-        let required = policy.required_registers.iter().any(|register| register == name);
-        match reference.and_then(|values| values.register(name)) {
+    for (name, mr, found, wanted) in halves {
+        match wanted {
             Some(wanted) if wanted == found => appraisal.pass(name, hex::encode(found)),
             Some(wanted) => {
-                let predicted = reference.map(|values| values.events.as_slice()).unwrap_or_default();
-                let why = mr.map(|mr| explain(mr, found, events, predicted)).unwrap_or_default();
+                let predicted = boot.map(|boot| boot.events.as_slice()).unwrap_or_default();
+                let why = explain(mr, found, events, predicted);
                 appraisal.fail(
                     name,
                     format!("is {}, reference is {}{why}", hex::encode(found), hex::encode(wanted)),
                 );
             }
-            None if required => {
-                let detail = format!("no reference value; the quote says {}", hex::encode(found));
-                appraisal.push(name, Outcome::CouldNotCheck, detail);
+            None => no_reference(appraisal, name, found, required(name)),
+        }
+    }
+}
+
+fn no_reference(appraisal: &mut Appraisal, name: &'static str, found: &Register, required: bool) {
+    if required {
+        let detail = format!("no reference value; the quote says {}", hex::encode(found));
+        appraisal.push(name, Outcome::CouldNotCheck, detail);
+    } else {
+        appraisal.push(name, Outcome::NotChecked, "no reference value");
+    }
+}
+
+/// MRTD has to be what one of the page orders of the firmware makes.
+fn mrtd(appraisal: &mut Appraisal, found: &Register, platform: Option<&PlatformReference>, required: bool) {
+    let Some(platform) = platform else { return no_reference(appraisal, "mrtd", found, required) };
+    match platform.order(found) {
+        Some(order) => {
+            appraisal
+                .pass("mrtd", format!("{}, {}, {}", hex::encode(found), platform.name, order.describe()));
+        }
+        None => {
+            let known: Vec<String> = platform.mrtd.iter().map(|mrtd| hex::encode(mrtd.value)).collect();
+            let known = known.join(" or ");
+            appraisal.fail(
+                "mrtd",
+                format!("is {}, reference for {} is {known}", hex::encode(found), platform.name),
+            );
+        }
+    }
+}
+
+/// RTMR0 has to be the predicted value, where it is determined. Where only a part of its events is, they have to occur
+/// in the log in their order; that says less than a value, so it fails but never passes.
+fn rtmr0(
+    appraisal: &mut Appraisal,
+    found: &Register,
+    events: &[Event],
+    platform: Option<&PlatformReference>,
+    required: bool,
+) {
+    let Some(platform) = platform else { return no_reference(appraisal, "rtmr0", found, required) };
+    match &platform.rtmr0 {
+        Some(wanted) if wanted == found => appraisal.pass("rtmr0", hex::encode(found)),
+        Some(wanted) => {
+            let why = explain(0, found, events, &platform.events);
+            appraisal.fail(
+                "rtmr0",
+                format!("is {}, reference is {}{why}", hex::encode(found), hex::encode(wanted)),
+            );
+        }
+        None if platform.events.is_empty() || !events.iter().any(|event| event.mr == 0) => {
+            no_reference(appraisal, "rtmr0", found, required);
+        }
+        None => {
+            let mut measured = events.iter().filter(|event| event.mr == 0);
+            let gone = platform
+                .events
+                .iter()
+                .find(|wanted| !measured.any(|event| event.register_digest() == wanted.digest));
+            let count = platform.events.len();
+            match gone {
+                Some(event) => {
+                    appraisal.fail("rtmr0", format!("the firmware log lacks the predicted {}", event.cause));
+                }
+                None if required => {
+                    let detail = format!("{count} events are as predicted, the others are not determined");
+                    appraisal.push("rtmr0", Outcome::CouldNotCheck, detail);
+                }
+                None => {
+                    let detail = format!("{count} events are as predicted, the others are not determined");
+                    appraisal.push("rtmr0", Outcome::NotChecked, detail);
+                }
             }
-            None => appraisal.push(name, Outcome::NotChecked, "no reference value"),
         }
     }
 }
@@ -59,44 +133,54 @@ fn firmware_log(appraisal: &mut Appraisal, quote: &Quote, events: &[Event]) {
 
 /// Names the first measured event that differs from the predicted ones. The measured log is believed only as far as it
 /// replays to the register.
-fn explain(mr: u8, found: &Register, events: &[Event], predicted: &[Event]) -> String {
-    let of = |list: &'_ [Event]| list.iter().filter(|event| event.mr == mr).cloned().collect::<Vec<_>>();
-    let (measured, predicted) = (of(events), of(predicted));
+fn explain(mr: u8, found: &Register, events: &[Event], predicted: &[PredictedEvent]) -> String {
+    let measured: Vec<&Event> = events.iter().filter(|event| event.mr == mr).collect();
+    let predicted: Vec<&PredictedEvent> = predicted.iter().filter(|event| event.mr == mr).collect();
     if measured.is_empty() {
         return "; no firmware log to find the event in".to_owned();
     }
-    if event_log::replay(&measured, mr) != *found {
+    if event_log::replay(events, mr) != *found {
         return "; the firmware log does not replay to the register, so no event can be named".to_owned();
     }
     if predicted.is_empty() {
         return "; no predicted events to compare with".to_owned();
     }
     let mut pairs = measured.iter().zip(&predicted).enumerate();
-    match pairs.find(|(_, (a, b))| a.register_digest() != b.register_digest()) {
-        Some((at, (a, b))) if a.event == b.event => {
-            format!("; first difference in event {} of RTMR{mr}: {}", at + 1, describe(b, a))
+    let differs = pairs.find(|(_, (measured, predicted))| measured.register_digest() != predicted.digest);
+    match differs {
+        Some((at, (measured, predicted))) if measured.event == predicted.event => {
+            let (kind, cause) = (&predicted.event, &predicted.cause);
+            format!("; first difference in event {} of RTMR{mr}: {kind} ({cause})", at.saturating_add(1))
         }
-        Some((at, (a, b))) => format!(
-            "; first difference in event {} of RTMR{mr}: {} where {} was predicted",
-            at + 1,
-            describe(a, a),
-            describe(b, b)
+        Some((at, (measured, predicted))) => format!(
+            "; first difference in event {} of RTMR{mr}: {} where {} ({}) was predicted",
+            at.saturating_add(1),
+            describe(measured),
+            predicted.event,
+            predicted.cause
         ),
-        None if measured.len() > predicted.len() => {
-            let extra = measured.get(predicted.len()).map(|event| describe(event, event)).unwrap_or_default();
-            format!("; event {} of RTMR{mr} was not predicted: {extra}", predicted.len() + 1)
-        }
-        None => {
-            let gone = predicted.get(measured.len()).map(|event| describe(event, event)).unwrap_or_default();
-            format!("; event {} of RTMR{mr} is missing: {gone}", measured.len() + 1)
-        }
+        None => match (measured.get(predicted.len()), predicted.get(measured.len())) {
+            (Some(extra), _) => {
+                format!(
+                    "; event {} of RTMR{mr} was not predicted: {}",
+                    predicted.len().saturating_add(1),
+                    describe(extra)
+                )
+            }
+            (None, Some(gone)) => format!(
+                "; event {} of RTMR{mr} is missing: {} ({})",
+                measured.len().saturating_add(1),
+                gone.event,
+                gone.cause
+            ),
+            (None, None) => String::new(),
+        },
     }
 }
 
-/// An event's type with what is printable of its data (the prediction's label when it has one).
-fn describe(event: &Event, fallback: &Event) -> String {
-    let label = label(event).or_else(|| label(fallback));
-    match label {
+/// A measured event's type with what is printable of its data.
+fn describe(event: &Event) -> String {
+    match label(event) {
         Some(label) => format!("{} ({label})", event.event),
         None => event.event.clone(),
     }

@@ -10,7 +10,10 @@ use cofferdam_attest::event_log::payload::{
 use cofferdam_attest::event_log::{Event, Register, replay};
 use cofferdam_attest::evidence::{Collateral, Evidence, ImageInfo};
 use cofferdam_attest::policy::Policy;
-use cofferdam_attest::reference::ReferenceValues;
+use cofferdam_attest::reference::{
+    Boot, BootPlatform, Cause, ImageReference, Mrtd, PageOrder, PlatformReference, PredictedEvent,
+    ReferenceValues,
+};
 use tdx_sim::{CollateralOptions, Platform, Seed, TdReport};
 
 pub const NOW: u64 = 1_800_000_000;
@@ -88,17 +91,36 @@ pub fn registers(events: &[Event]) -> [Register; 4] {
     [0, 1, 2, 3].map(|mr| replay(events, mr))
 }
 
+/// Both halves as an honest verifier has them for [`firmware_events`].
 pub fn reference() -> ReferenceValues {
     let events = firmware_events();
     let [rtmr0, rtmr1, rtmr2, _] = registers(&events);
-    ReferenceValues {
-        image: image(),
-        mrtd: Some(tdx_sim::mrtd()),
+    let predicted = |wanted: &[u8]| -> Vec<PredictedEvent> {
+        let of_half = events.iter().filter(|event| wanted.contains(&event.mr));
+        of_half
+            .map(|event| PredictedEvent {
+                mr: event.mr,
+                event: event.event.clone(),
+                digest: event.register_digest(),
+                cause: Cause::Firmware(
+                    String::from_utf8_lossy(event.payload.as_deref().unwrap_or_default()).into_owned(),
+                ),
+            })
+            .collect()
+    };
+    let boot = Boot { platform: BootPlatform::Simulator, rtmr1, rtmr2, events: predicted(&[1, 2]) };
+    let image = ImageReference { image: image(), build: None, boots: vec![boot], alternatives: vec![] };
+    let platform = PlatformReference {
+        name: "simulator".into(),
+        simulated: true,
+        firmware: None,
+        machine: None,
+        mrtd: vec![Mrtd { order: PageOrder::Stated, value: tdx_sim::mrtd() }],
         rtmr0: Some(rtmr0),
-        rtmr1: Some(rtmr1),
-        rtmr2: Some(rtmr2),
-        events,
-    }
+        events: predicted(&[0]),
+        alternatives: vec![],
+    };
+    ReferenceValues { images: vec![image], platforms: vec![platform] }
 }
 
 pub fn image() -> ImageInfo {
@@ -150,7 +172,7 @@ impl Fixture {
             endpoint: Some("shop.example:8443".into()),
             tls_key: Some(DIGEST.replace('1', "3")),
             declaration: Some(DIGEST.into()),
-            reference: Some(reference()),
+            reference: reference(),
             ..Expectations::default()
         }
     }
