@@ -10,6 +10,8 @@ use std::ops::Range;
 
 use sha2::{Digest as _, Sha384};
 
+use crate::bytes::{CutOff, add, offset_at, slice, u16_at};
+
 /// `MZ`, then the offset of the PE signature at 0x3c.
 const DOS_SIGNATURE: &[u8] = b"MZ";
 const PE_OFFSET: usize = 0x3c;
@@ -62,7 +64,7 @@ impl<'a> Image<'a> {
         if bytes.get(..2) != Some(DOS_SIGNATURE) {
             return Err(PeError::NotPe("no MZ signature"));
         }
-        let pe = to_usize(u32_at(bytes, PE_OFFSET)?)?;
+        let pe = offset_at(bytes, PE_OFFSET)?;
         if slice(bytes, pe, PE_SIGNATURE.len())? != PE_SIGNATURE {
             return Err(PeError::NotPe("no PE signature"));
         }
@@ -77,9 +79,9 @@ impl<'a> Image<'a> {
         if section_count > MOST_SECTIONS {
             return Err(PeError::TooManySections(section_count));
         }
-        let headers = to_usize(u32_at(bytes, add(optional, SIZE_OF_HEADERS)?)?)?;
+        let headers = offset_at(bytes, add(optional, SIZE_OF_HEADERS)?)?;
         let checksum = add(optional, CHECKSUM)?;
-        let directories = to_usize(u32_at(bytes, add(optional, NUMBER_OF_DIRECTORIES)?)?)?;
+        let directories = offset_at(bytes, add(optional, NUMBER_OF_DIRECTORIES)?)?;
         let certificate_entry = if directories > CERTIFICATE_TABLE {
             let entry = add(optional, DIRECTORIES + CERTIFICATE_TABLE * DIRECTORY_LENGTH)?;
             if add(entry, DIRECTORY_LENGTH)? > add(optional, optional_length)? {
@@ -91,8 +93,8 @@ impl<'a> Image<'a> {
         };
         let certificates = match certificate_entry {
             Some(entry) => {
-                let start = to_usize(u32_at(bytes, entry)?)?;
-                let length = to_usize(u32_at(bytes, add(entry, 4)?)?)?;
+                let start = offset_at(bytes, entry)?;
+                let length = offset_at(bytes, add(entry, 4)?)?;
                 if length > 0 {
                     slice(bytes, start, length)?;
                 }
@@ -184,35 +186,19 @@ fn section(bytes: &[u8], header: usize) -> Result<Section, PeError> {
     if !name.iter().all(u8::is_ascii_graphic) {
         return Err(PeError::NotPe("a section's name is not ASCII"));
     }
-    let virtual_size = to_usize(u32_at(bytes, add(header, 8)?)?)?;
-    let length = to_usize(u32_at(bytes, add(header, 16)?)?)?;
-    let start = to_usize(u32_at(bytes, add(header, 20)?)?)?;
+    let virtual_size = offset_at(bytes, add(header, 8)?)?;
+    let length = offset_at(bytes, add(header, 16)?)?;
+    let start = offset_at(bytes, add(header, 20)?)?;
     // A section without bytes in the file may point anywhere.
     let raw = if length == 0 { 0..0 } else { start..add(start, length)? };
     slice(bytes, raw.start, raw.len())?;
     Ok(Section { name: String::from_utf8_lossy(name).into_owned(), raw, virtual_size })
 }
 
-fn slice(bytes: &[u8], at: usize, length: usize) -> Result<&[u8], PeError> {
-    bytes.get(at..add(at, length)?).ok_or(PeError::CutOff(at))
-}
-
-fn u16_at(bytes: &[u8], at: usize) -> Result<u16, PeError> {
-    let raw = slice(bytes, at, 2)?;
-    raw.try_into().map(u16::from_le_bytes).map_err(|_| PeError::CutOff(at))
-}
-
-fn u32_at(bytes: &[u8], at: usize) -> Result<u32, PeError> {
-    let raw = slice(bytes, at, 4)?;
-    raw.try_into().map(u32::from_le_bytes).map_err(|_| PeError::CutOff(at))
-}
-
-fn add(one: usize, other: usize) -> Result<usize, PeError> {
-    one.checked_add(other).ok_or(PeError::CutOff(one))
-}
-
-fn to_usize(value: u32) -> Result<usize, PeError> {
-    usize::try_from(value).map_err(|_| PeError::CutOff(usize::MAX))
+impl From<CutOff> for PeError {
+    fn from(CutOff(at): CutOff) -> Self {
+        Self::CutOff(at)
+    }
 }
 
 /// Why a file is not an image that can be measured.

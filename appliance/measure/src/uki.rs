@@ -6,10 +6,10 @@
 
 use std::collections::BTreeMap;
 
-use cofferdam_attest::event_log::{self, Event, Register};
+use cofferdam_attest::event_log::Register;
 use cofferdam_attest::evidence::ImageInfo;
-use cofferdam_attest::reference::ReferenceValues;
-use sha2::{Digest as _, Sha384};
+use cofferdam_attest::reference::{Boot, BootPlatform, Build, Cause, ImageReference, PredictedEvent, replay};
+use sha2::{Digest as _, Sha256, Sha384};
 
 use crate::pe::{Image, PeError};
 
@@ -27,65 +27,62 @@ const MEASURED_SECTIONS: [&str; 6] = [".linux", ".osrel", ".cmdline", ".initrd",
 const UNPREDICTED_SECTIONS: [&str; 9] =
     [".ucode", ".splash", ".dtb", ".dtbauto", ".hwids", ".efifw", ".pcrsig", ".pcrpkey", ".profile"];
 
-/// How the firmware maps its measurements.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub enum Platform {
-    /// TDVF in a trust domain: one separator per register.
-    Tdx,
-    /// OVMF with a TPM whose log is replayed into the registers (the simulated TD): one separator per PCR, so five of
-    /// them in RTMR1.
-    Simulator,
-}
-
-/// The reference values of a UKI: RTMR1 and RTMR2 with their events. MRTD and RTMR0 are left open.
+/// The portable half of an image's reference values: RTMR1 and RTMR2 with their events, for every way of booting it.
 ///
 /// # Errors
 /// [`MeasureError`] when the file is no UKI.
-pub fn reference_values(uki: &[u8], platform: Platform) -> Result<ReferenceValues, MeasureError> {
-    let events = events(uki, platform)?;
-    let replay = |mr| Some(event_log::replay(&events, mr));
-    let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(uki)));
-    let image = ImageInfo {
+pub fn image_reference(uki: &[u8], build: Option<Build>) -> Result<ImageReference, MeasureError> {
+    let image = Image::parse(uki).map_err(MeasureError::Uki)?;
+    let mut boots = Vec::new();
+    for platform in [BootPlatform::Tdx, BootPlatform::Simulator] {
+        let mut events = load_events(&image, platform)?;
+        events.extend(stub_events(&image)?);
+        boots.push(Boot { platform, rtmr1: replay(&events, 1), rtmr2: replay(&events, 2), events });
+    }
+    let info = ImageInfo {
         name: "cofferdam".to_owned(),
         release: env!("CARGO_PKG_VERSION").to_owned(),
-        digests: BTreeMap::from([("uki".to_owned(), digest)]),
+        digests: digests(uki, &image),
     };
-    Ok(ReferenceValues { image, mrtd: None, rtmr0: None, rtmr1: replay(1), rtmr2: replay(2), events })
+    Ok(ImageReference { image: info, build, boots, alternatives: Vec::new() })
 }
 
-/// The events of RTMR1 and RTMR2, each register's in the order in which it is extended.
-///
-/// # Errors
-/// [`MeasureError`] when the file is no UKI.
-pub fn events(uki: &[u8], platform: Platform) -> Result<Vec<Event>, MeasureError> {
-    let image = Image::parse(uki).map_err(MeasureError::Uki)?;
-    let mut events = load_events(&image, platform)?;
-    events.extend(stub_events(&image)?);
-    Ok(events)
+/// SHA-256 of the image and of its parts.
+fn digests(uki: &[u8], image: &Image<'_>) -> BTreeMap<String, String> {
+    let parts = [("kernel", ".linux"), ("initrd", ".initrd"), ("command_line", ".cmdline")];
+    let parts = parts.into_iter().filter_map(|(name, section)| Some((name, image.section(section)?)));
+    [("uki", uki)]
+        .into_iter()
+        .chain(parts)
+        .map(|(name, bytes)| (name.to_owned(), format!("sha256:{}", hex::encode(Sha256::digest(bytes)))))
+        .collect()
 }
 
 /// RTMR1: what the firmware does and loads.
-fn load_events(image: &Image<'_>, platform: Platform) -> Result<Vec<Event>, MeasureError> {
+fn load_events(image: &Image<'_>, platform: BootPlatform) -> Result<Vec<PredictedEvent>, MeasureError> {
     let linux = image.section(".linux").ok_or(MeasureError::Missing(".linux"))?;
     let kernel = Image::parse(linux).map_err(MeasureError::Kernel)?;
     let separators = match platform {
-        Platform::Tdx => 1,
-        Platform::Simulator => 5,
+        BootPlatform::Tdx => 1,
+        BootPlatform::Simulator => 5,
     };
-    let mut events = vec![of_data(1, "EV_EFI_ACTION", CALLING.as_bytes())];
-    events.extend(std::iter::repeat_with(|| of_data(1, "EV_SEPARATOR", &SEPARATOR)).take(separators));
+    let mut events = vec![of_data(1, "EV_EFI_ACTION", CALLING.as_bytes(), Cause::BootAttempt)];
+    for _ in 0..separators {
+        events.push(of_data(1, "EV_SEPARATOR", &SEPARATOR, Cause::Separator));
+    }
+    let application = "EV_EFI_BOOT_SERVICES_APPLICATION";
     let uki_digest = image.authenticode_sha384().map_err(MeasureError::Uki)?;
     let kernel_digest = kernel.authenticode_sha384().map_err(MeasureError::Kernel)?;
-    events.push(of_digest(1, "EV_EFI_BOOT_SERVICES_APPLICATION", uki_digest));
-    events.push(of_digest(1, "EV_EFI_BOOT_SERVICES_APPLICATION", kernel_digest));
-    events.push(of_data(1, "EV_EFI_ACTION", EXIT_INVOKED.as_bytes()));
-    events.push(of_data(1, "EV_EFI_ACTION", EXIT_DONE.as_bytes()));
+    events.push(of_digest(1, application, uki_digest, Cause::Uki));
+    events.push(of_digest(1, application, kernel_digest, Cause::Kernel));
+    events.push(of_data(1, "EV_EFI_ACTION", EXIT_INVOKED.as_bytes(), Cause::ExitBootServices));
+    events.push(of_data(1, "EV_EFI_ACTION", EXIT_DONE.as_bytes(), Cause::ExitBootServices));
     Ok(events)
 }
 
 /// RTMR2: the sections that systemd-stub measures (the name with its NUL, then the contents), then the command line
 /// and the initrd as the kernel's EFI stub receives them.
-fn stub_events(image: &Image<'_>) -> Result<Vec<Event>, MeasureError> {
+fn stub_events(image: &Image<'_>) -> Result<Vec<PredictedEvent>, MeasureError> {
     if let Some(section) =
         image.sections().iter().find(|section| UNPREDICTED_SECTIONS.contains(&section.name.as_str()))
     {
@@ -95,24 +92,29 @@ fn stub_events(image: &Image<'_>) -> Result<Vec<Event>, MeasureError> {
     for name in MEASURED_SECTIONS {
         if let Some(contents) = image.section(name) {
             let terminated = [name.as_bytes(), &[0]].concat();
-            events.push(of_digest(2, "EV_IPL", Sha384::digest(&terminated).into()));
-            events.push(of_digest(2, "EV_IPL", Sha384::digest(contents).into()));
+            events.push(of_data(2, "EV_IPL", &terminated, Cause::SectionName(name.to_owned())));
+            events.push(of_data(2, "EV_IPL", contents, Cause::SectionContents(name.to_owned())));
         }
     }
     let cmdline = image.section(".cmdline").ok_or(MeasureError::Missing(".cmdline"))?;
     let cmdline = std::str::from_utf8(cmdline).map_err(|_| MeasureError::CommandLine)?;
     let cmdline = cmdline.trim_end_matches(['\0', '\n']);
     let wide: Vec<u8> = cmdline.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
-    events.push(of_digest(2, "EV_EVENT_TAG", Sha384::digest(&wide).into()));
+    events.push(of_data(2, "EV_EVENT_TAG", &wide, Cause::CommandLine));
+    events.push(of_digest(2, "EV_EVENT_TAG", initrd_digest(image, true)?, Cause::Initrd));
+    Ok(events)
+}
+
+/// What the kernel's EFI stub measures as its initrd: the section, padded, and the stub's archive behind it.
+fn initrd_digest(image: &Image<'_>, with_archive: bool) -> Result<Register, MeasureError> {
     let initrd = image.section(".initrd").ok_or(MeasureError::Missing(".initrd"))?;
     let mut hash = Sha384::new();
     hash.update(initrd);
-    hash.update(padding(initrd.len()));
-    if let Some(release) = image.section(".osrel") {
+    if let Some(release) = image.section(".osrel").filter(|_| with_archive) {
+        hash.update(padding(initrd.len()));
         hash.update(os_release_archive(release));
     }
-    events.push(of_digest(2, "EV_EVENT_TAG", hash.finalize().into()));
-    Ok(events)
+    Ok(hash.finalize().into())
 }
 
 /// The cpio archive that systemd-stub appends to the initrd: `/.extra/os-release`, read-only, in the "newc" format of
@@ -162,15 +164,13 @@ fn padding(length: usize) -> &'static [u8] {
     }
 }
 
-/// An event whose digest is that of its data.
-fn of_data(mr: u8, event: &str, data: &[u8]) -> Event {
-    let digest = Some(Sha384::digest(data).into());
-    Event { mr, event: event.to_owned(), digest, payload: Some(data.to_vec()) }
+/// An event whose digest is that of the data.
+fn of_data(mr: u8, event: &str, data: &[u8], cause: Cause) -> PredictedEvent {
+    of_digest(mr, event, Sha384::digest(data).into(), cause)
 }
 
-/// An event whose data says nothing about its digest.
-fn of_digest(mr: u8, event: &str, digest: Register) -> Event {
-    Event { mr, event: event.to_owned(), digest: Some(digest), payload: None }
+fn of_digest(mr: u8, event: &str, digest: Register, cause: Cause) -> PredictedEvent {
+    PredictedEvent { mr, event: event.to_owned(), digest, cause }
 }
 
 /// Why a file's registers cannot be predicted.
@@ -211,27 +211,32 @@ mod tests {
         build(&sections)
     }
 
-    fn registers(uki: &[u8], platform: Platform) -> (Register, Register) {
-        let values = reference_values(uki, platform).unwrap();
-        (values.rtmr1.unwrap(), values.rtmr2.unwrap())
+    fn boot(uki: &[u8], platform: BootPlatform) -> Boot {
+        let reference = image_reference(uki, None).unwrap();
+        reference.boots.into_iter().find(|boot| boot.platform == platform).unwrap()
+    }
+
+    fn registers(uki: &[u8], platform: BootPlatform) -> (Register, Register) {
+        let boot = boot(uki, platform);
+        (boot.rtmr1, boot.rtmr2)
     }
 
     #[test]
     fn every_part_of_the_image_counts() {
         let base = uki(b"console=ttyS0\0", b"initrd");
-        let plain = registers(&base, Platform::Tdx);
+        let plain = registers(&base, BootPlatform::Tdx);
         for changed in [uki(b"console=ttyS1\0", b"initrd"), uki(b"console=ttyS0\0", b"initre")] {
-            let (rtmr1, rtmr2) = registers(&changed, Platform::Tdx);
+            let (rtmr1, rtmr2) = registers(&changed, BootPlatform::Tdx);
             assert_ne!(rtmr1, plain.0);
             assert_ne!(rtmr2, plain.1);
         }
-        assert_ne!(registers(&base, Platform::Simulator).0, plain.0, "separators differ");
-        assert_eq!(registers(&base, Platform::Simulator).1, plain.1);
+        assert_ne!(registers(&base, BootPlatform::Simulator).0, plain.0, "separators differ");
+        assert_eq!(registers(&base, BootPlatform::Simulator).1, plain.1);
     }
 
     #[test]
     fn the_order_is_that_of_the_stub_not_of_the_section_table() {
-        let events = events(&uki(b"a\0", b"initrd"), Platform::Tdx).unwrap();
+        let events = boot(&uki(b"a\0", b"initrd"), BootPlatform::Tdx).events;
         let names: Vec<Register> = MEASURED_SECTIONS
             .iter()
             .map(|name| Sha384::digest([name.as_bytes(), &[0]].concat()).into())
@@ -240,7 +245,7 @@ mod tests {
             .iter()
             .filter(|event| event.event == "EV_IPL")
             .step_by(2)
-            .filter_map(|event| event.digest)
+            .map(|event| event.digest)
             .collect();
         assert_eq!(measured, names);
         let rtmr1: Vec<&str> =
@@ -252,12 +257,9 @@ mod tests {
 
     #[test]
     fn the_command_line_is_measured_as_utf16_with_its_terminator() {
-        let events = events(&uki("a=\u{e9}\0".as_bytes(), b"initrd"), Platform::Tdx).unwrap();
-        let tagged: Vec<Register> = events
-            .iter()
-            .filter(|event| event.event == "EV_EVENT_TAG")
-            .filter_map(|event| event.digest)
-            .collect();
+        let events = boot(&uki("a=\u{e9}\0".as_bytes(), b"initrd"), BootPlatform::Tdx).events;
+        let tagged: Vec<Register> =
+            events.iter().filter(|event| event.event == "EV_EVENT_TAG").map(|event| event.digest).collect();
         let wide: &[u8] = &[b'a', 0, b'=', 0, 0xe9, 0, 0, 0];
         assert_eq!(tagged.first(), Some(&Register::from(Sha384::digest(wide))));
     }
@@ -275,17 +277,17 @@ mod tests {
 
     #[test]
     fn what_is_no_uki_is_an_error() {
-        assert!(matches!(reference_values(b"", Platform::Tdx), Err(MeasureError::Uki(_))));
+        assert!(matches!(image_reference(b"", None), Err(MeasureError::Uki(_))));
         let no_kernel = build(&[(".linux", b"not a PE")]);
-        assert!(matches!(reference_values(&no_kernel, Platform::Tdx), Err(MeasureError::Kernel(_))));
+        assert!(matches!(image_reference(&no_kernel, None), Err(MeasureError::Kernel(_))));
         let kernel = build(&[]);
         let bare = build(&[(".linux", &kernel)]);
-        assert!(matches!(reference_values(&bare, Platform::Tdx), Err(MeasureError::Missing(".cmdline"))));
+        assert!(matches!(image_reference(&bare, None), Err(MeasureError::Missing(".cmdline"))));
         let splash = build(&[(".linux", &kernel), (".cmdline", b"a"), (".initrd", b"i"), (".splash", b"s")]);
         assert!(
-            matches!(reference_values(&splash, Platform::Tdx), Err(MeasureError::Unpredicted(name)) if name == ".splash")
+            matches!(image_reference(&splash, None), Err(MeasureError::Unpredicted(name)) if name == ".splash")
         );
         let binary = build(&[(".linux", &kernel), (".cmdline", b"\xff"), (".initrd", b"i")]);
-        assert!(matches!(reference_values(&binary, Platform::Tdx), Err(MeasureError::CommandLine)));
+        assert!(matches!(image_reference(&binary, None), Err(MeasureError::CommandLine)));
     }
 }
