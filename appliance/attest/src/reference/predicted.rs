@@ -117,6 +117,48 @@ pub enum Reason {
     Initrd,
     /// The firmware is another build.
     FirmwareBuild,
+    /// Another image altogether: more than one of its parts changed.
+    OtherImage,
+    /// The kernel is another one, the rest of the image is the same.
+    OtherKernel,
+    /// The boot entry, the boot loader or the hypervisor passes another command line than the one inside the image.
+    LoaderCommandLine,
+    /// Another size of memory, laid out in the same way.
+    MemorySize,
+    /// Another version of QEMU, or other devices, with the same processors.
+    Machine,
+    /// Variables of Secure Boot: other keys, or switched on or off.
+    SecureBoot,
+    /// Boot entries of the firmware, or their order.
+    BootEntries,
+    /// An event that was not predicted, or a predicted one that is missing.
+    OtherEvent,
+    /// Values for a trust domain compared with the simulated device, or the reverse.
+    BootPlatform,
+}
+
+impl std::fmt::Display for Reason {
+    fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        out.write_str(match self {
+            Self::QemuHeaderPatching => "QEMU patched the kernel's header",
+            Self::PageAddOrder => "another page-add order",
+            Self::LowMemory => "memory on the other side of 2.75 GiB",
+            Self::CpuCount => "another number of processors",
+            Self::StubVersion => "another version of systemd-stub",
+            Self::CommandLine => "another command line in the image",
+            Self::Initrd => "another initrd",
+            Self::FirmwareBuild => "another build of the firmware",
+            Self::OtherImage => "another image",
+            Self::OtherKernel => "another kernel in the image",
+            Self::LoaderCommandLine => "a command line from outside of the image",
+            Self::MemorySize => "another size of memory",
+            Self::Machine => "another QEMU or other devices",
+            Self::SecureBoot => "other Secure Boot variables",
+            Self::BootEntries => "other boot entries",
+            Self::OtherEvent => "an event too many or too few",
+            Self::BootPlatform => "reference values of another kind of machine",
+        })
+    }
 }
 
 /// The value of register `mr` after all its predicted events.
