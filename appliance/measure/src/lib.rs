@@ -1,10 +1,16 @@
 #![doc = include_str!("../README.md")]
 
+pub mod acpi;
 mod bytes;
+pub mod firmware;
 mod guid;
+pub mod hob;
 pub mod mrtd;
 pub mod pe;
 pub mod tdvf;
 pub mod uki;
+pub mod variables;
 
+pub use acpi::AcpiTables;
+pub use firmware::{FirmwareError, platform_reference};
 pub use uki::{MeasureError, image_reference};

@@ -1,0 +1,267 @@
+//! What QEMU and the firmware make of a machine's shape and measure: ACPI tables, other files of fw_cfg, boot variables.
+//!
+//! Responsible for reading the folder that `ci/acpi-tables` writes and for the events that follow from its files. QEMU generates the
+//! tables from its version, the machine and what firmware configured, so they are taken from a run of both and never
+//! computed here. Sources: edk2 `OvmfPkg/Library/AcpiPlatformLib` (the loader script is measured, then every file that it allocates,
+//! in its order), `OvmfPkg/Library/QemuFwCfgLib/QemuFwCfgCacheInit.c` (further files, since 2025), `OvmfPkg/Tcg/TdTcg2Dxe` (boot
+//! variables); QEMU `hw/acpi/bios-linker-loader.c` (the script's entries).
+
+use std::collections::BTreeMap;
+use std::fs::File;
+use std::io::Read as _;
+use std::path::Path;
+
+use cofferdam_attest::event_log::Register;
+use cofferdam_attest::reference::{Cause, MachineShape, PredictedEvent};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha384};
+
+use crate::bytes::u32_at;
+
+const LOADER: &str = "etc/table-loader";
+const RSDP: &str = "etc/acpi/rsdp";
+const TABLES: &str = "etc/acpi/tables";
+const BOOT_ORDER: &str = "BootOrder";
+const SECURE_BOOT: &str = "SecureBoot";
+/// What firmware with the cache measures, in its order, with the length that a file must have to be taken at all.
+const CACHED: [(&str, Option<usize>); 6] = [
+    ("etc/extra-pci-roots", Some(8)),
+    ("BootMenu", Some(2)),
+    ("etc/boot-menu-wait", Some(2)),
+    ("etc/reserved-memory-end", Some(8)),
+    ("opt/ovmf/X-PciMmio64Mb", None),
+    ("bootorder", None),
+];
+
+/// Largest file; the tables have 128 KiB.
+const LARGEST: usize = 1 << 20;
+/// Most boot options; a machine of ours has two.
+const MOST_OPTIONS: usize = 64;
+/// An entry of the loader's script: command (4), file name (56), alignment, zone.
+const ENTRY: usize = 128;
+const NAME: usize = 56;
+const ALLOCATE: u32 = 1;
+/// Most entries; QEMU writes about thirty.
+const MOST_ENTRIES: usize = 1024;
+
+/// The files of one machine.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct AcpiTables {
+    machine: MachineShape,
+    files: BTreeMap<String, Vec<u8>>,
+}
+
+/// `machine.json`.
+#[derive(Deserialize)]
+#[serde(deny_unknown_fields)]
+struct Machine {
+    qemu: String,
+    memory_mib: u64,
+    cpus: u32,
+    #[serde(rename = "arguments")]
+    _arguments: Vec<String>,
+}
+
+impl AcpiTables {
+    /// Reads a folder written by `ci/acpi-tables`.
+    ///
+    /// # Errors
+    /// [`AcpiError`] when a file that every machine has is missing, or one is too large or malformed.
+    pub fn read(folder: &Path) -> Result<Self, AcpiError> {
+        let machine =
+            read(folder, "machine.json")?.ok_or_else(|| AcpiError::Missing("machine.json".into()))?;
+        let mut files = BTreeMap::new();
+        let mut take = |name: &str| -> Result<(), AcpiError> {
+            if let Some(bytes) = read(folder, &name.replace('/', "-"))? {
+                files.insert(name.to_owned(), bytes);
+            }
+            Ok(())
+        };
+        for name in [LOADER, RSDP, TABLES, BOOT_ORDER, SECURE_BOOT] {
+            take(name)?;
+        }
+        for (name, _) in CACHED {
+            take(name)?;
+        }
+        let order = files.get(BOOT_ORDER).cloned().unwrap_or_default();
+        for name in options(&order)? {
+            if let Some(bytes) = read(folder, &name)? {
+                files.insert(name, bytes);
+            }
+        }
+        Self::new(&machine, files)
+    }
+
+    /// From the contents of `machine.json` and of the files, by their fw_cfg names or variable names.
+    ///
+    /// # Errors
+    /// As [`AcpiTables::read`].
+    pub fn new(machine: &[u8], files: BTreeMap<String, Vec<u8>>) -> Result<Self, AcpiError> {
+        let machine: Machine = serde_json::from_slice(machine).map_err(AcpiError::Machine)?;
+        let machine =
+            MachineShape { memory_mib: machine.memory_mib, cpus: machine.cpus, qemu: Some(machine.qemu) };
+        let tables = Self { machine, files };
+        tables.events()?;
+        tables.boot_events()?;
+        Ok(tables)
+    }
+
+    /// The machine that they are of.
+    #[must_use]
+    pub fn machine(&self) -> &MachineShape {
+        &self.machine
+    }
+
+    /// Refuses tables of another machine: other memory, another number of processors, another version of QEMU (`10.0` stands
+    /// for all of `10.0.x`).
+    ///
+    /// # Errors
+    /// [`AcpiError::OtherMachine`].
+    pub fn check(&self, shape: &MachineShape) -> Result<(), AcpiError> {
+        let other = |what, wanted: String, found: String| AcpiError::OtherMachine { what, wanted, found };
+        let own = &self.machine;
+        if own.memory_mib != shape.memory_mib {
+            return Err(other("MiB of memory", shape.memory_mib.to_string(), own.memory_mib.to_string()));
+        }
+        if own.cpus != shape.cpus {
+            return Err(other("processors", shape.cpus.to_string(), own.cpus.to_string()));
+        }
+        let found = own.qemu.as_deref().unwrap_or_default();
+        match &shape.qemu {
+            Some(wanted) if !is_version(found, wanted) => {
+                Err(other("as version of QEMU", wanted.clone(), found.to_owned()))
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// The events of the tables: the loader's script, then the files that it allocates.
+    pub(crate) fn events(&self) -> Result<Vec<PredictedEvent>, AcpiError> {
+        let loader = self.file(LOADER)?;
+        if !loader.len().is_multiple_of(ENTRY) || loader.len() / ENTRY > MOST_ENTRIES {
+            return Err(AcpiError::Loader);
+        }
+        let mut events = vec![event("EV_PLATFORM_CONFIG_FLAGS", loader, Cause::AcpiLoader)];
+        for entry in loader.chunks_exact(ENTRY) {
+            if u32_at(entry, 0).map_err(|_| AcpiError::Loader)? != ALLOCATE {
+                continue;
+            }
+            let name = entry.get(4..4 + NAME).unwrap_or_default();
+            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+            let name = std::str::from_utf8(name).map_err(|_| AcpiError::Loader)?;
+            let cause = match name {
+                RSDP => Cause::AcpiRsdp,
+                TABLES => Cause::AcpiTables,
+                other => Cause::Firmware(other.to_owned()),
+            };
+            events.push(event("EV_PLATFORM_CONFIG_FLAGS", self.file(name)?, cause));
+        }
+        Ok(events)
+    }
+
+    /// The events of the files that newer firmware measures first of all.
+    pub(crate) fn cached_events(&self) -> Vec<PredictedEvent> {
+        let mut events = Vec::new();
+        for (name, length) in CACHED {
+            let file = self.files.get(name).filter(|file| !file.is_empty());
+            if let Some(file) = file.filter(|file| length.is_none_or(|length| file.len() == length)) {
+                events.push(event("EV_PLATFORM_CONFIG_FLAGS", file, Cause::Firmware(name.to_owned())));
+            }
+        }
+        events
+    }
+
+    /// The events of BootOrder and of the options that it names; none when the firmware left none.
+    pub(crate) fn boot_events(&self) -> Result<Vec<PredictedEvent>, AcpiError> {
+        let Some(order) = self.files.get(BOOT_ORDER) else { return Ok(Vec::new()) };
+        let cause = |name: &str| Cause::BootVariable(name.to_owned());
+        let mut events = vec![event("EV_EFI_VARIABLE_BOOT", order, cause(BOOT_ORDER))];
+        for name in options(order)? {
+            // An option that is named and missing is passed over by the firmware, too.
+            if let Some(option) = self.files.get(&name) {
+                events.push(event("EV_EFI_VARIABLE_BOOT", option, cause(&name)));
+            }
+        }
+        Ok(events)
+    }
+
+    /// The variable SecureBoot as the firmware set it; empty when it has no such variable, `None` when nobody looked.
+    pub(crate) fn secure_boot(&self) -> Option<&[u8]> {
+        self.files.get(SECURE_BOOT).map(Vec::as_slice)
+    }
+
+    fn file(&self, name: &str) -> Result<&[u8], AcpiError> {
+        self.files.get(name).map(Vec::as_slice).ok_or_else(|| AcpiError::Missing(name.to_owned()))
+    }
+}
+
+/// The names of the options in a BootOrder.
+fn options(order: &[u8]) -> Result<Vec<String>, AcpiError> {
+    if !order.len().is_multiple_of(2) || order.len() / 2 > MOST_OPTIONS {
+        return Err(AcpiError::BootOrder);
+    }
+    let numbers = order.chunks_exact(2).filter_map(|pair| pair.try_into().ok().map(u16::from_le_bytes));
+    Ok(numbers.map(|number| format!("Boot{number:04X}")).collect())
+}
+
+/// Whether `found` is `wanted` or a patch level of it.
+fn is_version(found: &str, wanted: &str) -> bool {
+    found.strip_prefix(wanted).is_some_and(|rest| rest.is_empty() || rest.starts_with('.'))
+}
+
+fn event(kind: &str, data: &[u8], cause: Cause) -> PredictedEvent {
+    let digest: Register = Sha384::digest(data).into();
+    PredictedEvent { mr: 0, event: kind.to_owned(), digest, cause }
+}
+
+/// A file of at most [`LARGEST`] bytes, `None` when there is none.
+fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, AcpiError> {
+    let failed = |source| AcpiError::Read { name: name.to_owned(), source };
+    let file = match File::open(folder.join(name)) {
+        Ok(file) => file,
+        Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
+        Err(error) => return Err(failed(error)),
+    };
+    let mut bytes = Vec::new();
+    file.take(LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+    if bytes.len() > LARGEST { Err(AcpiError::TooLarge(name.to_owned())) } else { Ok(Some(bytes)) }
+}
+
+/// Why a folder of tables was refused.
+#[derive(Debug, thiserror::Error)]
+pub enum AcpiError {
+    /// A file cannot be read.
+    #[error("cannot read {name}")]
+    Read {
+        /// The file.
+        name: String,
+        /// Why.
+        #[source]
+        source: std::io::Error,
+    },
+    /// A file that must be there.
+    #[error("there is no {0}")]
+    Missing(String),
+    /// Larger than any machine's.
+    #[error("{0} is larger than that of any machine")]
+    TooLarge(String),
+    /// `machine.json`.
+    #[error("machine.json is malformed")]
+    Machine(#[source] serde_json::Error),
+    /// The loader's script.
+    #[error("etc/table-loader is malformed")]
+    Loader,
+    /// BootOrder.
+    #[error("BootOrder is malformed")]
+    BootOrder,
+    /// They are of another machine than the one asked for.
+    #[error("the tables are of a machine with {found} {what}, not {wanted}")]
+    OtherMachine {
+        /// What differs.
+        what: &'static str,
+        /// What was asked for.
+        wanted: String,
+        /// What the tables are of.
+        found: String,
+    },
+}
