@@ -2,6 +2,7 @@
 
 pub mod acpi;
 mod bytes;
+pub mod explain;
 pub mod firmware;
 mod guid;
 pub mod hob;

@@ -1,0 +1,427 @@
+//! Why registers differ from their reference values, in words that say what to do.
+//!
+//! Responsible for setting the measured event log beside the predicted events, register by register, for naming the first
+//! divergence, and for inferring likely causes with the evidence for each. It never decides whether anything is
+//! trusted: [`cofferdam_attest::appraise`] does, and a mismatch stays a mismatch whatever explains it.
+//!
+//! How sure a cause is, is said with it. It is *certain* when what was measured equals a digest that is known to come about in
+//! that way ([`Alternative`](cofferdam_attest::reference::Alternative)), and *likely* when it is inferred from which
+//! events differ. What nothing explains is listed as such.
+//!
+//! What an explanation cannot know:
+//! - The log is believed only as far as it replays to the quote's register. Where it does not, no event is named.
+//! - A replay proves the order of the digests. What the log says *about* an event (its type, its data) is not measured
+//!   by itself; sections of the image are recognised by the digests of their names, other labels are the log's words.
+//! - With an unknown MRTD, unknown firmware measured everything else and may have measured anything. The same holds for the
+//!   `machine` event of RTMR3 when RTMR1 or RTMR2 differ: then an unknown program wrote it.
+//! - MRTD has no log, so nothing says *what* of a firmware differs, only whether the value is known.
+//! - Digests cannot be reversed: that a section changed is seen, not what is in it.
+
+use cofferdam_attest::event_log::payload::{Machine, Payload as _};
+use cofferdam_attest::event_log::{self, Event, MAX_EVENTS, Register};
+use cofferdam_attest::quote::Quote;
+use cofferdam_attest::reference::{
+    Boot, BootPlatform, ImageReference, PlatformReference, PredictedEvent, Reason, ReferenceValues,
+};
+use serde::Serialize;
+
+mod align;
+mod image;
+mod label;
+mod platform;
+mod render;
+
+use align::Pair;
+
+/// Most rows of a register's comparison; a boot measures fewer than 30 events into one register.
+const MAX_ROWS: usize = 40;
+/// Most causes and unexplained differences that are listed.
+const MAX_LISTED: usize = 16;
+
+/// What differs and why; [`std::fmt::Display`] renders it as text of at most 100 columns, ASCII without colours.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Explanation {
+    /// The image half that was compared: name, release and way of booting.
+    pub image: Option<String>,
+    /// The platform half that was compared.
+    pub platform: Option<String>,
+    /// MRTD, RTMR0, RTMR1, RTMR2.
+    pub registers: Vec<RegisterComparison>,
+    /// Why they may differ, the surest first.
+    pub causes: Vec<LikelyCause>,
+    /// Differences that nothing known explains.
+    pub unexplained: Vec<String>,
+    /// What limits the explanation.
+    pub notes: Vec<String>,
+}
+
+/// One register.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct RegisterComparison {
+    /// `mrtd`, `rtmr0`, `rtmr1`, `rtmr2`.
+    pub name: &'static str,
+    /// What the comparison says.
+    pub status: Status,
+    /// The quote's value, 96 hex digits.
+    pub measured: String,
+    /// Reference values, 96 hex digits each; MRTD has one per page-add order.
+    pub expected: Vec<String>,
+    /// The first divergence in words, or why no event can be named.
+    pub first_divergence: Option<String>,
+    /// The logs side by side, when the register differs and the log is believed.
+    pub rows: Vec<Row>,
+    /// Rows that were left out.
+    pub omitted_rows: usize,
+}
+
+/// What the comparison of a register says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Status {
+    /// As predicted.
+    Equal,
+    /// As far as it is predicted, the events are there; the rest is not determined.
+    PartlyPredicted,
+    /// Another value.
+    Differs,
+    /// Nothing to compare with.
+    NoReference,
+}
+
+/// One row of two logs side by side.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Row {
+    /// What the row says.
+    pub mark: Mark,
+    /// What was measured.
+    pub measured: Option<Side>,
+    /// What was predicted.
+    pub predicted: Option<Side>,
+}
+
+/// What a row says.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Mark {
+    /// As predicted.
+    Same,
+    /// Another digest.
+    Changed,
+    /// Measured, not predicted.
+    Extra,
+    /// Predicted, not measured.
+    Missing,
+}
+
+/// One event of one log.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct Side {
+    /// Position among the register's events, from 1.
+    pub index: usize,
+    /// Its type, `EV_…`.
+    pub event: String,
+    /// What produces it, or what the log calls it; printable ASCII.
+    pub label: Option<String>,
+    /// The first 12 hex digits of its digest.
+    pub digest: String,
+}
+
+/// How sure a cause is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
+#[serde(rename_all = "snake_case")]
+pub enum Certainty {
+    /// What was measured equals a value that is known to come about in this way.
+    Certain,
+    /// Inferred from which events differ.
+    Likely,
+}
+
+/// One reason with its evidence.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct LikelyCause {
+    /// Which.
+    pub reason: Reason,
+    /// How sure.
+    pub certainty: Certainty,
+    /// Registers that differ for it.
+    pub registers: Vec<&'static str>,
+    /// Why we think so.
+    pub sentence: String,
+    /// What to do.
+    pub remedy: String,
+}
+
+/// Explains how the registers of `quote` differ from `reference`. `log` is the evidence's event log with all registers;
+/// `simulated` is whether a verified chain says that the TDX device is simulated, `None` without a verified chain.
+#[must_use]
+pub fn explain(
+    reference: &ReferenceValues,
+    quote: &Quote,
+    log: &[Event],
+    simulated: Option<bool>,
+) -> Explanation {
+    let [rtmr0, rtmr1, rtmr2, rtmr3] = &quote.rtmr;
+    let mut findings = Findings::default();
+    let fitting = reference.boot(simulated, (rtmr1, rtmr2), log);
+    // Values for another kind of machine prove nothing, but show what is the same.
+    let boot = fitting.or_else(|| reference.boot(None, (rtmr1, rtmr2), log));
+    let platform = reference.platform(simulated, &quote.mrtd, rtmr0, log);
+    let events = boot.map(|(_, boot)| boot.events.as_slice());
+    let of_image = |mr, found, wanted| Analysis::new(mr, found, wanted, false, log, events.unwrap_or_default());
+    let one = of_image(1, rtmr1, boot.map(|(_, boot)| boot.rtmr1));
+    let two = of_image(2, rtmr2, boot.map(|(_, boot)| boot.rtmr2));
+    let predicted = platform.map(|platform| platform.events.as_slice()).unwrap_or_default();
+    let partial = platform.is_some_and(|platform| platform.rtmr0.is_none());
+    let zero = Analysis::new(0, rtmr0, platform.and_then(|half| half.rtmr0), partial, log, predicted);
+    let mut image = image::Rules::new(boot, one, two);
+    image.boot_platform(fitting.is_none(), simulated, &mut findings);
+    image.apply(&mut findings);
+    let machine = (log.len() <= MAX_EVENTS && event_log::replay(log, 3) == *rtmr3)
+        .then(|| log.iter().filter(|event| event.mr == 3).find_map(Machine::read))
+        .flatten();
+    let genuine = image.one.status() == Status::Equal && image.two.status() == Status::Equal;
+    let mut shape = platform::Rules { reference, platform, simulated, quote, machine, zero };
+    let mrtd = shape.apply(&mut findings);
+    let registers = vec![mrtd, shape.zero.comparison(), image.one.comparison(), image.two.comparison()];
+    findings.note_trust(&registers, shape.machine.is_some() && !genuine);
+    for analysis in [&shape.zero, &image.one, &image.two] {
+        findings.leftovers(analysis);
+    }
+    findings.causes.sort_by_key(|cause| cause.certainty);
+    findings.causes.truncate(MAX_LISTED);
+    Explanation {
+        image: boot.map(describe_image),
+        platform: platform.map(describe_platform),
+        registers,
+        causes: findings.causes,
+        unexplained: findings.unexplained,
+        notes: findings.notes,
+    }
+}
+
+/// The explanation in one line, for a failure message; `None` when no register differs.
+#[must_use]
+pub fn summary(explanation: &Explanation) -> Option<String> {
+    let differing: Vec<&RegisterComparison> =
+        explanation.registers.iter().filter(|register| register.status == Status::Differs).collect();
+    let first = differing.first()?;
+    if let Some(cause) = explanation.causes.first() {
+        let others = match explanation.causes.len().saturating_sub(1) {
+            0 => String::new(),
+            count => format!(", and {count} more"),
+        };
+        let registers = upper(&cause.registers).join(", ");
+        let certainty = render::certainty(cause.certainty);
+        return Some(format!("{certainty} cause: {} ({registers}){others}", cause.reason));
+    }
+    let names: Vec<&str> = differing.iter().map(|register| register.name).collect();
+    let first = first.first_divergence.as_deref().unwrap_or("nothing known explains it");
+    Some(format!("{} differ: {first}", upper(&names).join(", ")))
+}
+
+/// Register names as people write them.
+fn upper(names: &[&str]) -> Vec<String> {
+    names.iter().map(|name| name.to_ascii_uppercase()).collect()
+}
+
+fn describe_image((image, boot): (&ImageReference, &Boot)) -> String {
+    let kind = match boot.platform {
+        BootPlatform::Tdx => "in a trust domain",
+        BootPlatform::Simulator => "on the simulated device",
+    };
+    format!("{} {} {kind}", label::printable(&image.image.name), label::printable(&image.image.release))
+}
+
+fn describe_platform(platform: &PlatformReference) -> String {
+    let simulated = if platform.simulated { " (SIMULATED)" } else { "" };
+    format!("{}{simulated}", label::printable(&platform.name))
+}
+
+/// How far the log of a register can be used.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum LogState {
+    /// It replays to the quote's value.
+    Replays,
+    /// It does not.
+    Contradicts,
+    /// The evidence carries no events of this register.
+    Absent,
+    /// No events were predicted.
+    NothingPredicted,
+}
+
+/// A register's two logs.
+struct Analysis<'a> {
+    mr: u8,
+    found: Register,
+    wanted: Option<Register>,
+    /// Only some events are predicted, others may occur between them.
+    partial: bool,
+    log: LogState,
+    /// Empty unless the log replays.
+    pairs: Vec<Pair<'a>>,
+    /// Which pairs a cause accounts for.
+    explained: Vec<bool>,
+}
+
+impl<'a> Analysis<'a> {
+    fn new(
+        mr: u8,
+        found: &Register,
+        wanted: Option<Register>,
+        partial: bool,
+        log: &'a [Event],
+        predicted: &'a [PredictedEvent],
+    ) -> Self {
+        let measured: Vec<&Event> =
+            log.iter().take(MAX_EVENTS).filter(|event| event.mr == mr).collect();
+        let predicted: Vec<&PredictedEvent> =
+            predicted.iter().take(MAX_EVENTS).filter(|event| event.mr == mr).collect();
+        let state = if log.len() > MAX_EVENTS {
+            LogState::Contradicts
+        } else if measured.is_empty() {
+            LogState::Absent
+        } else if event_log::replay(log, mr) != *found {
+            LogState::Contradicts
+        } else if predicted.is_empty() {
+            LogState::NothingPredicted
+        } else {
+            LogState::Replays
+        };
+        let mut pairs =
+            if state == LogState::Replays { align::align(&measured, &predicted) } else { Vec::new() };
+        if partial {
+            pairs.retain(|pair| pair.predicted.is_some());
+        }
+        let explained = pairs.iter().map(Pair::same).collect();
+        Self { mr, found: *found, wanted, partial, log: state, pairs, explained }
+    }
+
+    fn name(&self) -> &'static str {
+        match self.mr {
+            0 => "rtmr0",
+            1 => "rtmr1",
+            _ => "rtmr2",
+        }
+    }
+
+    fn status(&self) -> Status {
+        match self.wanted {
+            Some(wanted) if wanted == self.found => Status::Equal,
+            Some(_) => Status::Differs,
+            None if !self.partial || self.pairs.is_empty() => Status::NoReference,
+            None if self.pairs.iter().all(Pair::same) => Status::PartlyPredicted,
+            None => Status::Differs,
+        }
+    }
+
+    /// Whether events of this register can be named as differing.
+    fn usable(&self) -> bool {
+        self.status() == Status::Differs && self.log == LogState::Replays
+    }
+
+    /// Marks the pairs that `which` picks as accounted for; whether there was one that was not before.
+    fn take(&mut self, which: impl Fn(&Pair<'a>) -> bool) -> bool {
+        self.take_at(|_, pair| which(pair))
+    }
+
+    /// Like [`Self::take`], with each pair's place.
+    fn take_at(&mut self, which: impl Fn(usize, &Pair<'a>) -> bool) -> bool {
+        let mut any = false;
+        for (at, (pair, explained)) in self.pairs.iter().zip(&mut self.explained).enumerate() {
+            if !*explained && which(at, pair) {
+                *explained = true;
+                any = true;
+            }
+        }
+        any
+    }
+
+    /// The pairs that no cause accounts for.
+    fn open(&self) -> impl Iterator<Item = &Pair<'a>> {
+        self.pairs.iter().zip(&self.explained).filter(|(_, explained)| !**explained).map(|(pair, _)| pair)
+    }
+
+    fn comparison(&self) -> RegisterComparison {
+        let differs = self.status() == Status::Differs;
+        let (rows, omitted_rows) = if differs { render::rows(&self.pairs) } else { (Vec::new(), 0) };
+        RegisterComparison {
+            name: self.name(),
+            status: self.status(),
+            measured: hex::encode(self.found),
+            expected: self.wanted.iter().map(hex::encode).collect(),
+            first_divergence: differs.then(|| render::first_divergence(self)),
+            rows,
+            omitted_rows,
+        }
+    }
+}
+
+/// What the rules found so far.
+#[derive(Default)]
+struct Findings {
+    causes: Vec<LikelyCause>,
+    unexplained: Vec<String>,
+    notes: Vec<String>,
+}
+
+impl Findings {
+    fn certain(&mut self, reason: Reason, registers: &[&'static str], sentence: String) {
+        self.add(reason, Certainty::Certain, registers, sentence);
+    }
+
+    fn likely(&mut self, reason: Reason, registers: &[&'static str], sentence: String) {
+        self.add(reason, Certainty::Likely, registers, sentence);
+    }
+
+    /// One reason is reported once; further registers that differ for it are added to it.
+    fn add(&mut self, reason: Reason, certainty: Certainty, registers: &[&'static str], sentence: String) {
+        if let Some(known) = self.causes.iter_mut().find(|cause| cause.reason == reason) {
+            for register in registers {
+                if !known.registers.contains(register) {
+                    known.registers.push(register);
+                }
+            }
+            known.certainty = known.certainty.min(certainty);
+            if !known.sentence.contains(&sentence) {
+                known.sentence = format!("{} {sentence}", known.sentence);
+            }
+            return;
+        }
+        let remedy = render::remedy(reason).to_owned();
+        self.causes.push(LikelyCause { reason, certainty, registers: registers.to_vec(), sentence, remedy });
+    }
+
+    /// What the explanation's own evidence rests on.
+    fn note_trust(&mut self, registers: &[RegisterComparison], machine_unproved: bool) {
+        let differs = |name| {
+            registers.iter().any(|register| register.name == name && register.status == Status::Differs)
+        };
+        if differs("mrtd") {
+            let note = "MRTD is not a known one: unknown firmware measured RTMR0-2, and what is said about them \
+                        holds only if it is honest";
+            self.notes.push(note.to_owned());
+        }
+        if machine_unproved && differs("rtmr0") {
+            let note = "the machine's shape is what an image said that is not the predicted one";
+            self.notes.push(note.to_owned());
+        }
+    }
+
+    /// Lists what no rule accounts for.
+    fn leftovers(&mut self, analysis: &Analysis<'_>) {
+        if analysis.status() != Status::Differs {
+            return;
+        }
+        let name = analysis.name().to_ascii_uppercase();
+        if analysis.log != LogState::Replays {
+            if !self.causes.iter().any(|cause| cause.registers.contains(&analysis.name())) {
+                self.unexplained.push(format!("{name}: {}", render::no_event(analysis)));
+            }
+            return;
+        }
+        let open: Vec<String> = analysis.open().take(MAX_LISTED).map(|pair| render::pair(pair)).collect();
+        let room = MAX_LISTED.saturating_sub(self.unexplained.len());
+        self.unexplained.extend(open.into_iter().take(room).map(|what| format!("{name}: {what}")));
+    }
+}

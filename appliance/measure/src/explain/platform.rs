@@ -1,0 +1,316 @@
+//! Causes in the platform's half: MRTD (the firmware's initial contents) and RTMR0 (firmware settings, machine shape).
+
+use cofferdam_attest::event_log::payload::Machine;
+use cofferdam_attest::quote::Quote;
+use cofferdam_attest::reference::{
+    Cause, MachineShape, PageOrder, PlatformReference, Reason, ReferenceValues,
+};
+
+use super::align::Pair;
+use super::image::{known, other_events};
+use super::{Analysis, Findings, RegisterComparison, Status, label};
+
+/// From this much memory on, QEMU's q35 machine puts only 2 GiB of it below 4 GiB; else up to this much (2.75 GiB).
+const LOW_MEMORY_MIB: u64 = 2816;
+
+pub(super) struct Rules<'a> {
+    pub(super) reference: &'a ReferenceValues,
+    pub(super) platform: Option<&'a PlatformReference>,
+    pub(super) simulated: Option<bool>,
+    pub(super) quote: &'a Quote,
+    /// The machine as the appliance saw it, from RTMR3.
+    pub(super) machine: Option<Machine>,
+    pub(super) zero: Analysis<'a>,
+}
+
+impl Rules<'_> {
+    /// Applies every rule and compares MRTD.
+    pub(super) fn apply(&mut self, findings: &mut Findings) -> RegisterComparison {
+        let mrtd = self.mrtd(findings);
+        if self.zero.status() == Status::Differs {
+            self.known_machine(findings);
+            self.alternatives(findings);
+            self.memory(findings);
+            self.acpi(findings);
+            self.variables(findings);
+            self.firmware(mrtd.status, findings);
+            other_events(&mut self.zero, findings);
+        }
+        mrtd
+    }
+
+    fn mrtd(&self, findings: &mut Findings) -> RegisterComparison {
+        let found = &self.quote.mrtd;
+        let mut comparison = RegisterComparison {
+            name: "mrtd",
+            status: Status::NoReference,
+            measured: hex::encode(found),
+            expected: Vec::new(),
+            first_divergence: None,
+            rows: Vec::new(),
+            omitted_rows: 0,
+        };
+        let Some(platform) = self.platform else {
+            self.other_kind(findings);
+            return comparison;
+        };
+        comparison.expected = platform.mrtd.iter().map(|mrtd| hex::encode(mrtd.value)).collect();
+        if platform.order(found).is_some() {
+            comparison.status = Status::Equal;
+            return comparison;
+        }
+        comparison.status = Status::Differs;
+        let words = "MRTD has no log: its value is not one of the reference's, what of the firmware differs cannot be told";
+        comparison.first_divergence = Some(words.to_owned());
+        self.unknown_mrtd(platform, findings);
+        comparison
+    }
+
+    /// Platform halves were given, and all are for the other kind of machine.
+    fn other_kind(&self, findings: &mut Findings) {
+        let (Some(simulated), false) = (self.simulated, self.reference.platforms.is_empty()) else { return };
+        let (proved, given) = if simulated {
+            ("the simulated device", "hardware")
+        } else {
+            ("hardware", "the simulated device")
+        };
+        let sentence = format!(
+            "The evidence's certificate chain is that of {proved}, and the only platform values given are for {given}."
+        );
+        findings.certain(Reason::BootPlatform, &["mrtd", "rtmr0"], sentence);
+    }
+
+    /// MRTD is none of the compared half's: by value it may be known otherwise.
+    fn unknown_mrtd(&self, platform: &PlatformReference, findings: &mut Findings) {
+        let found = &self.quote.mrtd;
+        for half in &self.reference.platforms {
+            let listed = half.alternatives.iter().find(|alternative| alternative.digest == *found);
+            if let Some(alternative) = listed {
+                let name = label::printable(&half.name);
+                let why = known(alternative.reason);
+                let sentence = format!("MRTD is exactly what {name} lists for this case: {why}.");
+                return findings.certain(alternative.reason, &["mrtd"], sentence);
+            }
+            if let Some(order) = half.order(found) {
+                let name = label::printable(&half.name);
+                let same = half.firmware.is_some() && half.firmware.as_ref().map(|f| &f.sha256)
+                    == platform.firmware.as_ref().map(|f| &f.sha256);
+                let order = order.describe();
+                let (reason, sentence) = match (same, half.simulated == platform.simulated) {
+                    (_, false) => (Reason::BootPlatform, format!("MRTD is that of {name}, another kind of machine.")),
+                    (true, _) => (Reason::PageAddOrder, format!("MRTD is that of {name}, the same firmware: {order}.")),
+                    (false, _) => (Reason::FirmwareBuild, format!("MRTD is that of {name} ({order}).")),
+                };
+                return findings.certain(reason, &["mrtd"], sentence);
+            }
+        }
+        let has = |order| platform.mrtd.iter().any(|mrtd| mrtd.order == order);
+        let both = has(PageOrder::SinglePass) && has(PageOrder::TwoPass);
+        let volume = self.zero.pairs.iter().find(|pair| is(pair, &Cause::ConfigurationVolume));
+        let firmware_differs = volume.is_some_and(|pair| !pair.same());
+        let rest = match self.zero.status() {
+            Status::Equal | Status::PartlyPredicted => "RTMR0 is as predicted",
+            _ if volume.is_some() && !firmware_differs => "the firmware's variable store in RTMR0 is as predicted",
+            _ if firmware_differs => "the firmware's variable store in RTMR0 differs as well",
+            _ => "RTMR0 cannot say more",
+        };
+        if !both && !firmware_differs {
+            let sentence = format!(
+                "The reference knows MRTD for one page-add order only, and {rest}: the same firmware, added in \
+                 another order, has another MRTD."
+            );
+            findings.likely(Reason::PageAddOrder, &["mrtd"], sentence);
+        }
+        let orders = if both { " in either page-add order" } else { "" };
+        let sentence = format!("MRTD is that of no known firmware{orders}, and {rest}.");
+        findings.likely(Reason::FirmwareBuild, &["mrtd"], sentence);
+    }
+
+    /// RTMR0 as a whole is another half's.
+    fn known_machine(&mut self, findings: &mut Findings) {
+        let found = self.zero.found;
+        let mut halves = self.reference.platforms.iter();
+        let Some(half) = halves.find(|half| half.rtmr0 == Some(found)) else { return };
+        let name = label::printable(&half.name);
+        let shape = half.machine.as_ref().map(describe).unwrap_or_default();
+        let reason = match (self.shape(), half.machine.as_ref()) {
+            (Some(wanted), Some(other)) if wanted.memory_mib != other.memory_mib => {
+                if low(wanted.memory_mib) == low(other.memory_mib) { Reason::MemorySize } else { Reason::LowMemory }
+            }
+            (Some(wanted), Some(other)) if wanted.cpus != other.cpus => Reason::CpuCount,
+            (Some(wanted), Some(other)) if wanted.qemu != other.qemu => Reason::Machine,
+            _ => Reason::FirmwareBuild,
+        };
+        self.zero.take(|_| true);
+        let sentence = format!("RTMR0 is that of {name}{shape}, whose MRTD is not the quote's.");
+        findings.certain(reason, &["rtmr0"], sentence);
+    }
+
+    fn alternatives(&mut self, findings: &mut Findings) {
+        let Some(platform) = self.platform else { return };
+        for alternative in &platform.alternatives {
+            let hit = self.zero.take(|pair| {
+                is(pair, &alternative.of)
+                    && pair.measured.is_some_and(|(_, event)| event.register_digest() == alternative.digest)
+            });
+            if hit {
+                let of = label::printable(&alternative.of.to_string());
+                let why = known(alternative.reason);
+                let sentence = format!(
+                    "What was measured for \"{of}\" is exactly what the reference lists for this case: {why}.{}",
+                    self.saw()
+                );
+                findings.certain(alternative.reason, &["rtmr0"], sentence);
+            }
+        }
+    }
+
+    /// The TD HOB lists the machine's memory.
+    fn memory(&mut self, findings: &mut Findings) {
+        if !self.zero.open().any(|pair| is(pair, &Cause::TdHob) && pair.measured.is_some()) {
+            return;
+        }
+        let (Some(shape), Some(machine)) = (self.shape().cloned(), self.machine.clone()) else { return };
+        // Linux reports what is left after its own reservations and, in a TD, bounce buffers of at most 6 %.
+        let most = machine.memory_mib.saturating_add(machine.memory_mib / 8).saturating_add(256);
+        if (machine.memory_mib..=most).contains(&shape.memory_mib) {
+            return;
+        }
+        self.zero.take(|pair| is(pair, &Cause::TdHob));
+        let sentence = format!(
+            "The TD HOB, which lists the memory, differs (RTMR0); the appliance saw {} MiB usable, the reference is \
+             for {} MiB",
+            machine.memory_mib, shape.memory_mib
+        );
+        let crossed = if low(shape.memory_mib) { machine.memory_mib >= LOW_MEMORY_MIB } else { most < LOW_MEMORY_MIB };
+        if crossed {
+            let sentence = format!("{sentence}: on the other side of 2.75 GiB memory is laid out in another way.");
+            findings.likely(Reason::LowMemory, &["rtmr0"], sentence);
+        } else {
+            findings.likely(Reason::MemorySize, &["rtmr0"], format!("{sentence}."));
+        }
+    }
+
+    /// The ACPI tables list processors and devices; the hypervisor writes them.
+    fn acpi(&mut self, findings: &mut Findings) {
+        let acpi = [Cause::AcpiLoader, Cause::AcpiRsdp, Cause::AcpiTables];
+        let concerned = |pair: &Pair<'_>| acpi.iter().any(|cause| is(pair, cause));
+        let differing: Vec<String> =
+            self.zero.open().filter_map(|pair| pair.predicted.filter(|_| concerned(pair))).map(|(_, event)| event.cause.to_string()).collect();
+        if !self.zero.take(concerned) {
+            return;
+        }
+        let what = format!("RTMR0 differs in: {}", differing.join(", "));
+        let qemu = self.shape().and_then(|shape| shape.qemu.as_deref()).map(label::printable);
+        let qemu = qemu.map(|version| format!(" (the reference is for QEMU {version})")).unwrap_or_default();
+        match (self.shape(), &self.machine) {
+            (Some(shape), Some(machine)) if shape.cpus != machine.cpus => {
+                let sentence = format!(
+                    "{what}; the appliance saw {} processors, the reference is for {}.",
+                    machine.cpus, shape.cpus
+                );
+                findings.likely(Reason::CpuCount, &["rtmr0"], sentence);
+            }
+            (Some(shape), Some(_)) => {
+                let sentence = format!(
+                    "{what}; the number of processors, {}, is the reference's: another version of QEMU{qemu}, machine \
+                     type or devices.",
+                    shape.cpus
+                );
+                findings.likely(Reason::Machine, &["rtmr0"], sentence);
+            }
+            _ => {
+                let sentence = format!(
+                    "{what}: another version of QEMU{qemu}, machine type, devices or number of processors; nothing \
+                     says how many it has."
+                );
+                findings.likely(Reason::Machine, &["rtmr0"], sentence);
+            }
+        }
+    }
+
+    fn variables(&mut self, findings: &mut Findings) {
+        let mut secure = Vec::new();
+        let mut boot = Vec::new();
+        for pair in self.zero.open() {
+            match pair.predicted.map(|(_, event)| &event.cause) {
+                Some(Cause::SecureBootVariable(name)) => secure.push(label::printable(name)),
+                Some(Cause::BootVariable(name)) => boot.push(label::printable(name)),
+                _ => {}
+            }
+        }
+        secure.truncate(super::MAX_LISTED);
+        boot.truncate(super::MAX_LISTED);
+        self.zero.take(|pair| {
+            let cause = pair.predicted.map(|(_, event)| &event.cause);
+            matches!(cause, Some(Cause::SecureBootVariable(_) | Cause::BootVariable(_)))
+        });
+        if !secure.is_empty() {
+            let sentence = format!("Variables of Secure Boot differ (RTMR0): {}.", secure.join(", "));
+            findings.likely(Reason::SecureBoot, &["rtmr0"], sentence);
+        }
+        // Entries beyond the predicted ones belong to the same cause.
+        let added = self.zero.take(|pair| {
+            let measured = pair.measured.filter(|_| pair.predicted.is_none());
+            measured.is_some_and(|(_, event)| event.event.starts_with("EV_EFI_VARIABLE_BOOT"))
+        });
+        if !boot.is_empty() || added {
+            let which = if boot.is_empty() { "entries were added".to_owned() } else { boot.join(", ") };
+            let added = if added && !boot.is_empty() { "; entries were added" } else { "" };
+            let sentence = format!("Boot entries of the firmware differ (RTMR0): {which}{added}.");
+            findings.likely(Reason::BootEntries, &["rtmr0"], sentence);
+        }
+    }
+
+    /// What firmware brings along itself.
+    fn firmware(&mut self, mrtd: Status, findings: &mut Findings) {
+        let of_firmware = |pair: &Pair<'_>| {
+            let cause = pair.predicted.map(|(_, event)| &event.cause);
+            matches!(cause, Some(Cause::ConfigurationVolume | Cause::Firmware(_)))
+        };
+        let what: Vec<String> = self
+            .zero
+            .open()
+            .filter(|pair| of_firmware(pair))
+            .filter_map(|pair| pair.predicted)
+            .take(super::MAX_LISTED)
+            .map(|(_, event)| label::printable(&event.cause.to_string()))
+            .collect();
+        if !self.zero.take(of_firmware) {
+            return;
+        }
+        let mrtd = match mrtd {
+            Status::Equal => "MRTD is as predicted, so it is the same code with another variable store or settings",
+            Status::Differs => "MRTD differs as well",
+            _ => "MRTD has no reference value",
+        };
+        let sentence = format!("RTMR0 differs in: {}; {mrtd}.", what.join(", "));
+        findings.likely(Reason::FirmwareBuild, &["rtmr0"], sentence);
+    }
+
+    fn shape(&self) -> Option<&MachineShape> {
+        self.platform?.machine.as_ref()
+    }
+
+    /// What the appliance saw of its machine.
+    fn saw(&self) -> String {
+        let saw = self.machine.as_ref();
+        saw.map(|machine| {
+            format!(" The appliance saw {} processors and {} MiB usable.", machine.cpus, machine.memory_mib)
+        })
+        .unwrap_or_default()
+    }
+}
+
+/// Whether all memory lies below 4 GiB in one piece.
+fn low(memory_mib: u64) -> bool {
+    memory_mib < LOW_MEMORY_MIB
+}
+
+fn describe(shape: &MachineShape) -> String {
+    format!(" ({} MiB, {} processors)", shape.memory_mib, shape.cpus)
+}
+
+fn is(pair: &Pair<'_>, cause: &Cause) -> bool {
+    pair.predicted.is_some_and(|(_, event)| event.cause == *cause)
+}
