@@ -163,7 +163,7 @@ class Ways(unittest.TestCase):
     """The two builds differ in everything that the log claims."""
 
     def test_the_two_sides_share_no_setting(self):
-        sides = [reproduce.Side(number, "/work-of-a-test", pwd.getpwuid(os.getuid()), cores) for number, cores in enumerate(([0], [0, 1]))]
+        sides = [reproduce.Side(number, "/nowhere", pwd.getpwuid(os.getuid()), cores) for number, cores in enumerate(([0], [0, 1]))]
         about = [side.describe() for side in sides]
         for key in about[0].keys() - {"user", "uid"}:
             self.assertNotEqual(about[0][key], about[1][key], key)
