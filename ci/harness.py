@@ -320,14 +320,18 @@ class World:
 
     # -- coffer -----------------------------------------------------------------------------------
 
-    def reference(self, image):
-        """Reference values predicted from the image's file, never from a boot."""
-        path = self.path(os.path.basename(image) + ".reference.json")
-        run([self.tool("coffer"), "measure", image, "--platform", "simulator", "--mrtd", self.mrtd, "--save", path])
-        return path
+    def references(self, image):
+        """Reference values predicted from the image's file, never from a boot: the image's half and the platform's."""
+        paths = [self.path(f"{os.path.basename(image)}.{half}.json") for half in ("image", "platform")]
+        run([self.tool("coffer"), "measure", image, "--boot", "simulator", "--mrtd", self.mrtd, "--save", paths[0], "--save-platform", paths[1]])
+        return paths
 
     def trust_options(self, image):
-        return ["--reference", self.reference(image), "--root", self.path("platform", "root.pem")]
+        return self.trust_in(self.references(image))
+
+    def trust_in(self, references):
+        """The options that name these reference values and the simulated platform's root."""
+        return [*(option for path in references for option in ("--reference", path)), "--root", self.path("platform", "root.pem")]
 
     def github_options(self):
         return ["--github-api", self.github_api, "--github-ca", self.ca]

@@ -1,4 +1,4 @@
-"""Reads a UKI: the sections of a PE file, and the initramfs in one of them. Never writes one."""
+"""Reads a UKI: the sections of a PE file, and the initramfs in one of them; makes a variant of one for tests."""
 
 import struct
 import subprocess
@@ -20,6 +20,44 @@ def section(image, name):
     except struct.error as error:
         raise Malformed(f"not a PE file: {error}") from error
     raise Malformed(f"no section {name}: not a UKI")
+
+
+def variant(image, contents):
+    """The UKI with other contents in some sections: {name: bytes}. Those get new addresses behind all others; the file is
+    laid out anew, without gaps."""
+    image = bytearray(image)
+    header = struct.unpack_from("<I", image, 0x3c)[0]
+    count, optional_size = struct.unpack_from("<H12xH", image, header + 6)
+    optional = header + 24
+    section_alignment, file_alignment = struct.unpack_from("<II", image, optional + 32)
+    size_of_image, size_of_headers = struct.unpack_from("<II", image, optional + 56)
+    table = range(optional + optional_size, optional + optional_size + 40 * count, 40)
+    raw = {entry: struct.unpack_from("<8sIIII", image, entry) for entry in table}
+    missing, out = set(contents), image[:size_of_headers]
+    for entry, (name, size, address, length, offset) in sorted(raw.items(), key=lambda item: item[1][4]):
+        name = name.rstrip(b"\0").decode()
+        content = image[offset:offset + length] if length else b""
+        if name in contents:
+            missing.discard(name)
+            content, size, address = contents[name], len(contents[name]), size_of_image
+            size_of_image += -(-size // section_alignment) * section_alignment
+        out += bytes(-len(out) % file_alignment)
+        start = len(out)
+        out += content + bytes(-len(content) % file_alignment)
+        struct.pack_into("<IIII", out, entry + 8, size, address, len(out) - start, start if content else 0)
+    if missing:
+        raise Malformed(f"no section {', '.join(sorted(missing))}")
+    struct.pack_into("<I", out, optional + 56, size_of_image)
+    return bytes(out)
+
+
+def file_archive(name, content):
+    """A cpio archive (newc) of one file, as it may follow an initramfs."""
+    def entry(number, mode, name, content):
+        fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
+        head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
+        return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
+    return entry(1, 0o100444, name, content) + entry(0, 0, "TRAILER!!!", b"")
 
 
 def initramfs(image):

@@ -25,6 +25,7 @@ import urllib.parse
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
 from harness import CONTRACT, GITHUB_TOKEN, REPOSITORY, ROOT, Failed, World, free_port, tamper_claims, wait_for, workload_files  # noqa: E402
+import uki  # noqa: E402
 
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
@@ -170,11 +171,11 @@ class Appliance(unittest.TestCase):
         self.assertEqual(self.appraise(self.attestation())[0], 0)
 
     def test_11_registers_are_those_predicted_from_the_file(self):
-        with open(self.world.reference(IMAGE), encoding="utf-8") as file:
-            predicted = json.load(file)
+        image, platform = (json.loads(open(path, encoding="utf-8").read()) for path in self.world.references(IMAGE))
         registers = self.status()["registers"]
-        for name in ("mrtd", "rtmr1", "rtmr2"):
-            self.assertEqual(registers[name], predicted[name], name)
+        for name in ("rtmr1", "rtmr2"):
+            self.assertEqual(registers[name], image["boots"][0][name], name)
+        self.assertEqual(registers["mrtd"], platform["mrtd"][0]["value"])
 
     def test_12_services_waited_for_their_secrets_by_name(self):
         self.assertEqual(self.waiting, {"web": ["secret://demo/greeting/value"], "neighbour": ["secret://demo/neighbour/value"]})
@@ -296,6 +297,13 @@ class Appliance(unittest.TestCase):
         code, out, err = self.coffer("verify", REPOSITORY, *self.world.trust_options(other), *self.github)
         self.assertEqual(code, 3)
         self.assertRegex(out + err, r"rtmr1.*EV_EFI_BOOT_SERVICES_APPLICATION")
+        self.assertIn("command line", out + err, "the cause in words")
+        # The same offline, from the files, by the verb that is made for it.
+        path = self.world.path("attestation.json")
+        code, out, err = self.coffer("measure", other, "--boot", "simulator", "--explain", path)
+        self.assertEqual(code, 3, out + err)
+        self.assertIn("command line", out + err)
+        self.assertEqual(self.coffer("measure", IMAGE, "--boot", "simulator", "--explain", path)[0], 0)
 
     def test_27_a_stolen_github_token_cannot_redirect_clients(self):
         """Whoever holds the token publishes a newer release with claims of his own: refused, not believed."""
@@ -496,26 +504,31 @@ class Hostile(unittest.TestCase):
         self.assertEqual(code, 3, said)
         self.assertIn("declaration", said)
 
-    def test_a_commit_off_the_default_branch_gets_no_secret_and_a_changed_image_is_named(self):
-        """The host pushed its declaration to a fork, whose commits GitHub serves under the parent's name; and one byte
-        of the image differs."""
+    def test_a_commit_off_the_default_branch_gets_no_secret_and_another_image_is_predicted_and_explained(self):
+        """The host pushed its declaration to a fork, whose commits GitHub serves under the parent's name; and it boots an
+        image with another command line and another initramfs. What that one measures is predicted as exactly as ours."""
         changed = self.declaration.replace("name: demo", "name: host")
         commit = self.world.commit(changed, branch="fork")
         with open(IMAGE, "rb") as file:
-            image = bytearray(file.read())
-        image[image.index(b"Cofferdam", image.index(b"NAME=")) + 1] ^= 0x20
-        other = self.world.path("changed.efi")
+            image = file.read()
+        initramfs = uki.section(image, ".initrd")
+        other = self.world.path("other.efi")
         with open(other, "wb") as file:
-            file.write(image)
-        appliance = self.world.boot("changed", other, changed, commit, self.port)
-        self.world.wait_console("changed", appliance, "launched", 240)
+            file.write(uki.variant(image, {
+                ".cmdline": uki.section(image, ".cmdline").rstrip(b"\0\n") + b" other.word=1",
+                ".initrd": initramfs + bytes(-len(initramfs) % 4) + uki.file_archive("other", b"one more file\n")}))
+        appliance = self.world.boot("other", other, changed, commit, self.port)
+        self.world.wait_console("other", appliance, "launched", 240)
         code, said = self.put(IMAGE)
         self.assertEqual(code, 3, said)
         self.assertRegex(said, r"rtmr1.*EV_EFI_BOOT_SERVICES_APPLICATION")
-        self.assertIn("rtmr2", said)
+        for word in ("rtmr2", "command line", "initrd"):
+            self.assertIn(word, said)
+        # With the values of the other image its registers are as predicted; only then is the repository asked.
         code, said = self.put(other)
         self.assertEqual(code, 3, said)
         self.assertIn("default branch", said)
+        self.assertNotIn("rtmr", said)
 
     def test_a_declaration_that_does_not_parse_parks(self):
         bad = self.declaration + "repository: acme/twice\n"

@@ -138,8 +138,9 @@ impl Channel {
             endpoint: release.map(|claims| claims.endpoint.clone()),
             ..trust.expectations()
         };
-        let appraisal = trust.appraise(&evidence, &expectations, unix_now()?);
-        trust.accept(&appraisal, endpoint)?;
+        let judged = trust.appraise(&evidence, &expectations, unix_now()?);
+        judged.accept(endpoint)?;
+        let appraisal = judged.appraisal;
         let claims = Claims::decode(&evidence.claims).map_err(|error| {
             Failure::rejected(format!("the claims of {endpoint} are malformed: {}", chain(&error)))
         })?;

@@ -65,24 +65,13 @@ pub(crate) enum Verb {
         #[arg(long, conflicts_with = "file")]
         schema: bool,
     },
-    /// Predict the registers that an image will produce
-    #[command(after_help = "Example:\n  coffer measure cofferdam.efi --mrtd $MRTD --save reference.json")]
-    Measure {
-        /// The unified kernel image
-        #[arg(value_name = "UKI")]
-        image: PathBuf,
-        /// MRTD of the firmware, 96 hex digits, to put into the reference values
-        #[arg(long, value_name = "HEX")]
-        mrtd: Option<String>,
-        /// What measures: a TDX firmware, or the simulated TD of the simulator image
-        #[arg(long, value_enum, default_value_t = Platform::Tdx)]
-        platform: Platform,
-        /// Also write the reference values to a file
-        #[arg(long, value_name = "FILE")]
-        save: Option<PathBuf>,
-    },
+    /// Predict what an image and a firmware will measure, and explain a difference
+    #[command(after_help = "Examples:\n  coffer measure cofferdam.efi --save image.json\n  \
+        coffer measure --firmware OVMF.inteltdx.ms.fd --memory 4G --cpus 2 --save-platform platform.json\n  \
+        coffer measure cofferdam.efi --explain attestation.json")]
+    Measure(Box<Measure>),
     /// Appraise an evidence document or a bare quote, offline
-    #[command(after_help = "Examples:\n  coffer appraise attestation.json --reference reference.json\n  \
+    #[command(after_help = "Examples:\n  coffer appraise attestation.json --reference measurements\n  \
         coffer appraise --quote quote.bin --collateral collateral.json --at 2025-07-01T00:00:00Z")]
     Appraise {
         /// The evidence document
@@ -102,9 +91,11 @@ pub(crate) enum Verb {
         repository: Option<String>,
         #[command(flatten)]
         trust: Trust,
+        #[command(flatten)]
+        github: Github,
     },
     /// Fetch and verify a repository's release attestation
-    #[command(after_help = "Example:\n  coffer verify acme/app --reference reference.json")]
+    #[command(after_help = "Example:\n  coffer verify acme/app --reference measurements")]
     Verify {
         /// The repository
         #[arg(value_name = "OWNER/REPO")]
@@ -122,7 +113,7 @@ pub(crate) enum Verb {
     },
     /// Open a local port whose traffic reaches only the verified appliance
     #[command(
-        after_help = "Example:\n  coffer connect acme/app --listen 127.0.0.1:8080 --reference reference.json"
+        after_help = "Example:\n  coffer connect acme/app --listen 127.0.0.1:8080 --reference measurements"
     )]
     Connect {
         #[command(flatten)]
@@ -211,9 +202,72 @@ pub(crate) enum Secret {
     },
 }
 
+/// What to measure and what to make of it.
+#[derive(Debug, Args)]
+pub(crate) struct Measure {
+    /// The unified kernel image: gives RTMR1 and RTMR2
+    #[arg(value_name = "UKI", required_unless_present_any = ["firmware", "mrtd", "explain"])]
+    pub(crate) image: Option<PathBuf>,
+    /// The way of booting that RTMR1 and RTMR2 are for; may be repeated
+    #[arg(long, value_enum, value_name = "WAY", default_value = "tdx")]
+    pub(crate) boot: Vec<Boot>,
+    /// What the image was built from and with (JSON of `ci/measurements`), to put beside its values
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub(crate) build: Option<PathBuf>,
+    /// Write the image's reference values to a file
+    #[arg(long, value_name = "FILE", requires = "image")]
+    pub(crate) save: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) platform: MeasurePlatform,
+    /// Explain how the registers of this evidence document differ from the values of the command line
+    #[arg(long, value_name = "EVIDENCE")]
+    pub(crate) explain: Option<PathBuf>,
+    /// Further reference values to explain with: a file, a directory or github:OWNER/REPO@TAG; may be repeated
+    #[arg(long, value_name = "PATH", requires = "explain", env = "COFFER_REFERENCE")]
+    pub(crate) reference: Vec<String>,
+    #[command(flatten)]
+    pub(crate) github: Github,
+}
+
+/// Firmware and machine: MRTD and RTMR0.
+#[derive(Debug, Args)]
+#[command(next_help_heading = "Platform")]
+pub(crate) struct MeasurePlatform {
+    /// The TDVF firmware (.fd): gives MRTD and, as far as it is determined, RTMR0
+    #[arg(long, value_name = "FD")]
+    pub(crate) firmware: Option<PathBuf>,
+    /// MRTD as somebody states it, 96 hex digits, in place of a firmware to compute it from
+    #[arg(long, value_name = "HEX", conflicts_with = "firmware", value_parser = register)]
+    pub(crate) mrtd: Option<Register>,
+    /// The machine's memory (4G, 2816M)
+    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = mebibytes)]
+    pub(crate) memory: u64,
+    /// The machine's processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) cpus: u32,
+    /// QEMU's version (10.0)
+    #[arg(long, value_name = "VERSION")]
+    pub(crate) qemu: Option<String>,
+    /// The machine's ACPI tables, as `ci/acpi-tables` writes them
+    #[arg(long, value_name = "DIR", requires = "firmware")]
+    pub(crate) acpi: Option<PathBuf>,
+    /// What to call the platform (default: the firmware's file name)
+    #[arg(long, value_name = "NAME")]
+    pub(crate) name: Option<String>,
+    /// The distribution's package that the firmware is from
+    #[arg(long, value_name = "NAME=VERSION", requires = "firmware")]
+    pub(crate) package: Option<String>,
+    /// Write the platform's reference values to a file
+    #[arg(long, value_name = "FILE")]
+    pub(crate) save_platform: Option<PathBuf>,
+}
+
+/// 48 bytes, which clap shall not take for a list of values.
+pub(crate) type Register = [u8; 48];
+
 /// What extends the registers.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
-pub(crate) enum Platform {
+pub(crate) enum Boot {
     /// A TDX host with a TDVF firmware
     Tdx,
     /// OVMF and a TPM below the simulated TDX device
@@ -243,9 +297,10 @@ pub(crate) struct Appliance {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Appraisal")]
 pub(crate) struct Trust {
-    /// Reference values (from `coffer measure --save`)
-    #[arg(long, value_name = "FILE", env = "COFFER_REFERENCE")]
-    pub(crate) reference: Option<PathBuf>,
+    /// Reference values of images and platforms: a file, a directory, or a release as github:OWNER/REPO@TAG; may be
+    /// repeated
+    #[arg(long, value_name = "PATH", env = "COFFER_REFERENCE")]
+    pub(crate) reference: Vec<String>,
     /// A further attestation root that is accepted (PEM); Intel's is built in. What it vouches for is SIMULATED. Never
     /// taken from the environment
     #[arg(long, value_name = "PEM")]
@@ -282,6 +337,26 @@ fn commit(text: &str) -> Result<String, String> {
     if hex { Ok(text.to_owned()) } else { Err("a commit is 40 lower-case hexadecimal digits".to_owned()) }
 }
 
+fn register(text: &str) -> Result<Register, String> {
+    let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
+    bytes.ok_or_else(|| "a register is 96 hex digits".to_owned())
+}
+
+/// `4G`, `2816M`; in MiB.
+fn mebibytes(text: &str) -> Result<u64, String> {
+    let (number, unit) = text.split_at_checked(text.len().saturating_sub(1)).unwrap_or((text, ""));
+    let factor = match unit {
+        "M" => 1,
+        "G" => 1024,
+        _ => return Err("a size ends in M or G".to_owned()),
+    };
+    let size = number.parse::<u64>().ok().and_then(|number| number.checked_mul(factor));
+    match size {
+        Some(size) if (1..=16 << 20).contains(&size) && !number.starts_with('+') => Ok(size),
+        _ => Err("a size is between 1M and 16384G".to_owned()),
+    }
+}
+
 /// `30s`, `2m`, `1h`, `500ms`; a bare number is seconds.
 fn duration(text: &str) -> Result<Duration, String> {
     let digits = text.len() - text.trim_start_matches(|c: char| c.is_ascii_digit()).len();
@@ -308,6 +383,15 @@ mod tests {
     #[test]
     fn the_definition_is_consistent() {
         Cli::command().debug_assert();
+    }
+
+    #[test]
+    fn sizes_are_bounded_and_have_units() {
+        assert_eq!(mebibytes("4G"), Ok(4096));
+        assert_eq!(mebibytes("2816M"), Ok(2816));
+        for bad in ["", "4", "G", "0G", "+4G", "-1M", "4.5G", "4T", "16385G", "99999999999999999999G", "é"] {
+            assert!(mebibytes(bad).is_err(), "{bad}");
+        }
     }
 
     #[test]

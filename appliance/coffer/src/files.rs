@@ -31,3 +31,9 @@ pub(crate) fn read_text(path: &Path, largest: usize) -> Outcome<String> {
     String::from_utf8(read(path, largest)?)
         .map_err(|_| Failure::usage(format!("{} is not UTF-8", path.display())))
 }
+
+/// Writes a file that holds no secret.
+pub(crate) fn write(path: &Path, bytes: &[u8]) -> Outcome {
+    std::fs::write(path, bytes)
+        .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))
+}

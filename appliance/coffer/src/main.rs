@@ -5,6 +5,7 @@ mod cli;
 mod failure;
 mod files;
 mod operator_key;
+mod references;
 mod source;
 mod trust;
 mod ui;

@@ -84,6 +84,29 @@ impl Source {
         Ok(Release { tag, page: printable(&newest.html_url), document, evidence })
     }
 
+    /// The assets of the release `tag` whose names are `wanted`, by name, at most `most` of at most `limit` bytes each.
+    pub(crate) async fn assets(
+        &self,
+        tag: &str,
+        wanted: impl Fn(&str) -> bool,
+        limit: usize,
+        most: usize,
+    ) -> Outcome<Vec<(String, Vec<u8>)>> {
+        let release = self.client.release_by_tag(&self.repository, tag).await;
+        let release = release.map_err(|error| self.failure(&format!("find release {tag}"), &error))?;
+        let assets: Vec<_> = release.assets.iter().filter(|asset| wanted(&asset.name)).collect();
+        if assets.len() > most {
+            return Err(Failure::rejected(format!("release {tag} has {} such files", assets.len())));
+        }
+        let mut found = Vec::with_capacity(assets.len());
+        for asset in assets {
+            let bytes = self.client.download(&self.repository, asset, limit).await;
+            let bytes = bytes.map_err(|error| self.failure(&format!("download {}", asset.name), &error))?;
+            found.push((asset.name.clone(), bytes));
+        }
+        Ok(found)
+    }
+
     /// Compares the measured declaration with the repository's. It has to be the bytes at the claimed commit; that commit
     /// has to be in the history of the default branch, because GitHub also serves commits of forks under the parent's
     /// name; and the default branch has to declare the same now, because a host can start an old declaration, with an

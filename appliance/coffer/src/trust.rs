@@ -7,29 +7,39 @@ use cofferdam_attest::appraise::{self, Appraisal, Check, Expectations, Outcome a
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::policy::Policy;
+use cofferdam_attest::quote;
 use cofferdam_attest::reference::ReferenceValues;
+use cofferdam_measure::explain::{self, Explanation};
 use serde_json::{Value, json};
 
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::files;
+use crate::references;
 use crate::ui::{Tone, Ui, printable};
 
-/// Reference values list a few dozen events.
-const LARGEST_REFERENCE: usize = 1 << 20;
 /// A policy, a root certificate.
 const LARGEST_TEXT: usize = 256 << 10;
+
+/// The registers that reference values are for, by the names of their checks.
+const REGISTERS: [&str; 4] = ["mrtd", "rtmr0", "rtmr1", "rtmr2"];
+
+/// What an appraisal came to, and why registers differ when that is so.
+pub(crate) struct Judged {
+    pub(crate) appraisal: Appraisal,
+    explanation: Option<Explanation>,
+}
 
 /// The trust of one run.
 pub(crate) struct Trust {
     roots: Roots,
     policy: Policy,
-    reference: Option<ReferenceValues>,
+    reference: ReferenceValues,
 }
 
 impl Trust {
     /// Reads what the options name.
-    pub(crate) fn load(options: &cli::Trust) -> Outcome<Self> {
+    pub(crate) async fn load(options: &cli::Trust, github: &cli::Github) -> Outcome<Self> {
         let roots = match &options.root {
             Some(path) => Roots::intel()
                 .with_pem(&files::read_text(path, LARGEST_TEXT)?)
@@ -42,10 +52,7 @@ impl Trust {
             }
             None => Policy::default(),
         };
-        let reference = match &options.reference {
-            Some(path) => Some(read_reference(path)?),
-            None => None,
-        };
+        let reference = references::load(&options.reference, github).await?;
         Ok(Self { roots, policy, reference })
     }
 
@@ -54,22 +61,47 @@ impl Trust {
         Expectations { reference: self.reference.clone(), ..Expectations::default() }
     }
 
-    pub(crate) fn appraise(&self, evidence: &Evidence, expectations: &Expectations, now: u64) -> Appraisal {
-        appraise::appraise(evidence, expectations, &self.policy, &self.roots, now)
+    pub(crate) fn appraise(&self, evidence: &Evidence, expectations: &Expectations, now: u64) -> Judged {
+        let appraisal = appraise::appraise(evidence, expectations, &self.policy, &self.roots, now);
+        let explanation = self.explain(evidence, &appraisal);
+        Judged { appraisal, explanation }
     }
 
-    pub(crate) fn appraise_quote(
-        &self,
-        quote: &[u8],
-        collateral: Option<&Collateral>,
-        now: u64,
-    ) -> Appraisal {
-        appraise::appraise_quote(quote, collateral, &self.policy, &self.roots, now)
+    /// Why registers differ from the reference values, when they do.
+    fn explain(&self, evidence: &Evidence, appraisal: &Appraisal) -> Option<Explanation> {
+        REGISTERS
+            .iter()
+            .any(|name| appraisal.check(name).is_some_and(|check| check.outcome == CheckOutcome::Fail))
+            .then_some(())?;
+        let quote = quote::parse(&evidence.quote).ok()?;
+        let simulated = appraisal.platform.is_some().then_some(appraisal.simulated);
+        Some(explain::explain(&self.reference, &quote, &evidence.event_log, simulated))
     }
 
-    /// Success only when the appraisal accepted; otherwise the failure that says why, with the report.
-    pub(crate) fn accept(&self, appraisal: &Appraisal, what: &str) -> Outcome {
-        verdict_failure(appraisal.verdict(), &appraisal.checks, what).map_or(Ok(()), Err)
+    pub(crate) fn appraise_quote(&self, quote: &[u8], collateral: Option<&Collateral>, now: u64) -> Judged {
+        let appraisal = appraise::appraise_quote(quote, collateral, &self.policy, &self.roots, now);
+        Judged { appraisal, explanation: None }
+    }
+}
+
+impl Judged {
+    /// Success only when the appraisal accepted; otherwise the failure that says why.
+    pub(crate) fn accept(&self, what: &str) -> Outcome {
+        let failure = verdict_failure(self.appraisal.verdict(), &self.appraisal.checks, what);
+        failure.map_or(Ok(()), |failure| Err(self.explained(failure)))
+    }
+
+    /// `failure` with the cause of the difference in one line.
+    pub(crate) fn explained(&self, mut failure: Failure) -> Failure {
+        if let Some(summary) = self.explanation.as_ref().and_then(explain::summary) {
+            let _ = write!(failure.message, "\n  {}", printable(&summary));
+        }
+        failure
+    }
+
+    /// The explanation as it is printed below the checks.
+    pub(crate) fn paragraphs(&self) -> String {
+        self.explanation.as_ref().map(|explanation| format!("\n{explanation}")).unwrap_or_default()
     }
 }
 
@@ -87,8 +119,9 @@ pub(crate) fn verdict_failure(verdict: Verdict, checks: &[Check], what: &str) ->
     let failure = Failure::new(code, message);
     let missing = |name: &str| checks.iter().any(|check| check.outcome == wanted && check.name == name);
     Some(match verdict {
-        Verdict::CouldNotCheck if ["mrtd", "rtmr1", "rtmr2"].into_iter().any(missing) => failure.hint(
-            "name reference values: --reference FILE, made by `coffer measure UKI --mrtd HEX --save FILE`",
+        Verdict::CouldNotCheck if REGISTERS.into_iter().any(missing) => failure.hint(
+            "name reference values with --reference: a file or directory (measurements/), or github:OWNER/REPO@TAG; \
+             `coffer measure` makes them",
         ),
         _ => failure,
     })
@@ -111,15 +144,18 @@ pub(crate) fn report(ui: &Ui, checks: &[Check]) -> String {
 }
 
 /// The appraisal as the object that `--json` prints; `refused_because` repeats what is false, by name.
-pub(crate) fn to_json(appraisal: &Appraisal, checks: &[Check], verdict: Verdict) -> Value {
+pub(crate) fn to_json(judged: &Judged, checks: &[Check], verdict: Verdict) -> Value {
     let refused: Vec<&Check> = checks.iter().filter(|check| check.outcome == CheckOutcome::Fail).collect();
     let refused: Vec<Value> =
         refused.iter().map(|check| json!({ "check": check.name, "reason": check.detail })).collect();
-    let mut object = serde_json::to_value(appraisal).unwrap_or_default();
+    let mut object = serde_json::to_value(&judged.appraisal).unwrap_or_default();
     if let Value::Object(members) = &mut object {
         members.insert("checks".to_owned(), serde_json::to_value(checks).unwrap_or_default());
         members.insert("verdict".to_owned(), verdict_name(verdict).into());
         members.insert("refused_because".to_owned(), refused.into());
+        if let Some(explanation) = &judged.explanation {
+            members.insert("explanation".to_owned(), serde_json::to_value(explanation).unwrap_or_default());
+        }
     }
     object
 }
@@ -132,12 +168,7 @@ pub(crate) fn verdict_name(verdict: Verdict) -> &'static str {
     }
 }
 
-/// Reference values as `coffer measure --save` writes them.
-fn read_reference(path: &Path) -> Outcome<ReferenceValues> {
-    ReferenceValues::parse(&files::read(path, LARGEST_REFERENCE)?).map_err(|error| named(path, &error))
-}
-
-fn named(path: &Path, error: &dyn std::error::Error) -> Failure {
+pub(crate) fn named(path: &Path, error: &dyn std::error::Error) -> Failure {
     Failure::usage(format!("{}: {}", path.display(), chain(error)))
 }
 

@@ -34,7 +34,7 @@ pub(crate) fn run(ui: &Ui, given: &Given, trust: &Trust) -> Outcome {
             .map_err(|error| Failure::rejected(format!("{}: {}", path.display(), chain(&error))))
     });
     let collateral = collateral.transpose()?;
-    let (appraisal, what, claims) = match (&given.file, &given.quote) {
+    let (judged, what, claims) = match (&given.file, &given.quote) {
         (Some(path), _) => {
             let document = files::read(path, evidence::MAX_BYTES)?;
             let mut evidence = Evidence::parse(&document).map_err(|error| {
@@ -57,8 +57,9 @@ pub(crate) fn run(ui: &Ui, given: &Given, trust: &Trust) -> Outcome {
         }
         (None, None) => return Err(Failure::usage("name an evidence document or --quote FILE")),
     };
+    let appraisal = &judged.appraisal;
     let verdict = appraisal.verdict();
-    let mut object = trust::to_json(&appraisal, &appraisal.checks, verdict);
+    let mut object = trust::to_json(&judged, &appraisal.checks, verdict);
     if let (Value::Object(members), Some(claims)) = (&mut object, claims) {
         members.insert("claims".to_owned(), serde_json::to_value(claims).unwrap_or_default());
     }
@@ -67,10 +68,9 @@ pub(crate) fn run(ui: &Ui, given: &Given, trust: &Trust) -> Outcome {
     } else {
         ""
     };
-    ui.result(&format!("{banner}{what}\n{}", trust::report(ui, &appraisal.checks)), object);
-    trust
-        .accept(&appraisal, &what)
-        .map_err(|failure| if ui.json { failure.rendered("") } else { failure })?;
+    let report = trust::report(ui, &appraisal.checks);
+    ui.result(&format!("{banner}{what}\n{report}{}", judged.paragraphs()), object);
+    judged.accept(&what).map_err(|failure| if ui.json { failure.rendered("") } else { failure })?;
     ui.note(&format!("{what}: {}", trust::verdict_name(verdict)));
     Ok(())
 }

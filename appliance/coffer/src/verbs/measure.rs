@@ -1,55 +1,204 @@
-//! `coffer measure`: what an image will make the registers say, from its bytes alone.
+//! `coffer measure`: what an image and a firmware will make the registers say, from their bytes alone, and why a machine
+//! says something else.
 
 use std::fmt::Write as _;
 use std::path::Path;
 
-use crate::cli::Platform;
+use cofferdam_attest::evidence::{self, Evidence};
+use cofferdam_attest::quote;
+use cofferdam_attest::reference::{
+    BootPlatform, Build, Half, ImageReference, MachineShape, Mrtd, PageOrder, PlatformReference,
+    PredictedEvent, ReferenceValues,
+};
+use cofferdam_measure::acpi::AcpiTables;
+use cofferdam_measure::explain::{self, Status};
+use cofferdam_measure::firmware::{self, Prediction};
+use serde_json::{Value, json};
+
+use crate::cli::{Boot, Measure};
 use crate::failure::{Failure, Outcome, chain};
-use crate::files;
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
+use crate::{files, references};
 
 /// Our UKI is 20 MiB at most; others' may be larger.
 const LARGEST_IMAGE: usize = 512 << 20;
+/// A firmware is 2 to 16 MiB.
+const LARGEST_FIRMWARE: usize = 64 << 20;
+/// The versions of a few hundred packages.
+const LARGEST_BUILD: usize = 256 << 10;
 
-pub(crate) fn run(
-    ui: &Ui,
-    image: &Path,
-    mrtd: Option<&str>,
-    platform: Platform,
-    save: Option<&Path>,
-) -> Outcome {
-    let platform = match platform {
-        Platform::Tdx => cofferdam_measure::Platform::Tdx,
-        Platform::Simulator => cofferdam_measure::Platform::Simulator,
-    };
-    let bytes = files::read(image, LARGEST_IMAGE)?;
-    let mut reference = cofferdam_measure::reference_values(&bytes, platform)
-        .map_err(|error| Failure::failed(format!("{}: {}", image.display(), chain(&error))))?;
-    if let Some(text) = mrtd {
-        let register = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
-        reference.mrtd = Some(register.ok_or_else(|| Failure::usage("an MRTD is 96 hex digits"))?);
+pub(crate) async fn run(ui: &Ui, options: &Measure) -> Outcome {
+    let image = image(options)?;
+    let platform = platform(ui, options)?;
+    if let (Some(path), Some(image)) = (&options.save, &image) {
+        files::write(path, &Half::Image(image.clone()).to_json())?;
     }
-    if let Some(path) = save {
-        std::fs::write(path, reference.to_json())
-            .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))?;
+    if let Some(path) = &options.platform.save_platform {
+        let platform = platform
+            .as_ref()
+            .ok_or_else(|| Failure::usage("--save-platform needs --firmware FD or --mrtd HEX"))?;
+        files::write(path, &Half::Platform(platform.clone()).to_json())?;
     }
     let mut text = String::new();
-    let registers = [
-        ("MRTD", &reference.mrtd),
-        ("RTMR0", &reference.rtmr0),
-        ("RTMR1", &reference.rtmr1),
-        ("RTMR2", &reference.rtmr2),
-    ];
-    for (name, register) in registers {
-        let shown = register.as_ref().map_or_else(|| "not determined by the image".to_owned(), hex::encode);
-        let _ = writeln!(text, "{name}  {shown}");
+    let mut object = json!({});
+    if let Some(image) = &image {
+        show_image(&mut text, image);
+        insert(&mut object, "image", &Half::Image(image.clone()));
     }
-    for event in &reference.events {
-        let digest = event.digest.map(hex::encode).unwrap_or_default();
-        let _ = writeln!(text, "  RTMR{}  {digest:.16}…  {}", event.mr, event.event);
+    if let Some(platform) = &platform {
+        show_platform(&mut text, platform);
+        insert(&mut object, "platform", &Half::Platform(platform.clone()));
     }
-    let object = serde_json::from_slice(&reference.to_json())
-        .map_err(|error| Failure::failed(format!("cannot encode the reference values: {error}")))?;
-    ui.result(&text, object);
-    Ok(())
+    let Some(path) = &options.explain else {
+        ui.result(&text, object);
+        return Ok(());
+    };
+    let mut values = references::load(&options.reference, &options.github).await?;
+    let halves = image.map(Half::Image).into_iter().chain(platform.map(Half::Platform));
+    for half in halves {
+        values.add(half).map_err(|error| Failure::usage(chain(&error)))?;
+    }
+    explain_evidence(ui, path, &values)
+}
+
+/// The image half for the ways of booting that were asked for.
+fn image(options: &Measure) -> Outcome<Option<ImageReference>> {
+    let Some(path) = &options.image else { return Ok(None) };
+    let build = options.build.as_deref().map(read_build).transpose()?;
+    let bytes = files::read(path, LARGEST_IMAGE)?;
+    let mut image = cofferdam_measure::image_reference(&bytes, build)
+        .map_err(|error| Failure::failed(format!("{}: {}", path.display(), chain(&error))))?;
+    let wanted: Vec<BootPlatform> = options.boot.iter().copied().map(boot_platform).collect();
+    image.boots.retain(|boot| wanted.contains(&boot.platform));
+    Ok(Some(image))
+}
+
+fn boot_platform(boot: Boot) -> BootPlatform {
+    match boot {
+        Boot::Tdx => BootPlatform::Tdx,
+        Boot::Simulator => BootPlatform::Simulator,
+    }
+}
+
+fn read_build(path: &Path) -> Outcome<Build> {
+    serde_json::from_slice(&files::read(path, LARGEST_BUILD)?)
+        .map_err(|error| Failure::usage(format!("{}: {error}", path.display())))
+}
+
+/// The platform half: computed from a firmware, or with an MRTD that somebody states.
+fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<PlatformReference>> {
+    let given = &options.platform;
+    if let Some(value) = given.mrtd {
+        let simulated = options.boot.contains(&Boot::Simulator);
+        let name =
+            given.name.clone().unwrap_or_else(|| if simulated { "simulator" } else { "stated" }.to_owned());
+        return Ok(Some(PlatformReference {
+            name,
+            simulated,
+            firmware: None,
+            machine: None,
+            mrtd: vec![Mrtd { order: PageOrder::Stated, value }],
+            rtmr0: None,
+            events: Vec::new(),
+            alternatives: Vec::new(),
+        }));
+    }
+    let Some(path) = &given.firmware else { return Ok(None) };
+    let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
+    let bytes = files::read(path, LARGEST_FIRMWARE)?;
+    let shape = MachineShape { memory_mib: given.memory, cpus: given.cpus, qemu: given.qemu.clone() };
+    let tables = given.acpi.as_deref().map(read_tables).transpose()?;
+    let name = given.name.as_ref().unwrap_or(&file);
+    let Prediction { reference: mut platform, open } =
+        firmware::predict(&bytes, name, &shape, tables.as_ref())
+            .map_err(|error| Failure::failed(format!("{}: {}", path.display(), chain(&error))))?;
+    for reason in open {
+        ui.note(&format!("RTMR0 is not determined: {reason}"));
+    }
+    if let Some(firmware) = &mut platform.firmware {
+        firmware.file = file;
+        if let Some(package) = &given.package {
+            let (name, version) = package.split_once('=').ok_or_else(|| {
+                Failure::usage("--package is NAME=VERSION, as the distribution writes them")
+            })?;
+            firmware.package = Some(name.to_owned());
+            firmware.version = Some(version.to_owned());
+        }
+    }
+    Ok(Some(platform))
+}
+
+/// The directory that `ci/acpi-tables` writes.
+fn read_tables(directory: &Path) -> Outcome<AcpiTables> {
+    AcpiTables::read(directory)
+        .map_err(|error| Failure::usage(format!("{}: {}", directory.display(), chain(&error))))
+}
+
+/// Says how the registers of an evidence document differ from `values`: 0 when they do not, 3 when they do.
+fn explain_evidence(ui: &Ui, path: &Path, values: &ReferenceValues) -> Outcome {
+    let document = files::read(path, evidence::MAX_BYTES)?;
+    let refused =
+        |error: &dyn std::error::Error| Failure::rejected(format!("{}: {}", path.display(), chain(error)));
+    let evidence = Evidence::parse(&document).map_err(|error| refused(&error))?;
+    let quote = quote::parse(&evidence.quote).map_err(|error| refused(&error))?;
+    if values.images.is_empty() && values.platforms.is_empty() {
+        return Err(Failure::usage("nothing to compare with")
+            .hint("name an image, a --firmware or --reference values to explain the difference from"));
+    }
+    let explanation = explain::explain(values, &quote, &evidence.event_log, None);
+    let same = explanation.registers.iter().all(|register| register.status != Status::Differs);
+    ui.result(&explanation.to_string(), json!({ "same": same, "explanation": explanation }));
+    ui.note("the quote's signature was not checked: `coffer appraise` does that");
+    if same {
+        Ok(())
+    } else {
+        Err(Failure::rejected(format!("{} differs from the prediction", path.display())).rendered(""))
+    }
+}
+
+fn show_image(text: &mut String, image: &ImageReference) {
+    let _ = writeln!(text, "image {} {}", printable(&image.image.name), printable(&image.image.release));
+    for (name, digest) in &image.image.digests {
+        let _ = writeln!(text, "  {name:14} {digest}");
+    }
+    for boot in &image.boots {
+        let (way, note) = match boot.platform {
+            BootPlatform::Tdx => ("tdx", ""),
+            BootPlatform::Simulator => ("simulator", "  (SIMULATED)"),
+        };
+        let _ = writeln!(text, "booted by {way}{note}");
+        let _ = writeln!(text, "  RTMR1  {}\n  RTMR2  {}", hex::encode(boot.rtmr1), hex::encode(boot.rtmr2));
+        show_events(text, &boot.events);
+    }
+}
+
+fn show_platform(text: &mut String, platform: &PlatformReference) {
+    let simulated = if platform.simulated { "  (SIMULATED)" } else { "" };
+    let _ = writeln!(text, "platform {}{simulated}", printable(&platform.name));
+    if let Some(firmware) = &platform.firmware {
+        let _ = writeln!(text, "  firmware       {}", firmware.sha256);
+    }
+    if let Some(machine) = &platform.machine {
+        let _ = writeln!(text, "  machine        {} MiB, {} processors", machine.memory_mib, machine.cpus);
+    }
+    for mrtd in &platform.mrtd {
+        let _ = writeln!(text, "  MRTD   {}  {}", hex::encode(mrtd.value), mrtd.order.describe());
+    }
+    let rtmr0 = platform.rtmr0.as_ref().map_or_else(|| "not determined".to_owned(), hex::encode);
+    let _ = writeln!(text, "  RTMR0  {rtmr0}");
+    show_events(text, &platform.events);
+}
+
+fn show_events(text: &mut String, events: &[PredictedEvent]) {
+    for event in events {
+        let digest = hex::encode(event.digest);
+        let cause = printable(&event.cause.to_string());
+        let _ = writeln!(text, "    RTMR{}  {digest:.16}…  {:34}  {cause}", event.mr, event.event);
+    }
+}
+
+fn insert(object: &mut Value, name: &str, half: &Half) {
+    if let Value::Object(members) = object {
+        members.insert(name.to_owned(), serde_json::to_value(half).unwrap_or_default());
+    }
 }

@@ -39,17 +39,19 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
     match cli.verb {
         Verb::Init { repository, endpoint, file, key } => init::run(ui, &repository, &endpoint, &file, &key),
         Verb::Check { file, schema } => check::run(ui, &file, schema),
-        Verb::Measure { image, mrtd, platform, save } => {
-            measure::run(ui, &image, mrtd.as_deref(), platform, save.as_deref())
-        }
-        Verb::Appraise { file, quote, collateral, at, repository, trust } => {
+        Verb::Measure(options) => within(limit, measure::run(ui, &options)).await,
+        Verb::Appraise { file, quote, collateral, at, repository, trust, github } => {
             let given = appraise::Given { file, quote, collateral, at, repository };
-            appraise::run(ui, &given, &Trust::load(&trust)?)
+            let trust = within(limit, Trust::load(&trust, &github)).await?;
+            appraise::run(ui, &given, &trust)
         }
         Verb::Verify { repository, save, commit, trust, github } => {
-            let (trust, source) = (Trust::load(&trust)?, Source::new(&repository, &github)?);
-            within(limit, verify::run(ui, &repository, save.as_deref(), commit.as_deref(), &trust, &source))
-                .await
+            let work = async {
+                let trust = Trust::load(&trust, &github).await?;
+                let source = Source::new(&repository, &github)?;
+                verify::run(ui, &repository, save.as_deref(), commit.as_deref(), &trust, &source).await
+            };
+            within(limit, work).await
         }
         Verb::Connect { appliance, listen, port } => connect::run(ui, &appliance, listen, port, limit).await,
         Verb::Secret { action } => within(limit, secret::run(ui, action, value)).await,
@@ -91,7 +93,8 @@ fn man(verb: Option<&str>) -> Outcome {
 /// `--endpoint`), what answers is verified again on the connection itself, and its declaration is compared with the
 /// repository's.
 async fn open(ui: &Ui, options: &cli::Appliance) -> Outcome<Channel> {
-    let (trust, source) = (Trust::load(&options.trust)?, Source::new(&options.repository, &options.github)?);
+    let trust = Trust::load(&options.trust, &options.github).await?;
+    let source = Source::new(&options.repository, &options.github)?;
     let release = match &options.endpoint {
         Some(_) => None,
         None => Some(

@@ -3,19 +3,20 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use cofferdam_attest::appraise::{Appraisal, Check, Expectations, Outcome as CheckOutcome, Verdict};
+use cofferdam_attest::appraise::{Check, Expectations, Outcome as CheckOutcome, Verdict};
 use cofferdam_attest::claims::Claims;
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure, Outcome, chain};
+use crate::files;
 use crate::source::{self, DECLARATION, Source};
-use crate::trust::{self, Trust, unix_now};
+use crate::trust::{self, Judged, Trust, unix_now};
 use crate::ui::{Tone, Ui};
 
 /// A release attestation after its appraisal, whatever came out.
 pub(crate) struct Verified {
     pub(crate) claims: Claims,
-    appraisal: Appraisal,
+    judged: Judged,
     checks: Vec<Check>,
     verdict: Verdict,
     release: source::Release,
@@ -35,8 +36,7 @@ pub(crate) async fn run(
         return Err(if ui.json { failure.rendered("") } else { failure });
     }
     if let Some(path) = save {
-        std::fs::write(path, &verified.release.document)
-            .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))?;
+        files::write(path, &verified.release.document)?;
     }
     Ok(())
 }
@@ -68,16 +68,16 @@ async fn appraise_newest(
         ..trust.expectations()
     };
     let declaration = declaration_check(source, &claims, commit, &mut expectations).await;
-    let appraisal = trust.appraise(&release.evidence, &expectations, unix_now()?);
-    let mut checks = appraisal.checks.clone();
+    let judged = trust.appraise(&release.evidence, &expectations, unix_now()?);
+    let mut checks = judged.appraisal.checks.clone();
     checks.push(declaration);
     let any = |outcome| checks.iter().any(|check| check.outcome == outcome);
-    let verdict = match appraisal.verdict() {
+    let verdict = match judged.appraisal.verdict() {
         _ if any(CheckOutcome::Fail) => Verdict::Rejected,
         Verdict::Accepted if any(CheckOutcome::CouldNotCheck) => Verdict::CouldNotCheck,
         verdict => verdict,
     };
-    Ok(Verified { claims, appraisal, checks, verdict, release })
+    Ok(Verified { claims, judged, checks, verdict, release })
 }
 
 /// The repository's declaration at the claimed commit; what it says becomes an expectation, so that each claim that
@@ -111,12 +111,13 @@ async fn declaration_check(
 fn failure(repository: &str, verified: &Verified) -> Option<Failure> {
     let what = format!("release attestation {} of {repository}", verified.release.tag);
     trust::verdict_failure(verified.verdict, &verified.checks, &what)
+        .map(|failure| verified.judged.explained(failure))
 }
 
 fn print(ui: &Ui, repository: &str, verified: &Verified) {
     let mut text = String::new();
     let claims = &verified.claims;
-    if verified.appraisal.simulated {
+    if verified.judged.appraisal.simulated {
         let _ = writeln!(
             text,
             "{}",
@@ -125,6 +126,7 @@ fn print(ui: &Ui, repository: &str, verified: &Verified) {
     }
     let _ = writeln!(text, "{repository}  {}", verified.release.page);
     text.push_str(&trust::report(ui, &verified.checks));
+    text.push_str(&verified.judged.paragraphs());
     if verified.verdict == Verdict::Accepted {
         let _ = writeln!(
             text,
@@ -137,7 +139,7 @@ fn print(ui: &Ui, repository: &str, verified: &Verified) {
             claims.expires_at
         );
     }
-    let mut object = trust::to_json(&verified.appraisal, &verified.checks, verified.verdict);
+    let mut object = trust::to_json(&verified.judged, &verified.checks, verified.verdict);
     if let Value::Object(members) = &mut object {
         members.insert(
             "release".to_owned(),

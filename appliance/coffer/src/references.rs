@@ -1,0 +1,92 @@
+//! Reference values as the command line names them: files, directories, releases.
+//!
+//! What is named is read whole or not at all: a directory with one bad file is an error, so that a verifier never
+//! compares with less than its user thinks.
+
+use std::path::{Path, PathBuf};
+
+use cofferdam_attest::claims::Repository;
+use cofferdam_attest::reference::{Half, MAX_BYTES, MAX_HALVES, ReferenceValues};
+
+use crate::cli;
+use crate::failure::{Failure, Outcome, chain};
+use crate::files;
+use crate::source::Source;
+use crate::trust::named;
+
+/// What names a release in place of a path.
+const RELEASE: &str = "github:";
+/// Names of a release's assets that are reference values.
+const ASSET_PREFIX: &str = "reference-";
+const SUFFIX: &str = ".json";
+/// `measurements/` has its releases one level down.
+const DEPTH: usize = 2;
+/// Most entries of a directory that are looked at.
+const MAX_ENTRIES: usize = 4096;
+
+/// Reads everything that `--reference` names.
+pub(crate) async fn load(names: &[String], github: &cli::Github) -> Outcome<ReferenceValues> {
+    let mut values = ReferenceValues::default();
+    for name in names {
+        match name.strip_prefix(RELEASE) {
+            Some(release) => from_release(&mut values, release, github).await?,
+            None => from_path(&mut values, Path::new(name))?,
+        }
+    }
+    Ok(values)
+}
+
+fn from_path(values: &mut ReferenceValues, path: &Path) -> Outcome {
+    if !path.is_dir() {
+        return add(values, path, &files::read(path, MAX_BYTES)?);
+    }
+    let mut found = Vec::new();
+    list(path, DEPTH, &mut found)?;
+    found.sort();
+    if found.is_empty() {
+        return Err(Failure::usage(format!("{} holds no reference values (*.json)", path.display())));
+    }
+    found.iter().try_for_each(|file| add(values, file, &files::read(file, MAX_BYTES)?))
+}
+
+/// The `*.json` of a directory and, `depth - 1` levels deep, of those in it. Symbolic links are not followed.
+fn list(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Outcome {
+    let failed =
+        |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", directory.display()));
+    for (count, entry) in std::fs::read_dir(directory).map_err(failed)?.enumerate() {
+        let entry = entry.map_err(failed)?;
+        let kind = entry.file_type().map_err(failed)?;
+        if count >= MAX_ENTRIES || found.len() >= MAX_HALVES {
+            return Err(Failure::usage(format!("{} holds too many files", directory.display())));
+        }
+        if kind.is_dir() && depth > 1 {
+            list(&entry.path(), depth - 1, found)?;
+        } else if kind.is_file() && entry.file_name().to_string_lossy().ends_with(SUFFIX) {
+            found.push(entry.path());
+        }
+    }
+    Ok(())
+}
+
+/// The assets `reference-*.json` of `OWNER/REPO@TAG`.
+async fn from_release(values: &mut ReferenceValues, release: &str, github: &cli::Github) -> Outcome {
+    let parsed = release.split_once('@').filter(|(repository, tag)| {
+        Repository::parse(repository).is_some() && !tag.is_empty() && !tag.starts_with('-')
+    });
+    let (repository, tag) =
+        parsed.ok_or_else(|| Failure::usage(format!("{RELEASE}{release} is not {RELEASE}OWNER/REPO@TAG")))?;
+    let source = Source::new(repository, github)?;
+    let wanted = |name: &str| name.starts_with(ASSET_PREFIX) && name.ends_with(SUFFIX);
+    let assets = source.assets(tag, wanted, MAX_BYTES, MAX_HALVES).await?;
+    if assets.is_empty() {
+        return Err(Failure::could_not_check(format!(
+            "release {tag} of {repository} has no reference values ({ASSET_PREFIX}*{SUFFIX})"
+        )));
+    }
+    assets.iter().try_for_each(|(name, bytes)| add(values, &Path::new(release).join(name), bytes))
+}
+
+fn add(values: &mut ReferenceValues, path: &Path, bytes: &[u8]) -> Outcome {
+    let half = Half::parse(bytes).map_err(|error| named(path, &error))?;
+    values.add(half).map_err(|error| Failure::usage(format!("{}: {}", path.display(), chain(&error))))
+}
