@@ -173,6 +173,70 @@ class Ways(unittest.TestCase):
         self.assertNotEqual(sides[0].packages, sides[1].packages)
 
 
+# A builder in the place of mkosi: its image holds what of its surroundings LEAKS names, one file each.
+BUILDER = """#!/usr/bin/python3
+import os, socket, sys
+if "--version" in sys.argv:
+    sys.exit(print("mkosi 0"))
+sys.path.insert(0, os.path.join(os.getcwd(), "ci/tests"))
+from test_reproduce import TIME, uki
+given = dict(word.removeprefix("--environment=").split("=", 1) for word in sys.argv if word.startswith("--environment="))
+os.umask(mask := os.umask(0))
+seen = {"directory": os.getcwd(), "length": len(os.getcwd()), "uid": os.getuid(), "umask": mask, "host": socket.gethostname(), "user": os.environ["USER"],
+        "home": os.environ["HOME"], "processors": len(os.sched_getaffinity(0)), "mtime": int(os.stat("mkosi.conf").st_mtime), "mode": os.stat("mkosi.conf").st_mode,
+        "earlier": os.path.exists("build/mkosi"), "start": os.times().elapsed,
+        **{name: given[name] for name in ("TZ", "LC_ALL", "MAKEFLAGS", "CARGO_BUILD_JOBS")}}
+os.makedirs("build/mkosi")
+os.makedirs("mkosi.tools/var/lib/dpkg", exist_ok=True)
+with open("mkosi.tools/var/lib/dpkg/status", "a") as file:
+    file.write("Package: gcc\\nVersion: 14\\n")
+with open("cofferdam.efi", "wb") as file:
+    file.write(uki({name: (TIME, str(seen[name]).encode() if name in LEAKS else b"") for name in seen}))
+"""
+
+
+class Surroundings(unittest.TestCase):
+    """What the log says to differ does reach the builder, and what leaks into the image is found; with a builder that takes no time."""
+
+    def run_with(self, leaks, *options):
+        with tempfile.TemporaryDirectory() as folder:
+            os.chmod(folder, 0o755)
+            builder = os.path.join(folder, "mkosi")
+            with open(builder, "w", encoding="utf-8") as file:
+                file.write(BUILDER.replace("in LEAKS", f"in {leaks!r}"))
+            os.chmod(builder, 0o755)
+            done = subprocess.run([os.path.join(CI, "reproduce"), "--mkosi", builder, "--log", folder, *options], capture_output=True, text=True, check=False)
+            with open(os.path.join(folder, "log.json"), encoding="utf-8") as file:
+                return done.returncode, json.load(file), done.stdout + done.stderr
+
+    def setUp(self):
+        if os.getuid() != 0 or not os.path.exists(os.path.join(ROOT, "build/rust/bin/rustc")):
+            self.skipTest("wants root, for the second user, and the toolchain of ci/install")
+
+    def test_what_does_not_leak_is_the_same_for_all_pairs(self):
+        users = [entry.pw_name for entry in pwd.getpwall()]
+        code, log, said = self.run_with(["earlier"], "--pairs", "2")
+        self.assertEqual(code, 0, said)
+        self.assertEqual([pair["same"] for pair in log["pairs"]], [True, True])
+        self.assertEqual(len({about["sha256"] for pair in log["pairs"] for about in pair["builds"]}), 1)
+        self.assertEqual([entry.pw_name for entry in pwd.getpwall()], users)
+
+    def test_each_that_leaks_is_found_at_its_place(self):
+        leaks = ["directory", "length", "uid", "umask", "host", "user", "home", "processors", "mtime", "mode", "start", "TZ", "LC_ALL", "MAKEFLAGS", "CARGO_BUILD_JOBS"]
+        if len(os.sched_getaffinity(0)) == 1:
+            leaks = [name for name in leaks if name not in ("processors", "MAKEFLAGS", "CARGO_BUILD_JOBS")]
+        code, log, said = self.run_with(leaks, "--together")
+        self.assertEqual(code, 1, said)
+        found = " ".join(log["pairs"][0]["differences"])
+        for name in leaks:
+            self.assertIn(f"section .initrd: {name}: byte", found)
+
+    def test_a_pair_that_is_not_the_given_image(self):
+        code, log, said = self.run_with([], "--against", os.path.join(ROOT, "Cargo.toml"))
+        self.assertEqual(code, 1, said)
+        self.assertIn("both differ from", log["pairs"][0]["differences"][0])
+
+
 class Inputs(unittest.TestCase):
     """What the digest of the inputs covers, and what it does not."""
 
