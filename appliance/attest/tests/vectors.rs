@@ -3,19 +3,29 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing)]
 
+use std::collections::BTreeSet;
 use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cofferdam_attest::appraise::{Expectations, Outcome, Roots, Verdict, appraise_document};
-use cofferdam_attest::claims::{Claims, report_data};
+use cofferdam_attest::appraise::{
+    Appraisal, Check, Expectations, Outcome, Roots, appraise, appraise_document,
+};
+use cofferdam_attest::claims::{Claims, parse_time, report_data};
 use cofferdam_attest::event_log::{Event, replay};
+use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::operator::{Authorization, SealedSecret, open_secret, signing_input, vault_public_key};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::ratls;
-use cofferdam_attest::reference::{Half, ReferenceValues};
+use cofferdam_attest::reference::Half;
 use cofferdam_attest::release::Tag;
-use serde_json::Value;
+use serde_json::{Value, json};
+use vector::{document, patched};
+
+#[path = "../examples/evidence-vectors/generate/mod.rs"]
+mod generate;
+#[path = "common/vector.rs"]
+mod vector;
 
 fn vectors(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policy/vectors").join(name);
@@ -98,30 +108,144 @@ fn certificates() {
     }
 }
 
+/// Every case through the library; `coffer`'s own tests run them through the command line.
 #[test]
 fn evidence() {
     let file = vectors("evidence.json");
-    let roots = Roots::intel().with_pem(text(&file, "root")).unwrap();
-    let mut reference = ReferenceValues::default();
-    for half in list(&file, "references") {
-        reference.add(Half::parse(&serde_json::to_vec(half).unwrap()).unwrap()).unwrap();
+    let mut wrong = Vec::new();
+    for case in list(&file, "cases") {
+        let input = patched(&file["input"], &case["patch"]);
+        let (verdict, checks) = match appraised(&input, &case["text"]) {
+            Ok(appraisal) => (serde_json::to_value(appraisal.verdict()).unwrap(), appraisal.checks),
+            Err(reason) => {
+                let check = Check { name: "input", outcome: Outcome::NotChecked, detail: reason };
+                (Value::from("refused_input"), vec![check])
+            }
+        };
+        let named = |outcome| -> Vec<&str> {
+            checks.iter().filter(|check| check.outcome == outcome).map(|check| check.name).collect()
+        };
+        let expect = &case["expect"];
+        let fits = verdict == expect["verdict"]
+            && json!(named(Outcome::Fail)) == expect["failed"]
+            && json!(named(Outcome::CouldNotCheck)) == expect["unknown"]
+            && reasoned(&checks, expect);
+        if !fits {
+            let said: Vec<_> = checks.iter().filter(|check| check.outcome != Outcome::Pass).collect();
+            wrong.push(format!("{}: expected {expect}, got {verdict}\n{said:#?}", case["name"]));
+        }
     }
-    let expected = Expectations { reference, ..Expectations::default() };
-    let at = file["at"].as_u64().unwrap();
-    let appraise =
-        |document: &str| appraise_document(document.as_bytes(), &expected, &Policy::default(), &roots, at);
-    let document = text(&file, "document");
-    assert_eq!(appraise(document).verdict(), Verdict::Accepted);
-    for change in list(&file, "changes") {
-        let changed = document.replacen(text(change, "replace"), text(change, "with"), 1);
-        let appraisal = appraise(&changed);
-        assert_eq!(appraisal.verdict(), Verdict::Rejected, "{}", change["name"]);
-        let failed: Vec<&str> = appraisal
-            .checks
-            .iter()
-            .filter(|check| check.outcome == Outcome::Fail)
-            .map(|check| check.name)
-            .collect();
-        assert_eq!(serde_json::to_value(failed).unwrap(), change["failed"], "{}", change["name"]);
+    assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// Whether a check that is false (or, when none is, could not be made) gives the reason.
+fn reasoned(checks: &[Check], expect: &Value) -> bool {
+    let wanted = match text(expect, "verdict") {
+        "accepted" => return true,
+        "rejected" => Outcome::Fail,
+        "could_not_check" => Outcome::CouldNotCheck,
+        _ => Outcome::NotChecked,
+    };
+    checks.iter().any(|check| check.outcome == wanted && check.detail.contains(text(expect, "reason")))
+}
+
+/// The exit code follows from the verdict, and every check that can fail does in some case.
+#[test]
+fn evidence_cases_are_complete() {
+    let file = vectors("evidence.json");
+    let mut failed = BTreeSet::new();
+    for case in list(&file, "cases") {
+        let expect = &case["expect"];
+        let exits: &[u64] = match text(expect, "verdict") {
+            "accepted" => &[0],
+            "rejected" => &[3],
+            "could_not_check" => &[6],
+            // A collateral file speaks for the attester: malformed, it is false and no mistake of the caller.
+            _ => &[2, 3],
+        };
+        assert!(exits.contains(&expect["exit"].as_u64().unwrap()), "{}", case["name"]);
+        failed.extend(expect["failed"].as_array().unwrap().iter().map(|name| name.as_str().unwrap()));
+        assert_eq!(expect["reason"] == "", expect["verdict"] == "accepted", "{}", case["name"]);
+    }
+    // `collateral` only informs: what is wrong with it breaks the chain.
+    let honest = appraised(&file["input"], &Value::Null).unwrap();
+    let all: BTreeSet<&str> =
+        honest.checks.iter().map(|check| check.name).filter(|name| *name != "collateral").collect();
+    assert_eq!(failed, all);
+}
+
+/// The file is what its generator writes: `cargo run -p cofferdam-attest --example evidence-vectors -- FILE`.
+#[test]
+fn evidence_cases_are_what_the_generator_writes() {
+    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policy/vectors/evidence.json");
+    let committed = std::fs::read_to_string(path).unwrap();
+    let made = generate::file();
+    assert!(made == generate::file(), "another file each time");
+    let differs = committed.lines().zip(made.lines()).position(|(old, new)| old != new);
+    assert!(
+        committed == made,
+        "policy/vectors/evidence.json differs first in line {:?}",
+        differs.map(|at| at + 1)
+    );
+    assert!(committed.len() < 1 << 20, "{} bytes", committed.len());
+}
+
+/// The policy of the vectors is the default one.
+#[test]
+fn evidence_cases_use_the_default_policy() {
+    let policy = &vectors("evidence.json")["input"]["policy"];
+    assert_eq!(Policy::parse(policy.to_string().as_bytes()).unwrap(), Policy::default());
+}
+
+/// Appraises a vector's input as `coffer appraise` does; an error when what the relying party brought is unusable.
+fn appraised(input: &Value, steps: &Value) -> Result<Appraisal, String> {
+    let words = |error: &dyn std::error::Error| match error.source() {
+        Some(source) => match source.source() {
+            Some(deeper) => format!("{error}: {source}: {deeper}"),
+            None => format!("{error}: {source}"),
+        },
+        None => error.to_string(),
+    };
+    let policy = Policy::parse(input["policy"].to_string().as_bytes()).map_err(|error| words(&error))?;
+    let pem: String = input["roots"].as_array().unwrap().iter().map(|pem| pem.as_str().unwrap()).collect();
+    let roots = if pem.is_empty() {
+        Roots::intel()
+    } else {
+        Roots::intel().with_pem(&pem).map_err(|error| words(&error))?
+    };
+    let mut expected = expectations(&input["expected"]);
+    for half in input["references"].as_array().unwrap() {
+        let half = Half::parse(half.to_string().as_bytes()).map_err(|error| words(&error))?;
+        expected.reference.add(half).map_err(|error| words(&error))?;
+    }
+    let now = parse_time(text(input, "at")).unwrap();
+    let document = document(input, steps);
+    let given = match &input["collateral"] {
+        Value::Null => None,
+        given => Some(Collateral::parse(given.to_string().as_bytes()).map_err(|error| words(&error))?),
+    };
+    let mut appraisal = appraise_document(&document, &expected, &policy, &roots, now);
+    if let (Ok(mut evidence), Some(given)) = (Evidence::parse(&document), given) {
+        evidence.collateral = Some(given);
+        let document = appraisal.checks.remove(0);
+        appraisal = appraise(&evidence, &expected, &policy, &roots, now);
+        appraisal.checks.insert(0, document);
+    }
+    Ok(appraisal)
+}
+
+fn expectations(members: &Value) -> Expectations {
+    let member = |name: &str| members[name].as_str().map(str::to_owned);
+    Expectations {
+        repository: member("repository"),
+        commit: member("commit"),
+        endpoint: member("endpoint"),
+        tls_key: member("tls_key"),
+        nonce: member("nonce").map(|nonce| STANDARD.decode(nonce).unwrap()),
+        channel_binding: member("channel_binding")
+            .map(|binding| STANDARD.decode(binding).unwrap().try_into().unwrap()),
+        declaration: member("declaration"),
+        tag: member("tag").map(|tag| Tag::parse(&tag).unwrap()),
+        ..Expectations::default()
     }
 }

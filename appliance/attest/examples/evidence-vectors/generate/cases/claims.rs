@@ -1,0 +1,321 @@
+//! The claims: shape, commitment, agreement with the log and with what the relying party expects, time.
+
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cofferdam_attest::claims::{Claims, format_time, report_data};
+use cofferdam_attest::event_log::Event;
+use cofferdam_attest::evidence::Evidence;
+use cofferdam_attest::release::Tag;
+use serde_json::{Value, json};
+use tdx_sim::TdReport;
+
+use super::Case;
+use super::common::{self, Fixture, NOW};
+
+pub(super) fn cases(honest: &Value) -> Vec<Case> {
+    [shape(honest), tampered(honest), contradicted(honest), expected(honest), times(honest)].concat()
+}
+
+fn nines(text: &str) -> String {
+    format!("{text}{}", "9".repeat(if text.is_empty() { 40 } else { 64 }))
+}
+
+/// Evidence whose quote commits to exactly these bytes.
+fn committed(claims: &[u8]) -> Evidence {
+    let fixture = Fixture::default();
+    let report = TdReport::new(common::registers(&fixture.events), report_data(claims));
+    Evidence { claims: claims.to_vec(), quote: fixture.platform.quote(&report), ..fixture.evidence() }
+}
+
+/// Evidence of an appliance that claims this.
+fn claimed(change: impl FnOnce(&mut Claims)) -> Evidence {
+    let mut fixture = Fixture::default();
+    change(&mut fixture.claims);
+    fixture.evidence()
+}
+
+/// Committed to, and malformed all the same.
+fn shape(honest: &Value) -> Vec<Case> {
+    let with = |name: &str, about: &str, bytes: &[u8], reason| {
+        Case::new(honest, &format!("claims/{name}"), about)
+            .evidence(&committed(bytes))
+            .fails(&["claims"], reason)
+    };
+    let changed = |change: &dyn Fn(&mut Value)| {
+        let mut value: Value = serde_json::from_slice(&common::claims().encode()).unwrap();
+        change(&mut value);
+        value.sort_all_objects();
+        value.to_string().into_bytes()
+    };
+    let text = String::from_utf8(common::claims().encode()).unwrap();
+    let field = |name: &'static str, value: Value| changed(&|claims| claims[name] = value.clone());
+    let mut out = vec![
+        with("not-json", "no JSON", b"acme/shop", "not acceptable JSON"),
+        with("empty", "no byte", b"", "not acceptable JSON"),
+        with(
+            "trailing-byte",
+            "a byte after the object",
+            format!("{text}x").as_bytes(),
+            "trailing characters",
+        ),
+        with(
+            "duplicate-key",
+            "`sealed` twice",
+            text.replacen('{', "{\"sealed\":false,", 1).as_bytes(),
+            "duplicate field",
+        ),
+        with(
+            "unknown-field",
+            "a member that the format does not know",
+            &changed(&|c| c["extra"] = json!(1)),
+            "unknown field",
+        ),
+        with(
+            "missing-field",
+            "no `state_epoch`",
+            &changed(&|c| drop(c.as_object_mut().unwrap().remove("state_epoch"))),
+            "missing field",
+        ),
+        with("version-2", "another version", &field("version", json!(2)), "version 2"),
+    ];
+    let malformed = [
+        ("repository", json!("acme/../shop")),
+        ("commit", json!("2".repeat(39))),
+        ("declaration", json!("1".repeat(64))),
+        ("endpoint", json!("shop.example")),
+        ("tls_key", json!(format!("sha256:{}", "A".repeat(64)))),
+        ("vault_key", json!(STANDARD.encode([0; 31]))),
+        ("issued_at", json!("2027-01-15T07:50:00+00:00")),
+        ("expires_at", json!("2027-01-16 07:50:00Z")),
+        ("nonce", json!(STANDARD.encode([1; 15]))),
+        ("channel_binding", json!(STANDARD.encode([1; 31]))),
+    ];
+    out.extend(malformed.into_iter().map(|(name, value)| {
+        let (case, about) = (format!("{}-malformed", name.replace('_', "-")), format!("`{name}` is {value}"));
+        with(&case, &about, &field(name, value), reason_of(name))
+    }));
+    out.push(
+        Case::new(
+            honest,
+            "claims/other-order",
+            "another order of keys and white space: the bytes count, not their form",
+        )
+        .evidence(&committed(format!(" {}\n", String::from_utf8(changed(&|_| {})).unwrap()).as_bytes())),
+    );
+    out
+}
+
+fn reason_of(name: &str) -> &'static str {
+    match name {
+        "repository" => "claim `repository` is malformed",
+        "commit" => "claim `commit` is malformed",
+        "declaration" => "claim `declaration` is malformed",
+        "endpoint" => "claim `endpoint` is malformed",
+        "tls_key" => "claim `tls_key` is malformed",
+        "vault_key" => "claim `vault_key` is malformed",
+        "issued_at" => "claim `issued_at` is malformed",
+        "expires_at" => "claim `expires_at` is malformed",
+        "nonce" => "claim `nonce` is malformed",
+        _ => "claim `channel_binding` is malformed",
+    }
+}
+
+/// Changed after the quote was made, as somebody who edits `attestation.json` would.
+fn tampered(honest: &Value) -> Vec<Case> {
+    let bytes = |name: &str, about: &str, claims: Vec<u8>, failed: &[&'static str], reason| {
+        let evidence = Evidence { claims, ..Fixture::default().evidence() };
+        Case::new(honest, &format!("report-data/{name}"), about).evidence(&evidence).fails(failed, reason)
+    };
+    let with = |name: &str, change: fn(&mut Claims), failed: &[&'static str], reason| {
+        let mut claims = common::claims();
+        change(&mut claims);
+        bytes(name, &format!("`{}` was changed", name.replace('-', "_")), claims.encode(), failed, reason)
+    };
+    vec![
+        with(
+            "repository",
+            |c| c.repository = "mallory/shop".into(),
+            &["report_data", "repository"],
+            "repository was changed",
+        ),
+        with("commit", |c| c.commit = nines(""), &["report_data", "commit"], "commit was changed"),
+        with(
+            "declaration",
+            |c| c.declaration = nines("sha256:"),
+            &["report_data", "declaration"],
+            "declaration was changed",
+        ),
+        with(
+            "endpoint",
+            |c| c.endpoint = "mallory.example:443".into(),
+            &["report_data", "endpoint"],
+            "endpoint was changed",
+        ),
+        with("tls-key", |c| c.tls_key = nines("sha256:"), &["report_data", "tls_key"], "tls_key was changed"),
+        with("vault-key", |c| c.vault_key = STANDARD.encode([9; 32]), &["report_data"], "vault_key"),
+        with("state-epoch", |c| c.state_epoch = 7, &["report_data"], "state_epoch"),
+        with("sealed", |c| c.sealed = true, &["report_data", "sealed"], "does not commit"),
+        with(
+            "issued-at",
+            |c| c.issued_at = format_time(NOW - 17).unwrap(),
+            &["report_data"],
+            "issued_at was changed",
+        ),
+        with(
+            "expires-at",
+            |c| c.expires_at = format_time(NOW + 3 * 86_400).unwrap(),
+            &["report_data"],
+            "expires_at was changed",
+        ),
+        bytes(
+            "white-space",
+            "a space behind the claims",
+            [common::claims().encode(), b" ".to_vec()].concat(),
+            &["report_data"],
+            "does not commit",
+        ),
+        bytes(
+            "malformed",
+            "changed into something that is no claims",
+            b"{}".to_vec(),
+            &["report_data", "claims"],
+            "the quote does not commit to these claims",
+        ),
+    ]
+}
+
+/// Committed to, but not what was measured.
+fn contradicted(honest: &Value) -> Vec<Case> {
+    let with = |name: &str, about: &str, evidence: &Evidence| {
+        Case::new(honest, &format!("claims/{name}"), about).evidence(evidence)
+    };
+    let differs = |claim: &'static str, change: fn(&mut Claims), reason| {
+        let name = format!("{}-not-measured", claim.replace('_', "-"));
+        with(&name, "another value than in the event log", &claimed(change)).fails(&[claim], reason)
+    };
+    let sealed = |claim: bool| {
+        let mut fixture = Fixture::default();
+        fixture.claims.sealed = claim;
+        fixture.events.push(Event::new("sealed", "{}"));
+        fixture.evidence()
+    };
+    let both = Case::new(
+        honest,
+        "claims/repository-not-expected",
+        "measured so, but not the repository that was asked for",
+    )
+    .set("/expected/repository", "acme/other")
+    .fails(&["repository"], "is acme/shop, expected acme/other");
+    let nobody = Case::new(
+        honest,
+        "claims/repository-not-asked-for",
+        "nothing is expected: the log and the claims agree",
+    )
+    .without("/expected/repository");
+    vec![
+        both,
+        nobody,
+        with(
+            "repository-replaced",
+            "claims, quote and expectation agree, the log does not",
+            &claimed(|c| c.repository = "mallory/shop".into()),
+        )
+        .set("/expected/repository", "mallory/shop")
+        .fails(&["repository"], "the event log says acme/shop"),
+        differs("commit", |c| c.commit = nines(""), "the event log says 2222"),
+        differs("declaration", |c| c.declaration = nines("sha256:"), "the event log says sha256:1111"),
+        differs(
+            "endpoint",
+            |c| c.endpoint = "mallory.example:443".into(),
+            "the event log says shop.example:8443",
+        ),
+        differs("tls_key", |c| c.tls_key = nines("sha256:"), "the event log says sha256:3333"),
+        with("sealed", "claimed and measured", &sealed(true)),
+        with("sealed-not-measured", "claimed and not measured", &claimed(|c| c.sealed = true))
+            .fails(&["sealed"], "claimed true, the event log says false"),
+        with("sealed-not-claimed", "measured and not claimed", &sealed(false))
+            .fails(&["sealed"], "claimed false, the event log says true"),
+    ]
+}
+
+/// Committed to and measured, but not what the relying party knows from elsewhere.
+fn expected(honest: &Value) -> Vec<Case> {
+    let case = |name: &str, about: &str| Case::new(honest, &format!("expected/{name}"), about);
+    let claims = common::claims();
+    let differs = |claim: &'static str, value: String, reason| {
+        let at = format!("/expected/{claim}");
+        case(&claim.replace('_', "-"), "another value is expected").set(&at, value).fails(&[claim], reason)
+    };
+    let on_request = claimed(|c| {
+        c.nonce = Some(STANDARD.encode([1; 16]));
+        c.channel_binding = Some(STANDARD.encode([2; 32]));
+    });
+    let fresh = |name: &str, about: &str, nonce: u8, binding: u8| {
+        case(name, about)
+            .evidence(&on_request)
+            .set("/expected/nonce", STANDARD.encode([nonce; 16]))
+            .set("/expected/channel_binding", STANDARD.encode([binding; 32]))
+    };
+    let tag = Tag::for_claims(&claims.encode()).unwrap().to_string();
+    let (time, digest) = tag.rsplit_once('-').unwrap();
+    let earlier = tag.replace(&claims.issued_at.replace(['-', ':'], ""), "20270115T074959Z");
+    assert_ne!(earlier, tag);
+    assert_ne!(digest, "00000000");
+    vec![
+        case("everything", "each claim is known from elsewhere")
+            .set("/expected/commit", claims.commit.clone())
+            .set("/expected/declaration", claims.declaration.clone())
+            .set("/expected/endpoint", claims.endpoint.clone())
+            .set("/expected/tls_key", claims.tls_key.clone())
+            .set("/expected/tag", tag.clone()),
+        differs("commit", nines(""), "expected 9999"),
+        differs("declaration", nines("sha256:"), "expected sha256:9999"),
+        differs("endpoint", "other.example:1".to_owned(), "expected other.example:1"),
+        differs("tls_key", nines("sha256:"), "expected sha256:9999"),
+        fresh("nonce-and-binding", "evidence on request", 1, 2),
+        fresh("nonce-of-another", "evidence that somebody else asked for", 3, 2)
+            .fails(&["nonce"], "expected AwMD"),
+        fresh("binding-of-another", "evidence that was relayed from another connection", 1, 3)
+            .fails(&["channel_binding"], "expected AwMD"),
+        case("nonce-absent", "evidence that nobody asked for")
+            .set("/expected/nonce", STANDARD.encode([1; 16]))
+            .fails(&["nonce"], "is absent"),
+        case("binding-absent", "evidence that is bound to no connection")
+            .set("/expected/channel_binding", STANDARD.encode([1; 32]))
+            .fails(&["channel_binding"], "is absent"),
+        case("tag-of-other-claims", "a release whose tag names other claims")
+            .set("/expected/tag", format!("{time}-00000000"))
+            .fails(&["claims"], "the release's tag says 00000000"),
+        case("tag-of-another-time", "a release whose tag says another time")
+            .set("/expected/tag", earlier)
+            .fails(&["issued_at"], "the release's tag says 2027-01-15T07:49:59Z"),
+    ]
+}
+
+fn times(honest: &Value) -> Vec<Case> {
+    let with = |name: &str, about: &str, issued: u64, expires: u64| {
+        let evidence = claimed(|claims| {
+            claims.issued_at = format_time(issued).unwrap();
+            claims.expires_at = format_time(expires).unwrap();
+        });
+        Case::new(honest, &format!("time/{name}"), about).evidence(&evidence)
+    };
+    let day = 86_400;
+    vec![
+        with("clock-ahead", "issued 300 s from now", NOW + 300, NOW + day),
+        with("from-the-future", "issued 301 s from now", NOW + 301, NOW + day)
+            .fails(&["issued_at"], "in the future"),
+        with("clock-behind", "expired 300 s ago", NOW - day, NOW - 300),
+        with("expired", "expired 301 s ago", NOW - day, NOW - 301).fails(&["expires_at"], "has passed"),
+        with("oldest", "a week old", NOW - 7 * day, NOW - 1),
+        with("too-old", "a week and a second old", NOW - 7 * day - 1, NOW - 2)
+            .fails(&["issued_at"], "at most 604800 s allowed"),
+        with("longest", "valid for a week", NOW - 10, NOW - 10 + 7 * day),
+        with("too-long", "valid for a week and a second", NOW - 10, NOW - 9 + 7 * day)
+            .fails(&["expires_at"], "valid for 604801 s"),
+        with("no-validity", "expires when it was issued", NOW - 10, NOW - 10)
+            .fails(&["expires_at"], "is not after issued_at"),
+        with("reversed", "expires before it was issued", NOW - 10, NOW - 20)
+            .fails(&["expires_at"], "is not after issued_at"),
+    ]
+}
