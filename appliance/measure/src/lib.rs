@@ -8,6 +8,7 @@ mod guid;
 pub mod hob;
 pub mod mrtd;
 pub mod pe;
+mod qemu;
 pub mod tdvf;
 pub mod uki;
 pub mod variables;
@@ -15,3 +16,7 @@ pub mod variables;
 pub use acpi::AcpiTables;
 pub use firmware::{FirmwareError, platform_reference};
 pub use uki::{MeasureError, image_reference};
+
+#[cfg(test)]
+#[path = "../tests/common/synthetic.rs"]
+mod synthetic;

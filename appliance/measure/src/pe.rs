@@ -222,37 +222,9 @@ pub enum PeError {
 }
 
 #[cfg(test)]
-pub(crate) mod tests {
+mod tests {
     use super::*;
-
-    /// A small PE32+ image with the given sections, laid out as a linker would.
-    pub(crate) fn build(sections: &[(&str, &[u8])]) -> Vec<u8> {
-        let headers = 0x400;
-        let mut image = vec![0_u8; headers];
-        image[..2].copy_from_slice(b"MZ");
-        image[PE_OFFSET..PE_OFFSET + 4].copy_from_slice(&0x80_u32.to_le_bytes());
-        image[0x80..0x84].copy_from_slice(PE_SIGNATURE);
-        image[0x84 + 2..0x84 + 4].copy_from_slice(&u16::try_from(sections.len()).unwrap().to_le_bytes());
-        image[0x84 + 16..0x84 + 18].copy_from_slice(&240_u16.to_le_bytes());
-        let optional = 0x84 + COFF_LENGTH;
-        image[optional..optional + 2].copy_from_slice(&PE32_PLUS.to_le_bytes());
-        image[optional + SIZE_OF_HEADERS..optional + SIZE_OF_HEADERS + 4]
-            .copy_from_slice(&u32::try_from(headers).unwrap().to_le_bytes());
-        image[optional + NUMBER_OF_DIRECTORIES..optional + NUMBER_OF_DIRECTORIES + 4]
-            .copy_from_slice(&16_u32.to_le_bytes());
-        for (index, (name, data)) in sections.iter().enumerate() {
-            let header = optional + 240 + index * SECTION_LENGTH;
-            let start = image.len();
-            image[header..header + name.len()].copy_from_slice(name.as_bytes());
-            image[header + 8..header + 12].copy_from_slice(&u32::try_from(data.len()).unwrap().to_le_bytes());
-            let padded = data.len().next_multiple_of(0x200);
-            image[header + 16..header + 20].copy_from_slice(&u32::try_from(padded).unwrap().to_le_bytes());
-            image[header + 20..header + 24].copy_from_slice(&u32::try_from(start).unwrap().to_le_bytes());
-            image.extend_from_slice(data);
-            image.resize(start + padded, 0);
-        }
-        image
-    }
+    use crate::synthetic::pe as build;
 
     #[test]
     fn sections_are_found_without_their_padding() {

@@ -8,10 +8,13 @@ use std::collections::BTreeMap;
 
 use cofferdam_attest::event_log::Register;
 use cofferdam_attest::evidence::ImageInfo;
-use cofferdam_attest::reference::{Boot, BootPlatform, Build, Cause, ImageReference, PredictedEvent, replay};
+use cofferdam_attest::reference::{
+    Alternative, Boot, BootPlatform, Build, Cause, ImageReference, PredictedEvent, Reason, replay,
+};
 use sha2::{Digest as _, Sha256, Sha384};
 
 use crate::pe::{Image, PeError};
+use crate::qemu;
 
 /// What the firmware announces before it starts the first boot option, and around ExitBootServices.
 const CALLING: &str = "Calling EFI Application from Boot Option";
@@ -44,7 +47,26 @@ pub fn image_reference(uki: &[u8], build: Option<Build>) -> Result<ImageReferenc
         release: env!("CARGO_PKG_VERSION").to_owned(),
         digests: digests(uki, &image),
     };
-    Ok(ImageReference { image: info, build, boots, alternatives: Vec::new() })
+    Ok(ImageReference { image: info, build, boots, alternatives: alternatives(&image) })
+}
+
+/// Digests that differ from the predicted ones in known ways.
+fn alternatives(image: &Image<'_>) -> Vec<Alternative> {
+    let mut found = Vec::new();
+    let initrd = image.section(".initrd").map(<[u8]>::len);
+    for initrd in [initrd, None] {
+        let digest = image.section(".linux").and_then(|kernel| qemu::patched_digest(kernel, initrd));
+        found.extend(digest.map(|digest| Alternative {
+            of: Cause::Kernel,
+            digest,
+            reason: Reason::QemuHeaderPatching,
+        }));
+    }
+    // Stubs before 257 hand over the section alone.
+    if let Ok(digest) = initrd_digest(image, false) {
+        found.push(Alternative { of: Cause::Initrd, digest, reason: Reason::StubVersion });
+    }
+    found
 }
 
 /// SHA-256 of the image and of its parts.
@@ -196,20 +218,7 @@ pub enum MeasureError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::pe::tests::build;
-
-    fn uki(cmdline: &[u8], initrd: &[u8]) -> Vec<u8> {
-        let kernel = build(&[(".text", b"kernel code")]);
-        let sections: [(&str, &[u8]); 6] = [
-            (".osrel", b"ID=cofferdam\n"),
-            (".cmdline", cmdline),
-            (".uname", b"7.3.4"),
-            (".sbat", b"sbat,1\n"),
-            (".initrd", initrd),
-            (".linux", &kernel),
-        ];
-        build(&sections)
-    }
+    use crate::synthetic::{pe as build, uki};
 
     fn boot(uki: &[u8], platform: BootPlatform) -> Boot {
         let reference = image_reference(uki, None).unwrap();
@@ -289,5 +298,21 @@ mod tests {
         );
         let binary = build(&[(".linux", &kernel), (".cmdline", b"\xff"), (".initrd", b"i")]);
         assert!(matches!(image_reference(&binary, None), Err(MeasureError::CommandLine)));
+    }
+
+    #[test]
+    fn known_differences_have_digests_of_their_own() {
+        let reference = image_reference(&uki(b"a\0", b"initrd"), None).unwrap();
+        let of = |reason| reference.alternatives.iter().filter(move |found| found.reason == reason);
+        // With and without an initrd; both differ from the predicted kernel and from each other.
+        let patched: Vec<Register> = of(Reason::QemuHeaderPatching).map(|found| found.digest).collect();
+        let events = &reference.boots.first().unwrap().events;
+        let predicted = |cause: Cause| events.iter().find(|event| event.cause == cause).unwrap().digest;
+        assert_eq!(patched.len(), 2);
+        assert_ne!(patched[0], patched[1]);
+        assert!(!patched.contains(&predicted(Cause::Kernel)));
+        let bare: Vec<Register> = of(Reason::StubVersion).map(|found| found.digest).collect();
+        assert_eq!(bare, [Register::from(Sha384::digest(b"initrd"))]);
+        assert_ne!(bare[0], predicted(Cause::Initrd));
     }
 }
