@@ -21,7 +21,8 @@ use cofferdam_attest::event_log::payload::{Machine, Payload as _};
 use cofferdam_attest::event_log::{self, Event, MAX_EVENTS, Register};
 use cofferdam_attest::quote::Quote;
 use cofferdam_attest::reference::{
-    Boot, BootPlatform, ImageReference, PlatformReference, PredictedEvent, Reason, ReferenceValues,
+    Alternative, Boot, BootPlatform, ImageReference, PlatformReference, PredictedEvent, Reason,
+    ReferenceValues,
 };
 use serde::Serialize;
 
@@ -166,13 +167,19 @@ pub fn explain(
     // Values for another kind of machine prove nothing, but show what is the same.
     let boot = fitting.or_else(|| reference.boot(None, (rtmr1, rtmr2), log));
     let platform = reference.platform(simulated, &quote.mrtd, rtmr0, log);
-    let events = boot.map(|(_, boot)| boot.events.as_slice());
-    let of_image = |mr, found, wanted| Analysis::new(mr, found, wanted, false, log, events.unwrap_or_default());
-    let one = of_image(1, rtmr1, boot.map(|(_, boot)| boot.rtmr1));
-    let two = of_image(2, rtmr2, boot.map(|(_, boot)| boot.rtmr2));
-    let predicted = platform.map(|platform| platform.events.as_slice()).unwrap_or_default();
-    let partial = platform.is_some_and(|platform| platform.rtmr0.is_none());
-    let zero = Analysis::new(0, rtmr0, platform.and_then(|half| half.rtmr0), partial, log, predicted);
+    let predicted = Predicted {
+        events: boot.map(|(_, boot)| boot.events.as_slice()).unwrap_or_default(),
+        alternatives: boot.map(|(image, _)| image.alternatives.as_slice()).unwrap_or_default(),
+        partial: false,
+    };
+    let one = Analysis::new(1, rtmr1, boot.map(|(_, boot)| boot.rtmr1), log, &predicted);
+    let two = Analysis::new(2, rtmr2, boot.map(|(_, boot)| boot.rtmr2), log, &predicted);
+    let predicted = Predicted {
+        events: platform.map(|platform| platform.events.as_slice()).unwrap_or_default(),
+        alternatives: platform.map(|platform| platform.alternatives.as_slice()).unwrap_or_default(),
+        partial: platform.is_some_and(|platform| platform.rtmr0.is_none()),
+    };
+    let zero = Analysis::new(0, rtmr0, platform.and_then(|half| half.rtmr0), log, &predicted);
     let mut image = image::Rules::new(boot, one, two);
     image.boot_platform(fitting.is_none(), simulated, &mut findings);
     image.apply(&mut findings);
@@ -250,6 +257,14 @@ enum LogState {
     NothingPredicted,
 }
 
+/// What a half predicts.
+struct Predicted<'a> {
+    events: &'a [PredictedEvent],
+    alternatives: &'a [Alternative],
+    /// Only some events are predicted, others may occur between them.
+    partial: bool,
+}
+
 /// A register's two logs.
 struct Analysis<'a> {
     mr: u8,
@@ -269,14 +284,12 @@ impl<'a> Analysis<'a> {
         mr: u8,
         found: &Register,
         wanted: Option<Register>,
-        partial: bool,
         log: &'a [Event],
-        predicted: &'a [PredictedEvent],
+        half: &Predicted<'a>,
     ) -> Self {
-        let measured: Vec<&Event> =
-            log.iter().take(MAX_EVENTS).filter(|event| event.mr == mr).collect();
+        let measured: Vec<&Event> = log.iter().take(MAX_EVENTS).filter(|event| event.mr == mr).collect();
         let predicted: Vec<&PredictedEvent> =
-            predicted.iter().take(MAX_EVENTS).filter(|event| event.mr == mr).collect();
+            half.events.iter().take(MAX_EVENTS).filter(|event| event.mr == mr).collect();
         let state = if log.len() > MAX_EVENTS {
             LogState::Contradicts
         } else if measured.is_empty() {
@@ -288,13 +301,16 @@ impl<'a> Analysis<'a> {
         } else {
             LogState::Replays
         };
-        let mut pairs =
-            if state == LogState::Replays { align::align(&measured, &predicted) } else { Vec::new() };
-        if partial {
+        let mut pairs = if state == LogState::Replays {
+            align::align(&measured, &predicted, half.alternatives)
+        } else {
+            Vec::new()
+        };
+        if half.partial {
             pairs.retain(|pair| pair.predicted.is_some());
         }
         let explained = pairs.iter().map(Pair::same).collect();
-        Self { mr, found: *found, wanted, partial, log: state, pairs, explained }
+        Self { mr, found: *found, wanted, partial: half.partial, log: state, pairs, explained }
     }
 
     fn name(&self) -> &'static str {

@@ -3,44 +3,26 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::collections::BTreeMap;
+
 use cofferdam_attest::event_log::payload::{Machine, Payload as _};
 use cofferdam_attest::event_log::{Event, MAX_EVENTS, Register, replay};
 use cofferdam_attest::quote::Quote;
 use cofferdam_attest::reference::{
-    Alternative, BootPlatform, Cause, FirmwareInfo, MachineShape, Mrtd, PageOrder, PlatformReference,
-    PredictedEvent, Reason, ReferenceValues,
+    Alternative, BootPlatform, Cause, MachineShape, Mrtd, PageOrder, PlatformReference, PredictedEvent,
+    Reason, ReferenceValues,
 };
-use cofferdam_measure::explain::{Certainty, Explanation, Status, explain, summary};
-use cofferdam_measure::{image_reference, pe};
+use cofferdam_measure::explain::{Certainty, Explanation, Mark, Status, explain, summary};
+use cofferdam_measure::tdvf::Tdvf;
+use cofferdam_measure::{AcpiTables, hob, image_reference, pe, platform_reference};
 use sha2::{Digest as _, Sha384};
 
-// ---------------------------------------------------------------------------------------------------- images
+#[path = "common/synthetic.rs"]
+mod synthetic;
 
-/// A PE32+ image of sections, as a linker lays it out.
-fn pe_image(sections: &[(&str, &[u8])]) -> Vec<u8> {
-    let mut image = vec![0_u8; 0x400];
-    image[..2].copy_from_slice(b"MZ");
-    image[0x3c..0x40].copy_from_slice(&0x80_u32.to_le_bytes());
-    image[0x80..0x84].copy_from_slice(b"PE\0\0");
-    image[0x86..0x88].copy_from_slice(&u16::try_from(sections.len()).unwrap().to_le_bytes());
-    image[0x94..0x96].copy_from_slice(&240_u16.to_le_bytes());
-    let optional = 0x98;
-    image[optional..optional + 2].copy_from_slice(&0x20b_u16.to_le_bytes());
-    image[optional + 60..optional + 64].copy_from_slice(&0x400_u32.to_le_bytes());
-    image[optional + 108..optional + 112].copy_from_slice(&16_u32.to_le_bytes());
-    for (index, (name, data)) in sections.iter().enumerate() {
-        let header = optional + 240 + index * 40;
-        let start = u32::try_from(image.len()).unwrap();
-        let padded = data.len().next_multiple_of(0x200);
-        image[header..header + name.len()].copy_from_slice(name.as_bytes());
-        image[header + 8..header + 12].copy_from_slice(&u32::try_from(data.len()).unwrap().to_le_bytes());
-        image[header + 16..header + 20].copy_from_slice(&u32::try_from(padded).unwrap().to_le_bytes());
-        image[header + 20..header + 24].copy_from_slice(&start.to_le_bytes());
-        image.extend_from_slice(data);
-        image.resize(start as usize + padded, 0);
-    }
-    image
-}
+use synthetic::{DATABASE, GLOBAL, Variable, kernel, put};
+
+// ---------------------------------------------------------------------------------------------------- images
 
 /// What an image is made of.
 #[derive(Clone)]
@@ -68,7 +50,7 @@ impl Parts {
     }
 
     fn uki(&self) -> Vec<u8> {
-        pe_image(&[
+        synthetic::pe(&[
             (".text", &self.stub),
             (".osrel", self.release.as_bytes()),
             (".cmdline", self.command_line.as_bytes()),
@@ -80,20 +62,12 @@ impl Parts {
     }
 }
 
-/// A kernel with a setup header (Linux `Documentation/arch/x86/boot.rst`): `HdrS` at 0x202, boot protocol 2.15.
-fn kernel(code: &[u8]) -> Vec<u8> {
-    let mut kernel = pe_image(&[(".text", code)]);
-    kernel[0x202..0x206].copy_from_slice(b"HdrS");
-    kernel[0x206..0x208].copy_from_slice(&0x020f_u16.to_le_bytes());
-    kernel
-}
-
 /// What QEMU before 10.2 writes into a setup header (`x86_load_linux`): loader type, heap flag and end, command line.
 fn patch_header(kernel: &mut [u8]) {
     kernel[0x210] = 0xb0;
     kernel[0x211] |= 0x80;
-    kernel[0x224..0x226].copy_from_slice(&0xfe00_u16.to_le_bytes());
-    kernel[0x228..0x22c].copy_from_slice(&0x20000_u32.to_le_bytes());
+    put(kernel, 0x224, &0xfe00_u16.to_le_bytes());
+    put(kernel, 0x228, &0x20000_u32.to_le_bytes());
 }
 
 fn authenticode(image: &[u8]) -> Register {
@@ -161,79 +135,50 @@ struct World {
     simulated: Option<bool>,
 }
 
-const CODE: &str = "firmware code";
-
-/// RTMR0 of a machine, from what its events are made of.
-fn platform_events(
-    shape: &MachineShape,
-    volume: &str,
-    secure_boot: u8,
-    devices: &str,
-) -> Vec<PredictedEvent> {
-    let event = |event: &str, data: &[u8], cause: Cause| PredictedEvent {
-        mr: 0,
-        event: event.to_owned(),
-        digest: sha384(data),
-        cause,
-    };
-    let low = shape.memory_mib.min(if shape.memory_mib < 2816 { 2816 } else { 2048 });
-    let hob = [low.to_le_bytes(), (shape.memory_mib - low).to_le_bytes()].concat();
-    let acpi = |table: &str| format!("{table} {} {devices} {:?}", shape.cpus, shape.qemu).into_bytes();
-    let config = "EV_EFI_VARIABLE_DRIVER_CONFIG";
-    vec![
-        event("EV_EFI_HANDOFF_TABLES2", &hob, Cause::TdHob),
-        event("EV_EFI_PLATFORM_FIRMWARE_BLOB2", volume.as_bytes(), Cause::ConfigurationVolume),
-        event(
-            config,
-            &variable("SecureBoot", &[secure_boot]),
-            Cause::SecureBootVariable("SecureBoot".into()),
-        ),
-        event(config, &variable("PK", &[]), Cause::SecureBootVariable("PK".into())),
-        event("EV_SEPARATOR", &[0; 4], Cause::Separator),
-        event("EV_PLATFORM_CONFIG_FLAGS", &acpi("loader"), Cause::AcpiLoader),
-        event("EV_PLATFORM_CONFIG_FLAGS", &acpi("rsdp"), Cause::AcpiRsdp),
-        event("EV_PLATFORM_CONFIG_FLAGS", &acpi("tables"), Cause::AcpiTables),
-        event(
-            "EV_EFI_VARIABLE_BOOT",
-            &variable("BootOrder", &[0, 0]),
-            Cause::BootVariable("BootOrder".into()),
-        ),
-        event("EV_EFI_VARIABLE_BOOT", &variable("Boot0000", &[1]), Cause::BootVariable("Boot0000".into())),
-    ]
-}
-
+/// The machine of the reference.
 fn shape() -> MachineShape {
-    MachineShape { memory_mib: 4096, cpus: 2, qemu: Some("10.0".into()) }
+    MachineShape { memory_mib: 4096, cpus: 2, qemu: Some("10.0".to_owned()) }
 }
 
-fn mrtd(code: &str, order: PageOrder) -> Mrtd {
-    Mrtd { order, value: sha384(format!("{code} {order:?}").as_bytes()) }
+fn firmware(variables: &[Variable<'_>]) -> Vec<u8> {
+    synthetic::firmware(variables, &synthetic::sections(), false)
 }
 
-fn firmware(code: &str) -> FirmwareInfo {
-    let sha256 = format!("sha256:{}", hex::encode(sha2::Sha256::digest(code)));
-    FirmwareInfo { sha256, file: "OVMF.fd".into(), package: None, version: None }
-}
-
-fn platform(name: &str, code: &str, shape: MachineShape) -> PlatformReference {
-    let events = platform_events(&shape, "volume", 0, "virtio");
-    PlatformReference {
-        name: name.to_owned(),
-        simulated: false,
-        firmware: Some(firmware(code)),
-        machine: Some(shape),
-        mrtd: vec![mrtd(code, PageOrder::SinglePass), mrtd(code, PageOrder::TwoPass)],
-        rtmr0: Some(cofferdam_attest::reference::replay(&events, 0)),
-        events,
-        alternatives: Vec::new(),
+/// What `ci/acpi-tables` takes from a machine: `devices` stands for everything but its processors that the tables tell.
+fn tables(shape: &MachineShape, devices: &str, secure_boot: &[u8], options: u8) -> AcpiTables {
+    let machine = serde_json::json!({
+        "qemu": shape.qemu.as_deref().unwrap_or("10.0"),
+        "memory_mib": shape.memory_mib,
+        "cpus": shape.cpus,
+        "arguments": [],
+    });
+    let table = |name: &str| format!("{name} {} {devices} {:?}", shape.cpus, shape.qemu).into_bytes();
+    let mut files = BTreeMap::from([
+        ("etc/table-loader".to_owned(), synthetic::loader(&["etc/acpi/rsdp", "etc/acpi/tables"])),
+        ("etc/acpi/rsdp".to_owned(), b"RSD PTR ".to_vec()),
+        ("etc/acpi/tables".to_owned(), table("DSDT APIC")),
+        ("SecureBoot".to_owned(), secure_boot.to_vec()),
+        ("BootOrder".to_owned(), (0..options).flat_map(|number| [number, 0]).collect()),
+    ]);
+    for number in 0..options {
+        files.insert(format!("Boot{number:04X}"), vec![1, number]);
     }
+    AcpiTables::new(machine.to_string().as_bytes(), files).unwrap()
+}
+
+/// The platform half of a machine.
+fn platform(name: &str, firmware: &[u8], shape: &MachineShape, devices: &str) -> PlatformReference {
+    let acpi = tables(shape, devices, &[], 1);
+    let half = platform_reference(firmware, name, shape, Some(&acpi)).unwrap();
+    assert!(half.rtmr0.is_some(), "RTMR0 of {name} is determined");
+    half
 }
 
 impl World {
     /// `reference` is what was predicted, `booted` what ran.
     fn new(reference: &Parts, booted: &Parts) -> Self {
         let image = image_reference(&reference.uki(), None).unwrap();
-        let platforms = vec![platform("acme", CODE, shape())];
+        let platforms = vec![platform("acme", &firmware(&[]), &shape(), "virtio")];
         let mut log: Vec<Event> = platforms[0].events.iter().map(measured).collect();
         log.extend(boot_log(booted, BootPlatform::Tdx));
         log.push(Machine { cpus: 2, memory_mib: 3800 }.event());
@@ -282,6 +227,14 @@ impl World {
         let digests: Vec<Register> =
             all.filter(|event| event.cause == *cause).map(|event| event.digest).collect();
         self.log.iter().position(|event| digests.contains(&event.register_digest())).unwrap()
+    }
+
+    /// Runs the same image on another machine. Linux sees about 7 % less memory than the machine has.
+    fn on(self, half: &PlatformReference) -> Self {
+        let shape = half.machine.clone().unwrap();
+        let mut world = self.machine(&half.events, shape.cpus, shape.memory_mib * 93 / 100);
+        world.mrtd = half.mrtd[0].value;
+        world
     }
 
     /// Replaces RTMR0's events and what the appliance says about its machine.
@@ -425,8 +378,203 @@ fn parts_of_the_image() {
             unexplained: 0,
         },
         Case {
-            name: "stub with the same sections",
-            world: changed(|parts| parts.stub = b"systemd-stub 258".to_vec()),
+            name: "two sections",
+            world: changed(|parts| {
+                parts.command_line = "quiet";
+                parts.initrd.push(b'!');
+            }),
+            causes: &[(Reason::OtherImage, Likely, BOTH)],
+            says: &["Sections .cmdline and .initrd have other contents"],
+            unexplained: 0,
+        },
+        Case {
+            name: "all sections",
+            world: changed(|parts| {
+                parts.kernel = kernel(b"another kernel");
+                parts.release = "ID=other\n";
+                parts.command_line = "quiet";
+                parts.uname = "8";
+                parts.initrd = b"other".to_vec();
+                parts.sbat = "sbat,2\n";
+            }),
+            causes: &[(Reason::OtherImage, Likely, BOTH)],
+            says: &[
+                "Sections .linux, .osrel, .cmdline, .initrd, .uname and .sbat have other contents (RTMR2).",
+            ],
+            unexplained: 0,
+        },
+    ];
+    cases.iter().for_each(check);
+}
+
+/// A log whose events of `mr` were edited.
+fn edited(mut world: World, edit: impl Fn(&mut World)) -> World {
+    edit(&mut world);
+    world
+}
+
+/// The boot stub is handed `options` and, with Secure Boot off, passes them on in place of the image's.
+fn loader_options(world: &mut World, options: &str, whole: bool) {
+    let at = world.at(&Cause::CommandLine);
+    let received =
+        if whole { options.to_owned() } else { format!("{} {options}", Parts::new().command_line) };
+    world.log[at].digest = Some(sha384(&wide(&received)));
+    world.log.insert(at, of_data(2, "EV_IPL", &wide(options)));
+}
+
+#[test]
+fn what_the_boot_passes_besides_the_image() {
+    const RTMR2: &[&str] = &["rtmr2"];
+    let appended = |world: &mut World| {
+        let at = world.at(&Cause::Initrd);
+        world.log[at].digest = Some(sha384(b"initrd and more"));
+        at
+    };
+    let cases = [
+        Case {
+            name: "command line of the boot entry",
+            world: edited(World::same(), |world| loader_options(world, "init=/bin/sh", true)),
+            causes: &[(Reason::LoaderCommandLine, Likely, RTMR2)],
+            says: &[
+                "The stub measured the one it was passed: \"init=/bin/sh\"",
+                "section .cmdline of the image is as predicted",
+            ],
+            unexplained: 0,
+        },
+        Case {
+            name: "command line of an addon",
+            world: edited(World::same(), |world| loader_options(world, "debug", false)),
+            causes: &[(Reason::LoaderCommandLine, Likely, RTMR2)],
+            says: &["The stub measured additions that it was passed: \"debug\""],
+            unexplained: 0,
+        },
+        Case {
+            name: "command line without a trace",
+            world: edited(World::same(), |world| {
+                let at = world.at(&Cause::CommandLine);
+                world.log[at].digest = Some(sha384(&wide("other")));
+            }),
+            causes: &[(Reason::LoaderCommandLine, Likely, RTMR2)],
+            says: &["The log does not show the text"],
+            unexplained: 0,
+        },
+        Case {
+            name: "credentials beside the image",
+            world: edited(World::same(), |world| {
+                let at = appended(world);
+                let event = of_digest(2, "EV_IPL", sha384(b"archive"), &wide("Credentials initrd"));
+                world.log.insert(at - 1, event);
+            }),
+            causes: &[(Reason::Initrd, Likely, RTMR2)],
+            says: &["the log names archives that were added, \"Credentials initrd\""],
+            unexplained: 0,
+        },
+        Case {
+            name: "initrd without a trace",
+            world: edited(World::same(), |world| _ = appended(world)),
+            causes: &[(Reason::Initrd, Likely, RTMR2)],
+            says: &["something was appended to it, or it was replaced"],
+            unexplained: 0,
+        },
+    ];
+    cases.iter().for_each(check);
+}
+
+/// The same image whose stub measures other sections: `edit` gets the names and contents in their order.
+fn stub(booted: &Parts, edit: impl Fn(&mut Vec<(String, Vec<u8>)>)) -> World {
+    let mut world = World::new(&Parts::new(), booted);
+    let mut sections: Vec<(String, Vec<u8>)> = [
+        (".linux", booted.kernel.as_slice()),
+        (".osrel", booted.release.as_bytes()),
+        (".cmdline", booted.command_line.as_bytes()),
+        (".initrd", &booted.initrd),
+        (".uname", booted.uname.as_bytes()),
+        (".sbat", booted.sbat.as_bytes()),
+    ]
+    .map(|(name, contents)| (name.to_owned(), contents.to_vec()))
+    .to_vec();
+    edit(&mut sections);
+    let from = world.log.iter().position(|event| event.mr == 2).unwrap();
+    world.log.retain(|event| event.event != "EV_IPL");
+    let events = sections.iter().flat_map(|(name, contents)| {
+        let label = [name.as_bytes(), &[0]].concat();
+        [of_data(2, "EV_IPL", &label), of_digest(2, "EV_IPL", sha384(contents), &label)]
+    });
+    let events: Vec<Event> = events.collect();
+    world.log.splice(from..from, events);
+    world
+}
+
+#[test]
+fn versions_of_the_boot_stub() {
+    let mut rebuilt = Parts::new();
+    rebuilt.stub = b"systemd-stub 258".to_vec();
+    let of_older = |world: &mut World| {
+        let parts = Parts::new();
+        let at = world.at(&Cause::Initrd);
+        // Versions before 257 hand over the section as it is, without an archive of their own.
+        world.log[at].digest = Some(sha384(&parts.initrd));
+    };
+    let cases = [
+        Case {
+            name: "one more section, another image",
+            world: stub(&rebuilt, |sections| {
+                sections.insert(4, (".ucode".to_owned(), b"microcode".to_vec()))
+            }),
+            causes: &[(Reason::StubVersion, Likely, &["rtmr2", "rtmr1"])],
+            says: &["measured .ucode in addition", "it was built with another stub, or with other sections"],
+            unexplained: 0,
+        },
+        Case {
+            name: "one section fewer, the same image",
+            world: stub(&Parts::new(), |sections| drop(sections.pop())),
+            causes: &[(Reason::StubVersion, Likely, &["rtmr2"])],
+            says: &["did not measure .sbat", "the predicted one bit for bit"],
+            unexplained: 0,
+        },
+        Case {
+            name: "another order",
+            world: stub(&Parts::new(), |sections| sections.rotate_left(2)),
+            causes: &[(Reason::StubVersion, Likely, &["rtmr2"])],
+            says: &["measured the same sections in another order"],
+            unexplained: 0,
+        },
+        Case {
+            name: "another section and another command line",
+            world: stub(&Parts { command_line: "debug", ..rebuilt.clone() }, |sections| {
+                sections.insert(0, (".profile".to_owned(), b"ID=main".to_vec()));
+            }),
+            causes: &[(Reason::StubVersion, Likely, &["rtmr2"]), (Reason::CommandLine, Likely, BOTH)],
+            says: &["measured .profile in addition", "Section .cmdline has other contents"],
+            unexplained: 0,
+        },
+        Case {
+            name: "other contents in the same image",
+            world: stub(&Parts::new(), |sections| sections[5].1.push(0)),
+            causes: &[(Reason::StubVersion, Likely, &["rtmr2"])],
+            says: &["Section .sbat has other contents", "its stub reads it otherwise"],
+            unexplained: 0,
+        },
+        Case {
+            name: "initrd of an older stub",
+            world: edited(World::same(), of_older),
+            causes: &[(Reason::StubVersion, Certain, &["rtmr2"])],
+            says: &["is exactly what the reference lists for this case"],
+            unexplained: 0,
+        },
+        Case {
+            name: "other files of its own, another image",
+            world: edited(World::new(&Parts::new(), &rebuilt), |world| {
+                let at = world.at(&Cause::Initrd);
+                world.log[at].digest = Some(sha384(b"section and other files"));
+            }),
+            causes: &[(Reason::StubVersion, Likely, &["rtmr1", "rtmr2"])],
+            says: &["another stub, which adds other files of its own"],
+            unexplained: 0,
+        },
+        Case {
+            name: "same sections, another image",
+            world: World::new(&Parts::new(), &rebuilt),
             causes: &[
                 (Reason::QemuHeaderPatching, Likely, &["rtmr1"]),
                 (Reason::StubVersion, Likely, &["rtmr1"]),
@@ -436,4 +584,606 @@ fn parts_of_the_image() {
         },
     ];
     cases.iter().for_each(check);
+}
+
+/// `-kernel` with the kernel out of the image: nothing of the image around it is measured.
+fn bare_kernel(patched: bool) -> World {
+    let mut world = World::same();
+    let mut parts = Parts::new();
+    let uki = world.at(&Cause::Uki);
+    world.log.remove(uki);
+    if patched {
+        let at = world.at(&Cause::Kernel);
+        patch_header(&mut parts.kernel);
+        world.log[at].digest = Some(authenticode(&parts.kernel));
+    }
+    world.log.retain(|event| event.event != "EV_IPL");
+    let at = world.at(&Cause::CommandLine);
+    world.log[at].digest = Some(sha384(&wide("console=ttyS0 initrd=initrd")));
+    let at = world.at(&Cause::Initrd);
+    world.log[at].digest = Some(sha384(b"another initrd"));
+    world
+}
+
+#[test]
+fn header_patching() {
+    let patched_inside = |booted: &mut World| {
+        let mut kernel = Parts::new().kernel;
+        patch_header(&mut kernel);
+        let at = booted.at(&Cause::Kernel);
+        booted.log[at].digest = Some(authenticode(&kernel));
+    };
+    let patched_image = |world: &mut World| {
+        let mut uki = Parts::new().uki();
+        // No setup header: QEMU takes it for a kernel of the oldest protocol, whose command line is announced here.
+        put(&mut uki, 0x20, &[0x3f, 0xa3, 0xf0, 0x9f]);
+        let digest = authenticode(&uki);
+        let at = world.at(&Cause::Uki);
+        world.log[at].digest = Some(digest);
+        digest
+    };
+    let cases = [
+        Case {
+            name: "kernel",
+            world: edited(World::same(), patched_inside),
+            causes: &[(Reason::QemuHeaderPatching, Certain, &["rtmr1"])],
+            says: &["QEMU before 10.2 rewrote the kernel's setup header", "boot the image from a disk"],
+            unexplained: 0,
+        },
+        Case {
+            name: "kernel, not listed",
+            world: edited(World::same(), |world| {
+                patched_inside(world);
+                world.reference.images[0].alternatives.clear();
+            }),
+            causes: &[(Reason::QemuHeaderPatching, Likely, &["rtmr1"])],
+            says: &["The kernel has another digest, the image around it the predicted one (RTMR1), yet"],
+            unexplained: 0,
+        },
+        Case {
+            name: "image",
+            world: edited(World::same(), |world| {
+                let (of, digest) = (Cause::Uki, patched_image(world));
+                let listed = Alternative { of, digest, reason: Reason::QemuHeaderPatching };
+                world.reference.images[0].alternatives.push(listed);
+            }),
+            causes: &[(Reason::QemuHeaderPatching, Certain, &["rtmr1"])],
+            says: &["What was measured for \"the image\" is exactly"],
+            unexplained: 0,
+        },
+        Case {
+            name: "image, not listed",
+            world: edited(World::same(), |world| _ = patched_image(world)),
+            causes: &[
+                (Reason::QemuHeaderPatching, Likely, &["rtmr1"]),
+                (Reason::StubVersion, Likely, &["rtmr1"]),
+            ],
+            says: &["The image has another digest, its kernel the predicted one (RTMR1), yet every section"],
+            unexplained: 0,
+        },
+        Case {
+            name: "kernel by itself, patched",
+            world: bare_kernel(true),
+            causes: &[(Reason::QemuHeaderPatching, Certain, &["rtmr1", "rtmr2"])],
+            says: &["The kernel out of the image was started without the image"],
+            unexplained: 0,
+        },
+        Case {
+            name: "kernel by itself",
+            world: bare_kernel(false),
+            causes: &[(Reason::OtherImage, Likely, &["rtmr1", "rtmr2"])],
+            says: &["with another command line or initrd than the image's"],
+            unexplained: 0,
+        },
+    ];
+    cases.iter().for_each(check);
+}
+
+#[test]
+fn events_too_many_or_too_few() {
+    const RTMR1: &[(Reason, Certainty, &[&str])] = &[(Reason::OtherEvent, Likely, &["rtmr1"])];
+    let before_image = |event: &'static str, payload: &'static [u8]| {
+        edited(World::same(), move |world| {
+            let at = world.at(&Cause::Uki);
+            world.log.insert(at, of_digest(1, event, sha384(payload), payload));
+        })
+    };
+    let cases = [
+        Case {
+            name: "partition table",
+            world: before_image("EV_EFI_GPT_EVENT", b"EFI PART\0\0\x01\0"),
+            causes: RTMR1,
+            says: &["boots from a disk with a partition table", "event 3 EV_EFI_GPT_EVENT"],
+            unexplained: 0,
+        },
+        Case {
+            name: "option ROM",
+            world: before_image("EV_EFI_BOOT_SERVICES_DRIVER", b"\x18\xc0"),
+            causes: RTMR1,
+            says: &["the option ROM of a network card"],
+            unexplained: 0,
+        },
+        Case {
+            name: "boot menu",
+            world: before_image("EV_EFI_ACTION", b"Returning from EFI Application from Boot Option"),
+            causes: RTMR1,
+            says: &[
+                "EV_EFI_ACTION (\"Returning from EFI Application from Boot Option\")",
+                "tried another boot option",
+            ],
+            unexplained: 0,
+        },
+        Case {
+            name: "boot loader",
+            world: before_image("EV_EFI_BOOT_SERVICES_APPLICATION", b"\x18\xc0"),
+            causes: RTMR1,
+            says: &["another program ran before or beside the image"],
+            unexplained: 0,
+        },
+        Case {
+            name: "boot services not left",
+            world: edited(World::same(), |world| {
+                world.log.retain(|event| event.mr != 1 || event.event != "EV_EFI_ACTION");
+            }),
+            causes: RTMR1,
+            says: &[
+                "RTMR1 lacks EV_EFI_ACTION (start of the boot option, exit of boot services, exit of boot services)",
+            ],
+            unexplained: 0,
+        },
+        Case {
+            name: "another separator",
+            world: edited(World::same(), |world| {
+                let at = world
+                    .log
+                    .iter()
+                    .position(|event| event.mr == 1 && event.event == "EV_SEPARATOR")
+                    .unwrap();
+                world.log[at] = of_data(1, "EV_SEPARATOR", &1_u32.to_le_bytes());
+            }),
+            causes: &[],
+            says: &["NOT EXPLAINED", "RTMR1: event 2 EV_SEPARATOR (separator) is"],
+            unexplained: 1,
+        },
+    ];
+    cases.iter().for_each(check);
+}
+
+#[test]
+fn machines() {
+    const RTMR0: &[&str] = &["rtmr0"];
+    let with = |memory_mib, cpus, devices: &str| {
+        let shape = MachineShape { memory_mib, cpus, ..shape() };
+        World::same().on(&platform("other", &firmware(&[]), &shape, devices))
+    };
+    let layout = |world: &mut World| {
+        let file = firmware(&[]);
+        let list = hob::other_class(&Tdvf::parse(&file).unwrap(), 4096 << 20).unwrap();
+        let at = world.at(&Cause::TdHob);
+        world.log[at].digest = Some(sha384(&list));
+    };
+    let unseen = |mut world: World| {
+        world.log.retain(|event| event.mr != 3);
+        world
+    };
+    let cases = [
+        Case {
+            name: "below 2.75 GiB",
+            world: with(2048, 2, "virtio"),
+            causes: &[(Reason::LowMemory, Likely, RTMR0)],
+            says: &[
+                "the appliance saw 1904 MiB usable, the reference is for 4096 MiB: on the other side of 2.75 GiB",
+            ],
+            unexplained: 0,
+        },
+        Case {
+            name: "the other layout",
+            world: edited(World::same(), layout),
+            causes: &[(Reason::LowMemory, Certain, RTMR0)],
+            says: &["memory laid out as on a machine on the other side of 2.75 GiB"],
+            unexplained: 0,
+        },
+        Case {
+            name: "more memory",
+            world: with(8192, 2, "virtio"),
+            causes: &[(Reason::MemorySize, Likely, RTMR0)],
+            says: &["the appliance saw 7618 MiB usable, the reference is for 4096 MiB."],
+            unexplained: 0,
+        },
+        Case {
+            name: "memory, and nothing says how much",
+            world: unseen(with(8192, 2, "virtio")),
+            causes: &[],
+            says: &["RTMR0: event 1 EV_EFI_HANDOFF_TABLES2 (TD HOB (memory map)) is"],
+            unexplained: 1,
+        },
+        Case {
+            name: "processors",
+            world: with(4096, 8, "virtio"),
+            causes: &[(Reason::CpuCount, Likely, RTMR0)],
+            says: &["RTMR0 differs in: ACPI tables; the appliance saw 8 processors, the reference is for 2."],
+            unexplained: 0,
+        },
+        Case {
+            name: "processors and memory",
+            world: with(2048, 8, "virtio"),
+            causes: &[(Reason::LowMemory, Likely, RTMR0), (Reason::CpuCount, Likely, RTMR0)],
+            says: &[],
+            unexplained: 0,
+        },
+        Case {
+            name: "devices",
+            world: with(4096, 2, "virtio and a network card"),
+            causes: &[(Reason::Machine, Likely, RTMR0)],
+            says: &[
+                "the number of processors, 2, is the reference's: another version of QEMU (the reference is for QEMU 10.0)",
+            ],
+            unexplained: 0,
+        },
+        Case {
+            name: "tables, and nothing says how many processors",
+            world: unseen(with(4096, 8, "virtio")),
+            causes: &[(Reason::Machine, Likely, RTMR0)],
+            says: &["nothing says how many it has"],
+            unexplained: 0,
+        },
+    ];
+    cases.iter().for_each(check);
+}
+
+#[test]
+fn firmware_settings() {
+    const RTMR0: &[&str] = &["rtmr0"];
+    let file = firmware(&[]);
+    let settings = |secure_boot: &[u8], options| {
+        let acpi = tables(&shape(), "virtio", secure_boot, options);
+        World::same().on(&platform_reference(&file, "other", &shape(), Some(&acpi)).unwrap())
+    };
+    let cases = [
+        Case {
+            name: "Secure Boot",
+            world: settings(&[0], 1),
+            causes: &[(Reason::SecureBoot, Likely, RTMR0)],
+            says: &["Variables of Secure Boot differ (RTMR0): SecureBoot."],
+            unexplained: 0,
+        },
+        Case {
+            name: "boot entries",
+            world: settings(&[], 2),
+            causes: &[(Reason::BootEntries, Likely, RTMR0)],
+            says: &["Boot entries of the firmware differ (RTMR0): BootOrder; entries were added."],
+            unexplained: 0,
+        },
+    ];
+    cases.iter().for_each(check);
+}
+
+#[test]
+fn firmware_builds_and_page_orders() {
+    let known = |edit: &dyn Fn(&mut World)| {
+        let mut world = World::same();
+        edit(&mut world);
+        world
+    };
+    let single = |world: &mut World| {
+        world.reference.platforms[0].mrtd.truncate(1);
+        assert_eq!(world.reference.platforms[0].mrtd[0].order, PageOrder::SinglePass);
+    };
+    let two_pass = platform("x", &firmware(&[]), &shape(), "virtio").mrtd[1].value;
+    let other = platform("other", &firmware(&[("Other", GLOBAL, b"value", 0x3f)]), &shape(), "virtio");
+    let keys = firmware(&[("KEK", GLOBAL, b"key", 0x3f), ("db", DATABASE, b"key", 0x3f)]);
+    let acpi = tables(&shape(), "virtio", &[0], 1);
+    let enrolled = platform_reference(&keys, "enrolled", &shape(), Some(&acpi)).unwrap();
+    let listed =
+        Alternative { of: Cause::Firmware("MRTD".into()), digest: two_pass, reason: Reason::PageAddOrder };
+    let constant = PlatformReference {
+        name: "simulator".to_owned(),
+        simulated: true,
+        firmware: None,
+        machine: None,
+        mrtd: vec![Mrtd { order: PageOrder::Stated, value: [7; 48] }],
+        rtmr0: None,
+        events: Vec::new(),
+        alternatives: Vec::new(),
+    };
+    let cases = [
+        Case {
+            name: "both orders are known",
+            world: known(&|world| world.mrtd = two_pass),
+            causes: &[],
+            says: &["MRTD is as predicted"],
+            unexplained: 0,
+        },
+        Case {
+            name: "one order is known",
+            world: known(&|world| {
+                single(world);
+                world.mrtd = two_pass;
+            }),
+            causes: &[(Reason::PageAddOrder, Likely, &["mrtd"]), (Reason::FirmwareBuild, Likely, &["mrtd"])],
+            says: &["for one page-add order only, and RTMR0 is as predicted", "MRTD is not a known one"],
+            unexplained: 0,
+        },
+        Case {
+            name: "the other order is listed",
+            world: known(&|world| {
+                single(world);
+                world.mrtd = two_pass;
+                world.reference.platforms[0].alternatives.push(listed.clone());
+            }),
+            causes: &[(Reason::PageAddOrder, Certain, &["mrtd"])],
+            says: &["MRTD is exactly what acme lists for this case"],
+            unexplained: 0,
+        },
+        Case {
+            name: "another machine's half has the other order",
+            world: known(&|world| {
+                single(world);
+                let shape = MachineShape { cpus: 4, ..shape() };
+                let mut half = platform("four", &firmware(&[]), &shape, "virtio");
+                half.mrtd.remove(0);
+                world.mrtd = half.mrtd[0].value;
+                world.reference.platforms.push(half);
+            }),
+            causes: &[(Reason::CpuCount, Certain, &["rtmr0"])],
+            says: &["RTMR0 is that of acme (4096 MiB, 2 processors): the same firmware, but not this MRTD."],
+            unexplained: 0,
+        },
+        Case {
+            name: "another firmware",
+            world: known(&|world| world.mrtd = [9; 48]),
+            causes: &[(Reason::FirmwareBuild, Likely, &["mrtd"])],
+            says: &["that of no known firmware in either page-add order, and RTMR0 is as predicted"],
+            unexplained: 0,
+        },
+        Case {
+            name: "another firmware with another store",
+            world: edited(World::same().on(&other), |world| world.mrtd = [9; 48]),
+            causes: &[(Reason::FirmwareBuild, Likely, &["mrtd", "rtmr0"])],
+            says: &[
+                "the firmware's variable store in RTMR0 differs as well",
+                "configuration firmware volume; MRTD differs",
+            ],
+            unexplained: 0,
+        },
+        Case {
+            name: "the same code with another store",
+            world: edited(World::same().on(&other), |world| world.mrtd = two_pass),
+            causes: &[(Reason::FirmwareBuild, Likely, &["rtmr0"])],
+            says: &["MRTD is as predicted, so it is the same code with another variable store"],
+            unexplained: 0,
+        },
+        Case {
+            name: "a store with keys",
+            world: edited(World::same().on(&enrolled), |world| world.mrtd = two_pass),
+            causes: &[(Reason::SecureBoot, Likely, &["rtmr0"]), (Reason::FirmwareBuild, Likely, &["rtmr0"])],
+            says: &["Variables of Secure Boot differ (RTMR0): SecureBoot, KEK, db."],
+            unexplained: 0,
+        },
+        Case {
+            name: "the simulator's constant",
+            world: known(&|world| {
+                world.mrtd = [7; 48];
+                world.reference.platforms.push(constant.clone());
+            }),
+            causes: &[(Reason::BootPlatform, Certain, &["mrtd"])],
+            says: &["MRTD is that of simulator, which is for another kind of machine"],
+            unexplained: 0,
+        },
+    ];
+    cases.iter().for_each(check);
+}
+
+#[test]
+fn kinds_of_machines() {
+    let simulator = |world: &mut World| {
+        world.log.retain(|event| event.mr == 0 || event.mr == 3);
+        world.log.extend(boot_log(&Parts::new(), BootPlatform::Simulator));
+        world.reference.images[0].boots.retain(|boot| boot.platform == BootPlatform::Tdx);
+    };
+    let cases = [
+        Case {
+            name: "values of a trust domain, simulated evidence",
+            world: edited(World::same(), |world| {
+                simulator(world);
+                world.simulated = Some(true);
+            }),
+            causes: &[(Reason::BootPlatform, Certain, &["rtmr1", "mrtd", "rtmr0"])],
+            says: &[
+                "is that of the simulated device, and the only reference values given are for a trust domain",
+            ],
+            unexplained: 0,
+        },
+        Case {
+            name: "the same without a verified chain",
+            world: edited(World::same(), |world| {
+                simulator(world);
+                world.simulated = None;
+            }),
+            causes: &[(Reason::BootPlatform, Likely, &["rtmr1"])],
+            says: &["5 separators where 1 were predicted, as the simulated device measures them"],
+            unexplained: 0,
+        },
+        Case {
+            name: "values of the simulator, evidence from hardware",
+            world: edited(World::same(), |world| {
+                world.reference.images[0].boots.retain(|boot| boot.platform == BootPlatform::Simulator);
+                world.simulated = None;
+            }),
+            causes: &[(Reason::BootPlatform, Likely, &["rtmr1"])],
+            says: &["1 separators where 5 were predicted, as a trust domain measures them"],
+            unexplained: 0,
+        },
+    ];
+    cases.iter().for_each(check);
+}
+
+#[test]
+fn a_log_that_does_not_replay_names_nothing() {
+    let mut world = changed(|parts| parts.command_line = "debug");
+    let mut quote = world.quote();
+    quote.rtmr[1] = [1; 48];
+    quote.rtmr[2] = [2; 48];
+    let explanation = explain(&world.reference, &quote, &world.log, world.simulated);
+    well_formed(&explanation);
+    assert!(explanation.causes.is_empty(), "{explanation}");
+    assert_eq!(explanation.unexplained.len(), 2);
+    assert!(explanation.unexplained[0].contains("does not replay"), "{explanation}");
+    assert!(explanation.registers.iter().all(|register| register.rows.is_empty()));
+    assert!(summary(&explanation).unwrap().starts_with("RTMR1, RTMR2 differ: the log does not replay"));
+
+    world.log.clear();
+    let explanation = explain(&world.reference, &quote, &world.log, world.simulated);
+    assert!(explanation.unexplained[0].contains("carries no log"), "{explanation}");
+
+    // The sections are named even where RTMR1's log is worthless.
+    let world = changed(|parts| parts.command_line = "debug");
+    let mut quote = world.quote();
+    quote.rtmr[1] = [1; 48];
+    let explanation = explain(&world.reference, &quote, &world.log, world.simulated);
+    assert_eq!(explanation.causes[0].reason, Reason::CommandLine);
+    assert_eq!(explanation.causes[0].registers, ["rtmr2", "rtmr1"]);
+    // And where RTMR2's is, the image is another one.
+    let mut quote = world.quote();
+    quote.rtmr[2] = [1; 48];
+    let explanation = explain(&world.reference, &quote, &world.log, world.simulated);
+    assert_eq!(explanation.causes[0].reason, Reason::OtherImage);
+    assert!(explanation.causes[0].sentence.contains("RTMR2 cannot say"), "{explanation}");
+}
+
+#[test]
+fn a_forged_machine_event_is_not_believed() {
+    let shape = MachineShape { cpus: 8, ..shape() };
+    let world = World::same().on(&platform("other", &firmware(&[]), &shape, "virtio"));
+    let mut quote = world.quote();
+    quote.rtmr[3] = [3; 48];
+    let explanation = explain(&world.reference, &quote, &world.log, world.simulated);
+    assert_eq!(explanation.causes[0].reason, Reason::Machine);
+    assert!(explanation.causes[0].sentence.contains("nothing says how many"), "{explanation}");
+}
+
+#[test]
+fn a_partly_determined_register_is_compared_as_far_as_it_goes() {
+    let mut world = World::same();
+    world.reference.platforms = vec![platform_reference(&firmware(&[]), "acme", &shape(), None).unwrap()];
+    assert!(world.reference.platforms[0].rtmr0.is_none());
+    let explanation = world.explain();
+    assert_eq!(explanation.registers[1].status, Status::PartlyPredicted, "{explanation}");
+    let shape = MachineShape { memory_mib: 2048, ..shape() };
+    let half = platform("other", &firmware(&[]), &shape, "virtio");
+    let explanation = world.on(&half).explain();
+    assert_eq!(explanation.registers[1].status, Status::Differs, "{explanation}");
+    assert_eq!(explanation.causes[0].reason, Reason::LowMemory, "{explanation}");
+    assert!(explanation.unexplained.is_empty(), "{explanation}");
+}
+
+#[test]
+fn without_reference_values_nothing_is_said() {
+    let mut world = World::same();
+    world.reference = ReferenceValues::default();
+    let explanation = world.explain();
+    assert!(explanation.registers.iter().all(|register| register.status == Status::NoReference));
+    assert_eq!(summary(&explanation), None);
+    well_formed(&explanation);
+}
+
+#[test]
+fn the_first_divergence_is_marked_and_numbered() {
+    let explanation = changed(|parts| parts.command_line = "debug").explain();
+    let rtmr2 = &explanation.registers[3];
+    let first = rtmr2.rows.iter().find(|row| row.mark != Mark::Same).unwrap();
+    assert_eq!(first.measured.as_ref().unwrap().index, 6);
+    assert_eq!(first.predicted.as_ref().unwrap().label.as_deref(), Some("section .cmdline"));
+    let text = explanation.to_string();
+    assert_eq!(text.lines().filter(|line| line.starts_with('>')).count(), 2, "{text}");
+    assert!(text.contains("\n>    6  EV_IPL"), "{text}");
+    let expected = "likely cause: another command line in the image (RTMR2, RTMR1)";
+    assert_eq!(summary(&explanation).as_deref(), Some(expected));
+    let json = serde_json::to_value(&explanation).unwrap();
+    assert_eq!(json["causes"][0]["reason"], "command_line");
+    assert_eq!(json["causes"][0]["certainty"], "likely");
+    assert_eq!(json["registers"][3]["rows"][5]["mark"], "changed");
+}
+
+/// A log as large as is accepted, made to confuse: escape sequences, overlong texts, repeated digests, unknown types.
+fn hostile(seed: u64) -> World {
+    let mut world = World::same();
+    let mut state = seed;
+    let mut next = move || {
+        state = state.wrapping_mul(6_364_136_223_846_793_005).wrapping_add(1_442_695_040_888_963_407);
+        usize::try_from(state >> 33).unwrap()
+    };
+    let names =
+        ["EV_IPL", "EV_EVENT_TAG", "EV_SEPARATOR", "EV_EFI_VARIABLE_BOOT", "EV_\x1b[2J", "EV_EFI_ACTION"];
+    let payloads: [&[u8]; 6] = [
+        b"\x1b[31mred\x1b[0m\r\n",
+        &[0xff; 1024],
+        b".linux\0",
+        "\u{202e}gnp.exe".as_bytes(),
+        &[b'a'; 1024],
+        &[0; 40],
+    ];
+    while world.log.len() < MAX_EVENTS {
+        let at = next() % world.log.len();
+        let digest = if next() % 3 == 0 {
+            world.log[next() % world.log.len()].register_digest()
+        } else {
+            sha384(&next().to_le_bytes()[..1 + next() % 2])
+        };
+        let mr = u8::try_from(next() % 3).unwrap();
+        let mut event = of_digest(mr, names[next() % names.len()], digest, payloads[next() % payloads.len()]);
+        if next() % 5 == 0 {
+            event.event = "EV_LONG".repeat(1000);
+        }
+        world.log.insert(at, event);
+    }
+    world
+}
+
+#[test]
+fn hostile_logs_stay_bounded_and_printable() {
+    for seed in 0..20 {
+        let world = hostile(seed);
+        let started = std::time::Instant::now();
+        let explanation = world.explain();
+        well_formed(&explanation);
+        assert!(started.elapsed().as_secs() < 5, "{:?}", started.elapsed());
+        assert!(explanation.registers.iter().all(|register| register.rows.len() <= 40));
+    }
+    let mut world = hostile(1);
+    world.log.push(of_data(1, "EV_IPL", b"one too many"));
+    let explanation = world.explain();
+    assert!(explanation.unexplained[0].contains("does not replay"), "{explanation}");
+}
+
+#[test]
+fn hostile_reference_values_stay_printable() {
+    let mut world = changed(|parts| parts.command_line = "debug");
+    world.reference.platforms[0].name = "\x1b[2Jevil".repeat(100);
+    let image = &mut world.reference.images[0];
+    image.image.name = "\u{7}".repeat(1000);
+    for event in &mut image.boots[0].events {
+        if event.cause == Cause::CommandLine {
+            event.cause = Cause::Firmware("\r\n\x1b".repeat(1000));
+        }
+    }
+    well_formed(&world.explain());
+}
+
+/// The log of a confidential virtual machine of another kind: everything differs, and that is said in bounds.
+#[test]
+fn a_foreign_machines_evidence() {
+    let folder = concat!(env!("CARGO_MANIFEST_DIR"), "/../../../shared/fixtures/tdx-hardware/google-cos-113");
+    let Ok(ccel) = std::fs::read(format!("{folder}/ccel_data.dat")) else {
+        println!("skipped: no log of hardware beside the checkout");
+        return;
+    };
+    let mut world = World::same();
+    world.log = cofferdam_attest::ccel::parse(&ccel).unwrap();
+    world.mrtd = [9; 48];
+    let explanation = world.explain();
+    println!("{explanation}");
+    well_formed(&explanation);
+    assert!(explanation.causes.iter().any(|cause| cause.reason == Reason::OtherImage), "{explanation}");
+    assert!(explanation.causes.iter().all(|cause| cause.certainty == Likely), "{explanation}");
 }

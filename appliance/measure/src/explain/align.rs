@@ -8,12 +8,12 @@
 use std::collections::HashMap;
 
 use cofferdam_attest::event_log::{Event, Register};
-use cofferdam_attest::reference::{Cause, PredictedEvent};
+use cofferdam_attest::reference::{Alternative, Cause, PredictedEvent};
 
 use super::label;
 
-/// Largest table for one stretch, in cells; about as many events as a boot measures, squared.
-const MAX_TABLE: usize = 4096;
+/// Largest table for one stretch, in cells: a boot loader that measures its whole script beside a boot of ours.
+const MAX_TABLE: usize = 65_536;
 
 /// A row of the comparison; at least one side is there. Indices count from zero within the register.
 #[derive(Debug, Clone, Copy)]
@@ -33,10 +33,17 @@ impl Pair<'_> {
 }
 
 /// Pairs the events of one register, in order.
-pub(super) fn align<'a>(measured: &[&'a Event], predicted: &[&'a PredictedEvent]) -> Vec<Pair<'a>> {
+pub(super) fn align<'a>(
+    measured: &[&'a Event],
+    predicted: &[&'a PredictedEvent],
+    alternatives: &[Alternative],
+) -> Vec<Pair<'a>> {
     let digests: Vec<Register> = measured.iter().map(|event| event.register_digest()).collect();
     let labels: Vec<Option<String>> = measured.iter().map(|event| label::of(event)).collect();
-    let sides = Sides { measured, digests: &digests, labels: &labels, predicted };
+    let variants: HashMap<Register, &Cause> =
+        alternatives.iter().map(|alternative| (alternative.digest, &alternative.of)).collect();
+    let known: Vec<Option<&Cause>> = digests.iter().map(|digest| variants.get(digest).copied()).collect();
+    let sides = Sides { measured, digests: &digests, labels: &labels, known: &known, predicted };
     let mut pairs = Vec::with_capacity(measured.len().saturating_add(predicted.len()));
     let (mut m, mut p) = (0, 0);
     let mut anchors = fixed_points(&digests, predicted);
@@ -108,6 +115,8 @@ struct Sides<'s, 'a> {
     measured: &'s [&'a Event],
     digests: &'s [Register],
     labels: &'s [Option<String>],
+    /// Which predicted event the measured one is a known variant of.
+    known: &'s [Option<&'s Cause>],
     predicted: &'s [&'a PredictedEvent],
 }
 
@@ -121,9 +130,14 @@ impl<'a> Sides<'_, 'a> {
 
     /// How well two events go together: 0 not at all.
     fn likeness(&self, m: usize, p: usize) -> u16 {
-        let (Some(measured), Some(predicted)) = (self.measured.get(m), self.predicted.get(p)) else { return 0 };
+        let (Some(measured), Some(predicted)) = (self.measured.get(m), self.predicted.get(p)) else {
+            return 0;
+        };
         if self.digests.get(m) == Some(&predicted.digest) {
             return 8;
+        }
+        if self.known.get(m).copied().flatten() == Some(&predicted.cause) {
+            return 6;
         }
         // The name of a section is fixed: with another digest it is another section.
         if measured.event != predicted.event || matches!(predicted.cause, Cause::SectionName(_)) {

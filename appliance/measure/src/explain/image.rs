@@ -50,8 +50,10 @@ impl<'a> Rules<'a> {
             let predicted = pair.predicted.is_some_and(|(_, event)| event.cause == Cause::Separator);
             measured || predicted
         };
-        let predicted = self.one.pairs.iter().filter(|pair| pair.predicted.is_some() && separator(pair)).count();
-        let measured = self.one.pairs.iter().filter(|pair| pair.measured.is_some() && separator(pair)).count();
+        let predicted =
+            self.one.pairs.iter().filter(|pair| pair.predicted.is_some() && separator(pair)).count();
+        let measured =
+            self.one.pairs.iter().filter(|pair| pair.measured.is_some() && separator(pair)).count();
         let (wanted, other) = match boot.platform {
             BootPlatform::Tdx => ("a trust domain", "the simulated device"),
             BootPlatform::Simulator => ("the simulated device", "a trust domain"),
@@ -86,7 +88,10 @@ impl<'a> Rules<'a> {
         if self.one.status() != Status::Differs && self.two.status() != Status::Differs {
             return;
         }
-        self.alternatives(findings);
+        let patched = self.alternatives(findings);
+        if self.bare_kernel(patched, findings) {
+            return self.others(findings);
+        }
         let restructured = self.structure(findings);
         let changed = self.sections(findings);
         self.command_line(findings);
@@ -97,9 +102,10 @@ impl<'a> Rules<'a> {
         self.others(findings);
     }
 
-    /// Digests that are known to come about in a certain way.
-    fn alternatives(&mut self, findings: &mut Findings) {
-        let Some((image, _)) = self.boot else { return };
+    /// Digests that are known to come about in a certain way. Whether one is that of a kernel that QEMU patched.
+    fn alternatives(&mut self, findings: &mut Findings) -> bool {
+        let mut patched = false;
+        let Some((image, _)) = self.boot else { return patched };
         for alternative in &image.alternatives {
             for analysis in [&mut self.one, &mut self.two] {
                 let name = analysis.name();
@@ -110,6 +116,7 @@ impl<'a> Rules<'a> {
                     _ => false,
                 });
                 if hit {
+                    patched |= alternative.reason == Reason::QemuHeaderPatching;
                     let of = label::printable(&alternative.of.to_string());
                     let sentence = format!(
                         "What was measured for \"{of}\" is exactly what the reference lists for this case: {}.",
@@ -119,6 +126,28 @@ impl<'a> Rules<'a> {
                 }
             }
         }
+        patched
+    }
+
+    /// The kernel out of the image was started without the image: then no stub measures, and command line and initrd are
+    /// the host's. Whether that is so.
+    fn bare_kernel(&mut self, patched: bool, findings: &mut Findings) -> bool {
+        let started = patched || self.part(&Cause::Kernel) == Part::Same;
+        let no_section = self.two.usable() && contents(&self.two, &tags(&self.two)).is_empty();
+        if self.part(&Cause::Uki) != Part::Missing || !started || !no_section {
+            return false;
+        }
+        self.one.take(|pair| is(pair, &Cause::Uki));
+        let own = |pair: &Pair<'_>| is(pair, &Cause::CommandLine) || is(pair, &Cause::Initrd);
+        let others =
+            if self.two.take(own) { ", with another command line or initrd than the image's" } else { "" };
+        self.two.take(|pair| section_of(pair).is_some());
+        let sentence = format!(
+            "The kernel out of the image was started without the image: RTMR1 holds no image, RTMR2 no sections{others}."
+        );
+        let reason = if patched { Reason::QemuHeaderPatching } else { Reason::OtherImage };
+        findings.likely(reason, &["rtmr1", "rtmr2"], sentence);
+        true
     }
 
     /// Other sections, or in another order: the boot stub decides both. Whether that is so.
@@ -128,10 +157,18 @@ impl<'a> Rules<'a> {
         }
         let tags = tags(&self.two);
         let measured: Vec<&str> = contents(&self.two, &tags).into_iter().map(|section| section.0).collect();
-        let predicted: Vec<&str> = predicted_contents(&self.two).into_iter().map(|section| section.0).collect();
-        // Without a single section no stub measured: that is events too few, not another version.
-        if measured == predicted || measured.is_empty() {
+        let predicted: Vec<&str> =
+            predicted_contents(&self.two).into_iter().map(|section| section.0).collect();
+        if measured == predicted {
             return false;
+        }
+        if measured.is_empty() && self.part(&Cause::Uki) != Part::Same {
+            let sentence = "No section of an image was measured (RTMR2) and another program started (RTMR1): this is no \
+                            unified kernel image, or its stub does not measure.";
+            self.two.take(|pair| section_of(pair).is_some());
+            self.one.take(|pair| is(pair, &Cause::Uki) || is(pair, &Cause::Kernel));
+            findings.likely(Reason::OtherImage, &["rtmr1", "rtmr2"], sentence.to_owned());
+            return true;
         }
         let extra: Vec<&str> = measured.iter().filter(|name| !predicted.contains(name)).copied().collect();
         let gone: Vec<&str> = predicted.iter().filter(|name| !measured.contains(name)).copied().collect();
@@ -217,8 +254,9 @@ impl<'a> Rules<'a> {
         let noun = if changed.len() == 1 { "Section" } else { "Sections" };
         let sentence = format!("{noun} {} {verb} other contents (RTMR2){rest}.{follows}", list(&changed));
         if same_image {
-            let sentence =
-                format!("{sentence} Yet RTMR1 says that the image is the predicted one: its stub reads it otherwise.");
+            let sentence = format!(
+                "{sentence} Yet RTMR1 says that the image is the predicted one: its stub reads it otherwise."
+            );
             findings.likely(Reason::StubVersion, &registers, sentence);
             return changed;
         }
@@ -250,7 +288,8 @@ impl<'a> Rules<'a> {
             .collect();
         let how = match (texts.is_empty(), whole) {
             (true, _) => {
-                "The log does not show the text: a stub that adds words of its own would look the same".to_owned()
+                "The log does not show the text: a stub that adds words of its own would look the same"
+                    .to_owned()
             }
             (false, true) => format!("The stub measured the one it was passed: {}", texts.join(", ")),
             (false, false) => format!("The stub measured additions that it was passed: {}", texts.join(", ")),
@@ -272,16 +311,17 @@ impl<'a> Rules<'a> {
         // Archives that the stub packs are measured one by one and named: "Credentials initrd".
         let archive = |event: &Event| {
             matches!(event.event.as_str(), "EV_IPL" | "EV_EVENT_TAG")
-                && label::of(event).is_some_and(|label| label.contains("initrd") && label != ".initrd")
+                && label::of(event).is_some_and(|label| {
+                    (label.contains("initrd") && label != ".initrd") || label.ends_with(".addon.efi")
+                })
         };
         let added: Vec<String> = self
             .two
             .open()
             .filter_map(extra)
             .filter(|event| archive(event))
-            .filter_map(label::of)
+            .filter_map(label::quoted)
             .take(MAX_NAMES)
-            .map(|label| format!("\"{label}\""))
             .collect();
         let seen = "The kernel received another initrd (RTMR2) although section .initrd of the image is as predicted";
         self.two.take(|pair| is(pair, &Cause::Initrd) || extra(pair).is_some_and(archive));
@@ -311,9 +351,12 @@ impl<'a> Rules<'a> {
         if !image && !kernel {
             return;
         }
-        let disk = self.one.pairs.iter().filter_map(|pair| pair.measured).any(|(_, event)| {
-            matches!(event.event.as_str(), "EV_EFI_GPT_EVENT" | "EV_EFI_GPT_EVENT2")
-        });
+        let disk = self
+            .one
+            .pairs
+            .iter()
+            .filter_map(|pair| pair.measured)
+            .any(|(_, event)| matches!(event.event.as_str(), "EV_EFI_GPT_EVENT" | "EV_EFI_GPT_EVENT2"));
         let linux = self.section(".linux");
         self.one.take(|pair| is(pair, &Cause::Uki) || is(pair, &Cause::Kernel));
         let what = match (image, kernel) {
@@ -332,7 +375,8 @@ impl<'a> Rules<'a> {
             findings.likely(Reason::QemuHeaderPatching, &["rtmr1"], sentence);
         }
         if !kernel {
-            let sentence = format!("{seen}: the stub's own code, or a section that it does not measure, changed.");
+            let sentence =
+                format!("{seen}: the stub's own code, or a section that it does not measure, changed.");
             findings.likely(Reason::StubVersion, &["rtmr1"], sentence);
         }
         if disk && kernel {
@@ -396,7 +440,7 @@ pub(super) fn other_events(analysis: &mut Analysis<'_>, findings: &mut Findings)
     let mut kinds: Vec<(String, Vec<String>, bool)> = Vec::new();
     for pair in analysis.open() {
         let (event, label, missing) = match (pair.measured, pair.predicted) {
-            (Some((_, event)), None) => (label::printable(&event.event), label::of(event), false),
+            (Some((_, event)), None) => (label::printable(&event.event), label::quoted(event), false),
             (None, Some((_, event))) => {
                 (label::printable(&event.event), Some(label::printable(&event.cause.to_string())), true)
             }
@@ -435,7 +479,9 @@ fn meaning(event: &str) -> &'static str {
         "EV_EFI_BOOT_SERVICES_DRIVER" | "EV_EFI_RUNTIME_SERVICES_DRIVER" => {
             ": the firmware loaded a driver from outside, as the option ROM of a network card"
         }
-        "EV_EFI_BOOT_SERVICES_APPLICATION" => ": another program ran before or beside the image, as a boot loader",
+        "EV_EFI_BOOT_SERVICES_APPLICATION" => {
+            ": another program ran before or beside the image, as a boot loader"
+        }
         "EV_EFI_ACTION" => ": the firmware tried another boot option or showed its menu",
         "EV_EFI_VARIABLE_BOOT" | "EV_EFI_VARIABLE_BOOT2" => ": the firmware found a further boot entry",
         "EV_EFI_VARIABLE_AUTHORITY" => ": Secure Boot checked a signature against a key",
@@ -515,10 +561,12 @@ fn extra<'a>(pair: &Pair<'a>) -> Option<&'a Event> {
 /// How a digest of a known alternative comes about.
 pub(super) fn known(reason: Reason) -> &'static str {
     match reason {
-        Reason::QemuHeaderPatching => "QEMU before 10.2 rewrote the kernel's setup header, as it does with -kernel",
+        Reason::QemuHeaderPatching => {
+            "QEMU before 10.2 rewrote the kernel's setup header, as it does with -kernel"
+        }
         Reason::StubVersion => "another version of systemd-stub handed over what it adds to the initrd",
         Reason::PageAddOrder => "the hypervisor added the firmware's pages in another order",
-        Reason::LowMemory => "the machine has its memory on the other side of 2.75 GiB",
+        Reason::LowMemory => "memory laid out as on a machine on the other side of 2.75 GiB",
         Reason::CpuCount => "the machine has another number of processors",
         Reason::CommandLine | Reason::LoaderCommandLine => "another command line",
         Reason::Initrd => "another initrd",

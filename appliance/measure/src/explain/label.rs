@@ -28,11 +28,8 @@ const INITRD: (u32, &str) = (0x8f3b_22ec, "Linux initrd");
 
 /// Text that came from outside, cut to [`MAX_TEXT`] characters, everything but printable ASCII replaced.
 pub(super) fn printable(text: &str) -> String {
-    let mut out: String = text
-        .chars()
-        .take(MAX_TEXT)
-        .map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' })
-        .collect();
+    let mut out: String =
+        text.chars().take(MAX_TEXT).map(|c| if c.is_ascii_graphic() || c == ' ' { c } else { '?' }).collect();
     if text.chars().nth(MAX_TEXT).is_some() {
         out.push_str("...");
     }
@@ -42,6 +39,11 @@ pub(super) fn printable(text: &str) -> String {
 /// The digests of the sections' names as they are measured, with the terminating zero.
 pub(super) fn section_names() -> Vec<(Register, &'static str)> {
     SECTIONS.iter().map(|name| (Sha384::digest([name.as_bytes(), &[0]].concat()).into(), *name)).collect()
+}
+
+/// The log's own word for an event, in quotes.
+pub(super) fn quoted(event: &Event) -> Option<String> {
+    of(event).map(|label| format!("\"{label}\""))
 }
 
 /// What the event's data calls it: the name of a variable, a text, the description of a tagged event.

@@ -91,17 +91,11 @@ impl Rules<'_> {
                 let sentence = format!("MRTD is exactly what {name} lists for this case: {why}.");
                 return findings.certain(alternative.reason, &["mrtd"], sentence);
             }
-            if let Some(order) = half.order(found) {
+            // A half of this kind of machine with this value would be the compared one.
+            if half.order(found).is_some() {
                 let name = label::printable(&half.name);
-                let same = half.firmware.is_some() && half.firmware.as_ref().map(|f| &f.sha256)
-                    == platform.firmware.as_ref().map(|f| &f.sha256);
-                let order = order.describe();
-                let (reason, sentence) = match (same, half.simulated == platform.simulated) {
-                    (_, false) => (Reason::BootPlatform, format!("MRTD is that of {name}, another kind of machine.")),
-                    (true, _) => (Reason::PageAddOrder, format!("MRTD is that of {name}, the same firmware: {order}.")),
-                    (false, _) => (Reason::FirmwareBuild, format!("MRTD is that of {name} ({order}).")),
-                };
-                return findings.certain(reason, &["mrtd"], sentence);
+                let sentence = format!("MRTD is that of {name}, which is for another kind of machine.");
+                return findings.certain(Reason::BootPlatform, &["mrtd"], sentence);
             }
         }
         let has = |order| platform.mrtd.iter().any(|mrtd| mrtd.order == order);
@@ -110,7 +104,9 @@ impl Rules<'_> {
         let firmware_differs = volume.is_some_and(|pair| !pair.same());
         let rest = match self.zero.status() {
             Status::Equal | Status::PartlyPredicted => "RTMR0 is as predicted",
-            _ if volume.is_some() && !firmware_differs => "the firmware's variable store in RTMR0 is as predicted",
+            _ if volume.is_some() && !firmware_differs => {
+                "the firmware's variable store in RTMR0 is as predicted"
+            }
             _ if firmware_differs => "the firmware's variable store in RTMR0 differs as well",
             _ => "RTMR0 cannot say more",
         };
@@ -134,15 +130,24 @@ impl Rules<'_> {
         let name = label::printable(&half.name);
         let shape = half.machine.as_ref().map(describe).unwrap_or_default();
         let reason = match (self.shape(), half.machine.as_ref()) {
+            _ if !self.same_firmware(half) => Reason::FirmwareBuild,
             (Some(wanted), Some(other)) if wanted.memory_mib != other.memory_mib => {
-                if low(wanted.memory_mib) == low(other.memory_mib) { Reason::MemorySize } else { Reason::LowMemory }
+                if low(wanted.memory_mib) == low(other.memory_mib) {
+                    Reason::MemorySize
+                } else {
+                    Reason::LowMemory
+                }
             }
             (Some(wanted), Some(other)) if wanted.cpus != other.cpus => Reason::CpuCount,
-            (Some(wanted), Some(other)) if wanted.qemu != other.qemu => Reason::Machine,
-            _ => Reason::FirmwareBuild,
+            _ => Reason::Machine,
         };
         self.zero.take(|_| true);
-        let sentence = format!("RTMR0 is that of {name}{shape}, whose MRTD is not the quote's.");
+        let which = if self.same_firmware(half) {
+            "the same firmware, but not this MRTD"
+        } else {
+            "another firmware"
+        };
+        let sentence = format!("RTMR0 is that of {name}{shape}: {which}.");
         findings.certain(reason, &["rtmr0"], sentence);
     }
 
@@ -182,9 +187,11 @@ impl Rules<'_> {
              for {} MiB",
             machine.memory_mib, shape.memory_mib
         );
-        let crossed = if low(shape.memory_mib) { machine.memory_mib >= LOW_MEMORY_MIB } else { most < LOW_MEMORY_MIB };
+        let crossed =
+            if low(shape.memory_mib) { machine.memory_mib >= LOW_MEMORY_MIB } else { most < LOW_MEMORY_MIB };
         if crossed {
-            let sentence = format!("{sentence}: on the other side of 2.75 GiB memory is laid out in another way.");
+            let sentence =
+                format!("{sentence}: on the other side of 2.75 GiB memory is laid out in another way.");
             findings.likely(Reason::LowMemory, &["rtmr0"], sentence);
         } else {
             findings.likely(Reason::MemorySize, &["rtmr0"], format!("{sentence}."));
@@ -195,8 +202,12 @@ impl Rules<'_> {
     fn acpi(&mut self, findings: &mut Findings) {
         let acpi = [Cause::AcpiLoader, Cause::AcpiRsdp, Cause::AcpiTables];
         let concerned = |pair: &Pair<'_>| acpi.iter().any(|cause| is(pair, cause));
-        let differing: Vec<String> =
-            self.zero.open().filter_map(|pair| pair.predicted.filter(|_| concerned(pair))).map(|(_, event)| event.cause.to_string()).collect();
+        let differing: Vec<String> = self
+            .zero
+            .open()
+            .filter_map(|pair| pair.predicted.filter(|_| concerned(pair)))
+            .map(|(_, event)| event.cause.to_string())
+            .collect();
         if !self.zero.take(concerned) {
             return;
         }
@@ -280,12 +291,21 @@ impl Rules<'_> {
             return;
         }
         let mrtd = match mrtd {
-            Status::Equal => "MRTD is as predicted, so it is the same code with another variable store or settings",
+            Status::Equal => {
+                "MRTD is as predicted, so it is the same code with another variable store or settings"
+            }
             Status::Differs => "MRTD differs as well",
             _ => "MRTD has no reference value",
         };
         let sentence = format!("RTMR0 differs in: {}; {mrtd}.", what.join(", "));
         findings.likely(Reason::FirmwareBuild, &["rtmr0"], sentence);
+    }
+
+    /// Whether a half is for the firmware of the compared one.
+    fn same_firmware(&self, half: &PlatformReference) -> bool {
+        let firmware = |half: &PlatformReference| half.firmware.as_ref().map(|file| file.sha256.clone());
+        let own = self.platform.and_then(firmware);
+        own.is_some() && own == firmware(half)
     }
 
     fn shape(&self) -> Option<&MachineShape> {

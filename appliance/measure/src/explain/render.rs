@@ -8,7 +8,9 @@ use std::fmt;
 use cofferdam_attest::reference::Reason;
 
 use super::align::Pair;
-use super::{Analysis, Certainty, Explanation, LogState, MAX_ROWS, Mark, RegisterComparison, Row, Side, Status};
+use super::{
+    Analysis, Certainty, Explanation, LogState, MAX_ROWS, Mark, RegisterComparison, Row, Side, Status,
+};
 use super::{label, upper};
 
 const COLUMNS: usize = 100;
@@ -145,7 +147,8 @@ pub(super) fn pair(pair: &Pair<'_>) -> String {
             predicted.digest
         ),
         (Some(measured), None) => {
-            format!("event {} {} was not predicted", measured.index, named(&measured.event, &measured.label))
+            let label = measured.label.as_ref().map(|label| format!("\"{label}\""));
+            format!("event {} {} was not predicted", measured.index, named(&measured.event, &label))
         }
         (None, Some(predicted)) => format!(
             "the predicted event {} {} is missing",
@@ -269,7 +272,8 @@ fn row_text(out: &mut fmt::Formatter<'_>, row: &Row, first: bool) -> fmt::Result
     let event: String = side.map(|side| side.event.chars().take(TYPE).collect()).unwrap_or_default();
     let what = side.and_then(|side| side.label.as_deref()).unwrap_or_default();
     let what: String = what.chars().take(WHAT).collect();
-    let digest = |side: &Option<Side>| side.as_ref().map_or_else(|| "-".to_owned(), |side| side.digest.clone());
+    let digest =
+        |side: &Option<Side>| side.as_ref().map_or_else(|| "-".to_owned(), |side| side.digest.clone());
     let (wanted, found) = (digest(&row.predicted), digest(&row.measured));
     writeln!(out, "{mark} {index:>4}  {event:TYPE$} {what:WHAT$} {wanted:DIGEST$} {found:DIGEST$}")
 }
