@@ -18,21 +18,26 @@
 //! - Digests cannot be reversed: that a section changed is seen, not what is in it.
 
 use cofferdam_attest::event_log::payload::{Machine, Payload as _};
-use cofferdam_attest::event_log::{self, Event, MAX_EVENTS, Register};
+use cofferdam_attest::event_log::{self, Event, MAX_EVENTS};
 use cofferdam_attest::quote::Quote;
 use cofferdam_attest::reference::{
-    Alternative, Boot, BootPlatform, ImageReference, PlatformReference, PredictedEvent, Reason,
-    ReferenceValues,
+    Boot, BootPlatform, ImageReference, PlatformReference, Reason, ReferenceValues,
 };
 use serde::Serialize;
 
 mod align;
+mod analysis;
+mod events;
+mod findings;
+mod handed;
 mod image;
 mod label;
 mod platform;
 mod render;
+mod sections;
 
-use align::Pair;
+use analysis::{Analysis, Predicted};
+use findings::Findings;
 
 /// Most rows of a register's comparison; a boot measures fewer than 30 events into one register.
 const MAX_ROWS: usize = 40;
@@ -194,7 +199,8 @@ pub fn explain(
     for analysis in [&shape.zero, &image.one, &image.two] {
         findings.leftovers(analysis);
     }
-    findings.causes.sort_by_key(|cause| cause.certainty);
+    // What is merely seen comes behind what is understood.
+    findings.causes.sort_by_key(|cause| (cause.certainty, cause.reason == Reason::OtherEvent));
     findings.causes.truncate(MAX_LISTED);
     Explanation {
         image: boot.map(describe_image),
@@ -242,202 +248,4 @@ fn describe_image((image, boot): (&ImageReference, &Boot)) -> String {
 fn describe_platform(platform: &PlatformReference) -> String {
     let simulated = if platform.simulated { " (SIMULATED)" } else { "" };
     format!("{}{simulated}", label::printable(&platform.name))
-}
-
-/// How far the log of a register can be used.
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum LogState {
-    /// It replays to the quote's value.
-    Replays,
-    /// It does not.
-    Contradicts,
-    /// The evidence carries no events of this register.
-    Absent,
-    /// No events were predicted.
-    NothingPredicted,
-}
-
-/// What a half predicts.
-struct Predicted<'a> {
-    events: &'a [PredictedEvent],
-    alternatives: &'a [Alternative],
-    /// Only some events are predicted, others may occur between them.
-    partial: bool,
-}
-
-/// A register's two logs.
-struct Analysis<'a> {
-    mr: u8,
-    found: Register,
-    wanted: Option<Register>,
-    /// Only some events are predicted, others may occur between them.
-    partial: bool,
-    log: LogState,
-    /// Empty unless the log replays.
-    pairs: Vec<Pair<'a>>,
-    /// Which pairs a cause accounts for.
-    explained: Vec<bool>,
-}
-
-impl<'a> Analysis<'a> {
-    fn new(
-        mr: u8,
-        found: &Register,
-        wanted: Option<Register>,
-        log: &'a [Event],
-        half: &Predicted<'a>,
-    ) -> Self {
-        let measured: Vec<&Event> = log.iter().take(MAX_EVENTS).filter(|event| event.mr == mr).collect();
-        let predicted: Vec<&PredictedEvent> =
-            half.events.iter().take(MAX_EVENTS).filter(|event| event.mr == mr).collect();
-        let state = if log.len() > MAX_EVENTS {
-            LogState::Contradicts
-        } else if measured.is_empty() {
-            LogState::Absent
-        } else if event_log::replay(log, mr) != *found {
-            LogState::Contradicts
-        } else if predicted.is_empty() {
-            LogState::NothingPredicted
-        } else {
-            LogState::Replays
-        };
-        let mut pairs = if state == LogState::Replays {
-            align::align(&measured, &predicted, half.alternatives)
-        } else {
-            Vec::new()
-        };
-        if half.partial {
-            pairs.retain(|pair| pair.predicted.is_some());
-        }
-        let explained = pairs.iter().map(Pair::same).collect();
-        Self { mr, found: *found, wanted, partial: half.partial, log: state, pairs, explained }
-    }
-
-    fn name(&self) -> &'static str {
-        match self.mr {
-            0 => "rtmr0",
-            1 => "rtmr1",
-            _ => "rtmr2",
-        }
-    }
-
-    fn status(&self) -> Status {
-        match self.wanted {
-            Some(wanted) if wanted == self.found => Status::Equal,
-            Some(_) => Status::Differs,
-            None if !self.partial || self.pairs.is_empty() => Status::NoReference,
-            None if self.pairs.iter().all(Pair::same) => Status::PartlyPredicted,
-            None => Status::Differs,
-        }
-    }
-
-    /// Whether events of this register can be named as differing.
-    fn usable(&self) -> bool {
-        self.status() == Status::Differs && self.log == LogState::Replays
-    }
-
-    /// Marks the pairs that `which` picks as accounted for; whether there was one that was not before.
-    fn take(&mut self, which: impl Fn(&Pair<'a>) -> bool) -> bool {
-        self.take_at(|_, pair| which(pair))
-    }
-
-    /// Like [`Self::take`], with each pair's place.
-    fn take_at(&mut self, which: impl Fn(usize, &Pair<'a>) -> bool) -> bool {
-        let mut any = false;
-        for (at, (pair, explained)) in self.pairs.iter().zip(&mut self.explained).enumerate() {
-            if !*explained && which(at, pair) {
-                *explained = true;
-                any = true;
-            }
-        }
-        any
-    }
-
-    /// The pairs that no cause accounts for.
-    fn open(&self) -> impl Iterator<Item = &Pair<'a>> {
-        self.pairs.iter().zip(&self.explained).filter(|(_, explained)| !**explained).map(|(pair, _)| pair)
-    }
-
-    fn comparison(&self) -> RegisterComparison {
-        let differs = self.status() == Status::Differs;
-        let (rows, omitted_rows) = if differs { render::rows(&self.pairs) } else { (Vec::new(), 0) };
-        RegisterComparison {
-            name: self.name(),
-            status: self.status(),
-            measured: hex::encode(self.found),
-            expected: self.wanted.iter().map(hex::encode).collect(),
-            first_divergence: differs.then(|| render::first_divergence(self)),
-            rows,
-            omitted_rows,
-        }
-    }
-}
-
-/// What the rules found so far.
-#[derive(Default)]
-struct Findings {
-    causes: Vec<LikelyCause>,
-    unexplained: Vec<String>,
-    notes: Vec<String>,
-}
-
-impl Findings {
-    fn certain(&mut self, reason: Reason, registers: &[&'static str], sentence: String) {
-        self.add(reason, Certainty::Certain, registers, sentence);
-    }
-
-    fn likely(&mut self, reason: Reason, registers: &[&'static str], sentence: String) {
-        self.add(reason, Certainty::Likely, registers, sentence);
-    }
-
-    /// One reason is reported once; further registers that differ for it are added to it.
-    fn add(&mut self, reason: Reason, certainty: Certainty, registers: &[&'static str], sentence: String) {
-        if let Some(known) = self.causes.iter_mut().find(|cause| cause.reason == reason) {
-            for register in registers {
-                if !known.registers.contains(register) {
-                    known.registers.push(register);
-                }
-            }
-            known.certainty = known.certainty.min(certainty);
-            if !known.sentence.contains(&sentence) {
-                known.sentence = format!("{} {sentence}", known.sentence);
-            }
-            return;
-        }
-        let remedy = render::remedy(reason).to_owned();
-        self.causes.push(LikelyCause { reason, certainty, registers: registers.to_vec(), sentence, remedy });
-    }
-
-    /// What the explanation's own evidence rests on.
-    fn note_trust(&mut self, registers: &[RegisterComparison], machine_unproved: bool) {
-        let differs = |name| {
-            registers.iter().any(|register| register.name == name && register.status == Status::Differs)
-        };
-        if differs("mrtd") {
-            let note = "MRTD is not a known one: unknown firmware measured RTMR0-2, and what is said about them \
-                        holds only if it is honest";
-            self.notes.push(note.to_owned());
-        }
-        if machine_unproved && differs("rtmr0") {
-            let note = "the machine's shape is what an image said that is not the predicted one";
-            self.notes.push(note.to_owned());
-        }
-    }
-
-    /// Lists what no rule accounts for.
-    fn leftovers(&mut self, analysis: &Analysis<'_>) {
-        if analysis.status() != Status::Differs {
-            return;
-        }
-        let name = analysis.name().to_ascii_uppercase();
-        if analysis.log != LogState::Replays {
-            if !self.causes.iter().any(|cause| cause.registers.contains(&analysis.name())) {
-                self.unexplained.push(format!("{name}: {}", render::no_event(analysis)));
-            }
-            return;
-        }
-        let open: Vec<String> = analysis.open().take(MAX_LISTED).map(|pair| render::pair(pair)).collect();
-        let room = MAX_LISTED.saturating_sub(self.unexplained.len());
-        self.unexplained.extend(open.into_iter().take(room).map(|what| format!("{name}: {what}")));
-    }
 }

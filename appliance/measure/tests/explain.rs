@@ -793,9 +793,19 @@ fn machines() {
         Case {
             name: "memory, and nothing says how much",
             world: unseen(with(8192, 2, "virtio")),
-            causes: &[],
-            says: &["RTMR0: event 1 EV_EFI_HANDOFF_TABLES2 (TD HOB (memory map)) is"],
-            unexplained: 1,
+            causes: &[(Reason::MemorySize, Likely, RTMR0)],
+            says: &[
+                "nothing says how much memory the machine has",
+                "event 1 EV_EFI_HANDOFF_TABLES2 (TD HOB (memory map)) is",
+            ],
+            unexplained: 0,
+        },
+        Case {
+            name: "slightly more memory",
+            world: with(4224, 2, "virtio"),
+            causes: &[(Reason::MemorySize, Likely, RTMR0)],
+            says: &["although the 3928 MiB usable that the appliance saw fit the reference's 4096 MiB"],
+            unexplained: 0,
         },
         Case {
             name: "processors",
@@ -1184,6 +1194,8 @@ fn a_foreign_machines_evidence() {
     let explanation = world.explain();
     println!("{explanation}");
     well_formed(&explanation);
-    assert!(explanation.causes.iter().any(|cause| cause.reason == Reason::OtherImage), "{explanation}");
+    assert_eq!(explanation.causes[0].reason, Reason::OtherImage, "{explanation}");
+    assert!(explanation.causes[0].sentence.contains("\"/efi/boot/grub.cfg\""), "{explanation}");
+    assert!(explanation.unexplained.is_empty(), "{explanation}");
     assert!(explanation.causes.iter().all(|cause| cause.certainty == Likely), "{explanation}");
 }

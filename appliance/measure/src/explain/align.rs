@@ -211,3 +211,62 @@ impl<'a> Sides<'_, 'a> {
         table
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use proptest::prelude::*;
+
+    use super::*;
+
+    fn measured(digest: u8) -> Event {
+        let payload = Some(vec![digest % 3; 4]);
+        let event = ["EV_IPL", "EV_ACTION"][usize::from(digest / 4 % 2)].to_owned();
+        Event { mr: 1, event, digest: Some([digest; 48]), payload }
+    }
+
+    fn predicted(digest: u8) -> PredictedEvent {
+        let event = ["EV_IPL", "EV_ACTION"][usize::from(digest / 4 % 2)].to_owned();
+        PredictedEvent { mr: 1, event, digest: [digest; 48], cause: Cause::Separator }
+    }
+
+    proptest! {
+        /// No event is lost, doubled or moved, whatever the two logs hold.
+        #[test]
+        fn every_event_is_there_once_and_in_order(
+            one in prop::collection::vec(0_u8..24, 0..60),
+            other in prop::collection::vec(0_u8..24, 0..60),
+        ) {
+            let (one, other): (Vec<Event>, Vec<PredictedEvent>) =
+                (one.into_iter().map(measured).collect(), other.into_iter().map(predicted).collect());
+            let (one, other): (Vec<&Event>, Vec<&PredictedEvent>) = (one.iter().collect(), other.iter().collect());
+            let pairs = align(&one, &other, &[]);
+            let at: Vec<usize> = pairs.iter().filter_map(|pair| pair.measured).map(|(at, _)| at).collect();
+            prop_assert_eq!(at, (0..one.len()).collect::<Vec<_>>());
+            let at: Vec<usize> = pairs.iter().filter_map(|pair| pair.predicted).map(|(at, _)| at).collect();
+            prop_assert_eq!(at, (0..other.len()).collect::<Vec<_>>());
+            prop_assert!(pairs.iter().all(|pair| pair.measured.is_some() || pair.predicted.is_some()));
+        }
+    }
+
+    /// A stretch that is too large for a table still ends, and pairs what it can.
+    #[test]
+    fn a_large_stretch_is_paired_one_by_one() {
+        let one: Vec<Event> = (0..1024).map(|_| measured(1)).collect();
+        let other: Vec<PredictedEvent> = (0..1000).map(|_| predicted(2)).collect();
+        let (one, other): (Vec<&Event>, Vec<&PredictedEvent>) =
+            (one.iter().collect(), other.iter().collect());
+        let pairs = align(&one, &other, &[]);
+        assert_eq!(pairs.len(), 1024);
+        assert_eq!(
+            pairs.iter().filter(|pair| pair.measured.is_some() && pair.predicted.is_some()).count(),
+            1000
+        );
+    }
+
+    #[test]
+    fn the_longest_common_order_counts() {
+        let points = [(0, 5), (1, 1), (2, 6), (3, 2), (4, 3), (5, 0)];
+        assert_eq!(longest_increasing(&points), [(1, 1), (3, 2), (4, 3)]);
+        assert_eq!(longest_increasing(&[]), []);
+    }
+}

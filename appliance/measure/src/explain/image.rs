@@ -1,31 +1,30 @@
 //! Causes in the image's half: RTMR1 (what the firmware loads) and RTMR2 (what boot stub and kernel measure).
 //!
 //! Both registers are judged together, because one changed section shows twice: as itself in RTMR2 and in the digest of the
-//! whole image in RTMR1. A part whose register equals the reference is as predicted, whatever the log says.
+//! whole image in RTMR1; [`super::sections`] and [`super::handed`] hold the rules for RTMR2. A part whose register equals the reference is as predicted, whatever the log says.
 
-use std::collections::HashMap;
-
-use cofferdam_attest::event_log::{Event, Register};
+use cofferdam_attest::event_log::Register;
 use cofferdam_attest::reference::{Boot, BootPlatform, Cause, ImageReference, Reason};
 
 use super::align::Pair;
-use super::{Analysis, Findings, LogState, Status, label};
+use super::analysis::{Analysis, LogState};
+use super::events::other_events;
+use super::findings::Findings;
+use super::sections::{contents, section_of, tags};
+use super::{Status, label};
 
 /// Most names that one sentence lists.
-const MAX_NAMES: usize = 8;
+pub(super) const MAX_NAMES: usize = 8;
 
 /// What is known about one part of the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-enum Part {
+pub(super) enum Part {
     Same,
     Changed(Register),
     Missing,
     /// The log of its register cannot be used.
     Unknown,
 }
-
-/// The sections in the order in which they were measured: name and digest of the contents.
-type Sections<'a> = Vec<(&'a str, Register)>;
 
 pub(super) struct Rules<'a> {
     boot: Option<(&'a ImageReference, &'a Boot)>,
@@ -150,200 +149,6 @@ impl<'a> Rules<'a> {
         true
     }
 
-    /// Other sections, or in another order: the boot stub decides both. Whether that is so.
-    fn structure(&mut self, findings: &mut Findings) -> bool {
-        if !self.two.usable() {
-            return false;
-        }
-        let tags = tags(&self.two);
-        let measured: Vec<&str> = contents(&self.two, &tags).into_iter().map(|section| section.0).collect();
-        let predicted: Vec<&str> =
-            predicted_contents(&self.two).into_iter().map(|section| section.0).collect();
-        if measured == predicted {
-            return false;
-        }
-        if measured.is_empty() && self.part(&Cause::Uki) != Part::Same {
-            let sentence = "No section of an image was measured (RTMR2) and another program started (RTMR1): this is no \
-                            unified kernel image, or its stub does not measure.";
-            self.two.take(|pair| section_of(pair).is_some());
-            self.one.take(|pair| is(pair, &Cause::Uki) || is(pair, &Cause::Kernel));
-            findings.likely(Reason::OtherImage, &["rtmr1", "rtmr2"], sentence.to_owned());
-            return true;
-        }
-        let extra: Vec<&str> = measured.iter().filter(|name| !predicted.contains(name)).copied().collect();
-        let gone: Vec<&str> = predicted.iter().filter(|name| !measured.contains(name)).copied().collect();
-        let mut what = Vec::new();
-        if !extra.is_empty() {
-            what.push(format!("measured {} in addition", list(&extra)));
-        }
-        if !gone.is_empty() {
-            what.push(format!("did not measure {}", list(&gone)));
-        }
-        if what.is_empty() {
-            what.push("measured the same sections in another order".to_owned());
-        }
-        let origin = match self.part(&Cause::Uki) {
-            Part::Same => {
-                "The image is the predicted one bit for bit, so the prediction follows another version's rules."
-            }
-            _ => "The image itself differs as well: it was built with another stub, or with other sections.",
-        };
-        let changed = self.changed_sections();
-        self.two.take_at(|at, pair| {
-            let tag = tags.get(at).copied().flatten().or_else(|| section_of(pair));
-            tag.is_some_and(|name| !changed.contains(&name))
-        });
-        let mut registers = vec!["rtmr2"];
-        if changed.is_empty() && self.one.take(|pair| is(pair, &Cause::Uki)) {
-            registers.push("rtmr1");
-        }
-        let sentence = format!("The boot stub {} (RTMR2). {origin}", what.join(" and "));
-        findings.likely(Reason::StubVersion, &registers, sentence);
-        true
-    }
-
-    /// The sections whose contents changed, by name.
-    fn changed_sections(&self) -> Vec<&'a str> {
-        if !self.two.usable() {
-            return Vec::new();
-        }
-        let measured: HashMap<&str, Register> =
-            contents(&self.two, &tags(&self.two)).into_iter().rev().collect();
-        let predicted = predicted_contents(&self.two).into_iter();
-        predicted
-            .filter(|(name, digest)| measured.get(name).is_some_and(|found| found != digest))
-            .map(|(name, _)| name)
-            .collect()
-    }
-
-    /// Sections with other contents, and everything that follows from them. Gives their names.
-    fn sections(&mut self, findings: &mut Findings) -> Vec<&'a str> {
-        let changed = self.changed_sections();
-        if changed.is_empty() {
-            return changed;
-        }
-        let all = predicted_contents(&self.two);
-        let same: Vec<&str> =
-            all.iter().map(|section| section.0).filter(|name| !changed.contains(name)).collect();
-        let same_image = self.part(&Cause::Uki) == Part::Same;
-        let tags = tags(&self.two);
-        let has = |name: &str| changed.contains(&name);
-        let (kernel, options, initrd) = (has(".linux"), has(".cmdline"), has(".initrd") || has(".osrel"));
-        self.two.take_at(|at, pair| {
-            let tag = tags.get(at).copied().flatten().or_else(|| section_of(pair));
-            tag.is_some_and(|name| changed.contains(&name))
-                || (options && is(pair, &Cause::CommandLine))
-                || (initrd && is(pair, &Cause::Initrd))
-        });
-        self.one.take(|pair| is(pair, &Cause::Uki) || (kernel && is(pair, &Cause::Kernel)));
-        let mut registers = vec!["rtmr2"];
-        if self.one.status() == Status::Differs {
-            registers.push("rtmr1");
-        }
-        let rest = if same.is_empty() {
-            String::new()
-        } else {
-            format!("; {} {} as predicted", list(&same), if same.len() == 1 { "is" } else { "are" })
-        };
-        let follows = if self.one.status() == Status::Differs {
-            " RTMR1 follows: it holds the digest of the whole image."
-        } else {
-            ""
-        };
-        let verb = if changed.len() == 1 { "has" } else { "have" };
-        let noun = if changed.len() == 1 { "Section" } else { "Sections" };
-        let sentence = format!("{noun} {} {verb} other contents (RTMR2){rest}.{follows}", list(&changed));
-        if same_image {
-            let sentence = format!(
-                "{sentence} Yet RTMR1 says that the image is the predicted one: its stub reads it otherwise."
-            );
-            findings.likely(Reason::StubVersion, &registers, sentence);
-            return changed;
-        }
-        let reason = match changed.as_slice() {
-            [".cmdline"] => Reason::CommandLine,
-            [".initrd"] => Reason::Initrd,
-            [".linux"] | [".linux", ".uname"] | [".uname", ".linux"] => Reason::OtherKernel,
-            _ => Reason::OtherImage,
-        };
-        findings.likely(reason, &registers, sentence);
-        changed
-    }
-
-    /// The command line that the kernel received, where the image's own is as predicted.
-    fn command_line(&mut self, findings: &mut Findings) {
-        let Part::Changed(digest) = self.open_part(&Cause::CommandLine) else { return };
-        if self.section(".cmdline") != Part::Same {
-            return;
-        }
-        // systemd-stub measures what it is passed by itself, as the same UTF-16 text that the kernel then measures.
-        let options = |event: &Event| event.event == "EV_IPL" && label::proved_text(event).is_some();
-        let passed: Vec<&Event> = self.two.open().filter_map(extra).filter(|event| options(event)).collect();
-        let whole = passed.iter().any(|event| event.register_digest() == digest);
-        let texts: Vec<String> = passed
-            .iter()
-            .take(MAX_NAMES)
-            .filter_map(|event| label::proved_text(event))
-            .map(|text| format!("\"{}\"", label::printable(&text)))
-            .collect();
-        let how = match (texts.is_empty(), whole) {
-            (true, _) => {
-                "The log does not show the text: a stub that adds words of its own would look the same"
-                    .to_owned()
-            }
-            (false, true) => format!("The stub measured the one it was passed: {}", texts.join(", ")),
-            (false, false) => format!("The stub measured additions that it was passed: {}", texts.join(", ")),
-        };
-        self.two.take(|pair| is(pair, &Cause::CommandLine) || extra(pair).is_some_and(options));
-        let sentence = format!(
-            "The kernel received another command line (RTMR2) although section .cmdline of the image is as predicted. \
-             {how}."
-        );
-        findings.likely(Reason::LoaderCommandLine, &["rtmr2"], sentence);
-    }
-
-    /// The initrd that the kernel received, where the image's own is as predicted.
-    fn initrd(&mut self, restructured: bool, findings: &mut Findings) {
-        let Part::Changed(_) = self.open_part(&Cause::Initrd) else { return };
-        if self.section(".initrd") != Part::Same {
-            return;
-        }
-        // Archives that the stub packs are measured one by one and named: "Credentials initrd".
-        let archive = |event: &Event| {
-            matches!(event.event.as_str(), "EV_IPL" | "EV_EVENT_TAG")
-                && label::of(event).is_some_and(|label| {
-                    (label.contains("initrd") && label != ".initrd") || label.ends_with(".addon.efi")
-                })
-        };
-        let added: Vec<String> = self
-            .two
-            .open()
-            .filter_map(extra)
-            .filter(|event| archive(event))
-            .filter_map(label::quoted)
-            .take(MAX_NAMES)
-            .collect();
-        let seen = "The kernel received another initrd (RTMR2) although section .initrd of the image is as predicted";
-        self.two.take(|pair| is(pair, &Cause::Initrd) || extra(pair).is_some_and(archive));
-        if !added.is_empty() {
-            let sentence = format!("{seen}: the log names archives that were added, {}.", added.join(", "));
-            findings.likely(Reason::Initrd, &["rtmr2"], sentence);
-        } else if restructured {
-            let sentence = format!("{seen}: another stub also adds other files of its own.");
-            findings.likely(Reason::StubVersion, &["rtmr2"], sentence);
-        } else if matches!(self.open_part(&Cause::Uki), Part::Changed(_)) {
-            self.one.take(|pair| is(pair, &Cause::Uki));
-            let sentence = format!(
-                "{seen}, and the image has another digest (RTMR1) with the same sections: another stub, which adds \
-                 other files of its own."
-            );
-            findings.likely(Reason::StubVersion, &["rtmr1", "rtmr2"], sentence);
-        } else {
-            let sentence = format!("{seen}: something was appended to it, or it was replaced.");
-            findings.likely(Reason::Initrd, &["rtmr2"], sentence);
-        }
-    }
-
     /// The image as a whole differs, and none of its measured sections is known to.
     fn image_alone(&mut self, findings: &mut Findings) {
         let image = matches!(self.open_part(&Cause::Uki), Part::Changed(_));
@@ -371,7 +176,7 @@ impl<'a> Rules<'a> {
         }
         let seen = format!("{what}, yet every section that the stub measured is as predicted (RTMR2)");
         if !disk {
-            let sentence = format!("{seen}: QEMU before 10.2 rewrites the header of what -kernel starts.");
+            let sentence = format!("{seen}: older QEMU writes into the headers of what -kernel starts.");
             findings.likely(Reason::QemuHeaderPatching, &["rtmr1"], sentence);
         }
         if !kernel {
@@ -393,7 +198,7 @@ impl<'a> Rules<'a> {
     }
 
     /// What is known about the part that this cause stands for.
-    fn part(&self, cause: &Cause) -> Part {
+    pub(super) fn part(&self, cause: &Cause) -> Part {
         let analysis = if matches!(cause, Cause::Uki | Cause::Kernel) { &self.one } else { &self.two };
         match analysis.status() {
             Status::Equal => return Part::Same,
@@ -408,154 +213,18 @@ impl<'a> Rules<'a> {
     }
 
     /// Like [`Self::part`]; what a rule accounted for already counts as the same.
-    fn open_part(&self, cause: &Cause) -> Part {
+    pub(super) fn open_part(&self, cause: &Cause) -> Part {
         let analysis = if matches!(cause, Cause::Uki | Cause::Kernel) { &self.one } else { &self.two };
         if analysis.usable() && !analysis.open().any(|pair| is(pair, cause)) {
             return Part::Same;
         }
         self.part(cause)
     }
-
-    /// What is known about a section's contents.
-    fn section(&self, name: &str) -> Part {
-        if self.two.status() == Status::Equal {
-            return Part::Same;
-        }
-        if !self.two.usable() {
-            return Part::Unknown;
-        }
-        let find = |sections: Sections<'a>| sections.into_iter().find(|(known, _)| *known == name);
-        let measured = find(contents(&self.two, &tags(&self.two)));
-        match (measured, find(predicted_contents(&self.two))) {
-            (Some((_, found)), Some((_, wanted))) if found == wanted => Part::Same,
-            (Some((_, found)), _) => Part::Changed(found),
-            _ => Part::Missing,
-        }
-    }
-}
-
-/// One cause per type of event that is there too often or too rarely.
-pub(super) fn other_events(analysis: &mut Analysis<'_>, findings: &mut Findings) {
-    let name = analysis.name();
-    let mut kinds: Vec<(String, Vec<String>, bool)> = Vec::new();
-    for pair in analysis.open() {
-        let (event, label, missing) = match (pair.measured, pair.predicted) {
-            (Some((_, event)), None) => (label::printable(&event.event), label::quoted(event), false),
-            (None, Some((_, event))) => {
-                (label::printable(&event.event), Some(label::printable(&event.cause.to_string())), true)
-            }
-            _ => continue,
-        };
-        let labels = label.into_iter();
-        // A log can hold as many types as events; a list of causes cannot.
-        let full = kinds.len() >= MAX_NAMES;
-        match kinds.iter_mut().find(|(known, _, gone)| *known == event && *gone == missing) {
-            Some((_, known, _)) if known.len() >= MAX_NAMES => {}
-            Some((_, known, _)) => known.extend(labels),
-            None if full => {}
-            None => kinds.push((event, labels.collect(), missing)),
-        }
-    }
-    analysis.take(|pair| pair.measured.is_none() != pair.predicted.is_none());
-    for (event, labels, missing) in kinds {
-        let labels = if labels.is_empty() { String::new() } else { format!(" ({})", labels.join(", ")) };
-        let register = name.to_ascii_uppercase();
-        let sentence = if missing {
-            format!("{register} lacks {event}{labels}.")
-        } else {
-            let meaning = meaning(&event);
-            format!("{register} has {event}{labels}, which was not predicted{meaning}.")
-        };
-        findings.likely(Reason::OtherEvent, &[name], sentence);
-    }
-}
-
-/// How an event that was not predicted usually comes about.
-fn meaning(event: &str) -> &'static str {
-    match event {
-        "EV_EFI_GPT_EVENT" | "EV_EFI_GPT_EVENT2" => {
-            ": the firmware boots from a disk with a partition table and measures the table"
-        }
-        "EV_EFI_BOOT_SERVICES_DRIVER" | "EV_EFI_RUNTIME_SERVICES_DRIVER" => {
-            ": the firmware loaded a driver from outside, as the option ROM of a network card"
-        }
-        "EV_EFI_BOOT_SERVICES_APPLICATION" => {
-            ": another program ran before or beside the image, as a boot loader"
-        }
-        "EV_EFI_ACTION" => ": the firmware tried another boot option or showed its menu",
-        "EV_EFI_VARIABLE_BOOT" | "EV_EFI_VARIABLE_BOOT2" => ": the firmware found a further boot entry",
-        "EV_EFI_VARIABLE_AUTHORITY" => ": Secure Boot checked a signature against a key",
-        "EV_IPL" => ": boot loader or stub measured something passed from outside",
-        "EV_EVENT_TAG" => ": boot stub or kernel measured an addition",
-        "EV_SEPARATOR" => ": another firmware ends more of its parts",
-        _ => "",
-    }
-}
-
-/// For each row the section of the image that the measured event is about. Names are recognised by their digests; the
-/// event behind a name is the contents.
-fn tags(analysis: &Analysis<'_>) -> Vec<Option<&'static str>> {
-    let names: HashMap<Register, &'static str> = label::section_names().into_iter().collect();
-    let mut open = None;
-    let mut out = Vec::with_capacity(analysis.pairs.len());
-    for pair in &analysis.pairs {
-        let Some((_, event)) = pair.measured else {
-            out.push(None);
-            continue;
-        };
-        match names.get(&event.register_digest()) {
-            Some(name) => {
-                open = Some(*name);
-                out.push(open);
-            }
-            None => out.push(open.take().filter(|_| event.event == "EV_IPL")),
-        }
-    }
-    out
-}
-
-/// The sections in the order in which they were measured.
-fn contents<'a>(analysis: &Analysis<'a>, tags: &[Option<&'static str>]) -> Sections<'a> {
-    let mut last = None;
-    let mut out = Sections::new();
-    for (pair, tag) in analysis.pairs.iter().zip(tags) {
-        let Some((_, event)) = pair.measured else { continue };
-        if let Some(name) = tag.filter(|_| last == *tag) {
-            out.push((name, event.register_digest()));
-            last = None;
-        } else {
-            last = *tag;
-        }
-    }
-    out
-}
-
-/// The sections in the order in which they were predicted.
-fn predicted_contents<'a>(analysis: &Analysis<'a>) -> Sections<'a> {
-    let predicted = analysis.pairs.iter().filter_map(|pair| pair.predicted);
-    let contents = predicted.filter_map(|(_, event)| match &event.cause {
-        Cause::SectionContents(name) => Some((name.as_str(), event.digest)),
-        _ => None,
-    });
-    contents.collect()
-}
-
-/// The section that the predicted event of a row is about.
-fn section_of<'a>(pair: &Pair<'a>) -> Option<&'a str> {
-    match &pair.predicted?.1.cause {
-        Cause::SectionName(name) | Cause::SectionContents(name) => Some(name),
-        _ => None,
-    }
 }
 
 /// Whether the row's predicted event has this cause.
-fn is(pair: &Pair<'_>, cause: &Cause) -> bool {
+pub(super) fn is(pair: &Pair<'_>, cause: &Cause) -> bool {
     pair.predicted.is_some_and(|(_, event)| event.cause == *cause)
-}
-
-/// A measured event that was not predicted.
-fn extra<'a>(pair: &Pair<'a>) -> Option<&'a Event> {
-    pair.predicted.is_none().then_some(pair.measured?.1)
 }
 
 /// How a digest of a known alternative comes about.
@@ -575,7 +244,7 @@ pub(super) fn known(reason: Reason) -> &'static str {
     }
 }
 
-fn list(names: &[&str]) -> String {
+pub(super) fn list(names: &[&str]) -> String {
     let mut shown: Vec<String> = names.iter().take(MAX_NAMES).map(|name| label::printable(name)).collect();
     if names.len() > MAX_NAMES {
         shown.push("...".to_owned());

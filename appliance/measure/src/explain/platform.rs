@@ -7,8 +7,11 @@ use cofferdam_attest::reference::{
 };
 
 use super::align::Pair;
-use super::image::{known, other_events};
-use super::{Analysis, Findings, RegisterComparison, Status, label};
+use super::analysis::Analysis;
+use super::events::other_events;
+use super::findings::Findings;
+use super::image::{is, known};
+use super::{RegisterComparison, Status, label};
 
 /// From this much memory on, QEMU's q35 machine puts only 2 GiB of it below 4 GiB; else up to this much (2.75 GiB).
 const LOW_MEMORY_MIB: u64 = 2816;
@@ -30,7 +33,7 @@ impl Rules<'_> {
         if self.zero.status() == Status::Differs {
             self.known_machine(findings);
             self.alternatives(findings);
-            self.memory(findings);
+            self.memory(mrtd.status, findings);
             self.acpi(findings);
             self.variables(findings);
             self.firmware(mrtd.status, findings);
@@ -171,20 +174,39 @@ impl Rules<'_> {
     }
 
     /// The TD HOB lists the machine's memory.
-    fn memory(&mut self, findings: &mut Findings) {
+    fn memory(&mut self, mrtd: Status, findings: &mut Findings) {
         if !self.zero.open().any(|pair| is(pair, &Cause::TdHob) && pair.measured.is_some()) {
             return;
         }
-        let (Some(shape), Some(machine)) = (self.shape().cloned(), self.machine.clone()) else { return };
+        self.zero.take(|pair| is(pair, &Cause::TdHob));
+        let seen = "The TD HOB, which lists the memory, differs (RTMR0)";
+        if mrtd == Status::Differs {
+            // The list also says where the firmware itself lies, so another firmware has another list.
+            let sentence = format!("{seen}; it also lists the firmware's own memory, and MRTD differs.");
+            findings.likely(Reason::FirmwareBuild, &["rtmr0"], sentence);
+        }
+        let (Some(shape), Some(machine)) = (self.shape().cloned(), self.machine.clone()) else {
+            if mrtd != Status::Differs {
+                let sentence = format!("{seen}, and nothing says how much memory the machine has.");
+                findings.likely(Reason::MemorySize, &["rtmr0"], sentence);
+            }
+            return;
+        };
         // Linux reports what is left after its own reservations and, in a TD, bounce buffers of at most 6 %.
         let most = machine.memory_mib.saturating_add(machine.memory_mib / 8).saturating_add(256);
         if (machine.memory_mib..=most).contains(&shape.memory_mib) {
+            if mrtd != Status::Differs {
+                let sentence = format!(
+                    "{seen}, although the {} MiB usable that the appliance saw fit the reference's {} MiB: slightly \
+                     another size, or another QEMU that lays it out in another way.",
+                    machine.memory_mib, shape.memory_mib
+                );
+                findings.likely(Reason::MemorySize, &["rtmr0"], sentence);
+            }
             return;
         }
-        self.zero.take(|pair| is(pair, &Cause::TdHob));
         let sentence = format!(
-            "The TD HOB, which lists the memory, differs (RTMR0); the appliance saw {} MiB usable, the reference is \
-             for {} MiB",
+            "{seen}; the appliance saw {} MiB usable, the reference is for {} MiB",
             machine.memory_mib, shape.memory_mib
         );
         let crossed =
@@ -329,8 +351,4 @@ fn low(memory_mib: u64) -> bool {
 
 fn describe(shape: &MachineShape) -> String {
     format!(" ({} MiB, {} processors)", shape.memory_mib, shape.cpus)
-}
-
-fn is(pair: &Pair<'_>, cause: &Cause) -> bool {
-    pair.predicted.is_some_and(|(_, event)| event.cause == *cause)
 }

@@ -8,15 +8,14 @@ use std::fmt;
 use cofferdam_attest::reference::Reason;
 
 use super::align::Pair;
-use super::{
-    Analysis, Certainty, Explanation, LogState, MAX_ROWS, Mark, RegisterComparison, Row, Side, Status,
-};
+use super::analysis::{Analysis, LogState};
+use super::{Certainty, Explanation, MAX_ROWS, Mark, RegisterComparison, Row, Side, Status};
 use super::{label, upper};
 
 const COLUMNS: usize = 100;
 /// Widths of a table's columns: type (the longest is that of a boot service's application), what, digest.
 const TYPE: usize = 32;
-const WHAT: usize = 30;
+const WHAT: usize = 33;
 const DIGEST: usize = 12;
 /// Equal rows that stay before and behind a differing one when there are too many.
 const CONTEXT: usize = 2;
@@ -235,7 +234,7 @@ fn register_text(out: &mut fmt::Formatter<'_>, register: &RegisterComparison) ->
     }
     if !register.rows.is_empty() {
         let (event, what) = ("event", "what");
-        writeln!(out, "     #  {event:TYPE$} {what:WHAT$} {:DIGEST$} {:DIGEST$}", "reference", "measured")?;
+        writeln!(out, "     #  {event:TYPE$} {what:WHAT$} {:DIGEST$} measured", "reference")?;
     }
     let mut first = true;
     let mut last = None;
@@ -275,7 +274,7 @@ fn row_text(out: &mut fmt::Formatter<'_>, row: &Row, first: bool) -> fmt::Result
     let digest =
         |side: &Option<Side>| side.as_ref().map_or_else(|| "-".to_owned(), |side| side.digest.clone());
     let (wanted, found) = (digest(&row.predicted), digest(&row.measured));
-    writeln!(out, "{mark} {index:>4}  {event:TYPE$} {what:WHAT$} {wanted:DIGEST$} {found:DIGEST$}")
+    writeln!(out, "{mark} {index:>4}  {event:TYPE$} {what:WHAT$} {wanted:DIGEST$} {found}")
 }
 
 /// Words after a lead, broken between words; further lines are indented to the lead's length.
