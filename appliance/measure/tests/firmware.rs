@@ -83,7 +83,7 @@ fn sections_that_hosts_read_in_different_ways_are_refused() {
     assert!(with(|_| ()).is_ok());
     assert_eq!(with(|all| all[3].2 = 0x81_f000), Err(TdvfError::Overlap), "memory");
     assert_eq!(with(|all| all[3].2 = all[2].2), Err(TdvfError::Overlap), "the same memory");
-    assert_eq!(with(|all| all[0].0 = all[0].0 - 4096), Err(TdvfError::Overlap), "the file");
+    assert_eq!(with(|all| all[0].0 -= 4096), Err(TdvfError::Overlap), "the file");
     assert_eq!(with(|all| all[2].2 = u64::MAX - page + 1), Err(TdvfError::Address(2)), "wraps");
     assert_eq!(with(|all| all[2].3 = u64::MAX - page + 1), Err(TdvfError::Address(2)), "no end");
     assert_eq!(with(|all| all[2].3 = 1 << 47), Err(TdvfError::Address(2)), "shared memory");

@@ -1,3 +1,4 @@
-//! What the tests of this crate share.
+//! What the tests of this crate and the writer of its vectors share.
 
 pub mod synthetic;
+pub mod vectors;
