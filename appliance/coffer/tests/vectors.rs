@@ -1,10 +1,12 @@
-//! The frozen vectors under `policy/vectors/`, through the public command line: what a script sees is what they say.
+//! The frozen vectors under `policy/vectors/` that have a verb, through the public command line: what a script sees is what they say.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use std::path::{Path, PathBuf};
 use std::process::{Command, Output};
 
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
 use serde_json::{Value, json};
 
 #[path = "../../attest/tests/common/vector.rs"]
@@ -13,9 +15,9 @@ mod vector;
 /// What `coffer appraise` answers to a file that it does not even read whole, in place of the vector's exit code.
 const NOT_READ: (&str, i32) = ("document/too-large", 2);
 
-fn vectors(name: &str) -> Option<Value> {
+fn vectors(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policy/vectors").join(name);
-    Some(serde_json::from_slice(&std::fs::read(path).ok()?).unwrap())
+    serde_json::from_slice(&std::fs::read(path).unwrap()).unwrap()
 }
 
 /// `coffer` with nothing of this environment, and what it printed on stdout as JSON.
@@ -29,7 +31,7 @@ fn coffer(arguments: &[String]) -> (Output, Value) {
 
 #[test]
 fn evidence() {
-    let file = vectors("evidence.json").unwrap();
+    let file = vectors("evidence.json");
     let cases = file["cases"].as_array().unwrap();
     assert!(cases.len() > 300, "{} cases", cases.len());
     // A case that expects what no option names is run by the library's tests alone.
@@ -128,7 +130,7 @@ fn arguments(folder: &Path, input: &Value, steps: &Value) -> Vec<String> {
 /// Without `--policy` the built-in policy applies, which is the vectors'.
 #[test]
 fn evidence_under_the_built_in_policy() {
-    let file = vectors("evidence.json").unwrap();
+    let file = vectors("evidence.json");
     let folder = tempfile::tempdir().unwrap();
     let mut arguments = arguments(folder.path(), &file["input"], &Value::Null);
     let at = arguments.iter().position(|argument| argument == "--policy").unwrap();
@@ -136,4 +138,99 @@ fn evidence_under_the_built_in_policy() {
     let (output, printed) = coffer(&arguments);
     assert_eq!((output.status.code(), printed["verdict"].as_str()), (Some(0), Some("accepted")));
     assert_eq!(printed["simulated"], true);
+}
+
+/// Firmware on a machine: MRTD, RTMR0 and their events.
+#[test]
+fn measurements_of_firmware() {
+    let file = vectors("measurement.json");
+    let cases = file["platforms"].as_array().unwrap();
+    assert!(cases.len() > 20, "{} cases", cases.len());
+    for case in cases {
+        let folder = tempfile::tempdir().unwrap();
+        // The values bear the file's name.
+        let firmware = changed(folder.path(), "synthetic", &file["files"], case);
+        let memory = format!("{}M", case["memory_mib"]);
+        let mut arguments =
+            ["measure", "--firmware", &firmware, "--memory", &memory].map(str::to_owned).to_vec();
+        arguments.extend(["--cpus".to_owned(), case["cpus"].to_string()]);
+        if let Value::Object(tables) = &case["tables"] {
+            arguments.extend(["--acpi".to_owned(), acpi(folder.path(), tables, case)]);
+        }
+        measured(&arguments, "platform", case);
+    }
+}
+
+/// Images: RTMR1, RTMR2 and their events, for each way of booting.
+#[test]
+fn measurements_of_images() {
+    let file = vectors("measurement.json");
+    let cases = file["images"].as_array().unwrap();
+    assert!(cases.len() > 10, "{} cases", cases.len());
+    for case in cases {
+        let folder = tempfile::tempdir().unwrap();
+        let image = changed(folder.path(), "synthetic.efi", &file["files"], case);
+        let arguments =
+            ["measure", &image, "--boot", "tdx", "--boot", "simulator"].map(str::to_owned).to_vec();
+        measured(&arguments, "image", case);
+    }
+}
+
+/// Runs one case and compares the half that is printed, or the refusal.
+fn measured(arguments: &[String], half: &str, case: &Value) {
+    let (name, expect) = (&case["name"], &case["expect"]);
+    let run = |json: bool| {
+        let mut command = Command::new(env!("CARGO_BIN_EXE_coffer"));
+        command.env_clear().args(json.then_some("--json")).args(arguments).output().unwrap()
+    };
+    let output = run(true);
+    let Some(refused) = expect["refused"].as_str() else {
+        let mut printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+        if half == "image" {
+            // The version of this program is no property of the image.
+            printed[half]["image"]["release"] = json!("0");
+        }
+        assert_eq!((output.status.code(), &printed[half]), (Some(0), &expect["reference"]), "{name}");
+        let notes = String::from_utf8(run(false).stderr).unwrap();
+        for open in expect["open"].as_array().into_iter().flatten() {
+            assert!(notes.contains(open.as_str().unwrap()), "{name}: {notes}");
+        }
+        return;
+    };
+    if output.status.code() == Some(2) {
+        // A size that the option itself does not take: the command line is wrong before any file is read.
+        assert!(case["memory_mib"].as_u64().is_some_and(|memory| memory > 1 << 40), "{name}");
+        return;
+    }
+    let printed: Value = serde_json::from_slice(&output.stdout).unwrap();
+    assert_eq!((output.status.code(), &printed["error"]["code"]), (Some(1), &json!(1)), "{name}");
+    assert!(printed["error"]["message"].as_str().unwrap().ends_with(refused), "{name}: {printed}");
+}
+
+/// The file of a case with the case's bytes written into it.
+fn changed(folder: &Path, name: &str, files: &Value, case: &Value) -> String {
+    let mut bytes = STANDARD.decode(files[case["file"].as_str().unwrap()].as_str().unwrap()).unwrap();
+    for put in case["put"].as_array().unwrap() {
+        let at = usize::try_from(put[0].as_u64().unwrap()).unwrap();
+        let change = hex::decode(put[1].as_str().unwrap()).unwrap();
+        bytes[at..at + change.len()].copy_from_slice(&change);
+    }
+    let path = folder.join(name);
+    std::fs::write(&path, bytes).unwrap();
+    path.to_str().unwrap().to_owned()
+}
+
+/// A directory as `ci/acpi-tables` writes it: each file under its name, a dash for a slash, and what the machine was.
+fn acpi(folder: &Path, tables: &serde_json::Map<String, Value>, case: &Value) -> String {
+    let path = folder.join("acpi");
+    std::fs::create_dir(&path).unwrap();
+    let machine = json!({
+        "qemu": "10.0.2", "memory_mib": case["memory_mib"], "cpus": case["cpus"], "arguments": [],
+    });
+    std::fs::write(path.join("machine.json"), machine.to_string()).unwrap();
+    for (name, contents) in tables {
+        let contents = STANDARD.decode(contents.as_str().unwrap()).unwrap();
+        std::fs::write(path.join(name.replace('/', "-")), contents).unwrap();
+    }
+    path.to_str().unwrap().to_owned()
 }
