@@ -378,6 +378,30 @@ fn parts_of_the_image() {
             unexplained: 0,
         },
         Case {
+            name: "end of the command line",
+            world: changed(|parts| parts.command_line = "console=ttyS0 quiet\n"),
+            causes: &[(Reason::CommandLine, Likely, BOTH)],
+            says: &["only what ends the text differs"],
+            unexplained: 0,
+        },
+        Case {
+            name: "generations of the stub",
+            world: changed(|parts| {
+                parts.stub = b"systemd-stub 258".to_vec();
+                parts.sbat = "sbat,1,SBAT Version\nsystemd-stub,1,systemd 258\n";
+            }),
+            causes: &[(Reason::StubVersion, Likely, BOTH)],
+            says: &["Section .sbat has other contents"],
+            unexplained: 0,
+        },
+        Case {
+            name: "release only",
+            world: changed(|parts| parts.release = "ID=cofferdam\nVERSION_ID=0.1.1\n"),
+            causes: &[(Reason::OtherImage, Likely, BOTH)],
+            says: &["Section .osrel has other contents"],
+            unexplained: 0,
+        },
+        Case {
             name: "two sections",
             world: changed(|parts| {
                 parts.command_line = "quiet";
@@ -537,6 +561,13 @@ fn versions_of_the_boot_stub() {
             world: stub(&Parts::new(), |sections| sections.rotate_left(2)),
             causes: &[(Reason::StubVersion, Likely, &["rtmr2"])],
             says: &["measured the same sections in another order"],
+            unexplained: 0,
+        },
+        Case {
+            name: "a section twice",
+            world: stub(&Parts::new(), |sections| sections.push(sections[4].clone())),
+            causes: &[(Reason::StubVersion, Likely, &["rtmr2"])],
+            says: &["measured the same sections another number of times"],
             unexplained: 0,
         },
         Case {
@@ -1198,4 +1229,43 @@ fn a_foreign_machines_evidence() {
     assert!(explanation.causes[0].sentence.contains("\"/efi/boot/grub.cfg\""), "{explanation}");
     assert!(explanation.unexplained.is_empty(), "{explanation}");
     assert!(explanation.causes.iter().all(|cause| cause.certainty == Likely), "{explanation}");
+}
+
+/// The image that was built last, where there is one: one byte of a section changed, and its kernel as QEMU changes it.
+#[test]
+fn a_real_image() {
+    let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../..");
+    let files =
+        ["cofferdam.efi", "cofferdam-simulator.efi"].map(|name| std::fs::read(format!("{root}/{name}")));
+    let Some(uki) = files.into_iter().find_map(Result::ok) else {
+        println!("skipped: no image was built");
+        return;
+    };
+    let sections = pe::Image::parse(&uki).unwrap().sections().to_vec();
+    let section = |name: &str| sections.iter().find(|section| section.name == name).unwrap().raw.clone();
+    let reference = image_reference(&uki, None).unwrap();
+    let boot = |file: &[u8]| {
+        let image = image_reference(file, None).unwrap();
+        image.boots.iter().find(|boot| boot.platform == BootPlatform::Tdx).unwrap().clone()
+    };
+    let explained = |events: &[PredictedEvent]| {
+        let mut world = World::same();
+        world.reference = ReferenceValues { images: vec![reference.clone()], platforms: Vec::new() };
+        world.log = events.iter().map(measured).collect();
+        let explanation = world.explain();
+        well_formed(&explanation);
+        assert!(explanation.unexplained.is_empty(), "{explanation}");
+        explanation.causes.iter().map(|cause| (cause.reason, cause.certainty)).collect::<Vec<_>>()
+    };
+    assert_eq!(explained(&boot(&uki).events), []);
+    for (name, reason) in [(".cmdline", Reason::CommandLine), (".initrd", Reason::Initrd)] {
+        let mut changed = uki.clone();
+        changed[section(name).start] ^= 1;
+        assert_eq!(explained(&boot(&changed).events), [(reason, Likely)], "{name}");
+    }
+    let mut linux = pe::Image::parse(&uki).unwrap().section(".linux").unwrap().to_vec();
+    patch_header(&mut linux);
+    let mut events = boot(&uki).events;
+    events.iter_mut().find(|event| event.cause == Cause::Kernel).unwrap().digest = authenticode(&linux);
+    assert_eq!(explained(&events), [(Reason::QemuHeaderPatching, Certain)]);
 }

@@ -44,7 +44,9 @@ impl<'a> Rules<'a> {
             what.push(format!("did not measure {}", list(&gone)));
         }
         if what.is_empty() {
-            what.push("measured the same sections in another order".to_owned());
+            let again = measured.len() != predicted.len();
+            let how = if again { "another number of times" } else { "in another order" };
+            what.push(format!("measured the same sections {how}"));
         }
         let origin = match self.part(&Cause::Uki) {
             Part::Same => {
@@ -134,7 +136,13 @@ impl<'a> Rules<'a> {
         };
         let verb = if changed.len() == 1 { "has" } else { "have" };
         let noun = if changed.len() == 1 { "Section" } else { "Sections" };
-        let sentence = format!("{noun} {} {verb} other contents (RTMR2){rest}.{follows}", list(&changed));
+        let text = if options && self.part(&Cause::CommandLine) == Part::Same {
+            " The command line that the kernel received is as predicted: only what ends the text differs."
+        } else {
+            ""
+        };
+        let sentence =
+            format!("{noun} {} {verb} other contents (RTMR2){rest}.{text}{follows}", list(&changed));
         if same_image {
             let sentence = format!(
                 "{sentence} Yet RTMR1 says that the image is the predicted one: its stub reads it otherwise."
@@ -145,6 +153,8 @@ impl<'a> Rules<'a> {
         let reason = match changed.as_slice() {
             [".cmdline"] => Reason::CommandLine,
             [".initrd"] => Reason::Initrd,
+            // It lists the generations of the programs in the image, and all of those but the stub's are as predicted.
+            [".sbat"] => Reason::StubVersion,
             [".linux"] | [".linux", ".uname"] | [".uname", ".linux"] => Reason::OtherKernel,
             _ => Reason::OtherImage,
         };
