@@ -11,7 +11,7 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::synthetic::{PAGE, VOLUME_PAGES, firmware, keys, loader, sections, uki};
+use common::synthetic::{MARK, PAGE, VOLUME_PAGES, firmware, keys, loader, sections, uki};
 use common::vectors::{ImageCase, PlatformCase, Vectors, encode, image, platform};
 use serde_json::Value;
 
@@ -92,6 +92,7 @@ fn platform_cases(length: usize) -> Vec<PlatformCase> {
             Some(tables(&[])),
             &[(code + 64, "51454d552046572043464700")],
         ),
+        of("a build for all machines", false, 2048, Some(tables(&[])), &[(code + MARK, "00")]),
         of("less memory than the firmware needs", true, 8, None, &[]),
         of("more memory than is predicted", true, u64::MAX, None, &[]),
         refused("no table of GUIDs", length - 48, "00"),

@@ -17,6 +17,9 @@ use crate::mrtd;
 use crate::tdvf::{SectionKind, Tdvf, TdvfError};
 use crate::variables::{self, DATABASE, ENABLE, GLOBAL, Variable, VariablesError};
 
+/// Builds for TDX alone (edk2 `OvmfPkg/IntelTdx`) hold this text uncompressed: they measure all that is predicted here, and always
+/// have. Builds for all machines (`OvmfPkgX64`) measure it since edk2-stable202302, and nothing in the file tells them apart.
+const MEASURING_MARK: &[u8] = b"TdxTable\0";
 /// Firmware that holds this text measures files of fw_cfg before anything else (edk2 `QemuFwCfgCacheInit.c`), and SMBIOS tables
 /// (`SmbiosMeasurementDxe`): both came with edk2-stable202505. Only this one lies uncompressed in the file.
 const CACHE_MARK: &[u8] = b"QEMU FW CFG\0";
@@ -37,6 +40,12 @@ pub struct Prediction {
 /// Why RTMR0 is not determined.
 #[derive(Debug, Clone, PartialEq, Eq, thiserror::Error)]
 pub enum Open {
+    /// Not a build for TDX alone.
+    #[error(
+        "the firmware is a build for all machines: from before 2023-02 it measures nothing, later ones what is predicted, and the \
+         file does not say which it is"
+    )]
+    Build,
     /// `--acpi` was not given.
     #[error("the ACPI tables and boot variables of this machine are not given: ci/acpi-tables writes them")]
     Tables,
@@ -95,12 +104,16 @@ pub fn predict(
     if let Some(acpi) = acpi {
         acpi.check(shape).map_err(FirmwareError::Acpi)?;
     }
+    let holds = |mark: &[u8]| firmware.windows(mark.len()).any(|window| window == mark);
     let mut open = Vec::new();
+    if !holds(MEASURING_MARK) {
+        open.push(Open::Build);
+    }
     let mut events = vec![
         of_data("EV_EFI_HANDOFF_TABLES2", &list, Cause::TdHob),
         of_data("EV_EFI_PLATFORM_FIRMWARE_BLOB2", configuration, Cause::ConfigurationVolume),
     ];
-    if firmware.windows(CACHE_MARK.len()).any(|window| window == CACHE_MARK) {
+    if holds(CACHE_MARK) {
         events.extend(acpi.map(AcpiTables::cached_events).unwrap_or_default());
         open.push(Open::Smbios);
     }

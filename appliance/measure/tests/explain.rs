@@ -875,6 +875,41 @@ fn machines() {
 #[test]
 fn firmware_settings() {
     const RTMR0: &[&str] = &["rtmr0"];
+    // Newer firmware measures files of the hypervisor by themselves.
+    let newer = synthetic::firmware(&[], &synthetic::sections(), true);
+    let files = |name: &str, contents: &[u8]| {
+        let machine = br#"{"qemu":"10.0","memory_mib":4096,"cpus":2,"arguments":[]}"#;
+        let files = [
+            ("etc/table-loader", synthetic::loader(&["etc/acpi/tables"])),
+            ("etc/acpi/tables", b"DSDT".to_vec()),
+            (name, contents.to_vec()),
+        ];
+        let files = files.map(|(name, contents)| (name.to_owned(), contents));
+        let acpi = AcpiTables::new(machine, BTreeMap::from(files)).unwrap();
+        platform_reference(&newer, "newer", &shape(), Some(&acpi)).unwrap()
+    };
+    let file = |name: &str, wanted: &[u8], found: &[u8]| {
+        let mut world = World::same().on(&files(name, found));
+        world.reference.platforms = vec![files(name, wanted)];
+        world
+    };
+    let cases = [
+        Case {
+            name: "order of booting",
+            world: file("bootorder", b"/pci/disk", b"/pci/ethernet"),
+            causes: &[(Reason::BootEntries, Likely, RTMR0)],
+            says: &["Boot entries of the firmware differ (RTMR0): bootorder."],
+            unexplained: 0,
+        },
+        Case {
+            name: "end of reserved memory",
+            world: file("etc/reserved-memory-end", &[0; 8], &[1; 8]),
+            causes: &[(Reason::Machine, Likely, RTMR0)],
+            says: &["RTMR0 differs in: firmware: etc/reserved-memory-end; the number of processors"],
+            unexplained: 0,
+        },
+    ];
+    cases.iter().for_each(check);
     let file = firmware(&[]);
     let settings = |secure_boot: &[u8], options| {
         let acpi = tables(&shape(), "virtio", secure_boot, options);

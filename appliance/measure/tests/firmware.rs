@@ -16,8 +16,8 @@ use cofferdam_measure::mrtd;
 use cofferdam_measure::tdvf::{Section as Checked, SectionKind, Tdvf, TdvfError};
 use cofferdam_measure::variables::{self, VariablesError};
 use common::synthetic::{
-    ADDED, CODE_PAGES, DATABASE, GLOBAL, PAGE, Section, VOLUME_PAGES, firmware, keys, loader, put, sections,
-    volume,
+    ADDED, CODE_PAGES, DATABASE, GLOBAL, MARK, PAGE, Section, VOLUME_PAGES, firmware, keys, loader, put,
+    sections, volume,
 };
 use proptest::prelude::*;
 use sha2::{Digest as _, Sha256, Sha384};
@@ -391,6 +391,12 @@ fn rtmr0_is_there_when_everything_is_known_and_nothing_is_guessed() {
     let off = predict(&off, "synthetic", &shape(2048), Some(&acpi_without_variable())).unwrap();
     assert_eq!(off.open, []);
     assert_ne!(off.reference.rtmr0, all.reference.rtmr0);
+
+    // A build for all machines may be one that measures nothing.
+    let mut build = firmware(&[], &sections(), false);
+    put(&mut build, VOLUME_PAGES * PAGE + MARK, b"none");
+    let build = predict(&build, "synthetic", &shape(2048), Some(&acpi)).unwrap();
+    assert_eq!((build.open, build.reference.rtmr0), (vec![Open::Build], None));
 
     // Firmware of 2025 measures files first, and tables that name the host's processor.
     let newer = firmware(&[], &sections(), true);

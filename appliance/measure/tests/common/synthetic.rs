@@ -60,6 +60,8 @@ pub type Section = (u32, u32, u64, u64, u32, u32);
 
 /// A page.
 pub const PAGE: usize = 4096;
+/// Where in the code [`firmware`] holds the text by which a build for TDX alone is known.
+pub const MARK: usize = 128;
 /// Pages of the configuration volume of [`firmware`], and of its code behind.
 pub const VOLUME_PAGES: usize = 2;
 pub const CODE_PAGES: usize = 2;
@@ -86,6 +88,7 @@ pub fn firmware(variables: &[Variable], sections: &[Section], measures_files: bo
     let mut file = volume(variables, VOLUME_PAGES * PAGE);
     let code_start = file.len();
     file.extend((0..CODE_PAGES * PAGE).map(|index| u8::try_from(index % 251).unwrap()));
+    put(&mut file, code_start + MARK, b"TdxTable\0");
     if measures_files {
         put(&mut file, code_start + 64, b"QEMU FW CFG\0");
     }
