@@ -44,7 +44,8 @@ const MAX_ROWS: usize = 40;
 /// Most causes and unexplained differences that are listed.
 const MAX_LISTED: usize = 16;
 
-/// What differs and why; [`std::fmt::Display`] renders it as text of at most 100 columns, ASCII without colours.
+/// What differs and why; [`std::fmt::Display`] renders it as text of at most 100 columns, ASCII without colours. In the
+/// tables `>` marks the first divergence, then `!` another digest, `+` an event too many and `-` one that is missing.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Explanation {
     /// The image half that was compared: name, release and way of booting.

@@ -59,6 +59,10 @@ fn meaning(event: &str) -> &'static str {
         "EV_EFI_VARIABLE_AUTHORITY" => ": Secure Boot checked a signature against a key",
         "EV_IPL" => ": boot loader or stub measured something passed from outside",
         "EV_EVENT_TAG" => ": boot stub or kernel measured an addition",
+        "EV_PLATFORM_CONFIG_FLAGS" => ": the firmware took one more table or setting from the hypervisor",
+        "EV_EFI_HANDOFF_TABLES" | "EV_EFI_HANDOFF_TABLES2" => {
+            ": the firmware measures one more table of the machine"
+        }
         "EV_SEPARATOR" => ": another firmware ends more of its parts",
         _ => "",
     }

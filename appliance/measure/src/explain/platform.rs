@@ -16,6 +16,9 @@ use super::{RegisterComparison, Status, label};
 /// From this much memory on, QEMU's q35 machine puts only 2 GiB of it below 4 GiB; else up to this much (2.75 GiB).
 const LOW_MEMORY_MIB: u64 = 2816;
 
+/// Files of the hypervisor that decide what is booted, and from what; newer firmware measures them by themselves.
+const BOOT_FILES: [&str; 3] = ["bootorder", "BootMenu", "etc/boot-menu-wait"];
+
 pub(super) struct Rules<'a> {
     pub(super) reference: &'a ReferenceValues,
     pub(super) platform: Option<&'a PlatformReference>,
@@ -220,15 +223,20 @@ impl Rules<'_> {
         }
     }
 
-    /// The ACPI tables list processors and devices; the hypervisor writes them.
+    /// The ACPI tables list processors and devices; the hypervisor writes them and its other files.
     fn acpi(&mut self, findings: &mut Findings) {
-        let acpi = [Cause::AcpiLoader, Cause::AcpiRsdp, Cause::AcpiTables];
-        let concerned = |pair: &Pair<'_>| acpi.iter().any(|cause| is(pair, cause));
+        let concerned = |pair: &Pair<'_>| match pair.predicted.map(|(_, event)| &event.cause) {
+            Some(Cause::AcpiLoader | Cause::AcpiRsdp | Cause::AcpiTables) => true,
+            Some(Cause::Firmware(name)) => is_file(name) && !BOOT_FILES.contains(&name.as_str()),
+            _ => false,
+        };
         let differing: Vec<String> = self
             .zero
             .open()
-            .filter_map(|pair| pair.predicted.filter(|_| concerned(pair)))
-            .map(|(_, event)| event.cause.to_string())
+            .filter(|pair| concerned(pair))
+            .filter_map(|pair| pair.predicted)
+            .take(super::MAX_LISTED)
+            .map(|(_, event)| label::printable(&event.cause.to_string()))
             .collect();
         if !self.zero.take(concerned) {
             return;
@@ -269,14 +277,18 @@ impl Rules<'_> {
             match pair.predicted.map(|(_, event)| &event.cause) {
                 Some(Cause::SecureBootVariable(name)) => secure.push(label::printable(name)),
                 Some(Cause::BootVariable(name)) => boot.push(label::printable(name)),
+                Some(Cause::Firmware(name)) if BOOT_FILES.contains(&name.as_str()) => {
+                    boot.push(label::printable(name));
+                }
                 _ => {}
             }
         }
         secure.truncate(super::MAX_LISTED);
         boot.truncate(super::MAX_LISTED);
-        self.zero.take(|pair| {
-            let cause = pair.predicted.map(|(_, event)| &event.cause);
-            matches!(cause, Some(Cause::SecureBootVariable(_) | Cause::BootVariable(_)))
+        self.zero.take(|pair| match pair.predicted.map(|(_, event)| &event.cause) {
+            Some(Cause::SecureBootVariable(_) | Cause::BootVariable(_)) => true,
+            Some(Cause::Firmware(name)) => BOOT_FILES.contains(&name.as_str()),
+            _ => false,
         });
         if !secure.is_empty() {
             let sentence = format!("Variables of Secure Boot differ (RTMR0): {}.", secure.join(", "));
@@ -342,6 +354,11 @@ impl Rules<'_> {
         })
         .unwrap_or_default()
     }
+}
+
+/// Whether a firmware event is named after a file that the hypervisor provides.
+fn is_file(name: &str) -> bool {
+    BOOT_FILES.contains(&name) || name.starts_with("etc/") || name.starts_with("opt/")
 }
 
 /// Whether all memory lies below 4 GiB in one piece.
