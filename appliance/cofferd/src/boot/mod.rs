@@ -3,7 +3,6 @@
 //! | stage | guarantee |
 //! |---|---|
 //! | `mount` | the kernel's file systems are there, hardened, and nothing that was there before is covered |
-//! | `modules` | every module of the image is loaded and no other ever will be |
 //! | `measure` | what the host passed is in RTMR3, in the order of the event log, and was parsed only after that |
 //! | `network` | there is an address, obtained by a process that can do nothing else |
 //! | `launch` | the launch boundary is measured; roles and services run |
@@ -15,7 +14,6 @@ mod disk;
 mod keys;
 mod launch;
 mod measure;
-mod modules;
 mod mount;
 mod network;
 
@@ -67,7 +65,6 @@ pub(crate) fn run(words: &[&str]) -> ! {
 
 fn stages(boot: &mut Boot) -> Result<(), Parked> {
     boot.stage("mount", |_| mount::establish())?;
-    boot.stage("modules", |_| modules::establish())?;
     boot.supervisor.watch(PowerButtons::find("/sys/class/input".as_ref(), "/dev/input".as_ref()));
     let measured = boot.stage("measure", |_| measure::establish())?;
     boot.stage("network", |boot| network::establish(&mut boot.supervisor))?;

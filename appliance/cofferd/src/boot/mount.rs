@@ -43,7 +43,7 @@ struct Entry {
 const LOCKED: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 const DEVICES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
 
-const ENTRIES: [Entry; 8] = [
+const ENTRIES: [Entry; 9] = [
     Entry { target: "/proc", kind: "proc", flags: LOCKED, options: "" },
     Entry { target: "/sys", kind: "sysfs", flags: LOCKED, options: "" },
     Entry { target: "/dev", kind: "devtmpfs", flags: DEVICES, options: "mode=0755" },
@@ -60,11 +60,9 @@ const ENTRIES: [Entry; 8] = [
         flags: LOCKED,
         options: "nsdelegate,memory_recursiveprot",
     },
+    // The kernel's object file system, of which TSM reports are a part.
+    Entry { target: "/sys/kernel/config", kind: "configfs", flags: LOCKED, options: "" },
 ];
-
-/// The kernel's object file system, of which TSM reports are a part. It is a module, hence mounted
-/// at the end of the stage `modules`.
-const CONFIGFS: Entry = Entry { target: "/sys/kernel/config", kind: "configfs", flags: LOCKED, options: "" };
 
 /// One kernel setting below /proc/sys: name, value, and whether a kernel without it is accepted.
 struct Setting {
@@ -90,7 +88,8 @@ const SETTINGS: &[Setting] = &[
     must("kernel/kptr_restrict", "2"),
     must("kernel/dmesg_restrict", "1"),
     may("kernel/perf_event_paranoid", "3"),
-    // Interfaces that nothing here uses.
+    // Interfaces that nothing here uses. The image's kernel has no module loader; another would lose its.
+    may("kernel/modules_disabled", "1"),
     may("kernel/unprivileged_bpf_disabled", "1"),
     may("net/core/bpf_jit_harden", "2"),
     may("kernel/io_uring_disabled", "2"),
@@ -155,24 +154,6 @@ pub(crate) fn establish() -> Result<(), MountError> {
         Limits { memory: Some(memory), processes: Some(SERVICE_PROCESSES) },
     )?;
     directory(paths::RUN)
-}
-
-/// Mounts configfs, once its module is loaded.
-///
-/// # Errors
-///
-/// [`MountError`].
-pub(super) fn attach_configfs() -> Result<(), MountError> {
-    attach(&CONFIGFS)
-}
-
-/// Locks a kernel setting for good, for the stage that knows when.
-///
-/// # Errors
-///
-/// [`MountError`].
-pub(super) fn lock(name: &'static str) -> Result<(), MountError> {
-    apply(Path::new("/proc/sys"), &must(name, "1"))
 }
 
 /// Memory of the machine in bytes, as the kernel counts it.

@@ -1,30 +1,17 @@
-//! What the simulator takes from the machine: modules of the image, the seed's disk, the TPM.
+//! What the simulator takes from the machine: the seed's disk, the TPM.
 
-use std::fs::{self, File};
-use std::io::{self, ErrorKind};
+use std::fs;
+use std::io::ErrorKind;
 use std::path::{Path, PathBuf};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
 use cofferdam_attest::ccel;
 use cofferdam_attest::event_log::Register;
-use nix::errno::Errno;
-use nix::kmod::{ModuleInitFlags, finit_module};
 
 use super::{InitError, read_bounded, system};
 use crate::keys::Seed;
 use crate::platform::{SEED_DISK_SERIAL, read_seed};
-
-/// Where the image keeps its modules, and its list of them with dependencies first (`?` before optional ones).
-const MODULES: &str = "/modules";
-const MODULES_LIST: &str = "load";
-const MODULES_LIST_LIMIT: u64 = 16 * 1024;
-/// Those that the device stands on: the seed's disk, and the directory that reports are made in. TPM drivers, FUSE and
-/// virtio's transport are built into the kernel. A name that the list lacks is taken to be built in as well; what
-/// it would have provided is missed where it is needed.
-const NEEDED: [&str; 3] = ["virtio_blk", "configfs", "tsm_report"];
-/// `MODULE_INIT_COMPRESSED_FILE` (linux/module.h): the kernel unpacks the file.
-const COMPRESSED: ModuleInitFlags = ModuleInitFlags::from_bits_retain(4);
 
 /// How long devices may take to appear after their drivers are there.
 const PATIENCE: Duration = Duration::from_secs(10);
@@ -32,38 +19,6 @@ const POLL: Duration = Duration::from_millis(20);
 
 const FIRMWARE_LOG: &str = "/sys/kernel/security/tpm0/binary_bios_measurements";
 const PCRS: &str = "/sys/class/tpm/tpm0/pcr-sha384";
-
-/// Loads the needed modules from the image.
-pub(super) fn load_modules() -> Result<(), InitError> {
-    let list = Path::new(MODULES).join(MODULES_LIST);
-    let text = match read_bounded(&list, MODULES_LIST_LIMIT) {
-        Ok(bytes) => String::from_utf8_lossy(&bytes).into_owned(),
-        // A kernel with everything built in.
-        Err(error) if error.kind() == ErrorKind::NotFound => String::new(),
-        Err(error) => return Err(system(format!("read {}", list.display()))(error)),
-    };
-    for file in needed(&text) {
-        load(&Path::new(MODULES).join(file)).map_err(system(format!("load the module {file}")))?;
-    }
-    Ok(())
-}
-
-/// The list's files whose modules are needed, in its order.
-fn needed(list: &str) -> impl Iterator<Item = &str> {
-    list.lines().map(|line| line.trim_start_matches('?')).filter(|file| {
-        let name = file.split('.').next().unwrap_or_default().replace('-', "_");
-        !file.contains('/') && NEEDED.contains(&name.as_str())
-    })
-}
-
-fn load(path: &Path) -> io::Result<()> {
-    let compressed = path.extension().is_none_or(|extension| extension != "ko");
-    let flags = if compressed { COMPRESSED } else { ModuleInitFlags::empty() };
-    match finit_module(File::open(path)?, c"", flags) {
-        Ok(()) | Err(Errno::EEXIST) => Ok(()),
-        Err(errno) => Err(errno.into()),
-    }
-}
 
 /// Reads the seed from its disk and then takes the disk from its driver, so that nothing that runs later can read it.
 pub(super) fn take_seed() -> Result<Seed, InitError> {
@@ -126,14 +81,6 @@ fn wait_for<T>(attempt: impl Fn() -> Result<T, InitError>) -> Result<T, InitErro
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn only_the_devices_modules_are_taken_from_the_list() {
-        let list = "virtio_blk.ko.xz\nfailover.ko.xz\nvirtio_net.ko.xz\nconfigfs.ko.xz\n\
-                    tsm-report.ko\n?tdx-guest.ko.xz\n../configfs.ko\n";
-        let files: Vec<&str> = needed(list).collect();
-        assert_eq!(files, ["virtio_blk.ko.xz", "configfs.ko.xz", "tsm-report.ko"]);
-    }
 
     #[test]
     fn the_seeds_disk_is_found_by_its_serial() {

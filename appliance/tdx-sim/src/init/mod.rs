@@ -1,8 +1,7 @@
 //! PID 1 of the simulator's image, until it hands over to the unchanged `cofferd`.
 //!
-//! Duties, in this order: mount what is needed to see the machine; load the few modules that the device stands on;
-//! read the seed and then make its disk unreachable; replay the firmware's log; start the device process; put the log
-//! where a TD has it; become `cofferd`.
+//! Duties, in this order: mount what is needed to see the machine; read the seed and then make its disk unreachable;
+//! replay the firmware's log; start the device process; put the log where a TD has it; become `cofferd`.
 //! Prohibitions: it measures nothing of its own, decides nothing about the appliance, passes it no argument and no
 //! variable that the kernel did not give. When something is missing it parks: an image that would present registers
 //! nobody measured is worse than none.
@@ -104,8 +103,6 @@ pub fn park() -> ! {
 fn prepare() -> Result<(), InitError> {
     let begin = Instant::now();
     mounts::base()?;
-    machine::load_modules()?;
-    mounts::configfs()?;
     let seed = machine::take_seed()?;
     let log = machine::firmware_log()?;
     let firmware = firmware::replay(&log, machine::pcr)?;

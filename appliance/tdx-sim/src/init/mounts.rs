@@ -19,11 +19,7 @@ pub(super) fn base() -> Result<(), InitError> {
     attach("proc", "/proc", LOCKED, None)?;
     attach("sysfs", "/sys", LOCKED, None)?;
     attach("devtmpfs", "/dev", DEVICES, Some("mode=0755"))?;
-    attach("securityfs", "/sys/kernel/security", LOCKED, None)
-}
-
-/// configfs, once its module is there.
-pub(super) fn configfs() -> Result<(), InitError> {
+    attach("securityfs", "/sys/kernel/security", LOCKED, None)?;
     attach("configfs", "/sys/kernel/config", LOCKED, None)
 }
 

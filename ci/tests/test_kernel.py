@@ -1,0 +1,68 @@
+#!/usr/bin/python3
+"""The kernel of an image against a hostile host: ci/tests/test_kernel.py [IMAGE] (default: cofferdam.efi)
+
+Starts the image's kernel and initramfs directly, with an ACPI table of the attacker's added to the machine's.
+"""
+
+import os
+import subprocess
+import sys
+import tempfile
+import threading
+import unittest
+
+HERE = os.path.dirname(os.path.abspath(__file__))
+ROOT = os.path.dirname(os.path.dirname(HERE))
+sys.path.insert(0, os.path.dirname(HERE))
+import uki  # noqa: E402
+
+IMAGE = os.path.join(ROOT, "cofferdam.efi")
+# PID 1's first line: the tables were read before that.
+STARTED = "mount:"
+BOOT_SECONDS = 120
+
+
+def boot(image, folder, *arguments):
+    """The console of a machine up to PID 1's first line."""
+    with open(image, "rb") as file:
+        data = file.read()
+    for name, section in (("linux", ".linux"), ("initrd", ".initrd")):
+        with open(os.path.join(folder, name), "wb") as file:
+            file.write(uki.section(data, section))
+    command_line = uki.section(data, ".cmdline").rstrip(b"\0").decode()
+    qemu = subprocess.Popen(["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
+                             "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35", "-m", "2G", "-smp", "2",
+                             "-kernel", "linux", "-initrd", "initrd", "-append", command_line, "-serial", "stdio", *arguments],
+                            cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace")
+    watchdog = threading.Timer(BOOT_SECONDS, qemu.kill)
+    watchdog.start()
+    console = []
+    try:
+        for line in qemu.stdout:
+            console.append(line)
+            if STARTED in line:
+                break
+        return "".join(console)
+    finally:
+        watchdog.cancel()
+        qemu.kill()
+        qemu.wait()
+        qemu.stdout.close()
+
+
+class Kernel(unittest.TestCase):
+    def test_aml_of_the_host_does_not_reach_ram(self):
+        with tempfile.TemporaryDirectory(prefix="cofferdam-kernel-") as folder:
+            table = os.path.join(folder, "badaml")
+            subprocess.run(["iasl", "-p", table, os.path.join(HERE, "badaml.asl")], stdout=subprocess.DEVNULL, check=True)
+            console = boot(IMAGE, folder, "-acpitable", f"file={table}.aml")
+        self.assertIn("AML 1", console, "the attack did not run")
+        self.assertNotIn("AML 2", console, "AML wrote to RAM")
+        self.assertIn("AML tried to access RAM at 0x3f000000; refused", console)
+        self.assertIn(STARTED, console, "the boot did not go on")
+
+
+if __name__ == "__main__":
+    if len(sys.argv) > 1 and not sys.argv[1].startswith("-"):
+        IMAGE = sys.argv.pop(1)
+    unittest.main()
