@@ -40,14 +40,14 @@ TIME = 1767225600
 
 
 def elf(text=b"\x90" * 64, data=b"constant"):
-    """A 64-bit ELF file with the sections .text, .rodata and .shstrtab."""
-    names = b"\0.text\0.rodata\0.shstrtab\0"
+    """A 64-bit ELF file with the sections .note.gnu.build-id (a digest of the others), .text, .rodata and .shstrtab."""
+    names = b"\0.text\0.rodata\0.shstrtab\0.note.gnu.build-id\0"
     body, headers = b"", [bytes(64)]
-    for name, kind, content in ((1, 1, text), (7, 1, data), (15, 3, names)):
+    for name, kind, content in ((25, 7, hashlib.sha256(text + data).digest()), (1, 1, text), (7, 1, data), (15, 3, names)):
         headers.append(struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, 64 + len(body), len(content), 0, 0, 1, 0))
         body += content
     start = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    start += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, 64 + len(body), 0, 64, 56, 0, 64, len(headers), 3)
+    start += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, 64 + len(body), 0, 64, 56, 0, 64, len(headers), len(headers) - 1)
     return start + body + b"".join(headers)
 
 
@@ -95,7 +95,7 @@ class Difference(unittest.TestCase):
 
     def test_a_section_of_a_program(self):
         said = self.first(uki({"init": (TIME, elf(data=b"constanT")), "etc/motd": (TIME, b"welcome")}))
-        self.assertIn("section .initrd: init: ELF section .rodata: byte 7: 74 and 54; in the file: byte 135", said)
+        self.assertIn("section .initrd: init: ELF section .rodata: byte 7: 74 and 54; in the file: byte 64", said)
 
     def test_a_program_that_grew(self):
         said = self.first(uki({"init": (TIME, elf(text=b"\x90" * 80)), "etc/motd": (TIME, b"welcome")}))
