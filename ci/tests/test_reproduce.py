@@ -15,6 +15,7 @@ import struct
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 import urllib.request
 
@@ -173,7 +174,7 @@ class Ways(unittest.TestCase):
         self.assertNotEqual(sides[0].packages, sides[1].packages)
 
 
-# A builder in the place of mkosi: its image holds what of its surroundings LEAKS names, one file each.
+# A builder in the place of mkosi: its image holds what of its surroundings a list names, one file each.
 BUILDER = """#!/usr/bin/python3
 import os, socket, sys
 if "--version" in sys.argv:
@@ -186,6 +187,9 @@ seen = {"directory": os.getcwd(), "length": len(os.getcwd()), "uid": os.getuid()
         "home": os.environ["HOME"], "processors": len(os.sched_getaffinity(0)), "mtime": int(os.stat("mkosi.conf").st_mtime), "mode": os.stat("mkosi.conf").st_mode,
         "earlier": os.path.exists("build/mkosi"), "start": os.times().elapsed,
         **{name: given[name] for name in ("TZ", "LC_ALL", "MAKEFLAGS", "CARGO_BUILD_JOBS")}}
+if "sleep" in LEAKS:
+    print("asleep", flush=True)
+    os.execv("/bin/sleep", ["sleep", "987.654"])
 os.makedirs("build/mkosi")
 os.makedirs("mkosi.tools/var/lib/dpkg", exist_ok=True)
 with open("mkosi.tools/var/lib/dpkg/status", "a") as file:
@@ -193,6 +197,16 @@ with open("mkosi.tools/var/lib/dpkg/status", "a") as file:
 with open("cofferdam.efi", "wb") as file:
     file.write(uki({name: (TIME, str(seen[name]).encode() if name in LEAKS else b"") for name in seen}))
 """
+
+
+def arguments():
+    """The command lines of all processes."""
+    for process in os.listdir("/proc"):
+        try:
+            with open(f"/proc/{process}/cmdline", "rb") as file:
+                yield file.read()
+        except OSError:
+            pass
 
 
 class Surroundings(unittest.TestCase):
@@ -203,7 +217,7 @@ class Surroundings(unittest.TestCase):
             os.chmod(folder, 0o755)
             builder = os.path.join(folder, "mkosi")
             with open(builder, "w", encoding="utf-8") as file:
-                file.write(BUILDER.replace("in LEAKS", f"in {leaks!r}"))
+                file.write(BUILDER.replace("LEAKS", repr(leaks)))
             os.chmod(builder, 0o755)
             done = subprocess.run([os.path.join(CI, "reproduce"), "--mkosi", builder, "--log", folder, *options], capture_output=True, text=True, check=False)
             with open(os.path.join(folder, "log.json"), encoding="utf-8") as file:
@@ -230,6 +244,31 @@ class Surroundings(unittest.TestCase):
         found = " ".join(log["pairs"][0]["differences"])
         for name in leaks:
             self.assertIn(f"section .initrd: {name}: byte", found)
+
+    def test_one_that_is_ended_leaves_nothing(self):
+        users = [entry.pw_name for entry in pwd.getpwall()]
+        for options in ([], ["--together"]):
+            with tempfile.TemporaryDirectory() as folder:
+                os.chmod(folder, 0o755)
+                os.mkdir(os.path.join(folder, "work"))
+                builder = os.path.join(folder, "mkosi")
+                with open(builder, "w", encoding="utf-8") as file:
+                    file.write(BUILDER.replace("LEAKS", repr(["sleep"])))
+                os.chmod(builder, 0o755)
+                command = [os.path.join(CI, "reproduce"), "--mkosi", builder, "--log", folder, "--work", os.path.join(folder, "work"), *options]
+                running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                for _ in range(3000):
+                    logs = [os.path.join(base, name) for base, _, names in os.walk(os.path.join(folder, "work")) for name in names if name in ("a.log", "b.log")][:2]
+                    if len([path for path in logs if os.path.getsize(path)]) == 1 + bool(options) or running.poll() is not None:
+                        break
+                    time.sleep(0.1)
+                self.assertIsNone(running.poll(), "it ended by itself")
+                self.assertIn(b"987.654", b" ".join(arguments()))
+                running.terminate()
+                running.wait(120)
+                self.assertNotIn(b"987.654", b" ".join(arguments()))
+                self.assertEqual(os.listdir(os.path.join(folder, "work")), [])
+                self.assertEqual([entry.pw_name for entry in pwd.getpwall()], users)
 
     def test_a_pair_that_is_not_the_given_image(self):
         code, log, said = self.run_with([], "--against", os.path.join(ROOT, "Cargo.toml"))
