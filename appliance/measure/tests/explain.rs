@@ -1127,6 +1127,32 @@ fn a_log_that_does_not_replay_names_nothing() {
     assert!(explanation.causes[0].sentence.contains("RTMR2 cannot say"), "{explanation}");
 }
 
+/// Each root is reported once, and what an unknown image says about its machine is marked.
+#[test]
+fn several_causes_at_once() {
+    let shape = MachineShape { cpus: 8, ..shape() };
+    let world = changed(|parts| parts.command_line = "debug");
+    let mut world = world.on(&platform("other", &firmware(&[]), &shape, "virtio"));
+    world.mrtd = [9; 48];
+    let case = Case {
+        name: "command line, processors and firmware",
+        world,
+        causes: &[
+            (Reason::CommandLine, Likely, BOTH),
+            (Reason::FirmwareBuild, Likely, &["mrtd"]),
+            (Reason::CpuCount, Likely, &["rtmr0"]),
+        ],
+        says: &[
+            "the machine's shape is what an image said that is not the predicted one",
+            "MRTD is not a known one: unknown firmware measured RTMR0-2",
+        ],
+        unexplained: 0,
+    };
+    check(&case);
+    let line = summary(&case.world.explain()).unwrap();
+    assert_eq!(line, "likely cause: another command line in the image (RTMR2, RTMR1), and 2 more");
+}
+
 #[test]
 fn a_forged_machine_event_is_not_believed() {
     let shape = MachineShape { cpus: 8, ..shape() };
