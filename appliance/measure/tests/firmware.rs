@@ -497,6 +497,70 @@ fn a_real_log_has_the_predicted_order_and_layouts() {
     assert_eq!(with_cause(&Cause::Separator), real[7].digest);
 }
 
+/// What a real TD measured into RTMR0: QEMU, 16 GiB, a build for TDX alone of 2025 without keys. Its quote and log are published
+/// (dstack's `guest-agent/fixtures/attestation.bin`; the log replays to the quote). The events that do not depend on that firmware's
+/// code or devices, in their order; the TD HOB is that of every firmware with these sections.
+const REAL: [(&str, &str); 10] = [
+    (
+        "TD HOB (memory map)",
+        "cd2312a0d87ef3c4a928df87088969a80b33d7bf3fc584bdde637b09ed808a8d821a56b78a13a6eb506db7578444abbe",
+    ),
+    (
+        "firmware: BootMenu",
+        "1dd6f7b457ad880d840d41c961283bab688e94e4b59359ea45686581e90feccea3c624b1226113f824f315eb60ae0a7c",
+    ),
+    (
+        "Secure Boot variable SecureBoot",
+        "9dc3a1f80bcec915391dcda5ffbb15e7419f77eab462bbf72b42166fb70d50325e37b36f93537a863769bcf9bedae6fb",
+    ),
+    (
+        "Secure Boot variable PK",
+        "6f2e3cbc14f9def86980f5f66fd85e99d63e69a73014ed8a5633ce56eca5b64b692108c56110e22acadcef58c3250f1b",
+    ),
+    (
+        "Secure Boot variable KEK",
+        "d607c0efb41c0d757d69bca0615c3a9ac0b1db06c557d992e906c6b7dee40e0e031640c7bfd7bcd35844ef9edeadc6f9",
+    ),
+    (
+        "Secure Boot variable db",
+        "08a74f8963b337acb6c93682f934496373679dd26af1089cb4eaf0c30cf260a12e814856385ab8843e56a9acea19e127",
+    ),
+    (
+        "Secure Boot variable dbx",
+        "18cc6e01f0c6ea99aa23f8a280423e94ad81d96d0aeb5180504fc0f7a40cb3619dd39bd6a95ec1680a86ed6ab0f9828d",
+    ),
+    (
+        "separator",
+        "394341b7182cd227c5c6b07ef8000cdfd86136c4292b8e576573ad7ed9ae41019f5818b4b971c9effc60e1ad9f1289f0",
+    ),
+    (
+        "boot variable BootOrder",
+        "52b9a02de946b947364b57d8210c63113b9058996e2a3ba7cead54af11ae0873b085d1e52bc01e4febe57ca05ca1332b",
+    ),
+    (
+        "boot variable Boot0000",
+        "5068e6a9ded2a1c3a8ebb5d26004410ea8670742d8f444c5c3d161b76c66fa23a7b1d2fb3f9840570b675384b5818f2d",
+    ),
+];
+/// Boot0000 as `ci/acpi-tables` takes it from Debian's ovmf-inteltdx: the boot manager's menu.
+const MENU: &str = "090100002c0042006f006f0074004d0061006e0061006700650072004d0065006e007500410070007000000004071400c9bdb87cebf8344faaea3ee4af6516a104061400dc5bc2eef267954db1d5f81b2039d11d7fff0400";
+
+#[test]
+fn events_of_a_real_td_are_predicted() {
+    let newer = firmware(&[], &sections(), true);
+    let machine = br#"{"qemu": "9.2", "memory_mib": 16384, "cpus": 2, "arguments": []}"#;
+    let mut files = files(Some(&[]));
+    files.insert("BootOrder".to_owned(), vec![0, 0, 1, 0]);
+    files.insert("Boot0000".to_owned(), hex::decode(MENU).unwrap());
+    let acpi = AcpiTables::new(machine, files).unwrap();
+    let predicted = predict(&newer, "real", &shape(16384), Some(&acpi)).unwrap().reference.events;
+    let mut events = predicted.iter();
+    for (cause, digest) in REAL {
+        let event = events.find(|event| event.cause.to_string() == cause).unwrap();
+        assert_eq!(hex::encode(event.digest), digest, "{cause}");
+    }
+}
+
 proptest! {
     #[test]
     fn arbitrary_damage_never_panics(changes in prop::collection::vec((0_usize..0x4000, any::<u64>()), 1..6)) {
