@@ -15,6 +15,8 @@ pub(super) fn cases(honest: &Value) -> Vec<Case> {
             case("repository-in-another-case", "GitHub's names do not depend on case")
                 .set("/expected/repository", "ACME/Shop"),
             case("largest", "a document of exactly 256 KiB").text(Text::PadTo(256 << 10)),
+            case("escaped-key", "an escape is another way to write the same name")
+                .text(Text::Replace { text: "\"version\"", with: "\"\\u0076ersion\"" }),
             case("trailing-white-space", "JSON white space after the object").text(Text::Append(" \r\n\t")),
         ],
         shape(&case, &fails),
@@ -78,6 +80,30 @@ fn text(case: New<'_>, fails: Fails<'_>) -> Vec<Case> {
                     with: "\"digests\":{\"uki\":\"sha256:2222222222222222222222222222222222222222222222222222222222222222\",",
                 }),
             "duplicate key",
+        ),
+        twice(
+            "duplicate-key-escaped",
+            "`version` twice, once with an escaped letter",
+            "{",
+            "{\"\\u0076ersion\":1,",
+        ),
+        step(
+            "version-as-exponent",
+            "1e0 is not 1",
+            Text::Replace { text: "\"version\":1", with: "\"version\":1e0" },
+            "invalid type",
+        ),
+        step(
+            "lone-surrogate",
+            "an escape that is half of a character",
+            Text::Replace { text: "\"name\":\"cofferdam\"", with: "\"name\":\"\\ud800\"" },
+            "hex escape",
+        ),
+        step(
+            "raw-line-break",
+            "a line feed inside a text",
+            Text::Replace { text: "\"name\":\"cofferdam\"", with: "\"name\":\"coffer\ndam\"" },
+            "control character",
         ),
         step("trailing-byte", "a letter after the object", Text::Append("x"), "trailing characters"),
         step("trailing-nul", "a zero byte after the object", Text::Append("\0"), "trailing characters"),
