@@ -1,0 +1,18 @@
+//! An appraisal policy, and the honest document appraised under it.
+
+#![no_main]
+
+mod honest;
+
+use cofferdam_attest::appraise::appraise;
+use cofferdam_attest::policy::Policy;
+use cofferdam_attest::quote::attributes;
+use honest::{HONEST, bound};
+use libfuzzer_sys::fuzz_target;
+
+fuzz_target!(|bytes: &[u8]| {
+    let Ok(policy) = Policy::parse(bytes) else { return };
+    assert_eq!(policy.td_attributes_allowed & attributes::DEBUG, 0);
+    let evidence = &HONEST.evidence;
+    bound(&appraise(evidence, &HONEST.expected, &policy, &HONEST.roots, HONEST.at), evidence);
+});
