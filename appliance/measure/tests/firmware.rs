@@ -449,6 +449,33 @@ fn tables_of_another_machine_and_malformed_tables_are_refused() {
     assert!(matches!(AcpiTables::new(b"{}", files(None)), Err(AcpiError::Machine(_))));
 }
 
+/// Removes its folder in the end.
+struct Folder(PathBuf);
+
+impl Drop for Folder {
+    fn drop(&mut self) {
+        let _ = std::fs::remove_dir_all(&self.0);
+    }
+}
+
+#[test]
+fn a_folder_of_tables_is_read_within_bounds() {
+    let folder = Folder(std::env::temp_dir().join(format!("cofferdam-measure-{}", std::process::id())));
+    std::fs::create_dir_all(&folder.0).unwrap();
+    let write =
+        |name: &str, bytes: &[u8]| std::fs::write(folder.0.join(name.replace('/', "-")), bytes).unwrap();
+    assert!(matches!(AcpiTables::read(&folder.0), Err(AcpiError::Missing(name)) if name == "machine.json"));
+    write("machine.json", br#"{"qemu": "10.0.2", "memory_mib": 2048, "cpus": 2, "arguments": []}"#);
+    for (name, bytes) in files(Some(&[1])) {
+        write(&name, &bytes);
+    }
+    assert_eq!(AcpiTables::read(&folder.0).unwrap(), tables(Some(&[1])));
+    write("Boot0001", &vec![0; (1 << 20) + 1]);
+    assert!(matches!(AcpiTables::read(&folder.0), Err(AcpiError::TooLarge(name)) if name == "Boot0001"));
+    write("machine.json", br#"{"qemu": "10.0.2", "memory_mib": -1, "cpus": 2, "arguments": []}"#);
+    assert!(AcpiTables::read(&folder.0).is_err());
+}
+
 /// The log of a real TD (Google's firmware, QEMU-like tables): the same types in the same order, and data of the layouts that are
 /// predicted, whose digests follow from it.
 #[test]
