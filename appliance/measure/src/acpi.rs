@@ -48,6 +48,7 @@ const MOST_ENTRIES: usize = 1024;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcpiTables {
     machine: MachineShape,
+    firmware: Option<String>,
     files: BTreeMap<String, Vec<u8>>,
 }
 
@@ -58,6 +59,8 @@ struct Machine {
     qemu: String,
     memory_mib: u64,
     cpus: u32,
+    #[serde(default)]
+    firmware: Option<String>,
     #[serde(rename = "arguments")]
     _arguments: Vec<String>,
 }
@@ -97,10 +100,10 @@ impl AcpiTables {
     /// # Errors
     /// As [`AcpiTables::read`].
     pub fn new(machine: &[u8], files: BTreeMap<String, Vec<u8>>) -> Result<Self, AcpiError> {
-        let machine: Machine = serde_json::from_slice(machine).map_err(AcpiError::Machine)?;
-        let machine =
-            MachineShape { memory_mib: machine.memory_mib, cpus: machine.cpus, qemu: Some(machine.qemu) };
-        let tables = Self { machine, files };
+        let Machine { qemu, memory_mib, cpus, firmware, .. } =
+            serde_json::from_slice(machine).map_err(AcpiError::Machine)?;
+        let machine = MachineShape { memory_mib, cpus, qemu: Some(qemu) };
+        let tables = Self { machine, firmware, files };
         tables.events()?;
         tables.boot_events()?;
         Ok(tables)
@@ -131,6 +134,14 @@ impl AcpiTables {
             Some(wanted) if !is_version(found, wanted) => {
                 Err(other("as version of QEMU", wanted.clone(), found.to_owned()))
             }
+            _ => Ok(()),
+        }
+    }
+
+    /// Refuses tables that another firmware left, when they say which it was; `sha256` is `sha256:<64 hex>` of the file.
+    pub(crate) fn check_firmware(&self, sha256: &str) -> Result<(), AcpiError> {
+        match &self.firmware {
+            Some(other) if other != sha256 => Err(AcpiError::OtherFirmware(other.clone())),
             _ => Ok(()),
         }
     }
@@ -254,6 +265,9 @@ pub enum AcpiError {
     /// BootOrder.
     #[error("BootOrder is malformed")]
     BootOrder,
+    /// Boot variables and device registers are another firmware's.
+    #[error("the tables were taken with another firmware, {0}")]
+    OtherFirmware(String),
     /// They are of another machine than the one asked for.
     #[error("the tables are of a machine with {found} {what}, not {wanted}")]
     OtherMachine {

@@ -101,8 +101,10 @@ pub fn predict(
         shape.memory_mib.checked_mul(1 << 20).ok_or(FirmwareError::Hob(HobError::TooMuch(u64::MAX)))?;
     let list = hob::measured(&tdvf, memory).map_err(FirmwareError::Hob)?;
     let configuration = tdvf.raw(tdvf.only(SectionKind::Cfv).map_err(FirmwareError::Tdvf)?);
+    let sha256 = format!("sha256:{}", hex::encode(Sha256::digest(firmware)));
     if let Some(acpi) = acpi {
         acpi.check(shape).map_err(FirmwareError::Acpi)?;
+        acpi.check_firmware(&sha256).map_err(FirmwareError::Acpi)?;
     }
     let holds = |mark: &[u8]| firmware.windows(mark.len()).any(|window| window == mark);
     let mut open = Vec::new();
@@ -142,12 +144,7 @@ pub fn predict(
     let reference = PlatformReference {
         name: name.to_owned(),
         simulated: false,
-        firmware: Some(FirmwareInfo {
-            sha256: format!("sha256:{}", hex::encode(Sha256::digest(firmware))),
-            file: name.to_owned(),
-            package: None,
-            version: None,
-        }),
+        firmware: Some(FirmwareInfo { sha256, file: name.to_owned(), package: None, version: None }),
         machine: Some(machine),
         mrtd: mrtd::mrtd(&tdvf),
         rtmr0: open.is_empty().then(|| replay(&events, 0)),

@@ -429,6 +429,17 @@ fn tables_of_another_machine_and_malformed_tables_are_refused() {
     for same in ["10", "10.0", "10.0.2"] {
         assert!(acpi.check(&version(same)).is_ok(), "{same}");
     }
+    // The variables that a firmware left are of that firmware.
+    let taken_with = |digest: &str| {
+        let machine = format!(
+            r#"{{"qemu": "10.0.2", "memory_mib": 2048, "cpus": 2, "firmware": "sha256:{digest}", "arguments": []}}"#
+        );
+        let acpi = AcpiTables::new(machine.as_bytes(), files(None)).unwrap();
+        predict(&plain(), "synthetic", &shape(2048), Some(&acpi))
+    };
+    assert!(taken_with(&hex::encode(Sha256::digest(plain()))).is_ok());
+    let other = taken_with(&"0".repeat(64));
+    assert!(matches!(other, Err(FirmwareError::Acpi(AcpiError::OtherFirmware(_)))));
     let machine = br#"{"qemu": "10.0.2", "memory_mib": 2048, "cpus": 2, "arguments": []}"#;
     let broken = |name: &str, bytes: Option<&[u8]>| {
         let mut files = files(None);
