@@ -18,8 +18,10 @@ INPUTS = ["Cargo.lock", "Cargo.toml", "appliance", "image", "mkosi.conf", "mkosi
 # What mkosi and cargo would also read if somebody put it there; the tools tree is an output.
 ALSO = re.compile(r"mkosi\.(?!tools).+|mkosi\.tools\.conf|\.cargo|rust-toolchain(?:\.toml)?")
 # What lies below those and never reaches the image: documents, tests and what is only for them.
-# A crate's page that is compiled into its documentation is among them: documentation is no code.
-NOT_INPUTS = re.compile(r"(?!image/base/)(?:.*/)?[^/]+\.md|appliance/[^/]+/(?:tests|fuzz|benches|examples)/.*|policy/vectors/.*")
+# A crate's page that is compiled into its documentation is among them: documentation is no code. Of the crates that no image
+# holds only the manifest counts, which cargo reads for the workspace.
+NOT_INPUTS = re.compile(r"(?!image/base/)(?:.*/)?[^/]+\.md|appliance/[^/]+/(?:tests|fuzz|benches|examples)/.*|"
+                        r"appliance/(?:coffer|measure)/(?!Cargo\.toml$).*|policy/vectors/.*")
 # Debian's archive of everything it ever published; a snapshot's name follows the archive's.
 SNAPSHOT = re.compile(r"/archive/debian(?:-security)?/(\d{8}T\d{6}Z)/?$")
 SOURCES = "image/apt/etc/apt/sources.list.d/mkosi.sources"
