@@ -2,7 +2,7 @@
 
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::quote::attributes;
-use serde_json::Value;
+use serde_json::{Value, json};
 use tdx_sim::TdReport;
 
 use super::Case;
@@ -196,6 +196,20 @@ fn versions(honest: &Value) -> Vec<Case> {
     let bound = [svn.as_slice(), &[7; 48]].concat();
     let newer = [&[svn[0] + 1], &svn[1..], &[0; 48]].concat();
     let service = ["service_td", "quote_chain"];
+    let relaunch = {
+        let collateral = forge.tcb_info(evidence.collateral.as_ref().unwrap(), |info| {
+            let levels = &mut info["tdxModuleIdentities"][0]["tcbLevels"];
+            let (mut new, mut old) = (levels[0].clone(), levels[0].clone());
+            new["tcb"]["isvsvn"] = json!(svn[0] + 1);
+            old["tcbStatus"] = json!("OutOfDate");
+            *levels = json!([new, old]);
+        });
+        let quote = forge.version_5(&evidence.quote, 3, &newer);
+        let evidence = Evidence { quote, collateral: Some(collateral), ..evidence.clone() };
+        Case::new(honest, "tcb/relaunch-advised", "launched by an old TDX module that was updated since")
+            .evidence(&evidence)
+            .fails(&["tcb_status"], "TDRelaunchAdvised")
+    };
     vec![
         with("version-5-tdx-1.0", "version 5 with a TDX 1.0 body", 2, &[]),
         with("version-5-tdx-1.5", "version 5 with a TDX 1.5 body", 3, &[svn.as_slice(), &[0; 48]].concat()),
@@ -205,6 +219,13 @@ fn versions(honest: &Value) -> Vec<Case> {
             3,
             &newer,
         ),
+        with(
+            "version-5-extended",
+            "version 5 with an extended TDX 1.5 body, all zero behind the TCB",
+            4,
+            &[svn.as_slice(), &[0; 285]].concat(),
+        ),
+        relaunch,
         with("service-td", "a TD that is bound to a service TD", 3, &bound)
             .fails(&service, "bound to service TDs 0707"),
     ]
