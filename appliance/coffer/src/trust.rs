@@ -91,10 +91,10 @@ impl Judged {
         failure.map_or(Ok(()), |failure| Err(self.explained(failure)))
     }
 
-    /// `failure` with the cause of the difference in one line.
+    /// `failure` with the causes of the difference.
     pub(crate) fn explained(&self, mut failure: Failure) -> Failure {
-        if let Some(summary) = self.explanation.as_ref().and_then(explain::summary) {
-            let _ = write!(failure.message, "\n  {}", printable(&summary));
+        for line in self.explanation.as_ref().and_then(explain::summary).unwrap_or_default().lines() {
+            let _ = write!(failure.message, "\n  {}", printable(line));
         }
         failure
     }

@@ -41,6 +41,10 @@ use findings::Findings;
 
 /// Most rows of a register's comparison; a boot measures fewer than 30 events into one register.
 const MAX_ROWS: usize = 40;
+/// Most causes in a failure message.
+const MAX_SUMMARY: usize = 3;
+/// Longest of its lines in characters; the explanation itself has the rest.
+const MAX_SUMMARY_LINE: usize = 400;
 /// Most causes and unexplained differences that are listed.
 const MAX_LISTED: usize = 16;
 
@@ -213,24 +217,31 @@ pub fn explain(
     }
 }
 
-/// The explanation in one line, for a failure message; `None` when no register differs.
+/// The explanation in a few lines, for a failure message: each cause with why we think so. `None` when no register differs.
 #[must_use]
 pub fn summary(explanation: &Explanation) -> Option<String> {
     let differing: Vec<&RegisterComparison> =
         explanation.registers.iter().filter(|register| register.status == Status::Differs).collect();
     let first = differing.first()?;
-    if let Some(cause) = explanation.causes.first() {
-        let others = match explanation.causes.len().saturating_sub(1) {
-            0 => String::new(),
-            count => format!(", and {count} more"),
-        };
-        let registers = upper(&cause.registers).join(", ");
-        let certainty = render::certainty(cause.certainty);
-        return Some(format!("{certainty} cause: {} ({registers}){others}", cause.reason));
+    if explanation.causes.is_empty() {
+        let names: Vec<&str> = differing.iter().map(|register| register.name).collect();
+        let first = first.first_divergence.as_deref().unwrap_or("nothing known explains it");
+        return Some(format!("{} differ: {first}", upper(&names).join(", ")));
     }
-    let names: Vec<&str> = differing.iter().map(|register| register.name).collect();
-    let first = first.first_divergence.as_deref().unwrap_or("nothing known explains it");
-    Some(format!("{} differ: {first}", upper(&names).join(", ")))
+    let line = |cause: &LikelyCause| {
+        let (certainty, registers) = (render::certainty(cause.certainty), upper(&cause.registers).join(", "));
+        let line = format!("{certainty} cause: {} ({registers}): {}", cause.reason, cause.sentence);
+        if line.len() <= MAX_SUMMARY_LINE {
+            return line;
+        }
+        format!("{}...", line.chars().take(MAX_SUMMARY_LINE).collect::<String>())
+    };
+    let mut lines: Vec<String> = explanation.causes.iter().take(MAX_SUMMARY).map(line).collect();
+    let others = explanation.causes.len().saturating_sub(MAX_SUMMARY);
+    if others > 0 {
+        lines.push(format!("and {others} more"));
+    }
+    Some(lines.join("\n"))
 }
 
 /// Register names as people write them.
