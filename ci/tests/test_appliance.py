@@ -545,5 +545,24 @@ class Hostile(unittest.TestCase):
                 pass
 
 
+class Demo(unittest.TestCase):
+    """The demo trusts the reference values of the very image that it starts, and no others."""
+
+    def test_reference_values_of_another_build_end_it_before_anything_starts(self):
+        with tempfile.TemporaryDirectory(prefix="cofferdam-test-") as folder:
+            with open(IMAGE, "rb") as file:
+                image = file.read()
+            other, values = os.path.join(folder, "other.efi"), os.path.join(folder, "measurements")
+            with open(other, "wb") as file:
+                file.write(uki.variant(image, {".cmdline": uki.section(image, ".cmdline").rstrip(b"\0\n") + b" other.word=1"}))
+            os.mkdir(values)
+            subprocess.run([os.path.join(TOOLS, "coffer"), "measure", other, "--boot", "simulator", "--save", os.path.join(values, "other.json"), "--quiet"], check=True, stdout=subprocess.DEVNULL)
+            done = subprocess.run([os.path.join(ROOT, "ci", "demo"), "--image", IMAGE, "--measurements", values, "--dir", os.path.join(folder, "demo")],
+                                  capture_output=True, text=True, check=False, timeout=600)
+        self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
+        self.assertIn("no reference values of the image", done.stderr)
+        self.assertIn("ci/measurements", done.stderr)
+
+
 if __name__ == "__main__":
     unittest.main(verbosity=2)
