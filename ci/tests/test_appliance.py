@@ -522,7 +522,7 @@ class Hostile(unittest.TestCase):
         code, said = self.put(IMAGE)
         self.assertEqual(code, 3, said)
         self.assertRegex(said, r"rtmr1.*EV_EFI_BOOT_SERVICES_APPLICATION")
-        for word in ("rtmr2", "command line", "initrd"):
+        for word in ("rtmr2", ".cmdline and .initrd"):
             self.assertIn(word, said)
         # With the values of the other image its registers are as predicted; only then is the repository asked.
         code, said = self.put(other)

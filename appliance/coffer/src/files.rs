@@ -26,6 +26,15 @@ pub(crate) fn read_secret(path: &Path, largest: usize) -> Outcome<Zeroizing<Vec<
     Ok(bytes)
 }
 
+/// Reads the first `largest` bytes of a file and, if it has more, one byte of those: for a format that judges its own size.
+pub(crate) fn read_beginning(path: &Path, largest: usize) -> Outcome<Vec<u8>> {
+    let failed = |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", path.display()));
+    let limit = u64::try_from(largest).unwrap_or(u64::MAX).saturating_add(1);
+    let mut bytes = Vec::new();
+    std::fs::File::open(path).map_err(failed)?.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    Ok(bytes)
+}
+
 /// Reads a UTF-8 file of at most `largest` bytes.
 pub(crate) fn read_text(path: &Path, largest: usize) -> Outcome<String> {
     String::from_utf8(read(path, largest)?)

@@ -67,6 +67,12 @@ impl Trust {
         Judged { appraisal, explanation }
     }
 
+    /// For a document that may not even be one: then that is what is refused.
+    pub(crate) fn appraise_document(&self, document: &[u8], expectations: &Expectations, now: u64) -> Judged {
+        let appraisal = appraise::appraise_document(document, expectations, &self.policy, &self.roots, now);
+        Judged { appraisal, explanation: None }
+    }
+
     /// Why registers differ from the reference values, when they do.
     fn explain(&self, evidence: &Evidence, appraisal: &Appraisal) -> Option<Explanation> {
         REGISTERS

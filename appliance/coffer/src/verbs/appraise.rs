@@ -36,20 +36,19 @@ pub(crate) fn run(ui: &Ui, given: &Given, trust: &Trust) -> Outcome {
     let collateral = collateral.transpose()?;
     let (judged, what, claims) = match (&given.file, &given.quote) {
         (Some(path), _) => {
-            let document = files::read(path, evidence::MAX_BYTES)?;
-            let mut evidence = Evidence::parse(&document).map_err(|error| {
-                Failure::rejected(format!(
-                    "{} is not an evidence document: {}",
-                    path.display(),
-                    chain(&error)
-                ))
-            })?;
-            if collateral.is_some() {
-                evidence.collateral = collateral;
-            }
+            let document = files::read_beginning(path, evidence::MAX_BYTES)?;
             let expectations = Expectations { repository: given.repository.clone(), ..trust.expectations() };
-            let claims = claims::Claims::decode(&evidence.claims).ok();
-            (trust.appraise(&evidence, &expectations, now), path.display().to_string(), claims)
+            let (judged, claims) = match Evidence::parse(&document) {
+                Ok(mut evidence) => {
+                    if collateral.is_some() {
+                        evidence.collateral = collateral;
+                    }
+                    let claims = claims::Claims::decode(&evidence.claims).ok();
+                    (trust.appraise(&evidence, &expectations, now), claims)
+                }
+                Err(_) => (trust.appraise_document(&document, &expectations, now), None),
+            };
+            (judged, path.display().to_string(), claims)
         }
         (None, Some(path)) => {
             let bytes = files::read(path, quote::MAX_BYTES)?;
