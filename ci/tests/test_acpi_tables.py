@@ -10,7 +10,8 @@ import tempfile
 import unittest
 
 CI = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
-FIRMWARE = [path for path in ("/usr/share/ovmf/OVMF.inteltdx.ms.fd", "/usr/share/ovmf/OVMF.fd") if os.path.exists(path)]
+BUILT = os.path.join(os.path.dirname(CI), "build", "firmware", "OVMF.inteltdx.fd")
+FIRMWARE = [path for path in (BUILT, "/usr/share/ovmf/OVMF.inteltdx.ms.fd", "/usr/share/ovmf/OVMF.fd") if os.path.exists(path)]
 
 
 def take(folder, *arguments):

@@ -239,17 +239,17 @@ pub(crate) struct MeasurePlatform {
     /// MRTD as somebody states it, 96 hex digits, in place of a firmware to compute it from
     #[arg(long, value_name = "HEX", conflicts_with = "firmware", value_parser = register)]
     pub(crate) mrtd: Option<Register>,
-    /// The machine's memory (4G, 2816M)
-    #[arg(long, value_name = "SIZE", default_value = "4G", value_parser = mebibytes)]
-    pub(crate) memory: u64,
+    /// The machine's memory (4G, 2816M); without it, RTMR0's events that depend on the machine are left out
+    #[arg(long, value_name = "SIZE", requires = "firmware", value_parser = mebibytes)]
+    pub(crate) memory: Option<u64>,
     /// The machine's processors
-    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    #[arg(long, value_name = "N", requires = "memory", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=4096))]
     pub(crate) cpus: u32,
     /// QEMU's version (10.0)
     #[arg(long, value_name = "VERSION")]
     pub(crate) qemu: Option<String>,
     /// The machine's ACPI tables, as `ci/acpi-tables` writes them
-    #[arg(long, value_name = "DIR", requires = "firmware")]
+    #[arg(long, value_name = "DIR", requires = "memory")]
     pub(crate) acpi: Option<PathBuf>,
     /// What to call the platform (default: the firmware's file name)
     #[arg(long, value_name = "NAME")]

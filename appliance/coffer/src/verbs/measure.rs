@@ -7,7 +7,7 @@ use std::path::Path;
 use cofferdam_attest::evidence::{self, Evidence};
 use cofferdam_attest::quote;
 use cofferdam_attest::reference::{
-    BootPlatform, Build, Half, ImageReference, MachineShape, Mrtd, PageOrder, PlatformReference,
+    BootPlatform, Build, Cause, Half, ImageReference, MachineShape, Mrtd, PageOrder, PlatformReference,
     PredictedEvent, ReferenceValues,
 };
 use cofferdam_measure::acpi::AcpiTables;
@@ -24,6 +24,8 @@ use crate::{files, references};
 const LARGEST_IMAGE: usize = 512 << 20;
 /// A firmware is 2 to 16 MiB.
 const LARGEST_FIRMWARE: usize = 64 << 20;
+/// Stands for the machine's memory where what depends on it is left out afterwards.
+const ANY_MEMORY_MIB: u64 = 4096;
 /// The versions of a few hundred packages.
 const LARGEST_BUILD: usize = 256 << 10;
 
@@ -106,7 +108,8 @@ fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<PlatformReference>> {
     let Some(path) = &given.firmware else { return Ok(None) };
     let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let bytes = files::read(path, LARGEST_FIRMWARE)?;
-    let shape = MachineShape { memory_mib: given.memory, cpus: given.cpus, qemu: given.qemu.clone() };
+    let memory_mib = given.memory.unwrap_or(ANY_MEMORY_MIB);
+    let shape = MachineShape { memory_mib, cpus: given.cpus, qemu: given.qemu.clone() };
     let tables = given.acpi.as_deref().map(read_tables).transpose()?;
     let name = given.name.as_ref().unwrap_or(&file);
     let Prediction { reference: mut platform, open } =
@@ -114,6 +117,9 @@ fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<PlatformReference>> {
             .map_err(|error| Failure::failed(format!("{}: {}", path.display(), chain(&error))))?;
     for reason in open {
         ui.note(&format!("RTMR0 is not determined: {reason}"));
+    }
+    if given.memory.is_none() {
+        for_any_machine(&mut platform);
     }
     if let Some(firmware) = &mut platform.firmware {
         firmware.file = file;
@@ -126,6 +132,14 @@ fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<PlatformReference>> {
         }
     }
     Ok(Some(platform))
+}
+
+/// Leaves what firmware alone determines: MRTD, and of RTMR0 everything but the memory map.
+fn for_any_machine(platform: &mut PlatformReference) {
+    platform.machine = None;
+    platform.rtmr0 = None;
+    platform.events.retain(|event| event.cause != Cause::TdHob);
+    platform.alternatives.retain(|known| known.of != Cause::TdHob);
 }
 
 /// The directory that `ci/acpi-tables` writes.
