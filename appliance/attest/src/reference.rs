@@ -16,6 +16,7 @@ mod build;
 mod predicted;
 
 pub use build::Build;
+pub(crate) use predicted::occurring;
 pub use predicted::{Alternative, Cause, PredictedEvent, Reason, replay};
 
 /// Largest accepted file in bytes.
@@ -237,8 +238,10 @@ impl ReferenceValues {
             })
     }
 
-    /// The platform with this MRTD and, where it is determined, this RTMR0; without one, the nearest. `None` when no
-    /// platform half fits a TD that is `simulated` or not; any fits where that is not known.
+    /// The platform with this MRTD; without one, the nearest. Among platforms of one MRTD those that determine RTMR0 come
+    /// first, the equal one before others: who named a value wants it compared. Then those that know a part of its events,
+    /// by how many of them occur. `None` when no platform half fits a TD that is `simulated` or not; any fits where that is not
+    /// known.
     #[must_use]
     pub fn platform(
         &self,
@@ -247,13 +250,14 @@ impl ReferenceValues {
         rtmr0: &Register,
         log: &[Event],
     ) -> Option<&PlatformReference> {
-        self.platforms
-            .iter()
-            .filter(|platform| simulated.is_none_or(|is| platform.simulated == is))
-            .max_by_key(|platform| {
-                let equal = platform.rtmr0.is_none_or(|value| value == *rtmr0);
-                (platform.order(mrtd).is_some(), equal, predicted::common(&platform.events, log, 0))
-            })
+        let fitting =
+            self.platforms.iter().filter(|platform| simulated.is_none_or(|is| platform.simulated == is));
+        fitting.max_by_key(|platform| {
+            let known = platform.order(mrtd).is_some();
+            let (count, missing) = predicted::occurring(&platform.events, log, 0);
+            let right = platform.rtmr0.map_or(missing.is_none(), |value| value == *rtmr0);
+            (known, platform.rtmr0.is_some(), right, count)
+        })
     }
 }
 

@@ -13,7 +13,7 @@ use cofferdam_attest::event_log::{Event, event_digest};
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote::attributes;
-use cofferdam_attest::reference::{BootPlatform, ReferenceValues};
+use cofferdam_attest::reference::{BootPlatform, PlatformReference, ReferenceValues};
 use cofferdam_attest::release::Tag;
 use common::{Fixture, NOW, detail, failed, names, own_events, platform};
 use tdx_sim::{CollateralOptions, QuoteFlaw, TdReport};
@@ -283,6 +283,55 @@ fn a_platform_that_is_determined_in_part_can_refuse_but_not_vouch() {
     let appraisal = fixture.appraise_with(&fixture.evidence(), &expected);
     assert_eq!(failed(&appraisal), ["rtmr0"]);
     assert!(detail(&appraisal, "rtmr0").contains("lacks the predicted"));
+}
+
+#[test]
+fn of_platforms_with_one_mrtd_the_one_that_fits_is_found_in_any_order() {
+    let fixture = Fixture::default();
+    let mut partial = fixture.expectations().reference.platforms[0].clone();
+    partial.rtmr0 = None;
+    // The first event of the log is not predicted, as a firmware's half for any machine leaves out the memory map.
+    partial.events.remove(0);
+    let mut other = partial.clone();
+    other.events[0].digest = [7; 48];
+    for platforms in [[partial.clone(), other.clone()], [other, partial]] {
+        let mut expected = fixture.expectations();
+        expected.reference.platforms = platforms.to_vec();
+        let appraisal = fixture.appraise_with(&fixture.evidence(), &expected);
+        assert_eq!(failed(&appraisal), Vec::<&str>::new());
+        assert!(detail(&appraisal, "rtmr0").starts_with("1 events are as predicted"));
+    }
+}
+
+#[test]
+fn a_value_that_was_named_outweighs_what_is_known_in_part() {
+    let fixture = Fixture::default();
+    let exact = fixture.expectations().reference.platforms[0].clone();
+    let partial = PlatformReference { rtmr0: None, ..exact.clone() };
+    let wrong = PlatformReference { rtmr0: Some([2; 48]), ..exact.clone() };
+    let appraise = |platforms: &[&PlatformReference]| {
+        let mut expected = fixture.expectations();
+        expected.reference.platforms = platforms.iter().copied().cloned().collect();
+        fixture.appraise_with(&fixture.evidence(), &expected)
+    };
+    for platforms in [[&wrong, &partial], [&partial, &wrong]] {
+        assert_eq!(failed(&appraise(&platforms)), ["rtmr0"]);
+    }
+    for platforms in [[&exact, &partial, &wrong], [&wrong, &partial, &exact]] {
+        assert_eq!(appraise(&platforms).check("rtmr0").unwrap().outcome, Outcome::Pass);
+    }
+}
+
+#[test]
+fn leaving_the_firmware_log_out_spares_nobody_the_comparison() {
+    let fixture = Fixture::default();
+    let mut expected = fixture.expectations();
+    expected.reference.platforms[0].rtmr0 = None;
+    let mut evidence = fixture.evidence();
+    evidence.event_log.retain(|event| event.mr == 3);
+    let appraisal = fixture.appraise_with(&evidence, &expected);
+    assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck);
+    assert_eq!(names(&appraisal, Outcome::CouldNotCheck), ["rtmr0"]);
 }
 
 #[test]

@@ -4,7 +4,7 @@ use crate::appraise::{Appraisal, Outcome};
 use crate::event_log::{self, Event, Register};
 use crate::policy::Policy;
 use crate::quote::Quote;
-use crate::reference::{PlatformReference, PredictedEvent, ReferenceValues};
+use crate::reference::{self, PlatformReference, PredictedEvent, ReferenceValues};
 
 pub(super) fn check(
     appraisal: &mut Appraisal,
@@ -89,29 +89,24 @@ fn rtmr0(
                 format!("is {}, reference is {}{why}", hex::encode(found), hex::encode(wanted)),
             );
         }
-        None if platform.events.is_empty() || !events.iter().any(|event| event.mr == 0) => {
-            no_reference(appraisal, "rtmr0", found, required);
+        None if platform.events.is_empty() => no_reference(appraisal, "rtmr0", found, required),
+        // Whoever hands over the document could leave the log out: that must not spare him the comparison.
+        None if !events.iter().any(|event| event.mr == 0) => {
+            let detail = format!(
+                "events of {} are to be compared, and the evidence has no log of them",
+                platform.name
+            );
+            appraisal.push("rtmr0", Outcome::CouldNotCheck, detail);
         }
         None => {
-            let mut measured = events.iter().filter(|event| event.mr == 0);
-            let gone = platform
-                .events
-                .iter()
-                .find(|wanted| !measured.any(|event| event.register_digest() == wanted.digest));
-            let count = platform.events.len();
-            match gone {
-                Some(event) => {
-                    appraisal.fail("rtmr0", format!("the firmware log lacks the predicted {}", event.cause));
-                }
-                None if required => {
-                    let detail = format!("{count} events are as predicted, the others are not determined");
-                    appraisal.push("rtmr0", Outcome::CouldNotCheck, detail);
-                }
-                None => {
-                    let detail = format!("{count} events are as predicted, the others are not determined");
-                    appraisal.push("rtmr0", Outcome::NotChecked, detail);
-                }
+            let (count, missing) = reference::occurring(&platform.events, events, 0);
+            if let Some(event) = missing {
+                return appraisal
+                    .fail("rtmr0", format!("the firmware log lacks the predicted {}", event.cause));
             }
+            let outcome = if required { Outcome::CouldNotCheck } else { Outcome::NotChecked };
+            let detail = format!("{count} events are as predicted, the others are not determined");
+            appraisal.push("rtmr0", outcome, detail);
         }
     }
 }

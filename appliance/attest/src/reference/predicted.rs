@@ -1,5 +1,7 @@
 //! Predicted events: what will be measured and what produces it.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use crate::event_log::{self, Event, Register};
@@ -166,6 +168,30 @@ impl std::fmt::Display for Reason {
 pub fn replay(events: &[PredictedEvent], mr: u8) -> Register {
     let of_register = events.iter().filter(|event| event.mr == mr);
     of_register.fold([0; 48], |register, event| event_log::extend(&register, &event.digest))
+}
+
+/// How many of the events predicted for register `mr` occur in the log in their order, and the first that does not.
+pub(crate) fn occurring<'a>(
+    predicted: &'a [PredictedEvent],
+    measured: &[Event],
+    mr: u8,
+) -> (usize, Option<&'a PredictedEvent>) {
+    let mut places: BTreeMap<Register, Vec<usize>> = BTreeMap::new();
+    for (place, event) in measured.iter().enumerate().filter(|(_, event)| event.mr == mr) {
+        places.entry(event.register_digest()).or_default().push(place);
+    }
+    let (mut count, mut from, mut missing) = (0_usize, 0_usize, None);
+    for event in predicted.iter().filter(|event| event.mr == mr) {
+        let of_digest = places.get(&event.digest).map(Vec::as_slice).unwrap_or_default();
+        match of_digest.get(of_digest.partition_point(|place| *place < from)) {
+            Some(place) => {
+                count = count.saturating_add(1);
+                from = place.saturating_add(1);
+            }
+            None => missing = missing.or(Some(event)),
+        }
+    }
+    (count, missing)
 }
 
 /// How many leading events of register `mr` are as predicted.
