@@ -9,7 +9,7 @@ use cofferdam_attest::claims::Repository;
 use cofferdam_attest::reference::{Half, MAX_BYTES, MAX_HALVES, ReferenceValues};
 
 use crate::cli;
-use crate::failure::{Failure, Outcome, chain};
+use crate::failure::{Failure, Outcome};
 use crate::files;
 use crate::source::Source;
 use crate::trust::named;
@@ -49,7 +49,7 @@ fn from_path(values: &mut ReferenceValues, path: &Path) -> Outcome {
     found.iter().try_for_each(|file| add(values, file, &files::read(file, MAX_BYTES)?))
 }
 
-/// The `*.json` of a directory and, `depth - 1` levels deep, of those in it. Symbolic links are not followed.
+/// The `*.json` of a directory and, `depth - 1` levels deep, of those in it. What else could hold values is an error.
 fn list(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Outcome {
     let failed =
         |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", directory.display()));
@@ -59,10 +59,21 @@ fn list(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Outcome {
         if count >= MAX_ENTRIES || found.len() >= MAX_HALVES {
             return Err(Failure::usage(format!("{} holds too many files", directory.display())));
         }
-        if kind.is_dir() && depth > 1 {
-            list(&entry.path(), depth - 1, found)?;
-        } else if kind.is_file() && entry.file_name().to_string_lossy().ends_with(SUFFIX) {
-            found.push(entry.path());
+        let path = entry.path();
+        let named = entry.file_name().to_string_lossy().to_ascii_lowercase().ends_with(SUFFIX);
+        match (kind.is_dir(), named) {
+            (true, _) if depth > 1 => list(&path, depth - 1, found)?,
+            (false, true) if kind.is_file() => found.push(path),
+            (true, _) => {
+                return Err(
+                    Failure::usage(format!("{} lies too deep", path.display())).hint("name it by itself")
+                );
+            }
+            (false, true) => {
+                return Err(Failure::usage(format!("{} is no regular file", path.display()))
+                    .hint("name it by itself"));
+            }
+            (false, false) => {}
         }
     }
     Ok(())
@@ -83,10 +94,15 @@ async fn from_release(values: &mut ReferenceValues, release: &str, github: &cli:
             "release {tag} of {repository} has no reference values ({ASSET_PREFIX}*{SUFFIX})"
         )));
     }
-    assets.iter().try_for_each(|(name, bytes)| add(values, &Path::new(release).join(name), bytes))
+    for (name, bytes) in &assets {
+        // What a release holds is not the caller's doing: nothing could be checked with it.
+        let place = Path::new(release).join(name);
+        add(values, &place, bytes).map_err(|failure| Failure::could_not_check(failure.message))?;
+    }
+    Ok(())
 }
 
 fn add(values: &mut ReferenceValues, path: &Path, bytes: &[u8]) -> Outcome {
     let half = Half::parse(bytes).map_err(|error| named(path, &error))?;
-    values.add(half).map_err(|error| Failure::usage(format!("{}: {}", path.display(), chain(&error))))
+    values.add(half).map_err(|error| named(path, &error))
 }

@@ -175,7 +175,7 @@ pub(crate) fn verdict_name(verdict: Verdict) -> &'static str {
 }
 
 pub(crate) fn named(path: &Path, error: &dyn std::error::Error) -> Failure {
-    Failure::usage(format!("{}: {}", path.display(), chain(error)))
+    Failure::usage(printable(&format!("{}: {}", path.display(), chain(error))))
 }
 
 /// Seconds since the Unix epoch by this machine's clock.

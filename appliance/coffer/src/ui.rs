@@ -88,7 +88,7 @@ impl Ui {
             }
         }
         if let Some(hint) = &failure.hint {
-            eprintln!("hint: {hint}");
+            eprintln!("hint: {}", hint.lines().map(printable).collect::<Vec<_>>().join("\n"));
         }
     }
 
@@ -117,11 +117,17 @@ pub(crate) fn with_schema_version(value: Value) -> Value {
     Value::Object(object)
 }
 
+/// What reorders the text around it on a terminal (Unicode's explicit directional formatting characters).
+const DIRECTIONS: [char; 12] = [
+    '\u{61c}', '\u{200e}', '\u{200f}', '\u{202a}', '\u{202b}', '\u{202c}', '\u{202d}', '\u{202e}',
+    '\u{2066}', '\u{2067}', '\u{2068}', '\u{2069}',
+];
+
 /// Text from outside with control characters escaped, line feeds too: it can neither steer the terminal nor forge a line.
 pub(crate) fn printable(text: &str) -> String {
     let mut out = String::with_capacity(text.len());
     for character in text.chars() {
-        if character.is_control() && character != '\t' {
+        if (character.is_control() && character != '\t') || DIRECTIONS.contains(&character) {
             out.extend(character.escape_default());
         } else {
             out.push(character);

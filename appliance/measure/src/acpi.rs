@@ -6,7 +6,7 @@
 //! in its order), `OvmfPkg/Library/QemuFwCfgLib/QemuFwCfgCacheInit.c` (further files, since 2025), `OvmfPkg/Tcg/TdTcg2Dxe` (boot
 //! variables); QEMU `hw/acpi/bios-linker-loader.c` (the script's entries).
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -153,6 +153,7 @@ impl AcpiTables {
             return Err(AcpiError::Loader);
         }
         let mut events = vec![event("EV_PLATFORM_CONFIG_FLAGS", loader, Cause::AcpiLoader)];
+        let mut allocated = BTreeSet::new();
         for entry in loader.chunks_exact(ENTRY) {
             if u32_at(entry, 0).map_err(|_| AcpiError::Loader)? != ALLOCATE {
                 continue;
@@ -160,6 +161,10 @@ impl AcpiTables {
             let name = entry.get(4..4 + NAME).unwrap_or_default();
             let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
             let name = std::str::from_utf8(name).map_err(|_| AcpiError::Loader)?;
+            // A file is allocated once; the same one over and over would cost a hash of it each time.
+            if !allocated.insert(name) {
+                return Err(AcpiError::Loader);
+            }
             let cause = match name {
                 RSDP => Cause::AcpiRsdp,
                 TABLES => Cause::AcpiTables,

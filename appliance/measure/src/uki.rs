@@ -110,6 +110,7 @@ fn stub_events(image: &Image<'_>) -> Result<Vec<PredictedEvent>, MeasureError> {
     {
         return Err(MeasureError::Unpredicted(section.name.clone()));
     }
+    refuse_ambiguous(image)?;
     let mut events = Vec::new();
     for name in MEASURED_SECTIONS {
         if let Some(contents) = image.section(name) {
@@ -125,6 +126,18 @@ fn stub_events(image: &Image<'_>) -> Result<Vec<PredictedEvent>, MeasureError> {
     events.push(of_data(2, "EV_EVENT_TAG", &wide, Cause::CommandLine));
     events.push(of_digest(2, "EV_EVENT_TAG", initrd_digest(image, true)?, Cause::Initrd));
     Ok(events)
+}
+
+/// A section that is there twice, or that is longer in memory than in the file, is read by the stub as nobody predicts.
+fn refuse_ambiguous(image: &Image<'_>) -> Result<(), MeasureError> {
+    for name in MEASURED_SECTIONS {
+        let mut of_name = image.sections().iter().filter(|section| section.name == name);
+        let longer = of_name.next().is_some_and(|section| section.virtual_size > section.raw.len());
+        if longer || of_name.next().is_some() {
+            return Err(MeasureError::Unpredicted(name.to_owned()));
+        }
+    }
+    Ok(())
 }
 
 /// What the kernel's EFI stub measures as its initrd: the section, padded, and the stub's archive behind it.
@@ -282,6 +295,20 @@ mod tests {
         assert!(text.starts_with("070701000000010000416d000000000000000000000001"));
         assert!(text.contains(".extra/os-release\0"));
         assert!(text.ends_with("0000000B00000000TRAILER!!!\0\0\0\0"));
+    }
+
+    #[test]
+    fn a_section_that_readers_could_take_differently_is_refused() {
+        let kernel = build(&[]);
+        let sections: [(&str, &[u8]); 4] =
+            [(".linux", &kernel), (".cmdline", b"a"), (".initrd", b"i"), (".cmdline", b"b")];
+        let refused = |uki: &[u8]| matches!(image_reference(uki, None), Err(MeasureError::Unpredicted(name)) if name == ".cmdline");
+        assert!(refused(&build(&sections)), "twice");
+        let mut longer = build(&sections[..3]);
+        let name = longer.windows(9).position(|bytes| bytes == b".cmdline\x01").unwrap();
+        // VirtualSize behind SizeOfRawData, 0x200.
+        longer[name + 8..name + 12].copy_from_slice(&0x201_u32.to_le_bytes());
+        assert!(refused(&longer), "longer in memory");
     }
 
     #[test]

@@ -11,7 +11,7 @@ use serde_json::Value;
 use crate::failure::{Failure, Outcome, chain};
 use crate::files;
 use crate::trust::{self, Trust, unix_now};
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
 
 /// What the command line named.
 pub(crate) struct Given {
@@ -48,11 +48,15 @@ pub(crate) fn run(ui: &Ui, given: &Given, trust: &Trust) -> Outcome {
                 }
                 Err(_) => (trust.appraise_document(&document, &expectations, now), None),
             };
-            (judged, path.display().to_string(), claims)
+            (judged, printable(&path.display().to_string()), claims)
         }
         (None, Some(path)) => {
             let bytes = files::read(path, quote::MAX_BYTES)?;
-            (trust.appraise_quote(&bytes, collateral.as_ref(), now), path.display().to_string(), None)
+            (
+                trust.appraise_quote(&bytes, collateral.as_ref(), now),
+                printable(&path.display().to_string()),
+                None,
+            )
         }
         (None, None) => return Err(Failure::usage("name an evidence document or --quote FILE")),
     };

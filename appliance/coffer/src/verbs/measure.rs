@@ -31,25 +31,27 @@ const LARGEST_BUILD: usize = 256 << 10;
 
 pub(crate) async fn run(ui: &Ui, options: &Measure) -> Outcome {
     let image = image(options)?;
-    let platform = platform(ui, options)?;
+    let (platform, open) = platform(ui, options)?.unzip();
     if let (Some(path), Some(image)) = (&options.save, &image) {
-        files::write(path, &Half::Image(image.clone()).to_json())?;
+        save(path, &Half::Image(image.clone()))?;
     }
     if let Some(path) = &options.platform.save_platform {
         let platform = platform
             .as_ref()
             .ok_or_else(|| Failure::usage("--save-platform needs --firmware FD or --mrtd HEX"))?;
-        files::write(path, &Half::Platform(platform.clone()).to_json())?;
+        save(path, &Half::Platform(platform.clone()))?;
     }
     let mut text = String::new();
     let mut object = json!({});
     if let Some(image) = &image {
         show_image(&mut text, image);
-        insert(&mut object, "image", &Half::Image(image.clone()));
+        insert(&mut object, "image", Half::Image(image.clone()));
     }
     if let Some(platform) = &platform {
         show_platform(&mut text, platform);
-        insert(&mut object, "platform", &Half::Platform(platform.clone()));
+        insert(&mut object, "platform", Half::Platform(platform.clone()));
+        // Why RTMR0 is not determined, where it is not.
+        insert(&mut object, "open", open.unwrap_or_default());
     }
     let Some(path) = &options.explain else {
         ui.result(&text, object);
@@ -61,6 +63,14 @@ pub(crate) async fn run(ui: &Ui, options: &Measure) -> Outcome {
         values.add(half).map_err(|error| Failure::usage(chain(&error)))?;
     }
     explain_evidence(ui, path, &values)
+}
+
+/// Writes a half that every verifier will read again.
+fn save(path: &Path, half: &Half) -> Outcome {
+    let json = half.to_json();
+    Half::parse(&json)
+        .map_err(|error| Failure::failed(format!("cannot save {}: {}", path.display(), chain(&error))))?;
+    files::write(path, &json)
 }
 
 /// The image half for the ways of booting that were asked for.
@@ -88,13 +98,13 @@ fn read_build(path: &Path) -> Outcome<Build> {
 }
 
 /// The platform half: computed from a firmware, or with an MRTD that somebody states.
-fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<PlatformReference>> {
+fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<(PlatformReference, Vec<String>)>> {
     let given = &options.platform;
     if let Some(value) = given.mrtd {
         let simulated = options.boot.contains(&Boot::Simulator);
         let name =
             given.name.clone().unwrap_or_else(|| if simulated { "simulator" } else { "stated" }.to_owned());
-        return Ok(Some(PlatformReference {
+        let platform = PlatformReference {
             name,
             simulated,
             firmware: None,
@@ -103,7 +113,8 @@ fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<PlatformReference>> {
             rtmr0: None,
             events: Vec::new(),
             alternatives: Vec::new(),
-        }));
+        };
+        return Ok(Some((platform, Vec::new())));
     }
     let Some(path) = &given.firmware else { return Ok(None) };
     let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
@@ -115,11 +126,13 @@ fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<PlatformReference>> {
     let Prediction { reference: mut platform, open } =
         firmware::predict(&bytes, name, &shape, tables.as_ref())
             .map_err(|error| Failure::failed(format!("{}: {}", path.display(), chain(&error))))?;
-    for reason in open {
-        ui.note(&format!("RTMR0 is not determined: {reason}"));
-    }
+    let mut open: Vec<String> = open.iter().map(ToString::to_string).collect();
     if given.memory.is_none() {
         for_any_machine(&mut platform);
+        open.push("the machine's --memory is not given, so neither is its memory map".to_owned());
+    }
+    for reason in &open {
+        ui.note(&format!("RTMR0 is not determined: {reason}"));
     }
     if let Some(firmware) = &mut platform.firmware {
         firmware.file = file;
@@ -131,7 +144,7 @@ fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<PlatformReference>> {
             firmware.version = Some(version.to_owned());
         }
     }
-    Ok(Some(platform))
+    Ok(Some((platform, open)))
 }
 
 /// Leaves what firmware alone determines: MRTD, and of RTMR0 everything but the memory map.
@@ -211,8 +224,8 @@ fn show_events(text: &mut String, events: &[PredictedEvent]) {
     }
 }
 
-fn insert(object: &mut Value, name: &str, half: &Half) {
+fn insert(object: &mut Value, name: &str, value: impl serde::Serialize) {
     if let Value::Object(members) = object {
-        members.insert(name.to_owned(), serde_json::to_value(half).unwrap_or_default());
+        members.insert(name.to_owned(), serde_json::to_value(value).unwrap_or_default());
     }
 }
