@@ -68,6 +68,11 @@ def request(port, path, method="GET", body=None, timeout=60):
         connection.close()
 
 
+def contents(path):
+    with open(path, "rb") as file:
+        return file.read()
+
+
 class Appliance(unittest.TestCase):
     """Checks that share one boot; they run in the order of their names."""
 
@@ -171,7 +176,7 @@ class Appliance(unittest.TestCase):
         self.assertEqual(self.appraise(self.attestation())[0], 0)
 
     def test_11_registers_are_those_predicted_from_the_file(self):
-        image, platform = (json.loads(open(path, encoding="utf-8").read()) for path in self.world.references(IMAGE))
+        image, platform = (json.loads(contents(path)) for path in self.world.references(IMAGE))
         registers = self.status()["registers"]
         for name in ("rtmr1", "rtmr2"):
             self.assertEqual(registers[name], image["boots"][0][name], name)
@@ -318,6 +323,29 @@ class Appliance(unittest.TestCase):
             self.assertIn("endpoint", out + err)
         finally:
             self.world.api("DELETE", f"/repos/{REPOSITORY}/releases/{release['id']}")
+
+    def test_27_reference_values_come_from_a_release(self):
+        """As our own release carries them: assets reference-*.json, others are passed over."""
+        root = ["--root", self.world.path("platform", "root.pem")]
+        image, platform = map(contents, self.world.references(IMAGE))
+        releases = {"v0.1.0": {"reference-image.json": image, "reference-platform.json": platform, "SHA256SUMS": b"none\n"},
+                    "v0.1.1": {"reference-image.json": image[:-3]}, "v0.1.2": {"SHA256SUMS": b"none\n"}}
+        expected = {"v0.1.0": 0, "v0.1.1": 6, "v0.1.2": 6, "v0.1.3": 6}
+        made = []
+        try:
+            for tag, assets in releases.items():
+                release = self.world.api("POST", f"/repos/{REPOSITORY}/releases", {"tag_name": tag, "target_commitish": self.commit, "draft": True})
+                made.append(release["id"])
+                for name, content in assets.items():
+                    self.world.api("POST", release["upload_url"].split("{")[0] + f"?name={name}", content)
+                self.world.api("PATCH", f"/repos/{REPOSITORY}/releases/{release['id']}", {"draft": False})
+            for tag, code in expected.items():
+                found, said = self.appraise(self.attestation(), *self.github, trust=["--reference", f"github:{REPOSITORY}@{tag}", *root])
+                self.assertEqual(found, code, f"{tag}: {said}")
+            self.world.coffer_ok("verify", REPOSITORY, "--reference", f"github:{REPOSITORY}@v0.1.0", *root, *self.github)
+        finally:
+            for number in made:
+                self.world.api("DELETE", f"/repos/{REPOSITORY}/releases/{number}")
 
     def test_28_a_man_in_the_middle_gets_no_secret(self):
         """He holds a certificate of his own and relays everything to the real appliance, evidence included."""
@@ -509,8 +537,7 @@ class Hostile(unittest.TestCase):
         image with another command line and another initramfs. What that one measures is predicted as exactly as ours."""
         changed = self.declaration.replace("name: demo", "name: host")
         commit = self.world.commit(changed, branch="fork")
-        with open(IMAGE, "rb") as file:
-            image = file.read()
+        image = contents(IMAGE)
         initramfs = uki.section(image, ".initrd")
         other = self.world.path("other.efi")
         with open(other, "wb") as file:
@@ -550,8 +577,7 @@ class Demo(unittest.TestCase):
 
     def test_reference_values_of_another_build_end_it_before_anything_starts(self):
         with tempfile.TemporaryDirectory(prefix="cofferdam-test-") as folder:
-            with open(IMAGE, "rb") as file:
-                image = file.read()
+            image = contents(IMAGE)
             other, values = os.path.join(folder, "other.efi"), os.path.join(folder, "measurements")
             with open(other, "wb") as file:
                 file.write(uki.variant(image, {".cmdline": uki.section(image, ".cmdline").rstrip(b"\0\n") + b" other.word=1"}))
