@@ -344,7 +344,7 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
     if let Some(outcome) = plain(&mut index, &mut at) {
         return outcome;
     }
-    // Ordered by symbol, then by place: the first whole reading is the shortest.
+    // Ordered by symbol, then by place: when the first whole reading comes, all others are there, and the last is the longest.
     let mut states = BTreeSet::from([(index, at)]);
     let mut begun: Option<(usize, bool)> = None;
     let mut count = 0;
@@ -352,7 +352,7 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
         if states.is_empty() {
             match plain(&mut index, &mut at) {
                 None => {}
-                Some(Outcome::Match(end)) => return ending(class, symbols, data, end),
+                Some(Outcome::Match(end)) => return whole(class, symbols, data, end, begun.is_some()),
                 Some(Outcome::Begun { symbols, broken }) => {
                     begun = begun.max(Some((symbols, broken)));
                     break;
@@ -360,7 +360,10 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
                 Some(Outcome::No) => break,
             }
         }
-        let Some(symbol) = symbols.get(index) else { return ending(class, symbols, data, at) };
+        let Some(symbol) = symbols.get(index) else {
+            let longest = states.last().map_or(at, |(_, last)| at.max(*last));
+            return whole(class, symbols, data, longest, begun.is_some());
+        };
         count += 1;
         if count > MAX_STATES {
             break;
@@ -411,6 +414,15 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
         }
     }
     begun.map_or(Outcome::No, |(symbols, broken)| Outcome::Begun { symbols, broken })
+}
+
+/// The longest reading is the secret: a shorter one takes what begins an escape for what it stands for, as `\u` of `\u005c`, and would
+/// leave the rest of it. With an `open` reading, which the end of the output cuts, it may still become longer.
+fn whole(class: Class, symbols: &[u8], data: &[u8], end: usize, open: bool) -> Outcome {
+    if open {
+        return Outcome::Begun { symbols: symbols.len(), broken: false };
+    }
+    ending(class, symbols, data, end)
 }
 
 /// A last symbol that was read as it stands may have been the first byte of its own escape: `%` of `%25`.
