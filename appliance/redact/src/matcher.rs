@@ -32,6 +32,8 @@ pub(crate) struct Begun {
     pub(crate) symbols: usize,
     /// Whether they stand before a line break with which the output ends.
     pub(crate) broken: bool,
+    /// Where the secret ends if nothing else comes; `None`: where the output ends.
+    pub(crate) end: Option<usize>,
     pub(crate) pattern: u32,
 }
 
@@ -45,7 +47,7 @@ pub(crate) struct Found {
 enum Outcome {
     No,
     Match(usize),
-    Begun { symbols: usize, broken: bool },
+    Begun { symbols: usize, broken: bool, end: Option<usize> },
 }
 
 pub(crate) struct Matcher {
@@ -284,7 +286,7 @@ impl Search<'_, '_, '_> {
             // One byte before the end begins them all alike, so one stands for them.
             if let ([first, ..], 1, true) = (ids, rest.len(), is_simple(byte)) {
                 let broken = self.quiet_end < self.data.len();
-                self.found.begun.push(Begun { start, symbols: 1, broken, pattern: *first });
+                self.found.begun.push(Begun { start, symbols: 1, broken, end: None, pattern: *first });
                 return;
             }
             let mut group = [0; GROUP];
@@ -309,8 +311,8 @@ impl Search<'_, '_, '_> {
         match read(pattern.class, symbols, self.data, start, self.quiet_end) {
             Outcome::No => {}
             Outcome::Match(end) => self.found.matches.push(Match { start, end, pattern: id }),
-            Outcome::Begun { symbols, broken } => {
-                self.found.begun.push(Begun { start, symbols, broken, pattern: id });
+            Outcome::Begun { symbols, broken, end } => {
+                self.found.begun.push(Begun { start, symbols, broken, end, pattern: id });
             }
         }
     }
@@ -328,7 +330,7 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
         loop {
             let Some(symbol) = symbols.get(*index) else { return Some(Outcome::Match(*at)) };
             if *index > 0 && *at >= quiet_end && data.len() - quiet_end <= MAX_GAP {
-                return Some(Outcome::Begun { symbols: *index, broken: *at < data.len() });
+                return Some(Outcome::Begun { symbols: *index, broken: *at < data.len(), end: None });
             }
             let Some(byte) = data.get(*at) else { return Some(Outcome::No) };
             if needs_care(class, *symbol, *byte, *index) {
@@ -353,7 +355,7 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
             match plain(&mut index, &mut at) {
                 None => {}
                 Some(Outcome::Match(end)) => return whole(class, symbols, data, end, begun.is_some()),
-                Some(Outcome::Begun { symbols, broken }) => {
+                Some(Outcome::Begun { symbols, broken, .. }) => {
                     begun = begun.max(Some((symbols, broken)));
                     break;
                 }
@@ -413,16 +415,18 @@ fn read(class: Class, symbols: &[u8], data: &[u8], start: usize, quiet_end: usiz
             }
         }
     }
-    begun.map_or(Outcome::No, |(symbols, broken)| Outcome::Begun { symbols, broken })
+    begun.map_or(Outcome::No, |(symbols, broken)| Outcome::Begun { symbols, broken, end: None })
 }
 
 /// The longest reading is the secret: a shorter one takes what begins an escape for what it stands for, as `\u` of `\u005c`, and would
-/// leave the rest of it. With an `open` reading, which the end of the output cuts, it may still become longer.
+/// leave the rest of it. While another reading is `open`, cut by the end of the output, it may still become longer.
 fn whole(class: Class, symbols: &[u8], data: &[u8], end: usize, open: bool) -> Outcome {
-    if open {
-        return Outcome::Begun { symbols: symbols.len(), broken: false };
+    match ending(class, symbols, data, end) {
+        Outcome::Match(end) if open => {
+            Outcome::Begun { symbols: symbols.len(), broken: false, end: Some(end) }
+        }
+        outcome => outcome,
     }
-    ending(class, symbols, data, end)
 }
 
 /// A last symbol that was read as it stands may have been the first byte of its own escape: `%` of `%25`.
@@ -437,7 +441,11 @@ fn ending(class: Class, symbols: &[u8], data: &[u8], end: usize) -> Outcome {
             longest = longest.max(reading.next);
         }
     });
-    if cut { Outcome::Begun { symbols: symbols.len(), broken: false } } else { Outcome::Match(longest) }
+    if cut {
+        Outcome::Begun { symbols: symbols.len(), broken: false, end: None }
+    } else {
+        Outcome::Match(longest)
+    }
 }
 
 /// Whether a byte has to be read in more than one way.

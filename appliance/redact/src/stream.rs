@@ -149,7 +149,9 @@ impl Stream {
             let Some(pattern) = self.matcher.patterns.get(begun.pattern) else { continue };
             let symbols = self.matcher.patterns.symbols(pattern).len();
             if begun.symbols == symbols || (begun.symbols >= LONG_PARTIAL && begun.symbols * 2 >= symbols) {
-                let end = data.iter().rposition(|b| !matches!(b, b'\r' | b'\n')).map_or(0, |last| last + 1);
+                let text =
+                    || data.iter().rposition(|b| !matches!(b, b'\r' | b'\n')).map_or(0, |last| last + 1);
+                let end = begun.end.unwrap_or_else(text);
                 found.matches.push(Match { start: begun.start, end, pattern: begun.pattern });
             }
         }

@@ -68,6 +68,20 @@ fn nothing_but_the_mask_is_left(secret: &str, cuts: &[prop::sample::Index]) -> R
     Ok(())
 }
 
+/// Secrets in which a terminal's control sequence seems to begin, without an end.
+#[test]
+fn a_secret_may_look_like_a_control_sequence() {
+    for secret in [
+        "\\EPa0\u{1f600}\u{1f600} ",
+        "\\e]0;correct-horse",
+        "\\033[correct-horse",
+        "\\x1bP\\x1b]x-horse",
+        "%1b]0-horse",
+    ] {
+        nothing_but_the_mask_is_left(secret, &[]).unwrap();
+    }
+}
+
 /// Secrets whose last characters begin an escape, in the forms that escape those too.
 #[test]
 fn the_end_of_a_secret_may_look_like_an_escape() {
