@@ -1,15 +1,19 @@
-"""What the image is made of: the files of the source tree that decide its bytes, the toolchain and the packages.
+"""What the image is made of: the files of the source tree that decide its bytes, and what was laid down beside them.
 
 Responsible for: the one list of those files (INPUTS, NOT_INPUTS) and a digest over them. The digest is of what is there,
 committed or not, and does not depend on measurements/, documents or ci/, so that committing
-measurements does not change what they are of.
+measurements does not change what they are of. image/inputs.lock is among them; what was used instead of it, where the
+archive moved on, is said by `build`.
 """
 
 import hashlib
 import os
 import re
+import shutil
 import stat
 import subprocess
+
+import lockfile
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -22,11 +26,6 @@ ALSO = re.compile(r"mkosi\.(?!tools).+|mkosi\.tools\.conf|\.cargo|rust-toolchain
 # holds only the manifest counts, which cargo reads for the workspace.
 NOT_INPUTS = re.compile(r"(?!image/base/)(?:.*/)?[^/]+\.md|appliance/[^/]+/(?:tests|fuzz|benches|examples)/.*|"
                         r"appliance/(?:coffer|measure)/(?!Cargo\.toml$).*|policy/vectors/.*")
-# Debian's archive of everything it ever published; a snapshot's name follows the archive's.
-SNAPSHOT = re.compile(r"/archive/debian(?:-security)?/(\d{8}T\d{6}Z)/?$")
-SOURCES = "image/apt/etc/apt/sources.list.d/mkosi.sources"
-DPKG_STATUS = "mkosi.tools/var/lib/dpkg/status"
-
 
 class Unknown(Exception):
     """Something that a build needs is not there or not readable; its text is for people."""
@@ -84,60 +83,30 @@ def commit(root=ROOT):
     return git(root, "rev-parse", "HEAD").strip(), any(entry and not NOT_INPUTS.fullmatch(entry[3:]) for entry in changed)
 
 
-def packages(status):
-    """{package: version} of what a dpkg status file says is installed."""
-    found = {}
-    for paragraph in status.split("\n\n"):
-        fields = dict(re.findall(r"^(Package|Status|Version): (.+)$", paragraph, re.MULTILINE))
-        if fields.get("Status", "").endswith(" installed") and "Package" in fields:
-            found[fields["Package"]] = fields.get("Version", "")
-    return found
-
-
-def tools_packages(root=ROOT):
-    """{package: version} of the tools tree, from which everything comes that Debian made."""
+def used():
+    """The lock of what ci/fetch laid down."""
     try:
-        with open(os.path.join(root, DPKG_STATUS), encoding="utf-8") as file:
-            found = packages(file.read())
-    except OSError as error:
-        raise Unknown(f"no tools tree, so no versions: {error}; run mkosi build") from error
-    if not found:
-        raise Unknown(f"{DPKG_STATUS} names no package")
+        found = lockfile.used()
+    except lockfile.Invalid as error:
+        raise Unknown(str(error)) from error
+    if found is None or not os.path.exists(os.path.join(ROOT, "build/made-by-ci-install")):
+        raise Unknown("what a build takes from elsewhere is not there\nhint: run ci/install --build")
     return found
 
 
-def snapshot(text):
-    """The snapshot that a sources file names; None for the live archive."""
-    uris = [uri for line in re.findall(r"^URIs:(.*)$", text, re.MULTILINE) for uri in line.split()]
-    named = {match[1] if (match := SNAPSHOT.search(uri)) else None for uri in uris}
-    if len(named) != 1:
-        raise Unknown(f"{SOURCES} names more than one state of the archive: run ci/snapshot")
-    return named.pop()
-
-
-def tools_snapshot(root=ROOT):
-    """The snapshot from which the tools tree is made."""
-    with open(os.path.join(root, SOURCES), encoding="utf-8") as file:
-        return snapshot(file.read())
-
-
-def toolchain(root=ROOT):
-    """{name: version} of what compiles and builds and is not Debian's."""
-    said = subprocess.run([os.path.join(root, "build/rust/bin/rustc"), "--version", "--verbose"], capture_output=True, text=True, check=False).stdout
-    rust = dict(re.findall(r"^(release|commit-hash): (\S+)$", said, re.MULTILINE))
-    mkosi = subprocess.run(["mkosi", "--version"], capture_output=True, text=True, check=False).stdout.split()
-    if len(rust) != 2 or len(mkosi) != 2:
-        raise Unknown("rustc or mkosi does not say its version: run ci/install")
-    with open(os.path.join(root, "image/build"), encoding="utf-8") as file:
-        target = re.search(r"^target=(\S+)$", file.read(), re.MULTILINE)
-    if not target:
-        raise Unknown("image/build does not name its target")
-    return {"mkosi": mkosi[1], "rustc": rust["release"], "rustc-commit": rust["commit-hash"], "target": target[1]}
+def moved():
+    """Sentences: what was laid down instead of what the lock names."""
+    return lockfile.tree().moved(used())
 
 
 def build(root=ROOT):
     """All of it, as `coffer measure --build` takes it."""
     revision, modified = commit(root)
-    about = {"commit": revision, "modified": modified, "inputs": digest(root), "toolchain": toolchain(root), "packages": dict(sorted(tools_packages(root).items()))}
-    named = tools_snapshot(root)
-    return about | ({"snapshot": named} if named else {})
+    lock = used()
+    mkosi = subprocess.run(["mkosi", "--version"], capture_output=True, text=True, check=False).stdout.split() if shutil.which("mkosi") else []
+    if len(mkosi) != 2:
+        raise Unknown("mkosi is not there or does not say its version\nhint: run ci/install --build")
+    toolchain = {"mkosi": mkosi[1], "rustc": lock.rust["release"], "rustc-commit": lock.rust["commit"], "target": lock.rust["target"]}
+    toolchain |= {name: digest for name, digest in lock.rust["components"].items()}
+    return {"commit": revision, "modified": modified, "inputs": digest(root), "snapshot": lock.resolved, "toolchain": toolchain,
+            "packages": dict(sorted(lock.versions("tools").items()))}
