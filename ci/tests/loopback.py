@@ -52,7 +52,7 @@ def repack(path, folder, change=None):
         if change:
             change(root)
         target = os.path.join(folder, f"{name}_{version.split(':')[-1]}+moved_{architecture}.deb")
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-Zgzip", "-z1", "--build", root, target], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", root, target], check=True, stdout=subprocess.DEVNULL)
     return name, f"{version}+moved", target
 
 

@@ -406,5 +406,44 @@ class Addresses(unittest.TestCase):
         self.assertEqual((done.returncode, done.stdout), (1, ""))
 
 
+class Words(unittest.TestCase):
+    """What was not installed is said, with the remedy, before anything is done."""
+
+    def test_mkosi_without_ci_install(self):
+        if not shutil.which("mkosi"):
+            self.skipTest("mkosi is not installed")
+        with tempfile.TemporaryDirectory() as folder:
+            shutil.copy(os.path.join(ROOT, "mkosi.conf"), folder)
+            done = subprocess.run(["mkosi", "build"], cwd=folder, capture_output=True, text=True, check=False)
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("build/made-by-ci-install", done.stderr)
+
+    def test_an_image_of_another_lock_than_what_was_laid_down(self):
+        with tempfile.TemporaryDirectory() as folder:
+            repo = os.path.join(folder, "cofferdam")
+            os.makedirs(os.path.join(repo, "image"))
+            os.makedirs(os.path.join(repo, "build"))
+            for name in ("build", "inputs.lock"):
+                shutil.copy(os.path.join(ROOT, "image", name), os.path.join(repo, "image", name))
+            with open(os.path.join(repo, "build/made-by-ci-install"), "w", encoding="utf-8") as file:
+                file.write("0" * 64 + "\n")
+            done = subprocess.run([os.path.join(repo, "image/build")], capture_output=True, text=True, check=False, env=os.environ | {"SRCDIR": folder})
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("of another image/inputs.lock\nhint: run ci/install --build", done.stderr)
+
+    def test_reproduce_on_a_bare_machine(self):
+        done = subprocess.run(["/usr/bin/python3", os.path.join(CI, "reproduce")], capture_output=True, text=True, check=False, env={"PATH": "/nonexistent"})
+        self.assertEqual(done.returncode, 1)
+        self.assertIn("is not installed\nhint: run ci/install --build", done.stderr)
+
+    def test_install_says_what_it_adds_before_it_does(self):
+        with tempfile.TemporaryDirectory() as home:
+            for option in ("--build", "--no-image"):
+                done = subprocess.run([os.path.join(CI, "install"), option, "--plan", "--inputs", "none"], capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "HOME": home})
+                self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
+                self.assertEqual("/usr/local/bin/mkosi" in done.stderr, option == "--build" and not shutil.which("mkosi", path="/usr/bin:/bin"), done.stderr)
+                self.assertEqual(os.listdir(home), [])
+
+
 if __name__ == "__main__":
     unittest.main()

@@ -4,7 +4,9 @@ Run with `python3 ci/tests/test_reproduce.py`.
 """
 
 import base64
+import functools
 import hashlib
+import http.server
 import importlib.machinery
 import importlib.util
 import io
@@ -17,6 +19,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import threading
 import time
 import unittest
 import urllib.request
@@ -38,7 +41,7 @@ def script(name):
     return module
 
 
-measurements, release, reproduce = (script(name) for name in ("measurements", "release", "reproduce"))
+demo, measurements, release, reproduce = (script(name) for name in ("demo", "measurements", "release", "reproduce"))
 
 TIME = 1767225600
 
@@ -407,6 +410,70 @@ class Judgement(unittest.TestCase):
         fresh = half()
         fresh["boots"][0]["rtmr2"] = "3"
         self.assertIn('boots[0].rtmr2 is "2" there and "3" here', self.judge(half(), fresh)[1])
+
+
+class ReleasedImage(unittest.TestCase):
+    """ci/demo takes a release's image only where it is the very image of measurements/, and of this very tree."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.folder = folder.name
+        self.served = os.path.join(self.folder, "served")
+        os.makedirs(os.path.join(self.served, "v9.9.9"))
+        self.asked = []
+        outer = self
+
+        class Quiet(http.server.SimpleHTTPRequestHandler):
+            def log_message(self, *_):
+                outer.asked.append(self.path)
+        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=self.served))
+        self.addCleanup(server.server_close)
+        self.addCleanup(server.shutdown)
+        threading.Thread(target=server.serve_forever, daemon=True).start()
+        self.url = f"http://127.0.0.1:{server.server_address[1]}"
+        before = demo.released_half, os.environ.get("XDG_CACHE_HOME")
+        self.addCleanup(setattr, demo, "released_half", before[0])
+        self.addCleanup(lambda: os.environ.pop("XDG_CACHE_HOME") if before[1] is None else os.environ.update(XDG_CACHE_HOME=before[1]))
+        os.environ["XDG_CACHE_HOME"] = os.path.join(self.folder, "cache")
+        self.half = {"image": {"digests": {"uki": "sha256:" + hashlib.sha256(b"image").hexdigest()}}}
+        demo.released_half = lambda: ("9.9.9", self.half)
+
+    def serve(self, content):
+        with open(os.path.join(self.served, "v9.9.9/cofferdam-simulator.efi"), "wb") as file:
+            file.write(content)
+
+    def test_the_right_one_is_taken_and_kept(self):
+        self.serve(b"image")
+        path = demo.released_image(self.url)
+        with open(path, "rb") as file:
+            self.assertEqual(file.read(), b"image")
+        self.assertEqual((demo.released_image(self.url), len(self.asked)), (path, 1))
+        with open(path, "ab") as file:
+            file.write(b"!")
+        self.assertIsNone(demo.released_image(self.url))
+
+    def test_another_image_is_not(self):
+        self.serve(b"another")
+        self.assertIsNone(demo.released_image(self.url))
+        self.assertEqual(os.listdir(os.path.join(self.folder, "cache/cofferdam/images")), [])
+
+    def test_without_a_release_it_is_built(self):
+        self.assertIsNone(demo.released_image(self.url))
+        self.assertIsNone(demo.released_image("http://127.0.0.1:9"))
+        self.assertIsNone(demo.released_image(""))
+
+    def test_a_tree_that_is_not_the_releases_takes_none(self):
+        before = inputs.digest
+        self.addCleanup(setattr, inputs, "digest", before)
+        self.addCleanup(setattr, demo.inputs, "digest", before)
+        demo.released_half = script("demo").released_half
+        with open(os.path.join(ROOT, "measurements", release.version(), "cofferdam-simulator.json"), encoding="utf-8") as file:
+            committed = json.load(file)["build"]["inputs"]
+        demo.released_half.__globals__["inputs"].digest = lambda: committed
+        self.assertEqual(demo.released_half()[0], release.version())
+        demo.released_half.__globals__["inputs"].digest = lambda: "sha256:other"
+        self.assertIsNone(demo.released_half())
 
 
 class Workflows(unittest.TestCase):
