@@ -9,7 +9,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     let _ = variables::parse(bytes);
     let memory_mib = u64::from(bytes.first().copied().unwrap_or_default()) << 5;
-    let shape = MachineShape { memory_mib, cpus: 2, qemu: None };
+    let shape = MachineShape { memory_mib, cpus: 2, qemu: None, processor: None };
     if let Ok(prediction) = firmware::predict(bytes, "fuzzed", &shape, None) {
         assert_eq!(prediction.reference.rtmr0.is_some(), prediction.open.is_empty());
         let half = Half::Platform(prediction.reference);
