@@ -9,6 +9,9 @@ use serde::{Deserialize, Serialize};
 #[serde(try_from = "String", into = "String")]
 pub struct ProcessorId(pub [u8; 8]);
 
+/// Bits of the second and the fourth byte that are zero in every signature; they are not when somebody writes EAX as a number.
+const RESERVED: (u8, u8) = (0xc0, 0xf0);
+
 impl std::fmt::Display for ProcessorId {
     fn fmt(&self, out: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         out.write_str(&hex::encode(self.0))
@@ -22,8 +25,13 @@ impl std::str::FromStr for ProcessorId {
     fn from_str(text: &str) -> Result<Self, ProcessorIdError> {
         let digits: String = text.split(' ').collect();
         let mut bytes = [0; 8];
-        hex::decode_to_slice(digits, &mut bytes).map_err(|_| ProcessorIdError)?;
-        Ok(Self(bytes))
+        hex::decode_to_slice(digits, &mut bytes).map_err(|_| ProcessorIdError::Form)?;
+        let [_, second, _, fourth, ..] = bytes;
+        if second & RESERVED.0 | fourth & RESERVED.1 == 0 {
+            Ok(Self(bytes))
+        } else {
+            Err(ProcessorIdError::Order)
+        }
     }
 }
 
@@ -39,14 +47,22 @@ impl TryFrom<String> for ProcessorId {
 
     fn try_from(text: String) -> Result<Self, ProcessorIdError> {
         let id: Self = text.parse()?;
-        if id.to_string() == text { Ok(id) } else { Err(ProcessorIdError) }
+        if id.to_string() == text { Ok(id) } else { Err(ProcessorIdError::Form) }
     }
 }
 
 /// Not an identification.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("a processor's identification is 8 bytes in hexadecimal")]
-pub struct ProcessorIdError;
+pub enum ProcessorIdError {
+    /// Not eight bytes.
+    #[error("a processor's identification is 8 bytes in hexadecimal")]
+    Form,
+    /// A signature that no processor has.
+    #[error(
+        "no processor has this identification: the bytes come in the order in which `dmidecode` prints them"
+    )]
+    Order,
+}
 
 #[cfg(test)]
 mod tests {
@@ -66,7 +82,10 @@ mod tests {
             "f2:06:0c:00:ff:fb:ab:1f",
             "g2060c00fffbab1f",
         ] {
-            assert_eq!(text.parse::<ProcessorId>(), Err(ProcessorIdError), "{text}");
+            assert_eq!(text.parse::<ProcessorId>(), Err(ProcessorIdError::Form), "{text}");
+        }
+        for text in ["000C06F2 1FABFBFF", "1FABFBFF 000C06F2", "FF FB AB 1F F2 06 0C 00"] {
+            assert_eq!(text.parse::<ProcessorId>(), Err(ProcessorIdError::Order), "{text}");
         }
         let json = serde_json::to_string(&id).ok();
         assert_eq!(json.as_deref(), Some(r#""f2060c00fffbab1f""#));
