@@ -14,10 +14,12 @@ use crate::strict::{self, JsonError};
 
 mod build;
 mod predicted;
+mod processor;
 
 pub use build::Build;
 pub(crate) use predicted::occurring;
 pub use predicted::{Alternative, Cause, PredictedEvent, Reason, replay};
+pub use processor::{ProcessorId, ProcessorIdError};
 
 /// Largest accepted file in bytes.
 pub const MAX_BYTES: usize = 1024 * 1024;
@@ -132,6 +134,9 @@ pub struct MachineShape {
     /// QEMU's version, `10.0` or longer, when the values depend on it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub qemu: Option<String>,
+    /// The processor that SMBIOS names, when the values depend on it.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<ProcessorId>,
 }
 
 /// MRTD for one page-add order.

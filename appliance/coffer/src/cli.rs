@@ -4,6 +4,7 @@ use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
+use cofferdam_attest::reference::ProcessorId;
 
 /// Verify a Cofferdam appliance and talk to exactly that machine.
 #[derive(Debug, Parser)]
@@ -248,7 +249,11 @@ pub(crate) struct MeasurePlatform {
     /// QEMU's version (10.0)
     #[arg(long, value_name = "VERSION")]
     pub(crate) qemu: Option<String>,
-    /// The machine's ACPI tables, as `ci/acpi-tables` writes them
+    /// The host's processor as SMBIOS names it: 8 bytes in hexadecimal, the ID that `dmidecode -t processor` prints in a trust domain
+    /// on such a host; only firmware since 2025-05 measures it
+    #[arg(long, value_name = "ID", requires = "memory")]
+    pub(crate) processor: Option<ProcessorId>,
+    /// The machine's ACPI and SMBIOS tables and boot variables, as `ci/acpi-tables` writes them
     #[arg(long, value_name = "DIR", requires = "memory")]
     pub(crate) acpi: Option<PathBuf>,
     /// What to call the platform (default: the firmware's file name)

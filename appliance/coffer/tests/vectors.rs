@@ -149,6 +149,9 @@ fn measurements_of_firmware() {
         if let Value::Object(tables) = &case["tables"] {
             arguments.extend(["--acpi".to_owned(), acpi(folder.path(), tables, case)]);
         }
+        if let Some(processor) = case["processor"].as_str() {
+            arguments.extend(["--processor".to_owned(), processor.to_owned()]);
+        }
         measured(&arguments, "platform", case);
     }
 }

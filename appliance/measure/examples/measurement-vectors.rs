@@ -11,7 +11,9 @@ mod common;
 use std::collections::BTreeMap;
 use std::path::Path;
 
-use common::synthetic::{MARK, PAGE, VOLUME_PAGES, firmware, keys, loader, sections, uki};
+use common::synthetic::{
+    MARK, PAGE, VOLUME_PAGES, firmware, keys, loader, put, sections, structure, table, uki,
+};
 use common::vectors::{ImageCase, PlatformCase, Vectors, encode, image, platform};
 use serde_json::Value;
 
@@ -76,7 +78,13 @@ fn platform_cases(length: usize) -> Vec<PlatformCase> {
         memory_mib,
         cpus: 2,
         tables,
+        processor: None,
         expect: Value::Null,
+    };
+    let newer = [(code + 64, "51454d552046572043464700")];
+    let smbios = |identification: &str| PlatformCase {
+        processor: identification.parse().ok(),
+        ..of("firmware that measures files and SMBIOS tables", false, 2048, Some(with_smbios()), &newer)
     };
     let refused = |name: &str, at, bytes: &str| of(name, true, 2048, None, &[(at, bytes)]);
     vec![
@@ -85,13 +93,9 @@ fn platform_cases(length: usize) -> Vec<PlatformCase> {
         of("memory is just not split", false, 2815, Some(tables(&[])), &[]),
         of("without tables", false, 2048, None, &[]),
         of("Secure Boot is on", true, 2048, Some(tables(&[1])), &[]),
-        of(
-            "firmware that measures files",
-            false,
-            2048,
-            Some(tables(&[])),
-            &[(code + 64, "51454d552046572043464700")],
-        ),
+        of("firmware that measures files", false, 2048, Some(tables(&[])), &newer),
+        smbios("f2060c00fffbab1f"),
+        PlatformCase { name: "SMBIOS tables of an unnamed processor".to_owned(), ..smbios("") },
         of("a build for all machines", false, 2048, Some(tables(&[])), &[(code + MARK, "00")]),
         of("less memory than the firmware needs", true, 8, None, &[]),
         of("more memory than is predicted", true, u64::MAX, None, &[]),
@@ -131,6 +135,20 @@ fn tables(secure_boot: &[u8]) -> BTreeMap<String, String> {
         ("SecureBoot", secure_boot.to_vec()),
     ];
     files.into_iter().map(|(name, bytes)| (name.to_owned(), encode(&bytes))).collect()
+}
+
+/// The same with a SMBIOS table: serial number, UUID and number of cores are left out, the processor is the one that is named.
+fn with_smbios() -> BTreeMap<String, String> {
+    let mut system = structure(1, 0x100, 0x1b, &["maker", "serial number"]);
+    put(&mut system, 4, &[1, 0, 0, 2]);
+    put(&mut system, 8, &[0x5a; 17]);
+    let mut processor = structure(4, 0x400, 0x2a, &["CPU 0"]);
+    put(&mut processor, 4, &[1]);
+    put(&mut processor, 8, b"emulated");
+    put(&mut processor, 0x23, &[2, 2, 2]);
+    let mut files = tables(&[]);
+    files.insert("smbios".to_owned(), encode(&table(&[system, processor])));
+    files
 }
 
 fn image_cases(image: &[u8]) -> Vec<ImageCase> {

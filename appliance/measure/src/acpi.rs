@@ -1,4 +1,4 @@
-//! What QEMU and the firmware make of a machine's shape and measure: ACPI tables, other files of fw_cfg, boot variables.
+//! What QEMU and the firmware make of a machine's shape and measure: ACPI and SMBIOS tables, other files of fw_cfg, boot variables.
 //!
 //! Responsible for reading the folder that `ci/acpi-tables` writes and for the events that follow from its files. QEMU generates the
 //! tables from its version, the machine and what firmware configured, so they are taken from a run of both and never
@@ -6,7 +6,7 @@
 //! in its order), `OvmfPkg/Library/QemuFwCfgLib/QemuFwCfgCacheInit.c` (further files, since 2025), `OvmfPkg/Tcg/TdTcg2Dxe` (boot
 //! variables); QEMU `hw/acpi/bios-linker-loader.c` (the script's entries).
 
-use std::collections::{BTreeMap, BTreeSet};
+use std::collections::BTreeMap;
 use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
@@ -17,12 +17,15 @@ use serde::Deserialize;
 use sha2::{Digest as _, Sha384};
 
 use crate::bytes::u32_at;
+use crate::smbios::{Smbios, SmbiosError};
 
 const LOADER: &str = "etc/table-loader";
 const RSDP: &str = "etc/acpi/rsdp";
 const TABLES: &str = "etc/acpi/tables";
 const BOOT_ORDER: &str = "BootOrder";
 const SECURE_BOOT: &str = "SecureBoot";
+/// The SMBIOS table as the firmware installed it: QEMU's structures and what the firmware adds.
+const SMBIOS: &str = "smbios";
 /// What firmware with the cache measures, in its order, with the length that a file must have to be taken at all.
 const CACHED: [(&str, Option<usize>); 6] = [
     ("etc/extra-pci-roots", Some(8)),
@@ -43,6 +46,8 @@ const NAME: usize = 56;
 const ALLOCATE: u32 = 1;
 /// Most entries; QEMU writes about thirty.
 const MOST_ENTRIES: usize = 1024;
+/// Most files that it allocates; QEMU has up to five.
+const MOST_FILES: usize = 16;
 
 /// The files of one machine.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -50,6 +55,7 @@ pub struct AcpiTables {
     machine: MachineShape,
     firmware: Option<String>,
     files: BTreeMap<String, Vec<u8>>,
+    smbios: Option<Smbios>,
 }
 
 /// `machine.json`.
@@ -80,11 +86,17 @@ impl AcpiTables {
             }
             Ok(())
         };
-        for name in [LOADER, RSDP, TABLES, BOOT_ORDER, SECURE_BOOT] {
+        for name in [LOADER, BOOT_ORDER, SECURE_BOOT, SMBIOS] {
             take(name)?;
         }
         for (name, _) in CACHED {
             take(name)?;
+        }
+        let loader = files.get(LOADER).cloned().unwrap_or_default();
+        for name in allocated(&loader)? {
+            if let Some(bytes) = read(folder, &name.replace('/', "-"))? {
+                files.insert(name.to_owned(), bytes);
+            }
         }
         let order = files.get(BOOT_ORDER).cloned().unwrap_or_default();
         for name in options(&order)? {
@@ -102,8 +114,10 @@ impl AcpiTables {
     pub fn new(machine: &[u8], files: BTreeMap<String, Vec<u8>>) -> Result<Self, AcpiError> {
         let Machine { qemu, memory_mib, cpus, firmware, .. } =
             serde_json::from_slice(machine).map_err(AcpiError::Machine)?;
-        let machine = MachineShape { memory_mib, cpus, qemu: Some(qemu) };
-        let tables = Self { machine, firmware, files };
+        let machine = MachineShape { memory_mib, cpus, qemu: Some(qemu), processor: None };
+        let smbios =
+            files.get(SMBIOS).map(|table| Smbios::parse(table)).transpose().map_err(AcpiError::Smbios)?;
+        let tables = Self { machine, firmware, files, smbios };
         tables.events()?;
         tables.boot_events()?;
         Ok(tables)
@@ -149,22 +163,8 @@ impl AcpiTables {
     /// The events of the tables: the loader's script, then the files that it allocates.
     pub(crate) fn events(&self) -> Result<Vec<PredictedEvent>, AcpiError> {
         let loader = self.file(LOADER)?;
-        if !loader.len().is_multiple_of(ENTRY) || loader.len() / ENTRY > MOST_ENTRIES {
-            return Err(AcpiError::Loader);
-        }
         let mut events = vec![event("EV_PLATFORM_CONFIG_FLAGS", loader, Cause::AcpiLoader)];
-        let mut allocated = BTreeSet::new();
-        for entry in loader.chunks_exact(ENTRY) {
-            if u32_at(entry, 0).map_err(|_| AcpiError::Loader)? != ALLOCATE {
-                continue;
-            }
-            let name = entry.get(4..4 + NAME).unwrap_or_default();
-            let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
-            let name = std::str::from_utf8(name).map_err(|_| AcpiError::Loader)?;
-            // A file is allocated once; the same one over and over would cost a hash of it each time.
-            if !allocated.insert(name) {
-                return Err(AcpiError::Loader);
-            }
+        for name in allocated(loader)? {
             let cause = match name {
                 RSDP => Cause::AcpiRsdp,
                 TABLES => Cause::AcpiTables,
@@ -201,6 +201,11 @@ impl AcpiTables {
         Ok(events)
     }
 
+    /// The SMBIOS table, when the firmware measures one.
+    pub(crate) fn smbios(&self) -> Option<&Smbios> {
+        self.smbios.as_ref()
+    }
+
     /// The variable SecureBoot as the firmware set it; empty when it has no such variable, `None` when nobody looked.
     pub(crate) fn secure_boot(&self) -> Option<&[u8]> {
         self.files.get(SECURE_BOOT).map(Vec::as_slice)
@@ -209,6 +214,28 @@ impl AcpiTables {
     fn file(&self, name: &str) -> Result<&[u8], AcpiError> {
         self.files.get(name).map(Vec::as_slice).ok_or_else(|| AcpiError::Missing(name.to_owned()))
     }
+}
+
+/// The names of the files that a loader's script allocates, in its order.
+fn allocated(loader: &[u8]) -> Result<Vec<&str>, AcpiError> {
+    if !loader.len().is_multiple_of(ENTRY) || loader.len() / ENTRY > MOST_ENTRIES {
+        return Err(AcpiError::Loader);
+    }
+    let mut names = Vec::new();
+    for entry in loader.chunks_exact(ENTRY) {
+        if u32_at(entry, 0).map_err(|_| AcpiError::Loader)? != ALLOCATE {
+            continue;
+        }
+        let name = entry.get(4..4 + NAME).unwrap_or_default();
+        let name = name.split(|byte| *byte == 0).next().unwrap_or_default();
+        let name = std::str::from_utf8(name).map_err(|_| AcpiError::Loader)?;
+        // A file is allocated once; the same one over and over would cost a hash of it each time.
+        if names.contains(&name) || names.len() >= MOST_FILES {
+            return Err(AcpiError::Loader);
+        }
+        names.push(name);
+    }
+    Ok(names)
 }
 
 /// The names of the options in a BootOrder.
@@ -270,6 +297,9 @@ pub enum AcpiError {
     /// BootOrder.
     #[error("BootOrder is malformed")]
     BootOrder,
+    /// The SMBIOS table.
+    #[error("smbios is malformed")]
+    Smbios(#[source] SmbiosError),
     /// Boot variables and device registers are another firmware's.
     #[error("the tables were taken with another firmware, {0}")]
     OtherFirmware(String),

@@ -3,7 +3,8 @@
 //! Responsible for the order of RTMR0's events as TDVF makes them, and for saying what of them nobody can know beforehand; it
 //! never guesses. The order (edk2 `OvmfPkg/IntelTdx`): in SEC the TD HOB and the configuration volume, then, since 2025, files of
 //! fw_cfg; when variables can be written the Secure Boot policy and its separator; when PCI devices have their addresses the ACPI
-//! tables; at the first boot attempt the boot variables. An image that is checked by Secure Boot adds the key that vouched for it.
+//! tables; at the first boot attempt, since 2025, the SMBIOS tables, then the boot variables. An image that is checked by Secure Boot
+//! adds the key that vouched for it.
 
 use cofferdam_attest::event_log::Register;
 use cofferdam_attest::reference::{
@@ -14,6 +15,7 @@ use sha2::{Digest as _, Sha256, Sha384};
 use crate::acpi::{AcpiError, AcpiTables};
 use crate::hob::{self, HobError};
 use crate::mrtd;
+use crate::smbios::Smbios;
 use crate::tdvf::{SectionKind, Tdvf, TdvfError};
 use crate::variables::{self, DATABASE, ENABLE, GLOBAL, Variable, VariablesError};
 
@@ -62,12 +64,17 @@ pub enum Open {
         "Secure Boot is on: the firmware starts no unsigned image and measures the key that vouches for a signed one"
     )]
     SecureBootOn,
-    /// The tables that describe the machine to its operating system.
+    /// The tables were taken without the SMBIOS tables, which newer firmware measures.
     #[error(
-        "the firmware measures the SMBIOS tables (edk2 of 2025-05 or later), in which QEMU writes the host processor's \
-         identification"
+        "the firmware measures the SMBIOS tables (edk2 of 2025-05 or later), and those of this machine are not given: \
+         ci/acpi-tables writes them"
     )]
     Smbios,
+    /// `--processor` was not given.
+    #[error(
+        "the firmware measures the SMBIOS tables, in which QEMU names the host's processor: --processor says which it is"
+    )]
+    Processor,
     /// The store.
     #[error("the variables that the firmware is delivered with are not known: {0}")]
     Variables(VariablesError),
@@ -115,23 +122,13 @@ pub fn predict(
         of_data("EV_EFI_HANDOFF_TABLES2", &list, Cause::TdHob),
         of_data("EV_EFI_PLATFORM_FIRMWARE_BLOB2", configuration, Cause::ConfigurationVolume),
     ];
-    if holds(CACHE_MARK) {
+    let newer = holds(CACHE_MARK);
+    if newer {
         events.extend(acpi.map(AcpiTables::cached_events).unwrap_or_default());
-        open.push(Open::Smbios);
     }
     policy_events(configuration, acpi, &mut events, &mut open);
     events.push(of_data("EV_SEPARATOR", &[0; 4], Cause::Separator));
-    match acpi {
-        None => open.push(Open::Tables),
-        Some(acpi) => {
-            events.extend(acpi.events().map_err(FirmwareError::Acpi)?);
-            let boot = acpi.boot_events().map_err(FirmwareError::Acpi)?;
-            if boot.is_empty() {
-                open.push(Open::BootVariables);
-            }
-            events.extend(boot);
-        }
-    }
+    machine_events(acpi, shape, newer, &mut events, &mut open)?;
     let other = hob::other_class(&tdvf, memory).map(|list| Alternative {
         of: Cause::TdHob,
         digest: Sha384::digest(list).into(),
@@ -140,6 +137,9 @@ pub fn predict(
     let mut machine = shape.clone();
     if let Some(acpi) = acpi {
         machine.qemu.clone_from(&acpi.machine().qemu);
+    }
+    if events.iter().all(|event| event.cause != Cause::SmbiosTables) {
+        machine.processor = None;
     }
     let reference = PlatformReference {
         name: name.to_owned(),
@@ -152,6 +152,44 @@ pub fn predict(
         alternatives: other.into_iter().collect(),
     };
     Ok(Prediction { reference, open })
+}
+
+/// What follows from the machine: ACPI tables, SMBIOS tables when the firmware is `newer`, boot variables.
+fn machine_events(
+    acpi: Option<&AcpiTables>,
+    shape: &MachineShape,
+    newer: bool,
+    events: &mut Vec<PredictedEvent>,
+    open: &mut Vec<Open>,
+) -> Result<(), FirmwareError> {
+    let Some(acpi) = acpi else {
+        open.push(Open::Tables);
+        if newer && shape.processor.is_none() {
+            open.push(Open::Processor);
+        }
+        return Ok(());
+    };
+    events.extend(acpi.events().map_err(FirmwareError::Acpi)?);
+    match acpi.smbios() {
+        // The tables name the processor that QEMU emulated when they were taken.
+        Some(smbios) if smbios.names_processor() => match shape.processor {
+            Some(id) => events.push(smbios_event(&smbios.clone().with_processor(id))),
+            None => open.push(Open::Processor),
+        },
+        Some(smbios) => events.push(smbios_event(smbios)),
+        None if newer => open.push(Open::Smbios),
+        None => {}
+    }
+    let boot = acpi.boot_events().map_err(FirmwareError::Acpi)?;
+    if boot.is_empty() {
+        open.push(Open::BootVariables);
+    }
+    events.extend(boot);
+    Ok(())
+}
+
+fn smbios_event(smbios: &Smbios) -> PredictedEvent {
+    of_data("EV_EFI_HANDOFF_TABLES", smbios.measured(), Cause::SmbiosTables)
 }
 
 /// The Secure Boot policy, from the store that the firmware is delivered with.

@@ -9,6 +9,7 @@ pub mod hob;
 pub mod mrtd;
 pub mod pe;
 mod qemu;
+pub mod smbios;
 pub mod tdvf;
 pub mod uki;
 pub mod variables;

@@ -137,7 +137,7 @@ struct World {
 
 /// The machine of the reference.
 fn shape() -> MachineShape {
-    MachineShape { memory_mib: 4096, cpus: 2, qemu: Some("10.0".to_owned()) }
+    MachineShape { memory_mib: 4096, cpus: 2, qemu: Some("10.0".to_owned()), processor: None }
 }
 
 fn firmware(variables: &[Variable<'_>]) -> Vec<u8> {

@@ -8,7 +8,7 @@ use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 
 use cofferdam_attest::ccel;
-use cofferdam_attest::reference::{Cause, MachineShape, PageOrder, Reason, replay};
+use cofferdam_attest::reference::{Cause, Half, MachineShape, PageOrder, ProcessorId, Reason, replay};
 use cofferdam_measure::acpi::{AcpiError, AcpiTables};
 use cofferdam_measure::firmware::{FirmwareError, Open, Prediction, predict};
 use cofferdam_measure::hob::{self, HobError};
@@ -17,13 +17,13 @@ use cofferdam_measure::tdvf::{Section as Checked, SectionKind, Tdvf, TdvfError};
 use cofferdam_measure::variables::{self, VariablesError};
 use common::synthetic::{
     ADDED, CODE_PAGES, DATABASE, GLOBAL, MARK, PAGE, Section, VOLUME_PAGES, firmware, keys, loader, put,
-    sections, volume,
+    sections, structure, table, volume,
 };
 use proptest::prelude::*;
 use sha2::{Digest as _, Sha256, Sha384};
 
 fn shape(memory_mib: u64) -> MachineShape {
-    MachineShape { memory_mib, cpus: 2, qemu: None }
+    MachineShape { memory_mib, cpus: 2, qemu: None, processor: None }
 }
 
 fn plain() -> Vec<u8> {
@@ -400,14 +400,64 @@ fn rtmr0_is_there_when_everything_is_known_and_nothing_is_guessed() {
 
     // Firmware of 2025 measures files first, and tables that name the host's processor.
     let newer = firmware(&[], &sections(), true);
-    let newer = predict(&newer, "synthetic", &shape(2048), Some(&acpi)).unwrap();
-    assert_eq!(newer.open, [Open::Smbios]);
-    let files: Vec<String> = causes(&newer)[2..4].to_vec();
+    let without = predict(&newer, "synthetic", &shape(2048), Some(&acpi)).unwrap();
+    assert_eq!((without.open.as_slice(), without.reference.rtmr0), (&[Open::Smbios][..], None));
+    let files: Vec<String> = causes(&without)[2..4].to_vec();
     assert_eq!(
         files,
         ["firmware: BootMenu", "firmware: bootorder"],
         "a file of another length is passed over"
     );
+    assert_eq!(
+        predict(&newer, "synthetic", &shape(2048), None).unwrap().open,
+        [Open::SecureBootUnknown, Open::Tables, Open::Processor]
+    );
+}
+
+#[test]
+fn rtmr0_of_newer_firmware_is_there_for_a_named_processor_and_only_for_it() {
+    let newer = firmware(&[], &sections(), true);
+    let processor: ProcessorId = "F2 06 0C 00 FF FB AB 1F".parse().unwrap();
+    let taken = |structures: &[Vec<u8>]| {
+        let machine = br#"{"qemu": "10.0.2", "memory_mib": 2048, "cpus": 2, "arguments": []}"#;
+        let mut files = files(Some(&[]));
+        files.insert("smbios".to_owned(), table(structures));
+        AcpiTables::new(machine, files).unwrap()
+    };
+    let acpi = taken(&[structure(4, 0x400, 0x2a, &["CPU 0"])]);
+    let of = |acpi: &AcpiTables, processor| {
+        predict(&newer, "synthetic", &MachineShape { processor, ..shape(2048) }, Some(acpi)).unwrap()
+    };
+    let unnamed = of(&acpi, None);
+    assert_eq!((unnamed.open.as_slice(), unnamed.reference.rtmr0), (&[Open::Processor][..], None));
+    assert!(
+        !causes(&unnamed).contains(&"SMBIOS tables".to_owned()),
+        "that of the emulated processor is none"
+    );
+    let named = of(&acpi, Some(processor));
+    assert_eq!(named.open, []);
+    assert_eq!(named.reference.machine.as_ref().unwrap().processor, Some(processor));
+    // Behind the ACPI tables, before the boot variables: a real TD's log has it there.
+    let names = causes(&named);
+    let at = names.iter().position(|name| name == "SMBIOS tables").unwrap();
+    assert_eq!(names[at - 1], "ACPI tables");
+    assert_eq!(names[at + 1], "boot variable BootOrder");
+    assert_eq!(named.reference.events[at].event, "EV_EFI_HANDOFF_TABLES");
+    let mut expected = structure(4, 0x400, 0x2a, &["CPU 0"]);
+    put(&mut expected, 8, &processor.0);
+    assert_eq!(named.reference.events[at].digest, <[u8; 48]>::from(Sha384::digest(table(&[expected]))));
+    let other = of(&acpi, Some(ProcessorId([0; 8])));
+    assert_ne!(other.reference.rtmr0, named.reference.rtmr0);
+    // Half and back.
+    let half = Half::Platform(named.reference);
+    assert_eq!(Half::parse(&half.to_json()).unwrap(), half);
+    // Tables that name none are the same for all; firmware that measures none ignores the option.
+    let none = of(&taken(&[structure(16, 0x1000, 0x17, &[])]), Some(processor));
+    assert_eq!(none.open, []);
+    let older = firmware(&[], &sections(), false);
+    let shape = MachineShape { processor: Some(processor), ..shape(2048) };
+    let older = predict(&older, "synthetic", &shape, Some(&tables(Some(&[])))).unwrap();
+    assert_eq!((older.open, older.reference.machine.unwrap().processor), (vec![], None));
 }
 
 fn acpi_without_variable() -> AcpiTables {
@@ -422,8 +472,12 @@ fn tables_of_another_machine_and_malformed_tables_are_refused() {
         other => panic!("{other:?}"),
     };
     assert_eq!(refused(&shape(4096)), "MiB of memory");
-    assert_eq!(refused(&MachineShape { memory_mib: 2048, cpus: 4, qemu: None }), "processors");
-    let version = |text: &str| MachineShape { memory_mib: 2048, cpus: 2, qemu: Some(text.to_owned()) };
+    assert_eq!(
+        refused(&MachineShape { memory_mib: 2048, cpus: 4, qemu: None, processor: None }),
+        "processors"
+    );
+    let version =
+        |text: &str| MachineShape { memory_mib: 2048, cpus: 2, qemu: Some(text.to_owned()), processor: None };
     assert_eq!(refused(&version("10.1")), "as version of QEMU");
     assert_eq!(refused(&version("1")), "as version of QEMU");
     for same in ["10", "10.0", "10.0.2"] {
@@ -455,6 +509,11 @@ fn tables_of_another_machine_and_malformed_tables_are_refused() {
     assert!(
         matches!(broken("etc/acpi/tables", None), Err(AcpiError::Missing(name)) if name == "etc/acpi/tables")
     );
+    assert!(matches!(broken("etc/table-loader", Some(&loader(&["same", "same"]))), Err(AcpiError::Loader)));
+    let names: Vec<String> = (0..17).map(|number| format!("etc/{number}")).collect();
+    let many = loader(&names.iter().map(String::as_str).collect::<Vec<_>>());
+    assert!(matches!(broken("etc/table-loader", Some(&many)), Err(AcpiError::Loader)));
+    assert!(matches!(broken("smbios", Some(&[127, 4, 0, 0, 0])), Err(AcpiError::Smbios(_))));
     assert!(matches!(broken("BootOrder", Some(&[1])), Err(AcpiError::BootOrder)));
     assert!(matches!(broken("BootOrder", Some(&[1; 1000])), Err(AcpiError::BootOrder)));
     assert!(matches!(AcpiTables::new(b"{}", files(None)), Err(AcpiError::Machine(_))));
@@ -481,6 +540,16 @@ fn a_folder_of_tables_is_read_within_bounds() {
         write(&name, &bytes);
     }
     assert_eq!(AcpiTables::read(&folder.0).unwrap(), tables(Some(&[1])));
+    // Whatever else the script allocates is read, too, and nothing outside of the folder.
+    write("etc/table-loader", &loader(&["etc/acpi/rsdp", "etc/acpi/tables", "etc/tpm/log"]));
+    assert!(matches!(AcpiTables::read(&folder.0), Err(AcpiError::Missing(name)) if name == "etc/tpm/log"));
+    write("etc/tpm/log", b"empty");
+    assert!(AcpiTables::read(&folder.0).is_ok());
+    write("etc/table-loader", &loader(&["../etc/acpi/rsdp"]));
+    assert!(
+        matches!(AcpiTables::read(&folder.0), Err(AcpiError::Missing(name)) if name == "../etc/acpi/rsdp")
+    );
+    write("etc/table-loader", &loader(&["etc/acpi/rsdp", "etc/acpi/tables"]));
     write("Boot0001", &vec![0; (1 << 20) + 1]);
     assert!(matches!(AcpiTables::read(&folder.0), Err(AcpiError::TooLarge(name)) if name == "Boot0001"));
     write("machine.json", br#"{"qemu": "10.0.2", "memory_mib": -1, "cpus": 2, "arguments": []}"#);

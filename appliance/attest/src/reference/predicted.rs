@@ -40,6 +40,8 @@ pub enum Cause {
     AcpiRsdp,
     /// The ACPI tables themselves.
     AcpiTables,
+    /// The SMBIOS tables: the machine, its processors and memory, as the operating system is told.
+    SmbiosTables,
     /// `BootOrder` or `Boot####`.
     BootVariable(String),
     /// The firmware announces that it starts a boot option.
@@ -72,6 +74,7 @@ impl std::fmt::Display for Cause {
             Self::AcpiLoader => out.write_str("ACPI table loader"),
             Self::AcpiRsdp => out.write_str("ACPI root pointer"),
             Self::AcpiTables => out.write_str("ACPI tables"),
+            Self::SmbiosTables => out.write_str("SMBIOS tables"),
             Self::BootVariable(name) => write!(out, "boot variable {name}"),
             Self::BootAttempt => out.write_str("start of the boot option"),
             Self::Uki => out.write_str("the image"),

@@ -120,7 +120,8 @@ fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<(PlatformReference, Ve
     let file = path.file_name().unwrap_or(path.as_os_str()).to_string_lossy().into_owned();
     let bytes = files::read(path, LARGEST_FIRMWARE)?;
     let memory_mib = given.memory.unwrap_or(ANY_MEMORY_MIB);
-    let shape = MachineShape { memory_mib, cpus: given.cpus, qemu: given.qemu.clone() };
+    let shape =
+        MachineShape { memory_mib, cpus: given.cpus, qemu: given.qemu.clone(), processor: given.processor };
     let tables = given.acpi.as_deref().map(read_tables).transpose()?;
     let name = given.name.as_ref().unwrap_or(&file);
     let Prediction { reference: mut platform, open } =
@@ -206,7 +207,12 @@ fn show_platform(text: &mut String, platform: &PlatformReference) {
         let _ = writeln!(text, "  firmware       {}", firmware.sha256);
     }
     if let Some(machine) = &platform.machine {
-        let _ = writeln!(text, "  machine        {} MiB, {} processors", machine.memory_mib, machine.cpus);
+        let processor = machine.processor.map(|id| format!(" ({id})")).unwrap_or_default();
+        let _ = writeln!(
+            text,
+            "  machine        {} MiB, {} processors{processor}",
+            machine.memory_mib, machine.cpus
+        );
     }
     for mrtd in &platform.mrtd {
         let _ = writeln!(text, "  MRTD   {}  {}", hex::encode(mrtd.value), mrtd.order.describe());

@@ -184,6 +184,24 @@ pub fn loader(files: &[&str]) -> Vec<u8> {
     script
 }
 
+/// A SMBIOS structure: type, handle, length of its formatted part, strings.
+pub fn structure(kind: u8, handle: u16, length: u8, strings: &[&str]) -> Vec<u8> {
+    let mut structure = vec![kind, length];
+    structure.extend_from_slice(&handle.to_le_bytes());
+    structure.resize(usize::from(length), 0);
+    for string in strings {
+        structure.extend_from_slice(string.as_bytes());
+        structure.push(0);
+    }
+    structure.extend_from_slice(if strings.is_empty() { &[0, 0] } else { &[0] });
+    structure
+}
+
+/// A SMBIOS table of these structures, with the end that firmware gives it.
+pub fn table(structures: &[Vec<u8>]) -> Vec<u8> {
+    [structures.concat(), vec![127, 4, 0xff, 0xfe, 0, 0]].concat()
+}
+
 /// Overwrites bytes.
 pub fn put(bytes: &mut [u8], at: usize, value: &[u8]) {
     bytes[at..at + value.len()].copy_from_slice(value);

@@ -7,7 +7,7 @@ use std::error::Error;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cofferdam_attest::reference::{Half, MachineShape};
+use cofferdam_attest::reference::{Half, MachineShape, ProcessorId};
 use cofferdam_measure::AcpiTables;
 use cofferdam_measure::firmware::predict;
 use cofferdam_measure::uki::image_reference;
@@ -39,6 +39,9 @@ pub struct PlatformCase {
     pub cpus: u32,
     /// What `ci/acpi-tables` would have written, base64 by name; null when nothing is given.
     pub tables: Option<BTreeMap<String, String>>,
+    /// The processor that the SMBIOS tables shall name.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub processor: Option<ProcessorId>,
     pub expect: Value,
 }
 
@@ -75,7 +78,8 @@ pub fn platform(files: &BTreeMap<String, String>, case: &PlatformCase) -> Value 
             tables.iter().map(|(name, text)| (name.clone(), STANDARD.decode(text).unwrap())).collect();
         AcpiTables::new(machine.to_string().as_bytes(), decoded).unwrap()
     });
-    let shape = MachineShape { memory_mib: case.memory_mib, cpus: case.cpus, qemu: None };
+    let shape =
+        MachineShape { memory_mib: case.memory_mib, cpus: case.cpus, qemu: None, processor: case.processor };
     match predict(&firmware, "synthetic", &shape, tables.as_ref()) {
         Ok(prediction) => {
             let open: Vec<String> = prediction.open.iter().map(ToString::to_string).collect();
