@@ -85,8 +85,8 @@ class Repositories:
         raise Problem(422, f"No commit found for SHA: {ref}")
 
     def default_branch(self, owner, repo):
-        out = self.git(owner, repo, "symbolic-ref", "--short", "HEAD")
-        return out.decode().strip() if out else "main"
+        out = self.git(owner, repo, "symbolic-ref", "HEAD")
+        return out.decode().strip().removeprefix("refs/heads/") if out else "main"
 
     def date(self, owner, repo, ref):
         """The date of a commit, as a release shows it."""
