@@ -8,10 +8,12 @@
 //! Bounded in what it reads and in what it asks GitHub about, so that no list keeps it busy for ever.
 
 use std::collections::HashMap;
+use std::task::Poll;
 
 use cofferdam_attest::appraise::{Check, Expectations, Outcome as CheckOutcome, Verdict};
 use cofferdam_attest::claims::{self, Claims};
 use cofferdam_attest::evidence::{ASSET_NAME, Evidence};
+use cofferdam_attest::github::GithubError;
 use cofferdam_attest::release::Tag;
 use serde_json::{Value, json};
 
@@ -23,6 +25,8 @@ use crate::ui::printable;
 /// Documents that are downloaded at most, and their bytes together.
 pub(crate) const MAX_DOWNLOADS: usize = 1_024;
 const MAX_DOWNLOADED: usize = 64 << 20;
+/// Documents that are fetched at once.
+const AT_ONCE: usize = 8;
 /// Commits that GitHub is asked about at most. Only evidence that is accepted but for its declaration gets this far.
 const MAX_COMMITS: usize = 8;
 /// Refused attestations that are named one by one.
@@ -110,29 +114,36 @@ pub(crate) async fn newest(
         hint: None,
     };
     let mut shown: Option<Verified> = None;
-    let total = list.len();
-    for (at, candidate) in list.into_iter().enumerate() {
-        if search.downloads >= MAX_DOWNLOADS || search.downloaded >= MAX_DOWNLOADED {
-            skipped.unread = total.saturating_sub(at);
+    let mut left = list.into_iter();
+    // Almost always the first is the answer; only when it is not are several documents fetched at once.
+    let mut batch: Vec<Candidate> = left.by_ref().take(1).collect();
+    while !batch.is_empty() {
+        if search.downloads.saturating_add(batch.len()) > MAX_DOWNLOADS || search.downloaded >= MAX_DOWNLOADED
+        {
+            skipped.unread = batch.len().saturating_add(left.len());
             break;
         }
-        let tag = candidate.tag.clone();
-        match search.judge(candidate).await? {
-            Judgement::Verified(found) if found.verdict == Verdict::Accepted => {
-                return Ok(Found { verified: *found, verdict: Verdict::Accepted, skipped, hint: None });
-            }
-            Judgement::Verified(found) => {
-                skipped.note(tag, found.verdict, reason(&found));
-                // What could not be checked explains more than what is false: it might have been the answer.
-                let better = |old: &Verified| {
-                    old.verdict == Verdict::Rejected && found.verdict == Verdict::CouldNotCheck
-                };
-                if shown.as_ref().is_none_or(better) {
-                    shown = Some(*found);
+        let documents = together(batch.iter().map(|candidate| source.document(candidate)).collect()).await;
+        for (candidate, document) in batch.into_iter().zip(documents) {
+            let tag = candidate.tag.clone();
+            match search.judge(candidate, document).await? {
+                Judgement::Verified(found) if found.verdict == Verdict::Accepted => {
+                    return Ok(Found { verified: *found, verdict: Verdict::Accepted, skipped, hint: None });
                 }
+                Judgement::Verified(found) => {
+                    skipped.note(tag, found.verdict, reason(&found));
+                    // What could not be checked explains more than what is false: it might have been the answer.
+                    let better = |old: &Verified| {
+                        old.verdict == Verdict::Rejected && found.verdict == Verdict::CouldNotCheck
+                    };
+                    if shown.as_ref().is_none_or(better) {
+                        shown = Some(*found);
+                    }
+                }
+                Judgement::Nothing(verdict, reason) => skipped.note(tag, verdict, reason),
             }
-            Judgement::Nothing(verdict, reason) => skipped.note(tag, verdict, reason),
         }
+        batch = left.by_ref().take(AT_ONCE).collect();
     }
     let verdict = skipped.verdict();
     match shown {
@@ -145,13 +156,22 @@ pub(crate) async fn newest(
 }
 
 impl Search<'_> {
-    /// Downloads and appraises one candidate. A failure is one of GitHub as a whole, which the next candidate would meet too.
-    async fn judge(&mut self, candidate: Candidate) -> Outcome<Judgement> {
+    /// Appraises one candidate. A failure is one of GitHub as a whole, which the next candidate would meet too.
+    async fn judge(
+        &mut self,
+        candidate: Candidate,
+        document: Result<Vec<u8>, GithubError>,
+    ) -> Outcome<Judgement> {
         let refused = |reason: String| Ok(Judgement::Nothing(Verdict::Rejected, reason));
         self.downloads += 1;
-        let document = match self.source.document(&candidate).await {
+        let document = match document {
             Ok(document) => document,
-            Err(error) if error.is_transient() => {
+            Err(
+                error @ (GithubError::RateLimited { .. }
+                | GithubError::Timeout
+                | GithubError::Unreachable(_)
+                | GithubError::Unauthorized(_)),
+            ) => {
                 return Err(self.source.failure("download the release attestation", &error));
             }
             Err(error) => return Ok(Judgement::Nothing(Verdict::CouldNotCheck, chain(&error))),
@@ -256,6 +276,23 @@ impl Search<'_> {
         self.commits.insert(claims.commit.clone(), failed);
         asked
     }
+}
+
+/// Does all of `work` at once; the results in its order.
+async fn together<F: Future>(work: Vec<F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = work.into_iter().map(|one| (Box::pin(one), None)).collect();
+    std::future::poll_fn(|context| {
+        let mut done = Poll::Ready(());
+        for (one, result) in running.iter_mut().filter(|(_, result)| result.is_none()) {
+            match one.as_mut().poll(context) {
+                Poll::Ready(value) => *result = Some(value),
+                Poll::Pending => done = Poll::Pending,
+            }
+        }
+        done
+    })
+    .await;
+    running.into_iter().filter_map(|(_, result)| result).collect()
 }
 
 /// Name of the check that compares with the repository.
@@ -403,6 +440,18 @@ mod tests {
         for (skipped, code) in [(skipped(2, 0), 3), (skipped(2, 1), 6), (skipped(0, 0), 6)] {
             assert_eq!(skipped.failure("acme/app").code as u8, code);
         }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn several_things_take_as_long_as_the_longest_and_keep_their_order() {
+        let begun = tokio::time::Instant::now();
+        let work = [3, 1, 2].map(|seconds| async move {
+            tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
+            seconds
+        });
+        assert_eq!(together(work.into()).await, [3, 1, 2]);
+        assert_eq!(begun.elapsed().as_secs(), 3);
+        assert!(together(Vec::<std::future::Ready<()>>::new()).await.is_empty());
     }
 
     #[test]

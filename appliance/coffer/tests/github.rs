@@ -258,7 +258,7 @@ fn a_thousand_junk_releases_do_not_hide_the_attestation() {
         world.scenario(json!({ "order": order }));
         world.start();
         let begun = std::time::Instant::now();
-        let (code, printed, said) = world.verify(&[]);
+        let (code, printed, said) = world.verify(&["--timeout", "10m"]);
         let took = begun.elapsed();
         world.stop();
         assert_eq!(code, 0, "{said}");
