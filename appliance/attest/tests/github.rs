@@ -588,9 +588,10 @@ async fn a_rate_limit_says_when_it_resets() {
         Step("GET ", 403, spent.clone(), "{}".into()),
         Step("GET ", 429, spent, "{}".into()),
         Step("GET ", 403, slow, "{}".into()),
+        step("GET ", 403, "{\"message\":\"You have exceeded a secondary rate limit.\"}"),
     ])
     .await;
-    let client = server.client();
+    let client = server.client().with_deadline(Duration::from_secs(50));
     for _ in 0..2 {
         let error = client.commit(&repository(), "main").await.unwrap_err();
         let GithubError::RateLimited { resets_at: Some(at), .. } = error else { panic!("{error:?}") };
@@ -601,7 +602,13 @@ async fn a_rate_limit_says_when_it_resets() {
     let error = client.commit(&repository(), "main").await.unwrap_err();
     assert_eq!(error.to_string(), "GitHub asks to wait 77 s before the next request");
     assert!(matches!(error, GithubError::RateLimited { resets_at: None, .. }));
-    assert_eq!(server.seen().len(), 3, "nobody asks again before that");
+    let error = client.commit(&repository(), "main").await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "GitHub asks to wait 60 s before the next request",
+        "a minute, as GitHub advises"
+    );
+    assert_eq!(server.seen().len(), 4, "nobody asks again before that");
 }
 
 #[tokio::test]

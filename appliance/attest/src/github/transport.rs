@@ -280,7 +280,10 @@ fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> GithubError 
         404 | 410 => GithubError::NotFound,
         401 => GithubError::Unauthorized(message(body)),
         429 => limited(),
-        403 if spent || headers.contains_key(RETRY_AFTER) => limited(),
+        // Of a pace that is too high GitHub complains in words, not always in a header.
+        403 if spent || headers.contains_key(RETRY_AFTER) || message(body).contains("rate limit") => {
+            limited()
+        }
         403 => GithubError::Unauthorized(message(body)),
         400..=499 => GithubError::Refused(message(body)),
         status => GithubError::Server { status, message: message(body) },
