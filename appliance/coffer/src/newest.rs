@@ -23,8 +23,8 @@ use crate::trust::{Judged, Trust, unix_now, verdict_name};
 use crate::ui::printable;
 
 /// Documents that are downloaded at most, and their bytes together.
-pub(crate) const MAX_DOWNLOADS: usize = 1_024;
-const MAX_DOWNLOADED: usize = 64 << 20;
+const MAX_DOWNLOADS: usize = 1_024;
+const MAX_DOWNLOADED: u64 = 64 << 20;
 /// Documents that are fetched at once.
 const AT_ONCE: usize = 8;
 /// Commits that GitHub is asked about at most. Only evidence that is accepted but for its declaration gets this far.
@@ -86,10 +86,13 @@ struct Search<'a> {
     source: &'a Source,
     now: u64,
     downloads: usize,
-    downloaded: usize,
+    downloaded: u64,
     /// What GitHub could not be asked about the commits so far.
     commits: HashMap<String, Option<String>>,
     hint: Option<String>,
+    skipped: Skipped,
+    /// What explains best, so far, why nothing was accepted.
+    shown: Option<Verified>,
 }
 
 /// The newest release attestation of `repository` that is accepted, or why there is none.
@@ -101,7 +104,7 @@ pub(crate) async fn newest(
 ) -> Outcome<Found> {
     let now = unix_now()?;
     let candidates = source.candidates(now).await?;
-    let (list, mut skipped) = current(candidates, now, trust.max_age_s());
+    let (list, skipped) = current(candidates, now, trust.max_age_s());
     let mut search = Search {
         repository,
         commit,
@@ -112,50 +115,64 @@ pub(crate) async fn newest(
         downloaded: 0,
         commits: HashMap::new(),
         hint: None,
+        skipped,
+        shown: None,
     };
-    let mut shown: Option<Verified> = None;
     let mut left = list.into_iter();
     // Almost always the first is the answer; only when it is not are several documents fetched at once.
     let mut batch: Vec<Candidate> = left.by_ref().take(1).collect();
     while !batch.is_empty() {
-        if search.downloads.saturating_add(batch.len()) > MAX_DOWNLOADS || search.downloaded >= MAX_DOWNLOADED
-        {
-            skipped.unread = batch.len().saturating_add(left.len());
+        let bytes = batch.iter().map(Candidate::bytes).fold(search.downloaded, u64::saturating_add);
+        if search.downloads.saturating_add(batch.len()) > MAX_DOWNLOADS || bytes > MAX_DOWNLOADED {
+            search.skipped.unread = batch.len().saturating_add(left.len());
             break;
         }
-        let documents = together(batch.iter().map(|candidate| source.document(candidate)).collect()).await;
+        (search.downloads, search.downloaded) = (search.downloads.saturating_add(batch.len()), bytes);
+        if let Some(verified) = search.try_all(batch).await? {
+            return Ok(Found { verified, verdict: Verdict::Accepted, skipped: search.skipped, hint: None });
+        }
+        batch = left.by_ref().take(AT_ONCE).collect();
+    }
+    search.without_success().await
+}
+
+impl Search<'_> {
+    /// Tries candidates, which are fetched at once, from the first on; the one that is accepted, if any is.
+    async fn try_all(&mut self, batch: Vec<Candidate>) -> Outcome<Option<Verified>> {
+        let documents = batch.iter().map(|candidate| self.source.document(candidate)).collect();
+        let documents = together(documents).await;
         for (candidate, document) in batch.into_iter().zip(documents) {
             let tag = candidate.tag.clone();
-            match search.judge(candidate, document).await? {
-                Judgement::Verified(found) if found.verdict == Verdict::Accepted => {
-                    return Ok(Found { verified: *found, verdict: Verdict::Accepted, skipped, hint: None });
-                }
+            match self.judge(candidate, document).await? {
+                Judgement::Verified(found) if found.verdict == Verdict::Accepted => return Ok(Some(*found)),
                 Judgement::Verified(found) => {
-                    skipped.note(tag, found.verdict, reason(&found));
+                    self.skipped.note(tag, found.verdict, reason(&found));
                     // What could not be checked explains more than what is false: it might have been the answer.
                     let better = |old: &Verified| {
                         old.verdict == Verdict::Rejected && found.verdict == Verdict::CouldNotCheck
                     };
-                    if shown.as_ref().is_none_or(better) {
-                        shown = Some(*found);
+                    if self.shown.as_ref().is_none_or(better) {
+                        self.shown = Some(*found);
                     }
                 }
-                Judgement::Nothing(verdict, reason) => skipped.note(tag, verdict, reason),
+                Judgement::Nothing(verdict, reason) => self.skipped.note(tag, verdict, reason),
             }
         }
-        batch = left.by_ref().take(AT_ONCE).collect();
+        Ok(None)
     }
-    let verdict = skipped.verdict();
-    match shown {
-        Some(verified) => {
-            let verified = search.complete(verified).await;
-            Ok(Found { verified, verdict, skipped, hint: search.hint })
-        }
-        None => Err(skipped.failure(repository)),
-    }
-}
 
-impl Search<'_> {
+    /// The answer when nothing was accepted.
+    async fn without_success(mut self) -> Outcome<Found> {
+        let verdict = self.skipped.verdict();
+        match self.shown.take() {
+            Some(verified) => {
+                let verified = self.complete(verified).await;
+                Ok(Found { verified, verdict, skipped: self.skipped, hint: self.hint })
+            }
+            None => Err(self.skipped.failure(self.repository)),
+        }
+    }
+
     /// Appraises one candidate. A failure is one of GitHub as a whole, which the next candidate would meet too.
     async fn judge(
         &mut self,
@@ -163,7 +180,6 @@ impl Search<'_> {
         document: Result<Vec<u8>, GithubError>,
     ) -> Outcome<Judgement> {
         let refused = |reason: String| Ok(Judgement::Nothing(Verdict::Rejected, reason));
-        self.downloads += 1;
         let document = match document {
             Ok(document) => document,
             Err(
@@ -176,7 +192,6 @@ impl Search<'_> {
             }
             Err(error) => return Ok(Judgement::Nothing(Verdict::CouldNotCheck, chain(&error))),
         };
-        self.downloaded = self.downloaded.saturating_add(document.len());
         let evidence = match Evidence::parse(&document) {
             Ok(evidence) => evidence,
             Err(error) => return refused(format!("{ASSET_NAME} is malformed: {}", chain(&error))),

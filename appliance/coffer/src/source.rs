@@ -38,6 +38,13 @@ pub(crate) struct Candidate {
     asset: Asset,
 }
 
+impl Candidate {
+    /// Length of its document in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.asset.size
+    }
+}
+
 /// What a list of releases holds.
 #[derive(Default)]
 pub(crate) struct Candidates {
