@@ -93,6 +93,13 @@ class Repositories:
         out = self.git(owner, repo, "show", "-s", "--format=%cI", self.resolve(owner, repo, ref))
         return datetime.fromisoformat(out.decode().strip()).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
 
+    def tag(self, owner, repo, names):
+        """Makes the tags of published releases, `{name: target}`, where there is none of that name yet."""
+        known = (self.git(owner, repo, "for-each-ref", "--format=%(refname)", "refs/tags") or b"").decode().split()
+        lines = [f"create refs/tags/{name} {self.resolve(owner, repo, target)}\n" for name, target in names.items() if f"refs/tags/{name}" not in known]
+        folder = os.path.join(self.root, owner, repo)
+        subprocess.run(["git", "-c", "safe.directory=*", "-C", folder, "update-ref", "--stdin"], input="".join(lines).encode(), timeout=60, check=True)
+
     def upload_pack(self, owner, repo, version, body):
         """One request of git's protocol, answered by git."""
         self.git(owner, repo, "rev-parse")
@@ -340,6 +347,8 @@ class Handler(BaseHTTPRequestHandler):
             entry = {"repository": f"{owner}/{repo}", "id": self.server.releases.id(), "tag_name": tag, "target_commitish": target,
                      "name": asked.get("name"), "body": asked.get("body"), "draft": draft, "prerelease": asked.get("prerelease", False),
                      "created_at": self.server.repositories.date(owner, repo, target), "published_at": None if draft else now(), "updated_at": now(), "assets": []}
+            if not draft:
+                self.server.repositories.tag(owner, repo, {tag: target})
             self.server.releases.entries.append(entry)
             self.server.releases.save()
         return self.json(201, self.shown(entry), {"Location": self.shown(entry)["url"]})
@@ -382,6 +391,7 @@ class Handler(BaseHTTPRequestHandler):
             entry["updated_at"] = now()
             if publishing:
                 entry["published_at"] = now()
+                self.server.repositories.tag(owner, repo, {entry["tag_name"]: entry["target_commitish"]})
             self.server.releases.save()
         return self.json(200, self.shown(entry))
 
@@ -586,6 +596,12 @@ class Server(ThreadingHTTPServer):
         self.options, self.fault_lock = options, threading.Lock()
         self.used, self.hour = {}, time.time()
         self.repositories, self.releases = Repositories(options.root), Releases(options.state)
+        names = {}
+        for entry in self.releases.entries:
+            if not entry["draft"]:
+                names.setdefault(entry["repository"], {})[entry["tag_name"]] = entry["target_commitish"]
+        for repository, tags in names.items():
+            self.repositories.tag(*repository.split("/"), tags)
         self.contract = None
         if options.contract:
             from contract import Contract

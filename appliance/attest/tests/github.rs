@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::collections::HashMap;
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
@@ -418,13 +418,22 @@ async fn pages_of_releases_are_followed_within_a_bound_and_each_release_counts_o
     };
     let ids = |releases: &[Release]| releases.iter().map(|release| release.id).collect::<Vec<_>>();
     let server = Server::start(script()).await;
-    let all = server.client().all_releases(&repository(), 20).await.unwrap();
+    let all = server.client().all_releases(&repository(), 20, None).await.unwrap();
     assert_eq!((ids(&all.releases), all.complete), (vec![1, 2, 3, 4, 5], true));
     let asked = |page| format!("GET /api/v3/repos/acme/shop/releases?per_page=100&page={page}");
     assert_eq!(server.lines(), [asked(1), asked(2), asked(3)], "our own pages, wherever the links point");
 
+    // No more than what is wanted is on; what is nowhere does not end before the bound.
+    let tag = "attest-20260102T030405Z-0a1b2c3d".to_owned();
+    for (wanted, asked) in [(tag, 1), ("attest-20260102T030405Z-00000000".to_owned(), 3)] {
+        let server = Server::start(script()).await;
+        let found = server.client().all_releases(&repository(), 20, Some(&HashSet::from([wanted]))).await;
+        assert!(found.unwrap().complete);
+        assert_eq!(server.lines().len(), asked);
+    }
+
     let server = Server::start(script()).await;
-    let some = server.client().all_releases(&repository(), 2).await.unwrap();
+    let some = server.client().all_releases(&repository(), 2, None).await.unwrap();
     assert_eq!((ids(&some.releases), some.complete), (vec![1, 2, 3], false));
     assert_eq!(server.lines().len(), 2);
 }
@@ -435,13 +444,13 @@ async fn what_has_not_changed_is_asked_for_conditionally() {
     let server =
         Server::start(vec![linked(format!("[{}]", numbered(1)), ""), unchanged(), unchanged()]).await;
     let client = server.client().with_cache(Arc::new(Memory::default()));
-    let first = client.all_releases(&repository(), 1).await.unwrap();
-    assert_eq!(client.all_releases(&repository(), 1).await.unwrap(), first);
+    let first = client.all_releases(&repository(), 1, None).await.unwrap();
+    assert_eq!(client.all_releases(&repository(), 1, None).await.unwrap(), first);
     assert!(server.seen()[1].to_lowercase().contains("if-none-match: w/\"one\""));
     assert!(!server.seen()[0].to_lowercase().contains("if-none-match"));
     assert_eq!(client.requests(), Requests { api: 2, unchanged: 1, ..Requests::default() });
     // Nobody asked for changes only: then this is no answer.
-    let error = server.client().all_releases(&repository(), 1).await.unwrap_err();
+    let error = server.client().all_releases(&repository(), 1, None).await.unwrap_err();
     assert!(matches!(error, GithubError::Malformed(_)), "{error:?}");
 }
 
@@ -523,9 +532,13 @@ async fn the_default_branch_is_asked_for_without_a_name_that_a_ref_could_shadow(
     ])
     .await;
     let client = server.client();
-    let head = Head { branch: "trunk".to_owned(), commit: commit.clone() };
-    assert_eq!(client.default_head(&repository()).await.unwrap(), head);
-    assert_eq!(client.default_head(&repository()).await.unwrap(), head, "by the API where git is not spoken");
+    let head = |tags| Head { branch: "trunk".to_owned(), commit: commit.clone(), tags };
+    assert_eq!(client.default_head(&repository()).await.unwrap(), head(Some(vec![])));
+    assert_eq!(
+        client.default_head(&repository()).await.unwrap(),
+        head(None),
+        "by the API where git is not spoken"
+    );
     assert!(matches!(client.default_head(&repository()).await, Err(GithubError::Malformed(_))));
     assert!(matches!(client.default_head(&repository()).await, Err(GithubError::NotFound)));
     assert_eq!(

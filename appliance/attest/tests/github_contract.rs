@@ -138,7 +138,7 @@ async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
     assert_eq!(client.publish(&repository, &new, &[asset]).await.unwrap().id, release.id);
 
     let anybody = development.client(None);
-    let found = anybody.all_releases(&repository, 2).await.unwrap();
+    let found = anybody.all_releases(&repository, 2, None).await.unwrap();
     assert!(found.complete && found.releases.len() == 1);
     let listed = &found.releases[0];
     assert_eq!((listed.tag_name.as_str(), listed.immutable), (new.tag_name.as_str(), Some(true)));
@@ -147,6 +147,10 @@ async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
         let downloaded = client.download(&repository, &listed.assets[0], 256 * 1024).await.unwrap();
         assert_eq!(downloaded, bytes);
     }
+
+    // A published release has its tag in git.
+    let head = anybody.default_head(&repository).await.unwrap();
+    assert_eq!(head.tags.unwrap(), [new.tag_name.clone()]);
 
     let wrong = development.client(Some("wrong")).create_draft(&repository, &new).await;
     assert!(matches!(wrong, Err(GithubError::Unauthorized(_))));

@@ -18,7 +18,7 @@ use cofferdam_attest::release::Tag;
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure, Outcome, chain};
-use crate::source::{Candidate, Candidates, DECLARATION, Source};
+use crate::source::{CLOCK_SKEW_S, Candidate, Candidates, DECLARATION, Source};
 use crate::trust::{Judged, Trust, unix_now, verdict_name};
 use crate::ui::printable;
 
@@ -103,8 +103,9 @@ pub(crate) async fn newest(
     source: &Source,
 ) -> Outcome<Found> {
     let now = unix_now()?;
-    let candidates = source.candidates(now).await?;
-    let (list, skipped) = current(candidates, now, trust.max_age_s());
+    let oldest = now.saturating_sub(trust.max_age_s()).saturating_sub(CLOCK_SKEW_S);
+    let candidates = source.candidates(now, oldest).await?;
+    let (list, skipped) = current(candidates, oldest);
     let mut search = Search {
         repository,
         commit,
@@ -315,9 +316,8 @@ const DECLARATION_CHECK: &str = "repository_declaration";
 
 /// The candidates that claims of an accepted age can be behind. When there is none the newest of all is looked at, so that
 /// the answer says what is wrong with it.
-fn current(candidates: Candidates, now: u64, max_age_s: u64) -> (Vec<Candidate>, Skipped) {
+fn current(candidates: Candidates, oldest: u64) -> (Vec<Candidate>, Skipped) {
     let Candidates { mut list, other, future, without_document, complete } = candidates;
-    let oldest = now.saturating_sub(max_age_s).saturating_sub(crate::source::CLOCK_SKEW_S);
     let recent = list.iter().take_while(|candidate| {
         claims::parse_time(&candidate.tag.issued_at).is_some_and(|issued| issued >= oldest)
     });

@@ -2,6 +2,7 @@
 //!
 //! Each fact is asked for once in a run. What GitHub does not say is "could not check"; only what it does say can be false.
 
+use std::collections::HashSet;
 use std::sync::Arc;
 
 use cofferdam_attest::claims::{self, Claims};
@@ -83,9 +84,12 @@ impl Source {
     }
 
     /// The releases that may be release attestations at the time `now`, newest first. Whoever can write releases can add to
-    /// this list; what is on it has to prove itself.
-    pub(crate) async fn candidates(&self, now: u64) -> Outcome<Candidates> {
-        let listed = self.client.all_releases(&self.repository, MAX_PAGES).await;
+    /// this list; what is on it has to prove itself. Those older than `oldest` matter only when there is no other: as soon as all
+    /// that matter are found (git says which tags there are), no further pages are read.
+    pub(crate) async fn candidates(&self, now: u64, oldest: u64) -> Outcome<Candidates> {
+        let tags = self.head().await.ok().and_then(|head| head.tags.as_deref());
+        let wanted = tags.map(|tags| wanted(tags, now, oldest));
+        let listed = self.client.all_releases(&self.repository, MAX_PAGES, wanted.as_ref()).await;
         let listed = listed.map_err(|error| self.failure("list releases", &error))?;
         Ok(sort(listed, now))
     }
@@ -247,6 +251,17 @@ fn declared(changed: Option<&[github::Changed]>) -> Declared {
     }
 }
 
+/// The tags whose releases may be the answer: those of the time that counts, or else the newest.
+fn wanted(tags: &[String], now: u64, oldest: u64) -> HashSet<String> {
+    let issued = |name: &String| claims::parse_time(&Tag::parse(name)?.issued_at);
+    let past = tags.iter().filter_map(|name| Some((issued(name)?, name)));
+    let past: Vec<(u64, &String)> =
+        past.filter(|(issued, _)| *issued <= now.saturating_add(CLOCK_SKEW_S)).collect();
+    let newest = past.iter().map(|(issued, _)| *issued).max().unwrap_or(0);
+    let least = oldest.min(newest);
+    past.into_iter().filter(|(issued, _)| *issued >= least).map(|(_, name)| name.clone()).collect()
+}
+
 /// Sorts releases into those that may be attestations and the others. Drafts are nobody's word yet.
 fn sort(listed: github::Listed, now: u64) -> Candidates {
     // A tag from the future is nobody's: without this, one release could blind every client for good.
@@ -326,6 +341,19 @@ mod tests {
         assert_eq!(digests, ["3", "2", "1"]);
         assert_eq!((found.other, found.future, found.without_document), (2, 2, 3));
         assert!(found.complete);
+    }
+
+    #[test]
+    fn the_tags_that_matter_are_those_of_the_time_that_counts_or_else_the_newest() {
+        let now = claims::parse_time(NOW).unwrap();
+        let tags = ["20260601T120000Z", "20260601T110000Z", "20260501T110000Z", "20270101T000000Z", "junk"]
+            .map(|time| format!("attest-{time}-00000000"));
+        let of = |times: &[&str]| -> HashSet<String> {
+            times.iter().map(|time| format!("attest-{time}-00000000")).collect()
+        };
+        assert_eq!(wanted(&tags, now, now - 86_400), of(&["20260601T120000Z", "20260601T110000Z"]));
+        assert_eq!(wanted(&tags[2..], now, now - 86_400), of(&["20260501T110000Z"]));
+        assert_eq!(wanted(&tags[3..], now, now - 86_400), of(&[]));
     }
 
     #[test]

@@ -53,6 +53,28 @@ fn verify_asks_at_most_four_times_cold_and_once_warm() {
 }
 
 #[test]
+fn a_year_of_releases_costs_no_more_requests() {
+    for token in [None, Some(TOKEN)] {
+        let Some((mut world, told)) = honest() else { return };
+        world.token = token;
+        for n in 1..550 {
+            world.release(&tag_at(told.issued - n as u64 * 57_600, n), &[(DOCUMENT, b"expired")]);
+        }
+        world.release(&tag_at(now() + 86_400, 0), &[(DOCUMENT, b"{}")]);
+        world.judged = false;
+        world.start();
+        // The honest one on the first page, as the newest is on GitHub at most times.
+        world.scenario(json!({ "order": "oldest" }));
+        let (code, _, said) = world.verify(&[]);
+        assert_eq!(code, 0, "{said}");
+        let cold = world.counted();
+        assert_eq!(world.verify(&[]).0, 0);
+        let warm = world.counted();
+        assert!(cold[0] <= 4 && warm[0] == 1, "{cold:?} {warm:?}");
+    }
+}
+
+#[test]
 fn without_the_network_the_answer_is_could_not_check_cached_or_not() {
     let Some((mut world, _)) = honest() else { return };
     world.start();
@@ -293,6 +315,8 @@ fn more_releases_than_are_looked_at_are_said_and_leave_the_answer_open() {
     for n in 0..2_001 {
         world.release(&format!("v{n}"), &[]);
     }
+    // A tag that has no release: it might be on any page.
+    world.git(&["tag", &tag_at(now(), 1)]);
     world.judged = false;
     world.start();
     let (code, _, said) = world.verify(&[]);

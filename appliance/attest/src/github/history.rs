@@ -18,11 +18,13 @@ pub const MAX_FILES: usize = 300;
 /// Largest accepted comparison in bytes: it carries the patches of up to [`MAX_FILES`] files.
 const MAX_COMPARISON: usize = 16 * 1024 * 1024;
 
-/// Largest accepted answer of git's protocol in bytes: it is one line.
-const MAX_REFS: usize = 16 * 1024;
+/// Largest accepted answer of git's protocol in bytes: about ten thousand tags.
+const MAX_REFS: usize = 1024 * 1024;
 
-/// The request `ls-refs` for HEAD and what it points to (gitprotocol-v2), each line with its length in front.
-const LS_REFS: &str = "0014command=ls-refs\n0001000csymrefs\n0014ref-prefix HEAD\n0000";
+/// The request `ls-refs` for HEAD, what it points to, and the tags of release attestations (gitprotocol-v2), each line with its
+/// length in front.
+const LS_REFS: &str = "0014command=ls-refs\n0001000csymrefs\n0014ref-prefix HEAD\n\
+                       0021ref-prefix refs/tags/attest-\n0000";
 
 /// The default branch and where it stands.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -31,6 +33,8 @@ pub struct Head {
     pub branch: String,
     /// 40 hex digits.
     pub commit: String,
+    /// All tags that begin with `attest-`, when the server said them: each published release has one, not each has a release.
+    pub tags: Option<Vec<String>>,
 }
 
 /// How two commits are related.
@@ -132,7 +136,7 @@ impl Client {
             return Err(GithubError::Malformed("another ref than was asked for".to_owned()));
         }
         check_sha(&found.object.sha)?;
-        Ok(Head { branch, commit: found.object.sha })
+        Ok(Head { branch, commit: found.object.sha, tags: None })
     }
 
     /// How `base` and `head` are related, both whole commits. A comparison cannot change, so the cache may answer.
@@ -215,21 +219,33 @@ impl Compared {
     }
 }
 
-/// The one line that says what HEAD is: `<commit> HEAD symref-target:refs/heads/<branch>`, with its length in four hex digits
-/// in front, and then the end, `0000`.
+/// Lines with their length in four hex digits in front, and then the end, `0000`: one that says what HEAD is,
+/// `<commit> HEAD symref-target:refs/heads/<branch>`, and one for each tag, `<object> refs/tags/<name>`.
 fn parse_head(body: &[u8]) -> Option<Head> {
-    let text = std::str::from_utf8(body).ok()?;
-    let (length, rest) = text.split_at_checked(4)?;
-    let length = usize::from_str_radix(length, 16).ok()?.checked_sub(4)?;
-    let (line, end) = rest.split_at_checked(length)?;
-    if end != "0000" {
-        return None;
+    let mut rest = std::str::from_utf8(body).ok()?;
+    let (mut head, mut tags) = (None, Vec::new());
+    while rest != "0000" {
+        let (length, tail) = rest.split_at_checked(4)?;
+        let length = usize::from_str_radix(length, 16).ok()?.checked_sub(4).filter(|length| *length > 0)?;
+        let (line, tail) = tail.split_at_checked(length)?;
+        rest = tail;
+        let mut words = line.trim_end_matches('\n').split(' ');
+        let (object, name) = (words.next()?, words.next()?);
+        if !strict::is_lower_hex(object, 40) {
+            return None;
+        }
+        match (name.strip_prefix("refs/tags/"), words.next()) {
+            (Some(tag), _) => tags.push(tag.to_owned()),
+            (None, Some(target)) if name == "HEAD" && head.is_none() => {
+                let branch = target.strip_prefix("symref-target:refs/heads/")?;
+                check_branch(branch).ok()?;
+                head = Some((branch.to_owned(), object.to_owned()));
+            }
+            // What was not asked for.
+            (None, _) => return None,
+        }
     }
-    let mut words = line.trim_end_matches('\n').split(' ');
-    let (commit, name, target) = (words.next()?, words.next()?, words.next()?);
-    let branch = target.strip_prefix("symref-target:refs/heads/")?;
-    let fine = strict::is_lower_hex(commit, 40) && name == "HEAD" && check_branch(branch).is_ok();
-    fine.then(|| Head { branch: branch.to_owned(), commit: commit.to_owned() })
+    head.map(|(branch, commit)| Head { branch, commit, tags: Some(tags) })
 }
 
 fn check_sha(sha: &str) -> Result<(), GithubError> {
@@ -263,7 +279,8 @@ mod tests {
             rest = tail;
         }
         assert_eq!(rest, "");
-        assert_eq!(lines, ["command=ls-refs\n", "", "symrefs\n", "ref-prefix HEAD\n", ""]);
+        let prefixes = ["ref-prefix HEAD\n", "ref-prefix refs/tags/attest-\n"];
+        assert_eq!(lines, ["command=ls-refs\n", "", "symrefs\n", prefixes[0], prefixes[1], ""]);
     }
 
     #[test]
@@ -271,13 +288,23 @@ mod tests {
         let commit = "0123456789abcdef0123456789abcdef01234567";
         let line = |text: &str| format!("{:04x}{text}", text.len() + 4);
         let good = line(&format!("{commit} HEAD symref-target:refs/heads/release/1\n")) + "0000";
-        let head = Head { branch: "release/1".to_owned(), commit: commit.to_owned() };
-        assert_eq!(parse_head(good.as_bytes()), Some(head));
+        let head = |tags: &[&str]| Head {
+            branch: "release/1".to_owned(),
+            commit: commit.to_owned(),
+            tags: Some(tags.iter().map(|tag| (*tag).to_owned()).collect()),
+        };
+        assert_eq!(parse_head(good.as_bytes()), Some(head(&[])));
+        let tag = |name: &str| line(&format!("{commit} refs/tags/{name}\n"));
+        let tagged = good.replace("0000", "") + &tag("attest-1") + &tag("attest-2") + "0000";
+        assert_eq!(parse_head(tagged.as_bytes()), Some(head(&["attest-1", "attest-2"])));
+        assert_eq!(parse_head((tag("attest-1") + "0000").as_bytes()), None, "tags alone are no head");
         for bad in [
             String::new(),
             "0000".to_owned(),
             "0003".to_owned(),
             "zzzz".to_owned(),
+            "0004".to_owned() + &good,
+            good.replace("0000", "") + &good,
             line(&format!("{commit} HEAD\n")) + "0000",
             line(&format!("{commit} HEAD symref-target:refs/tags/main\n")) + "0000",
             line(&format!("{commit} refs/heads/HEAD symref-target:refs/heads/main\n")) + "0000",

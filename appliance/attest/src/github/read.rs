@@ -1,5 +1,7 @@
 //! Reading: files, releases and the bytes of their assets.
 
+use std::collections::HashSet;
+
 use reqwest::header::{ACCEPT, IF_NONE_MATCH};
 use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize};
@@ -32,7 +34,7 @@ pub struct Contents {
 pub struct Listed {
     /// Each one once.
     pub releases: Vec<Release>,
-    /// Whether these are all; otherwise the bound on pages was reached.
+    /// Whether these are all, or all that were wanted; otherwise the bound on pages was reached.
     pub complete: bool,
 }
 
@@ -83,18 +85,30 @@ impl Client {
             .await
     }
 
-    /// The releases on the first `pages` pages of [`PAGE`]. A page that the cache holds is asked for conditionally.
+    /// The releases on the first `pages` pages of [`PAGE`], or on fewer when those of all `wanted` tags are among them. A page that
+    /// the cache holds is asked for conditionally.
     ///
     /// # Errors
     /// [`GithubError`].
-    pub async fn all_releases(&self, repository: &Repository, pages: u32) -> Result<Listed, GithubError> {
+    pub async fn all_releases(
+        &self,
+        repository: &Repository,
+        pages: u32,
+        wanted: Option<&HashSet<String>>,
+    ) -> Result<Listed, GithubError> {
+        let mut missing = wanted.cloned();
         let mut releases: Vec<Release> = Vec::new();
-        let mut seen = std::collections::HashSet::new();
+        let mut seen = HashSet::new();
         for page in 1..=pages {
             let found = self.page_of_releases(repository, page).await?;
             // A release that is published meanwhile moves others onto the next page.
             releases.extend(found.releases.into_iter().filter(|release| seen.insert(release.id)));
-            if !found.more {
+            let more = found.more
+                && missing.as_mut().is_none_or(|missing| {
+                    missing.retain(|tag| !releases.iter().any(|release| release.tag_name == *tag));
+                    !missing.is_empty()
+                });
+            if !more {
                 return Ok(Listed { releases, complete: true });
             }
         }
