@@ -164,7 +164,14 @@ class World:
     def path(self, *parts):
         return os.path.join(self.folder, *parts)
 
+    def environment(self):
+        """For `coffer`: nothing of this user's settings, and a cache of this world's own."""
+        environment = {key: value for key, value in os.environ.items() if not key.startswith(("COFFER_", "GITHUB_"))}
+        return {**environment, "XDG_CACHE_HOME": self.path("cache"), "XDG_STATE_HOME": self.path("state")}
+
     def start(self, name, command, **options):
+        if command[0] == self.tool("coffer"):
+            options.setdefault("env", self.environment())
         log = open(self.path(name + ".log"), "ab")
         process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **options)
         log.close()
@@ -203,7 +210,8 @@ class World:
         os.makedirs(self.path("repos"), exist_ok=True)
         command = ["/usr/bin/python3", os.path.join(ROOT, "ci", "github", "server.py"), "--listen", f"127.0.0.1:{self.github_port}",
                    "--root", self.path("repos"), "--tls-cert", certificate, "--tls-key", key, "--token", GITHUB_TOKEN,
-                   "--state", self.path("releases.json"), "--faults", self.path("faults.json"), "--verbose"]
+                   "--state", self.path("releases.json"), "--faults", self.path("faults.json"), "--scenario", self.path("scenario.json"),
+                   "--log", self.path("github-requests.log"), "--verbose"]
         if os.path.exists(CONTRACT):
             command += ["--contract", CONTRACT, "--violations", self.path("violations")]
         github = self.start("github", command)
@@ -277,6 +285,14 @@ class World:
             raw = answer.read()
         return json.loads(raw) if raw else None
 
+    def asked_github(self):
+        """The requests to GitHub so far, as it logged them."""
+        try:
+            with open(self.path("github-requests.log"), encoding="utf-8") as file:
+                return [json.loads(line) for line in file]
+        except FileNotFoundError:
+            return []
+
     @staticmethod
     def forged_tag(document):
         """The tag that a release of this document would have (design: Release)."""
@@ -338,8 +354,7 @@ class World:
 
     def coffer(self, *arguments, stdin=None, env=None):
         """Runs `coffer`; returns (exit code, stdout, stderr)."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("COFFER_", "GITHUB_"))}
-        environment.update({"COFFER_KEY": self.path("operator.key"), **(env or {})})
+        environment = {**self.environment(), "COFFER_KEY": self.path("operator.key"), **(env or {})}
         done = subprocess.run([self.tool("coffer"), *arguments], input=stdin, capture_output=True, text=True, check=False, env=environment, timeout=300)
         return done.returncode, done.stdout, done.stderr
 

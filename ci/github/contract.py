@@ -12,6 +12,28 @@ from urllib.parse import parse_qs
 import jsonschema
 
 
+# An operation that the description at hand leaves out, as GitHub's page on "Compare two commits" has it: what both sides rely on.
+COMPARE = {
+    "/repos/{owner}/{repo}/compare/{basehead}": {"get": {
+        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in ("owner", "repo", "basehead")]
+        + [{"name": name, "in": "query", "schema": {"type": "integer"}} for name in ("page", "per_page")],
+        "responses": {"200": {"content": {"application/json": {"schema": {
+            "type": "object",
+            "properties": {
+                "status": {"type": "string", "enum": ["diverged", "ahead", "behind", "identical"]},
+                "base_commit": {"$ref": "#/components/schemas/commit"},
+                "merge_base_commit": {"$ref": "#/components/schemas/commit"},
+                "ahead_by": {"type": "integer"}, "behind_by": {"type": "integer"}, "total_commits": {"type": "integer"},
+                "commits": {"type": "array", "items": {"$ref": "#/components/schemas/commit"}},
+                "files": {"type": "array", "maxItems": 300, "items": {"$ref": "#/components/schemas/diff-entry"}},
+            },
+            "required": ["url", "html_url", "permalink_url", "diff_url", "patch_url", "base_commit", "merge_base_commit", "status", "ahead_by",
+                         "behind_by", "total_commits", "commits"],
+        }}}}, "404": {}, "500": {}, "503": {}},
+    }},
+}
+
+
 def _nullable(node):
     """OpenAPI 3.0 says `nullable: true` where JSON Schema says `type: [T, "null"]`."""
     if isinstance(node, list):
@@ -30,6 +52,7 @@ class Contract:
     def __init__(self, path):
         with open(path, encoding="utf-8") as file:
             self.document = _nullable(json.load(file))
+        self.document["paths"] = {**COMPARE, **self.document["paths"]}
         self.resolver = jsonschema.RefResolver.from_schema(self.document)
         self.operations = []
         for template, methods in self.document["paths"].items():

@@ -1,17 +1,25 @@
 #!/usr/bin/python3
-"""A development GitHub on loopback: releases, assets, contents and commits over TLS.
+"""A development GitHub on loopback: releases, assets, contents, commits and git's own protocol over TLS.
 
 Responsible for: answering like GitHub Enterprise Server does under `https://HOST/api/v3`, from real
-git repositories in a folder (`ROOT/OWNER/REPO`, anything that git can read). Contents and commits
-come from git itself; releases and assets live in memory and, with --state, in a file. A published
-release is immutable, as it is on GitHub once immutable releases are switched on.
+git repositories in a folder (`ROOT/OWNER/REPO`, anything that git can read). Contents, commits and
+comparisons come from git itself, as does `OWNER/REPO.git/git-upload-pack`; releases and assets live in
+memory and, with --state, in a file. A published release is immutable, as it is on GitHub once immutable
+releases are switched on. A release's `created_at` is its commit's date; lists are paged with `Link`,
+answers carry an `ETag`, and each caller has a rate limit.
 Never: anything but loopback, an answer that only our clients would understand, or a way for a client
 to tell it from the real one. With --contract every request and response is checked against GitHub's
 own description and each violation is appended to --violations.
 
 Faults for tests: --faults names a JSON file that is read on every request, a list of
-`{"method": "POST", "path": REGEX, "status": 500, "times": 2, "headers": {}, "body": "…"}`; a matched
-entry is answered and counted down.
+`{"method": "POST", "path": REGEX, "status": 500, "times": 2, "headers": {}, "body": "…", "delay": 0}`; a
+matched entry is answered, after `delay` seconds, and counted down; without a status it only delays.
+
+Scenarios for tests: --scenario names a JSON file that is read on every request:
+`order` of lists (`newest` as GitHub does at most times, `oldest`, `shuffled`: it promises none), `immutable`
+(whether releases are), `limits` per hour (`{"anonymous": 60, "token": 5000}`; without it there is none) and
+`limited` (the status of an answer beyond them, 403 or 429; the limits' hour begins with the first request).
+--log appends a line of JSON for each request.
 """
 
 import argparse
@@ -20,6 +28,7 @@ import hashlib
 import hmac
 import json
 import os
+import random
 import re
 import ssl
 import subprocess
@@ -65,12 +74,38 @@ class Repositories:
         return done.stdout if done.returncode == 0 else None
 
     def resolve(self, owner, repo, ref):
+        """A commit by its name, or by any ref of that name: whoever may push can make one that is called HEAD."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,199}", ref):
             raise Problem(422, f"No commit found for SHA: {ref}")
-        out = self.git(owner, repo, "rev-parse", "--verify", "--quiet", f"{ref}^{{commit}}")
-        if out is None:
-            raise Problem(422, f"No commit found for SHA: {ref}")
-        return out.decode().strip()
+        names = [ref] if re.fullmatch(r"[0-9a-f]{40}", ref) else [f"refs/tags/{ref}", f"refs/heads/{ref}", f"refs/{ref}", ref]
+        for name in names:
+            out = self.git(owner, repo, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
+            if out is not None:
+                return out.decode().strip()
+        raise Problem(422, f"No commit found for SHA: {ref}")
+
+    def default_branch(self, owner, repo):
+        out = self.git(owner, repo, "symbolic-ref", "HEAD")
+        return out.decode().strip().removeprefix("refs/heads/") if out else "main"
+
+    def date(self, owner, repo, ref):
+        """The date of a commit, as a release shows it."""
+        out = self.git(owner, repo, "show", "-s", "--format=%cI", self.resolve(owner, repo, ref))
+        return datetime.fromisoformat(out.decode().strip()).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+    def tag(self, owner, repo, names):
+        """Makes the tags of published releases, `{name: target}`, where there is none of that name yet."""
+        known = (self.git(owner, repo, "for-each-ref", "--format=%(refname)", "refs/tags") or b"").decode().split()
+        lines = [f"create refs/tags/{name} {self.resolve(owner, repo, target)}\n" for name, target in names.items() if f"refs/tags/{name}" not in known]
+        folder = os.path.join(self.root, owner, repo)
+        subprocess.run(["git", "-c", "safe.directory=*", "-C", folder, "update-ref", "--stdin"], input="".join(lines).encode(), timeout=60, check=True)
+
+    def upload_pack(self, owner, repo, version, body):
+        """One request of git's protocol, answered by git."""
+        self.git(owner, repo, "rev-parse")
+        environment = {**os.environ, "GIT_PROTOCOL": version, "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+        command = ["git", "upload-pack", "--stateless-rpc", os.path.join(self.root, owner, repo)]
+        return subprocess.run(command, input=body, capture_output=True, timeout=20, check=True, env=environment).stdout
 
     def file(self, owner, repo, commit, path):
         entry = self.git(owner, repo, "ls-tree", commit, "--", path)
@@ -132,6 +167,14 @@ class Handler(BaseHTTPRequestHandler):
     # -- plumbing ---------------------------------------------------------------------------------
 
     def handle_any(self):
+        self.logged = None
+        try:
+            self.handle_request()
+        finally:
+            if self.logged:
+                self.server.log(self.logged)
+
+    def handle_request(self):
         parts = urlsplit(self.path)
         self.query = {key: values[-1] for key, values in parse_qs(parts.query).items()}
         length = int(self.headers.get("Content-Length") or 0)
@@ -140,6 +183,9 @@ class Handler(BaseHTTPRequestHandler):
             return self.answer(413, {"message": "Payload Too Large"})
         body = self.rfile.read(length)
         path, uploads = unquote(parts.path), parts.path.startswith(UPLOADS)
+        kind = "api" if path.startswith((API, UPLOADS)) else "git" if ".git/" in path else "storage"
+        self.logged = {"kind": kind, "method": self.command, "path": path, "query": parts.query, "user_agent": self.headers.get("User-Agent"),
+                       "token": "Authorization" in self.headers, "conditional": "If-None-Match" in self.headers, "status": None}
         below = path[len(UPLOADS):] if uploads else path[len(API):] if path.startswith(API) else None
         contract = self.server.contract
         if contract and below is not None:
@@ -147,8 +193,12 @@ class Handler(BaseHTTPRequestHandler):
             if "User-Agent" not in self.headers:
                 self.server.violated([f"{self.command} {below}: no User-Agent"])
         fault = self.server.fault(self.command, path)
+        if fault and fault.get("delay"):
+            time.sleep(fault["delay"])
         try:
-            if fault:
+            if kind == "api":
+                self.within_limits()
+            if fault and "status" in fault:
                 headers = fault.get("headers", {})
                 raw = fault.get("body", json.dumps({"message": "made to fail"})).encode()
                 return self.send(fault["status"], "application/json; charset=utf-8", raw, headers)
@@ -166,6 +216,15 @@ class Handler(BaseHTTPRequestHandler):
             status, content_type, raw, headers = problem.status, "application/json; charset=utf-8", json.dumps(answer).encode(), problem.headers
         if contract and below is not None:
             self.server.violated(contract.response_problems(self.command, below, status, content_type, raw))
+        if kind == "api" and (self.command, status) == ("GET", 200):
+            # Weak, as GitHub's are; who is told other things by other rights has another one.
+            etag = f'W/"{hashlib.sha256(content_type.encode() + bytes([self.signed_in()]) + raw).hexdigest()}"'
+            headers = {**headers, "ETag": etag, "Cache-Control": f"{'private' if self.signed_in() else 'public'}, max-age=60"}
+            if etag in [given.strip() for given in self.headers.get("If-None-Match", "").split(",")]:
+                status, raw = 304, b""
+                if self.signed_in():
+                    # Free of charge for those who have a token, and for them alone.
+                    self.server.charge(self.caller(), -1)
         return self.send(status, content_type, raw, headers)
 
     do_GET = do_POST = do_PATCH = do_PUT = do_DELETE = handle_any
@@ -174,19 +233,34 @@ class Handler(BaseHTTPRequestHandler):
         return self.send(status, "application/json; charset=utf-8", json.dumps(value).encode(), {})
 
     def send(self, status, content_type, raw, headers):
+        if self.logged:
+            self.logged["status"] = status
         self.send_response(status)
-        if status != 204:
+        if status not in (204, 304):
             self.send_header("Content-Type", content_type)
             self.send_header("Content-Length", str(len(raw)))
         self.send_header("X-GitHub-Request-Id", os.urandom(8).hex().upper())
-        self.send_header("X-RateLimit-Limit", "5000")
-        self.send_header("X-RateLimit-Remaining", "4999")
-        self.send_header("X-RateLimit-Reset", str(int(time.time()) + 3600))
+        limit, used, reset = self.server.limit(self.caller())
+        given = {name.lower() for name in headers}
+        for name, value in (("X-RateLimit-Limit", limit), ("X-RateLimit-Remaining", max(limit - used, 0)), ("X-RateLimit-Used", used), ("X-RateLimit-Reset", reset)):
+            if name.lower() not in given:
+                self.send_header(name, str(value))
         for name, value in headers.items():
             self.send_header(name, value)
         self.end_headers()
-        if status != 204:
+        if status not in (204, 304):
             self.wfile.write(raw)
+
+    def caller(self):
+        return "token" if self.signed_in() or self.reader() else "anonymous"
+
+    def within_limits(self):
+        """Counts the request; beyond the limit it is refused with the time when the hour is over."""
+        limit, used, _ = self.server.limit(self.caller())
+        if self.server.limited(self.caller()) and used >= limit:
+            message = "API rate limit exceeded for 127.0.0.1. (But here's the good news: Authenticated requests get a higher rate limit.)"
+            raise Problem(self.server.scenario().get("limited", 403), message)
+        self.server.charge(self.caller(), 1)
 
     def base(self):
         return f"https://{self.headers.get('Host', 'localhost')}"
@@ -196,9 +270,15 @@ class Handler(BaseHTTPRequestHandler):
         token = self.server.options.token
         return bool(token) and any(hmac.compare_digest(given, f"{scheme} {token}") for scheme in ("Bearer", "token"))
 
+    def reader(self):
+        """Whether the token is one that may read and not push."""
+        return "Bearer read-only" == self.headers.get("Authorization", "") and bool(self.server.options.token)
+
     def need_token(self):
         if "Authorization" not in self.headers:
             raise Problem(401, "Requires authentication")
+        if self.reader():
+            raise Problem(403, "Resource not accessible by personal access token")
         if not self.signed_in():
             raise Problem(401, "Bad credentials")
 
@@ -222,9 +302,12 @@ class Handler(BaseHTTPRequestHandler):
         return {"url": url, "assets_url": url + "/assets", "html_url": page, "id": entry["id"], "node_id": f"RE_{entry['id']}", "author": self.user(),
                 "upload_url": f"{self.base()}{UPLOADS}/repos/{entry['repository']}/releases/{entry['id']}/assets{{?name,label}}",
                 "tag_name": entry["tag_name"], "target_commitish": entry["target_commitish"], "name": entry["name"], "body": entry["body"],
-                "draft": entry["draft"], "prerelease": entry["prerelease"], "immutable": not entry["draft"], "created_at": entry["created_at"],
+                "draft": entry["draft"], "prerelease": entry["prerelease"], "immutable": self.immutable(entry), "created_at": entry["created_at"],
                 "published_at": entry["published_at"], "updated_at": entry["updated_at"], "assets": [self.shown_asset(entry, a) for a in entry["assets"]],
                 "tarball_url": tag and tag.format("tarball"), "zipball_url": tag and tag.format("zipball")}
+
+    def immutable(self, entry):
+        return not entry["draft"] and self.server.scenario().get("immutable", True)
 
     def json(self, status, value, headers=None):
         return status, "application/json; charset=utf-8", json.dumps(value).encode(), headers or {}
@@ -233,10 +316,23 @@ class Handler(BaseHTTPRequestHandler):
 
     def list_releases(self, _body, owner, repo):
         self.server.repositories.git(owner, repo, "rev-parse")
-        per_page, page = min(int(self.query.get("per_page", 30)), 100), int(self.query.get("page", 1))
         seen = [e for e in self.server.releases.of(owner, repo) if not e["draft"] or self.signed_in()]
-        seen.sort(key=lambda entry: (entry["created_at"], entry["id"]), reverse=True)
-        return self.json(200, [self.shown(entry) for entry in seen[(page - 1) * per_page:page * per_page]])
+        order = self.server.scenario().get("order", "newest")
+        seen.sort(key=lambda entry: (entry["created_at"], entry["id"]), reverse=order != "oldest")
+        if order == "shuffled":
+            # The same for each page of one list, so that pages add up.
+            random.Random(len(seen)).shuffle(seen)
+        entries, headers = self.page(seen, f"repos/{owner}/{repo}/releases")
+        return self.json(200, [self.shown(entry) for entry in entries], headers)
+
+    def page(self, entries, path):
+        """The part of a list that is asked for, and where its other pages are."""
+        per_page, page = max(1, min(int(self.query.get("per_page", 30)), 100)), max(1, int(self.query.get("page", 1)))
+        last = max(1, -(-len(entries) // per_page))
+        places = {"prev": page - 1, "next": page + 1, "first": 1, "last": last}
+        known = {name: at for name, at in places.items() if 1 <= at <= last and not (page == at and name in ("first", "last")) and last > 1}
+        link = ", ".join(f'<{self.base()}{API}/{path}?per_page={per_page}&page={at}>; rel="{name}"' for name, at in known.items())
+        return entries[(page - 1) * per_page:page * per_page], {"Link": link} if link else {}
 
     def create_release(self, body, owner, repo):
         self.need_token()
@@ -246,12 +342,13 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.releases.lock:
             if any(e["tag_name"] == tag and not e["draft"] for e in self.server.releases.of(owner, repo)):
                 raise Problem(422, "Validation Failed", errors=[{"resource": "Release", "code": "already_exists", "field": "tag_name"}])
-            if asked.get("target_commitish"):
-                self.server.repositories.resolve(owner, repo, asked["target_commitish"])
+            target = asked.get("target_commitish") or self.server.repositories.default_branch(owner, repo)
             draft = asked.get("draft", False)
-            entry = {"repository": f"{owner}/{repo}", "id": self.server.releases.id(), "tag_name": tag, "target_commitish": asked.get("target_commitish", "main"),
+            entry = {"repository": f"{owner}/{repo}", "id": self.server.releases.id(), "tag_name": tag, "target_commitish": target,
                      "name": asked.get("name"), "body": asked.get("body"), "draft": draft, "prerelease": asked.get("prerelease", False),
-                     "created_at": now(), "published_at": None if draft else now(), "updated_at": now(), "assets": []}
+                     "created_at": self.server.repositories.date(owner, repo, target), "published_at": None if draft else now(), "updated_at": now(), "assets": []}
+            if not draft:
+                self.server.repositories.tag(owner, repo, {tag: target})
             self.server.releases.entries.append(entry)
             self.server.releases.save()
         return self.json(201, self.shown(entry), {"Location": self.shown(entry)["url"]})
@@ -285,7 +382,7 @@ class Handler(BaseHTTPRequestHandler):
         asked = json.loads(body)
         with self.server.releases.lock:
             entry = self.server.releases.one(owner, repo, release)
-            if not entry["draft"] and set(asked) - {"name", "body", "prerelease", "make_latest"}:
+            if self.immutable(entry) and set(asked) - {"name", "body", "prerelease", "make_latest"}:
                 raise Problem(422, "Cannot update an immutable release")
             publishing = entry["draft"] and asked.get("draft") is False
             if publishing and any(e["tag_name"] == asked.get("tag_name", entry["tag_name"]) for e in self.published(owner, repo)):
@@ -294,6 +391,7 @@ class Handler(BaseHTTPRequestHandler):
             entry["updated_at"] = now()
             if publishing:
                 entry["published_at"] = now()
+                self.server.repositories.tag(owner, repo, {entry["tag_name"]: entry["target_commitish"]})
             self.server.releases.save()
         return self.json(200, self.shown(entry))
 
@@ -313,7 +411,7 @@ class Handler(BaseHTTPRequestHandler):
         with self.server.releases.lock:
             entry = self.server.releases.one(owner, repo, release)
             name = self.query.get("name", "")
-            if not entry["draft"]:
+            if self.immutable(entry):
                 raise Problem(422, "Cannot upload assets to an immutable release.")
             if any(asset["name"] == name for asset in entry["assets"]):
                 raise Problem(422, "Validation Failed", errors=[{"resource": "ReleaseAsset", "code": "already_exists", "field": "name"}])
@@ -378,6 +476,75 @@ class Handler(BaseHTTPRequestHandler):
                            "author": {"name": author, "email": mail, "date": utc(at)}, "committer": {"name": committer, "email": committer_mail, "date": utc(committed)},
                            "verification": {"verified": False, "reason": "unsigned", "signature": None, "payload": None, "verified_at": None}}}
 
+    def repository(self, _body, owner, repo):
+        self.server.repositories.git(owner, repo, "rev-parse")
+        url, page = f"{self.base()}{API}/repos/{owner}/{repo}", f"{self.base()}/{owner}/{repo}"
+        links = "archive assignees blobs branches collaborators comments commits compare contents contributors deployments downloads events forks git_commits git_refs git_tags hooks issue_comment issue_events issues keys labels languages merges milestones notifications pulls releases stargazers statuses subscribers subscription tags teams trees"
+        counts = "forks forks_count open_issues open_issues_count size stargazers_count watchers watchers_count network_count subscribers_count"
+        features = "has_issues has_projects has_wiki has_pages has_discussions archived disabled fork private"
+        at = self.server.repositories.date(owner, repo, self.server.repositories.default_branch(owner, repo))
+        return self.json(200, {"id": 1, "node_id": "R_1", "name": repo, "full_name": f"{owner}/{repo}", "owner": self.user(), "html_url": page, "url": url,
+                               **{f"{name}_url": f"{url}/{name}" for name in links.split()}, **dict.fromkeys(counts.split(), 0), **dict.fromkeys(features.split(), False),
+                               "description": None, "homepage": None, "language": None, "license": None, "mirror_url": None, "created_at": at, "updated_at": at, "pushed_at": at,
+                               "clone_url": page + ".git", "git_url": page + ".git", "ssh_url": page + ".git", "svn_url": page,
+                               "default_branch": self.server.repositories.default_branch(owner, repo)})
+
+    def git_ref(self, _body, owner, repo, ref):
+        """One ref by its whole name below `refs/`, never a guess."""
+        out = self.server.repositories.git(owner, repo, "for-each-ref", "--format=%(refname) %(objectname) %(objecttype)", f"refs/{ref}")
+        for line in (out or b"").decode().splitlines():
+            name, sha, kind = line.split()
+            if name == f"refs/{ref}":
+                url = f"{self.base()}{API}/repos/{owner}/{repo}/git"
+                return self.json(200, {"ref": name, "node_id": "REF_1", "url": f"{url}/{name}", "object": {"type": kind, "sha": sha, "url": f"{url}/{kind}s/{sha}"}})
+        raise Problem(404, "Not Found")
+
+    def compare(self, _body, owner, repo, base, head):
+        repositories = self.server.repositories
+        try:
+            base, head = repositories.resolve(owner, repo, base), repositories.resolve(owner, repo, head)
+        except Problem as problem:
+            raise Problem(404, "Not Found") from problem
+        found = repositories.git(owner, repo, "merge-base", base, head)
+        if not found:
+            raise Problem(404, f"No common ancestor between {base} and {head}.")
+        merge_base = found.decode().split()[0]
+        count = lambda span: int(repositories.git(owner, repo, "rev-list", "--count", span))
+        ahead, behind = count(f"{base}..{head}"), count(f"{head}..{base}")
+        status = {(False, False): "identical", (True, False): "ahead", (False, True): "behind"}.get((ahead > 0, behind > 0), "diverged")
+        shown = lambda commit: self.shown_commit(owner, repo, repositories.log(owner, repo, commit, None, 1)[0])
+        between = repositories.git(owner, repo, "rev-list", "--reverse", f"{base}..{head}").decode().split()
+        listed, headers = self.page(between, f"repos/{owner}/{repo}/compare/{base}...{head}") if "page" in self.query or "per_page" in self.query else (between[:250], {})
+        page = f"{self.base()}/{owner}/{repo}/compare/{base}...{head}"
+        url = f"{self.base()}{API}/repos/{owner}/{repo}/compare/{base}...{head}"
+        return self.json(200, {"url": url, "html_url": page, "permalink_url": page, "diff_url": page + ".diff", "patch_url": page + ".patch",
+                               "base_commit": shown(base), "merge_base_commit": shown(merge_base), "status": status, "ahead_by": ahead, "behind_by": behind,
+                               "total_commits": len(between), "commits": [shown(commit) for commit in listed],
+                               "files": self.changed_files(owner, repo, merge_base, head)}, headers)
+
+    def changed_files(self, owner, repo, base, head):
+        """What differs between two commits: 300 files at most, as on GitHub."""
+        out = self.server.repositories.git(owner, repo, "diff-tree", "-r", "-z", "--no-renames", base, head).decode()
+        parts, files = out.split("\0"), []
+        for described, name in zip(parts[::2], parts[1::2]):
+            old, new, letter = described.split()[2:5]
+            url = f"{self.base()}{API}/repos/{owner}/{repo}/contents/{quote(name)}?ref={head}"
+            page = f"{self.base()}/{owner}/{repo}/{{}}/{head}/{quote(name)}"
+            files.append({"sha": old if letter == "D" else new, "filename": name, "status": {"A": "added", "D": "removed"}.get(letter, "modified"),
+                          "additions": 1, "deletions": 1, "changes": 2, "blob_url": page.format("blob"), "raw_url": page.format("raw"), "contents_url": url})
+        return files[:300]
+
+    def upload_pack(self, body, owner, repo):
+        """Git's own protocol, for those who speak version 2 of it."""
+        if self.headers.get("Content-Type") != "application/x-git-upload-pack-request" or not self.headers.get("User-Agent", "").startswith("git/"):
+            raise Problem(415, "Unsupported Media Type")
+        if "Authorization" in self.headers:
+            given = base64.b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode().split(":", 1)[-1]
+            if given not in (self.server.options.token, "read-only"):
+                raise Problem(401, "Bad credentials")
+        out = self.server.repositories.upload_pack(owner, repo, self.headers.get("Git-Protocol", ""), body)
+        return 200, "application/x-git-upload-pack-result", out, {"Cache-Control": "no-cache"}
+
     def commits(self, _body, owner, repo):
         commit = self.server.repositories.resolve(owner, repo, self.query.get("sha", "HEAD"))
         entries = self.server.repositories.log(owner, repo, commit, self.query.get("path"), min(int(self.query.get("per_page", 30)), 100),
@@ -393,6 +560,10 @@ class Handler(BaseHTTPRequestHandler):
 
 REPO = r"/repos/(?P<owner>[^/]+)/(?P<repo>[^/]+)"
 ROUTES = [
+    ("GET", API + REPO, Handler.repository),
+    ("GET", API + REPO + r"/git/ref/(?P<ref>.+)", Handler.git_ref),
+    ("GET", API + REPO + r"/compare/(?P<base>.+?)\.\.\.(?P<head>.+)", Handler.compare),
+    ("POST", r"/(?P<owner>[^/]+)/(?P<repo>[^/]+)\.git/git-upload-pack", Handler.upload_pack),
     ("GET", API + REPO + r"/releases", Handler.list_releases),
     ("POST", API + REPO + r"/releases", Handler.create_release),
     ("GET", API + REPO + r"/releases/latest", Handler.latest_release),
@@ -423,7 +594,14 @@ class Server(ThreadingHTTPServer):
             raise SystemExit("error: the development GitHub listens on 127.0.0.1 only")
         super().__init__((host, int(port)), Handler)
         self.options, self.fault_lock = options, threading.Lock()
+        self.used, self.hour = {}, time.time()
         self.repositories, self.releases = Repositories(options.root), Releases(options.state)
+        names = {}
+        for entry in self.releases.entries:
+            if not entry["draft"]:
+                names.setdefault(entry["repository"], {})[entry["tag_name"]] = entry["target_commitish"]
+        for repository, tags in names.items():
+            self.repositories.tag(*repository.split("/"), tags)
         self.contract = None
         if options.contract:
             from contract import Contract
@@ -447,6 +625,31 @@ class Server(ThreadingHTTPServer):
             if self.options.violations:
                 with open(self.options.violations, "a", encoding="utf-8") as file:
                     file.write(problem + "\n")
+
+    def log(self, entry):
+        if self.options.log:
+            with self.fault_lock, open(self.options.log, "a", encoding="utf-8") as file:
+                file.write(json.dumps(entry) + "\n")
+
+    def scenario(self):
+        if not self.options.scenario or not os.path.exists(self.options.scenario):
+            return {}
+        with open(self.options.scenario, encoding="utf-8") as file:
+            return json.load(file)
+
+    def limited(self, caller):
+        return caller in self.scenario().get("limits", {})
+
+    def limit(self, caller):
+        """The limit of a caller, what of it is used, and when its hour is over."""
+        if time.time() >= self.hour + 3600:
+            self.used, self.hour = {}, time.time()
+        limit = self.scenario().get("limits", {}).get(caller, {"anonymous": 60}.get(caller, 5000))
+        return limit, min(self.used.get(caller, 0), limit), int(self.hour) + 3600
+
+    def charge(self, caller, count):
+        with self.fault_lock:
+            self.used[caller] = max(self.used.get(caller, 0) + count, 0) if self.limited(caller) else 0
 
     def fault(self, method, path):
         if not self.options.faults or not os.path.exists(self.options.faults):
@@ -475,6 +678,8 @@ def main():
     parser.add_argument("--contract", help="GitHub's OpenAPI description: check every request and response")
     parser.add_argument("--violations", help="file to append contract violations to")
     parser.add_argument("--faults", help="file with faults to inject (see above)")
+    parser.add_argument("--scenario", help="file that says how this GitHub behaves (see above)")
+    parser.add_argument("--log", help="file to append a line of JSON per request to")
     parser.add_argument("--strict-storage", action="store_true", help="a token sent to the asset storage is a violation")
     parser.add_argument("--verbose", action="store_true", help="a line per request")
     options = parser.parse_args()

@@ -9,10 +9,12 @@ import base64
 import hashlib
 import json
 import os
+import re
 import ssl
 import subprocess
 import sys
 import tempfile
+import time
 import unittest
 import urllib.error
 import urllib.request
@@ -36,9 +38,12 @@ class Development(unittest.TestCase):
             file.write("version: 1\n")
         subprocess.run([*git, "add", "."], check=True)
         subprocess.run([*git, "commit", "-q", "-m", "declare"], check=True)
-        cls.commit = subprocess.run([*git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        cls.git = staticmethod(lambda *arguments: subprocess.run([*git, *arguments], check=True, capture_output=True, text=True).stdout.strip())
+        cls.commit = cls.git("rev-parse", "HEAD")
         cls.violations, cls.faults = os.path.join(root, "violations"), os.path.join(root, "faults")
+        cls.scenario, cls.log = os.path.join(root, "scenario"), os.path.join(root, "log")
         command = [sys.executable, os.path.join(HERE, "server.py"), "--root", os.path.join(root, "repos"), "--token", TOKEN, "--faults", cls.faults,
+                   "--scenario", cls.scenario, "--log", cls.log,
                    "--tls-cert", os.path.join(root, "server.pem"), "--tls-key", os.path.join(root, "server.key"), "--state", os.path.join(root, "state")]
         if os.path.exists(CONTRACT):
             command += ["--contract", CONTRACT, "--violations", cls.violations]
@@ -56,24 +61,42 @@ class Development(unittest.TestCase):
         cls.folder.cleanup()
 
     def tearDown(self):
+        self.play({})
         self.assertFalse(os.path.exists(self.violations) and open(self.violations, encoding="utf-8").read(), "contract violations")
 
-    def call(self, method, url, body=None, token=TOKEN, accept="application/vnd.github+json"):
+    def play(self, scenario):
+        with open(self.scenario, "w", encoding="utf-8") as file:
+            json.dump(scenario, file)
+
+    def call(self, *arguments, **options):
+        status, body, self.headers = self.whole(*arguments, **options)
+        return status, body
+
+    def whole(self, method, url, body=None, token=TOKEN, accept="application/vnd.github+json", more=None):
+        """One call: status, body (parsed when it is JSON) and headers."""
         url = url if url.startswith("https:") else self.api + url
-        headers = {"Accept": accept, "User-Agent": "test"}
+        headers = {"Accept": accept, "User-Agent": "test", **(more or {})}
         if token:
             headers["Authorization"] = f"Bearer {token}"
         data = json.dumps(body).encode() if isinstance(body, dict) else body
         if isinstance(body, bytes):
-            headers["Content-Type"] = "application/octet-stream"
+            headers.setdefault("Content-Type", "application/octet-stream")
         request = urllib.request.Request(url, data=data, method=method, headers=headers)
         try:
             with urllib.request.urlopen(request, context=self.trust, timeout=20) as response:
                 raw = response.read()
-                return response.status, json.loads(raw) if "json" in response.headers.get("Content-Type", "") else raw
+                return response.status, json.loads(raw) if "json" in response.headers.get("Content-Type", "") else raw, response.headers
         except urllib.error.HTTPError as error:
             with error:
-                return error.code, json.loads(error.read())
+                raw = error.read()
+                return error.code, json.loads(raw) if raw else None, error.headers
+
+    def publish(self, tag, target=None):
+        body = {"tag_name": tag, "target_commitish": target or self.commit, "draft": False}
+        status, release = self.call("POST", "/repos/acme/app/releases", body)
+        self.assertEqual(status, 201)
+        self.addCleanup(self.call, "DELETE", f"/repos/acme/app/releases/{release['id']}")
+        return release
 
     def draft(self, tag):
         body = {"tag_name": tag, "target_commitish": self.commit, "name": tag, "body": "text", "draft": True}
@@ -109,6 +132,116 @@ class Development(unittest.TestCase):
         self.assertEqual(self.call("GET", f"/repos/acme/app/contents/none?ref={self.commit}")[0], 404)
         self.assertEqual(self.call("GET", "/repos/acme/other/contents/cofferdam.yaml")[0], 404)
         self.assertEqual(self.call("GET", "/repos/../app/releases")[0], 404)
+
+    def test_a_release_is_dated_by_its_commit_and_lists_promise_no_order(self):
+        tags = [f"order-{number}" for number in range(5)]
+        for tag in tags:
+            release = self.publish(tag)
+            self.assertEqual(release["created_at"], self.call("GET", f"/repos/acme/app/commits/{self.commit}")[1]["commit"]["committer"]["date"])
+            self.assertNotEqual(release["published_at"], None)
+        seen = []
+        for order in ("newest", "oldest", "shuffled"):
+            self.play({"order": order})
+            seen.append([release["tag_name"] for release in self.call("GET", "/repos/acme/app/releases")[1] if release["tag_name"] in tags])
+        self.assertEqual(seen[:2], [tags[::-1], tags])
+        self.assertEqual(sorted(seen[2]), tags)
+        self.assertNotIn(seen[2], seen[:2])
+
+    def test_lists_come_in_pages_with_links(self):
+        tags = {f"page-{number}" for number in range(5)}
+        for tag in tags:
+            self.publish(tag)
+        found, url = set(), "/repos/acme/app/releases?per_page=2"
+        while url:
+            found |= {release["tag_name"] for release in self.call("GET", url)[1]}
+            following = re.search(r'<([^>]+)>; rel="next"', self.headers.get("Link", ""))
+            url = following and following[1]
+        self.assertLessEqual(tags, found)
+        self.call("GET", "/repos/acme/app/releases?per_page=100")
+        self.assertNotIn("Link", self.headers, "one page has no others")
+
+    def test_drafts_are_seen_by_those_who_may_push_and_by_nobody_else(self):
+        self.draft("unseen")
+        for token, seen in ((TOKEN, True), ("read-only", False), (None, False)):
+            tags = [one["tag_name"] for one in self.call("GET", "/repos/acme/app/releases", token=token)[1]]
+            self.assertEqual("unseen" in tags, seen, token)
+        self.assertEqual(self.call("POST", "/repos/acme/app/releases", {"tag_name": "x"}, token="read-only")[0], 403)
+
+    def test_releases_need_not_be_immutable(self):
+        self.play({"immutable": False})
+        release = self.publish("mutable")
+        self.assertIs(release["immutable"], False)
+        upload = release["upload_url"].split("{")[0] + "?name=late"
+        self.assertEqual(self.call("POST", upload, b"late")[0], 201)
+
+    def test_the_default_branch_is_found_by_its_whole_name(self):
+        repository = self.call("GET", "/repos/acme/app", token=None)[1]
+        self.assertEqual(repository["default_branch"], "main")
+        self.git("update-ref", "refs/heads/HEAD", "main")
+        self.git("tag", "-f", "main", self.git("commit-tree", "-m", "a thief's", "main^{tree}"))
+        self.addCleanup(self.git, "tag", "-d", "main")
+        self.addCleanup(self.git, "update-ref", "-d", "refs/heads/HEAD")
+        status, ref = self.call("GET", "/repos/acme/app/git/ref/heads/main", token=None)
+        self.assertEqual((status, ref["object"]["sha"]), (200, self.commit))
+        self.assertEqual(self.call("GET", "/repos/acme/app/git/ref/heads/mai", token=None)[0], 404, "the whole name or nothing")
+        self.assertNotEqual(self.call("GET", "/repos/acme/app/commits/main", token=None)[1]["sha"], self.commit, "a tag shadows the branch's bare name")
+        line = lambda text: f"{len(text) + 5:04x}{text}\n"
+        body = (line("command=ls-refs") + "0001" + line("symrefs") + line("ref-prefix HEAD") + "0000").encode()
+        headers = {"Content-Type": "application/x-git-upload-pack-request", "Git-Protocol": "version=2", "User-Agent": "git/test"}
+        git = self.api.replace("/api/v3", "/acme/app.git/git-upload-pack")
+        status, answer, _ = self.whole("POST", git, body, token=None, more=headers)
+        self.assertEqual((status, answer), (200, (line(f"{self.commit} HEAD symref-target:refs/heads/main") + "0000").encode()))
+
+    def test_commits_are_compared_as_git_compares_them(self):
+        self.git("checkout", "-q", "-b", "side")
+        self.git("commit", "-q", "--allow-empty", "-m", "aside")
+        side = self.git("rev-parse", "HEAD")
+        self.git("checkout", "-q", "--orphan", "alone")
+        self.git("commit", "-q", "--allow-empty", "-m", "unrelated")
+        alone = self.git("rev-parse", "HEAD")
+        self.git("checkout", "-q", "main")
+        for base, head, status, merge_base in ((self.commit, side, "ahead", self.commit), (side, self.commit, "behind", self.commit),
+                                               (self.commit, self.commit, "identical", self.commit)):
+            found = self.call("GET", f"/repos/acme/app/compare/{base}...{head}", token=None)[1]
+            self.assertEqual((found["status"], found["merge_base_commit"]["sha"]), (status, merge_base))
+        status, answer = self.call("GET", f"/repos/acme/app/compare/{alone}...{self.commit}", token=None)
+        self.assertEqual(status, 404)
+        self.assertTrue(answer["message"].startswith("No common ancestor"))
+        self.assertEqual(self.call("GET", f"/repos/acme/app/compare/{'0' * 40}...{self.commit}", token=None)[0], 404)
+
+    def test_what_has_not_changed_is_not_sent_again(self):
+        url = "/repos/acme/app/releases"
+        for token in (None, TOKEN):
+            self.assertEqual(self.call("GET", url, token=token)[0], 200)
+            etag = self.headers["ETag"]
+            self.assertEqual(self.call("GET", url, token=token, more={"If-None-Match": etag}), (304, None))
+            release = self.draft("changing") if token else self.publish("changing-too")
+            self.assertEqual(self.call("GET", url, token=token, more={"If-None-Match": etag})[0], 200)
+            self.call("DELETE", f"/repos/acme/app/releases/{release['id']}")
+
+    def test_the_rate_limit_is_told_and_kept(self):
+        self.play({"limits": {"anonymous": 2, "token": 3}})
+        url = "/repos/acme/app/releases"
+        remaining = lambda: (self.headers["X-RateLimit-Remaining"], self.headers["X-RateLimit-Limit"])
+        self.call("GET", url, token=None)
+        self.assertEqual(remaining(), ("1", "2"))
+        etag = self.headers["ETag"]
+        self.assertEqual(self.call("GET", url, token=None, more={"If-None-Match": etag})[0], 304)
+        self.assertEqual(remaining(), ("0", "2"), "an anonymous caller pays for 304 too")
+        self.assertEqual(self.call("GET", url, token=None)[0], 403)
+        self.assertGreater(int(self.headers["X-RateLimit-Reset"]), time.time())
+        self.play({"limits": {"anonymous": 2, "token": 3}, "limited": 429})
+        self.assertEqual(self.call("GET", url, token=None)[0], 429)
+        self.call("GET", url)
+        etag, before = self.headers["ETag"], remaining()
+        self.call("GET", url, more={"If-None-Match": etag})
+        self.assertEqual(remaining(), before, "with a token 304 is free")
+
+    def test_each_request_is_logged(self):
+        self.call("GET", "/repos/acme/app/releases?per_page=7", token=None)
+        with open(self.log, encoding="utf-8") as file:
+            last = [json.loads(line) for line in file][-1]
+        self.assertEqual((last["kind"], last["method"], last["query"], last["status"], last["token"]), ("api", "GET", "per_page=7", 200, False))
 
     def test_faults_are_counted_down(self):
         with open(self.faults, "w", encoding="utf-8") as file:

@@ -1,31 +1,39 @@
 //! GitHub's REST API, as far as release attestations need it: contents and commits, releases and their assets.
 //!
 //! A client at the edge of the crate: nothing else here uses it and it decides nothing about trust. What comes back is
-//! bounded, typed and untrusted. HTTPS always, also on loopback. The token goes to the API's own host (and its upload
-//! host) and nowhere else: redirects are followed by hand, only for asset bytes, and without it.
+//! bounded, typed and untrusted. HTTPS always, also on loopback. The token goes to the API's own host, its upload host and
+//! the host of its repositories, and nowhere else: redirects are followed by hand, only for asset bytes, and without it.
 //! Works the same with api.github.com and with GitHub Enterprise Server (`https://HOST/api/v3`).
+//!
+//! Each fact is asked for once. What may change (the list of releases, the head of the default branch) is asked for by every
+//! caller anew, the list conditionally; what cannot change (a file at a commit, how two commits are related, an asset) comes
+//! from the [`Cache`] when it holds it.
 
 use std::fmt;
+use std::sync::Arc;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, CONTENT_TYPE, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use reqwest::{Method, Url};
-use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
 use crate::claims::Repository;
-use crate::release::Tag;
-use crate::strict;
 
+mod cache;
+mod history;
+mod publish;
+mod read;
 mod transport;
 mod types;
 
-pub use transport::GithubError;
+pub use cache::Cache;
+pub use history::{Changed, Comparison, Head, MAX_FILES};
+pub use read::{Contents, Listed, PAGE};
+pub use transport::{GithubError, Requests};
 pub use types::{Asset, Commit, CommitDetail, NewAsset, NewRelease, Release, Signature};
 
-use transport::Transport;
-use types::File;
+use transport::{Kind, Transport};
 
 /// GitHub's own API root.
 pub const DEFAULT_API: &str = "https://api.github.com";
@@ -36,28 +44,20 @@ pub const MAX_JSON: usize = 4 * 1024 * 1024;
 /// Largest file that [`Client::contents`] returns in bytes: the API carries no larger ones in JSON.
 pub const MAX_FILE: usize = 1024 * 1024;
 
-/// Releases asked for at once.
-const PAGE: u32 = 30;
-
-/// Commits per page when a commit is looked for, GitHub's largest, and how many pages: a commit that 300 others with an
-/// earlier or equal date hide is not found.
-const HISTORY_PAGE: usize = 100;
-const HISTORY_PAGES: u32 = 3;
-
 /// Version of the REST API that these requests are written for.
 const API_VERSION: &str = "2022-11-28";
-
-/// An attestation never takes the place of the project's own release under `/releases/latest`.
-const NOT_LATEST: &str = "false";
-
-/// Redirects followed for one asset.
-const MAX_REDIRECTS: usize = 5;
 
 /// A GitHub server, with or without a token.
 pub struct Client {
     root: Url,
     token: Option<HeaderValue>,
+    /// The same token for git's own protocol, which takes it as a password.
+    git_token: Option<HeaderValue>,
+    user_agent: String,
     transport: Transport,
+    cache: Option<Arc<dyn Cache>>,
+    /// Whose answers the cache holds: those of one server, by one authority, to one token.
+    identity: String,
 }
 
 impl fmt::Debug for Client {
@@ -89,9 +89,22 @@ impl Client {
         if url.query().is_some() || url.fragment().is_some() || !url.username().is_empty() {
             return Err(GithubError::Config("API root has more than scheme, host, port and path"));
         }
+        let mut identity = Sha256::new();
+        for part in [url.as_str(), ca_pem.unwrap_or_default(), token.as_ref().map_or("", |token| token)] {
+            identity.update(Sha256::digest(part));
+        }
+        let git_token = token.as_ref().map(|token| basic(token)).transpose()?;
         let token = token.map(|token| bearer(&token)).transpose()?;
         let transport = Transport::new(&url, ca_pem, user_agent)?;
-        Ok(Self { root: url, token, transport })
+        Ok(Self {
+            root: url,
+            token,
+            git_token,
+            user_agent: user_agent.to_owned(),
+            transport,
+            cache: None,
+            identity: hex::encode(identity.finalize()),
+        })
     }
 
     /// The same client with another bound on the whole of one call, retries included (default 60 s).
@@ -101,313 +114,47 @@ impl Client {
         self
     }
 
-    /// The bytes of a file of at most [`MAX_FILE`] at a branch, tag or commit.
-    ///
-    /// # Errors
-    /// [`GithubError`]; `NotFound` when the repository, the ref or the file does not exist (or is not visible).
-    pub async fn contents(
-        &self,
-        repository: &Repository,
-        path: &str,
-        at: &str,
-    ) -> Result<Vec<u8>, GithubError> {
-        let parts: Vec<&str> = path.split('/').collect();
-        if path.len() > 512 || parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
-            return Err(GithubError::Config("path of a file is not plain and relative"));
-        }
-        check_ref(at)?;
-        let mut url = self.url(repository, &["contents"], &[("ref", at)])?;
-        extend(&mut url, &parts)?;
-        let file: File = self.get(url).await?;
-        if file.kind != "file" || file.encoding.as_deref() != Some("base64") {
-            return Err(GithubError::Malformed("not a file, or too large for the API".to_owned()));
-        }
-        let text: String = file.content.unwrap_or_default().split_ascii_whitespace().collect();
-        match strict::unb64(&text) {
-            Some(bytes) if bytes.len() <= MAX_FILE && bytes.len() as u64 == file.size => Ok(bytes),
-            _ => Err(GithubError::Malformed("contents that are not base64 of the stated size".to_owned())),
-        }
+    /// The same client with a memory for what need not be asked again.
+    #[must_use]
+    pub fn with_cache(mut self, cache: Arc<dyn Cache>) -> Self {
+        self.cache = Some(cache);
+        self
     }
 
-    /// The commit that a branch, tag or (abbreviated) commit names.
-    ///
-    /// # Errors
-    /// [`GithubError`]; `NotFound` or `Refused` when there is none.
-    pub async fn commit(&self, repository: &Repository, at: &str) -> Result<Commit, GithubError> {
-        check_ref(at)?;
-        let mut url = self.url(repository, &["commits"], &[])?;
-        extend(&mut url, &at.split('/').collect::<Vec<_>>())?;
-        let commit: Commit = self.get(url).await?;
-        if !strict::is_lower_hex(&commit.sha, 40) {
-            return Err(GithubError::Malformed("commit without a SHA-1 name".to_owned()));
-        }
-        Ok(commit)
+    /// Whether it has a token: GitHub allows 60 requests an hour without one and 5,000 with it.
+    pub fn has_token(&self) -> bool {
+        self.token.is_some()
     }
 
-    /// Whether a commit (40 hex digits) is in the history of the default branch. That it can be fetched says nothing: GitHub
-    /// also serves the commits of forks and of pull requests under the parent's name.
-    ///
-    /// # Errors
-    /// [`GithubError`]; `NotFound` or `Refused` when there is no such commit at all.
-    pub async fn is_on_default_branch(
-        &self,
-        repository: &Repository,
-        commit: &str,
-    ) -> Result<bool, GithubError> {
-        let found = self.commit(repository, commit).await?;
-        let date = found.commit.committer.and_then(|committer| committer.date);
-        let date = date.ok_or_else(|| GithubError::Malformed("commit without a date".to_owned()))?;
-        // Without `sha` the list is the default branch's. Nothing newer than the commit is listed, so it comes first, or
-        // behind the few whose clocks ran backwards.
-        let per_page = HISTORY_PAGE.to_string();
-        for page in 1..=HISTORY_PAGES {
-            let page = page.to_string();
-            let query = [("until", date.as_str()), ("per_page", &per_page), ("page", &page)];
-            let listed: Vec<Commit> = self.get(self.url(repository, &["commits"], &query)?).await?;
-            if listed.iter().any(|listed| listed.sha == commit) {
-                return Ok(true);
-            }
-            if listed.len() < HISTORY_PAGE {
-                break;
-            }
-        }
-        Ok(false)
-    }
-
-    /// One page of releases (from 1), newest first; drafts are among them when the token may see them.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn releases(&self, repository: &Repository, page: u32) -> Result<Vec<Release>, GithubError> {
-        let (per_page, page) = (PAGE.to_string(), page.to_string());
-        self.get(self.url(repository, &["releases"], &[("per_page", &per_page), ("page", &page)])?).await
-    }
-
-    /// Published release attestations on the first `pages` pages with their tags, newest claims first.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn attestations(
-        &self,
-        repository: &Repository,
-        pages: u32,
-    ) -> Result<Vec<(Tag, Release)>, GithubError> {
-        let mut found = Vec::new();
-        for page in 1..=pages {
-            let releases = self.releases(repository, page).await?;
-            let last = releases.len() < PAGE as usize;
-            let published = releases.into_iter().filter(|release| !release.draft);
-            found.extend(published.filter_map(|release| Some((Tag::parse(&release.tag_name)?, release))));
-            if last {
-                break;
-            }
-        }
-        found.sort_by(|(a, _), (b, _)| b.issued_at.cmp(&a.issued_at));
-        Ok(found)
-    }
-
-    /// The published release of a tag.
-    ///
-    /// # Errors
-    /// [`GithubError`]; `NotFound` when there is none.
-    pub async fn release_by_tag(&self, repository: &Repository, tag: &str) -> Result<Release, GithubError> {
-        check_ref(tag)?;
-        self.get(self.url(repository, &["releases", "tags", tag], &[])?).await
-    }
-
-    /// A release by number, drafts too when the token may see them.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn release(&self, repository: &Repository, id: u64) -> Result<Release, GithubError> {
-        self.get(self.url(repository, &["releases", &id.to_string()], &[])?).await
-    }
-
-    /// The bytes of an asset, at most `limit`; its stated size and digest have to agree with them.
-    ///
-    /// # Errors
-    /// [`GithubError`]; `Malformed` when it is larger or not what the release says.
-    pub async fn download(
-        &self,
-        repository: &Repository,
-        asset: &Asset,
-        limit: usize,
-    ) -> Result<Vec<u8>, GithubError> {
-        if asset.size > limit as u64 {
-            return Err(GithubError::Malformed(format!(
-                "asset of {} bytes, at most {limit} wanted",
-                asset.size
-            )));
-        }
-        let mut url = self.url(repository, &["releases", "assets", &asset.id.to_string()], &[])?;
-        let mut token = self.token.clone();
-        for _ in 0..=MAX_REDIRECTS {
-            let request = |client: &reqwest::Client| {
-                let request =
-                    client.request(Method::GET, url.clone()).header(ACCEPT, "application/octet-stream");
-                authorize(request, token.as_ref())
-            };
-            let answer = self.transport.send(request, limit).await?;
-            let Some(location) = answer.location else {
-                return check_asset(asset, answer.body);
-            };
-            let next = url.join(&location).map_err(|_| GithubError::Malformed("redirect".to_owned()))?;
-            if next.scheme() != "https" {
-                return Err(GithubError::Malformed("redirect away from https".to_owned()));
-            }
-            // The storage host gets its permission in the URL; the token is none of its business.
-            token = None;
-            url = next;
-        }
-        Err(GithubError::Malformed("too many redirects".to_owned()))
-    }
-
-    /// Publishes a release: draft, then assets, then published, so that an immutable release covers all assets. When a
-    /// step fails the draft is removed (as far as the server lets us) and nothing is public. When a release of that
-    /// tag with the same assets is already published it is returned, so that repeating a call is harmless.
-    ///
-    /// # Errors
-    /// [`GithubError`] of the step that failed.
-    pub async fn publish(
-        &self,
-        repository: &Repository,
-        new: &NewRelease,
-        assets: &[NewAsset],
-    ) -> Result<Release, GithubError> {
-        match self.release_by_tag(repository, &new.tag_name).await {
-            Ok(release) if assets.iter().all(|asset| holds(&release, asset)) => return Ok(release),
-            Ok(_) => return Err(GithubError::Refused("another release has this tag".to_owned())),
-            Err(GithubError::NotFound) => {}
-            Err(error) => return Err(error),
-        }
-        let draft = self.create_draft(repository, new).await?;
-        match self.fill(repository, &draft, assets).await {
-            Ok(release) => Ok(release),
-            Err(error) => {
-                // Best effort: an abandoned draft is invisible to everybody without write access.
-                let _ = self.delete_draft(repository, draft.id).await;
-                Err(error)
-            }
-        }
-    }
-
-    /// Creates a draft release.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn create_draft(
-        &self,
-        repository: &Repository,
-        new: &NewRelease,
-    ) -> Result<Release, GithubError> {
-        #[derive(Serialize)]
-        struct Body<'a> {
-            #[serde(flatten)]
-            new: &'a NewRelease,
-            draft: bool,
-            make_latest: &'static str,
-        }
-        let url = self.url(repository, &["releases"], &[])?;
-        self.write(Method::POST, url, &Body { new, draft: true, make_latest: NOT_LATEST }).await
-    }
-
-    /// Uploads a file to a draft.
-    ///
-    /// # Errors
-    /// [`GithubError`]; `Malformed` when the server names an upload host that does not belong to it.
-    pub async fn upload(
-        &self,
-        repository: &Repository,
-        release: &Release,
-        asset: &NewAsset,
-    ) -> Result<Asset, GithubError> {
-        let url = self.upload_url(release, &asset.name)?;
-        let request = |client: &reqwest::Client| {
-            let request = client.request(Method::POST, url.clone()).header(CONTENT_TYPE, asset.content_type);
-            authorize(api(request), self.token.as_ref()).body(asset.bytes.clone())
-        };
-        match self.transport.send(request, MAX_JSON).await.and_then(transport::Answer::json) {
-            // A first attempt may have arrived although its answer did not.
-            Err(GithubError::Refused(message)) => {
-                let now = self.release(repository, release.id).await?;
-                let there = now.assets.iter().find(|known| is_copy(known, asset)).cloned();
-                there.ok_or(GithubError::Refused(message))
-            }
-            other => other,
-        }
-    }
-
-    /// Publishes a draft.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn publish_draft(&self, repository: &Repository, id: u64) -> Result<Release, GithubError> {
-        #[derive(Serialize)]
-        struct Body {
-            draft: bool,
-            make_latest: &'static str,
-        }
-        let url = self.url(repository, &["releases", &id.to_string()], &[])?;
-        match self.write(Method::PATCH, url, &Body { draft: false, make_latest: NOT_LATEST }).await {
-            // A published release may be immutable, also towards the attempt that published it.
-            Err(GithubError::Refused(message)) => {
-                let now = self.release(repository, id).await?;
-                if now.draft { Err(GithubError::Refused(message)) } else { Ok(now) }
-            }
-            other => other,
-        }
-    }
-
-    /// Deletes a draft; refuses to touch a published release.
-    ///
-    /// # Errors
-    /// [`GithubError`].
-    pub async fn delete_draft(&self, repository: &Repository, id: u64) -> Result<(), GithubError> {
-        if !self.release(repository, id).await?.draft {
-            return Err(GithubError::Refused("the release is published".to_owned()));
-        }
-        let url = self.url(repository, &["releases", &id.to_string()], &[])?;
-        let request = |client: &reqwest::Client| {
-            authorize(api(client.request(Method::DELETE, url.clone())), self.token.as_ref())
-        };
-        self.transport.send(request, MAX_JSON).await.map(|_| ())
-    }
-
-    async fn fill(
-        &self,
-        repository: &Repository,
-        draft: &Release,
-        assets: &[NewAsset],
-    ) -> Result<Release, GithubError> {
-        for asset in assets {
-            let uploaded = self.upload(repository, draft, asset).await?;
-            if !is_copy(&uploaded, asset) {
-                return Err(GithubError::Malformed(format!("asset {} arrived damaged", asset.name)));
-            }
-        }
-        self.publish_draft(repository, draft.id).await
+    /// What was asked so far, retries included.
+    pub fn requests(&self) -> Requests {
+        self.transport.requests()
     }
 
     async fn get<T: serde::de::DeserializeOwned>(&self, url: Url) -> Result<T, GithubError> {
+        self.get_up_to(url, MAX_JSON).await
+    }
+
+    async fn get_up_to<T: serde::de::DeserializeOwned>(
+        &self,
+        url: Url,
+        limit: usize,
+    ) -> Result<T, GithubError> {
         let request = |client: &reqwest::Client| {
             authorize(api(client.request(Method::GET, url.clone())), self.token.as_ref())
         };
-        self.transport.send(request, MAX_JSON).await?.json()
+        self.transport.send(Kind::Api, request, limit).await?.json()
     }
 
-    async fn write<T: serde::de::DeserializeOwned>(
-        &self,
-        method: Method,
-        url: Url,
-        body: &impl Serialize,
-    ) -> Result<T, GithubError> {
-        let body = serde_json::to_vec(body).map_err(|_| GithubError::Config("request does not serialise"))?;
-        let request = |client: &reqwest::Client| {
-            let request =
-                client.request(method.clone(), url.clone()).header(CONTENT_TYPE, "application/json");
-            authorize(api(request), self.token.as_ref()).body(body.clone())
-        };
-        self.transport.send(request, MAX_JSON).await?.json()
+    /// What the cache holds under `name`.
+    fn cached(&self, name: &str) -> Option<Vec<u8>> {
+        self.cache.as_ref()?.get(&format!("{} {name}", self.identity))
+    }
+
+    fn remember(&self, name: &str, value: &[u8]) {
+        if let Some(cache) = &self.cache {
+            cache.put(&format!("{} {name}", self.identity), value);
+        }
     }
 
     /// `ROOT/repos/OWNER/REPO/parts…?query`, each part percent-encoded.
@@ -428,33 +175,37 @@ impl Client {
         Ok(url)
     }
 
-    /// The upload URL from the release's template. It has to be the API's own host or its `uploads.` sibling, because
-    /// the token goes there.
-    fn upload_url(&self, release: &Release, name: &str) -> Result<Url, GithubError> {
-        let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-');
-        if !(1..=100).contains(&name.len()) || !name.bytes().all(plain) {
-            return Err(GithubError::Config("asset name is not plain"));
-        }
-        let (base, _) = release.upload_url.split_once('{').unwrap_or((&release.upload_url, ""));
-        let mut url = Url::parse(base).map_err(|_| GithubError::Malformed("upload URL".to_owned()))?;
-        let (ours, theirs) = (self.root.host_str().unwrap_or(""), url.host_str().unwrap_or(""));
-        let sibling = match (ours.strip_prefix("api."), theirs.strip_prefix("uploads.")) {
-            (Some(a), Some(b)) => a == b,
-            _ => false,
+    /// The root of the pages that belong to this API: `https://github.com` of `https://api.github.com`, `https://HOST` of
+    /// `https://HOST/api/v3`.
+    fn pages(&self) -> Result<Url, GithubError> {
+        let mut url = self.root.clone();
+        let sibling = match url.path() {
+            "/" => url.host_str().and_then(|host| host.strip_prefix("api.")).map(str::to_owned),
+            _ => None,
         };
-        let same = ours == theirs && self.root.port_or_known_default() == url.port_or_known_default();
-        if url.scheme() != "https" || !(same || sibling) {
-            return Err(GithubError::Malformed("upload URL of a foreign host".to_owned()));
+        if let Some(host) = sibling {
+            url.set_host(Some(&host)).map_err(|_| GithubError::Config("API root has no usable host"))?;
         }
-        url.query_pairs_mut().clear().append_pair("name", name);
+        url.set_path("");
         Ok(url)
     }
 }
 
 fn bearer(token: &str) -> Result<HeaderValue, GithubError> {
-    let text = Zeroizing::new(format!("Bearer {}", token.trim()));
+    secret(&Zeroizing::new(format!("Bearer {}", token.trim())))
+}
+
+/// The token as the password of a user whose name GitHub does not look at.
+fn basic(token: &str) -> Result<HeaderValue, GithubError> {
+    use base64::Engine as _;
+    let pair = Zeroizing::new(format!("x-access-token:{}", token.trim()));
+    let encoded = Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(pair.as_bytes()));
+    secret(&Zeroizing::new(format!("Basic {}", encoded.as_str())))
+}
+
+fn secret(text: &str) -> Result<HeaderValue, GithubError> {
     let mut value =
-        HeaderValue::from_str(&text).map_err(|_| GithubError::Config("token has control characters"))?;
+        HeaderValue::from_str(text).map_err(|_| GithubError::Config("token has control characters"))?;
     value.set_sensitive(true);
     Ok(value)
 }
@@ -483,26 +234,6 @@ fn check_ref(at: &str) -> Result<(), GithubError> {
         && at.bytes().all(plain)
         && at.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if fine { Ok(()) } else { Err(GithubError::Config("branch, tag or commit is not plain")) }
-}
-
-fn check_asset(asset: &Asset, bytes: Vec<u8>) -> Result<Vec<u8>, GithubError> {
-    let size_ok = bytes.len() as u64 == asset.size;
-    let digest_ok = asset.digest.as_ref().is_none_or(|digest| *digest == sha256(&bytes));
-    if size_ok && digest_ok {
-        Ok(bytes)
-    } else {
-        Err(GithubError::Malformed(format!("asset {} is not what its release says", asset.name)))
-    }
-}
-
-fn holds(release: &Release, new: &NewAsset) -> bool {
-    release.assets.iter().any(|known| is_copy(known, new))
-}
-
-fn is_copy(known: &Asset, new: &NewAsset) -> bool {
-    known.name == new.name
-        && known.size == new.bytes.len() as u64
-        && known.digest.as_ref().is_none_or(|digest| *digest == sha256(&new.bytes))
 }
 
 fn sha256(bytes: &[u8]) -> String {

@@ -2,13 +2,16 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
+use std::collections::{HashMap, HashSet};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant, SystemTime};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::claims::Repository;
-use cofferdam_attest::github::{Asset, Client, GithubError, NewAsset, NewRelease, Release};
+use cofferdam_attest::github::{
+    Asset, Cache, Client, GithubError, Head, NewAsset, NewRelease, Release, Requests,
+};
 use cofferdam_attest::ratls;
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -155,6 +158,28 @@ fn release_json(draft: bool, assets: &str) -> String {
     )
 }
 
+fn file_json() -> String {
+    let content = r"aGVs\nbG8gd29y\nbGQ=\n";
+    let sha = "b".repeat(40);
+    format!(
+        r#"{{"type":"file","size":11,"encoding":"base64","sha":"{sha}","content":"{content}","name":"x"}}"#
+    )
+}
+
+/// A cache in memory that can be looked into.
+#[derive(Default)]
+struct Memory(Mutex<HashMap<String, Vec<u8>>>);
+
+impl Cache for Memory {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.0.lock().unwrap().get(key).cloned()
+    }
+
+    fn put(&self, key: &str, value: &[u8]) {
+        self.0.lock().unwrap().insert(key.to_owned(), value.to_vec());
+    }
+}
+
 fn new_release() -> NewRelease {
     NewRelease {
         tag_name: "attest-20260102T030405Z-0a1b2c3d".into(),
@@ -174,11 +199,9 @@ fn new_asset() -> NewAsset {
 
 #[tokio::test]
 async fn contents_are_asked_for_at_a_commit_and_decoded() {
-    let file =
-        r#"{"type":"file","size":11,"encoding":"base64","content":"aGVs\nbG8gd29y\nbGQ=\n","name":"x"}"#;
-    let server = Server::start(vec![step("GET ", 200, file)]).await;
-    let bytes = server.client().contents(&repository(), "dir/a b?.yaml", "main").await.unwrap();
-    assert_eq!(bytes, b"hello world");
+    let server = Server::start(vec![step("GET ", 200, file_json())]).await;
+    let contents = server.client().contents(&repository(), "dir/a b?.yaml", "main").await.unwrap();
+    assert_eq!((contents.bytes.as_slice(), contents.blob), (b"hello world".as_slice(), "b".repeat(40)));
     let request = server.seen()[0].to_lowercase();
     assert!(server.lines()[0].ends_with("/api/v3/repos/acme/shop/contents/dir/a%20b%3F.yaml?ref=main"));
     assert!(request.contains(&format!("authorization: bearer {TOKEN}")));
@@ -250,7 +273,9 @@ async fn errors_are_told_apart() {
     assert!(matches!(errors[0], GithubError::NotFound));
     assert!(matches!(&errors[1], GithubError::Unauthorized(text) if text == "Bad credentials"));
     assert!(matches!(&errors[2], GithubError::Unauthorized(_)));
-    assert!(matches!(&errors[3], GithubError::RateLimited { retry_after } if retry_after.as_secs() > 3600));
+    assert!(
+        matches!(&errors[3], GithubError::RateLimited { retry_after, .. } if retry_after.as_secs() > 3600)
+    );
     assert!(matches!(&errors[4], GithubError::Refused(text) if text == "No commit found"));
     assert!(matches!(&errors[5], GithubError::Malformed(_)));
     assert!(matches!(&errors[6], GithubError::Malformed(_)));
@@ -372,24 +397,259 @@ async fn assets_come_from_storage_without_the_token() {
     assert_eq!(circle.seen().len(), 6);
 }
 
+fn numbered(id: u64) -> String {
+    release_json(false, "").replace("{root}", "https://h").replace("\"id\":7", &format!("\"id\":{id}"))
+}
+
+fn linked(body: String, link: &str) -> Step {
+    Step("GET ", 200, vec![("Link", link.to_owned()), ("ETag", "W/\"one\"".to_owned())], body)
+}
+
 #[tokio::test]
-async fn attestations_are_the_published_ones_newest_first() {
-    let release = |tag: &str, draft: bool| {
-        release_json(draft, "")
-            .replace("attest-20260102T030405Z-0a1b2c3d", tag)
-            .replace("{root}", "https://h")
+async fn pages_of_releases_are_followed_within_a_bound_and_each_release_counts_once() {
+    let next = "<https://elsewhere.example/?page=9>; rel=\"next\", <https://h/?page=3>; rel=\"last\"";
+    let page = |ids: [u64; 2]| format!("[{},{}]", numbered(ids[0]), numbered(ids[1]));
+    let script = || {
+        vec![
+            linked(page([1, 2]), next),
+            linked(page([2, 3]), next),
+            linked(page([4, 5]), "<https://h/>; rel=\"prev\""),
+        ]
     };
-    let list = [
-        release("attest-20260102T030405Z-00000001", false),
-        release("attest-20260104T030405Z-00000002", false),
-        release("attest-20260105T030405Z-00000003", true),
-        release("v1.0.0", false),
-    ];
-    let server = Server::start(vec![step("GET ", 200, format!("[{}]", list.join(",")))]).await;
-    let found = server.client().attestations(&repository(), 3).await.unwrap();
-    let tags: Vec<String> = found.iter().map(|(tag, _)| tag.to_string()).collect();
-    assert_eq!(tags, ["attest-20260104T030405Z-00000002", "attest-20260102T030405Z-00000001"]);
-    assert_eq!(server.lines(), ["GET /api/v3/repos/acme/shop/releases?per_page=30&page=1"]);
+    let ids = |releases: &[Release]| releases.iter().map(|release| release.id).collect::<Vec<_>>();
+    let server = Server::start(script()).await;
+    let all = server.client().all_releases(&repository(), 20, None).await.unwrap();
+    assert_eq!((ids(&all.releases), all.complete), (vec![1, 2, 3, 4, 5], true));
+    let asked = |page| format!("GET /api/v3/repos/acme/shop/releases?per_page=100&page={page}");
+    assert_eq!(server.lines(), [asked(1), asked(2), asked(3)], "our own pages, wherever the links point");
+
+    // No more than what is wanted is on; what is nowhere does not end before the bound.
+    let tag = "attest-20260102T030405Z-0a1b2c3d".to_owned();
+    for (wanted, asked) in [(tag, 1), ("attest-20260102T030405Z-00000000".to_owned(), 3)] {
+        let server = Server::start(script()).await;
+        let found = server.client().all_releases(&repository(), 20, Some(&HashSet::from([wanted]))).await;
+        assert!(found.unwrap().complete);
+        assert_eq!(server.lines().len(), asked);
+    }
+
+    let server = Server::start(script()).await;
+    let some = server.client().all_releases(&repository(), 2, None).await.unwrap();
+    assert_eq!((ids(&some.releases), some.complete), (vec![1, 2, 3], false));
+    assert_eq!(server.lines().len(), 2);
+}
+
+#[tokio::test]
+async fn what_has_not_changed_is_asked_for_conditionally() {
+    let unchanged = || step("GET ", 304, "");
+    let server =
+        Server::start(vec![linked(format!("[{}]", numbered(1)), ""), unchanged(), unchanged()]).await;
+    let client = server.client().with_cache(Arc::new(Memory::default()));
+    let first = client.all_releases(&repository(), 1, None).await.unwrap();
+    assert_eq!(client.all_releases(&repository(), 1, None).await.unwrap(), first);
+    assert!(server.seen()[1].to_lowercase().contains("if-none-match: w/\"one\""));
+    assert!(!server.seen()[0].to_lowercase().contains("if-none-match"));
+    assert_eq!(client.requests(), Requests { api: 2, unchanged: 1, ..Requests::default() });
+    // Nobody asked for changes only: then this is no answer.
+    let error = server.client().all_releases(&repository(), 1, None).await.unwrap_err();
+    assert!(matches!(error, GithubError::Malformed(_)), "{error:?}");
+}
+
+fn comparison(status: &str, base: &str, merge_base: &str, files: &str) -> String {
+    format!(
+        r#"{{"status":"{status}","base_commit":{{"sha":"{base}"}},"merge_base_commit":{{"sha":"{merge_base}"}},"files":[{files}]}}"#
+    )
+}
+
+#[tokio::test]
+async fn what_cannot_change_is_asked_once() {
+    let (old, new) = ("a".repeat(40), "b".repeat(40));
+    let asset: Asset = serde_json::from_str(&asset_json(9, "attestation.json", b"12345")).unwrap();
+    let server = Server::start(vec![
+        step("GET ", 200, file_json()),
+        step("GET ", 200, comparison("ahead", &old, &old, "")),
+        step("GET ", 200, "12345"),
+        step("GET ", 200, file_json()),
+        step("GET ", 200, file_json()),
+        step("GET ", 200, "54321"),
+    ])
+    .await;
+    let memory = Arc::new(Memory::default());
+    let client = server.client().with_cache(Arc::clone(&memory) as Arc<dyn Cache>);
+    for _ in 0..2 {
+        assert_eq!(client.contents(&repository(), "x", &old).await.unwrap().bytes, b"hello world");
+        let found = client.compare(&repository(), &old, &new).await.unwrap();
+        assert_eq!((found.merge_base, found.changed), (old.clone(), Some(vec![])));
+        assert_eq!(client.download(&repository(), &asset, 9).await.unwrap(), b"12345");
+    }
+    assert_eq!(server.seen().len(), 3);
+    // A branch moves: asked each time.
+    for _ in 0..2 {
+        client.contents(&repository(), "x", "main").await.unwrap();
+    }
+    assert_eq!(server.seen().len(), 5);
+    // What is not what the release says is not taken from the cache either, and asked for anew.
+    for value in memory.0.lock().unwrap().values_mut() {
+        value.reverse();
+    }
+    assert!(client.download(&repository(), &asset, 9).await.is_err());
+    assert_eq!(server.seen().len(), 6);
+}
+
+#[tokio::test]
+async fn another_token_or_authority_has_another_cache() {
+    let file = || step("GET ", 200, file_json());
+    let server = Server::start(vec![file(), file(), file()]).await;
+    let memory: Arc<dyn Cache> = Arc::new(Memory::default());
+    let at = "a".repeat(40);
+    let root = format!("{}/api/v3", server.root);
+    let doubled = server.ca.repeat(2);
+    for (token, ca) in [(Some("one"), &server.ca), (None, &server.ca), (None, &doubled)] {
+        let token = token.map(|token| Zeroizing::new(token.to_owned()));
+        let client = Client::new(&root, token, Some(ca), "x").unwrap().with_cache(Arc::clone(&memory));
+        client.contents(&repository(), "x", &at).await.unwrap();
+    }
+    assert_eq!(server.seen().len(), 3);
+}
+
+#[tokio::test]
+async fn the_default_branch_is_asked_for_without_a_name_that_a_ref_could_shadow() {
+    let commit = "c".repeat(40);
+    let line = format!("{commit} HEAD symref-target:refs/heads/trunk\n");
+    let answer = format!("{:04x}{line}0000", line.len() + 4);
+    let named = r#"{"default_branch":"trunk"}"#;
+    let reference =
+        |name: &str| format!(r#"{{"ref":"{name}","object":{{"type":"commit","sha":"{commit}"}}}}"#);
+    let server = Server::start(vec![
+        step("POST ", 200, answer),
+        step("POST ", 404, "{}"),
+        step("GET ", 200, named),
+        step("GET ", 200, reference("refs/heads/trunk")),
+        step("POST ", 200, "0000"),
+        step("GET ", 200, named),
+        step("GET ", 200, reference("refs/tags/trunk")),
+        step("POST ", 403, "{}"),
+        step("GET ", 404, "{}"),
+    ])
+    .await;
+    let client = server.client();
+    let head = |tags| Head { branch: "trunk".to_owned(), commit: commit.clone(), tags };
+    assert_eq!(client.default_head(&repository()).await.unwrap(), head(Some(vec![])));
+    assert_eq!(
+        client.default_head(&repository()).await.unwrap(),
+        head(None),
+        "by the API where git is not spoken"
+    );
+    assert!(matches!(client.default_head(&repository()).await, Err(GithubError::Malformed(_))));
+    assert!(matches!(client.default_head(&repository()).await, Err(GithubError::NotFound)));
+    assert_eq!(
+        server.lines()[..4],
+        [
+            "POST /acme/shop.git/git-upload-pack",
+            "POST /acme/shop.git/git-upload-pack",
+            "GET /api/v3/repos/acme/shop",
+            "GET /api/v3/repos/acme/shop/git/ref/heads/trunk",
+        ]
+    );
+    let first = server.seen()[0].to_lowercase();
+    assert!(first.contains("git-protocol: version=2") && first.contains("user-agent: git/cofferdam-test/1"));
+    let basic = STANDARD.encode(format!("x-access-token:{TOKEN}"));
+    assert!(server.seen()[0].contains(&format!("Basic {basic}")));
+    assert_eq!(client.requests(), Requests { api: 5, git: 4, ..Requests::default() });
+}
+
+#[tokio::test]
+async fn commits_are_compared_by_their_whole_names_and_no_answer_is_not_no() {
+    let (old, new) = ("a".repeat(40), "b".repeat(40));
+    let unrelated = format!("{{\"message\":\"No common ancestor between {old} and {new}.\"}}");
+    let server = Server::start(vec![
+        step(
+            "GET ",
+            200,
+            comparison("ahead", &old, &old, r#"{"filename":"x","status":"modified","sha":null}"#),
+        ),
+        step("GET ", 200, comparison("diverged", &old, &"c".repeat(40), "")),
+        step("GET ", 404, unrelated),
+        step("GET ", 404, "{\"message\":\"Not Found\"}"),
+        step("GET ", 200, comparison("ahead", &new, &new, "")),
+        step("GET ", 200, "<html>"),
+    ])
+    .await;
+    let client = server.client();
+    let compare = async || client.compare(&repository(), &old, &new).await;
+    let ahead = compare().await.unwrap();
+    assert_eq!((ahead.merge_base == old, ahead.changed.unwrap().len()), (true, 1));
+    assert_ne!(compare().await.unwrap().merge_base, old);
+    assert!(matches!(compare().await, Err(GithubError::Unrelated)));
+    assert!(matches!(compare().await, Err(GithubError::NotFound)));
+    assert!(matches!(compare().await, Err(GithubError::Malformed(_))), "a comparison of other commits");
+    assert!(matches!(compare().await, Err(GithubError::Malformed(_))));
+    assert!(server.lines()[0].contains(&format!("/compare/{old}...{new}?per_page=1&page=1")));
+    for bad in ["main", "HEAD", "a", &"A".repeat(40)] {
+        assert!(matches!(client.compare(&repository(), bad, &new).await, Err(GithubError::Config(_))));
+        assert!(matches!(client.compare(&repository(), &old, bad).await, Err(GithubError::Config(_))));
+    }
+    assert_eq!(server.seen().len(), 6);
+}
+
+#[tokio::test]
+async fn a_rate_limit_says_when_it_resets() {
+    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
+    let spent =
+        vec![("x-ratelimit-remaining", "0".to_owned()), ("x-ratelimit-reset", (now + 1234).to_string())];
+    let slow = vec![("Retry-After", "77".to_owned()), ("x-ratelimit-remaining", "12".to_owned())];
+    let server = Server::start(vec![
+        Step("GET ", 403, spent.clone(), "{}".into()),
+        Step("GET ", 429, spent, "{}".into()),
+        Step("GET ", 403, slow, "{}".into()),
+        step("GET ", 403, "{\"message\":\"You have exceeded a secondary rate limit.\"}"),
+    ])
+    .await;
+    let client = server.client().with_deadline(Duration::from_secs(50));
+    for _ in 0..2 {
+        let error = client.commit(&repository(), "main").await.unwrap_err();
+        let GithubError::RateLimited { resets_at: Some(at), .. } = error else { panic!("{error:?}") };
+        assert!(at.abs_diff(now + 1234) <= 5, "{at}");
+        let text = error.to_string();
+        assert!(text.contains("it resets at 20") && text.contains("Z, in 123"), "{text}");
+    }
+    let error = client.commit(&repository(), "main").await.unwrap_err();
+    assert_eq!(error.to_string(), "GitHub asks to wait 77 s before the next request");
+    assert!(matches!(error, GithubError::RateLimited { resets_at: None, .. }));
+    let error = client.commit(&repository(), "main").await.unwrap_err();
+    assert_eq!(
+        error.to_string(),
+        "GitHub asks to wait 60 s before the next request",
+        "a minute, as GitHub advises"
+    );
+    assert_eq!(server.seen().len(), 4, "nobody asks again before that");
+}
+
+#[tokio::test]
+async fn without_a_token_assets_come_from_where_browsers_get_them() {
+    let bytes = "12345";
+    let asset = |place: &str| {
+        let mut asset: Asset = serde_json::from_str(&asset_json(9, "a", bytes.as_bytes())).unwrap();
+        asset.browser_download_url = Some(place.to_owned());
+        asset
+    };
+    let redirect = Step("GET ", 302, vec![("Location", "{root}/storage/9".to_owned())], String::new());
+    let server = Server::start(vec![redirect, step("GET ", 200, bytes), step("GET ", 200, bytes)]).await;
+    let root = format!("{}/api/v3", server.root);
+    let client = Client::new(&root, None, Some(&server.ca), "x").unwrap();
+    let here = format!("{}/acme/shop/releases/download/t/a", server.root);
+    assert_eq!(client.download(&repository(), &asset(&here), 9).await.unwrap(), bytes.as_bytes());
+    assert_eq!(client.requests(), Requests { storage: 2, ..Requests::default() });
+    // A place elsewhere is not even asked: the API knows the asset too.
+    let there = asset("https://elsewhere.example/a");
+    assert_eq!(client.download(&repository(), &there, 9).await.unwrap(), bytes.as_bytes());
+    assert_eq!(
+        server.lines(),
+        [
+            "GET /acme/shop/releases/download/t/a",
+            "GET /storage/9",
+            "GET /api/v3/repos/acme/shop/releases/assets/9"
+        ]
+    );
 }
 
 #[tokio::test]

@@ -111,9 +111,17 @@ async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
     let repository = Repository::parse("acme/shop").unwrap();
     let client = development.client(Some("dev-token"));
     let commit = client.commit(&repository, "main").await.unwrap();
-    assert_eq!(client.contents(&repository, "cofferdam.yaml", &commit.sha).await.unwrap(), b"version: 1\n");
-    assert!(client.is_on_default_branch(&repository, &commit.sha).await.unwrap());
-    assert!(client.is_on_default_branch(&repository, &"0".repeat(40)).await.is_err());
+    let file = client.contents(&repository, "cofferdam.yaml", &commit.sha).await.unwrap();
+    assert_eq!(file.bytes, b"version: 1\n");
+    for client in [&client, &development.client(None)] {
+        let head = client.default_head(&repository).await.unwrap();
+        assert_eq!((head.branch.as_str(), &head.commit), ("main", &commit.sha));
+        assert_eq!(client.requests().git, 1);
+    }
+    let same = client.compare(&repository, &commit.sha, &commit.sha).await.unwrap();
+    assert_eq!((same.merge_base, same.changed), (commit.sha.clone(), Some(vec![])));
+    let unknown = client.compare(&repository, &"0".repeat(40), &commit.sha).await;
+    assert!(matches!(unknown, Err(GithubError::NotFound)));
     let missing = client.contents(&repository, "missing.yaml", &commit.sha).await;
     assert!(matches!(missing, Err(GithubError::NotFound)));
     let new = NewRelease {
@@ -130,12 +138,19 @@ async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
     assert_eq!(client.publish(&repository, &new, &[asset]).await.unwrap().id, release.id);
 
     let anybody = development.client(None);
-    let found = anybody.attestations(&repository, 2).await.unwrap();
-    assert_eq!(found.len(), 1);
-    assert_eq!(found[0].1.tag_name, new.tag_name);
+    let found = anybody.all_releases(&repository, 2, None).await.unwrap();
+    assert!(found.complete && found.releases.len() == 1);
+    let listed = &found.releases[0];
+    assert_eq!((listed.tag_name.as_str(), listed.immutable), (new.tag_name.as_str(), Some(true)));
     assert_eq!(anybody.release_by_tag(&repository, &new.tag_name).await.unwrap().id, release.id);
-    let downloaded = client.download(&repository, &found[0].1.assets[0], 256 * 1024).await.unwrap();
-    assert_eq!(downloaded, bytes);
+    for client in [&client, &anybody] {
+        let downloaded = client.download(&repository, &listed.assets[0], 256 * 1024).await.unwrap();
+        assert_eq!(downloaded, bytes);
+    }
+
+    // A published release has its tag in git.
+    let head = anybody.default_head(&repository).await.unwrap();
+    assert_eq!(head.tags.unwrap(), [new.tag_name.clone()]);
 
     let wrong = development.client(Some("wrong")).create_draft(&repository, &new).await;
     assert!(matches!(wrong, Err(GithubError::Unauthorized(_))));

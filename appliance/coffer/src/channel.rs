@@ -14,7 +14,7 @@ use cofferdam_attest::appraise::{Appraisal, Expectations};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::{self, Evidence};
 use cofferdam_attest::{operator, ratls};
-use http_body_util::{BodyExt as _, Full, Limited};
+use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
@@ -51,6 +51,13 @@ pub(crate) struct Channel {
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
+}
+
+/// No reply, or none that can be read.
+struct Broken {
+    what: String,
+    /// Whether the peer did answer, but with something else than HTTP or with too much of it.
+    answered: bool,
 }
 
 /// A TLS connection, not yet verified: the key that the other end holds, and the channel's binding.
@@ -96,12 +103,15 @@ pub(crate) async fn dial(endpoint: &str) -> Outcome<Dialled> {
 
 impl Channel {
     /// Dials `endpoint` and verifies the appliance on that connection. With the claims of a release attestation it has to
-    /// be the very machine that published it: another one, be it as genuine, holds other keys.
+    /// be the very machine that published it: another one, be it as genuine, holds other keys. With a key that is attested for
+    /// this endpoint, by a release attestation or earlier (`known`), something else than evidence is a false answer; without
+    /// one nobody knows who answers.
     pub(crate) async fn open(
         endpoint: &str,
         repository: &str,
         trust: &Trust,
         release: Option<&Claims>,
+        known: Option<&str>,
     ) -> Outcome<Self> {
         let Dialled { stream, tls_key, binding } = dial(endpoint).await?;
         if let Some(release) = release
@@ -120,14 +130,9 @@ impl Channel {
         let mut nonce = [0_u8; 32];
         getrandom::fill(&mut nonce).map_err(|_| Failure::failed("the system gives no random numbers"))?;
         let path = format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce));
-        let reply = ask_for_evidence(&mut sender, endpoint, &path).await?;
-        // Nobody is verified yet: whatever this is, it may choose neither our exit code nor our words.
-        if reply.status != StatusCode::OK {
-            return Err(Failure::could_not_check(format!("{endpoint} gave no evidence ({})", reply.status)));
-        }
-        let evidence = Evidence::parse(&reply.body).map_err(|error| {
-            Failure::rejected(format!("the evidence of {endpoint} is malformed: {}", chain(&error)))
-        })?;
+        let expected = release.is_some() || known.is_some();
+        let reply = ask_for_evidence(&mut sender, endpoint, &path).await;
+        let evidence = evidence_in(reply, endpoint, expected)?;
         let expectations = Expectations {
             repository: Some(repository.to_owned()),
             tls_key: Some(tls_key),
@@ -164,7 +169,24 @@ impl Channel {
         let authorization = key.authorization(method, &path, &body, &self.binding);
         exchange(&mut self.sender, &self.host, method, &path, body.into(), Some(authorization), LARGEST_REPLY)
             .await
+            .map_err(|broken| Failure::could_not_check(broken.what))
     }
+}
+
+/// The evidence in an answer. A peer whom nothing vouches for may choose neither our exit code nor our words; where an appliance is
+/// attested (`expected`) an answer that is none is false, unless it says that it has none at the moment.
+fn evidence_in(reply: Result<Reply, Broken>, endpoint: &str, expected: bool) -> Outcome<Evidence> {
+    let no_evidence = |false_answer: bool, what: String| {
+        if expected && false_answer { Failure::rejected(what) } else { Failure::could_not_check(what) }
+    };
+    let reply = reply.map_err(|broken| no_evidence(broken.answered, broken.what))?;
+    if reply.status != StatusCode::OK {
+        let later = reply.status.is_server_error() || reply.status == StatusCode::TOO_MANY_REQUESTS;
+        return Err(no_evidence(!later, format!("{endpoint} gave no evidence ({})", reply.status)));
+    }
+    Evidence::parse(&reply.body).map_err(|error| {
+        no_evidence(true, format!("the evidence of {endpoint} is malformed: {}", chain(&error)))
+    })
 }
 
 /// Asks for evidence; while the appliance is busy or not ready it is asked again, a few times.
@@ -172,7 +194,7 @@ async fn ask_for_evidence(
     sender: &mut http1::SendRequest<Full<Bytes>>,
     endpoint: &str,
     path: &str,
-) -> Outcome<Reply> {
+) -> Result<Reply, Broken> {
     let mut attempt = 1;
     loop {
         let reply = exchange(sender, endpoint, "GET", path, Bytes::new(), None, evidence::MAX_BYTES).await?;
@@ -193,8 +215,9 @@ async fn exchange(
     body: Bytes,
     authorization: Option<String>,
     largest: usize,
-) -> Outcome<Reply> {
-    let lost = |error: &dyn std::error::Error| Failure::could_not_check(format!("{host}: {}", chain(error)));
+) -> Result<Reply, Broken> {
+    let lost =
+        |error: &dyn std::error::Error| Broken { what: format!("{host}: {}", chain(error)), answered: false };
     let mut request =
         Request::builder().method(method).uri(path).header("host", host).header("user-agent", "coffer");
     if let Some(value) = authorization {
@@ -204,12 +227,16 @@ async fn exchange(
         request = request.header("content-type", "application/json");
     }
     let request = request.body(Full::new(body)).map_err(|error| lost(&error))?;
-    let response = sender.send_request(request).await.map_err(|error| lost(&error))?;
+    let response = sender.send_request(request).await;
+    let response = response.map_err(|error| Broken { answered: error.is_parse(), ..lost(&error) })?;
     let status = response.status();
     let body = Limited::new(response.into_body(), largest)
         .collect()
         .await
-        .map_err(|error| Failure::could_not_check(format!("{host}: the reply broke off: {error}")))?
+        .map_err(|error| Broken {
+            what: format!("{host}: the reply broke off: {error}"),
+            answered: error.is::<LengthLimitError>(),
+        })?
         .to_bytes();
     Ok(Reply { status, body })
 }
@@ -291,5 +318,41 @@ impl ServerCertVerifier for SeenKey {
 
     fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
         self.provider.signature_verification_algorithms.supported_schemes()
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_peer_that_nothing_vouches_for_does_not_choose_the_exit_code() {
+        let reply = |status, body: &'static str| Reply { status, body: Bytes::from_static(body.as_bytes()) };
+        let html = "<html>welcome to the network</html>";
+        for (status, body, unknown, attested) in [
+            (StatusCode::OK, html, Code::CouldNotCheck, Code::Rejected),
+            (StatusCode::OK, "", Code::CouldNotCheck, Code::Rejected),
+            (StatusCode::OK, "{}", Code::CouldNotCheck, Code::Rejected),
+            (StatusCode::NOT_FOUND, html, Code::CouldNotCheck, Code::Rejected),
+            (StatusCode::FOUND, html, Code::CouldNotCheck, Code::Rejected),
+            (StatusCode::SERVICE_UNAVAILABLE, "", Code::CouldNotCheck, Code::CouldNotCheck),
+            (StatusCode::TOO_MANY_REQUESTS, "", Code::CouldNotCheck, Code::CouldNotCheck),
+            (StatusCode::BAD_GATEWAY, html, Code::CouldNotCheck, Code::CouldNotCheck),
+        ] {
+            for (expected, code) in [(false, unknown), (true, attested)] {
+                let failure = evidence_in(Ok(reply(status, body)), "h:1", expected).unwrap_err();
+                assert_eq!(failure.code, code, "{status} {body} {expected}");
+                assert!(!failure.message.contains("welcome"));
+            }
+        }
+        for (answered, expected, code) in [
+            (true, true, Code::Rejected),
+            (true, false, Code::CouldNotCheck),
+            (false, true, Code::CouldNotCheck),
+            (false, false, Code::CouldNotCheck),
+        ] {
+            let broken = Broken { what: "not HTTP".to_owned(), answered };
+            assert_eq!(evidence_in(Err(broken), "h:1", expected).unwrap_err().code, code);
+        }
     }
 }

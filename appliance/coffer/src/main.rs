@@ -1,11 +1,14 @@
 //! The operator's and the client's command line.
 
+mod cache;
 mod channel;
 mod cli;
 mod failure;
 mod files;
+mod newest;
 mod operator_key;
 mod references;
+mod session;
 mod source;
 mod trust;
 mod ui;

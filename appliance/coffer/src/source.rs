@@ -1,24 +1,26 @@
-//! GitHub, the trust anchor: the newest release attestation of a repository and the declaration at its commit.
+//! GitHub, the trust anchor: the release attestations of a repository and the declaration at a commit.
+//!
+//! Each fact is asked for once in a run. What GitHub does not say is "could not check"; only what it does say can be false.
+
+use std::collections::HashSet;
+use std::sync::Arc;
 
 use cofferdam_attest::claims::{self, Claims};
-use cofferdam_attest::evidence::{self, Evidence};
-use cofferdam_attest::github::{self, GithubError};
+use cofferdam_attest::evidence;
+use cofferdam_attest::github::{self, Asset, Contents, GithubError, Head, Requests};
 use cofferdam_attest::release::Tag;
-
+use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
+use crate::cache::DiskCache;
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::files;
-use crate::trust::unix_now;
-use crate::ui::printable;
 
 /// How far this machine's clock and the appliance's may be apart, as in the default policy.
-const CLOCK_SKEW_S: u64 = 300;
-/// Releases come newest first, 30 a page: an attestation behind 90 newer releases is long past its validity.
-const PAGES: u32 = 3;
-/// What the default branch points at.
-const HEAD: &str = "HEAD";
+pub(crate) const CLOCK_SKEW_S: u64 = 300;
+/// Pages of releases that are looked at, of [`github::PAGE`] each: GitHub promises no order, so the newest may be on the last.
+pub(crate) const MAX_PAGES: u32 = 20;
 /// The declaration's place in the repository.
 pub(crate) const DECLARATION: &str = "cofferdam.yaml";
 
@@ -26,14 +28,37 @@ pub(crate) const DECLARATION: &str = "cofferdam.yaml";
 pub(crate) struct Source {
     client: github::Client,
     repository: claims::Repository,
+    head: OnceCell<Head>,
 }
 
-/// A release attestation as it was found.
-pub(crate) struct Release {
+/// A release that looks like a release attestation.
+pub(crate) struct Candidate {
     pub(crate) tag: Tag,
     pub(crate) page: String,
-    pub(crate) document: Vec<u8>,
-    pub(crate) evidence: Evidence,
+    pub(crate) immutable: Option<bool>,
+    asset: Asset,
+}
+
+impl Candidate {
+    /// Length of its document in bytes.
+    pub(crate) fn bytes(&self) -> u64 {
+        self.asset.size
+    }
+}
+
+/// What a list of releases holds.
+#[derive(Default)]
+pub(crate) struct Candidates {
+    /// By the time in the tag, newest first.
+    pub(crate) list: Vec<Candidate>,
+    /// Releases that are no attestations by their tags.
+    pub(crate) other: usize,
+    /// Tags of a time to come.
+    pub(crate) future: usize,
+    /// Releases without the document, or with one that is too large.
+    pub(crate) without_document: usize,
+    /// Whether these are all releases; otherwise the bound on pages was reached.
+    pub(crate) complete: bool,
 }
 
 impl Source {
@@ -48,40 +73,30 @@ impl Source {
             .find_map(|name| std::env::var(name).ok().filter(|value| !value.is_empty()).map(Zeroizing::new));
         let client =
             github::Client::new(api, token, ca.as_deref(), concat!("coffer/", env!("CARGO_PKG_VERSION")))
-                .map_err(|error| Failure::usage(format!("{api}: {}", chain(&error))))?;
-        Ok(Self { client, repository })
+                .map_err(|error| Failure::usage(format!("{api}: {}", chain(&error))))?
+                .with_cache(Arc::new(DiskCache::of_user()));
+        Ok(Self { client, repository, head: OnceCell::new() })
     }
 
-    /// The newest published release attestation. "Newest" is by the tag's time, which the evidence then has to agree
-    /// with: whoever can write releases can hide a newer one, but cannot make an older one look fresh.
-    pub(crate) async fn newest(&self) -> Outcome<Release> {
-        let attestations = self.client.attestations(&self.repository, PAGES).await;
-        let attestations = attestations.map_err(|error| self.failure("list releases", &error))?;
-        // A tag from the future is nobody's: without this, one release could blind every client for good.
-        let latest = claims::format_time(unix_now()?.saturating_add(CLOCK_SKEW_S)).unwrap_or_default();
-        let newest = attestations.into_iter().find(|(tag, _)| tag.issued_at <= latest);
-        let (tag, newest) = newest.ok_or_else(|| {
-            Failure::could_not_check(format!("{} has no release attestation", self.repository))
-                .hint("has the appliance published yet? `coffer status` with --endpoint shows it")
-        })?;
-        let asset =
-            newest.assets.iter().find(|asset| asset.name == evidence::ASSET_NAME).ok_or_else(|| {
-                Failure::could_not_check(format!("release {tag} has no {}", evidence::ASSET_NAME))
-            })?;
-        let document = self
-            .client
-            .download(&self.repository, asset, evidence::MAX_BYTES)
-            .await
-            .map_err(|error| self.failure("download the release attestation", &error))?;
-        let evidence = Evidence::parse(&document).map_err(|error| {
-            Failure::rejected(format!(
-                "{} of release {} is malformed: {}",
-                evidence::ASSET_NAME,
-                newest.tag_name,
-                chain(&error)
-            ))
-        })?;
-        Ok(Release { tag, page: printable(&newest.html_url), document, evidence })
+    /// What was asked so far.
+    pub(crate) fn requests(&self) -> Requests {
+        self.client.requests()
+    }
+
+    /// The releases that may be release attestations at the time `now`, newest first. Whoever can write releases can add to
+    /// this list; what is on it has to prove itself. Those older than `oldest` matter only when there is no other: as soon as all
+    /// that matter are found (git says which tags there are), no further pages are read.
+    pub(crate) async fn candidates(&self, now: u64, oldest: u64) -> Outcome<Candidates> {
+        let tags = self.head().await.ok().and_then(|head| head.tags.as_deref());
+        let wanted = tags.map(|tags| wanted(tags, now, oldest));
+        let listed = self.client.all_releases(&self.repository, MAX_PAGES, wanted.as_ref()).await;
+        let listed = listed.map_err(|error| self.failure("list releases", &error))?;
+        Ok(sort(listed, now))
+    }
+
+    /// The document of a candidate.
+    pub(crate) async fn document(&self, candidate: &Candidate) -> Result<Vec<u8>, GithubError> {
+        self.client.download(&self.repository, &candidate.asset, evidence::MAX_BYTES).await
     }
 
     /// The assets of the release `tag` whose names are `wanted`, by name, at most `most` of at most `limit` bytes each.
@@ -114,8 +129,16 @@ impl Source {
     ///
     /// Returns the declaration's bytes.
     pub(crate) async fn declaration(&self, claims: &Claims, commit: Option<&str>) -> Outcome<Vec<u8>> {
-        let bytes = self.file(&claims.commit).await?;
-        let digest = cofferdam_declaration::digest(&bytes);
+        if let Some(commit) = commit.filter(|commit| *commit != claims.commit) {
+            return Err(Failure::rejected(format!(
+                "commit: the appliance runs {}, {commit} was asked for",
+                claims.commit
+            )));
+        }
+        let head = self.head().await?;
+        let now = self.declared_since(&claims.commit, head).await?;
+        let contents = self.file(&claims.commit).await?;
+        let digest = cofferdam_declaration::digest(&contents.bytes);
         if digest != claims.declaration {
             return Err(Failure::rejected(format!(
                 "declaration: the appliance measured {}, {} at {} has {digest}",
@@ -123,37 +146,60 @@ impl Source {
             ))
             .hint("the host handed over another declaration than the repository's"));
         }
-        let merged = self
-            .client
-            .is_on_default_branch(&self.repository, &claims.commit)
-            .await
-            .map_err(|error| self.failure("read the history", &error))?;
-        if !merged {
-            return Err(Failure::rejected(format!(
-                "commit: {} is not in the history of the default branch of {}",
-                claims.commit, self.repository
-            )));
+        let same = match now {
+            _ if commit.is_some() => true,
+            Declared::Same => true,
+            Declared::Blob(blob) => blob == contents.blob,
+            Declared::Unknown => self.file(&head.commit).await?.bytes == contents.bytes,
+        };
+        if same {
+            return Ok(contents.bytes);
         }
-        match commit {
-            Some(commit) if commit != claims.commit => Err(Failure::rejected(format!(
-                "commit: the appliance runs {}, {commit} was asked for",
-                claims.commit
-            ))),
-            Some(_) => Ok(bytes),
-            None if self.file(HEAD).await? == bytes => Ok(bytes),
-            None => Err(Failure::rejected(format!(
-                "commit: the appliance runs {}, whose declaration is not what the default branch of {} declares now",
-                claims.commit, self.repository
+        Err(Failure::rejected(format!(
+            "commit: the appliance runs {}, whose declaration is not what the default branch of {} declares now",
+            claims.commit, self.repository
+        ))
+        .hint(format!(
+            "start the appliance with the new declaration, or accept this one with --commit {}",
+            claims.commit
+        )))
+    }
+
+    /// Insists that `commit` is in the history of the default branch, and says what became of the declaration since.
+    async fn declared_since(&self, commit: &str, head: &Head) -> Outcome<Declared> {
+        if head.commit == commit {
+            return Ok(Declared::Same);
+        }
+        let foreign = || {
+            Failure::rejected(format!(
+                "commit: {commit} is not in the history of the default branch of {}",
+                self.repository
             ))
-            .hint(format!("start the appliance with the new declaration, or accept this one with --commit {}", claims.commit))),
+        };
+        match self.client.compare(&self.repository, commit, &head.commit).await {
+            Ok(found) if found.merge_base == commit => Ok(declared(found.changed.as_deref())),
+            Ok(_) | Err(GithubError::Unrelated) => Err(foreign()),
+            // GitHub does not say why. That there is no such commit it says only when that one is asked for.
+            Err(GithubError::NotFound) => match self.client.commit(&self.repository, commit).await {
+                Err(GithubError::Refused(_)) => Err(foreign()),
+                Err(error) => Err(self.failure("read the history", &error)),
+                Ok(_) => Err(self.failure("read the history", &GithubError::NotFound)),
+            },
+            Err(error) => Err(self.failure("read the history", &error)),
         }
     }
 
-    /// The declaration at a commit. That it is not there is an answer; that the repository cannot be seen is none.
-    async fn file(&self, at: &str) -> Outcome<Vec<u8>> {
+    /// The head of the default branch, asked for once.
+    async fn head(&self) -> Outcome<&Head> {
+        let head = self.head.get_or_try_init(|| self.client.default_head(&self.repository)).await;
+        head.map_err(|error| self.failure("find the default branch", &error))
+    }
+
+    /// The declaration at a whole commit. That it is not there is an answer; that the commit cannot be seen is none.
+    async fn file(&self, at: &str) -> Outcome<Contents> {
         match self.client.contents(&self.repository, DECLARATION, at).await {
-            Ok(bytes) => Ok(bytes),
-            Err(GithubError::NotFound) => match self.client.commit(&self.repository, HEAD).await {
+            Ok(contents) => Ok(contents),
+            Err(GithubError::NotFound) => match self.client.commit(&self.repository, at).await {
                 Ok(_) => Err(Failure::rejected(format!(
                     "commit: {} has no {DECLARATION} at {at}",
                     self.repository
@@ -164,13 +210,171 @@ impl Source {
         }
     }
 
-    fn failure(&self, what: &str, error: &GithubError) -> Failure {
+    /// What GitHub's answer means for this run.
+    pub(crate) fn failure(&self, what: &str, error: &GithubError) -> Failure {
         let message = format!("cannot {what} of {}: {}", self.repository, chain(error));
         match error {
             GithubError::Unauthorized(_) => {
                 Failure::new(Code::NotAllowed, message).hint("a private repository needs COFFER_GITHUB_TOKEN")
             }
+            GithubError::RateLimited { resets_at: Some(_), .. } if !self.client.has_token() => {
+                Failure::could_not_check(message)
+                    .hint("set a token in COFFER_GITHUB_TOKEN: with any, also one without rights, GitHub allows 5,000 requests an hour instead of 60")
+            }
             _ => Failure::could_not_check(message),
+        }
+    }
+}
+
+/// What the default branch declares, seen from a commit in its history.
+#[derive(Debug, PartialEq, Eq)]
+enum Declared {
+    /// The same.
+    Same,
+    /// What git calls by this name.
+    Blob(String),
+    /// That has to be asked.
+    Unknown,
+}
+
+fn declared(changed: Option<&[github::Changed]>) -> Declared {
+    let Some(changed) = changed else { return Declared::Unknown };
+    let mut about = changed
+        .iter()
+        .filter(|file| file.name == DECLARATION || file.previous.as_deref() == Some(DECLARATION));
+    match (about.next(), about.next()) {
+        (None, _) => Declared::Same,
+        (Some(file), None) if file.previous.is_none() => {
+            file.blob.clone().map_or(Declared::Unknown, Declared::Blob)
+        }
+        _ => Declared::Unknown,
+    }
+}
+
+/// The tags whose releases may be the answer: those of the time that counts, or else the newest.
+fn wanted(tags: &[String], now: u64, oldest: u64) -> HashSet<String> {
+    let issued = |name: &String| claims::parse_time(&Tag::parse(name)?.issued_at);
+    let past = tags.iter().filter_map(|name| Some((issued(name)?, name)));
+    let past: Vec<(u64, &String)> =
+        past.filter(|(issued, _)| *issued <= now.saturating_add(CLOCK_SKEW_S)).collect();
+    let newest = past.iter().map(|(issued, _)| *issued).max().unwrap_or(0);
+    let least = oldest.min(newest);
+    past.into_iter().filter(|(issued, _)| *issued >= least).map(|(_, name)| name.clone()).collect()
+}
+
+/// Sorts releases into those that may be attestations and the others. Drafts are nobody's word yet.
+fn sort(listed: github::Listed, now: u64) -> Candidates {
+    // A tag from the future is nobody's: without this, one release could blind every client for good.
+    let latest = claims::format_time(now.saturating_add(CLOCK_SKEW_S)).unwrap_or_default();
+    let mut found = Candidates { complete: listed.complete, ..Candidates::default() };
+    for release in listed.releases.into_iter().filter(|release| !release.draft) {
+        let Some(tag) = Tag::parse(&release.tag_name) else {
+            found.other += 1;
+            continue;
+        };
+        let fits = |asset: &Asset| {
+            asset.name == evidence::ASSET_NAME && (1..=evidence::MAX_BYTES as u64).contains(&asset.size)
+        };
+        match release.assets.into_iter().find(fits) {
+            _ if tag.issued_at > latest => found.future += 1,
+            None => found.without_document += 1,
+            Some(asset) => found.list.push(Candidate {
+                tag,
+                page: release.html_url,
+                immutable: release.immutable,
+                asset,
+            }),
+        }
+    }
+    found.list.sort_by(|a, b| b.tag.issued_at.cmp(&a.tag.issued_at).then(a.tag.digest.cmp(&b.tag.digest)));
+    found
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    const NOW: &str = "2026-06-01T12:00:00Z";
+
+    fn release(tag: &str, draft: bool, assets: &[(&str, u64)]) -> github::Release {
+        let asset = |(name, size): &(&str, u64)| Asset {
+            id: 1,
+            name: (*name).to_owned(),
+            size: *size,
+            digest: None,
+            browser_download_url: None,
+        };
+        github::Release {
+            id: 1,
+            tag_name: tag.to_owned(),
+            target_commitish: "main".to_owned(),
+            draft,
+            immutable: Some(true),
+            created_at: NOW.to_owned(),
+            published_at: None,
+            html_url: "https://h/".to_owned(),
+            upload_url: "https://h/".to_owned(),
+            assets: assets.iter().map(asset).collect(),
+        }
+    }
+
+    #[test]
+    fn candidates_are_published_timely_and_carry_a_document_newest_first() {
+        let document: &[(&str, u64)] = &[("attestation.json", 5000)];
+        let releases = vec![
+            release("attest-20260601T110000Z-00000001", false, document),
+            release("attest-20260601T115900Z-00000002", false, &[("x", 1), ("attestation.json", 5000)]),
+            release("attest-20260601T120459Z-00000003", false, document),
+            release("attest-20260601T120501Z-00000004", false, document),
+            release("attest-29991231T235959Z-00000005", false, document),
+            release("attest-20260601T115959Z-00000006", true, document),
+            release("attest-20260601T115959Z-00000007", false, &[]),
+            release("attest-20260601T115959Z-00000008", false, &[("attestation.json", 0)]),
+            release("attest-20260601T115959Z-00000009", false, &[("attestation.json", 256 * 1024 + 1)]),
+            release("attest-20260601T115959Z-0000000A", false, document),
+            release("v1.0.0", false, document),
+        ];
+        let listed = github::Listed { releases, complete: true };
+        let found = sort(listed, claims::parse_time(NOW).unwrap());
+        let digests: Vec<&str> =
+            found.list.iter().map(|candidate| candidate.tag.digest.trim_start_matches('0')).collect();
+        assert_eq!(digests, ["3", "2", "1"]);
+        assert_eq!((found.other, found.future, found.without_document), (2, 2, 3));
+        assert!(found.complete);
+    }
+
+    #[test]
+    fn the_tags_that_matter_are_those_of_the_time_that_counts_or_else_the_newest() {
+        let now = claims::parse_time(NOW).unwrap();
+        let tags = ["20260601T120000Z", "20260601T110000Z", "20260501T110000Z", "20270101T000000Z", "junk"]
+            .map(|time| format!("attest-{time}-00000000"));
+        let of = |times: &[&str]| -> HashSet<String> {
+            times.iter().map(|time| format!("attest-{time}-00000000")).collect()
+        };
+        assert_eq!(wanted(&tags, now, now - 86_400), of(&["20260601T120000Z", "20260601T110000Z"]));
+        assert_eq!(wanted(&tags[2..], now, now - 86_400), of(&["20260501T110000Z"]));
+        assert_eq!(wanted(&tags[3..], now, now - 86_400), of(&[]));
+    }
+
+    #[test]
+    fn a_comparison_says_the_same_only_of_a_file_that_it_does_not_name() {
+        let file = |name: &str, previous: Option<&str>, blob: Option<&str>| github::Changed {
+            name: name.to_owned(),
+            previous: previous.map(str::to_owned),
+            blob: blob.map(str::to_owned),
+        };
+        assert_eq!(declared(None), Declared::Unknown);
+        assert_eq!(declared(Some(&[])), Declared::Same);
+        assert_eq!(declared(Some(&[file("README.md", None, Some("b"))])), Declared::Same);
+        let modified = file(DECLARATION, None, Some("b"));
+        assert_eq!(declared(Some(std::slice::from_ref(&modified))), Declared::Blob("b".to_owned()));
+        for unclear in [
+            vec![file(DECLARATION, None, None)],
+            vec![file("old.yaml", Some(DECLARATION), Some("b"))],
+            vec![file(DECLARATION, Some("new.yaml"), Some("b"))],
+            vec![modified, file("copy.yaml", Some(DECLARATION), None)],
+        ] {
+            assert_eq!(declared(Some(&unclear)), Declared::Unknown, "{unclear:?}");
         }
     }
 }

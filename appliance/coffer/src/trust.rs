@@ -56,6 +56,11 @@ impl Trust {
         Ok(Self { roots, policy, reference })
     }
 
+    /// Greatest age of claims that the policy accepts, in seconds.
+    pub(crate) fn max_age_s(&self) -> u64 {
+        self.policy.max_age_s
+    }
+
     /// Expectations with the reference values and nothing else.
     pub(crate) fn expectations(&self) -> Expectations {
         Expectations { reference: self.reference.clone(), ..Expectations::default() }

@@ -58,19 +58,19 @@ impl Ui {
     /// Progress and remarks for a person.
     pub(crate) fn note(&self, text: &str) {
         if !self.quiet && !self.json {
-            eprintln!("{text}");
+            complain(text);
         }
     }
 
     /// What a person must not miss, whatever was asked for: always printed.
     pub(crate) fn warn(&self, text: &str) {
-        eprintln!("{text}");
+        complain(text);
     }
 
     /// What only `-v` shows.
     pub(crate) fn detail(&self, text: &str) {
         if self.verbose && !self.json {
-            eprintln!("{text}");
+            complain(text);
         }
     }
 
@@ -78,17 +78,21 @@ impl Ui {
         if self.json && failure.rendered.is_none() {
             let error =
                 json!({ "code": failure.code as u8, "message": failure.message, "hint": failure.hint });
-            println!("{}", with_schema_version(json!({ "error": error })));
+            let _ = self.line(&with_schema_version(json!({ "error": error })).to_string());
         }
+        self.complaint(failure);
+    }
+
+    /// A failure that does not end the command.
+    pub(crate) fn complaint(&self, failure: &Failure) {
+        let lines = |text: &str| text.lines().map(printable).collect::<Vec<_>>().join("\n");
         match &failure.rendered {
-            Some(text) => eprintln!("{}", text.trim_end()),
+            Some(text) => complain(text.trim_end()),
             // The message's own lines are ours; what came from outside was made printable when it was put in.
-            None => {
-                eprintln!("error: {}", failure.message.lines().map(printable).collect::<Vec<_>>().join("\n"))
-            }
+            None => complain(&format!("error: {}", lines(&failure.message))),
         }
         if let Some(hint) = &failure.hint {
-            eprintln!("hint: {}", hint.lines().map(printable).collect::<Vec<_>>().join("\n"));
+            complain(&format!("hint: {}", lines(hint)));
         }
     }
 
@@ -104,6 +108,11 @@ impl Ui {
         };
         format!("\u{1b}[{code}m{text}\u{1b}[0m")
     }
+}
+
+/// A line on stderr. That nobody reads it any more changes nothing about what has to be done, or about the exit code.
+fn complain(line: &str) {
+    let _ = writeln!(std::io::stderr().lock(), "{line}");
 }
 
 /// `value` with `schema_version` in front of its own members.

@@ -1,11 +1,14 @@
 //! One request until it has an answer: bounded bodies, time-outs, and retries that end at the caller's deadline.
 
+use std::sync::atomic::{AtomicU32, Ordering};
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{HeaderMap, LOCATION, RETRY_AFTER};
+use reqwest::header::{ETAG, HeaderMap, LINK, LOCATION, RETRY_AFTER};
 use reqwest::{StatusCode, Url, redirect, tls};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
+
+use crate::claims;
 
 /// Bound on connecting.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -31,6 +34,40 @@ pub(super) struct Transport {
     client: reqwest::Client,
     /// Bound on a call with all its attempts.
     pub(super) deadline: Duration,
+    counts: Counts,
+}
+
+/// Who a request goes to, which decides what it costs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(super) enum Kind {
+    /// The REST API: each request counts against the caller's limit.
+    Api,
+    /// Git's own protocol.
+    Git,
+    /// Where the bytes of assets are.
+    Storage,
+}
+
+/// Requests that were sent, by who they went to. GitHub's limit counts those to the API, and with a token not those that
+/// were answered with "unchanged".
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, serde::Serialize)]
+pub struct Requests {
+    /// To the REST API.
+    pub api: u32,
+    /// Of those, answered with "unchanged" (304).
+    pub unchanged: u32,
+    /// Of git's own protocol.
+    pub git: u32,
+    /// To where the bytes of assets are.
+    pub storage: u32,
+}
+
+#[derive(Default)]
+struct Counts {
+    api: AtomicU32,
+    unchanged: AtomicU32,
+    git: AtomicU32,
+    storage: AtomicU32,
 }
 
 /// A successful answer.
@@ -38,6 +75,12 @@ pub(super) struct Transport {
 pub(super) struct Answer {
     /// Where a redirect points.
     pub(super) location: Option<String>,
+    /// Name of this version of the answer, to ask for changes.
+    pub(super) etag: Option<String>,
+    /// Whether the list goes on.
+    pub(super) more: bool,
+    /// Whether the server says that nothing changed since the version that was named.
+    pub(super) unchanged: bool,
     /// The whole body.
     pub(super) body: Vec<u8>,
 }
@@ -61,14 +104,19 @@ pub enum GithubError {
     /// It does not exist, or the token (or its absence) does not let us see it.
     #[error("not found on GitHub, or not visible with this token")]
     NotFound,
+    /// Two commits that were compared have no common ancestor.
+    #[error("the commits have no common ancestor")]
+    Unrelated,
     /// The token is missing, wrong or does not allow this.
     #[error("GitHub refuses the token: {0}")]
     Unauthorized(String),
     /// Too many requests; the wait would outlast the deadline.
-    #[error("GitHub's rate limit is reached, again in {} s", retry_after.as_secs())]
+    #[error("{}", limit_words(*retry_after, *resets_at))]
     RateLimited {
         /// How long to wait.
         retry_after: Duration,
+        /// When the caller's hour is over, in seconds since the Unix epoch; `None` when it is the pace that is complained of.
+        resets_at: Option<u64>,
     },
     /// The request is understood and refused (409, 422 and other 4xx).
     #[error("GitHub refuses the request: {0}")]
@@ -126,13 +174,20 @@ impl Transport {
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|_| GithubError::Config("TLS client cannot be set up"))?;
-        Ok(Self { client, deadline: DEADLINE })
+        Ok(Self { client, deadline: DEADLINE, counts: Counts::default() })
+    }
+
+    pub(super) fn requests(&self) -> Requests {
+        let count = |of: &AtomicU32| of.load(Ordering::Relaxed);
+        let Counts { api, unchanged, git, storage } = &self.counts;
+        Requests { api: count(api), unchanged: count(unchanged), git: count(git), storage: count(storage) }
     }
 
     /// Sends what `request` builds until it succeeds, fails for good, or the deadline is reached. Answers of 2xx and
     /// redirects are successes; their bodies are read up to `limit` bytes.
     pub(super) async fn send(
         &self,
+        kind: Kind,
         request: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
         limit: usize,
     ) -> Result<Answer, GithubError> {
@@ -140,13 +195,13 @@ impl Transport {
         let mut pause = FIRST_PAUSE;
         let mut attempt = 1;
         loop {
-            let error = match tokio::time::timeout_at(end, self.attempt(&request, limit)).await {
+            let error = match tokio::time::timeout_at(end, self.attempt(kind, &request, limit)).await {
                 Err(_) => return Err(GithubError::Timeout),
                 Ok(Ok(answer)) => return Ok(answer),
                 Ok(Err(error)) => error,
             };
             let wait = match &error {
-                GithubError::RateLimited { retry_after } => *retry_after,
+                GithubError::RateLimited { retry_after, .. } => *retry_after,
                 error if error.is_transient() => pause,
                 _ => return Err(error),
             };
@@ -161,11 +216,22 @@ impl Transport {
 
     async fn attempt(
         &self,
+        kind: Kind,
         request: &impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
         limit: usize,
     ) -> Result<Answer, GithubError> {
+        let count = match kind {
+            Kind::Api => &self.counts.api,
+            Kind::Git => &self.counts.git,
+            Kind::Storage => &self.counts.storage,
+        };
+        count.fetch_add(1, Ordering::Relaxed);
         let mut response = request(&self.client).send().await.map_err(transport_error)?;
         let (status, headers) = (response.status(), response.headers().clone());
+        if status == StatusCode::NOT_MODIFIED {
+            self.counts.unchanged.fetch_add(1, Ordering::Relaxed);
+            return Ok(Answer { location: None, etag: None, more: false, unchanged: true, body: Vec::new() });
+        }
         // An error's body is only a message: read little of it and be content with a part.
         let fine = status.is_success() || status.is_redirection();
         let limit = if fine { limit } else { super::MAX_FILE };
@@ -179,27 +245,60 @@ impl Transport {
         if fine {
             let location = headers.get(LOCATION).filter(|_| status.is_redirection());
             let location = location.and_then(|value| value.to_str().ok()).map(str::to_owned);
-            return match (status.is_redirection(), location) {
-                (true, None) => Err(GithubError::Malformed("redirect without a location".to_owned())),
-                (_, location) => Ok(Answer { location, body }),
-            };
+            if status.is_redirection() && location.is_none() {
+                return Err(GithubError::Malformed("redirect without a location".to_owned()));
+            }
+            let etag = headers.get(ETAG).and_then(|value| value.to_str().ok());
+            let etag = etag.filter(|etag| etag.len() <= MAX_MESSAGE).map(str::to_owned);
+            return Ok(Answer { location, etag, more: goes_on(&headers), unchanged: false, body });
         }
         Err(refusal(status, &headers, &body))
     }
 }
 
+/// Whether a list has a next page (RFC 8288, `rel="next"`). Which that is we know ourselves: no server names the places that we ask.
+fn goes_on(headers: &HeaderMap) -> bool {
+    let links = headers.get_all(LINK).iter().filter_map(|value| value.to_str().ok());
+    links.flat_map(|value| value.split(',')).any(|link| {
+        link.split(';').skip(1).any(|parameter| matches!(parameter.trim(), "rel=\"next\"" | "rel=next"))
+    })
+}
+
 /// Sorts an error answer into what the caller can do about it.
 fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> GithubError {
-    let limited = headers.get("x-ratelimit-remaining").is_some_and(|value| value == "0")
-        || headers.contains_key(RETRY_AFTER);
+    let spent = headers.get("x-ratelimit-remaining").is_some_and(|value| value == "0");
+    let limited = || {
+        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
+        let retry_after = retry_after(headers);
+        GithubError::RateLimited {
+            retry_after,
+            resets_at: spent.then(|| now.as_secs().saturating_add(retry_after.as_secs())),
+        }
+    };
     match status.as_u16() {
+        404 if message(body).starts_with(UNRELATED) => GithubError::Unrelated,
         404 | 410 => GithubError::NotFound,
         401 => GithubError::Unauthorized(message(body)),
-        429 => GithubError::RateLimited { retry_after: retry_after(headers) },
-        403 if limited => GithubError::RateLimited { retry_after: retry_after(headers) },
+        429 => limited(),
+        // Of a pace that is too high GitHub complains in words, not always in a header.
+        403 if spent || headers.contains_key(RETRY_AFTER) || message(body).contains("rate limit") => {
+            limited()
+        }
         403 => GithubError::Unauthorized(message(body)),
         400..=499 => GithubError::Refused(message(body)),
         status => GithubError::Server { status, message: message(body) },
+    }
+}
+
+/// How GitHub says that two commits of one repository have nothing to do with each other.
+const UNRELATED: &str = "No common ancestor";
+
+/// What a limit says to a person.
+fn limit_words(retry_after: Duration, resets_at: Option<u64>) -> String {
+    let seconds = retry_after.as_secs();
+    match resets_at.and_then(claims::format_time) {
+        Some(at) => format!("GitHub's rate limit is used up; it resets at {at}, in {seconds} s"),
+        None => format!("GitHub asks to wait {seconds} s before the next request"),
     }
 }
 

@@ -3,7 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 /// A published or draft release.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Release {
     /// Number that the API knows it by.
     pub id: u64,
@@ -16,7 +16,7 @@ pub struct Release {
     /// Whether GitHub refuses changes to it; absent on servers that do not know immutable releases.
     #[serde(default)]
     pub immutable: Option<bool>,
-    /// When it was created, RFC 3339.
+    /// The date of its commit, RFC 3339: not when the release was made, and nothing that lists are in the order of.
     pub created_at: String,
     /// When it was published, RFC 3339.
     pub published_at: Option<String>,
@@ -29,7 +29,7 @@ pub struct Release {
 }
 
 /// A file of a release.
-#[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Asset {
     /// Number that the API knows it by.
     pub id: u64,
@@ -40,6 +40,9 @@ pub struct Asset {
     /// `sha256:<64 hex>`, when the server computes it.
     #[serde(default)]
     pub digest: Option<String>,
+    /// Where browsers fetch it.
+    #[serde(default)]
+    pub browser_download_url: Option<String>,
 }
 
 /// A commit.
@@ -96,6 +99,7 @@ pub struct NewAsset {
 pub(super) struct File {
     #[serde(rename = "type")]
     pub(super) kind: String,
+    pub(super) sha: String,
     pub(super) size: u64,
     pub(super) encoding: Option<String>,
     pub(super) content: Option<String>,

@@ -1,41 +1,32 @@
 //! `coffer connect`: a local port whose traffic reaches only the verified appliance.
 //!
 //! The appliance is verified once, on a connection of its own. Every connection after that has to show the attested
-//! TLS key, so it ends in the same TD; the evidence is taken anew before its claims expire.
+//! TLS key, so it ends in the same TD; the evidence is taken anew before its claims expire. What may be served and for how
+//! long is the session's to say ([`crate::session`]); here it gets its listener, its clock and its verification.
 
 use std::net::SocketAddr;
-use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use serde_json::json;
-use tokio::io::copy_bidirectional;
 use tokio::net::{TcpListener, TcpStream};
-use tokio::sync::RwLock;
+use tokio_rustls::client::TlsStream;
 
-use crate::channel::{self, Channel};
+use crate::channel;
 use crate::cli;
 use crate::failure::{Failure, Outcome};
+use crate::session::{self, Local, Peer, World};
 use crate::trust::unix_now;
 use crate::ui::Ui;
 use crate::within;
 
-/// The attested peer, as of the last verification.
-struct Peer {
-    endpoint: String,
-    tls_key: String,
-    renew_unix: u64,
-    expires_unix: u64,
-    simulated: bool,
-}
-
 pub(crate) async fn run(
     ui: &Ui,
-    options: &cli::Appliance,
+    options: cli::Appliance,
     listen: SocketAddr,
     port: Option<u16>,
     limit: Duration,
 ) -> Outcome {
-    let peer = within(limit, verify(ui, options, port)).await?;
+    let peer = within(limit, verify(ui, &options, port, None)).await?;
     let listener = TcpListener::bind(listen)
         .await
         .map_err(|error| Failure::failed(format!("cannot listen on {listen}: {error}")))?;
@@ -51,38 +42,63 @@ pub(crate) async fn run(
             peer.endpoint, peer.tls_key
         ));
     }
-    let peer = Arc::new(RwLock::new(peer));
-    loop {
-        let accepted = listener.accept().await;
-        let Ok((local, _)) = accepted else {
-            // Out of descriptors, most likely: those in use come back.
-            tokio::time::sleep(Duration::from_millis(100)).await;
-            continue;
-        };
-        // Renewed at two thirds of the validity, so that an outage has a third of it to pass.
-        let now = unix_now()?;
-        if peer.read().await.renew_unix <= now {
-            match within(limit, verify(ui, options, port)).await {
-                Ok(fresh) => *peer.write().await = fresh,
-                Err(failure) => {
-                    ui.failure(&failure);
-                    if peer.read().await.expires_unix <= now {
-                        continue;
-                    }
-                }
-            }
-        }
-        let (peer, ui) = (Arc::clone(&peer), *ui);
-        tokio::spawn(async move {
-            if let Err(failure) = within(limit, attach(&peer)).await.map(|remote| relay(local, remote)) {
-                ui.failure(&failure);
-            }
-        });
+    let begun = (unix_now()?, Instant::now());
+    let network = Network { ui: *ui, options, port, listener, begun };
+    Err(session::serve(network, peer, limit).await)
+}
+
+/// The world as it is.
+struct Network {
+    ui: Ui,
+    options: cli::Appliance,
+    port: Option<u16>,
+    listener: TcpListener,
+    /// The time by both clocks when the session began.
+    begun: (u64, Instant),
+}
+
+impl World for Network {
+    type Local = TcpStream;
+    type Remote = TlsStream<TcpStream>;
+
+    /// The later of both clocks: one may be set back, the other stands still while the machine sleeps.
+    fn now(&self) -> u64 {
+        let (unix, instant) = self.begun;
+        unix.saturating_add(instant.elapsed().as_secs()).max(unix_now().unwrap_or(0))
+    }
+
+    async fn accept(&self) -> std::io::Result<TcpStream> {
+        let (local, _) = self.listener.accept().await?;
+        let _ = local.set_nodelay(true);
+        Ok(local)
+    }
+
+    async fn verify(&self, last: &Peer) -> Outcome<Peer> {
+        verify(&self.ui, &self.options, self.port, Some(last)).await
+    }
+
+    async fn dial(&self, endpoint: &str) -> Outcome<(TlsStream<TcpStream>, String)> {
+        let dialled = channel::dial(endpoint).await?;
+        Ok((dialled.stream, dialled.tls_key))
+    }
+
+    fn warn(&self, text: &str) {
+        self.ui.warn(text);
+    }
+
+    fn failed(&self, failure: &Failure) {
+        self.ui.complaint(failure);
     }
 }
 
-async fn verify(ui: &Ui, options: &cli::Appliance, port: Option<u16>) -> Outcome<Peer> {
-    let channel: Channel = super::open(ui, options).await?;
+impl Local for TcpStream {
+    fn cut(&self) {
+        let _ = self.set_zero_linger();
+    }
+}
+
+async fn verify(ui: &Ui, options: &cli::Appliance, port: Option<u16>, last: Option<&Peer>) -> Outcome<Peer> {
+    let channel = super::open(ui, options, last.map(|peer| peer.tls_key.as_str())).await?;
     let claims = &channel.claims;
     let dialled = options.endpoint.as_ref().unwrap_or(&claims.endpoint);
     let endpoint = match (port, dialled.rsplit_once(':')) {
@@ -90,6 +106,7 @@ async fn verify(ui: &Ui, options: &cli::Appliance, port: Option<u16>) -> Outcome
         _ => dialled.clone(),
     };
     let (issued, expires_unix) = (claims.issued_unix().unwrap_or(0), claims.expires_unix().unwrap_or(0));
+    // Renewed at two thirds of the validity, so that an outage has a third of it to pass.
     let renew_unix = expires_unix.saturating_sub(expires_unix.saturating_sub(issued) / 3);
     Ok(Peer {
         endpoint,
@@ -98,29 +115,4 @@ async fn verify(ui: &Ui, options: &cli::Appliance, port: Option<u16>) -> Outcome
         expires_unix,
         simulated: channel.appraisal.simulated,
     })
-}
-
-async fn attach(peer: &RwLock<Peer>) -> Outcome<channel::Dialled> {
-    let (endpoint, tls_key) = {
-        let peer = peer.read().await;
-        (peer.endpoint.clone(), peer.tls_key.clone())
-    };
-    let dialled = channel::dial(&endpoint).await?;
-    if dialled.tls_key != tls_key {
-        return Err(Failure::rejected(format!(
-            "tls_key: {endpoint} now shows {}, attested is {tls_key}",
-            dialled.tls_key
-        )));
-    }
-    Ok(dialled)
-}
-
-fn relay(mut local: TcpStream, mut remote: channel::Dialled) {
-    let _ = local.set_nodelay(true);
-    tokio::spawn(async move {
-        if copy_bidirectional(&mut local, &mut remote.stream).await.is_err() {
-            // Cut off, perhaps by somebody in the middle: a plain end would make half an answer look whole.
-            let _ = local.set_zero_linger();
-        }
-    });
 }

@@ -23,7 +23,7 @@ pub(crate) async fn run(
         return Err(Failure::usage(format!("{service} is not the name of a service")));
     }
     let key = OperatorKey::load(key)?;
-    let mut channel = super::open(ui, appliance).await?;
+    let mut channel = super::open(ui, appliance, None).await?;
     let reply =
         channel.request(&key, "GET", &format!("/v1/logs?service={service}&tail={tail}"), Vec::new()).await?;
     if reply.status != StatusCode::OK {

@@ -53,7 +53,7 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
             };
             within(limit, work).await
         }
-        Verb::Connect { appliance, listen, port } => connect::run(ui, &appliance, listen, port, limit).await,
+        Verb::Connect { appliance, listen, port } => connect::run(ui, appliance, listen, port, limit).await,
         Verb::Secret { action } => within(limit, secret::run(ui, action, value)).await,
         Verb::Status { appliance, key } => within(limit, status::run(ui, &appliance, &key)).await,
         Verb::Logs { appliance, service, tail, key } => {
@@ -91,14 +91,26 @@ fn man(verb: Option<&str>) -> Outcome {
 
 /// Opens the verified channel to an appliance: where to dial comes from the verified release attestation (or
 /// `--endpoint`), what answers is verified again on the connection itself, and its declaration is compared with the
-/// repository's.
-async fn open(ui: &Ui, options: &cli::Appliance) -> Outcome<Channel> {
+/// repository's. `known` is the TLS key that an earlier verification attested there, if there was one.
+async fn open(ui: &Ui, options: &cli::Appliance, known: Option<&str>) -> Outcome<Channel> {
     let trust = Trust::load(&options.trust, &options.github).await?;
     let source = Source::new(&options.repository, &options.github)?;
+    let opened = open_from(ui, options, known, &trust, &source).await;
+    say_requests(ui, &source);
+    opened
+}
+
+async fn open_from(
+    ui: &Ui,
+    options: &cli::Appliance,
+    known: Option<&str>,
+    trust: &Trust,
+    source: &Source,
+) -> Outcome<Channel> {
     let release = match &options.endpoint {
         Some(_) => None,
         None => Some(
-            verify::verified_release(&options.repository, options.commit.as_deref(), &trust, &source)
+            verify::verified_release(ui, &options.repository, options.commit.as_deref(), trust, source)
                 .await?
                 .claims,
         ),
@@ -108,13 +120,22 @@ async fn open(ui: &Ui, options: &cli::Appliance) -> Outcome<Channel> {
         (None, Some(claims)) => claims.endpoint.clone(),
         (None, None) => return Err(Failure::usage("no endpoint")),
     };
-    let channel = Channel::open(&endpoint, &options.repository, &trust, release.as_ref()).await?;
+    let channel = Channel::open(&endpoint, &options.repository, trust, release.as_ref(), known).await?;
     source.declaration(&channel.claims, options.commit.as_deref()).await?;
     if channel.appraisal.simulated {
         ui.warn("SIMULATED: this appliance runs on a simulated TDX device");
     }
     ui.detail(&format!("verified {} at {endpoint}, commit {}", options.repository, channel.claims.commit));
     Ok(channel)
+}
+
+/// What GitHub was asked, for those who want to know.
+fn say_requests(ui: &Ui, source: &Source) {
+    let asked = source.requests();
+    ui.detail(&format!(
+        "GitHub: {} API requests ({} unchanged), {} of git, {} to storage",
+        asked.api, asked.unchanged, asked.git, asked.storage
+    ));
 }
 
 /// A secret's reference, given as `ns/name/field` or `secret://ns/name/field`.

@@ -21,7 +21,7 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
             let reference = super::reference(&name)?;
             let key = OperatorKey::load(&key)?;
             let value = value.ok_or_else(|| Failure::usage("no value"))?;
-            let mut channel = super::open(ui, &appliance).await?;
+            let mut channel = super::open(ui, &appliance, None).await?;
             let vault_key =
                 channel.claims.vault_key_bytes().ok_or_else(|| Failure::rejected("vault_key: not a key"))?;
             let sealed = operator::seal_secret(&vault_key, &reference.to_string(), &value)
@@ -36,7 +36,7 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
         }
         Secret::List { appliance, key } => {
             let key = OperatorKey::load(&key)?;
-            let mut channel = super::open(ui, &appliance).await?;
+            let mut channel = super::open(ui, &appliance, None).await?;
             let reply = channel.request(&key, "GET", "/v1/secrets", Vec::new()).await?;
             if reply.status != StatusCode::OK {
                 return Err(refusal(&reply, "the secrets were not listed"));
@@ -59,7 +59,7 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
         Secret::Rm { appliance, name, key } => {
             let reference = super::reference(&name)?;
             let key = OperatorKey::load(&key)?;
-            let mut channel = super::open(ui, &appliance).await?;
+            let mut channel = super::open(ui, &appliance, None).await?;
             let reply = channel.request(&key, "DELETE", &path(&reference), Vec::new()).await?;
             if !reply.status.is_success() {
                 return Err(refusal(&reply, "the secret was not removed"));

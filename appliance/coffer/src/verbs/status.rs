@@ -13,7 +13,7 @@ use crate::ui::{Tone, Ui, printable};
 
 pub(crate) async fn run(ui: &Ui, appliance: &cli::Appliance, key: &cli::OperatorKey) -> Outcome {
     let key = OperatorKey::load(key)?;
-    let mut channel = super::open(ui, appliance).await?;
+    let mut channel = super::open(ui, appliance, None).await?;
     let reply = channel.request(&key, "GET", "/v1/status", Vec::new()).await?;
     if reply.status != StatusCode::OK {
         return Err(refusal(&reply, "no status"));

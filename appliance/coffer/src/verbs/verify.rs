@@ -3,24 +3,15 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use cofferdam_attest::appraise::{Check, Expectations, Outcome as CheckOutcome, Verdict};
-use cofferdam_attest::claims::Claims;
+use cofferdam_attest::appraise::Verdict;
 use serde_json::{Value, json};
 
-use crate::failure::{Code, Failure, Outcome, chain};
+use crate::failure::{Failure, Outcome};
 use crate::files;
-use crate::source::{self, DECLARATION, Source};
-use crate::trust::{self, Judged, Trust, unix_now};
+use crate::newest::{self, Found, Verified};
+use crate::source::Source;
+use crate::trust::{self, Trust};
 use crate::ui::{Tone, Ui};
-
-/// A release attestation after its appraisal, whatever came out.
-pub(crate) struct Verified {
-    pub(crate) claims: Claims,
-    judged: Judged,
-    checks: Vec<Check>,
-    verdict: Verdict,
-    release: source::Release,
-}
 
 pub(crate) async fn run(
     ui: &Ui,
@@ -30,92 +21,61 @@ pub(crate) async fn run(
     trust: &Trust,
     source: &Source,
 ) -> Outcome {
-    let verified = appraise_newest(repository, commit, trust, source).await?;
-    print(ui, repository, &verified);
-    if let Some(failure) = failure(repository, &verified) {
+    let found = newest::newest(repository, commit, trust, source).await;
+    super::say_requests(ui, source);
+    let found = found?;
+    print(ui, repository, &found, source);
+    if let Some(failure) = failure(repository, &found) {
         return Err(if ui.json { failure.rendered("") } else { failure });
     }
     if let Some(path) = save {
-        files::write(path, &verified.release.document)?;
+        files::write(path, &found.verified.document)?;
     }
     Ok(())
 }
 
 /// The newest release attestation, accepted; anything else is a failure.
 pub(crate) async fn verified_release(
+    ui: &Ui,
     repository: &str,
     commit: Option<&str>,
     trust: &Trust,
     source: &Source,
 ) -> Outcome<Verified> {
-    let verified = appraise_newest(repository, commit, trust, source).await?;
-    failure(repository, &verified).map_or(Ok(verified), Err)
-}
-
-async fn appraise_newest(
-    repository: &str,
-    commit: Option<&str>,
-    trust: &Trust,
-    source: &Source,
-) -> Outcome<Verified> {
-    let release = source.newest().await?;
-    let claims = Claims::decode(&release.evidence.claims).map_err(|error| {
-        Failure::rejected(format!("the claims of release {} are malformed: {}", release.tag, chain(&error)))
-    })?;
-    let mut expectations = Expectations {
-        repository: Some(repository.to_owned()),
-        tag: Some(release.tag.clone()),
-        ..trust.expectations()
-    };
-    let declaration = declaration_check(source, &claims, commit, &mut expectations).await;
-    let judged = trust.appraise(&release.evidence, &expectations, unix_now()?);
-    let mut checks = judged.appraisal.checks.clone();
-    checks.push(declaration);
-    let any = |outcome| checks.iter().any(|check| check.outcome == outcome);
-    let verdict = match judged.appraisal.verdict() {
-        _ if any(CheckOutcome::Fail) => Verdict::Rejected,
-        Verdict::Accepted if any(CheckOutcome::CouldNotCheck) => Verdict::CouldNotCheck,
-        verdict => verdict,
-    };
-    Ok(Verified { claims, judged, checks, verdict, release })
-}
-
-/// The repository's declaration at the claimed commit; what it says becomes an expectation, so that each claim that
-/// differs is named.
-async fn declaration_check(
-    source: &Source,
-    claims: &Claims,
-    commit: Option<&str>,
-    expectations: &mut Expectations,
-) -> Check {
-    let check = |outcome, detail: String| Check { name: "repository_declaration", outcome, detail };
-    let bytes = match source.declaration(claims, commit).await {
-        Ok(bytes) => bytes,
-        Err(failure) if failure.code == Code::Rejected => return check(CheckOutcome::Fail, failure.message),
-        Err(failure) => return check(CheckOutcome::CouldNotCheck, failure.message),
-    };
-    let Ok(declared) = cofferdam_declaration::Declaration::parse(&bytes) else {
-        return check(CheckOutcome::Fail, format!("{DECLARATION} at {} is not a declaration", claims.commit));
-    };
-    expectations.declaration = Some(cofferdam_declaration::digest(&bytes));
-    expectations.endpoint = Some(declared.endpoint.to_string());
-    if declared.repository.to_string() != claims.repository {
-        return check(
-            CheckOutcome::Fail,
-            format!("{DECLARATION} declares {}, not {}", declared.repository, claims.repository),
-        );
+    let found = newest::newest(repository, commit, trust, source).await?;
+    match failure(repository, &found) {
+        Some(failure) => Err(failure),
+        None => {
+            for line in found.skipped.lines() {
+                ui.detail(&format!("passed over: {line}"));
+            }
+            Ok(found.verified)
+        }
     }
-    check(CheckOutcome::Pass, format!("{DECLARATION} at {} on the default branch", claims.commit))
 }
 
-fn failure(repository: &str, verified: &Verified) -> Option<Failure> {
-    let what = format!("release attestation {} of {repository}", verified.release.tag);
-    trust::verdict_failure(verified.verdict, &verified.checks, &what)
-        .map(|failure| verified.judged.explained(failure))
+fn failure(repository: &str, found: &Found) -> Option<Failure> {
+    let verified = &found.verified;
+    let what = format!("release attestation {} of {repository}", verified.tag);
+    // What is shown may be false where the answer is open: something else could not be checked.
+    let mut failure = match (found.verdict, verified.verdict) {
+        (Verdict::CouldNotCheck, Verdict::Rejected) => {
+            Failure::could_not_check(format!("{what} is refused, and not all others could be checked"))
+        }
+        (verdict, _) => trust::verdict_failure(verdict, &verified.checks, &what)
+            .map(|failure| verified.judged.explained(failure))?,
+    };
+    failure.hint = failure.hint.or(found.hint.clone());
+    let others = found.skipped.lines();
+    for line in others.iter().filter(|line| !line.starts_with(&verified.tag.to_string())) {
+        let _ = write!(failure.message, "\n  also {line}");
+    }
+    Some(failure)
 }
 
-fn print(ui: &Ui, repository: &str, verified: &Verified) {
+fn print(ui: &Ui, repository: &str, found: &Found, source: &Source) {
     let mut text = String::new();
+    let verified = &found.verified;
     let claims = &verified.claims;
     if verified.judged.appraisal.simulated {
         let _ = writeln!(
@@ -124,10 +84,13 @@ fn print(ui: &Ui, repository: &str, verified: &Verified) {
             ui.tone(Tone::Unsure, "SIMULATED: signed under a development root, not by Intel hardware")
         );
     }
-    let _ = writeln!(text, "{repository}  {}", verified.release.page);
+    let _ = writeln!(text, "{repository}  {}  {}", verified.page, immutable_words(verified.immutable));
     text.push_str(&trust::report(ui, &verified.checks));
     text.push_str(&verified.judged.paragraphs());
-    if verified.verdict == Verdict::Accepted {
+    if found.verdict == Verdict::Accepted {
+        for line in found.skipped.lines() {
+            let _ = writeln!(text, "  {}  {line}", ui.tone(Tone::Unsure, "passed over"));
+        }
         let _ = writeln!(
             text,
             "{}: {} at {}, commit {:.12}, from {} until {}",
@@ -139,13 +102,25 @@ fn print(ui: &Ui, repository: &str, verified: &Verified) {
             claims.expires_at
         );
     }
-    let mut object = trust::to_json(&verified.judged, &verified.checks, verified.verdict);
+    let mut object = trust::to_json(&verified.judged, &verified.checks, found.verdict);
     if let Value::Object(members) = &mut object {
         members.insert(
             "release".to_owned(),
-            json!({ "tag": verified.release.tag.to_string(), "url": verified.release.page }),
+            json!({ "tag": verified.tag.to_string(), "url": verified.page, "immutable": verified.immutable }),
         );
         members.insert("claims".to_owned(), serde_json::to_value(claims).unwrap_or_default());
+        members.insert("skipped".to_owned(), found.skipped.to_json());
+        let requests = serde_json::to_value(source.requests()).unwrap_or_default();
+        members.insert("requests".to_owned(), requests);
     }
     ui.result(&text, object);
+}
+
+/// Immutable or not, the evidence is what counts; a release that can be changed can only be made to fail.
+fn immutable_words(immutable: Option<bool>) -> &'static str {
+    match immutable {
+        Some(true) => "(immutable)",
+        Some(false) => "(not immutable: who may write releases can change it)",
+        None => "(GitHub does not say whether it is immutable)",
+    }
 }

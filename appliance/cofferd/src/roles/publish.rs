@@ -306,7 +306,7 @@ impl Publisher {
                 let _ = tokio::time::timeout(LONGEST_PAUSE, self.known.changed()).await;
                 false
             }
-            PublishError::Github(GithubError::RateLimited { retry_after }) => {
+            PublishError::Github(GithubError::RateLimited { retry_after, .. }) => {
                 tokio::time::sleep((*retry_after).clamp(pause, LONGEST_IMPOSED)).await;
                 true
             }

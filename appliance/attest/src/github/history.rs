@@ -1,0 +1,383 @@
+//! Commits: where the default branch stands, and whether another commit is in its history.
+//!
+//! Never asks with a name that a ref could shadow: whoever may push can make a branch or a tag that is called `HEAD` or like the
+//! default branch. The head is read once, by the whole name of its ref, and everything else is asked with whole commits.
+
+use reqwest::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
+use reqwest::{Method, Url};
+use serde::{Deserialize, Serialize};
+
+use super::transport::Kind;
+use super::{Client, Commit, GithubError, authorize, check_ref, extend};
+use crate::claims::Repository;
+use crate::strict;
+
+/// Files that GitHub names in a comparison at most; a list of that length may lack some.
+pub const MAX_FILES: usize = 300;
+
+/// Largest accepted comparison in bytes: it carries the patches of up to [`MAX_FILES`] files.
+const MAX_COMPARISON: usize = 16 * 1024 * 1024;
+
+/// Largest accepted answer of git's protocol in bytes: about ten thousand tags.
+const MAX_REFS: usize = 1024 * 1024;
+
+/// The request `ls-refs` for HEAD, what it points to, and the tags of release attestations (gitprotocol-v2), each line with its
+/// length in front.
+const LS_REFS: &str = "0014command=ls-refs\n0001000csymrefs\n0014ref-prefix HEAD\n\
+                       0021ref-prefix refs/tags/attest-\n0000";
+
+/// The default branch and where it stands.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Head {
+    /// Its name without `refs/heads/`.
+    pub branch: String,
+    /// 40 hex digits.
+    pub commit: String,
+    /// All tags that begin with `attest-`, when the server said them: each published release has one, not each has a release.
+    pub tags: Option<Vec<String>>,
+}
+
+/// How two commits are related.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Comparison {
+    /// Their best common ancestor, 40 hex digits. It is the base itself exactly when the base is in the history of the head.
+    pub merge_base: String,
+    /// Files that differ between the common ancestor and the head; `None` when GitHub may not have named all of them.
+    pub changed: Option<Vec<Changed>>,
+}
+
+/// A file that differs.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Changed {
+    /// Its path.
+    pub name: String,
+    /// Its path before, when it was renamed.
+    pub previous: Option<String>,
+    /// Git's name of its contents at the head, 40 hex digits; `None` unless it was there before and still is.
+    pub blob: Option<String>,
+}
+
+impl Client {
+    /// The commit that a branch, tag or (abbreviated) commit names.
+    ///
+    /// # Errors
+    /// [`GithubError`]; `NotFound` or `Refused` when there is none.
+    pub async fn commit(&self, repository: &Repository, at: &str) -> Result<Commit, GithubError> {
+        check_ref(at)?;
+        let mut url = self.url(repository, &["commits"], &[])?;
+        extend(&mut url, &at.split('/').collect::<Vec<_>>())?;
+        let commit: Commit = self.get(url).await?;
+        check_sha(&commit.sha)?;
+        Ok(commit)
+    }
+
+    /// The default branch and its head, by one request of git's own protocol, which the API's limit does not count: the server
+    /// says what its HEAD points to, by the ref's whole name. A server that does not speak it is asked by the API, in two.
+    ///
+    /// # Errors
+    /// [`GithubError`].
+    pub async fn default_head(&self, repository: &Repository) -> Result<Head, GithubError> {
+        match self.head_by_git(repository).await {
+            Err(
+                GithubError::NotFound
+                | GithubError::Unauthorized(_)
+                | GithubError::Refused(_)
+                | GithubError::Moved
+                | GithubError::Malformed(_)
+                | GithubError::Unreachable(_)
+                | GithubError::Server { .. },
+            ) => self.head_by_api(repository).await,
+            other => other,
+        }
+    }
+
+    async fn head_by_git(&self, repository: &Repository) -> Result<Head, GithubError> {
+        let url = self.git_url(repository)?;
+        let request = |client: &reqwest::Client| {
+            // GitHub tells git's clients from browsers by their name.
+            let request = client
+                .request(Method::POST, url.clone())
+                .header(USER_AGENT, format!("git/{}", self.user_agent))
+                .header(CONTENT_TYPE, "application/x-git-upload-pack-request")
+                .header(ACCEPT, "application/x-git-upload-pack-result")
+                .header("Git-Protocol", "version=2");
+            authorize(request, self.git_token.as_ref()).body(LS_REFS)
+        };
+        let answer = self.transport.send(Kind::Git, request, MAX_REFS).await?;
+        if answer.location.is_some() {
+            return Err(GithubError::Moved);
+        }
+        parse_head(&answer.body).ok_or_else(|| GithubError::Malformed("no default branch".to_owned()))
+    }
+
+    async fn head_by_api(&self, repository: &Repository) -> Result<Head, GithubError> {
+        #[derive(Deserialize)]
+        struct Named {
+            default_branch: String,
+        }
+        #[derive(Deserialize)]
+        struct Ref {
+            #[serde(rename = "ref")]
+            name: String,
+            object: Object,
+        }
+        #[derive(Deserialize)]
+        struct Object {
+            #[serde(rename = "type")]
+            kind: String,
+            sha: String,
+        }
+        let Named { default_branch: branch } = self.get(self.url(repository, &[], &[])?).await?;
+        check_branch(&branch)?;
+        let mut url = self.url(repository, &["git", "ref", "heads"], &[])?;
+        extend(&mut url, &branch.split('/').collect::<Vec<_>>())?;
+        let found: Ref = self.get(url).await?;
+        if found.name != format!("refs/heads/{branch}") || found.object.kind != "commit" {
+            return Err(GithubError::Malformed("another ref than was asked for".to_owned()));
+        }
+        check_sha(&found.object.sha)?;
+        Ok(Head { branch, commit: found.object.sha, tags: None })
+    }
+
+    /// How `base` and `head` are related, both whole commits. A comparison cannot change, so the cache may answer.
+    ///
+    /// # Errors
+    /// [`GithubError`]; `Unrelated` when they have no common ancestor, `NotFound` when GitHub does not say why it has no answer.
+    pub async fn compare(
+        &self,
+        repository: &Repository,
+        base: &str,
+        head: &str,
+    ) -> Result<Comparison, GithubError> {
+        for commit in [base, head] {
+            if !strict::is_lower_hex(commit, 40) {
+                return Err(GithubError::Config("commits are compared by their whole names"));
+            }
+        }
+        // The list of commits is not needed: the shortest page of it.
+        let span = format!("{base}...{head}");
+        let url = self.url(repository, &["compare", &span], &[("per_page", "1"), ("page", "1")])?;
+        let known = self.cached(url.as_str()).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        if let Some(known) = known {
+            return Ok(known);
+        }
+        let answer: Compared = self.get_up_to(url.clone(), MAX_COMPARISON).await?;
+        let comparison = answer.check(base)?;
+        self.remember(url.as_str(), &serde_json::to_vec(&comparison).unwrap_or_default());
+        Ok(comparison)
+    }
+
+    /// Where git's protocol is spoken for a repository.
+    fn git_url(&self, repository: &Repository) -> Result<Url, GithubError> {
+        let repository = Repository::parse(&repository.to_string())
+            .ok_or(GithubError::Config("repository is not OWNER/REPO"))?;
+        let mut url = self.pages()?;
+        extend(&mut url, &[&repository.owner, &format!("{}.git", repository.name), "git-upload-pack"])?;
+        Ok(url)
+    }
+}
+
+/// The JSON shape of a comparison.
+#[derive(Deserialize)]
+struct Compared {
+    status: String,
+    base_commit: Named,
+    merge_base_commit: Named,
+    files: Option<Vec<File>>,
+}
+
+#[derive(Deserialize)]
+struct Named {
+    sha: String,
+}
+
+#[derive(Deserialize)]
+struct File {
+    filename: String,
+    previous_filename: Option<String>,
+    status: String,
+    sha: Option<String>,
+}
+
+impl Compared {
+    /// The comparison, when it is one with `base` and does not contradict itself.
+    fn check(self, base: &str) -> Result<Comparison, GithubError> {
+        let merge_base = self.merge_base_commit.sha;
+        check_sha(&merge_base)?;
+        let within = matches!(self.status.as_str(), "ahead" | "identical");
+        if self.base_commit.sha != base || within != (merge_base == base) {
+            return Err(GithubError::Malformed("a comparison that contradicts itself".to_owned()));
+        }
+        let files = self.files.filter(|files| files.len() < MAX_FILES);
+        let changed = |file: File| Changed {
+            name: file.filename,
+            previous: file.previous_filename,
+            // Of a file that was removed or renamed GitHub names what it was.
+            blob: file.sha.filter(|sha| file.status == "modified" && strict::is_lower_hex(sha, 40)),
+        };
+        Ok(Comparison { merge_base, changed: files.map(|files| files.into_iter().map(changed).collect()) })
+    }
+}
+
+/// Lines with their length in four hex digits in front, and then the end, `0000`: one that says what HEAD is,
+/// `<commit> HEAD symref-target:refs/heads/<branch>`, and one for each tag, `<object> refs/tags/<name>`.
+fn parse_head(body: &[u8]) -> Option<Head> {
+    let mut rest = std::str::from_utf8(body).ok()?;
+    let (mut head, mut tags) = (None, Vec::new());
+    while rest != "0000" {
+        let (length, tail) = rest.split_at_checked(4)?;
+        let length = usize::from_str_radix(length, 16).ok()?.checked_sub(4).filter(|length| *length > 0)?;
+        let (line, tail) = tail.split_at_checked(length)?;
+        rest = tail;
+        let mut words = line.trim_end_matches('\n').split(' ');
+        let (object, name) = (words.next()?, words.next()?);
+        if !strict::is_lower_hex(object, 40) {
+            return None;
+        }
+        match (name.strip_prefix("refs/tags/"), words.next()) {
+            (Some(tag), _) => tags.push(tag.to_owned()),
+            (None, Some(target)) if name == "HEAD" && head.is_none() => {
+                let branch = target.strip_prefix("symref-target:refs/heads/")?;
+                check_branch(branch).ok()?;
+                head = Some((branch.to_owned(), object.to_owned()));
+            }
+            // What was not asked for.
+            (None, _) => return None,
+        }
+    }
+    head.map(|(branch, commit)| Head { branch, commit, tags: Some(tags) })
+}
+
+fn check_sha(sha: &str) -> Result<(), GithubError> {
+    if strict::is_lower_hex(sha, 40) {
+        Ok(())
+    } else {
+        Err(GithubError::Malformed("commit without a SHA-1 name".to_owned()))
+    }
+}
+
+/// A branch's name goes into a path and onto a terminal.
+fn check_branch(name: &str) -> Result<(), GithubError> {
+    let fine = (1..=255).contains(&name.len())
+        && !name.chars().any(|c| c.is_control() || c.is_whitespace())
+        && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
+    if fine { Ok(()) } else { Err(GithubError::Malformed("name of the default branch".to_owned())) }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn each_line_of_the_request_states_its_length() {
+        let mut rest = LS_REFS;
+        let mut lines = Vec::new();
+        while let Some((length, tail)) = rest.split_at_checked(4) {
+            let length = usize::from_str_radix(length, 16).unwrap();
+            let (line, tail) = if length < 4 { ("", tail) } else { tail.split_at(length - 4) };
+            lines.push(line);
+            rest = tail;
+        }
+        assert_eq!(rest, "");
+        let prefixes = ["ref-prefix HEAD\n", "ref-prefix refs/tags/attest-\n"];
+        assert_eq!(lines, ["command=ls-refs\n", "", "symrefs\n", prefixes[0], prefixes[1], ""]);
+    }
+
+    #[test]
+    fn the_head_is_read_by_the_whole_name_of_its_ref_or_not_at_all() {
+        let commit = "0123456789abcdef0123456789abcdef01234567";
+        let line = |text: &str| format!("{:04x}{text}", text.len() + 4);
+        let good = line(&format!("{commit} HEAD symref-target:refs/heads/release/1\n")) + "0000";
+        let head = |tags: &[&str]| Head {
+            branch: "release/1".to_owned(),
+            commit: commit.to_owned(),
+            tags: Some(tags.iter().map(|tag| (*tag).to_owned()).collect()),
+        };
+        assert_eq!(parse_head(good.as_bytes()), Some(head(&[])));
+        let tag = |name: &str| line(&format!("{commit} refs/tags/{name}\n"));
+        let tagged = good.replace("0000", "") + &tag("attest-1") + &tag("attest-2") + "0000";
+        assert_eq!(parse_head(tagged.as_bytes()), Some(head(&["attest-1", "attest-2"])));
+        assert_eq!(parse_head((tag("attest-1") + "0000").as_bytes()), None, "tags alone are no head");
+        for bad in [
+            String::new(),
+            "0000".to_owned(),
+            "0003".to_owned(),
+            "zzzz".to_owned(),
+            "0004".to_owned() + &good,
+            good.replace("0000", "") + &good,
+            line(&format!("{commit} HEAD\n")) + "0000",
+            line(&format!("{commit} HEAD symref-target:refs/tags/main\n")) + "0000",
+            line(&format!("{commit} refs/heads/HEAD symref-target:refs/heads/main\n")) + "0000",
+            line(&format!("{commit} HEAD symref-target:refs/heads/../x\n")) + "0000",
+            line("ERR access denied") + "0000",
+            good.replace(commit, "HEAD"),
+            good.replace("0000", ""),
+            good.clone() + "x",
+        ] {
+            assert_eq!(parse_head(bad.as_bytes()), None, "{bad}");
+        }
+    }
+
+    #[test]
+    fn a_comparison_is_of_what_was_asked_or_refused() {
+        let (base, other) = ("a".repeat(40), "b".repeat(40));
+        let answer = |status: &str, of: &str, merge_base: &str| Compared {
+            status: status.to_owned(),
+            base_commit: Named { sha: of.to_owned() },
+            merge_base_commit: Named { sha: merge_base.to_owned() },
+            files: Some(Vec::new()),
+        };
+        for (status, merge_base) in
+            [("ahead", &base), ("identical", &base), ("behind", &other), ("diverged", &other)]
+        {
+            assert_eq!(answer(status, &base, merge_base).check(&base).unwrap().merge_base, *merge_base);
+        }
+        for (status, of, merge_base) in [
+            ("ahead", &other, &base),
+            ("ahead", &base, &other),
+            ("behind", &base, &base),
+            ("diverged", &base, &base),
+            ("new", &base, &base),
+        ] {
+            assert!(answer(status, of, merge_base).check(&base).is_err(), "{status}");
+        }
+        assert!(answer("behind", &base, "short").check(&base).is_err());
+    }
+
+    #[test]
+    fn a_file_that_was_removed_has_no_contents() {
+        let base = "a".repeat(40);
+        for (status, there) in [("modified", true), ("removed", false), ("renamed", false), ("added", false)]
+        {
+            let files = Some(vec![File {
+                filename: "x".to_owned(),
+                previous_filename: None,
+                status: status.to_owned(),
+                sha: Some("b".repeat(40)),
+            }]);
+            let named = || Named { sha: base.clone() };
+            let answer =
+                Compared { status: "ahead".into(), base_commit: named(), merge_base_commit: named(), files };
+            let changed = answer.check(&base).unwrap().changed.unwrap();
+            assert_eq!(changed[0].blob.is_some(), there, "{status}");
+        }
+    }
+
+    #[test]
+    fn a_list_of_files_that_may_be_cut_off_is_none() {
+        let base = "a".repeat(40);
+        let named = || Named { sha: base.clone() };
+        let file = |n: usize| File {
+            filename: n.to_string(),
+            previous_filename: None,
+            status: "modified".to_owned(),
+            sha: None,
+        };
+        for (count, whole) in [(0, true), (MAX_FILES - 1, true), (MAX_FILES, false)] {
+            let files = Some((0..count).map(file).collect());
+            let answer =
+                Compared { status: "ahead".into(), base_commit: named(), merge_base_commit: named(), files };
+            assert_eq!(answer.check(&base).unwrap().changed.is_some(), whole, "{count}");
+        }
+    }
+}

@@ -1,0 +1,266 @@
+//! Reading: files, releases and the bytes of their assets.
+
+use std::collections::HashSet;
+
+use reqwest::header::{ACCEPT, IF_NONE_MATCH};
+use reqwest::{Method, Url};
+use serde::{Deserialize, Serialize};
+
+use super::transport::Kind;
+use super::types::File;
+use super::{
+    Asset, Client, GithubError, MAX_FILE, MAX_JSON, Release, api, authorize, check_ref, extend, sha256,
+};
+use crate::claims::Repository;
+use crate::strict;
+
+/// Releases asked for at once, GitHub's largest page.
+pub const PAGE: usize = 100;
+
+/// Redirects followed for one asset.
+const MAX_REDIRECTS: usize = 5;
+
+/// A file at a commit.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Contents {
+    /// Its bytes.
+    pub bytes: Vec<u8>,
+    /// Git's name of them, 40 hex digits.
+    pub blob: String,
+}
+
+/// The releases of a repository, in whatever order GitHub lists them.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Listed {
+    /// Each one once.
+    pub releases: Vec<Release>,
+    /// Whether these are all, or all that were wanted; otherwise the bound on pages was reached.
+    pub complete: bool,
+}
+
+/// One page of releases, as the cache keeps it.
+#[derive(Serialize, Deserialize)]
+struct Page {
+    etag: String,
+    more: bool,
+    releases: Vec<Release>,
+}
+
+impl Client {
+    /// A file of at most [`MAX_FILE`] at a branch, tag or commit. At a whole commit it cannot change, so the cache may answer.
+    ///
+    /// # Errors
+    /// [`GithubError`]; `NotFound` when the repository, the ref or the file does not exist (or is not visible).
+    pub async fn contents(
+        &self,
+        repository: &Repository,
+        path: &str,
+        at: &str,
+    ) -> Result<Contents, GithubError> {
+        let parts: Vec<&str> = path.split('/').collect();
+        if path.len() > 512 || parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
+            return Err(GithubError::Config("path of a file is not plain and relative"));
+        }
+        check_ref(at)?;
+        let mut url = self.url(repository, &["contents"], &[("ref", at)])?;
+        extend(&mut url, &parts)?;
+        let settled = strict::is_lower_hex(at, 40);
+        if let Some(known) = self.cached(url.as_str()).filter(|_| settled).and_then(Contents::recall) {
+            return Ok(known);
+        }
+        let file: File = self.get(url.clone()).await?;
+        let contents = file.contents()?;
+        if settled {
+            self.remember(url.as_str(), &[contents.blob.as_bytes(), &contents.bytes].concat());
+        }
+        Ok(contents)
+    }
+
+    /// One page of releases (from 1) of 30; drafts are among them when the token may see them.
+    ///
+    /// # Errors
+    /// [`GithubError`].
+    pub async fn releases(&self, repository: &Repository, page: u32) -> Result<Vec<Release>, GithubError> {
+        self.get(self.url(repository, &["releases"], &[("per_page", "30"), ("page", &page.to_string())])?)
+            .await
+    }
+
+    /// The releases on the first `pages` pages of [`PAGE`], or on fewer when those of all `wanted` tags are among them. A page that
+    /// the cache holds is asked for conditionally.
+    ///
+    /// # Errors
+    /// [`GithubError`].
+    pub async fn all_releases(
+        &self,
+        repository: &Repository,
+        pages: u32,
+        wanted: Option<&HashSet<String>>,
+    ) -> Result<Listed, GithubError> {
+        let mut missing = wanted.cloned();
+        let mut releases: Vec<Release> = Vec::new();
+        let mut seen = HashSet::new();
+        for page in 1..=pages {
+            let found = self.page_of_releases(repository, page).await?;
+            // A release that is published meanwhile moves others onto the next page.
+            releases.extend(found.releases.into_iter().filter(|release| seen.insert(release.id)));
+            let more = found.more
+                && missing.as_mut().is_none_or(|missing| {
+                    missing.retain(|tag| !releases.iter().any(|release| release.tag_name == *tag));
+                    !missing.is_empty()
+                });
+            if !more {
+                return Ok(Listed { releases, complete: true });
+            }
+        }
+        Ok(Listed { releases, complete: false })
+    }
+
+    async fn page_of_releases(&self, repository: &Repository, page: u32) -> Result<Page, GithubError> {
+        let (per_page, page) = (PAGE.to_string(), page.to_string());
+        let url = self.url(repository, &["releases"], &[("per_page", &per_page), ("page", &page)])?;
+        let known: Option<Page> =
+            self.cached(url.as_str()).and_then(|bytes| serde_json::from_slice(&bytes).ok());
+        let request = |client: &reqwest::Client| {
+            let request = authorize(api(client.request(Method::GET, url.clone())), self.token.as_ref());
+            match &known {
+                Some(known) => request.header(IF_NONE_MATCH, known.etag.as_str()),
+                None => request,
+            }
+        };
+        let answer = self.transport.send(Kind::Api, request, MAX_JSON).await?;
+        if answer.unchanged {
+            return known.ok_or_else(|| GithubError::Malformed("an answer to another question".to_owned()));
+        }
+        let (etag, more) = (answer.etag.clone(), answer.more);
+        let releases: Vec<Release> = answer.json()?;
+        if releases.len() > PAGE {
+            return Err(GithubError::Malformed("a page of more releases than were asked for".to_owned()));
+        }
+        let found = Page { etag: etag.unwrap_or_default(), more, releases };
+        if !found.etag.is_empty() {
+            self.remember(url.as_str(), &serde_json::to_vec(&found).unwrap_or_default());
+        }
+        Ok(found)
+    }
+
+    /// The published release of a tag.
+    ///
+    /// # Errors
+    /// [`GithubError`]; `NotFound` when there is none.
+    pub async fn release_by_tag(&self, repository: &Repository, tag: &str) -> Result<Release, GithubError> {
+        check_ref(tag)?;
+        self.get(self.url(repository, &["releases", "tags", tag], &[])?).await
+    }
+
+    /// A release by number, drafts too when the token may see them.
+    ///
+    /// # Errors
+    /// [`GithubError`].
+    pub async fn release(&self, repository: &Repository, id: u64) -> Result<Release, GithubError> {
+        self.get(self.url(repository, &["releases", &id.to_string()], &[])?).await
+    }
+
+    /// The bytes of an asset, at most `limit`; its stated size and digest have to agree with them. Without a token they are
+    /// fetched where browsers fetch them, which the API's limit does not count.
+    ///
+    /// # Errors
+    /// [`GithubError`]; `Malformed` when it is larger or not what the release says.
+    pub async fn download(
+        &self,
+        repository: &Repository,
+        asset: &Asset,
+        limit: usize,
+    ) -> Result<Vec<u8>, GithubError> {
+        if asset.size > limit as u64 {
+            return Err(GithubError::Malformed(format!(
+                "asset of {} bytes, at most {limit} wanted",
+                asset.size
+            )));
+        }
+        let url = self.url(repository, &["releases", "assets", &asset.id.to_string()], &[])?;
+        let name = url.to_string();
+        if let Some(bytes) = self.cached(&name).and_then(|bytes| check_asset(asset, bytes).ok()) {
+            return Ok(bytes);
+        }
+        let page = if self.has_token() { None } else { self.page_of_asset(asset)? };
+        let bytes = match page {
+            Some(page) => self.follow(page, Kind::Storage, asset, limit).await?,
+            None => self.follow(url, Kind::Api, asset, limit).await?,
+        };
+        self.remember(&name, &bytes);
+        Ok(bytes)
+    }
+
+    /// Gets the bytes of an asset, wherever the server sends us for them.
+    async fn follow(
+        &self,
+        mut url: Url,
+        mut kind: Kind,
+        asset: &Asset,
+        limit: usize,
+    ) -> Result<Vec<u8>, GithubError> {
+        let mut token = self.token.clone();
+        for _ in 0..=MAX_REDIRECTS {
+            let request = |client: &reqwest::Client| {
+                let request =
+                    client.request(Method::GET, url.clone()).header(ACCEPT, "application/octet-stream");
+                authorize(request, token.as_ref())
+            };
+            let answer = self.transport.send(kind, request, limit).await?;
+            let Some(location) = answer.location else {
+                return check_asset(asset, answer.body);
+            };
+            let next = url.join(&location).map_err(|_| GithubError::Malformed("redirect".to_owned()))?;
+            if next.scheme() != "https" {
+                return Err(GithubError::Malformed("redirect away from https".to_owned()));
+            }
+            // The storage host gets its permission in the URL; the token is none of its business.
+            (token, kind, url) = (None, Kind::Storage, next);
+        }
+        Err(GithubError::Malformed("too many redirects".to_owned()))
+    }
+
+    /// Where browsers fetch an asset, when that is a place of this very server.
+    fn page_of_asset(&self, asset: &Asset) -> Result<Option<Url>, GithubError> {
+        let pages = self.pages()?;
+        let url = asset.browser_download_url.as_deref().and_then(|text| Url::parse(text).ok());
+        Ok(url.filter(|url| url.origin() == pages.origin() && url.scheme() == "https"))
+    }
+}
+
+impl Contents {
+    /// What the cache holds: git's name of the bytes, then the bytes.
+    fn recall(bytes: Vec<u8>) -> Option<Self> {
+        let (blob, bytes) = bytes.split_at_checked(40)?;
+        let blob = std::str::from_utf8(blob).ok().filter(|blob| strict::is_lower_hex(blob, 40))?;
+        Some(Self { blob: blob.to_owned(), bytes: bytes.to_vec() })
+    }
+}
+
+impl File {
+    fn contents(self) -> Result<Contents, GithubError> {
+        if self.kind != "file" || self.encoding.as_deref() != Some("base64") {
+            return Err(GithubError::Malformed("not a file, or too large for the API".to_owned()));
+        }
+        if !strict::is_lower_hex(&self.sha, 40) {
+            return Err(GithubError::Malformed("contents without a SHA-1 name".to_owned()));
+        }
+        let text: String = self.content.unwrap_or_default().split_ascii_whitespace().collect();
+        match strict::unb64(&text) {
+            Some(bytes) if bytes.len() <= MAX_FILE && bytes.len() as u64 == self.size => {
+                Ok(Contents { bytes, blob: self.sha })
+            }
+            _ => Err(GithubError::Malformed("contents that are not base64 of the stated size".to_owned())),
+        }
+    }
+}
+
+fn check_asset(asset: &Asset, bytes: Vec<u8>) -> Result<Vec<u8>, GithubError> {
+    let size_ok = bytes.len() as u64 == asset.size;
+    let digest_ok = asset.digest.as_ref().is_none_or(|digest| *digest == sha256(&bytes));
+    if size_ok && digest_ok {
+        Ok(bytes)
+    } else {
+        Err(GithubError::Malformed(format!("asset {} is not what its release says", asset.name)))
+    }
+}

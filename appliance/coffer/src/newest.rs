@@ -1,0 +1,480 @@
+//! The newest release attestation that verifies.
+//!
+//! Whoever holds the appliance's token can publish releases, so nothing on the list counts until it has been verified, and
+//! nothing on it decides the answer by failing to. Candidates are tried from the newest on (by the time in the tag, which
+//! the claims have to bear out), the first that is accepted is the answer, and what was passed over is said. When
+//! none is accepted: "checked and false" if every candidate was judged and at least one was, "could not check" otherwise.
+//!
+//! Bounded in what it reads and in what it asks GitHub about, so that no list keeps it busy for ever.
+
+use std::collections::HashMap;
+use std::task::Poll;
+
+use cofferdam_attest::appraise::{Check, Expectations, Outcome as CheckOutcome, Verdict};
+use cofferdam_attest::claims::{self, Claims};
+use cofferdam_attest::evidence::{ASSET_NAME, Evidence};
+use cofferdam_attest::github::GithubError;
+use cofferdam_attest::release::Tag;
+use serde_json::{Value, json};
+
+use crate::failure::{Code, Failure, Outcome, chain};
+use crate::source::{CLOCK_SKEW_S, Candidate, Candidates, DECLARATION, Source};
+use crate::trust::{Judged, Trust, unix_now, verdict_name};
+use crate::ui::printable;
+
+/// Documents that are downloaded at most, and their bytes together.
+const MAX_DOWNLOADS: usize = 1_024;
+const MAX_DOWNLOADED: u64 = 64 << 20;
+/// Documents that are fetched at once.
+const AT_ONCE: usize = 8;
+/// Commits that GitHub is asked about at most. Only evidence that is accepted but for its declaration gets this far.
+const MAX_COMMITS: usize = 8;
+/// Refused attestations that are named one by one.
+const MAX_NAMED: usize = 20;
+
+/// A release attestation after its appraisal, whatever came out.
+pub(crate) struct Verified {
+    pub(crate) claims: Claims,
+    pub(crate) judged: Judged,
+    pub(crate) checks: Vec<Check>,
+    pub(crate) verdict: Verdict,
+    pub(crate) tag: Tag,
+    pub(crate) page: String,
+    /// Whether GitHub refuses changes to the release; `None` on servers that do not say.
+    pub(crate) immutable: Option<bool>,
+    pub(crate) document: Vec<u8>,
+}
+
+/// What was found, and what was passed over on the way.
+pub(crate) struct Found {
+    /// The accepted attestation, or the newest of those that explain the verdict.
+    pub(crate) verified: Verified,
+    /// The answer: `Accepted` only when `verified` is.
+    pub(crate) verdict: Verdict,
+    pub(crate) skipped: Skipped,
+    /// What would help where GitHub could not be asked.
+    pub(crate) hint: Option<String>,
+}
+
+/// What was passed over and why.
+#[derive(Default)]
+pub(crate) struct Skipped {
+    other: usize,
+    future: usize,
+    without_document: usize,
+    old: usize,
+    /// Not looked at any more, because a bound was reached.
+    unread: usize,
+    complete: bool,
+    named: Vec<(Tag, Verdict, String)>,
+    rejected: usize,
+    unknown: usize,
+}
+
+/// What one candidate came to.
+enum Judgement {
+    Verified(Box<Verified>),
+    /// Not even evidence for its tag, or not to be had.
+    Nothing(Verdict, String),
+}
+
+/// One search over the candidates of a repository.
+struct Search<'a> {
+    repository: &'a str,
+    commit: Option<&'a str>,
+    trust: &'a Trust,
+    source: &'a Source,
+    now: u64,
+    downloads: usize,
+    downloaded: u64,
+    /// What GitHub could not be asked about the commits so far.
+    commits: HashMap<String, Option<String>>,
+    hint: Option<String>,
+    skipped: Skipped,
+    /// What explains best, so far, why nothing was accepted.
+    shown: Option<Verified>,
+}
+
+/// The newest release attestation of `repository` that is accepted, or why there is none.
+pub(crate) async fn newest(
+    repository: &str,
+    commit: Option<&str>,
+    trust: &Trust,
+    source: &Source,
+) -> Outcome<Found> {
+    let now = unix_now()?;
+    let oldest = now.saturating_sub(trust.max_age_s()).saturating_sub(CLOCK_SKEW_S);
+    let candidates = source.candidates(now, oldest).await?;
+    let (list, skipped) = current(candidates, oldest);
+    let mut search = Search {
+        repository,
+        commit,
+        trust,
+        source,
+        now,
+        downloads: 0,
+        downloaded: 0,
+        commits: HashMap::new(),
+        hint: None,
+        skipped,
+        shown: None,
+    };
+    let mut left = list.into_iter();
+    // Almost always the first is the answer; only when it is not are several documents fetched at once.
+    let mut batch: Vec<Candidate> = left.by_ref().take(1).collect();
+    while !batch.is_empty() {
+        let bytes = batch.iter().map(Candidate::bytes).fold(search.downloaded, u64::saturating_add);
+        if search.downloads.saturating_add(batch.len()) > MAX_DOWNLOADS || bytes > MAX_DOWNLOADED {
+            search.skipped.unread = batch.len().saturating_add(left.len());
+            break;
+        }
+        (search.downloads, search.downloaded) = (search.downloads.saturating_add(batch.len()), bytes);
+        if let Some(verified) = search.try_all(batch).await? {
+            return Ok(Found { verified, verdict: Verdict::Accepted, skipped: search.skipped, hint: None });
+        }
+        batch = left.by_ref().take(AT_ONCE).collect();
+    }
+    search.without_success().await
+}
+
+impl Search<'_> {
+    /// Tries candidates, which are fetched at once, from the first on; the one that is accepted, if any is.
+    async fn try_all(&mut self, batch: Vec<Candidate>) -> Outcome<Option<Verified>> {
+        let documents = batch.iter().map(|candidate| self.source.document(candidate)).collect();
+        let documents = together(documents).await;
+        for (candidate, document) in batch.into_iter().zip(documents) {
+            let tag = candidate.tag.clone();
+            match self.judge(candidate, document).await? {
+                Judgement::Verified(found) if found.verdict == Verdict::Accepted => return Ok(Some(*found)),
+                Judgement::Verified(found) => {
+                    self.skipped.note(tag, found.verdict, reason(&found));
+                    // What could not be checked explains more than what is false: it might have been the answer.
+                    let better = |old: &Verified| {
+                        old.verdict == Verdict::Rejected && found.verdict == Verdict::CouldNotCheck
+                    };
+                    if self.shown.as_ref().is_none_or(better) {
+                        self.shown = Some(*found);
+                    }
+                }
+                Judgement::Nothing(verdict, reason) => self.skipped.note(tag, verdict, reason),
+            }
+        }
+        Ok(None)
+    }
+
+    /// The answer when nothing was accepted.
+    async fn without_success(mut self) -> Outcome<Found> {
+        let verdict = self.skipped.verdict();
+        match self.shown.take() {
+            Some(verified) => {
+                let verified = self.complete(verified).await;
+                Ok(Found { verified, verdict, skipped: self.skipped, hint: self.hint })
+            }
+            None => Err(self.skipped.failure(self.repository)),
+        }
+    }
+
+    /// Appraises one candidate. A failure is one of GitHub as a whole, which the next candidate would meet too.
+    async fn judge(
+        &mut self,
+        candidate: Candidate,
+        document: Result<Vec<u8>, GithubError>,
+    ) -> Outcome<Judgement> {
+        let refused = |reason: String| Ok(Judgement::Nothing(Verdict::Rejected, reason));
+        let document = match document {
+            Ok(document) => document,
+            Err(
+                error @ (GithubError::RateLimited { .. }
+                | GithubError::Timeout
+                | GithubError::Unreachable(_)
+                | GithubError::Unauthorized(_)),
+            ) => {
+                return Err(self.source.failure("download the release attestation", &error));
+            }
+            Err(error) => return Ok(Judgement::Nothing(Verdict::CouldNotCheck, chain(&error))),
+        };
+        let evidence = match Evidence::parse(&document) {
+            Ok(evidence) => evidence,
+            Err(error) => return refused(format!("{ASSET_NAME} is malformed: {}", chain(&error))),
+        };
+        let claims = match Claims::decode(&evidence.claims) {
+            Ok(claims) => claims,
+            Err(error) => return refused(format!("its claims are malformed: {}", chain(&error))),
+        };
+        if Tag::for_claims(&evidence.claims).as_ref() != Some(&candidate.tag) {
+            return refused("tag: its claims are not those that the tag is of".to_owned());
+        }
+        let judged = self.trust.appraise(&evidence, &self.expectations(&candidate.tag), self.now);
+        let verdict = judged.appraisal.verdict();
+        let checks = judged.appraisal.checks.clone();
+        let Candidate { tag, page, immutable, .. } = candidate;
+        let page = printable(&page);
+        let verified = Verified { claims, judged, checks, verdict, tag, page, immutable, document };
+        if verdict == Verdict::Rejected {
+            return Ok(Judgement::Verified(Box::new(verified)));
+        }
+        Ok(Judgement::Verified(Box::new(self.declared(verified, &evidence).await)))
+    }
+
+    fn expectations(&self, tag: &Tag) -> Expectations {
+        Expectations {
+            repository: Some(self.repository.to_owned()),
+            tag: Some(tag.clone()),
+            ..self.trust.expectations()
+        }
+    }
+
+    /// The same attestation, compared with what the repository declares.
+    async fn declared(&mut self, mut verified: Verified, evidence: &Evidence) -> Verified {
+        let mut expectations = self.expectations(&verified.tag);
+        let declaration = self.declaration_check(&verified.claims, &mut expectations).await;
+        let judged = self.trust.appraise(evidence, &expectations, self.now);
+        let mut checks = judged.appraisal.checks.clone();
+        checks.push(declaration);
+        let any = |outcome| checks.iter().any(|check| check.outcome == outcome);
+        verified.verdict = match judged.appraisal.verdict() {
+            _ if any(CheckOutcome::Fail) => Verdict::Rejected,
+            Verdict::Accepted if any(CheckOutcome::CouldNotCheck) => Verdict::CouldNotCheck,
+            verdict => verdict,
+        };
+        (verified.judged, verified.checks) = (judged, checks);
+        verified
+    }
+
+    /// For the report: the declaration of evidence that is refused anyway, so that each claim that differs is named.
+    async fn complete(&mut self, verified: Verified) -> Verified {
+        let asked = verified.checks.iter().any(|check| check.name == DECLARATION_CHECK);
+        match Evidence::parse(&verified.document) {
+            Ok(evidence) if !asked => self.declared(verified, &evidence).await,
+            _ => verified,
+        }
+    }
+
+    /// The repository's declaration at the claimed commit; what it says becomes an expectation, so that each claim that
+    /// differs is named.
+    async fn declaration_check(&mut self, claims: &Claims, expectations: &mut Expectations) -> Check {
+        let check = |outcome, detail: String| Check { name: DECLARATION_CHECK, outcome, detail };
+        let bytes = match self.ask(claims).await {
+            Ok(bytes) => bytes,
+            Err(failure) if failure.code == Code::Rejected => {
+                return check(CheckOutcome::Fail, failure.message);
+            }
+            Err(failure) => return check(CheckOutcome::CouldNotCheck, failure.message),
+        };
+        let Ok(declared) = cofferdam_declaration::Declaration::parse(&bytes) else {
+            let detail = format!("{DECLARATION} at {} is not a declaration", claims.commit);
+            return check(CheckOutcome::Fail, detail);
+        };
+        expectations.declaration = Some(cofferdam_declaration::digest(&bytes));
+        expectations.endpoint = Some(declared.endpoint.to_string());
+        if declared.repository.to_string() != claims.repository {
+            return check(
+                CheckOutcome::Fail,
+                format!("{DECLARATION} declares {}, not {}", declared.repository, claims.repository),
+            );
+        }
+        check(CheckOutcome::Pass, format!("{DECLARATION} at {} on the default branch", claims.commit))
+    }
+
+    /// Asks GitHub, of each commit only as long as it answers, and of so many commits at most.
+    async fn ask(&mut self, claims: &Claims) -> Outcome<Vec<u8>> {
+        if let Some(Some(failed)) = self.commits.get(&claims.commit) {
+            return Err(Failure::could_not_check(failed.clone()));
+        }
+        if !self.commits.contains_key(&claims.commit) && self.commits.len() >= MAX_COMMITS {
+            let message = format!("commit: {MAX_COMMITS} others were looked up, no more are");
+            return Err(Failure::could_not_check(message));
+        }
+        let asked = self.source.declaration(claims, self.commit).await;
+        let failed = asked.as_ref().err().filter(|failure| failure.code != Code::Rejected);
+        self.hint = failed.and_then(|failure| failure.hint.clone()).or(self.hint.take());
+        let failed = failed.map(|failure| failure.message.clone());
+        self.commits.insert(claims.commit.clone(), failed);
+        asked
+    }
+}
+
+/// Does all of `work` at once; the results in its order.
+async fn together<F: Future>(work: Vec<F>) -> Vec<F::Output> {
+    let mut running: Vec<_> = work.into_iter().map(|one| (Box::pin(one), None)).collect();
+    std::future::poll_fn(|context| {
+        let mut done = Poll::Ready(());
+        for (one, result) in running.iter_mut().filter(|(_, result)| result.is_none()) {
+            match one.as_mut().poll(context) {
+                Poll::Ready(value) => *result = Some(value),
+                Poll::Pending => done = Poll::Pending,
+            }
+        }
+        done
+    })
+    .await;
+    running.into_iter().filter_map(|(_, result)| result).collect()
+}
+
+/// Name of the check that compares with the repository.
+const DECLARATION_CHECK: &str = "repository_declaration";
+
+/// The candidates that claims of an accepted age can be behind. When there is none the newest of all is looked at, so that
+/// the answer says what is wrong with it.
+fn current(candidates: Candidates, oldest: u64) -> (Vec<Candidate>, Skipped) {
+    let Candidates { mut list, other, future, without_document, complete } = candidates;
+    let recent = list.iter().take_while(|candidate| {
+        claims::parse_time(&candidate.tag.issued_at).is_some_and(|issued| issued >= oldest)
+    });
+    let kept = recent.count().max(1).min(list.len());
+    let old = list.len().saturating_sub(kept);
+    list.truncate(kept);
+    (list, Skipped { other, future, without_document, old, complete, ..Skipped::default() })
+}
+
+/// The first thing that is false or unknown.
+fn reason(verified: &Verified) -> String {
+    let wanted = match verified.verdict {
+        Verdict::Rejected => CheckOutcome::Fail,
+        _ => CheckOutcome::CouldNotCheck,
+    };
+    let check = verified.checks.iter().find(|check| check.outcome == wanted);
+    check.map(|check| format!("{}: {}", check.name, check.detail)).unwrap_or_default()
+}
+
+impl Skipped {
+    fn note(&mut self, tag: Tag, verdict: Verdict, reason: String) {
+        match verdict {
+            Verdict::Rejected => self.rejected += 1,
+            _ => self.unknown += 1,
+        }
+        if self.named.len() < MAX_NAMED {
+            self.named.push((tag, verdict, reason));
+        }
+    }
+
+    /// The answer when nothing was accepted.
+    fn verdict(&self) -> Verdict {
+        if self.rejected > 0 && self.unknown == 0 && self.unread == 0 && self.complete {
+            Verdict::Rejected
+        } else {
+            Verdict::CouldNotCheck
+        }
+    }
+
+    /// The failure when there is not even an appraisal to show.
+    fn failure(&self, repository: &str) -> Failure {
+        if self.rejected + self.unknown + self.unread == 0 {
+            let mut message = format!("{repository} has no release attestation");
+            if !self.complete {
+                message.push_str(" among those of its releases that were looked at");
+            }
+            for line in self.lines() {
+                message.push_str(&format!("\n  {line}"));
+            }
+            return Failure::could_not_check(message)
+                .hint("has the appliance published yet? `coffer status` with --endpoint shows it");
+        }
+        let (code, words) = match self.verdict() {
+            Verdict::Rejected => (Code::Rejected, "is refused"),
+            _ => (Code::CouldNotCheck, "could not be checked"),
+        };
+        let lines: String = self.lines().iter().map(|line| format!("\n  {line}")).collect();
+        Failure::new(code, format!("each release attestation of {repository} {words}{lines}"))
+    }
+
+    /// What was passed over, in lines for a person; releases of other kinds and of other days are none of it.
+    pub(crate) fn lines(&self) -> Vec<String> {
+        let mut lines: Vec<String> = self
+            .named
+            .iter()
+            .map(|(tag, verdict, reason)| {
+                let words = if *verdict == Verdict::Rejected { "refused" } else { "could not be checked" };
+                format!("{tag} {words}: {}", printable(reason))
+            })
+            .collect();
+        let more = (self.rejected + self.unknown).saturating_sub(self.named.len());
+        let mut count = |number: usize, words: &str| {
+            if number > 0 {
+                lines.push(format!("{number} {words}"));
+            }
+        };
+        count(more, "more, likewise");
+        count(self.unread, "not looked at: too many");
+        count(self.future, "with a tag from the future");
+        count(self.without_document, &format!("without a usable {ASSET_NAME}"));
+        if !self.complete {
+            lines.push(format!("{} releases were looked at, there are more", looked_at()));
+        }
+        lines
+    }
+
+    pub(crate) fn to_json(&self) -> Value {
+        let named: Vec<Value> = self
+            .named
+            .iter()
+            .map(|(tag, verdict, reason)| {
+                json!({ "tag": tag.to_string(), "verdict": verdict_name(*verdict), "reason": reason })
+            })
+            .collect();
+        json!({
+            "attestations": named, "rejected": self.rejected, "could_not_check": self.unknown,
+            "not_looked_at": self.unread, "from_the_future": self.future,
+            "without_document": self.without_document, "too_old": self.old, "other_releases": self.other,
+            "all_releases_listed": self.complete,
+        })
+    }
+}
+
+fn looked_at() -> usize {
+    usize::try_from(crate::source::MAX_PAGES).unwrap_or(0).saturating_mul(cofferdam_attest::github::PAGE)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    fn tag(n: u32) -> Tag {
+        Tag { issued_at: "2026-01-02T03:04:05Z".to_owned(), digest: format!("{n:08x}") }
+    }
+
+    fn skipped(rejected: u32, unknown: u32) -> Skipped {
+        let mut skipped = Skipped { complete: true, ..Skipped::default() };
+        for n in 0..rejected {
+            skipped.note(tag(n), Verdict::Rejected, "rtmr1: differs".to_owned());
+        }
+        for n in 0..unknown {
+            skipped.note(tag(n), Verdict::CouldNotCheck, "not found".to_owned());
+        }
+        skipped
+    }
+
+    #[test]
+    fn no_is_said_only_when_everything_was_judged_and_something_was() {
+        assert_eq!(skipped(1, 0).verdict(), Verdict::Rejected);
+        assert_eq!(skipped(0, 0).verdict(), Verdict::CouldNotCheck);
+        assert_eq!(skipped(0, 1).verdict(), Verdict::CouldNotCheck);
+        assert_eq!(skipped(5, 1).verdict(), Verdict::CouldNotCheck);
+        assert_eq!(Skipped { unread: 1, ..skipped(5, 0) }.verdict(), Verdict::CouldNotCheck);
+        assert_eq!(Skipped { complete: false, ..skipped(5, 0) }.verdict(), Verdict::CouldNotCheck);
+        for (skipped, code) in [(skipped(2, 0), 3), (skipped(2, 1), 6), (skipped(0, 0), 6)] {
+            assert_eq!(skipped.failure("acme/app").code as u8, code);
+        }
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn several_things_take_as_long_as_the_longest_and_keep_their_order() {
+        let begun = tokio::time::Instant::now();
+        let work = [3, 1, 2].map(|seconds| async move {
+            tokio::time::sleep(std::time::Duration::from_secs(seconds)).await;
+            seconds
+        });
+        assert_eq!(together(work.into()).await, [3, 1, 2]);
+        assert_eq!(begun.elapsed().as_secs(), 3);
+        assert!(together(Vec::<std::future::Ready<()>>::new()).await.is_empty());
+    }
+
+    #[test]
+    fn what_is_passed_over_is_named_and_bounded() {
+        let lines = Skipped { future: 3, without_document: 4, ..skipped(30, 0) }.lines();
+        assert_eq!(lines.len(), MAX_NAMED + 3);
+        assert_eq!(lines[0], "attest-20260102T030405Z-00000000 refused: rtmr1: differs");
+        assert_eq!(lines[MAX_NAMED], "10 more, likewise");
+        assert!(skipped(0, 0).lines().is_empty());
+    }
+}

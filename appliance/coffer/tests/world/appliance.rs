@@ -1,0 +1,149 @@
+//! An appliance on loopback that makes evidence for each connection, as the real one does, and can be told to lie.
+
+use std::io::Write as _;
+use std::net::{TcpListener, TcpStream};
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use base64::Engine as _;
+use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
+use cofferdam_attest::{operator, ratls};
+use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
+use rustls::{ServerConfig, ServerConnection, StreamOwned};
+
+use super::{Told, World, now};
+
+/// What it answers when it is asked for evidence.
+#[derive(Debug, Clone, Copy, PartialEq)]
+pub enum Mood {
+    Honest,
+    /// Something else than evidence.
+    Html,
+    /// The honest evidence of another connection.
+    OtherChannel,
+    /// Nothing at the moment.
+    Busy,
+}
+
+/// The appliance; it lives as long as the test's process.
+pub struct Simulated {
+    pub endpoint: String,
+    pub mood: Arc<Mutex<Mood>>,
+    pub told: Arc<Mutex<Option<Told>>>,
+    pub tls_key: String,
+    pub vault_key: String,
+}
+
+impl Simulated {
+    pub fn start() -> Self {
+        let key = ratls::generate_key().unwrap();
+        let der = ratls::certificate(&key, b"{}", &["127.0.0.1".to_owned()], now() - 60, 86_400).unwrap();
+        let tls_key = ratls::spki_sha256(&der).unwrap();
+        let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
+        let config = ServerConfig::builder_with_provider(provider)
+            .with_safe_default_protocol_versions()
+            .unwrap()
+            .with_no_client_auth()
+            .with_single_cert(
+                vec![CertificateDer::from(der)],
+                PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(key.to_vec())),
+            )
+            .unwrap();
+        let config = Arc::new(config);
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let endpoint = listener.local_addr().unwrap().to_string();
+        let (mood, told) = (Arc::new(Mutex::new(Mood::Honest)), Arc::new(Mutex::new(None)));
+        let (its_mood, its_told) = (Arc::clone(&mood), Arc::clone(&told));
+        std::thread::spawn(move || {
+            for stream in listener.incoming().flatten() {
+                let (config, mood, told) =
+                    (Arc::clone(&config), Arc::clone(&its_mood), Arc::clone(&its_told));
+                std::thread::spawn(move || serve(config, stream, &mood, &told));
+            }
+        });
+        let vault_key = STANDARD.encode(operator::generate_vault_key().1);
+        Self { endpoint, mood, told, tls_key, vault_key }
+    }
+
+    pub fn set(&self, mood: Mood) {
+        *self.mood.lock().unwrap() = mood;
+    }
+
+    /// A world whose repository declares this appliance and whose newest release attests it; its evidence on request is
+    /// valid for `validity` seconds.
+    pub fn world(&self, validity: u64) -> Option<World> {
+        let mut world = World::new()?;
+        world.endpoint.clone_from(&self.endpoint);
+        let commit = world.declare("alice");
+        world.commit("README.md", "moved on\n");
+        let told = Told {
+            tls_key: self.tls_key.clone(),
+            vault_key: self.vault_key.clone(),
+            ..world.told(&commit, "alice", 60)
+        };
+        world.attest(&told);
+        *self.told.lock().unwrap() = Some(Told { validity, ..told });
+        world.start();
+        Some(world)
+    }
+}
+
+/// Requests on one connection until it ends; `None` when it does.
+fn serve(
+    config: Arc<ServerConfig>,
+    stream: TcpStream,
+    mood: &Mutex<Mood>,
+    told: &Mutex<Option<Told>>,
+) -> Option<()> {
+    stream.set_read_timeout(Some(Duration::from_secs(120))).ok()?;
+    let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, stream);
+    loop {
+        let (line, _) = request(&mut stream)?;
+        let (status, body) = match line.split("evidence?nonce=").nth(1) {
+            Some(rest) => evidence(rest, &stream.conn, *mood.lock().unwrap(), told)?,
+            None if line.starts_with("GET /.well-known/cofferdam/v1/status") => ("200 OK", b"{}".to_vec()),
+            None => ("200 OK", b"hello".to_vec()),
+        };
+        let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
+        stream.write_all(&[head.as_bytes(), &body].concat()).ok()?;
+        stream.flush().ok()?;
+    }
+}
+
+fn evidence(
+    rest: &str,
+    connection: &ServerConnection,
+    mood: Mood,
+    told: &Mutex<Option<Told>>,
+) -> Option<(&'static str, Vec<u8>)> {
+    let nonce = URL_SAFE_NO_PAD.decode(rest.split(' ').next()?).ok()?;
+    let label = operator::CHANNEL_BINDING_LABEL;
+    let mut binding = connection.export_keying_material([0_u8; 32], label, Some(&[])).ok()?;
+    match mood {
+        Mood::Honest => {}
+        Mood::Html => return Some(("200 OK", b"<html>".to_vec())),
+        Mood::Busy => return Some(("503 Service Unavailable", Vec::new())),
+        Mood::OtherChannel => binding[0] ^= 1,
+    }
+    let told = told.lock().unwrap().clone()?;
+    Some(("200 OK", Told { issued: now(), nonce: Some(nonce), binding: Some(binding), ..told }.document()))
+}
+
+/// The request line and the body of one request.
+fn request(stream: &mut impl std::io::Read) -> Option<(String, Vec<u8>)> {
+    let mut bytes = Vec::new();
+    let mut chunk = [0; 4096];
+    loop {
+        let count = stream.read(&mut chunk).ok().filter(|count| *count > 0)?;
+        bytes.extend_from_slice(&chunk[..count]);
+        let text = String::from_utf8_lossy(&bytes).into_owned();
+        let Some((head, body)) = text.split_once("\r\n\r\n") else { continue };
+        let length = head
+            .lines()
+            .find_map(|line| line.to_lowercase().strip_prefix("content-length:")?.trim().parse().ok())
+            .unwrap_or(0_usize);
+        if body.len() >= length {
+            return Some((head.lines().next()?.to_owned(), body.as_bytes().to_vec()));
+        }
+    }
+}
