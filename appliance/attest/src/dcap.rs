@@ -151,7 +151,7 @@ pub fn verify(
     };
     let (root, simulated) = choose_root(&chain, roots)?;
     let windows = Windows::read(collateral);
-    if let Some(reason) = windows.from_the_future(now) {
+    if let Some(reason) = windows.issued_after(now) {
         return Err(DcapError::Broken { stage: Stage::Collateral, reason });
     }
     let expired = windows.expired(now);

@@ -64,7 +64,7 @@ impl Windows {
     }
 
     /// Parts that were issued after `now`, in words.
-    pub(super) fn from_the_future(&self, now: u64) -> Option<String> {
+    pub(super) fn issued_after(&self, now: u64) -> Option<String> {
         let future = self.windows.iter().filter(|window| window.from > now);
         words(future.map(|window| (format!("{} issue date is in the future", window.part), window.from)))
     }
