@@ -291,12 +291,11 @@ impl Appraisal {
     ) {
         platform::attributes(self, quote, policy);
         let Some(collateral) = collateral else {
-            self.push(
-                "quote_chain",
-                Outcome::CouldNotCheck,
-                "no collateral: neither in the evidence nor given",
-            );
-            return;
+            let unknown = "no collateral: neither in the evidence nor given";
+            return match dcap::signatures(raw, quote, roots, now) {
+                Ok(()) => self.push("quote_chain", Outcome::CouldNotCheck, unknown),
+                Err(error) => platform::refused(self, &error),
+            };
         };
         match dcap::verify(raw, quote, collateral, roots, now) {
             Ok(found) => platform::check(self, found, policy, now),

@@ -20,7 +20,7 @@ use x509_cert::der::Decode as _;
 use crate::evidence::Collateral;
 use crate::quote::Quote;
 use backend::Refusal;
-use chain::{certificates, choose_root, is_self_signed};
+use chain::{broken_signature, certificates, choose_root, is_self_signed};
 use endorsements::Windows;
 
 mod backend;
@@ -125,6 +125,23 @@ pub struct Platform {
     pub simulated: bool,
 }
 
+/// Verifies what needs no collateral: that the quote is signed, under one of the roots. It says nothing about revocation or
+/// about the platform's state.
+///
+/// # Errors
+/// [`DcapError`] says which signature is false. A quote without a chain of its own passes: nobody can tell.
+pub fn signatures(raw: &[u8], quote: &Quote, roots: &Roots, now: u64) -> Result<(), DcapError> {
+    let (kind, certification) = &quote.pck_certification;
+    if *kind != CERT_PCK_CHAIN {
+        return Ok(());
+    }
+    let chain = certificates(certification).ok_or(DcapError::Pem)?;
+    let (root, _) = choose_root(&chain, roots)?;
+    let reason = endorsements::chain_outside_its_time(&chain, now)
+        .or_else(|| broken_signature(raw, &chain, root).map(str::to_owned));
+    reason.map_or(Ok(()), |reason| Err(DcapError::Broken { stage: Stage::Chain, reason }))
+}
+
 /// Verifies the chain of `raw` (whose parsed form is `quote`) at `now` (seconds since the Unix epoch). Collateral that has
 /// expired is verified at the last time when it held, so that what is false is found all the same.
 ///
@@ -150,50 +167,76 @@ pub fn verify(
         certificates(pem.as_bytes()).ok_or(DcapError::Pem)?
     };
     let (root, simulated) = choose_root(&chain, roots)?;
+    let found = endorsed(raw, collateral, in_quote, &chain, root, now);
+    match found {
+        Ok((claims, expired)) => Ok(Platform { expired, ..platform(claims, root, simulated) }),
+        Err(error) if error.is_false() => Err(error),
+        // False outweighs unknown.
+        Err(error) => match broken_signature(raw, &chain, root) {
+            Some(reason) => Err(DcapError::Broken { stage: Stage::Chain, reason: reason.to_owned() }),
+            None => Err(error),
+        },
+    }
+}
+
+/// The quote with its collateral: what dcap-qvl found, and what of the collateral has expired.
+fn endorsed(
+    raw: &[u8],
+    collateral: &Collateral,
+    in_quote: bool,
+    chain: &[Vec<u8>],
+    root: &[u8],
+    now: u64,
+) -> Result<(QuoteClaims, Option<String>), DcapError> {
+    let broken = |stage, reason: String| DcapError::Broken { stage, reason };
     let windows = Windows::read(collateral);
     if let Some(reason) = windows.issued_after(now) {
-        return Err(DcapError::Broken { stage: Stage::Collateral, reason });
+        return Err(broken(Stage::Collateral, reason));
     }
     let expired = windows.expired(now);
     let at = match &expired {
         None => now,
         Some(reason) => {
-            if let Some(reason) = endorsements::chain_outside_its_time(&chain, now) {
-                return Err(DcapError::Broken { stage: Stage::Chain, reason });
+            if let Some(reason) = endorsements::chain_outside_its_time(chain, now) {
+                return Err(broken(Stage::Chain, reason));
             }
-            windows.last_common(&chain, now).ok_or_else(|| DcapError::Expired(reason.clone()))?
+            windows.last_common(chain, now).ok_or_else(|| DcapError::Expired(reason.clone()))?
         }
     };
     let claims = backend::verify(raw, collateral, in_quote, root, at)
-        .map_err(|refusal| judge(refusal, collateral, &chain))?;
-    let broken = |stage, reason: String| Err(DcapError::Broken { stage, reason });
+        .map_err(|refusal| judge(refusal, collateral, chain))?;
     if let Some(part) = windows.unreadable.first() {
-        return broken(Stage::Collateral, format!("{part} has no readable dates"));
+        return Err(broken(Stage::Collateral, format!("{part} has no readable dates")));
     }
-    if let Some(problem) = endorsements::list_issuer_problem(collateral, &chain, root) {
-        return broken(Stage::Chain, problem.to_owned());
+    match endorsements::list_issuer_problem(collateral, chain, root) {
+        Some(problem) => Err(broken(Stage::Chain, problem.to_owned())),
+        None => Ok((claims, expired)),
     }
-    Ok(Platform { expired, ..platform(claims, root, simulated) })
 }
 
 /// Whether a refusal is one, or only says that the collateral is for another platform.
 fn judge(refusal: Refusal, collateral: &Collateral, chain: &[Vec<u8>]) -> DcapError {
+    let Refusal { stage, reason, other_fmspc, no_list } = refusal;
     let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
-    if refusal.other_fmspc
-        && let Some(extension) = backend::pck_extension(leaf)
+    let extension = backend::pck_extension(leaf);
+    if other_fmspc
+        && let Some(extension) = &extension
         && let Some(said) = endorsements::other_fmspc(collateral, extension.fmspc)
     {
         let found = hex::encode(extension.fmspc);
         let reason = format!("the TCB info is for another platform: FMSPC {said}, this one is {found}");
         return DcapError::OtherPlatform { stage: Stage::Level, reason };
     }
-    if refusal.no_list
-        && let Some(issuer) = endorsements::other_issuer(collateral, leaf)
-    {
+    if no_list && let Some(issuer) = endorsements::other_issuer(collateral, leaf) {
         let reason = format!("the revocation list is for another platform: it is by {issuer}");
         return DcapError::OtherPlatform { stage: Stage::Chain, reason };
     }
-    DcapError::Broken { stage: refusal.stage, reason: refusal.reason }
+    // What the platform is, where the reason is that it is not good enough.
+    let facts = extension.filter(|_| stage == Stage::Level).map(|pck| {
+        let (fmspc, cpu, pce) = (hex::encode(pck.fmspc), hex::encode(pck.cpu_svn), pck.pce_svn);
+        format!(" (FMSPC {fmspc}, CPUSVN {cpu}, PCESVN {pce})")
+    });
+    DcapError::Broken { stage, reason: format!("{reason}{}", facts.unwrap_or_default()) }
 }
 
 fn platform(claims: QuoteClaims, root: &[u8], simulated: bool) -> Platform {

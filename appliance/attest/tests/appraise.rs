@@ -113,6 +113,29 @@ fn expired_collateral_still_finds_what_was_false_when_it_held() {
 }
 
 #[test]
+fn a_forged_quote_is_false_whatever_the_collateral_can_tell() {
+    let fixture = Fixture::default();
+    let in_part = CollateralOptions { expired_qe_identity: true, ..CollateralOptions::default() };
+    let in_part = common::collateral(&fixture.platform, in_part);
+    for collateral in [None, Some(in_part)] {
+        for (flaw, why) in [
+            (QuoteFlaw::ForeignPckKey, "the PCK did not sign"),
+            (QuoteFlaw::BrokenQeBinding, "does not name the attestation key"),
+            (QuoteFlaw::ForeignAttestationKey, "the attestation key did not sign"),
+        ] {
+            let quote = fixture.platform.flawed_quote(&fixture.report(), flaw).unwrap();
+            let evidence = Evidence { quote, collateral: collateral.clone(), ..fixture.evidence() };
+            let appraisal = fixture.appraise(&evidence);
+            assert_eq!(failed(&appraisal), ["quote_chain"], "{flaw:?}");
+            assert!(detail(&appraisal, "quote_chain").contains(why), "{}", detail(&appraisal, "quote_chain"));
+        }
+        let evidence = Evidence { collateral, ..fixture.evidence() };
+        let unnamed = appraise(&evidence, &fixture.expectations(), &Policy::default(), &Roots::intel(), NOW);
+        assert_eq!(failed(&unnamed), ["trust_root"]);
+    }
+}
+
+#[test]
 fn a_pck_chain_that_is_nowhere_is_unknown() {
     let fixture = Fixture::default();
     let mut evidence = fixture.evidence();

@@ -99,7 +99,11 @@ pub(super) fn refused(appraisal: &mut Appraisal, error: &DcapError) {
     }
     let outcome = if error.is_false() { Outcome::Fail } else { Outcome::CouldNotCheck };
     if let DcapError::Expired(_) = error {
-        appraisal.push("quote_chain", outcome, "the collateral never held at one time as a whole");
+        appraisal.push(
+            "quote_chain",
+            outcome,
+            "revocation: the collateral never held at one time as a whole",
+        );
     }
     // The policy's own check of the same may have said so already.
     if appraisal.check(name).is_none_or(|check| check.outcome != Outcome::Fail) {

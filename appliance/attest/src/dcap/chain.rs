@@ -1,6 +1,7 @@
 //! Certificate chains: their PEM text, the root that they end in, and who signed what.
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
+use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
+use dcap_qvl::quote::Quote;
 use sha2::{Digest as _, Sha256};
 use x509_cert::Certificate;
 use x509_cert::der::{Decode as _, Encode as _};
@@ -69,4 +70,47 @@ pub(super) fn certificates(pem: &[u8]) -> Option<Vec<Vec<u8>>> {
         rest = after.trim_start_matches(line_break);
     }
     Some(out)
+}
+
+/// The signatures that need no collateral: root → CA → PCK certificate → quoting enclave's report → attestation key → quote.
+/// The first that does not hold, in words. dcap-qvl checks them again; here they are checked where it cannot be asked, so that a
+/// forged quote is false and not only unknown.
+pub(super) fn broken_signature(raw: &[u8], chain: &[Vec<u8>], root: &[u8]) -> Option<&'static str> {
+    let read = |der: &[u8]| Certificate::from_der(der).ok();
+    let (Some(leaf), Some(ca), Some(root)) =
+        (chain.first().and_then(|der| read(der)), chain.get(1).and_then(|der| read(der)), read(root))
+    else {
+        return Some("a certificate of the PCK chain is malformed");
+    };
+    if !signed_by(&ca, root.tbs_certificate().subject_public_key_info()) {
+        return Some("the root did not sign the CA of the PCK chain");
+    }
+    if !signed_by(&leaf, ca.tbs_certificate().subject_public_key_info()) {
+        return Some("the CA did not sign the PCK certificate");
+    }
+    let Ok(quote) = Quote::parse(raw) else { return Some("the quote's signature data is malformed") };
+    let signed = raw.get(..quote.signed_length()).unwrap_or_default();
+    let data = quote.auth_data.into_v3();
+    let pck = leaf.tbs_certificate().subject_public_key_info().subject_public_key.as_bytes();
+    if !raw_signature(pck.unwrap_or_default(), &data.qe_report, &data.qe_report_signature) {
+        return Some("the PCK did not sign the quoting enclave's report");
+    }
+    let bound = Sha256::new()
+        .chain_update(data.ecdsa_attestation_key)
+        .chain_update(&data.qe_auth_data.data)
+        .finalize();
+    // Report data are the last 64 bytes of the report; the hash is their first half.
+    if data.qe_report.get(320..352) != Some(bound.as_slice()) {
+        return Some("the quoting enclave's report does not name the attestation key");
+    }
+    let key = [&[0x04], data.ecdsa_attestation_key.as_slice()].concat();
+    if !raw_signature(&key, signed, &data.ecdsa_signature) {
+        return Some("the attestation key did not sign the quote");
+    }
+    None
+}
+
+/// Whether `key` (an uncompressed P-256 point) made `signature` (r ‖ s).
+fn raw_signature(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
+    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key).verify(message, signature).is_ok()
 }

@@ -42,6 +42,12 @@ fn made(options: CollateralOptions) -> Collateral {
 /// In the document, beside it, or nowhere.
 fn places(honest: &Value) -> Vec<Case> {
     let expired = made(CollateralOptions::expired());
+    let in_part = made(CollateralOptions { expired_tcb_info: true, ..CollateralOptions::default() });
+    let forged = {
+        let fixture = Fixture::default();
+        let quote = fixture.platform.flawed_quote(&fixture.report(), QuoteFlaw::ForeignPckKey).unwrap();
+        Evidence { quote, ..fixture.evidence() }
+    };
     vec![
         case(honest, "missing", "neither in the document nor given")
             .without("/document/collateral")
@@ -57,6 +63,16 @@ fn places(honest: &Value) -> Vec<Case> {
         case(honest, "given-and-expired", "fresh in the document, given expired")
             .set("/collateral", collateral(&expired))
             .unknown(&["collateral"], "xpired"),
+        case(honest, "missing-and-forged", "no collateral is needed to see that nobody signed the quote")
+            .evidence(&Evidence { collateral: None, ..forged.clone() })
+            .fails(&["quote_chain"], "did not sign the quoting enclave's report"),
+        case(honest, "missing-and-root-not-named", "nor that its root is nobody's")
+            .without("/document/collateral")
+            .set("/roots", Vec::<Value>::new())
+            .fails(&["trust_root"], "untrusted root"),
+        case(honest, "expired-in-part-and-forged", "what is false outweighs what has expired")
+            .evidence(&Evidence { collateral: Some(in_part), ..forged })
+            .fails(&["quote_chain"], "did not sign the quoting enclave's report"),
         case(honest, "missing-and-false", "what is false outweighs what could not be checked")
             .without("/document/collateral")
             .set("/expected/repository", "acme/other")
