@@ -58,6 +58,9 @@ const CLAIMS: [(&str, &[&str]); 4] = [
 ];
 const REST: &str = "configuration";
 
+/// Without these nobody knows who speaks: then nothing that the evidence says is affirmed, however well it fits.
+const GENUINE: [&str; 3] = ["quote_chain", "trust_root", "collateral"];
+
 /// Checks whose failure means that a signature or a hash of the evidence does not hold.
 const CRYPTO: [&str; 4] = ["document", "quote_format", "quote_chain", "report_data"];
 
@@ -167,19 +170,28 @@ fn tier(appraisal: &Appraisal) -> Tier {
 /// Each trustworthiness claim by the worst of its checks. The draft's other claims (file system, storage, sourced data)
 /// are not made.
 fn vector(appraisal: &Appraisal) -> BTreeMap<&'static str, i8> {
-    let mut vector = BTreeMap::new();
-    for (claim, names) in CLAIMS {
-        let of_claim = appraisal.checks.iter().filter(|check| names.contains(&check.name));
-        let simulated = claim == "hardware" && appraisal.simulated;
-        vector.insert(claim, worst(of_claim.map(|check| (check.name, check.outcome)), simulated));
-    }
+    let passed = |name: &&str| appraisal.check(name).is_some_and(|check| check.outcome == Outcome::Pass);
+    let genuine = GENUINE.iter().all(passed);
     let listed = |name: &str| CLAIMS.iter().any(|(_, names)| names.contains(&name));
-    let rest = appraisal.checks.iter().filter(|check| !listed(check.name));
-    vector.insert(REST, worst(rest.map(|check| (check.name, check.outcome)), false));
-    vector
+    let of_claim = |claim: &str, name: &str| match CLAIMS.iter().find(|(known, _)| *known == claim) {
+        Some((_, names)) => names.contains(&name),
+        None => !listed(name),
+    };
+    let claims = CLAIMS.iter().map(|(claim, _)| *claim).chain([REST]);
+    claims
+        .map(|claim| {
+            let checks = appraisal.checks.iter().filter(|check| of_claim(claim, check.name));
+            let value = match worst(checks.map(|check| (check.name, check.outcome))) {
+                value::AFFIRMED if !genuine => value::NONE,
+                value::AFFIRMED if claim == "hardware" && appraisal.simulated => value::WARNING,
+                value => value,
+            };
+            (claim, value)
+        })
+        .collect()
 }
 
-fn worst(checks: impl Iterator<Item = (&'static str, Outcome)>, simulated: bool) -> i8 {
+fn worst(checks: impl Iterator<Item = (&'static str, Outcome)>) -> i8 {
     let checks: Vec<_> = checks.collect();
     let any = |outcome| checks.iter().any(|(_, found)| *found == outcome);
     if checks.iter().any(|(name, found)| *found == Outcome::Fail && CRYPTO.contains(name)) {
@@ -188,8 +200,6 @@ fn worst(checks: impl Iterator<Item = (&'static str, Outcome)>, simulated: bool)
         value::CONTRAINDICATED
     } else if any(Outcome::CouldNotCheck) || !any(Outcome::Pass) {
         value::NONE
-    } else if simulated {
-        value::WARNING
     } else {
         value::AFFIRMED
     }

@@ -12,6 +12,7 @@ use cofferdam_attest::appraise::{
     Appraisal, Check, Expectations, Outcome, Roots, appraise, appraise_document,
 };
 use cofferdam_attest::claims::{Claims, parse_time, report_data};
+use cofferdam_attest::ear::Ear;
 use cofferdam_attest::event_log::{Event, replay};
 use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::operator::{Authorization, SealedSecret, open_secret, signing_input, vault_public_key};
@@ -137,6 +138,25 @@ fn evidence() {
         }
     }
     assert!(wrong.is_empty(), "{} cases:\n{}", wrong.len(), wrong.join("\n"));
+}
+
+/// The cases of `ear.json`, which are cases of `evidence.json`: the whole claims set but for the names of program and policy.
+#[test]
+fn ear() {
+    let evidence = vectors("evidence.json");
+    for case in list(&vectors("ear.json"), "cases") {
+        let name = text(case, "case");
+        let of_name = list(&evidence, "cases").iter().find(|case| case["name"] == name).unwrap();
+        let input = patched(&evidence["input"], &of_name["patch"]);
+        let appraisal = appraised(&input, &of_name["text"]).unwrap();
+        let now = parse_time(text(&input, "at")).unwrap();
+        let mut ear = serde_json::to_value(Ear::new(&appraisal, &Policy::default(), "", now)).unwrap();
+        ear.as_object_mut().unwrap().remove("ear_verifier_id").unwrap();
+        let submodule = ear["submods"]["cofferdam"].as_object_mut().unwrap();
+        submodule.remove("ear_appraisal_policy_ids").unwrap();
+        assert_eq!(ear, case["ear"], "{name}");
+        assert_eq!(case["exit"], of_name["expect"]["exit"], "{name}");
+    }
 }
 
 /// Whether a check that is false (or, when none is, could not be made) gives the reason.
