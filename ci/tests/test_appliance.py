@@ -287,9 +287,13 @@ class Appliance(unittest.TestCase):
                                                                      "tampered-body", "debug-qe"))):
             code, said = appraised(quote(*options), collateral())
             self.assertEqual(code, 3, f"{options}: {said}")
-        for option in ("--expired", "--revoked-pck", "--revoked-tcb", "--out-of-date"):
+        for option in ("--revoked-pck", "--revoked-tcb", "--out-of-date"):
             code, said = appraised(quote(), collateral(option))
             self.assertEqual(code, 3, f"{option}: {said}")
+        code, said = appraised(quote(), collateral("--expired"))
+        self.assertEqual(code, 6, said)
+        code, said = appraised(quote("--flaw", "foreign-pck-key"), collateral("--expired"))
+        self.assertEqual(code, 3, said)
 
     def test_23_what_was_not_named_is_not_trusted(self):
         without_root = [option for option in self.trust if option not in ("--root", self.world.path("platform", "root.pem"))]

@@ -291,17 +291,15 @@ impl Appraisal {
     ) {
         platform::attributes(self, quote, policy);
         let Some(collateral) = collateral else {
-            self.push(
-                "quote_chain",
-                Outcome::CouldNotCheck,
-                "no collateral: neither in the evidence nor given",
-            );
-            return;
+            let unknown = "no collateral: neither in the evidence nor given";
+            return match dcap::signatures(raw, quote, roots, now) {
+                Ok(()) => self.push("quote_chain", Outcome::CouldNotCheck, unknown),
+                Err(error) => platform::refused(self, &error),
+            };
         };
         match dcap::verify(raw, quote, collateral, roots, now) {
-            Ok(found) => platform::check(self, found, policy),
-            Err(error @ dcap::DcapError::UnknownRoot { .. }) => self.fail("trust_root", error.to_string()),
-            Err(error) => self.fail("quote_chain", error.to_string()),
+            Ok(found) => platform::check(self, found, policy, now),
+            Err(error) => platform::refused(self, &error),
         }
     }
 
@@ -320,6 +318,15 @@ impl Appraisal {
     /// Passes with `detail`, or fails with the first of `problems`.
     fn require(&mut self, name: &'static str, detail: impl Into<String>, problems: &[String]) {
         if problems.is_empty() { self.pass(name, detail) } else { self.fail(name, problems.join("; ")) }
+    }
+
+    /// As [`Self::require`] where the policy demands something; what was found is shown otherwise.
+    fn demand(&mut self, name: &'static str, demanded: bool, detail: String, problems: &[String]) {
+        if demanded {
+            self.require(name, detail, problems);
+        } else {
+            self.push(name, Outcome::NotChecked, format!("{detail}; none is demanded"));
+        }
     }
 }
 

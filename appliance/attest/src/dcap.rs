@@ -3,29 +3,29 @@
 //! dcap-qvl walks the chain link by link (root → TCB info and QE identity signers; root → PCK CA → PCK certificate, with both
 //! revocation lists; PCK → quoting enclave's report; report → attestation key; key → quote) and matches the TCB levels at
 //! a given time. This module gives it one trust root at a time and aws-lc-rs as its only cryptography, and closes what it
-//! leaves open: bytes that no signature covers. Nothing here decides whether a TCB status is good enough.
+//! leaves open: bytes that no signature covers, lists from the future, an issuer chain that nobody reads. It also tells what
+//! is false from what could not be checked: collateral that has expired, or is for another platform, says nothing about
+//! this one. Nothing here decides whether a TCB status is good enough.
 
 use std::sync::LazyLock;
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
-use dcap_qvl::config::{Config, CryptoProvider};
-use dcap_qvl::signature::DerSigEncoder;
-use dcap_qvl::verify::QuoteVerifier;
-use dcap_qvl::x509::X509CertBackend;
-use dcap_qvl::{PckCertFlag, QuoteClaims, QuoteCollateralV3, QuotePolicy};
+use dcap_qvl::{PckCertFlag, QuoteClaims};
+use rustls::pki_types::CertificateDer;
 use rustls::pki_types::pem::PemObject as _;
-use rustls::pki_types::{
-    AlgorithmIdentifier, CertificateDer, InvalidSignature, SignatureVerificationAlgorithm, alg_id,
-};
 use serde::Serialize;
-use sha2::{Digest as _, Sha256, Sha384};
+use sha2::{Digest as _, Sha256};
 use x509_cert::Certificate;
-use x509_cert::der::{Decode as _, Encode as _};
-use x509_cert::spki::SubjectPublicKeyInfoOwned;
+use x509_cert::der::Decode as _;
 
 use crate::evidence::Collateral;
 use crate::quote::Quote;
-use crate::strict;
+use backend::Refusal;
+use chain::{broken_signature, certificates, choose_root, is_self_signed};
+use endorsements::Windows;
+
+mod backend;
+mod chain;
+mod endorsements;
 
 /// Intel SGX Root CA, valid until 2049 (certificates.trustedservices.intel.com). Were it ever not to parse, nothing would verify.
 const INTEL_ROOT_PEM: &str = include_str!("../../../policy/intel-sgx-root-ca.pem");
@@ -92,6 +92,21 @@ pub struct Platform {
     pub tcb_date: String,
     /// Family, model, stepping, platform and custom SKU, 12 hex digits.
     pub fmspc: String,
+    /// PPID of the PCK certificate, hex.
+    pub ppid: String,
+    /// Platform instance id of the PCK certificate, hex; absent in those of the processor CA.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub platform_instance_id: Option<String>,
+    /// CPUSVN of the PCK certificate, hex.
+    pub cpu_svn: String,
+    /// Security version of the provisioning certification enclave.
+    pub pce_svn: u16,
+    /// Security version of the quoting enclave.
+    pub qe_svn: u16,
+    /// Status of the quoting enclave's own TCB level.
+    pub qe_tcb_status: String,
+    /// Date of the quoting enclave's own TCB level, RFC 3339.
+    pub qe_tcb_date: String,
     /// PCK certificate's flags; absent for certificates of the processor CA.
     pub dynamic_platform: Option<bool>,
     /// Likewise.
@@ -100,16 +115,38 @@ pub struct Platform {
     pub smt_enabled: Option<bool>,
     /// When the first part of the collateral expires, seconds since the Unix epoch.
     pub collateral_expires: u64,
+    /// What of the collateral has expired, in words: then all of this is as of `collateral_expires`, and nobody knows what
+    /// is true now.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub expired: Option<String>,
     /// SHA-256 of the root certificate that the chain ends in, hex.
     pub root: String,
     /// Whether that root was named by the user and is not Intel's.
     pub simulated: bool,
 }
 
-/// Verifies the chain of `raw` (whose parsed form is `quote`) at `now` (seconds since the Unix epoch).
+/// Verifies what needs no collateral: that the quote is signed, under one of the roots. It says nothing about revocation or
+/// about the platform's state.
 ///
 /// # Errors
-/// [`DcapError`] says which link is broken; all of its cases mean "checked and false".
+/// [`DcapError`] says which signature is false. A quote without a chain of its own passes: nobody can tell.
+pub fn signatures(raw: &[u8], quote: &Quote, roots: &Roots, now: u64) -> Result<(), DcapError> {
+    let (kind, certification) = &quote.pck_certification;
+    if *kind != CERT_PCK_CHAIN {
+        return Ok(());
+    }
+    let chain = certificates(certification).ok_or(DcapError::Pem)?;
+    let (root, _) = choose_root(&chain, roots)?;
+    let reason = endorsements::chain_outside_its_time(&chain, now)
+        .or_else(|| broken_signature(raw, &chain, root).map(str::to_owned));
+    reason.map_or(Ok(()), |reason| Err(DcapError::Broken { stage: Stage::Chain, reason }))
+}
+
+/// Verifies the chain of `raw` (whose parsed form is `quote`) at `now` (seconds since the Unix epoch). Collateral that has
+/// expired is verified at the last time when it held, so that what is false is found all the same.
+///
+/// # Errors
+/// [`DcapError`] says which link is broken, or what is missing to tell: see [`DcapError::is_false`].
 pub fn verify(
     raw: &[u8],
     quote: &Quote,
@@ -118,104 +155,88 @@ pub fn verify(
     now: u64,
 ) -> Result<Platform, DcapError> {
     let (kind, certification) = &quote.pck_certification;
-    let chain = if *kind == CERT_PCK_CHAIN {
+    let in_quote = *kind == CERT_PCK_CHAIN;
+    let chain = if in_quote {
         certificates(certification).ok_or(DcapError::Pem)?
     } else {
+        // Nothing signs the type: a chain that calls itself something else is no chain that lies elsewhere.
+        if certificates(certification).is_some_and(|chain| !chain.is_empty()) {
+            return Err(DcapError::MisnamedChain(*kind));
+        }
         let pem = collateral.pck_certificate_chain.as_deref().ok_or(DcapError::NoPckChain(*kind))?;
         certificates(pem.as_bytes()).ok_or(DcapError::Pem)?
     };
     let (root, simulated) = choose_root(&chain, roots)?;
-    let collateral = to_qvl(collateral, *kind == CERT_PCK_CHAIN);
-    QuoteVerifier::<AwsLcConfig>::new_with_config(root.to_vec())
-        .verify_with_policy(raw, collateral, now, &QuotePolicy::claims_only(now))
-        .map(|claims| platform(claims, root, simulated))
-        .map_err(|error| DcapError::Chain(reason(&format!("{error:#}"))))
-}
-
-/// The verifier's reason in words where it prints a structure of its own.
-fn reason(text: &str) -> String {
-    match text.split_once("CrlExpired") {
-        Some(_) => "a revocation list has expired".to_owned(),
-        None => text.to_owned(),
+    let found = endorsed(raw, collateral, in_quote, &chain, root, now);
+    match found {
+        Ok((claims, expired)) => Ok(Platform { expired, ..platform(claims, root, simulated) }),
+        Err(error) if error.is_false() => Err(error),
+        // False outweighs unknown.
+        Err(error) => match broken_signature(raw, &chain, root) {
+            Some(reason) => Err(DcapError::Broken { stage: Stage::Chain, reason: reason.to_owned() }),
+            None => Err(error),
+        },
     }
 }
 
-/// The root that the chain's last certificate is, or that issued it. A chain that carries its root has to carry a true copy.
-fn choose_root<'a>(chain: &[Vec<u8>], roots: &'a Roots) -> Result<(&'a [u8], bool), DcapError> {
-    // Intel's chains are leaf, PCK CA and root; the root may be left out.
-    if !(2..=3).contains(&chain.len()) {
-        return Err(DcapError::ChainLength(chain.len()));
+/// The quote with its collateral: what dcap-qvl found, and what of the collateral has expired.
+fn endorsed(
+    raw: &[u8],
+    collateral: &Collateral,
+    in_quote: bool,
+    chain: &[Vec<u8>],
+    root: &[u8],
+    now: u64,
+) -> Result<(QuoteClaims, Option<String>), DcapError> {
+    let broken = |stage, reason: String| DcapError::Broken { stage, reason };
+    let windows = Windows::read(collateral);
+    if let Some(reason) = windows.issued_after(now) {
+        return Err(broken(Stage::Collateral, reason));
     }
-    let last = chain.last().and_then(|der| Certificate::from_der(der).ok()).ok_or(DcapError::Pem)?;
-    let tbs = last.tbs_certificate();
-    for (der, simulated) in roots.all() {
-        let Ok(root) = Certificate::from_der(der) else { continue };
-        let root = root.tbs_certificate();
-        if root.subject() != tbs.issuer() {
-            continue;
+    let expired = windows.expired(now);
+    let at = match &expired {
+        None => now,
+        Some(reason) => {
+            if let Some(reason) = endorsements::chain_outside_its_time(chain, now) {
+                return Err(broken(Stage::Chain, reason));
+            }
+            windows.last_common(chain, now).ok_or_else(|| DcapError::Expired(reason.clone()))?
         }
-        let is_root = tbs.subject() == tbs.issuer();
-        let same_key = tbs.subject_public_key_info() == root.subject_public_key_info();
-        if signed_by(&last, root.subject_public_key_info()) && (!is_root || same_key) {
-            return Ok((der, simulated));
-        }
-    }
-    let digest = chain.last().map(|der| hex::encode(Sha256::digest(der))).unwrap_or_default();
-    // The common name alone: printing a whole name pulls the names of all known attributes into the program.
-    let issuer =
-        tbs.issuer().common_name().ok().flatten().map(|name| name.value().into_owned()).unwrap_or_default();
-    Err(DcapError::UnknownRoot { issuer, digest })
-}
-
-fn is_self_signed(certificate: &Certificate) -> bool {
-    let tbs = certificate.tbs_certificate();
-    tbs.subject() == tbs.issuer() && signed_by(certificate, tbs.subject_public_key_info())
-}
-
-/// Whether `key` (P-256) signed `certificate` with ECDSA and SHA-256. The algorithm is stated twice, and only the inner
-/// statement is signed: both have to agree (RFC 5280 §4.1.1.2).
-fn signed_by(certificate: &Certificate, key: &SubjectPublicKeyInfoOwned) -> bool {
-    let (Ok(tbs), Some(key), Some(signature)) = (
-        certificate.tbs_certificate().to_der(),
-        key.subject_public_key.as_bytes(),
-        certificate.signature().as_bytes(),
-    ) else {
-        return false;
     };
-    certificate.signature_algorithm() == certificate.tbs_certificate().signature()
-        && UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(&tbs, signature).is_ok()
+    let claims = backend::verify(raw, collateral, in_quote, root, at)
+        .map_err(|refusal| judge(refusal, collateral, chain))?;
+    if let Some(part) = windows.unreadable.first() {
+        return Err(broken(Stage::Collateral, format!("{part} has no readable dates")));
+    }
+    match endorsements::list_issuer_problem(collateral, chain, root) {
+        Some(problem) => Err(broken(Stage::Chain, problem.to_owned())),
+        None => Ok((claims, expired)),
+    }
 }
 
-/// Certificates of a PEM chain, as quotes carry it: CERTIFICATE blocks, line breaks, and zero bytes at the end. No
-/// signature covers this text, so nothing else may hide in it; in particular the base64 has to be canonical.
-fn certificates(pem: &[u8]) -> Option<Vec<Vec<u8>>> {
-    const BEGIN: &str = "-----BEGIN CERTIFICATE-----";
-    const END: &str = "-----END CERTIFICATE-----";
-    let line_break = ['\r', '\n'];
-    let mut rest = std::str::from_utf8(pem).ok()?.trim_end_matches('\0').trim_end_matches(line_break);
-    let mut out = Vec::new();
-    while !rest.is_empty() {
-        let (body, after) = rest.strip_prefix(BEGIN)?.strip_prefix(line_break)?.split_once(END)?;
-        out.push(strict::unb64(&body.replace(line_break, ""))?);
-        rest = after.trim_start_matches(line_break);
+/// Whether a refusal is one, or only says that the collateral is for another platform.
+fn judge(refusal: Refusal, collateral: &Collateral, chain: &[Vec<u8>]) -> DcapError {
+    let Refusal { stage, reason, other_fmspc, no_list } = refusal;
+    let leaf = chain.first().map(Vec::as_slice).unwrap_or_default();
+    let extension = backend::pck_extension(leaf);
+    if other_fmspc
+        && let Some(extension) = &extension
+        && let Some(said) = endorsements::other_fmspc(collateral, extension.fmspc)
+    {
+        let found = hex::encode(extension.fmspc);
+        let reason = format!("the TCB info is for another platform: FMSPC {said}, this one is {found}");
+        return DcapError::OtherPlatform { stage: Stage::Level, reason };
     }
-    Some(out)
-}
-
-/// Collateral in dcap-qvl's type; a PCK chain in it is used only when the quote has none of its own.
-fn to_qvl(collateral: &Collateral, quote_has_chain: bool) -> QuoteCollateralV3 {
-    QuoteCollateralV3 {
-        pck_crl_issuer_chain: collateral.pck_crl_issuer_chain.clone(),
-        root_ca_crl: collateral.root_ca_crl.clone(),
-        pck_crl: collateral.pck_crl.clone(),
-        tcb_info_issuer_chain: collateral.tcb_info_issuer_chain.clone(),
-        tcb_info: collateral.tcb_info.clone(),
-        tcb_info_signature: collateral.tcb_info_signature.clone(),
-        qe_identity_issuer_chain: collateral.qe_identity_issuer_chain.clone(),
-        qe_identity: collateral.qe_identity.clone(),
-        qe_identity_signature: collateral.qe_identity_signature.clone(),
-        pck_certificate_chain: collateral.pck_certificate_chain.clone().filter(|_| !quote_has_chain),
+    if no_list && let Some(issuer) = endorsements::other_issuer(collateral, leaf) {
+        let reason = format!("the revocation list is for another platform: it is by {issuer}");
+        return DcapError::OtherPlatform { stage: Stage::Chain, reason };
     }
+    // What the platform is, where the reason is that it is not good enough.
+    let facts = extension.filter(|_| stage == Stage::Level).map(|pck| {
+        let (fmspc, cpu, pce) = (hex::encode(pck.fmspc), hex::encode(pck.cpu_svn), pck.pce_svn);
+        format!(" (FMSPC {fmspc}, CPUSVN {cpu}, PCESVN {pce})")
+    });
+    DcapError::Broken { stage, reason: format!("{reason}{}", facts.unwrap_or_default()) }
 }
 
 fn platform(claims: QuoteClaims, root: &[u8], simulated: bool) -> Platform {
@@ -230,66 +251,41 @@ fn platform(claims: QuoteClaims, root: &[u8], simulated: bool) -> Platform {
         tcb_evaluation_data_number: claims.tcb.eval_data_number,
         tcb_date: claims.platform.tcb_level.tcb_date,
         fmspc: hex::encode(claims.platform.pck.fmspc),
+        ppid: hex::encode(&claims.platform.pck.ppid),
+        platform_instance_id: claims.platform.pck.platform_instance_id.map(hex::encode),
+        cpu_svn: hex::encode(claims.platform.pck.cpu_svn),
+        pce_svn: claims.platform.pck.pce_svn,
+        qe_svn: claims.qe.report.isv_svn,
+        qe_tcb_status: claims.qe.tcb_level.tcb_status.to_string(),
+        qe_tcb_date: claims.qe.tcb_level.tcb_date,
         dynamic_platform: flag(claims.platform.pck.dynamic_platform),
         cached_keys: flag(claims.platform.pck.cached_keys),
         smt_enabled: flag(claims.platform.pck.smt_enabled),
         collateral_expires: claims.earliest_expiration_date,
+        expired: None,
         root: hex::encode(Sha256::digest(root)),
         simulated,
     }
 }
 
-/// dcap-qvl's audited parsers with aws-lc-rs underneath.
-struct AwsLcConfig;
-
-impl Config for AwsLcConfig {
-    type X509 = X509CertBackend;
-    type SigEncoder = DerSigEncoder;
-    type Crypto = AwsLc;
+/// A part of the verification, each reported under its own name.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Stage {
+    /// Signatures and revocation, from the root to the quote.
+    Chain,
+    /// The dates of the collateral.
+    Collateral,
+    /// The quoting enclave against its identity.
+    Enclave,
+    /// The platform's security versions and its TDX module against the TCB info.
+    Level,
+    /// TD attributes.
+    Attributes,
+    /// Service TDs.
+    ServiceTd,
 }
 
-/// The cryptography that DCAP needs: ECDSA P-256 with SHA-256, and two hashes.
-struct AwsLc;
-
-impl CryptoProvider for AwsLc {
-    fn sig_algo() -> &'static dyn SignatureVerificationAlgorithm {
-        &EcdsaP256
-    }
-
-    fn sha256(data: &[u8]) -> [u8; 32] {
-        Sha256::digest(data).into()
-    }
-
-    fn sha384(data: &[u8]) -> [u8; 48] {
-        Sha384::digest(data).into()
-    }
-}
-
-#[derive(Debug)]
-struct EcdsaP256;
-
-impl SignatureVerificationAlgorithm for EcdsaP256 {
-    fn verify_signature(
-        &self,
-        public_key: &[u8],
-        message: &[u8],
-        signature: &[u8],
-    ) -> Result<(), InvalidSignature> {
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public_key)
-            .verify(message, signature)
-            .map_err(|_| InvalidSignature)
-    }
-
-    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
-        alg_id::ECDSA_P256
-    }
-
-    fn signature_alg_id(&self) -> AlgorithmIdentifier {
-        alg_id::ECDSA_SHA256
-    }
-}
-
-/// Why a quote is not genuine.
+/// Why a quote is not genuine, or why nobody can tell.
 #[derive(Debug, thiserror::Error, PartialEq, Eq)]
 pub enum DcapError {
     /// The PCK chain is no clean PEM chain.
@@ -301,6 +297,9 @@ pub enum DcapError {
     /// The quote has no chain and the collateral neither.
     #[error("certification data of type {0} without a PCK certificate chain in the collateral")]
     NoPckChain(u16),
+    /// The quote has a chain under another type.
+    #[error("certification data of type {0} is a PCK certificate chain, which is type 5")]
+    MisnamedChain(u16),
     /// The chain ends in a root that nobody named.
     #[error("PCK certificate chain ends in an untrusted root: {issuer} (sha256 {digest})")]
     UnknownRoot {
@@ -309,9 +308,33 @@ pub enum DcapError {
         /// SHA-256 of that certificate, hex.
         digest: String,
     },
-    /// A link is broken, expired or revoked.
+    /// A link is broken, revoked, or below what is accepted.
+    #[error("{reason}")]
+    Broken {
+        /// Where.
+        stage: Stage,
+        /// Why.
+        reason: String,
+    },
+    /// The collateral is for another platform.
+    #[error("{reason}")]
+    OtherPlatform {
+        /// What could not be checked for want of the right one.
+        stage: Stage,
+        /// What it is for.
+        reason: String,
+    },
+    /// Parts of the collateral have expired, and there was no time at which all of them held.
     #[error("{0}")]
-    Chain(String),
+    Expired(String),
+}
+
+impl DcapError {
+    /// Whether something was checked and is false; otherwise it could not be checked.
+    #[must_use]
+    pub fn is_false(&self) -> bool {
+        !matches!(self, Self::NoPckChain(_) | Self::OtherPlatform { .. } | Self::Expired(_))
+    }
 }
 
 /// Why a file of extra roots was refused.

@@ -12,6 +12,7 @@ pub mod appraise;
 pub mod ccel;
 pub mod claims;
 pub mod dcap;
+pub mod ear;
 pub mod event_log;
 pub mod evidence;
 pub mod github;

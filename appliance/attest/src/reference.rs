@@ -243,10 +243,10 @@ impl ReferenceValues {
             })
     }
 
-    /// The platform with this MRTD; without one, the nearest. Among platforms of one MRTD those that determine RTMR0 come
-    /// first, the equal one before others: who named a value wants it compared. Then those that know a part of its events,
-    /// by how many of them occur. `None` when no platform half fits a TD that is `simulated` or not; any fits where that is not
-    /// known.
+    /// The platform with this MRTD; without one, the nearest. Among platforms of one MRTD those that RTMR0 does not
+    /// contradict come first, and of them those that determine it: a half for another machine shape never stands in the
+    /// way of one that fits, so that a further reference never turns an acceptance into a refusal. Then by how many of the
+    /// events occur. `None` when no platform half fits a TD that is `simulated` or not; any fits where that is not known.
     #[must_use]
     pub fn platform(
         &self,
@@ -261,7 +261,7 @@ impl ReferenceValues {
             let known = platform.order(mrtd).is_some();
             let (count, missing) = predicted::occurring(&platform.events, log, 0);
             let right = platform.rtmr0.map_or(missing.is_none(), |value| value == *rtmr0);
-            (known, platform.rtmr0.is_some(), right, count)
+            (known, right, platform.rtmr0.is_some(), count)
         })
     }
 }

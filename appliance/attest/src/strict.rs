@@ -1,13 +1,16 @@
 //! Strict JSON and base64: the same bounds and refusals for every document of this crate.
 //!
 //! serde refuses unknown fields (`deny_unknown_fields`) and duplicate keys of a struct; this module adds the
-//! size bound before the parser runs and standard base64 with padding (RFC 4648 §4) as the only encoding of bytes.
+//! size bound before the parser runs, refuses lists where an object belongs (serde reads a struct from a list of its
+//! fields' values), and knows standard base64 with padding (RFC 4648 §4) as the only encoding of bytes.
 
 use std::collections::BTreeMap;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use serde::Serialize;
 use serde::de::DeserializeOwned;
+use serde_json::Value;
 
 /// Why a JSON document was refused before its meaning was looked at.
 #[derive(Debug, thiserror::Error)]
@@ -23,14 +26,45 @@ pub enum JsonError {
     /// Not JSON, or not of this shape: unknown field, duplicate key, wrong type, trailing bytes.
     #[error("not of the expected shape")]
     Shape(#[source] serde_json::Error),
+    /// A list of values where the format has an object with names.
+    #[error("a list where an object belongs: {0}")]
+    List(String),
 }
 
-/// Parses one JSON value of at most `limit` bytes; anything but JSON white space after it is refused.
-pub(crate) fn from_json<T: DeserializeOwned>(bytes: &[u8], limit: usize) -> Result<T, JsonError> {
+/// Parses one JSON value of at most `limit` bytes; anything but JSON white space after it is refused, and so is a list
+/// where `T` is an object, however deep.
+///
+/// # Errors
+/// [`JsonError`] says which of these rules is broken.
+pub fn from_json<T: DeserializeOwned + Serialize>(bytes: &[u8], limit: usize) -> Result<T, JsonError> {
     if bytes.len() > limit {
         return Err(JsonError::TooLarge { got: bytes.len(), limit });
     }
-    serde_json::from_slice(bytes).map_err(JsonError::Shape)
+    let read: T = serde_json::from_slice(bytes).map_err(JsonError::Shape)?;
+    // What was read is written again: where that gives an object, the text has to have one too.
+    let written = serde_json::to_value(&read).map_err(JsonError::Shape)?;
+    let text: Value = serde_json::from_slice(bytes).map_err(JsonError::Shape)?;
+    match list_for_object(&text, &written) {
+        Some(place) => Err(JsonError::List(place)),
+        None => Ok(read),
+    }
+}
+
+/// Where `text` has a list and `written` an object: a JSON Pointer (RFC 6901) without its escapes, `/` for the whole.
+fn list_for_object(text: &Value, written: &Value) -> Option<String> {
+    let below = |name: String, text: &Value, written: &Value| {
+        list_for_object(text, written).map(|rest| format!("/{name}{}", rest.trim_end_matches('/')))
+    };
+    match (text, written) {
+        (Value::Array(_), Value::Object(_)) => Some("/".to_owned()),
+        (Value::Array(text), Value::Array(written)) => {
+            text.iter().zip(written).enumerate().find_map(|(at, (a, b))| below(at.to_string(), a, b))
+        }
+        (Value::Object(text), Value::Object(written)) => text
+            .iter()
+            .find_map(|(name, value)| below(name.clone(), value, written.get(name).unwrap_or(&Value::Null))),
+        _ => None,
+    }
 }
 
 /// Standard base64 with padding (RFC 4648 §4), the only alphabet of our formats.
@@ -162,4 +196,39 @@ pub(crate) fn is_lower_hex(text: &str, digits: usize) -> bool {
 /// Whether `text` is `sha256:` and 64 lower-case hex digits.
 pub(crate) fn is_sha256(text: &str) -> bool {
     text.strip_prefix("sha256:").is_some_and(|digits| is_lower_hex(digits, 64))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Inner {
+        a: u8,
+    }
+
+    #[derive(Debug, PartialEq, serde::Serialize, serde::Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct Outer {
+        inner: Inner,
+        list: Vec<Inner>,
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        maybe: Option<Inner>,
+    }
+
+    #[test]
+    fn a_list_is_never_an_object_however_deep() {
+        let read = |json: &str| from_json::<Outer>(json.as_bytes(), 100);
+        assert!(read(r#"{"inner":{"a":1},"list":[{"a":2}],"maybe":null}"#).is_ok());
+        for (json, place) in [
+            (r#"[{"a":1},[],null]"#, "/"),
+            (r#"{"inner":[1],"list":[]}"#, "/inner"),
+            (r#"{"inner":{"a":1},"list":[{"a":2},[3]]}"#, "/list/1"),
+            (r#"{"inner":{"a":1},"list":[],"maybe":[1]}"#, "/maybe"),
+        ] {
+            assert!(serde_json::from_str::<Outer>(json).is_ok(), "serde alone takes {json}");
+            assert!(matches!(read(json), Err(JsonError::List(found)) if found == place), "{json}");
+        }
+    }
 }

@@ -10,7 +10,7 @@ use cofferdam_attest::appraise::{
 use cofferdam_attest::claims::{Claims, format_time};
 use cofferdam_attest::event_log::payload::Payload as _;
 use cofferdam_attest::event_log::{Event, event_digest};
-use cofferdam_attest::evidence::Evidence;
+use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote::attributes;
 use cofferdam_attest::reference::{BootPlatform, PlatformReference, ReferenceValues};
@@ -54,7 +54,7 @@ fn a_broken_chain_is_rejected_whichever_link_breaks() {
         (QuoteFlaw::ForeignPckKey, "quote_chain"),
         (QuoteFlaw::BrokenQeBinding, "quote_chain"),
         (QuoteFlaw::ForeignAttestationKey, "quote_chain"),
-        (QuoteFlaw::DebugQe, "quote_chain"),
+        (QuoteFlaw::DebugQe, "quoting_enclave"),
     ] {
         let mut evidence = fixture.evidence();
         evidence.quote = fixture.platform.flawed_quote(&fixture.report(), flaw).unwrap();
@@ -66,18 +66,26 @@ fn a_broken_chain_is_rejected_whichever_link_breaks() {
 }
 
 #[test]
-fn expired_or_revoked_collateral_is_false_and_missing_collateral_is_unknown() {
+fn revoked_is_false_and_expired_or_missing_collateral_is_unknown() {
     let none = CollateralOptions::default();
+    for (options, check) in [
+        (CollateralOptions { revoked_pck: true, ..none }, "quote_chain"),
+        (CollateralOptions { revoked_tcb: true, ..none }, "tcb_level"),
+    ] {
+        let fixture = Fixture { options, ..Fixture::default() };
+        assert_eq!(failed(&fixture.appraise(&fixture.evidence())), [check], "{options:?}");
+    }
     for options in [
         CollateralOptions { expired_tcb_info: true, ..none },
         CollateralOptions { expired_qe_identity: true, ..none },
         CollateralOptions { expired_pck_crl: true, ..none },
         CollateralOptions { expired_root_crl: true, ..none },
-        CollateralOptions { revoked_pck: true, ..none },
-        CollateralOptions { revoked_tcb: true, ..none },
     ] {
         let fixture = Fixture { options, ..Fixture::default() };
-        assert_eq!(failed(&fixture.appraise(&fixture.evidence())), ["quote_chain"], "{options:?}");
+        let appraisal = fixture.appraise(&fixture.evidence());
+        assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck, "{options:?}");
+        assert_eq!(names(&appraisal, Outcome::CouldNotCheck), ["quote_chain", "collateral"], "{options:?}");
+        assert!(detail(&appraisal, "collateral").contains("expired (2027-01-14T08:00:00Z)"));
     }
     let fixture = Fixture::default();
     let evidence = Evidence { collateral: None, ..fixture.evidence() };
@@ -85,6 +93,93 @@ fn expired_or_revoked_collateral_is_false_and_missing_collateral_is_unknown() {
     assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck);
     assert_eq!(names(&appraisal, Outcome::CouldNotCheck), ["quote_chain"]);
     assert!(appraisal.headline().starts_with("could not check"));
+}
+
+#[test]
+fn expired_collateral_still_finds_what_was_false_when_it_held() {
+    let expired = CollateralOptions::expired();
+    let fixture = Fixture { options: expired, ..Fixture::default() };
+    let mut evidence = fixture.evidence();
+    let appraisal = fixture.appraise(&evidence);
+    assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck);
+    assert_eq!(names(&appraisal, Outcome::CouldNotCheck), ["collateral"]);
+    assert!(detail(&appraisal, "collateral").ends_with("as of 2027-01-14T08:00:00Z"));
+    assert!(appraisal.simulated && appraisal.platform.is_some_and(|platform| platform.expired.is_some()));
+
+    evidence.quote = fixture.platform.flawed_quote(&fixture.report(), QuoteFlaw::ForeignPckKey).unwrap();
+    assert_eq!(failed(&fixture.appraise(&evidence)), ["quote_chain"]);
+    let old = Fixture { options: CollateralOptions { out_of_date: true, ..expired }, ..Fixture::default() };
+    assert_eq!(failed(&old.appraise(&old.evidence())), ["tcb_status"]);
+}
+
+#[test]
+fn a_forged_quote_is_false_whatever_the_collateral_can_tell() {
+    let fixture = Fixture::default();
+    let in_part = CollateralOptions { expired_qe_identity: true, ..CollateralOptions::default() };
+    let in_part = common::collateral(&fixture.platform, in_part);
+    for collateral in [None, Some(in_part)] {
+        for (flaw, why) in [
+            (QuoteFlaw::ForeignPckKey, "the PCK did not sign"),
+            (QuoteFlaw::BrokenQeBinding, "does not name the attestation key"),
+            (QuoteFlaw::ForeignAttestationKey, "the attestation key did not sign"),
+        ] {
+            let quote = fixture.platform.flawed_quote(&fixture.report(), flaw).unwrap();
+            let evidence = Evidence { quote, collateral: collateral.clone(), ..fixture.evidence() };
+            let appraisal = fixture.appraise(&evidence);
+            assert_eq!(failed(&appraisal), ["quote_chain"], "{flaw:?}");
+            assert!(detail(&appraisal, "quote_chain").contains(why), "{}", detail(&appraisal, "quote_chain"));
+        }
+        let evidence = Evidence { collateral, ..fixture.evidence() };
+        let unnamed = appraise(&evidence, &fixture.expectations(), &Policy::default(), &Roots::intel(), NOW);
+        assert_eq!(failed(&unnamed), ["trust_root"]);
+    }
+}
+
+#[test]
+fn a_pck_chain_that_is_nowhere_is_unknown() {
+    let fixture = Fixture::default();
+    let mut evidence = fixture.evidence();
+    // The kind of the PCK certification data, and no data: the lengths of two containers shrink with it.
+    let mut quote = evidence.quote[..1252].to_vec();
+    quote.extend([3, 0, 0, 0, 0, 0]);
+    let length = |from: usize| u32::try_from(quote.len() - from).unwrap().to_le_bytes();
+    let (certification, signature) = (length(770), length(636));
+    quote[766..770].copy_from_slice(&certification);
+    quote[632..636].copy_from_slice(&signature);
+    evidence.quote = quote;
+    let appraisal = fixture.appraise(&evidence);
+    assert_eq!(appraisal.verdict(), Verdict::CouldNotCheck);
+    assert_eq!(names(&appraisal, Outcome::CouldNotCheck), ["quote_chain"]);
+    evidence.collateral.as_mut().unwrap().pck_certificate_chain = Some(fixture.platform.pck_chain_pem());
+    assert_eq!(fixture.appraise(&evidence).verdict(), Verdict::Accepted);
+}
+
+#[test]
+fn the_issuer_chain_of_the_revocation_list_is_read() {
+    let fixture = Fixture::default();
+    let honest = fixture.evidence().collateral.unwrap();
+    let chain = honest.pck_crl_issuer_chain.clone();
+    let end = "-----END CERTIFICATE-----\n";
+    let ca = chain.split_inclusive(end).next().unwrap().to_owned();
+    let root = fixture.platform.root_pem();
+    let with = |pck_crl_issuer_chain: String| {
+        let collateral = Some(Collateral { pck_crl_issuer_chain, ..honest.clone() });
+        fixture.appraise(&Evidence { collateral, ..fixture.evidence() })
+    };
+    assert_eq!(with(ca.clone()).verdict(), Verdict::Accepted);
+    for (chain, why) in [
+        (String::new(), "names nobody"),
+        ("x".to_owned(), "malformed"),
+        (root.clone(), "does not begin with the issuer"),
+        (honest.tcb_info_issuer_chain.clone(), "does not begin with the issuer"),
+        (format!("{ca}{ca}"), "more than the issuer and the root"),
+        (format!("{chain}{root}"), "more than the issuer and the root"),
+        (format!("{ca}{}", platform(2).root_pem()), "more than the issuer and the root"),
+    ] {
+        let appraisal = with(chain);
+        assert_eq!(failed(&appraisal), ["quote_chain"], "{why}");
+        assert!(detail(&appraisal, "quote_chain").contains(why), "{}", detail(&appraisal, "quote_chain"));
+    }
 }
 
 #[test]
@@ -304,7 +399,7 @@ fn of_platforms_with_one_mrtd_the_one_that_fits_is_found_in_any_order() {
 }
 
 #[test]
-fn a_value_that_was_named_outweighs_what_is_known_in_part() {
+fn a_half_for_another_machine_shape_does_not_stand_in_the_way_of_one_that_fits() {
     let fixture = Fixture::default();
     let exact = fixture.expectations().reference.platforms[0].clone();
     let partial = PlatformReference { rtmr0: None, ..exact.clone() };
@@ -315,8 +410,11 @@ fn a_value_that_was_named_outweighs_what_is_known_in_part() {
         fixture.appraise_with(&fixture.evidence(), &expected)
     };
     for platforms in [[&wrong, &partial], [&partial, &wrong]] {
-        assert_eq!(failed(&appraise(&platforms)), ["rtmr0"]);
+        let appraisal = appraise(&platforms);
+        assert_eq!(appraisal.verdict(), Verdict::Accepted);
+        assert_eq!(appraisal.check("rtmr0").unwrap().outcome, Outcome::NotChecked);
     }
+    assert_eq!(failed(&appraise(&[&wrong])), ["rtmr0"]);
     for platforms in [[&exact, &partial, &wrong], [&wrong, &partial, &exact]] {
         assert_eq!(appraise(&platforms).check("rtmr0").unwrap().outcome, Outcome::Pass);
     }
@@ -384,6 +482,7 @@ fn a_log_that_replays_but_breaks_the_rules_is_rejected() {
     let cases: Vec<(Vec<Event>, &str)> = vec![
         (own()[..5].to_vec(), "no `launch`"),
         ([own(), vec![launch.clone()]].concat(), "`launch` after the launch boundary"),
+        ([own(), vec![Event::new("upgrade", "{}")]].concat(), "`upgrade` after the launch boundary"),
         ([own(), vec![own()[4].clone()]].concat(), "`image` after the launch boundary"),
         ([vec![launch], own()[..5].to_vec()].concat(), "`launch` before `declaration`"),
         (
@@ -430,16 +529,17 @@ fn sealed_is_what_was_measured() {
 
 #[test]
 fn an_allowed_foreign_event_passes_before_the_boundary_only() {
-    let policy = Policy { allowed_events: vec!["debug".into()], ..Policy::default() };
-    let with = |at: usize| {
+    let policy = Policy { allowed_events: vec!["debug".into(), "upgrade".into()], ..Policy::default() };
+    let with = |at: usize, name: &str| {
         let mut own = own_events();
-        own.insert(at, Event::new("debug", "{}"));
+        own.insert(at, Event::new(name, "{}"));
         let fixture = Fixture { events: [common::firmware_events(), own].concat(), ..Fixture::default() };
         let roots = common::roots(&fixture.platform);
         appraise(&fixture.evidence(), &fixture.expectations(), &policy, &roots, NOW).verdict()
     };
-    assert_eq!(with(2), Verdict::Accepted);
-    assert_eq!(with(6), Verdict::Rejected);
+    assert_eq!(with(2, "debug"), Verdict::Accepted);
+    assert_eq!(with(6, "debug"), Verdict::Rejected);
+    assert_eq!(with(6, "upgrade"), Verdict::Rejected, "no policy allows it after the launch boundary");
 }
 
 /// Changes one claim after the quote was made, as somebody who edits `attestation.json` would.

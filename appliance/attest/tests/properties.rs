@@ -6,6 +6,7 @@ mod common;
 
 use std::sync::LazyLock;
 
+use cofferdam_attest::appraise::{Expectations, Roots, Verdict, appraise};
 use cofferdam_attest::ccel::{self, LogEntry};
 use cofferdam_attest::claims::{Claims, Repository, format_time, is_endpoint, parse_time};
 use cofferdam_attest::event_log::{Event, is_name, replay};
@@ -22,6 +23,7 @@ use common::Fixture;
 use proptest::prelude::*;
 
 static HONEST: LazyLock<Evidence> = LazyLock::new(|| Fixture::default().evidence());
+static ROOTS: LazyLock<Roots> = LazyLock::new(|| common::roots(&common::platform(1)));
 static CERTIFICATE: LazyLock<Vec<u8>> = LazyLock::new(|| {
     let key = ratls::generate_key().unwrap();
     ratls::certificate(&key, b"{}", &[], common::NOW, 3600).unwrap()
@@ -304,4 +306,89 @@ fn version_5_says_what_its_body_is() {
     let mut sgx = HONEST.quote.clone();
     sgx[4] = 0;
     assert_eq!(quote::parse(&sgx), Err(quote::QuoteError::NotTdx(0)));
+}
+
+/// What reference values may be given: image halves, platform halves and, of each, which fit the honest machine.
+fn halves() -> Vec<Half> {
+    let reference = common::reference();
+    let (image, platform) = (&reference.images[0], &reference.platforms[0]);
+    let image_with = |mr: u8| {
+        let mut image = image.clone();
+        let boot = &mut image.boots[0];
+        boot.events.iter_mut().filter(|event| event.mr == mr).for_each(|event| event.digest = [9; 48]);
+        Half::Image(image)
+    };
+    let platform_with = |change: &dyn Fn(&mut PlatformReference)| {
+        let mut platform = platform.clone();
+        change(&mut platform);
+        Half::Platform(platform)
+    };
+    let partial = |platform: &mut PlatformReference| platform.rtmr0 = None;
+    let elsewhere = |platform: &mut PlatformReference| platform.events[0].digest = [7; 48];
+    let mut wrong = image_with(1);
+    if let Half::Image(image) = &mut wrong {
+        image.boots[0].rtmr1 = [1; 48];
+    }
+    vec![
+        Half::Image(image.clone()),
+        wrong,
+        image_with(2),
+        Half::Platform(platform.clone()),
+        platform_with(&|p| p.rtmr0 = Some([2; 48])),
+        platform_with(&partial),
+        platform_with(&|p| {
+            partial(p);
+            elsewhere(p);
+        }),
+        platform_with(&|p| {
+            partial(p);
+            p.events.remove(0);
+        }),
+        platform_with(&|p| {
+            partial(p);
+            p.events.clear();
+        }),
+        platform_with(&|p| p.mrtd[0].value = [3; 48]),
+        platform_with(&|p| p.simulated = false),
+        platform_with(&|p| {
+            p.mrtd[0].value = [3; 48];
+            partial(p);
+        }),
+    ]
+}
+
+proptest! {
+    #![proptest_config(ProptestConfig { failure_persistence: None, ..ProptestConfig::with_cases(60) })]
+
+    /// Adding a reference never turns an acceptance into a refusal, nor into an answer of "could not check": whatever was
+    /// compared already, in whichever order, with a firmware log or without one, and whatever the policy requires. (The
+    /// very first half of a kind begins a comparison that a policy may not have asked for: it can refuse.)
+    #[test]
+    fn acceptance_is_monotone_in_the_references(
+        order in Just((0..12usize).collect::<Vec<_>>()).prop_shuffle(),
+        with_log: bool,
+        required in prop::sample::subsequence(vec!["mrtd", "rtmr0", "rtmr1", "rtmr2"], 0..=4),
+    ) {
+        let mut evidence = HONEST.clone();
+        if !with_log {
+            evidence.event_log.retain(|event| event.mr == 3);
+        }
+        let required = required.into_iter().map(str::to_owned).collect();
+        let policy = Policy { required_registers: required, ..Policy::default() };
+        let (fixture, all) = (Fixture::default(), halves());
+        let mut expected = Expectations { reference: Default::default(), ..fixture.expectations() };
+        let (mut accepted, mut image, mut platform) = (false, false, false);
+        for at in order {
+            expected.reference.add(all[at].clone()).unwrap();
+            let verdict = appraise(&evidence, &expected, &policy, &ROOTS, common::NOW).verdict();
+            let begins = match &all[at] {
+                Half::Image(_) => !std::mem::replace(&mut image, true),
+                Half::Platform(half) => half.simulated && !std::mem::replace(&mut platform, true),
+            };
+            prop_assert!(!accepted || begins || verdict == Verdict::Accepted, "{} after an acceptance", at);
+            accepted = verdict == Verdict::Accepted;
+        }
+        // All of them together hold those that fit.
+        prop_assert!(accepted);
+    }
 }

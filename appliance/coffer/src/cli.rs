@@ -6,6 +6,12 @@ use std::time::Duration;
 use clap::{Args, Parser, Subcommand};
 use cofferdam_attest::reference::ProcessorId;
 
+mod appraise;
+mod origin;
+
+pub(crate) use appraise::{Appraise, Expected, Format, digest};
+use origin::Origins;
+
 /// Verify a Cofferdam appliance and talk to exactly that machine.
 #[derive(Debug, Parser)]
 #[command(name = "coffer", version, disable_help_subcommand = true, max_term_width = 100)]
@@ -73,28 +79,11 @@ pub(crate) enum Verb {
     Measure(Box<Measure>),
     /// Appraise an evidence document or a bare quote, offline
     #[command(after_help = "Examples:\n  coffer appraise attestation.json --reference measurements\n  \
-        coffer appraise --quote quote.bin --collateral collateral.json --at 2025-07-01T00:00:00Z")]
-    Appraise {
-        /// The evidence document
-        #[arg(required_unless_present = "quote", conflicts_with = "quote")]
-        file: Option<PathBuf>,
-        /// A bare TDX quote
-        #[arg(long, value_name = "FILE")]
-        quote: Option<PathBuf>,
-        /// Collateral, when the document carries none or to use in its place
-        #[arg(long, value_name = "FILE")]
-        collateral: Option<PathBuf>,
-        /// The time to appraise at (default: now)
-        #[arg(long, value_name = "RFC3339")]
-        at: Option<String>,
-        /// The repository that the evidence must speak for
-        #[arg(long, value_name = "OWNER/REPO")]
-        repository: Option<String>,
-        #[command(flatten)]
-        trust: Trust,
-        #[command(flatten)]
-        github: Github,
-    },
+        coffer appraise --quote quote.bin --collateral collateral.json --at 2025-07-01T00:00:00Z\n  \
+        coffer appraise answer.json --reference measurements --repository acme/app --nonce \"$NONCE\" \\\n    \
+        --tls-key sha256:... --channel-binding \"$BINDING\" --format ear\n  \
+        coffer appraise --show-policy --policy policy.json")]
+    Appraise(Box<Appraise>),
     /// Fetch and verify a repository's release attestation
     #[command(after_help = "Example:\n  coffer verify acme/app --reference measurements")]
     Verify {
@@ -302,6 +291,8 @@ pub(crate) struct Appliance {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "Appraisal")]
 pub(crate) struct Trust {
+    #[command(flatten)]
+    pub(crate) origins: Origins,
     /// Reference values of images and platforms: a file, a directory, or a release as github:OWNER/REPO@TAG; may be
     /// repeated
     #[arg(long, value_name = "PATH", env = "COFFER_REFERENCE")]
@@ -319,6 +310,8 @@ pub(crate) struct Trust {
 #[derive(Debug, Args)]
 #[command(next_help_heading = "GitHub")]
 pub(crate) struct Github {
+    #[command(flatten)]
+    pub(crate) origins: Origins,
     /// The API's root; a GitHub Enterprise Server has it under https://HOST/api/v3
     #[arg(long, value_name = "URL", env = "COFFER_GITHUB_API")]
     pub(crate) github_api: Option<String>,

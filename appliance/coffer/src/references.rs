@@ -49,7 +49,8 @@ fn from_path(values: &mut ReferenceValues, path: &Path) -> Outcome {
     found.iter().try_for_each(|file| add(values, file, &files::read(file, MAX_BYTES)?))
 }
 
-/// The `*.json` of a directory and, `depth - 1` levels deep, of those in it. What else could hold values is an error.
+/// The `*.json` of a directory and, `depth - 1` levels deep, of those in it. What else could hold values is an error, and
+/// a symbolic link could whatever its name is.
 fn list(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Outcome {
     let failed =
         |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", directory.display()));
@@ -60,6 +61,10 @@ fn list(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Outcome {
             return Err(Failure::usage(format!("{} holds too many files", directory.display())));
         }
         let path = entry.path();
+        if kind.is_symlink() {
+            return Err(Failure::usage(format!("{} is a symbolic link", path.display()))
+                .hint("name what it points to by itself"));
+        }
         let named = entry.file_name().to_string_lossy().to_ascii_lowercase().ends_with(SUFFIX);
         match (kind.is_dir(), named) {
             (true, _) if depth > 1 => list(&path, depth - 1, found)?,

@@ -18,6 +18,10 @@ use crate::files;
 use crate::references;
 use crate::ui::{Tone, Ui, printable};
 
+mod inputs;
+
+pub(crate) use inputs::Inputs;
+
 /// A policy, a root certificate.
 const LARGEST_TEXT: usize = 256 << 10;
 
@@ -28,13 +32,15 @@ const REGISTERS: [&str; 4] = ["mrtd", "rtmr0", "rtmr1", "rtmr2"];
 pub(crate) struct Judged {
     pub(crate) appraisal: Appraisal,
     explanation: Option<Explanation>,
+    inputs: Inputs,
 }
 
 /// The trust of one run.
 pub(crate) struct Trust {
     roots: Roots,
-    policy: Policy,
+    pub(crate) policy: Policy,
     reference: ReferenceValues,
+    pub(crate) inputs: Inputs,
 }
 
 impl Trust {
@@ -53,7 +59,8 @@ impl Trust {
             None => Policy::default(),
         };
         let reference = references::load(&options.reference, github).await?;
-        Ok(Self { roots, policy, reference })
+        let inputs = Inputs::new(options, github, &policy);
+        Ok(Self { roots, policy, reference, inputs })
     }
 
     /// Greatest age of claims that the policy accepts, in seconds.
@@ -69,13 +76,13 @@ impl Trust {
     pub(crate) fn appraise(&self, evidence: &Evidence, expectations: &Expectations, now: u64) -> Judged {
         let appraisal = appraise::appraise(evidence, expectations, &self.policy, &self.roots, now);
         let explanation = self.explain(evidence, &appraisal);
-        Judged { appraisal, explanation }
+        Judged { appraisal, explanation, inputs: self.inputs.clone() }
     }
 
     /// For a document that may not even be one: then that is what is refused.
     pub(crate) fn appraise_document(&self, document: &[u8], expectations: &Expectations, now: u64) -> Judged {
         let appraisal = appraise::appraise_document(document, expectations, &self.policy, &self.roots, now);
-        Judged { appraisal, explanation: None }
+        Judged { appraisal, explanation: None, inputs: self.inputs.clone() }
     }
 
     /// Why registers differ from the reference values, when they do.
@@ -91,7 +98,7 @@ impl Trust {
 
     pub(crate) fn appraise_quote(&self, quote: &[u8], collateral: Option<&Collateral>, now: u64) -> Judged {
         let appraisal = appraise::appraise_quote(quote, collateral, &self.policy, &self.roots, now);
-        Judged { appraisal, explanation: None }
+        Judged { appraisal, explanation: None, inputs: self.inputs.clone() }
     }
 }
 
@@ -110,9 +117,10 @@ impl Judged {
         failure
     }
 
-    /// The explanation as it is printed below the checks.
+    /// What is printed below the checks: what was trusted, and the explanation.
     pub(crate) fn paragraphs(&self) -> String {
-        self.explanation.as_ref().map(|explanation| format!("\n{explanation}")).unwrap_or_default()
+        let explanation = self.explanation.as_ref().map(|explanation| format!("\n{explanation}"));
+        format!("{}{}", self.inputs.lines(), explanation.unwrap_or_default())
     }
 }
 
@@ -164,6 +172,7 @@ pub(crate) fn to_json(judged: &Judged, checks: &[Check], verdict: Verdict) -> Va
         members.insert("checks".to_owned(), serde_json::to_value(checks).unwrap_or_default());
         members.insert("verdict".to_owned(), verdict_name(verdict).into());
         members.insert("refused_because".to_owned(), refused.into());
+        members.insert("trust".to_owned(), judged.inputs.to_json());
         if let Some(explanation) = &judged.explanation {
             members.insert("explanation".to_owned(), serde_json::to_value(explanation).unwrap_or_default());
         }

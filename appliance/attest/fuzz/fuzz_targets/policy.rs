@@ -12,7 +12,10 @@ use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let Ok(policy) = Policy::parse(bytes) else { return };
-    assert_eq!(policy.td_attributes_allowed & attributes::DEBUG, 0);
+    let never = attributes::DEBUG | attributes::PROFILING | attributes::MIGRATABLE | attributes::SERVTD_EXT;
+    assert_eq!(policy.td_attributes_allowed & never, 0);
+    assert_ne!(policy.td_attributes_required & attributes::SEPT_VE_DISABLE, 0);
+    assert_eq!(Policy::parse(&policy.to_json()).unwrap(), policy);
     let evidence = &HONEST.evidence;
     bound(&appraise(evidence, &HONEST.expected, &policy, &HONEST.roots, HONEST.at), evidence);
 });

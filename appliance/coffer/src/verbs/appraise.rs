@@ -1,49 +1,47 @@
 //! `coffer appraise`: an evidence document or a bare quote, offline.
 
-use std::path::PathBuf;
+use std::path::Path;
 
 use cofferdam_attest::appraise::Expectations;
-use cofferdam_attest::claims;
+use cofferdam_attest::claims::{self, Claims};
+use cofferdam_attest::ear::Ear;
 use cofferdam_attest::evidence::{self, Collateral, Evidence};
 use cofferdam_attest::quote;
 use serde_json::Value;
 
-use crate::failure::{Failure, Outcome, chain};
+use crate::cli::{Appraise, Expected, Format};
+use crate::failure::{Failure, Outcome};
 use crate::files;
-use crate::trust::{self, Trust, unix_now};
+use crate::trust::{self, Judged, Trust, named, unix_now};
 use crate::ui::{Ui, printable};
 
-/// What the command line named.
-pub(crate) struct Given {
-    pub(crate) file: Option<PathBuf>,
-    pub(crate) quote: Option<PathBuf>,
-    pub(crate) collateral: Option<PathBuf>,
-    pub(crate) at: Option<String>,
-    pub(crate) repository: Option<String>,
-}
+/// A declaration is at most 1 MiB.
+const LARGEST_DECLARATION: usize = 1 << 20;
 
-pub(crate) fn run(ui: &Ui, given: &Given, trust: &Trust) -> Outcome {
+pub(crate) fn run(ui: &Ui, given: &Appraise, trust: &Trust) -> Outcome {
+    if given.show_policy {
+        let json = trust.policy.to_json();
+        let value: Value = serde_json::from_slice(&json).unwrap_or_default();
+        ui.result(&String::from_utf8_lossy(&json), value);
+        return Ok(());
+    }
     let now = match &given.at {
         Some(text) => claims::parse_time(text).ok_or_else(|| {
             Failure::usage(format!("{text} is not a time")).hint("a time looks like 2026-01-02T03:04:05Z")
         })?,
         None => unix_now()?,
     };
-    let collateral = given.collateral.as_ref().map(|path| -> Outcome<Collateral> {
-        Collateral::parse(&files::read(path, evidence::MAX_BYTES)?)
-            .map_err(|error| Failure::rejected(format!("{}: {}", path.display(), chain(&error))))
-    });
-    let collateral = collateral.transpose()?;
+    let collateral = given.collateral.as_deref().map(read_collateral).transpose()?;
     let (judged, what, claims) = match (&given.file, &given.quote) {
         (Some(path), _) => {
             let document = files::read_beginning(path, evidence::MAX_BYTES)?;
-            let expectations = Expectations { repository: given.repository.clone(), ..trust.expectations() };
+            let expectations = expectations(&given.expected, trust)?;
             let (judged, claims) = match Evidence::parse(&document) {
                 Ok(mut evidence) => {
                     if collateral.is_some() {
                         evidence.collateral = collateral;
                     }
-                    let claims = claims::Claims::decode(&evidence.claims).ok();
+                    let claims = Claims::decode(&evidence.claims).ok();
                     (trust.appraise(&evidence, &expectations, now), claims)
                 }
                 Err(_) => (trust.appraise_document(&document, &expectations, now), None),
@@ -52,17 +50,51 @@ pub(crate) fn run(ui: &Ui, given: &Given, trust: &Trust) -> Outcome {
         }
         (None, Some(path)) => {
             let bytes = files::read(path, quote::MAX_BYTES)?;
-            (
-                trust.appraise_quote(&bytes, collateral.as_ref(), now),
-                printable(&path.display().to_string()),
-                None,
-            )
+            let judged = trust.appraise_quote(&bytes, collateral.as_ref(), now);
+            (judged, printable(&path.display().to_string()), None)
         }
         (None, None) => return Err(Failure::usage("name an evidence document or --quote FILE")),
     };
+    match given.format {
+        Format::Checks => print_checks(ui, &judged, &what, claims),
+        Format::Ear => print_ear(ui, &judged, trust, now),
+    }
+    judged.accept(&what).map_err(|failure| if ui.json { failure.rendered("") } else { failure })?;
+    ui.note(&format!("{what}: {}", trust::verdict_name(judged.appraisal.verdict())));
+    Ok(())
+}
+
+/// A file that the caller names and that is no collateral says nothing about the machine: a mistake of the caller's.
+fn read_collateral(path: &Path) -> Outcome<Collateral> {
+    Collateral::parse(&files::read(path, evidence::MAX_BYTES)?).map_err(|error| named(path, &error))
+}
+
+fn expectations(expected: &Expected, trust: &Trust) -> Outcome<Expectations> {
+    let declaration = expected.declaration.as_deref().map(declaration_digest).transpose()?;
+    Ok(Expectations {
+        repository: expected.repository.clone(),
+        commit: expected.commit.clone(),
+        declaration,
+        endpoint: expected.endpoint.clone(),
+        tls_key: expected.tls_key.clone(),
+        nonce: expected.nonce.as_ref().map(|nonce| nonce.0.clone()),
+        channel_binding: expected.channel_binding,
+        tag: expected.tag.clone(),
+        ..trust.expectations()
+    })
+}
+
+/// `sha256:…` as it is, or the digest of a file.
+fn declaration_digest(given: &str) -> Outcome<String> {
+    match given.starts_with("sha256:") {
+        true => crate::cli::digest(given).map_err(|reason| Failure::usage(format!("{given}: {reason}"))),
+        false => Ok(cofferdam_declaration::digest(&files::read(Path::new(given), LARGEST_DECLARATION)?)),
+    }
+}
+
+fn print_checks(ui: &Ui, judged: &Judged, what: &str, claims: Option<Claims>) {
     let appraisal = &judged.appraisal;
-    let verdict = appraisal.verdict();
-    let mut object = trust::to_json(&judged, &appraisal.checks, verdict);
+    let mut object = trust::to_json(judged, &appraisal.checks, appraisal.verdict());
     if let (Value::Object(members), Some(claims)) = (&mut object, claims) {
         members.insert("claims".to_owned(), serde_json::to_value(claims).unwrap_or_default());
     }
@@ -73,7 +105,13 @@ pub(crate) fn run(ui: &Ui, given: &Given, trust: &Trust) -> Outcome {
     };
     let report = trust::report(ui, &appraisal.checks);
     ui.result(&format!("{banner}{what}\n{report}{}", judged.paragraphs()), object);
-    judged.accept(&what).map_err(|failure| if ui.json { failure.rendered("") } else { failure })?;
-    ui.note(&format!("{what}: {}", trust::verdict_name(verdict)));
-    Ok(())
+}
+
+/// The claims set alone: with `--json` it bears a `schema_version` more, which its readers ignore.
+fn print_ear(ui: &Ui, judged: &Judged, trust: &Trust, now: u64) {
+    let build = concat!("coffer ", env!("CARGO_PKG_VERSION"));
+    let ear = serde_json::to_value(Ear::new(&judged.appraisal, &trust.policy, build, now));
+    let ear = ear.unwrap_or_default();
+    let text = serde_json::to_string_pretty(&ear).unwrap_or_default();
+    ui.result(&format!("{text}\n"), ear);
 }

@@ -40,10 +40,9 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         Verb::Init { repository, endpoint, file, key } => init::run(ui, &repository, &endpoint, &file, &key),
         Verb::Check { file, schema } => check::run(ui, &file, schema),
         Verb::Measure(options) => within(limit, measure::run(ui, &options)).await,
-        Verb::Appraise { file, quote, collateral, at, repository, trust, github } => {
-            let given = appraise::Given { file, quote, collateral, at, repository };
-            let trust = within(limit, Trust::load(&trust, &github)).await?;
-            appraise::run(ui, &given, &trust)
+        Verb::Appraise(options) => {
+            let trust = within(limit, Trust::load(&options.trust, &options.github)).await?;
+            appraise::run(ui, &options, &trust)
         }
         Verb::Verify { repository, save, commit, trust, github } => {
             let work = async {
@@ -126,6 +125,7 @@ async fn open_from(
         ui.warn("SIMULATED: this appliance runs on a simulated TDX device");
     }
     ui.detail(&format!("verified {} at {endpoint}, commit {}", options.repository, channel.claims.commit));
+    ui.detail(trust.inputs.lines().trim_end());
     Ok(channel)
 }
 

@@ -173,6 +173,14 @@ pub(crate) fn serial(chain: &str) -> Vec<u8> {
     element(rest).0.contents.to_vec()
 }
 
+/// 16 bytes of the SGX extensions of the leaf of a PEM chain: OID 1.2.840.113741.1.13.1.N, then OCTET STRING.
+pub(crate) fn sgx_octets(chain: &str, n: u8) -> [u8; 16] {
+    let der = STANDARD.decode(chain.split("-----").nth(2).unwrap().replace(['\r', '\n'], "")).unwrap();
+    let head = [0x06, 0x0a, 0x2a, 0x86, 0x48, 0x86, 0xf8, 0x4d, 0x01, 0x0d, 0x01, n, 0x04, 0x10];
+    let at = (0..der.len()).find(|at| der[*at..].starts_with(&head)).unwrap() + head.len();
+    der[at..at + 16].try_into().unwrap()
+}
+
 /// One CERTIFICATE block.
 pub(crate) fn pem(der: &[u8]) -> String {
     let base64 = STANDARD.encode(der);

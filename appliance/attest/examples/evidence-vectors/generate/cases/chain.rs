@@ -63,7 +63,7 @@ fn flaws(honest: &Value) -> Vec<Case> {
         )
         .fails(chain, "report signature is invalid"),
         with("debug-qe", "the quoting enclave runs in debug mode", QuoteFlaw::DebugQe)
-            .fails(chain, "QE report validation failed"),
+            .fails(&["quoting_enclave"], "QE report validation failed"),
     ]
 }
 
@@ -137,13 +137,14 @@ fn signed(honest: &Value) -> Vec<Case> {
     let quote = Fixture::default().evidence().quote;
     let forge = Forge::new(1);
     let body = |name: &str, about: &str, change: fn(&mut [u8]), reason| {
-        with(honest, name, about, forge.signed(&quote, change)).fails(&["quote_chain"], reason)
+        with(honest, name, about, forge.signed(&quote, change)).fails(&["tcb_level"], reason)
     };
     let qe = |name: &str, about: &str, change: fn(&mut [u8]), reason| {
-        with(honest, name, about, forge.enclave(&quote, change)).fails(&["quote_chain"], reason)
+        with(honest, name, about, forge.enclave(&quote, change)).fails(&["quoting_enclave"], reason)
     };
     vec![
-        body("qe-vendor", "a quoting enclave that is not Intel's", |q| q[12] = 0, "Unknown QE vendor"),
+        body("qe-vendor", "a quoting enclave that is not Intel's", |q| q[12] = 0, "Unknown QE vendor")
+            .fails(&["quote_chain"], "Unknown QE vendor"),
         body(
             "module-signer",
             "a TDX module that Intel did not sign",
@@ -226,7 +227,8 @@ fn certificates(honest: &Value) -> Vec<Case> {
             3,
             b"",
             "without a PCK certificate chain",
-        ),
+        )
+        .unknown(&["quote_chain"], "without a PCK certificate chain"),
         with(
             honest,
             "pck-chain-without-root",
@@ -267,13 +269,14 @@ fn certificates(honest: &Value) -> Vec<Case> {
             "a PCK certificate for another FMSPC than the TCB info",
             &fmspc,
             "Fmspc mismatch",
-        ),
+        )
+        .unknown(&["tcb_level"], "for another platform: FMSPC 53494d544458"),
         with(
             honest,
             "pck-older",
             "a PCK certificate for an older microcode",
             forge::with_chain(&evidence.quote, 5, older.as_bytes()),
         )
-        .fails(&["quote_chain"], "No matching TCB level"),
+        .fails(&["tcb_level"], "No matching TCB level"),
     ]
 }

@@ -27,6 +27,25 @@ fn committed(claims: &[u8]) -> Evidence {
     Evidence { claims: claims.to_vec(), quote: fixture.platform.quote(&report), ..fixture.evidence() }
 }
 
+/// The claims' values in the order in which the format describes them.
+fn listed(claims: &Claims) -> Value {
+    json!([
+        claims.version,
+        claims.repository,
+        claims.commit,
+        claims.declaration,
+        claims.endpoint,
+        claims.tls_key,
+        claims.vault_key,
+        claims.issued_at,
+        claims.expires_at,
+        claims.sealed,
+        claims.state_epoch,
+        claims.nonce,
+        claims.channel_binding,
+    ])
+}
+
 /// Evidence of an appliance that claims this.
 fn claimed(change: impl FnOnce(&mut Claims)) -> Evidence {
     let mut fixture = Fixture::default();
@@ -77,6 +96,12 @@ fn shape(honest: &Value) -> Vec<Case> {
             "missing field",
         ),
         with("version-2", "another version", &field("version", json!(2)), "version 2"),
+        with(
+            "as-a-list",
+            "the values of its members",
+            listed(&common::claims()).to_string().as_bytes(),
+            "a list where an object belongs",
+        ),
     ];
     let malformed = [
         ("repository", json!("acme/../shop")),

@@ -23,8 +23,58 @@ pub(super) fn cases(honest: &Value) -> Vec<Case> {
         text(&case, &fails),
         parts(&case, &fails),
         events(&case, &fails),
+        lists(&case, &fails),
     ]
     .concat()
+}
+
+/// A list of an object's values, in the order in which the format describes them, is not that object.
+fn lists(case: New<'_>, fails: Fails<'_>) -> Vec<Case> {
+    let listed = |name: &str, about: &str, at: &str, members: &[&str]| {
+        let case = case(&format!("{name}-as-a-list"), about);
+        let object = case.input.pointer(at).unwrap();
+        let values: Vec<Value> = members.iter().map(|member| object[*member].clone()).collect();
+        fails(case.set(at, values), "a list where an object belongs")
+    };
+    let mut whole = case("document-as-a-list", "the values of the document's members");
+    let document = &whole.input["document"];
+    let quote: String =
+        whole.input["quote"].as_array().unwrap().iter().map(|part| part.as_str().unwrap()).collect();
+    let members = ["claims", "event_log", "collateral", "image"].map(|member| document[member].clone());
+    let [claims, event_log, collateral, image] = members;
+    whole.input["document"] = json!([1, claims, quote, event_log, collateral, image]);
+    vec![
+        fails(whole, "a list where an object belongs"),
+        listed(
+            "event",
+            "the values of an event's members",
+            "/document/event_log/0",
+            &["mr", "event", "digest", "payload"],
+        ),
+        listed(
+            "image",
+            "the values of the image's members",
+            "/document/image",
+            &["name", "release", "digests"],
+        ),
+        listed(
+            "collateral",
+            "the values of the collateral's members",
+            "/document/collateral",
+            &[
+                "pck_crl_issuer_chain",
+                "root_ca_crl",
+                "pck_crl",
+                "tcb_info_issuer_chain",
+                "tcb_info",
+                "tcb_info_signature",
+                "qe_identity_issuer_chain",
+                "qe_identity",
+                "qe_identity_signature",
+                "pck_certificate_chain",
+            ],
+        ),
+    ]
 }
 
 type New<'a> = &'a dyn Fn(&str, &str) -> Case;

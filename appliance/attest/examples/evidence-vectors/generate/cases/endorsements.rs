@@ -2,15 +2,24 @@
 
 use cofferdam_attest::evidence::{Collateral, Evidence};
 use serde_json::{Value, json};
-use tdx_sim::CollateralOptions;
+use tdx_sim::{CollateralOptions, QuoteFlaw};
 
 use super::common::{self, Fixture};
 use super::forge::{self, Forge};
 use super::{Case, collateral};
 
 pub(super) fn cases(honest: &Value) -> Vec<Case> {
-    [places(honest), dates(honest), revoked(honest), tampered(honest), signed(honest), statuses(honest)]
-        .concat()
+    [
+        places(honest),
+        dates(honest),
+        future(honest),
+        issuers(honest),
+        revoked(honest),
+        tampered(honest),
+        signed(honest),
+        statuses(honest),
+    ]
+    .concat()
 }
 
 fn case(honest: &Value, name: &str, about: &str) -> Case {
@@ -33,6 +42,12 @@ fn made(options: CollateralOptions) -> Collateral {
 /// In the document, beside it, or nowhere.
 fn places(honest: &Value) -> Vec<Case> {
     let expired = made(CollateralOptions::expired());
+    let in_part = made(CollateralOptions { expired_tcb_info: true, ..CollateralOptions::default() });
+    let forged = {
+        let fixture = Fixture::default();
+        let quote = fixture.platform.flawed_quote(&fixture.report(), QuoteFlaw::ForeignPckKey).unwrap();
+        Evidence { quote, ..fixture.evidence() }
+    };
     vec![
         case(honest, "missing", "neither in the document nor given")
             .without("/document/collateral")
@@ -47,7 +62,17 @@ fn places(honest: &Value) -> Vec<Case> {
             .set("/collateral", collateral(&healthy())),
         case(honest, "given-and-expired", "fresh in the document, given expired")
             .set("/collateral", collateral(&expired))
-            .fails(&["quote_chain"], "xpired"),
+            .unknown(&["collateral"], "xpired"),
+        case(honest, "missing-and-forged", "no collateral is needed to see that nobody signed the quote")
+            .evidence(&Evidence { collateral: None, ..forged.clone() })
+            .fails(&["quote_chain"], "did not sign the quoting enclave's report"),
+        case(honest, "missing-and-root-not-named", "nor that its root is nobody's")
+            .without("/document/collateral")
+            .set("/roots", Vec::<Value>::new())
+            .fails(&["trust_root"], "untrusted root"),
+        case(honest, "expired-in-part-and-forged", "what is false outweighs what has expired")
+            .evidence(&Evidence { collateral: Some(in_part), ..forged })
+            .fails(&["quote_chain"], "did not sign the quoting enclave's report"),
         case(honest, "missing-and-false", "what is false outweighs what could not be checked")
             .without("/document/collateral")
             .set("/expected/repository", "acme/other")
@@ -59,10 +84,10 @@ fn places(honest: &Value) -> Vec<Case> {
 fn dates(honest: &Value) -> Vec<Case> {
     let none = CollateralOptions::default();
     let expired = |name: &str, about: &str, options, reason| {
-        with(honest, name, about, made(options)).fails(&["quote_chain"], reason)
+        with(honest, name, about, made(options)).unknown(&["quote_chain", "collateral"], reason)
     };
     // Valid for 30 days; the claims are over by then as well.
-    let late = &["quote_chain", "issued_at", "expires_at"];
+    let late = &["issued_at", "expires_at"];
     vec![
         expired(
             "expired-tcb-info",
@@ -80,18 +105,93 @@ fn dates(honest: &Value) -> Vec<Case> {
             "expired-pck-crl",
             "the PCK's revocation list ended yesterday",
             CollateralOptions { expired_pck_crl: true, ..none },
-            "revocation list has expired",
+            "revocation list expired",
         ),
         expired(
             "expired-root-crl",
             "the root's revocation list ended yesterday",
             CollateralOptions { expired_root_crl: true, ..none },
-            "revocation list has expired",
+            "revocation list expired",
         ),
-        case(honest, "too-late", "40 days later").set("/at", "2027-02-24T08:00:00Z").fails(late, "xpired"),
+        case(honest, "too-late", "40 days later")
+            .set("/at", "2027-02-24T08:00:00Z")
+            .fails(late, "604800 s allowed")
+            .and_unknown(&["collateral"]),
         case(honest, "too-early", "a day before it was issued")
             .set("/at", "2027-01-14T08:00:00Z")
-            .fails(&["quote_chain", "issued_at"], "TCBInfo issue date is in the future"),
+            .fails(&["collateral", "issued_at"], "TCBInfo issue date is in the future"),
+    ]
+}
+
+/// Signed by the right key, and not valid yet; or no longer, all of it, so that it can be told what it said when it was.
+fn future(honest: &Value) -> Vec<Case> {
+    let platform = common::platform(1);
+    let tomorrow = platform.collateral(common::NOW + 86_400, CollateralOptions::default()).unwrap();
+    let expired = CollateralOptions::expired();
+    let out_of_date = made(CollateralOptions { out_of_date: true, ..expired });
+    let foreign = {
+        let fixture = Fixture::default();
+        let quote = fixture.platform.flawed_quote(&fixture.report(), QuoteFlaw::ForeignPckKey).unwrap();
+        Evidence { quote, collateral: Some(made(expired)), ..fixture.evidence() }
+    };
+    vec![
+        with(
+            honest,
+            "root-crl-from-tomorrow",
+            "the root's revocation list was issued in the future",
+            Collateral { root_ca_crl: tomorrow.root_ca_crl, ..healthy() },
+        )
+        .fails(&["collateral"], "root's revocation list issue date is in the future"),
+        with(
+            honest,
+            "pck-crl-from-tomorrow",
+            "the PCK's revocation list was issued in the future",
+            Collateral { pck_crl: tomorrow.pck_crl, ..healthy() },
+        )
+        .fails(&["collateral"], "PCK's revocation list issue date is in the future"),
+        with(honest, "expired", "everything ended yesterday", made(expired))
+            .unknown(&["collateral"], "TCBInfo expired"),
+        with(
+            honest,
+            "expired-and-out-of-date",
+            "it ended yesterday and was not good enough then",
+            out_of_date,
+        )
+        .fails(&["tcb_status"], "OutOfDate")
+        .and_unknown(&["collateral"]),
+        case(honest, "expired-and-false", "it ended yesterday, and the quote was never genuine")
+            .evidence(&foreign)
+            .fails(&["quote_chain"], "Signature is invalid for qe_report"),
+    ]
+}
+
+/// Who vouches for the revocation list of the PCK certificates: read, although the PCK chain says it again.
+fn issuers(honest: &Value) -> Vec<Case> {
+    let chain = healthy().pck_crl_issuer_chain;
+    let ca = chain.split_inclusive("-----END CERTIFICATE-----\n").next().unwrap().to_owned();
+    let (root, other) = (common::platform(1).root_pem(), common::platform(2).root_pem());
+    let with = |name: &str, about: &str, chain: &str| {
+        let collateral = Collateral { pck_crl_issuer_chain: chain.to_owned(), ..healthy() };
+        with(honest, &format!("crl-issuer-{name}"), about, collateral)
+    };
+    let fails = |case: Case, reason| case.fails(&["quote_chain"], reason);
+    vec![
+        with("without-root", "the CA alone: the root is named anyway", &ca),
+        fails(with("nobody", "no certificate", ""), "names nobody"),
+        fails(with("garbage", "no PEM", "garbage"), "malformed"),
+        fails(with("root", "the root in the CA's place", &root), "does not begin with the issuer"),
+        fails(
+            with("tcb-signer", "the signer of the TCB info", &healthy().tcb_info_issuer_chain),
+            "does not begin with the issuer",
+        ),
+        fails(
+            with("another-root", "the CA and another machine's root", &format!("{ca}{other}")),
+            "more than the issuer and the root",
+        ),
+        fails(
+            with("longer", "the root twice", &format!("{chain}{root}")),
+            "more than the issuer and the root",
+        ),
     ]
 }
 
@@ -152,7 +252,8 @@ fn revoked(honest: &Value) -> Vec<Case> {
                 made(CollateralOptions { revoked_tcb: true, ..no }),
             ),
             "Revoked",
-        ),
+        )
+        .fails(&["tcb_level"], "Revoked"),
     ]
 }
 
@@ -225,7 +326,8 @@ fn tampered(honest: &Value) -> Vec<Case> {
             "a list that says nothing about the PCK",
             &|c| c.pck_crl = c.root_ca_crl.clone(),
             "UnknownRevocationStatus",
-        ),
+        )
+        .unknown(&["quote_chain"], "revocation list is for another platform"),
         change("empty-crl", "no list at all", &|c| c.pck_crl.clear(), "Failed to parse PCK CRL"),
         change(
             "tcb-info-by-the-pck",
@@ -252,10 +354,10 @@ fn tampered(honest: &Value) -> Vec<Case> {
 fn signed(honest: &Value) -> Vec<Case> {
     let forge = Forge::new(1);
     let tcb = |name: &str, about: &str, change: fn(&mut Value), reason| {
-        with(honest, name, about, forge.tcb_info(&healthy(), change)).fails(&["quote_chain"], reason)
+        with(honest, name, about, forge.tcb_info(&healthy(), change)).fails(&["tcb_level"], reason)
     };
     let qe = |name: &str, about: &str, change: fn(&mut Value), reason| {
-        with(honest, name, about, forge.qe_identity(&healthy(), change)).fails(&["quote_chain"], reason)
+        with(honest, name, about, forge.qe_identity(&healthy(), change)).fails(&["quoting_enclave"], reason)
     };
     vec![
         tcb("tcb-info-of-sgx", "the TCB info of SGX", |v| v["id"] = json!("SGX"), "non-TDX TCB info"),
@@ -265,13 +367,15 @@ fn signed(honest: &Value) -> Vec<Case> {
             "another FMSPC",
             |v| v["fmspc"] = json!("00906ED50000"),
             "Fmspc mismatch",
-        ),
+        )
+        .unknown(&["tcb_level"], "for another platform: FMSPC 00906ed50000"),
         tcb(
             "tcb-info-from-tomorrow",
             "issued in the future",
             |v| v["issueDate"] = json!("2027-01-16T08:00:00Z"),
             "in the future",
-        ),
+        )
+        .fails(&["collateral"], "in the future"),
         tcb(
             "tcb-info-without-levels",
             "no TCB level fits",
@@ -307,7 +411,8 @@ fn signed(honest: &Value) -> Vec<Case> {
             "issued in the future",
             |v| v["issueDate"] = json!("2027-01-16T08:00:00Z"),
             "in the future",
-        ),
+        )
+        .fails(&["collateral"], "in the future"),
         qe(
             "qe-identity-for-another-signer",
             "another enclave",
@@ -319,7 +424,8 @@ fn signed(honest: &Value) -> Vec<Case> {
             "the quoting enclave's level is revoked",
             |v| v["tcbLevels"][0]["tcbStatus"] = json!("Revoked"),
             "Revoked",
-        ),
+        )
+        .fails(&["tcb_level"], "Revoked"),
     ]
 }
 

@@ -10,6 +10,12 @@ pub(super) fn cases(honest: &Value) -> Vec<Case> {
     let set = |name: &str, about: &str, at: &str, value: Value, reason| {
         case(name, about).set(at, value).refused(2, reason)
     };
+    // A field whose value no verifier could heed.
+    let never = |name: &str, about: &str, field: &str, value: Value| {
+        case(&format!("policy-never-{name}"), about)
+            .set(&format!("/policy/{field}"), value)
+            .refused(2, "cannot be")
+    };
     let leaf = {
         let chain = common::Fixture::default().platform.pck_chain_pem();
         chain.split_inclusive("-----END CERTIFICATE-----").next().unwrap().to_owned() + "\n"
@@ -170,6 +176,90 @@ pub(super) fn cases(honest: &Value) -> Vec<Case> {
         case("collateral-unknown-field", "given collateral is as strict as the document's")
             .set("/collateral", honest["document"]["collateral"].clone())
             .set("/collateral/extra", 1)
-            .refused(3, "unknown field"),
+            .refused(2, "unknown field"),
+        case("collateral-as-a-list", "the values of its members")
+            .set("/collateral", values(&honest["document"]["collateral"], &COLLATERAL))
+            .refused(2, "a list where an object belongs"),
+        case("reference-boot-as-a-list", "the values of its members")
+            .set(
+                boot,
+                values(&honest["references"][0]["boots"][0], &["platform", "rtmr1", "rtmr2", "events"]),
+            )
+            .refused(2, "a list where an object belongs"),
+        case("policy-as-a-list", "the values of its members, by chance or by hand")
+            .set("/policy", values(&honest["policy"], &POLICY))
+            .refused(2, "a list where an object belongs"),
+        case("policy-extends-unknown", "overrides of a policy that nobody knows")
+            .set("/policy", json!({ "version": 1, "extends": "strict" }))
+            .refused(2, "strict"),
+        case("policy-extends-unknown-field", "an override of a field that does not exist")
+            .set("/policy", json!({ "version": 1, "extends": "default", "allow_smp": true }))
+            .refused(2, "unknown field"),
+        never("service-td", "no evidence says which service TD it is", "allow_service_td", json!(true)),
+        never("migratable", "no evidence says which migration TD it is", ALLOWED, allowed("MIGRATABLE")),
+        never("servtd-ext", "no evidence says which service TD it is", ALLOWED, allowed("SERVTD_EXT")),
+        never("profiling", "the host can profile the TD", ALLOWED, allowed("PROFILING")),
+        never(
+            "nothing-required",
+            "SEPT_VE_DISABLE is demanded whatever a policy says",
+            "td_attributes_required",
+            json!([]),
+        ),
+        never("grace-for-nothing", "a time after a date that is not there", "tcb_date_grace_s", json!(60)),
     ]
+}
+
+const ALLOWED: &str = "td_attributes_allowed";
+
+fn allowed(attribute: &str) -> Value {
+    json!(["SEPT_VE_DISABLE", attribute])
+}
+
+/// In the order of the formats' descriptions.
+const COLLATERAL: [&str; 10] = [
+    "pck_crl_issuer_chain",
+    "root_ca_crl",
+    "pck_crl",
+    "tcb_info_issuer_chain",
+    "tcb_info",
+    "tcb_info_signature",
+    "qe_identity_issuer_chain",
+    "qe_identity",
+    "qe_identity_signature",
+    "pck_certificate_chain",
+];
+const POLICY: [&str; 29] = [
+    "version",
+    "tcb_statuses",
+    "rejected_advisories",
+    "tolerated_advisories",
+    "min_tcb_evaluation_data_number",
+    "min_tcb_date",
+    "tcb_date_grace_s",
+    "min_tee_tcb_svn",
+    "min_tdx_module_svn",
+    "min_qe_svn",
+    "min_pce_svn",
+    "accepted_mr_seam",
+    "accepted_devices",
+    "allow_dynamic_platform",
+    "allow_cached_keys",
+    "allow_smt",
+    "td_attributes_required",
+    "td_attributes_allowed",
+    "xfam_required",
+    "xfam_allowed",
+    "mr_config_id",
+    "mr_owner",
+    "mr_owner_config",
+    "allow_service_td",
+    "required_registers",
+    "allowed_events",
+    "max_validity_s",
+    "max_age_s",
+    "clock_skew_s",
+];
+
+fn values(object: &Value, members: &[&str]) -> Vec<Value> {
+    members.iter().map(|member| object[*member].clone()).collect()
 }

@@ -87,6 +87,12 @@ fn order(honest: &Value) -> Vec<Case> {
             "`debug` after the launch boundary",
         ),
         with(
+            "upgrade-after-launch",
+            "an event whose payload has no meaning yet",
+            also(6, Event::new("upgrade", "{}")),
+            "`upgrade` after the launch boundary",
+        ),
+        with(
             "unknown",
             "an event that nobody knows",
             also(4, Event::new("debug", "{}")),
@@ -253,6 +259,22 @@ fn payloads(honest: &Value) -> Vec<Case> {
             of(Launch::NAME),
         ),
         with(
+            "declaration-as-a-list",
+            "the values of its members",
+            0,
+            json(Declaration::NAME, json!([digest, "disk", commit])),
+            only,
+            of(Declaration::NAME),
+        ),
+        with(
+            "machine-as-a-list",
+            "the values of its members",
+            2,
+            json(Machine::NAME, json!([2, 2048])),
+            only,
+            of(Machine::NAME),
+        ),
+        with(
             "not-json",
             "a payload that is not JSON",
             2,
@@ -271,7 +293,14 @@ fn allowed(honest: &Value) -> Vec<Case> {
         measured(honest, &format!("event-order/{name}"), about, own)
             .set("/policy/allowed_events", json!(["debug"]))
     };
+    let upgrade = {
+        let own = [own_events(), vec![Event::new("upgrade", "{}")]].concat();
+        measured(honest, "event-order/upgrade-allowed-but-late", "no policy allows it there", own)
+            .set("/policy/allowed_events", json!(["upgrade"]))
+            .fails(&["event_order"], "`upgrade` after the launch boundary")
+    };
     vec![
+        upgrade,
         with("allowed", "a foreign event that the policy allows", 4),
         with("allowed-but-late", "the same after the boundary", 6)
             .fails(&["event_order"], "`debug` after the launch boundary"),

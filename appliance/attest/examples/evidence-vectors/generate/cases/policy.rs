@@ -10,7 +10,17 @@ use super::common::{self, Fixture};
 use super::forge::{self, Forge};
 
 pub(super) fn cases(honest: &Value) -> Vec<Case> {
-    [platform(honest), flags(honest), td(honest), registers(honest), times(honest)].concat()
+    [
+        platform(honest),
+        minimums(honest),
+        machines(honest),
+        overrides(honest),
+        flags(honest),
+        td(honest),
+        registers(honest),
+        times(honest),
+    ]
+    .concat()
 }
 
 fn case(honest: &Value, name: &str, about: &str) -> Case {
@@ -45,6 +55,125 @@ fn platform(honest: &Value) -> Vec<Case> {
         case(honest, "evaluation-number-too-low", "collateral from before a TCB recovery")
             .set(number, 18)
             .fails(&["tcb_evaluation"], "17, at least 18 demanded"),
+    ]
+}
+
+/// Least versions and dates. The machine has TEE_TCB_SVN 05 01 02, PCESVN 11, a quoting enclave of version 4 and a TCB
+/// level of 2025-05-14; it is appraised on 2027-01-15 at 08:00.
+fn minimums(honest: &Value) -> Vec<Case> {
+    let at_least = |name: &str, about: &str, field: &str, value: Value| {
+        case(honest, name, about).set(&format!("/policy/{field}"), value)
+    };
+    let svn = |head: &str| json!(format!("{head}{}", "0".repeat(32 - head.len())));
+    let late = |name: &str, about: &str, grace: u64| {
+        case(honest, name, about)
+            .set("/policy/min_tcb_date", "2027-01-01T00:00:00Z")
+            .set("/policy/tcb_date_grace_s", grace)
+    };
+    // From 2027-01-01 00:00 to the appraisal.
+    let elapsed = 14 * 86_400 + 8 * 3600;
+    vec![
+        at_least("tee-tcb-svn", "exactly what is demanded", "min_tee_tcb_svn", svn("050102")),
+        at_least("tee-tcb-svn-too-low", "one component too low", "min_tee_tcb_svn", svn("050103"))
+            .fails(&["tee_tcb_svn"], "in component 2"),
+        at_least("module-svn", "exactly what is demanded", "min_tdx_module_svn", json!(5)),
+        at_least("module-svn-too-low", "an older TDX module", "min_tdx_module_svn", json!(6))
+            .fails(&["tee_tcb_svn"], "TDX module of version 5, at least 6 demanded"),
+        at_least("qe-svn", "exactly what is demanded", "min_qe_svn", json!(4)),
+        at_least("qe-svn-too-low", "an older quoting enclave", "min_qe_svn", json!(5))
+            .fails(&["qe_svn"], "4, at least 5 demanded"),
+        at_least("pce-svn", "exactly what is demanded", "min_pce_svn", json!(11)),
+        at_least("pce-svn-too-low", "an older provisioning certification enclave", "min_pce_svn", json!(12))
+            .fails(&["pce_svn"], "11, at least 12 demanded"),
+        at_least("tcb-date", "exactly what is demanded", "min_tcb_date", json!("2025-05-14T00:00:00Z")),
+        at_least("tcb-date-too-early", "a second too early", "min_tcb_date", json!("2025-05-14T00:00:01Z"))
+            .fails(&["tcb_date"], "at least 2025-05-14T00:00:01Z demanded"),
+        late("tcb-date-in-grace", "too early, and hosts still have this second to update", elapsed),
+        late("tcb-date-after-grace", "too early, and the time to update is over", elapsed - 1)
+            .fails(&["tcb_date"], "at least 2027-01-01T00:00:00Z demanded"),
+    ]
+}
+
+/// Which TDX module, which machine, and which advisories.
+fn machines(honest: &Value) -> Vec<Case> {
+    let fixture = Fixture::default();
+    let evidence = fixture.evidence();
+    let seam = hex::encode(&evidence.quote[forge::BODY + 16..forge::BODY + 64]);
+    let chain = fixture.platform.pck_chain_pem();
+    let ppid = format!("ppid:{}", hex::encode(forge::sgx_octets(&chain, 1)));
+    let instance = format!("instance:{}", hex::encode(forge::sgx_octets(&chain, 6)));
+    let (other, other_seam) = (format!("ppid:{}", "0".repeat(32)), "11".repeat(48));
+    let collateral = evidence.collateral.clone().unwrap();
+    let advised = Forge::new(1).tcb_info(&collateral, |v| {
+        v["tcbLevels"][0]["advisoryIDs"] = json!(["INTEL-SA-00999", "INTEL-SA-00998"]);
+    });
+    let advised = Evidence { collateral: Some(advised), ..evidence };
+    let accepted =
+        |name: &str, about: &str, field: &str, list: Value| case(honest, name, about).set(field, list);
+    let devices = "/policy/accepted_devices";
+    let seams = "/policy/accepted_mr_seam";
+    let tolerated = "/policy/tolerated_advisories";
+    vec![
+        accepted("mr-seam", "one of the accepted modules", seams, json!([other_seam, seam])),
+        accepted("mr-seam-of-another", "another module is accepted", seams, json!([other_seam]))
+            .fails(&["mr_seam"], "not among the accepted"),
+        accepted("mr-seam-none", "no module is accepted", seams, json!([]))
+            .fails(&["mr_seam"], "not among the accepted"),
+        accepted("device-by-ppid", "one of the accepted machines", devices, json!([other, ppid])),
+        accepted("device-by-instance", "the accepted platform", devices, json!([instance])),
+        accepted("device-of-another", "another machine is accepted", devices, json!([other]))
+            .fails(&["device"], "not among the accepted"),
+        accepted(
+            "device-of-another-kind",
+            "the right bytes under another name",
+            devices,
+            json!([ppid.replace("ppid", "instance")]),
+        )
+        .fails(&["device"], "not among the accepted"),
+        accepted(
+            "advisories-tolerated",
+            "both advisories are named",
+            tolerated,
+            json!(["INTEL-SA-00998", "INTEL-SA-00999"]),
+        )
+        .evidence(&advised),
+        accepted("advisory-not-tolerated", "one of two is named", tolerated, json!(["INTEL-SA-00999"]))
+            .evidence(&advised)
+            .fails(&["advisories"], "INTEL-SA-00998 applies and is not tolerated"),
+        accepted("advisories-none", "none is tolerated, and none applies", tolerated, json!([])),
+    ]
+}
+
+/// The default policy plus what differs.
+fn overrides(honest: &Value) -> Vec<Case> {
+    let extends = |name: &str, about: &str, more: Value| {
+        let mut policy = json!({ "version": 1, "extends": "default" });
+        policy.as_object_mut().unwrap().extend(more.as_object().unwrap().clone());
+        case(honest, name, about).set("/policy", policy)
+    };
+    let mut first = case(honest, "without-later-fields", "complete before these fields were added");
+    for later in [
+        "tolerated_advisories",
+        "min_tcb_date",
+        "tcb_date_grace_s",
+        "min_tee_tcb_svn",
+        "min_tdx_module_svn",
+        "min_qe_svn",
+        "min_pce_svn",
+        "accepted_mr_seam",
+        "accepted_devices",
+    ] {
+        first = first.without(&format!("/policy/{later}"));
+    }
+    vec![
+        first,
+        extends("extends", "the default policy and nothing else", json!({})),
+        extends("extends-and-differs", "one field differs", json!({ "max_age_s": 599 }))
+            .fails(&["issued_at"], "600 s ago, at most 599 s allowed"),
+        extends("extends-and-keeps", "the others are those of the default", json!({ "max_age_s": 599 }))
+            .set("/references", json!([]))
+            .fails(&["issued_at"], "600 s ago, at most 599 s allowed")
+            .and_unknown(&["mrtd", "rtmr1", "rtmr2"]),
     ]
 }
 
@@ -122,7 +251,7 @@ fn td(honest: &Value) -> Vec<Case> {
         case(honest, "attribute-not-allowed", "nothing is allowed")
             .set("/policy/td_attributes_required", json!([]))
             .set("/policy/td_attributes_allowed", json!([]))
-            .fails(&["td_attributes"], "SEPT_VE_DISABLE must not be set"),
+            .refused(2, "every policy demands SEPT_VE_DISABLE"),
         case(honest, "xfam-required", "AMX is required and not set")
             .set("/policy/xfam_required", json!(["X87", "SSE", "AMX"]))
             .fails(&["xfam"], "AMX is not set"),

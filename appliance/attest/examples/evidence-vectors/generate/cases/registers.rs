@@ -224,10 +224,30 @@ fn mixed(honest: &Value) -> Vec<Case> {
     };
     let image = honest["references"][0].clone();
     let platform = honest["references"][1].clone();
+    let part = {
+        let mut half = platform.clone();
+        half.as_object_mut().unwrap().remove("rtmr0");
+        half
+    };
+    let shape = machine(None, Some(9));
     let case = |name: &str, about: &str, halves: Vec<Value>| {
         Case::new(honest, &format!("reference/{name}"), about).set("/references", halves)
     };
     vec![
+        case(
+            "another-shape-and-in-part",
+            "one half is for another machine, another is known in part and fits",
+            vec![image.clone(), shape.clone(), part.clone()],
+        ),
+        case(
+            "another-shape-and-in-part-required",
+            "the same, and RTMR0 is required",
+            vec![image.clone(), part, shape.clone()],
+        )
+        .set("/policy/required_registers", json!(["mrtd", "rtmr0", "rtmr1", "rtmr2"]))
+        .unknown(&["rtmr0"], "not determined"),
+        case("another-shape", "the only half is for another machine", vec![image.clone(), shape])
+            .fails(&["rtmr0"], "reference is"),
         case(
             "two-images",
             "one has the right RTMR1, the other the right RTMR2",
