@@ -2,6 +2,7 @@
 
 pub mod acpi;
 mod bytes;
+pub mod difference;
 pub mod explain;
 pub mod firmware;
 mod guid;
@@ -9,6 +10,7 @@ pub mod hob;
 pub mod mrtd;
 pub mod pe;
 mod qemu;
+pub mod stub;
 pub mod tdvf;
 pub mod uki;
 pub mod variables;
