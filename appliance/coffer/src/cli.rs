@@ -225,6 +225,10 @@ pub(crate) struct Measure {
     /// With --explain, an image that the machine may have been started with: what differs between the two is then proved
     #[arg(long, value_name = "UKI", requires_all = ["image", "explain"])]
     pub(crate) booted: Option<PathBuf>,
+    /// A further attestation root (PEM) that the evidence may be signed under, as of a simulated device; Intel's is built in. Only
+    /// what a verified chain proves is called certain. Never taken from the environment
+    #[arg(long, value_name = "PEM", requires = "explain")]
+    pub(crate) root: Option<PathBuf>,
     /// Further reference values to explain with: a file, a directory or github:OWNER/REPO@TAG; may be repeated
     #[arg(long, value_name = "PATH", requires = "explain", env = "COFFER_REFERENCE")]
     pub(crate) reference: Vec<String>,

@@ -46,7 +46,7 @@ pub(crate) fn read_beginning(path: &Path, largest: usize) -> Outcome<Vec<u8>> {
 fn open(path: &Path) -> Outcome<(File, Option<u64>)> {
     let file = File::open(path).map_err(failed(path))?;
     let about = file.metadata().map_err(failed(path))?;
-    Ok((file, about.is_file().then(|| about.len())))
+    Ok((file, about.is_file().then_some(about.len())))
 }
 
 fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure {

@@ -20,7 +20,7 @@
 
 use cofferdam_attest::event_log::payload::{Machine, Payload as _};
 use cofferdam_attest::event_log::{self, Event, MAX_EVENTS};
-use cofferdam_attest::quote::Quote;
+use cofferdam_attest::quote::{Quote, attributes};
 use cofferdam_attest::reference::{
     Boot, BootPlatform, BootSource, ImageReference, PlatformReference, Reason, ReferenceValues,
 };
@@ -206,7 +206,9 @@ pub fn explain_booted(
         partial: platform.is_some_and(|platform| platform.rtmr0.is_none()),
     };
     let zero = Analysis::new(0, rtmr0, platform.and_then(|half| half.rtmr0), log, &predicted);
-    let firmware = simulated.is_some() && platform.is_some_and(|half| half.order(&quote.mrtd).is_some());
+    // Of a TD that is open to debugging the host may have changed everything but MRTD.
+    let closed = simulated.is_some() && quote.td_attributes & attributes::DEBUG == 0;
+    let firmware = closed && platform.is_some_and(|half| half.order(&quote.mrtd).is_some());
     let proof =
         Proof { chain: simulated.is_some(), firmware, boot: firmware && one.status() == Status::Equal };
     let mut findings = Findings { proof, ..Findings::default() };

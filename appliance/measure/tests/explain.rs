@@ -450,6 +450,17 @@ fn edited(mut world: World, edit: impl Fn(&mut World)) -> World {
     world
 }
 
+/// The host of a TD that is open to debugging may have changed what ran in it.
+#[test]
+fn nothing_is_certain_of_a_debuggable_machine() {
+    let world = edited(World::same(), |world| loader_options(world, "init=/bin/sh", true));
+    for (attributes, certainty) in [(0, Certain), (1 << 28, Certain), (1, Likely)] {
+        let quote = Quote { td_attributes: attributes, ..world.quote() };
+        let explanation = explain(&world.reference, &quote, &world.log, world.simulated);
+        assert_eq!(explanation.causes[0].certainty, certainty, "{explanation}");
+    }
+}
+
 /// The boot stub is handed `options` and, with Secure Boot off, passes them on in place of the image's.
 fn loader_options(world: &mut World, options: &str, whole: bool) {
     let at = world.at(&Cause::CommandLine);

@@ -4,7 +4,10 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use cofferdam_attest::appraise;
+use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{self, Evidence};
+use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote;
 use cofferdam_attest::reference::{
     BootPlatform, BootSource, Build, Cause, Half, ImageReference, MachineShape, Mrtd, PageOrder,
@@ -18,6 +21,7 @@ use serde_json::{Value, json};
 
 use crate::cli::{Boot, Measure};
 use crate::failure::{Failure, Outcome, chain};
+use crate::trust::{self, unix_now};
 use crate::ui::{Ui, printable};
 use crate::{files, references};
 
@@ -65,7 +69,7 @@ pub(crate) async fn run(ui: &Ui, options: &Measure) -> Outcome {
         values.add(half).map_err(|error| Failure::usage(chain(&error)))?;
     }
     let booted = booted(options, uki.as_deref())?;
-    explain_evidence(ui, path, &values, booted.as_ref())
+    explain_evidence(ui, path, &values, booted.as_ref(), &trust::roots(options.root.as_deref())?)
 }
 
 /// Writes a half that every verifier will read again.
@@ -182,7 +186,13 @@ fn read_tables(directory: &Path) -> Outcome<AcpiTables> {
 }
 
 /// Says how the registers of an evidence document differ from `values`: 0 when they do not, 3 when they do.
-fn explain_evidence(ui: &Ui, path: &Path, values: &ReferenceValues, booted: Option<&Candidate>) -> Outcome {
+fn explain_evidence(
+    ui: &Ui,
+    path: &Path,
+    values: &ReferenceValues,
+    booted: Option<&Candidate>,
+    roots: &Roots,
+) -> Outcome {
     let document = files::read(path, evidence::MAX_BYTES)?;
     let refused =
         |error: &dyn std::error::Error| Failure::rejected(format!("{}: {}", path.display(), chain(error)));
@@ -192,10 +202,17 @@ fn explain_evidence(ui: &Ui, path: &Path, values: &ReferenceValues, booted: Opti
         return Err(Failure::usage("nothing to compare with")
             .hint("name an image, a --firmware or --reference values to explain the difference from"));
     }
-    let explanation = explain::explain_booted(values, &quote, &evidence.event_log, None, booted);
+    // What is certain depends on the quote's chain; whether a policy accepts the machine is for `coffer appraise` to say.
+    let collateral = evidence.collateral.as_ref();
+    let judged =
+        appraise::appraise_quote(&evidence.quote, collateral, &Policy::default(), roots, unix_now()?);
+    let simulated = judged.platform.is_some().then_some(judged.simulated);
+    let explanation = explain::explain_booted(values, &quote, &evidence.event_log, simulated, booted);
     let same = explanation.registers.iter().all(|register| register.status != Status::Differs);
     ui.result(&explanation.to_string(), json!({ "same": same, "explanation": explanation }));
-    ui.note("the quote's signature was not checked: `coffer appraise` does that");
+    if simulated.is_none() {
+        ui.note("the quote is not verified: `coffer appraise` says why, --root names a further root");
+    }
     if same {
         Ok(())
     } else {
