@@ -725,6 +725,26 @@ fn sections_that_come_and_go() {
             unexplained: 0,
         },
         Case {
+            name: "other generations and other files of the stub's own",
+            world: other_initrd(World::new(
+                &Parts::new(),
+                &Parts { sbat: "sbat,1\nsystemd-stub,2,x,systemd,257,y\n", ..rebuilt.clone() },
+            )),
+            causes: &[(Reason::StubVersion, Likely, &["rtmr2", "rtmr1"])],
+            says: &["Section .sbat has other contents"],
+            unexplained: 0,
+        },
+        Case {
+            name: "another command line, and another initrd than the image's",
+            world: other_initrd(World::new(
+                &Parts::new(),
+                &Parts { command_line: "debug", ..rebuilt.clone() },
+            )),
+            causes: &[(Reason::CommandLine, Likely, BOTH), (Reason::Tampered, Likely, &["rtmr2"])],
+            says: &["not measured but handed over (.pcrsig), or other code in the stub"],
+            unexplained: 0,
+        },
+        Case {
             name: "another order in another image",
             world: stub(&rebuilt, |sections| sections.rotate_left(2)),
             causes: &[(Reason::Tampered, Likely, &["rtmr2", "rtmr1"])],

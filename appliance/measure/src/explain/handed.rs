@@ -76,7 +76,7 @@ impl Rules<'_> {
             .collect();
         let seen = "The kernel received another initrd (RTMR2) although section .initrd of the image is as predicted";
         self.two.take(|pair| is(pair, &Cause::Initrd) || extra(pair).is_some_and(archive));
-        let other_image = matches!(self.open_part(&Cause::Uki), Part::Changed(_));
+        let other_image = matches!(self.part(&Cause::Uki), Part::Changed(_) | Part::Missing);
         if self.added {
             let sentence = "It may also add to the initrd, which is another one (RTMR2).".to_owned();
             findings.likely(Reason::Addon, &["rtmr2"], sentence);
@@ -84,15 +84,15 @@ impl Rules<'_> {
             let sentence = format!("{seen}: the log names archives that were added, {}.", added.join(", "));
             findings.proved(findings.proof.boot, Reason::Initrd, &["rtmr2"], sentence);
         } else if other_image {
-            self.one.take(|pair| is(pair, &Cause::Uki));
+            let whole = self.one.take(|pair| is(pair, &Cause::Uki));
             let how = if self.is_bare_initrd(digest) {
                 "it lacks what the predicted stub adds"
             } else {
                 "a section that is not measured but handed over (.pcrsig), or other code in the stub"
             };
-            let sentence =
-                format!("{seen}, and the image has another digest (RTMR1) with the same sections: {how}.");
-            findings.likely(Reason::Tampered, &["rtmr1", "rtmr2"], sentence);
+            let sentence = format!("{seen}, and the image has another digest (RTMR1): {how}.");
+            let registers: &[&str] = if whole { &["rtmr1", "rtmr2"] } else { &["rtmr2"] };
+            findings.likely(Reason::Tampered, registers, sentence);
         } else {
             let sentence = format!("{seen}: something was appended to it, or it was replaced.");
             findings.proved(findings.proof.boot, Reason::Initrd, &["rtmr2"], sentence);

@@ -52,6 +52,7 @@ impl<'a> Rules<'a> {
         let what = structure_in_words(&extra, &gone, measured.len() != predicted.len());
         let sentence = format!("The boot stub {what} (RTMR2)");
         if changed.contains(&".sbat") {
+            self.initrd_follows = true;
             let sentence = format!("{sentence}, and .sbat, which names versions, has other contents.");
             findings.likely(Reason::StubVersion, &registers, sentence);
         } else if gone == [".uname", ".sbat"] {
@@ -153,6 +154,8 @@ impl<'a> Rules<'a> {
         };
         let sentence =
             format!("{noun} {} {verb} other contents (RTMR2){rest}.{more}{follows}", list(&changed));
+        // Another stub hands over other files of its own.
+        self.initrd_follows |= has(".sbat");
         let reason = match changed.as_slice() {
             [".cmdline"] => Reason::CommandLine,
             [".initrd"] => Reason::Initrd,
