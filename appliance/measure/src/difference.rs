@@ -13,7 +13,7 @@ use crate::stub::StubVersion;
 /// Most differences; an image has about a dozen sections.
 pub const MOST: usize = 16;
 /// Sections of the boot stub itself.
-const STUB: [&str; 6] = [".text", ".rodata", ".data", ".reloc", ".sdmagic", ".dynamic"];
+const STUB: [&str; 8] = [".text", ".rodata", ".data", ".reloc", ".sdmagic", ".dynamic", ".dynsym", ".rela"];
 
 /// One difference.
 #[derive(Debug, Clone, PartialEq, Eq)]
@@ -38,10 +38,13 @@ pub fn differences(reference: &[u8], booted: &[u8]) -> Result<Vec<Difference>, P
     if let ((Some(own), Some(their)), true) = (&versions, another_stub) {
         add(Reason::StubVersion, format!("Its boot stub is {their}, the reference's {own}."));
     }
+    // Another stub has other sections of its own.
+    let own_part = |name: &str| another_stub && STUB.contains(&name);
     let mut changed = Vec::new();
     for (key @ (name, number), section) in &their_sections {
         let shown = named(name, *number);
         match own_sections.get(key) {
+            None if own_part(name) => {}
             None if *number > 0 => add(
                 Reason::SectionAdded,
                 format!(
@@ -58,7 +61,8 @@ pub fn differences(reference: &[u8], booted: &[u8]) -> Result<Vec<Difference>, P
             Some(_) => {}
         }
     }
-    for (name, number) in own_sections.keys().filter(|key| !their_sections.contains_key(*key)) {
+    let removed = own_sections.keys().filter(|key| !their_sections.contains_key(*key));
+    for (name, number) in removed.filter(|(name, _)| !own_part(name)) {
         add(Reason::SectionRemoved, format!("It lacks section {}.", named(name, *number)));
     }
     for ((name, number), own, their) in &changed {
@@ -198,6 +202,16 @@ mod tests {
             put(file, code, b"C");
         });
         assert_eq!(found, [Reason::StubVersion], "code and version of another stub follow from it");
+        let older = b"#### LoaderInfo: systemd-stub 252 ####";
+        let older = build(&[
+            (".text", b"older"),
+            (".dynsym", b"symbols"),
+            (".sdmagic", older),
+            (".osrel", b"ID=x\n"),
+            (".cmdline", b"quiet"),
+            (".linux", &linux),
+        ]);
+        assert_eq!(reasons(&base, &older), [Reason::StubVersion], "and so do sections of its own");
         assert!(differences(b"", &base).is_err());
     }
 }

@@ -16,8 +16,8 @@ const AFTER: &str = " ####";
 const LONGEST: usize = 64;
 /// Components of `.sbat` that name the stub: since 255, and before.
 const COMPONENTS: [&str; 2] = ["systemd-stub", "systemd"];
-/// Major versions whose measurements were compared with real boots. 252 measures neither `.uname` nor `.sbat`, 254 adds no
-/// `os-release` to the initrd, 262 measures in a way that was not looked into.
+/// Major versions whose measurements were compared with real boots. 252 measures neither `.uname` nor `.sbat`, it and 254 add no
+/// `os-release` to the initrd, 262 starts the kernel without the firmware, which then measures nothing of it into RTMR1.
 pub(crate) const KNOWN: [u32; 1] = [257];
 
 /// A version of systemd-stub.

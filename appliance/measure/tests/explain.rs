@@ -735,6 +735,22 @@ fn sections_that_come_and_go() {
             unexplained: 0,
         },
         Case {
+            name: "other generations, and a kernel that the firmware did not load",
+            world: edited(
+                World::new(
+                    &Parts::new(),
+                    &Parts { sbat: "sbat,1\nsystemd-stub,2,x,systemd,257,y\n", ..rebuilt.clone() },
+                ),
+                |world| {
+                    let at = world.at(&Cause::Kernel);
+                    world.log.remove(at);
+                },
+            ),
+            causes: &[(Reason::StubVersion, Likely, &["rtmr2", "rtmr1"])],
+            says: &["none of the kernel, which this stub starts without the firmware"],
+            unexplained: 0,
+        },
+        Case {
             name: "another command line, and another initrd than the image's",
             world: other_initrd(World::new(
                 &Parts::new(),

@@ -6,7 +6,7 @@
 use std::collections::HashSet;
 
 use cofferdam_attest::event_log::{Event, Register};
-use cofferdam_attest::reference::Cause;
+use cofferdam_attest::reference::{Cause, Reason};
 use sha2::{Digest as _, Sha384};
 
 use super::findings::Findings;
@@ -88,6 +88,9 @@ impl Rules<'_> {
             findings.notes.push(note.to_owned());
             return false;
         }
+        // Another stub may measure other sections, and start the kernel without the firmware, which then measures nothing of it.
+        let another_stub =
+            candidate.differences.iter().any(|difference| difference.reason == Reason::StubVersion);
         let mut registers = vec!["rtmr1"];
         for analysis in [&mut self.one, &mut self.two] {
             let name = analysis.name();
@@ -99,7 +102,7 @@ impl Rules<'_> {
                         event.cause,
                         Cause::Uki | Cause::Kernel | Cause::SectionName(_) | Cause::SectionContents(_)
                     );
-                    image && !candidate.predicts(&event.digest)
+                    image && (another_stub || !candidate.predicts(&event.digest))
                 }
                 _ => false,
             });

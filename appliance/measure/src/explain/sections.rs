@@ -129,12 +129,19 @@ impl<'a> Rules<'a> {
                 || (options && is(pair, &Cause::CommandLine))
                 || (initrd && is(pair, &Cause::Initrd))
         });
-        self.one.take(|pair| is(pair, &Cause::Uki) || (kernel && is(pair, &Cause::Kernel)));
+        // Some stubs start the kernel without the firmware, which then measures nothing of it.
+        let unmeasured = has(".sbat") && self.part(&Cause::Kernel) == Part::Missing;
+        let of_kernel = |pair: &Pair<'_>| (kernel || unmeasured) && is(pair, &Cause::Kernel);
+        self.one.take(|pair| is(pair, &Cause::Uki) || of_kernel(pair));
         let mut registers = vec!["rtmr2"];
         let mut follows = "";
         if self.one.status() == Status::Differs {
             registers.push("rtmr1");
             follows = " RTMR1 follows: it holds the digest of the whole image.";
+        }
+        if unmeasured {
+            follows = " RTMR1 follows: it holds the digest of the whole image, and none of the kernel, which this stub starts \
+                       without the firmware.";
         }
         let rest = if same.is_empty() {
             String::new()
