@@ -8,7 +8,9 @@ import json
 import os
 import shlex
 import struct
+import subprocess
 import sys
+import tempfile
 import unittest
 
 CI = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
@@ -88,6 +90,17 @@ class Simulated(unittest.TestCase):
         self.assertIn("virtio-blk-pci,drive=seed,serial=tdx-sim-seed", values(qemu, "-device"))
         self.assertNotIn("-kernel", qemu)
 
+    def test_the_hypervisor_can_hand_over_the_image_instead_of_a_disk(self):
+        qemu = printed("image.efi", "--seed", "seed", "--kernel", "--append", "quiet")[-1]
+        self.assertEqual(values(qemu, "-kernel"), [os.path.abspath("image.efi")])
+        self.assertEqual(values(qemu, "-append"), ["quiet"])
+        self.assertNotIn("virtio-blk-pci,drive=esp", qemu)
+        self.assertIn("tpm-crb,tpmdev=tpm0", values(qemu, "-device"))
+        for options in (["--append", "quiet"], ["--kernel", "--direct"], ["--kernel", "--beside", "a=b"]):
+            with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit) as refused:
+                boot.main(["image.efi", *options, "--print"])
+            self.assertEqual(refused.exception.code, 2)
+
     def test_every_disk_is_read_only_and_the_network_card_brings_no_program(self):
         qemu = printed("cofferdam-simulator.efi", "--seed", "seed", "--declaration", "d", "--commit", COMMIT, "--forward", "8080:80")[-1]
         for drive in values(qemu, "-drive"):
@@ -113,14 +126,68 @@ class DeclarationDisk(unittest.TestCase):
         self.assertEqual(len(boot.declaration_disk(COMMIT, b"x" * boot.MAX_DECLARATION)) % 512, 0)
 
 
+class Oversized(unittest.TestCase):
+    """A file of 1 TiB without contents, a device without an end, and an archive that unpacks to too much."""
+
+    def test_inputs_are_refused_before_they_are_read(self):
+        # ci/boot works in its run's folder.
+        self.addCleanup(os.chdir, os.getcwd())
+        with tempfile.TemporaryDirectory() as folder:
+            sparse = os.path.join(folder, "sparse")
+            with open(sparse, "wb") as file:
+                file.truncate(1 << 40)
+            for image, more in ((sparse, []), ("/dev/null", ["--declaration", sparse, "--commit", COMMIT]), ("/dev/null", ["--seed", sparse])):
+                said = io.StringIO()
+                with contextlib.redirect_stderr(said):
+                    self.assertEqual(boot.main([image, "--dir", os.path.join(folder, "run"), "--kernel", *more]), 1)
+                self.assertRegex(said.getvalue(), "sparse has more than [0-9]+ bytes")
+            with self.assertRaisesRegex(boot.uki.Malformed, "/dev/zero has more than 4096 bytes"):
+                boot.uki.read("/dev/zero", 4096)
+            with open(sparse, "r+b") as file:
+                file.truncate(4096)
+            self.assertEqual(boot.uki.read(sparse, 4096), bytes(4096))
+            with self.assertRaisesRegex(boot.uki.Malformed, "more than 4095 bytes"):
+                boot.uki.read(sparse, 4095)
+
+    def test_what_is_packed_unpacks_within_bounds(self):
+        packed = subprocess.run(["zstd", "-q"], input=bytes(1 << 22), capture_output=True, check=True).stdout
+        self.assertEqual(boot.uki.unpack(["zstd", "-dcq"], packed, 1 << 22), bytes(1 << 22))
+        with self.assertRaisesRegex(boot.uki.Malformed, "unpacks it to more than 4194303 bytes"):
+            boot.uki.unpack(["zstd", "-dcq"], packed, (1 << 22) - 1)
+        with self.assertRaisesRegex(boot.uki.Malformed, "cannot unpack it"):
+            boot.uki.unpack(["zstd", "-dcq"], packed[:40])
+        with self.assertRaisesRegex(boot.uki.Malformed, "cannot unpack it"):
+            boot.uki.unpack(["zstd", "-dcq"], b"no archive", whole=False)
+
+
 class Uki(unittest.TestCase):
     def image(self):
-        pe = bytearray(0x200)
-        struct.pack_into("<I", pe, 0x3c, 0x80)
-        struct.pack_into("<H12xH", pe, 0x86, 1, 0)
-        struct.pack_into("<8sI8xI", pe, 0x98, b".cmdline", 5, 0x100)
-        pe[0x100:0x105] = b"quiet"
+        """Headers of 0x200 bytes with room for six sections, and one of them."""
+        pe = bytearray(0x400)
+        struct.pack_into("<I", pe, 0x3c, 0x40)
+        struct.pack_into("<H12xH", pe, 0x46, 1, 112)
+        struct.pack_into("<II", pe, 0x58 + 32, 0x1000, 0x200)
+        struct.pack_into("<II", pe, 0x58 + 56, 0x2000, 0x200)
+        struct.pack_into("<8sIIII", pe, 0xc8, b".cmdline", 5, 0x1000, 0x200, 0x200)
+        pe[0x200:0x205] = b"quiet"
         return bytes(pe)
+
+    def test_variants_have_what_they_are_asked_for(self):
+        names = lambda image: [entry.name for entry in boot.uki.table(image)]
+        image = self.image()
+        self.assertEqual(boot.uki.rebuilt(image, boot.uki.table(image)), image)
+        more = boot.uki.added(image, ".ucode", b"microcode")
+        self.assertEqual(boot.uki.section(more, ".ucode"), b"microcode")
+        self.assertEqual(names(more), [".cmdline", ".ucode"])
+        self.assertEqual(boot.uki.table(more)[1].address, 0x2000)
+        self.assertEqual(names(boot.uki.removed(more, ".cmdline")), [".ucode"])
+        changed = boot.uki.variant(image, {".cmdline": b"debug"})
+        self.assertEqual((boot.uki.section(changed, ".cmdline"), boot.uki.table(changed)[0].address), (b"debug", 0x2000))
+        self.assertNotEqual(boot.uki.checksum(image, 7), image)
+        with self.assertRaises(boot.uki.Malformed):
+            boot.uki.variant(image, {".linux": b""})
+        with self.assertRaises(boot.uki.Malformed):
+            boot.uki.rebuilt(image, boot.uki.table(image) * 20)
 
     def test_a_section_without_its_padding(self):
         self.assertEqual(boot.uki.section(self.image(), ".cmdline"), b"quiet")

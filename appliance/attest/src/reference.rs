@@ -43,6 +43,9 @@ pub struct ReferenceValues {
 pub struct ImageReference {
     /// Name, release and digests of the image and its parts (`uki`, `kernel`, `initrd`, `command_line`, …).
     pub image: ImageInfo,
+    /// Length of the file in bytes. Firmware logs it beside the digest, without measuring it: fit for explanations only.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub length: Option<u64>,
     /// From what it was built and with what.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub build: Option<Build>,
@@ -59,6 +62,9 @@ pub struct ImageReference {
 pub struct Boot {
     /// What measures.
     pub platform: BootPlatform,
+    /// From where the firmware has the image.
+    #[serde(default, skip_serializing_if = "BootSource::is_disk")]
+    pub source: BootSource,
     /// What the firmware loads.
     #[serde(with = "strict::register_hex")]
     pub rtmr1: Register,
@@ -77,6 +83,23 @@ pub enum BootPlatform {
     Tdx,
     /// OVMF with a software TPM below the simulated TDX device.
     Simulator,
+}
+
+/// From where the firmware has the image, which decides what it announces before it starts it.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "snake_case")]
+pub enum BootSource {
+    /// A boot option: a file on a disk.
+    #[default]
+    Disk,
+    /// The hypervisor (QEMU's `-kernel` with the whole image): loaded before any boot option is tried.
+    Hypervisor,
+}
+
+impl BootSource {
+    fn is_disk(&self) -> bool {
+        *self == Self::Disk
+    }
 }
 
 /// The platform half: what firmware and machine shape measure whatever they boot.

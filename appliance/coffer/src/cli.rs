@@ -212,6 +212,13 @@ pub(crate) struct Measure {
     /// Explain how the registers of this evidence document differ from the values of the command line
     #[arg(long, value_name = "EVIDENCE")]
     pub(crate) explain: Option<PathBuf>,
+    /// With --explain, an image that the machine may have been started with: what differs between the two is then proved
+    #[arg(long, value_name = "UKI", requires_all = ["image", "explain"])]
+    pub(crate) booted: Option<PathBuf>,
+    /// A further attestation root (PEM) that the evidence may be signed under, as of a simulated device; Intel's is built in. Only
+    /// what a verified chain proves is called certain. Never taken from the environment
+    #[arg(long, value_name = "PEM", requires = "explain")]
+    pub(crate) root: Option<PathBuf>,
     /// Further reference values to explain with: a file, a directory or github:OWNER/REPO@TAG; may be repeated
     #[arg(long, value_name = "PATH", requires = "explain", env = "COFFER_REFERENCE")]
     pub(crate) reference: Vec<String>,
@@ -259,13 +266,17 @@ pub(crate) struct MeasurePlatform {
 /// 48 bytes, which clap shall not take for a list of values.
 pub(crate) type Register = [u8; 48];
 
-/// What extends the registers.
+/// What extends the registers, and from where it has the image.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, clap::ValueEnum)]
 pub(crate) enum Boot {
     /// A TDX host with a TDVF firmware
     Tdx,
     /// OVMF and a TPM below the simulated TDX device
     Simulator,
+    /// A TDX host whose hypervisor hands the image to the firmware (QEMU's -kernel)
+    TdxKernel,
+    /// The same for the simulated TDX device
+    SimulatorKernel,
 }
 
 /// Which appliance, and what is trusted about it.

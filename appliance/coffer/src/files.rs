@@ -1,5 +1,9 @@
-//! Reading the files that the user names: bounded, with errors that name the file.
+//! Reading the files that the user names: bounded, with errors that name the file and the limit.
+//!
+//! A regular file says how long it is and is refused before it is read; of everything else (pipes, devices) no more is read
+//! than one byte over the limit.
 
+use std::fs::File;
 use std::io::Read as _;
 use std::path::Path;
 
@@ -14,25 +18,39 @@ pub(crate) fn read(path: &Path, largest: usize) -> Outcome<Vec<u8>> {
 
 /// As [`read`], for bytes that are wiped after use.
 pub(crate) fn read_secret(path: &Path, largest: usize) -> Outcome<Zeroizing<Vec<u8>>> {
-    let failed = |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", path.display()));
-    let file = std::fs::File::open(path).map_err(failed)?;
-    let limit = u64::try_from(largest).unwrap_or(u64::MAX).saturating_add(1);
+    let (file, length) = open(path)?;
+    let too_large = || Failure::usage(format!("{} has more than {largest} bytes", path.display()));
+    let limit = u64::try_from(largest).unwrap_or(u64::MAX);
+    if length.is_some_and(|length| length > limit) {
+        return Err(too_large());
+    }
     // Reserved once, so that no half-read copy stays behind when the buffer grows.
     let mut bytes = Zeroizing::new(Vec::with_capacity(largest.min(1 << 20).saturating_add(1)));
-    file.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed(path))?;
     if bytes.len() > largest {
-        return Err(Failure::usage(format!("{} has more than {largest} bytes", path.display())));
+        return Err(too_large());
     }
     Ok(bytes)
 }
 
 /// Reads the first `largest` bytes of a file and, if it has more, one byte of those: for a format that judges its own size.
 pub(crate) fn read_beginning(path: &Path, largest: usize) -> Outcome<Vec<u8>> {
-    let failed = |error: std::io::Error| Failure::usage(format!("cannot read {}: {error}", path.display()));
+    let (file, _) = open(path)?;
     let limit = u64::try_from(largest).unwrap_or(u64::MAX).saturating_add(1);
     let mut bytes = Vec::new();
-    std::fs::File::open(path).map_err(failed)?.take(limit).read_to_end(&mut bytes).map_err(failed)?;
+    file.take(limit).read_to_end(&mut bytes).map_err(failed(path))?;
     Ok(bytes)
+}
+
+/// The file and, where it is a regular one, its length.
+fn open(path: &Path) -> Outcome<(File, Option<u64>)> {
+    let file = File::open(path).map_err(failed(path))?;
+    let about = file.metadata().map_err(failed(path))?;
+    Ok((file, about.is_file().then_some(about.len())))
+}
+
+fn failed(path: &Path) -> impl Fn(std::io::Error) -> Failure {
+    move |error| Failure::usage(format!("cannot read {}: {error}", path.display()))
 }
 
 /// Reads a UTF-8 file of at most `largest` bytes.
@@ -45,4 +63,29 @@ pub(crate) fn read_text(path: &Path, largest: usize) -> Outcome<String> {
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Outcome {
     std::fs::write(path, bytes)
         .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A file of 1 TiB without contents, and a device without an end.
+    #[test]
+    fn what_is_too_large_is_refused_before_it_is_read() {
+        let folder = tempfile::tempdir().unwrap();
+        let sparse = folder.path().join("sparse");
+        File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
+        // Half a terabyte is within no memory: reading would fail the test, or never end.
+        let refused = read(&sparse, 1 << 39).unwrap_err();
+        assert!(refused.message.ends_with("has more than 549755813888 bytes"), "{}", refused.message);
+        assert!(read_text(&sparse, 1 << 20).is_err());
+        assert_eq!(read_beginning(&sparse, 10).unwrap().len(), 11);
+        let endless = read(Path::new("/dev/zero"), 1 << 20).unwrap_err();
+        assert_eq!(endless.message, "/dev/zero has more than 1048576 bytes");
+        let exact = folder.path().join("exact");
+        std::fs::write(&exact, [7; 10]).unwrap();
+        assert_eq!(read(&exact, 10).unwrap(), [7; 10]);
+        assert!(read(&exact, 9).is_err());
+        assert!(read(folder.path(), 10).is_err(), "a directory");
+    }
 }

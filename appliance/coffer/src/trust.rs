@@ -46,12 +46,7 @@ pub(crate) struct Trust {
 impl Trust {
     /// Reads what the options name.
     pub(crate) async fn load(options: &cli::Trust, github: &cli::Github) -> Outcome<Self> {
-        let roots = match &options.root {
-            Some(path) => Roots::intel()
-                .with_pem(&files::read_text(path, LARGEST_TEXT)?)
-                .map_err(|error| named(path, &error))?,
-            None => Roots::intel(),
-        };
+        let roots = roots(options.root.as_deref())?;
         let policy = match &options.policy {
             Some(path) => {
                 Policy::parse(&files::read(path, LARGEST_TEXT)?).map_err(|error| named(path, &error))?
@@ -99,6 +94,16 @@ impl Trust {
     pub(crate) fn appraise_quote(&self, quote: &[u8], collateral: Option<&Collateral>, now: u64) -> Judged {
         let appraisal = appraise::appraise_quote(quote, collateral, &self.policy, &self.roots, now);
         Judged { appraisal, explanation: None, inputs: self.inputs.clone() }
+    }
+}
+
+/// Intel's root, and those of a PEM file.
+pub(crate) fn roots(further: Option<&Path>) -> Outcome<Roots> {
+    match further {
+        Some(path) => Roots::intel()
+            .with_pem(&files::read_text(path, LARGEST_TEXT)?)
+            .map_err(|error| named(path, &error)),
+        None => Ok(Roots::intel()),
     }
 }
 

@@ -157,8 +157,9 @@ fn measurements_of_images() {
     for case in cases {
         let folder = tempfile::tempdir().unwrap();
         let image = changed(folder.path(), "synthetic.efi", &file["files"], case);
-        let arguments =
-            ["measure", &image, "--boot", "tdx", "--boot", "simulator"].map(str::to_owned).to_vec();
+        let ways = ["tdx", "simulator", "tdx-kernel", "simulator-kernel"].map(|way| ["--boot", way]);
+        let arguments = [&["measure", &image][..], ways.as_flattened()].concat();
+        let arguments: Vec<String> = arguments.into_iter().map(str::to_owned).collect();
         measured(&arguments, "image", case);
     }
 }

@@ -173,8 +173,10 @@ fn image_cases(image: &[u8]) -> Vec<ImageCase> {
         of("a section with a size near the limit", table + 16, "ffffffff"),
         of("a section that starts near the limit", table + 20, "ffffffff"),
         of("overlapping sections", table + 40 + 20, "00040000"),
-        of("a section that is not predicted", table + 2 * 40, "2e70726f66696c65"),
-        of("no kernel", table + 5 * 40, "2e6e6f6e65"),
+        of("a section that is not predicted", table + 3 * 40, "2e70726f66696c65"),
+        of("no kernel", table + 6 * 40, "2e6e6f6e65"),
         of("a command line that is no text", find(b"quiet"), "ff"),
+        of("another version of the stub", find(b"257.13"), "323632"),
+        of("no boot stub", table, "2e6e6f6e65"),
     ]
 }

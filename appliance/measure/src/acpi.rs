@@ -265,9 +265,15 @@ fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, AcpiError> {
         Err(error) if error.kind() == std::io::ErrorKind::NotFound => return Ok(None),
         Err(error) => return Err(failed(error)),
     };
+    let about = file.metadata().map_err(failed)?;
     let mut bytes = Vec::new();
-    file.take(LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-    if bytes.len() > LARGEST { Err(AcpiError::TooLarge(name.to_owned())) } else { Ok(Some(bytes)) }
+    if !about.is_file() || about.len() <= LARGEST as u64 {
+        file.take(LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
+        if bytes.len() <= LARGEST {
+            return Ok(Some(bytes));
+        }
+    }
+    Err(AcpiError::TooLarge(name.to_owned()))
 }
 
 /// Why a folder of tables was refused.
@@ -286,7 +292,7 @@ pub enum AcpiError {
     #[error("there is no {0}")]
     Missing(String),
     /// Larger than any machine's.
-    #[error("{0} is larger than that of any machine")]
+    #[error("{0} has more than {most} bytes, the most that is read of a machine's", most = LARGEST)]
     TooLarge(String),
     /// `machine.json`.
     #[error("machine.json is malformed")]

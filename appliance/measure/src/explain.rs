@@ -4,9 +4,10 @@
 //! divergence, and for inferring likely causes with the evidence for each. It never decides whether anything is
 //! trusted: [`cofferdam_attest::appraise`] does, and a mismatch stays a mismatch whatever explains it.
 //!
-//! How sure a cause is, is said with it. It is *certain* when what was measured equals a digest that is known to come about in
-//! that way ([`Alternative`](cofferdam_attest::reference::Alternative)), and *likely* when it is inferred from which
-//! events differ. What nothing explains is listed as such.
+//! How sure a cause is, is said with it. It is *certain* only where the evidence proves it: a verified chain for MRTD, a known
+//! MRTD besides for what firmware measures (RTMR0, RTMR1), and RTMR1 as predicted besides for what boot stub and kernel
+//! measure (RTMR2), since another image measures what it likes. Everything else is *likely*, and what nothing explains is listed as
+//! such. The words are *tampered or another build* where an image differs and nothing measured says in what.
 //!
 //! What an explanation cannot know:
 //! - The log is believed only as far as it replays to the quote's register. Where it does not, no event is named.
@@ -19,25 +20,29 @@
 
 use cofferdam_attest::event_log::payload::{Machine, Payload as _};
 use cofferdam_attest::event_log::{self, Event, MAX_EVENTS};
-use cofferdam_attest::quote::Quote;
+use cofferdam_attest::quote::{Quote, attributes};
 use cofferdam_attest::reference::{
-    Boot, BootPlatform, ImageReference, PlatformReference, Reason, ReferenceValues,
+    Boot, BootPlatform, BootSource, ImageReference, PlatformReference, Reason, ReferenceValues,
 };
 use serde::Serialize;
 
 mod align;
 mod analysis;
+mod candidate;
 mod events;
 mod findings;
 mod handed;
 mod image;
 mod label;
+mod loaded;
 mod platform;
 mod render;
 mod sections;
+mod started;
 
 use analysis::{Analysis, Predicted};
-use findings::Findings;
+pub use candidate::Candidate;
+use findings::{Findings, Proof};
 
 /// Most rows of a register's comparison; a boot measures fewer than 30 events into one register.
 const MAX_ROWS: usize = 40;
@@ -141,7 +146,7 @@ pub struct Side {
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize)]
 #[serde(rename_all = "snake_case")]
 pub enum Certainty {
-    /// What was measured equals a value that is known to come about in this way.
+    /// The evidence proves it.
     Certain,
     /// Inferred from which events differ.
     Likely,
@@ -171,8 +176,19 @@ pub fn explain(
     log: &[Event],
     simulated: Option<bool>,
 ) -> Explanation {
+    explain_booted(reference, quote, log, simulated, None)
+}
+
+/// Like [`explain`], where somebody has an image that the machine may have been started with.
+#[must_use]
+pub fn explain_booted(
+    reference: &ReferenceValues,
+    quote: &Quote,
+    log: &[Event],
+    simulated: Option<bool>,
+    booted: Option<&Candidate>,
+) -> Explanation {
     let [rtmr0, rtmr1, rtmr2, rtmr3] = &quote.rtmr;
-    let mut findings = Findings::default();
     let fitting = reference.boot(simulated, (rtmr1, rtmr2), log);
     // Values for another kind of machine prove nothing, but show what is the same.
     let boot = fitting.or_else(|| reference.boot(None, (rtmr1, rtmr2), log));
@@ -190,7 +206,13 @@ pub fn explain(
         partial: platform.is_some_and(|platform| platform.rtmr0.is_none()),
     };
     let zero = Analysis::new(0, rtmr0, platform.and_then(|half| half.rtmr0), log, &predicted);
-    let mut image = image::Rules::new(boot, one, two);
+    // Of a TD that is open to debugging the host may have changed everything but MRTD.
+    let closed = simulated.is_some() && quote.td_attributes & attributes::DEBUG == 0;
+    let firmware = closed && platform.is_some_and(|half| half.order(&quote.mrtd).is_some());
+    let proof =
+        Proof { chain: simulated.is_some(), firmware, boot: firmware && one.status() == Status::Equal };
+    let mut findings = Findings { proof, ..Findings::default() };
+    let mut image = image::Rules { boot, candidate: booted, one, two, added: false, initrd_follows: false };
     image.boot_platform(fitting.is_none(), simulated, &mut findings);
     image.apply(&mut findings);
     let machine = (log.len() <= MAX_EVENTS && event_log::replay(log, 3) == *rtmr3)
@@ -204,8 +226,13 @@ pub fn explain(
     for analysis in [&shape.zero, &image.one, &image.two] {
         findings.leftovers(analysis);
     }
-    // What is merely seen comes behind what is understood.
-    findings.causes.sort_by_key(|cause| (cause.certainty, cause.reason == Reason::OtherEvent));
+    // Other keys of Secure Boot in the predicted firmware decide what may start at all, so they come first; what is merely seen
+    // comes behind what is understood.
+    let same_firmware = registers.first().is_some_and(|mrtd| mrtd.status != Status::Differs);
+    findings.causes.sort_by_key(|cause| {
+        let keys = same_firmware && cause.reason == Reason::SecureBoot;
+        (cause.certainty, !keys, cause.reason == Reason::OtherEvent)
+    });
     findings.causes.truncate(MAX_LISTED);
     Explanation {
         image: boot.map(describe_image),
@@ -254,7 +281,15 @@ fn describe_image((image, boot): (&ImageReference, &Boot)) -> String {
         BootPlatform::Tdx => "in a trust domain",
         BootPlatform::Simulator => "on the simulated device",
     };
-    format!("{} {} {kind}", label::printable(&image.image.name), label::printable(&image.image.release))
+    let source = match boot.source {
+        BootSource::Disk => "",
+        BootSource::Hypervisor => ", handed over by the hypervisor",
+    };
+    format!(
+        "{} {} {kind}{source}",
+        label::printable(&image.image.name),
+        label::printable(&image.image.release)
+    )
 }
 
 fn describe_platform(platform: &PlatformReference) -> String {

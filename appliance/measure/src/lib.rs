@@ -2,6 +2,7 @@
 
 pub mod acpi;
 mod bytes;
+pub mod difference;
 pub mod explain;
 pub mod firmware;
 mod guid;
@@ -10,6 +11,7 @@ pub mod mrtd;
 pub mod pe;
 mod qemu;
 pub mod smbios;
+pub mod stub;
 pub mod tdvf;
 pub mod uki;
 pub mod variables;

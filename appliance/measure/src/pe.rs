@@ -40,6 +40,8 @@ pub struct Section {
     pub name: String,
     /// Its bytes in the file.
     pub raw: Range<usize>,
+    /// `VirtualAddress`: where it lies in memory, from the image's beginning.
+    pub address: usize,
     /// `VirtualSize`: the bytes that count, which may be fewer than the raw ones (the rest is padding).
     pub virtual_size: usize,
 }
@@ -125,9 +127,30 @@ impl<'a> Image<'a> {
     /// The bytes of the first section with this name that count: `min(VirtualSize, SizeOfRawData)` of them.
     #[must_use]
     pub fn section(&self, name: &str) -> Option<&'a [u8]> {
-        let section = self.sections.iter().find(|section| section.name == name)?;
+        self.contents(self.sections.iter().find(|section| section.name == name)?)
+    }
+
+    /// The bytes of one of its sections that count.
+    #[must_use]
+    pub fn contents(&self, section: &Section) -> Option<&'a [u8]> {
         let length = section.virtual_size.min(section.raw.len());
         self.bytes.get(section.raw.clone())?.get(..length)
+    }
+
+    /// The bytes behind the last section, without the certificates, which are last.
+    #[must_use]
+    pub fn overlay(&self) -> &'a [u8] {
+        let end =
+            self.sections.iter().map(|section| section.raw.end).max().unwrap_or_default().max(self.headers);
+        let certificates = self.bytes.len().saturating_sub(self.certificates.len());
+        self.bytes.get(end..certificates).unwrap_or_default()
+    }
+
+    /// What the Authenticode digest leaves out: the checksum, and the certificate table.
+    #[must_use]
+    pub fn unhashed(&self) -> (&'a [u8], &'a [u8]) {
+        let checksum = self.bytes.get(self.checksum..self.checksum.saturating_add(4)).unwrap_or_default();
+        (checksum, self.bytes.get(self.certificates.clone()).unwrap_or_default())
     }
 
     /// The Authenticode digest over SHA-384: everything but the checksum, the certificate table's entry and the
@@ -192,7 +215,8 @@ fn section(bytes: &[u8], header: usize) -> Result<Section, PeError> {
     // A section without bytes in the file may point anywhere.
     let raw = if length == 0 { 0..0 } else { start..add(start, length)? };
     slice(bytes, raw.start, raw.len())?;
-    Ok(Section { name: String::from_utf8_lossy(name).into_owned(), raw, virtual_size })
+    let address = offset_at(bytes, add(header, 12)?)?;
+    Ok(Section { name: String::from_utf8_lossy(name).into_owned(), raw, address, virtual_size })
 }
 
 impl From<CutOff> for PeError {

@@ -9,12 +9,13 @@ use std::collections::BTreeMap;
 use cofferdam_attest::event_log::Register;
 use cofferdam_attest::evidence::ImageInfo;
 use cofferdam_attest::reference::{
-    Alternative, Boot, BootPlatform, Build, Cause, ImageReference, PredictedEvent, Reason, replay,
+    Alternative, Boot, BootPlatform, BootSource, Build, Cause, ImageReference, PredictedEvent, Reason, replay,
 };
 use sha2::{Digest as _, Sha256, Sha384};
 
 use crate::pe::{Image, PeError};
 use crate::qemu;
+use crate::stub::{self, StubError};
 
 /// What the firmware announces before it starts the first boot option, and around ExitBootServices.
 const CALLING: &str = "Calling EFI Application from Boot Option";
@@ -26,7 +27,7 @@ const SEPARATOR: [u8; 4] = [0; 4];
 /// The sections that systemd-stub 257 measures into PCR 11, in its order.
 const MEASURED_SECTIONS: [&str; 6] = [".linux", ".osrel", ".cmdline", ".initrd", ".uname", ".sbat"];
 /// Sections that would change what the stub measures or hands to the kernel in ways that are not predicted here. Our
-/// image has none of them; an image that has is refused in place of predicted wrongly.
+/// image has none of them; an image that has is refused instead of predicted wrongly.
 const UNPREDICTED_SECTIONS: [&str; 9] =
     [".ucode", ".splash", ".dtb", ".dtbauto", ".hwids", ".efifw", ".pcrsig", ".pcrpkey", ".profile"];
 
@@ -36,18 +37,25 @@ const UNPREDICTED_SECTIONS: [&str; 9] =
 /// [`MeasureError`] when the file is no UKI.
 pub fn image_reference(uki: &[u8], build: Option<Build>) -> Result<ImageReference, MeasureError> {
     let image = Image::parse(uki).map_err(MeasureError::Uki)?;
+    stub::check(&image).map_err(MeasureError::Stub)?;
+    let loaded = Loaded::new(&image)?;
+    let from_stub = stub_events(&image)?;
     let mut boots = Vec::new();
-    for platform in [BootPlatform::Tdx, BootPlatform::Simulator] {
-        let mut events = load_events(&image, platform)?;
-        events.extend(stub_events(&image)?);
-        boots.push(Boot { platform, rtmr1: replay(&events, 1), rtmr2: replay(&events, 2), events });
+    for source in [BootSource::Disk, BootSource::Hypervisor] {
+        for platform in [BootPlatform::Tdx, BootPlatform::Simulator] {
+            let mut events = loaded.events(platform, source);
+            events.extend(from_stub.iter().cloned());
+            let (rtmr1, rtmr2) = (replay(&events, 1), replay(&events, 2));
+            boots.push(Boot { platform, source, rtmr1, rtmr2, events });
+        }
     }
     let info = ImageInfo {
         name: "cofferdam".to_owned(),
         release: env!("CARGO_PKG_VERSION").to_owned(),
         digests: digests(uki, &image),
     };
-    Ok(ImageReference { image: info, build, boots, alternatives: alternatives(&image) })
+    let length = u64::try_from(uki.len()).ok();
+    Ok(ImageReference { image: info, length, build, boots, alternatives: alternatives(&image) })
 }
 
 /// Digests that differ from the predicted ones in known ways.
@@ -62,9 +70,9 @@ fn alternatives(image: &Image<'_>) -> Vec<Alternative> {
             reason: Reason::QemuHeaderPatching,
         }));
     }
-    // Stubs before 257 hand over the section alone.
+    // Without .osrel the stub adds no archive of its own.
     if let Ok(digest) = initrd_digest(image, false) {
-        found.push(Alternative { of: Cause::Initrd, digest, reason: Reason::StubVersion });
+        found.push(Alternative { of: Cause::Initrd, digest, reason: Reason::SectionRemoved });
     }
     found
 }
@@ -80,26 +88,43 @@ fn digests(uki: &[u8], image: &Image<'_>) -> BTreeMap<String, String> {
         .collect()
 }
 
-/// RTMR1: what the firmware does and loads.
-fn load_events(image: &Image<'_>, platform: BootPlatform) -> Result<Vec<PredictedEvent>, MeasureError> {
-    let linux = image.section(".linux").ok_or(MeasureError::Missing(".linux"))?;
-    let kernel = Image::parse(linux).map_err(MeasureError::Kernel)?;
-    let separators = match platform {
-        BootPlatform::Tdx => 1,
-        BootPlatform::Simulator => 5,
-    };
-    let mut events = vec![of_data(1, "EV_EFI_ACTION", CALLING.as_bytes(), Cause::BootAttempt)];
-    for _ in 0..separators {
-        events.push(of_data(1, "EV_SEPARATOR", &SEPARATOR, Cause::Separator));
+/// What the firmware loads: digests of the image and of the kernel that its stub starts.
+struct Loaded {
+    uki: Register,
+    kernel: Register,
+}
+
+impl Loaded {
+    fn new(image: &Image<'_>) -> Result<Self, MeasureError> {
+        let linux = image.section(".linux").ok_or(MeasureError::Missing(".linux"))?;
+        let kernel = Image::parse(linux).map_err(MeasureError::Kernel)?;
+        Ok(Self {
+            uki: image.authenticode_sha384().map_err(MeasureError::Uki)?,
+            kernel: kernel.authenticode_sha384().map_err(MeasureError::Kernel)?,
+        })
     }
-    let application = "EV_EFI_BOOT_SERVICES_APPLICATION";
-    let uki_digest = image.authenticode_sha384().map_err(MeasureError::Uki)?;
-    let kernel_digest = kernel.authenticode_sha384().map_err(MeasureError::Kernel)?;
-    events.push(of_digest(1, application, uki_digest, Cause::Uki));
-    events.push(of_digest(1, application, kernel_digest, Cause::Kernel));
-    events.push(of_data(1, "EV_EFI_ACTION", EXIT_INVOKED.as_bytes(), Cause::ExitBootServices));
-    events.push(of_data(1, "EV_EFI_ACTION", EXIT_DONE.as_bytes(), Cause::ExitBootServices));
-    Ok(events)
+
+    /// RTMR1: what the firmware does and loads. An image from the hypervisor is loaded before the firmware announces that it boots.
+    fn events(&self, platform: BootPlatform, source: BootSource) -> Vec<PredictedEvent> {
+        let separators = match platform {
+            BootPlatform::Tdx => 1,
+            BootPlatform::Simulator => 5,
+        };
+        let application = "EV_EFI_BOOT_SERVICES_APPLICATION";
+        let image = of_digest(1, application, self.uki, Cause::Uki);
+        let mut events = vec![of_data(1, "EV_EFI_ACTION", CALLING.as_bytes(), Cause::BootAttempt)];
+        for _ in 0..separators {
+            events.push(of_data(1, "EV_SEPARATOR", &SEPARATOR, Cause::Separator));
+        }
+        match source {
+            BootSource::Disk => events.push(image),
+            BootSource::Hypervisor => events.insert(0, image),
+        }
+        events.push(of_digest(1, application, self.kernel, Cause::Kernel));
+        events.push(of_data(1, "EV_EFI_ACTION", EXIT_INVOKED.as_bytes(), Cause::ExitBootServices));
+        events.push(of_data(1, "EV_EFI_ACTION", EXIT_DONE.as_bytes(), Cause::ExitBootServices));
+        events
+    }
 }
 
 /// RTMR2: the sections that systemd-stub measures (the name with its NUL, then the contents), then the command line
@@ -217,6 +242,9 @@ pub enum MeasureError {
     /// The kernel inside.
     #[error("section .linux holds no kernel")]
     Kernel(#[source] PeError),
+    /// Its boot stub.
+    #[error("what the image measures cannot be predicted")]
+    Stub(#[source] StubError),
     /// A section that every UKI of ours has.
     #[error("the image has no section {0}")]
     Missing(&'static str),
@@ -231,11 +259,12 @@ pub enum MeasureError {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use crate::synthetic::{pe as build, uki};
+    use crate::synthetic::{MAGIC, pe as build, uki};
 
     fn boot(uki: &[u8], platform: BootPlatform) -> Boot {
         let reference = image_reference(uki, None).unwrap();
-        reference.boots.into_iter().find(|boot| boot.platform == platform).unwrap()
+        let from_disk = |boot: &Boot| boot.platform == platform && boot.source == BootSource::Disk;
+        reference.boots.into_iter().find(from_disk).unwrap()
     }
 
     fn registers(uki: &[u8], platform: BootPlatform) -> (Register, Register) {
@@ -300,11 +329,16 @@ mod tests {
     #[test]
     fn a_section_that_readers_could_take_differently_is_refused() {
         let kernel = build(&[]);
-        let sections: [(&str, &[u8]); 4] =
-            [(".linux", &kernel), (".cmdline", b"a"), (".initrd", b"i"), (".cmdline", b"b")];
+        let sections: [(&str, &[u8]); 5] = [
+            (".sdmagic", MAGIC),
+            (".linux", &kernel),
+            (".cmdline", b"a"),
+            (".initrd", b"i"),
+            (".cmdline", b"b"),
+        ];
         let refused = |uki: &[u8]| matches!(image_reference(uki, None), Err(MeasureError::Unpredicted(name)) if name == ".cmdline");
         assert!(refused(&build(&sections)), "twice");
-        let mut longer = build(&sections[..3]);
+        let mut longer = build(&sections[..4]);
         let name = longer.windows(9).position(|bytes| bytes == b".cmdline\x01").unwrap();
         // VirtualSize behind SizeOfRawData, 0x200.
         longer[name + 8..name + 12].copy_from_slice(&0x201_u32.to_le_bytes());
@@ -314,16 +348,19 @@ mod tests {
     #[test]
     fn what_is_no_uki_is_an_error() {
         assert!(matches!(image_reference(b"", None), Err(MeasureError::Uki(_))));
-        let no_kernel = build(&[(".linux", b"not a PE")]);
+        let no_kernel = build(&[(".sdmagic", MAGIC), (".linux", b"not a PE")]);
         assert!(matches!(image_reference(&no_kernel, None), Err(MeasureError::Kernel(_))));
         let kernel = build(&[]);
-        let bare = build(&[(".linux", &kernel)]);
+        let stub = (".sdmagic", MAGIC);
+        assert!(matches!(image_reference(&kernel, None), Err(MeasureError::Stub(StubError::None))));
+        let bare = build(&[stub, (".linux", &kernel)]);
         assert!(matches!(image_reference(&bare, None), Err(MeasureError::Missing(".cmdline"))));
-        let splash = build(&[(".linux", &kernel), (".cmdline", b"a"), (".initrd", b"i"), (".splash", b"s")]);
+        let splash =
+            build(&[stub, (".linux", &kernel), (".cmdline", b"a"), (".initrd", b"i"), (".splash", b"s")]);
         assert!(
             matches!(image_reference(&splash, None), Err(MeasureError::Unpredicted(name)) if name == ".splash")
         );
-        let binary = build(&[(".linux", &kernel), (".cmdline", b"\xff"), (".initrd", b"i")]);
+        let binary = build(&[stub, (".linux", &kernel), (".cmdline", b"\xff"), (".initrd", b"i")]);
         assert!(matches!(image_reference(&binary, None), Err(MeasureError::CommandLine)));
     }
 
@@ -338,7 +375,7 @@ mod tests {
         assert_eq!(patched.len(), 2);
         assert_ne!(patched[0], patched[1]);
         assert!(!patched.contains(&predicted(Cause::Kernel)));
-        let bare: Vec<Register> = of(Reason::StubVersion).map(|found| found.digest).collect();
+        let bare: Vec<Register> = of(Reason::SectionRemoved).map(|found| found.digest).collect();
         assert_eq!(bare, [Register::from(Sha384::digest(b"initrd"))]);
         assert_ne!(bare[0], predicted(Cause::Initrd));
     }

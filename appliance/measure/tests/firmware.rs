@@ -551,6 +551,14 @@ fn a_folder_of_tables_is_read_within_bounds() {
     );
     write("etc/table-loader", &loader(&["etc/acpi/rsdp", "etc/acpi/tables"]));
     write("Boot0001", &vec![0; (1 << 20) + 1]);
+    let refused = AcpiTables::read(&folder.0).unwrap_err();
+    assert!(refused.to_string().starts_with("Boot0001 has more than 1048576 bytes"), "{refused}");
+    // A file of 1 TiB without contents, and a device without an end: neither is read to its end.
+    let file = std::fs::File::create(folder.0.join("Boot0001")).unwrap();
+    file.set_len(1 << 40).unwrap();
+    assert!(matches!(AcpiTables::read(&folder.0), Err(AcpiError::TooLarge(name)) if name == "Boot0001"));
+    std::fs::remove_file(folder.0.join("Boot0001")).unwrap();
+    std::os::unix::fs::symlink("/dev/zero", folder.0.join("Boot0001")).unwrap();
     assert!(matches!(AcpiTables::read(&folder.0), Err(AcpiError::TooLarge(name)) if name == "Boot0001"));
     write("machine.json", br#"{"qemu": "10.0.2", "memory_mib": -1, "cpus": 2, "arguments": []}"#);
     assert!(AcpiTables::read(&folder.0).is_err());

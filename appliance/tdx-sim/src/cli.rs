@@ -1,7 +1,7 @@
 //! The command line. Data goes to standard output, everything else to standard error.
 
 use std::fs::File;
-use std::io::{self, Write};
+use std::io::{self, Read as _, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -16,9 +16,12 @@ use tdx_sim::{
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
 use tokio_rustls::TlsAcceptor;
+use zeroize::Zeroizing;
 
 /// Longest quote file that is read: a real one is about 5 KB, padded to 8 KB at most.
 const MAX_QUOTE: u64 = 64 * 1024;
+/// Longest certificate chain or key that is read; a chain of a server is a few KB.
+const MAX_PEM: u64 = 256 * 1024;
 
 /// A SIMULATED TDX platform for development: its quotes prove nothing about any hardware.
 #[derive(Parser)]
@@ -191,11 +194,11 @@ fn serve(arguments: &PccsArguments) -> anyhow::Result<()> {
 }
 
 fn acceptor(certificate: &Path, key: &Path) -> anyhow::Result<TlsAcceptor> {
-    let chain = CertificateDer::pem_file_iter(certificate)
-        .and_then(Iterator::collect::<Result<Vec<_>, _>>)
+    let chain = CertificateDer::pem_slice_iter(&read(certificate, MAX_PEM)?)
+        .collect::<Result<Vec<_>, _>>()
         .with_context(|| format!("no certificate chain in {}", certificate.display()))?;
-    let key =
-        PrivateKeyDer::from_pem_file(key).with_context(|| format!("no private key in {}", key.display()))?;
+    let key = PrivateKeyDer::from_pem_slice(&read(key, MAX_PEM)?)
+        .with_context(|| format!("no private key in {}", key.display()))?;
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = rustls::ServerConfig::builder_with_provider(provider)
         .with_protocol_versions(&[&rustls::version::TLS13])?
@@ -227,10 +230,23 @@ fn quote(arguments: &QuoteArguments) -> anyhow::Result<()> {
     print(&quote)
 }
 
+/// Reads a file of at most `limit` bytes. A regular one is refused before it is read.
+fn read(path: &Path, limit: u64) -> anyhow::Result<Zeroizing<Vec<u8>>> {
+    let named = || path.display().to_string();
+    let file = File::open(path).with_context(named)?;
+    let about = file.metadata().with_context(named)?;
+    let mut bytes = Zeroizing::new(Vec::new());
+    if !about.is_file() || about.len() <= limit {
+        file.take(limit.saturating_add(1)).read_to_end(&mut bytes).with_context(named)?;
+        if bytes.len() as u64 <= limit {
+            return Ok(bytes);
+        }
+    }
+    anyhow::bail!("{} has more than {limit} bytes", path.display())
+}
+
 fn like(path: &Path) -> anyhow::Result<TdReport> {
-    let mut bytes = Vec::new();
-    let file = File::open(path).with_context(|| path.display().to_string())?;
-    io::Read::read_to_end(&mut io::Read::take(file, MAX_QUOTE), &mut bytes)?;
+    let bytes = read(path, MAX_QUOTE)?;
     let quote = cofferdam_attest::quote::parse(&bytes).with_context(|| path.display().to_string())?;
     Ok(TdReport {
         mrtd: quote.mrtd,

@@ -149,9 +149,14 @@ impl Platform {
     }
 }
 
-/// Reads a seed from a file or a block device.
+/// Reads a seed from a file, or from the beginning of a block device.
 pub fn read_seed(path: &Path) -> Result<Seed, PlatformError> {
     let file = std::fs::File::open(path).map_err(at(path))?;
+    let about = file.metadata().map_err(at(path))?;
+    if about.is_file() && about.len() > SEED_FILE_LIMIT {
+        let what = format!("more than {SEED_FILE_LIMIT} bytes");
+        return Err(at(path)(io::Error::new(io::ErrorKind::FileTooLarge, what)));
+    }
     let mut bytes = Zeroizing::new(Vec::new());
     file.take(SEED_FILE_LIMIT).read_to_end(&mut bytes).map_err(at(path))?;
     Ok(Seed::from_bytes(&bytes)?)

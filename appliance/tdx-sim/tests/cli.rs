@@ -94,6 +94,43 @@ fn mistakes_are_named() {
     assert_eq!(run(&["frobnicate"]).status.code(), Some(2));
 }
 
+/// A file of 1 TiB without contents, and a device without an end.
+#[test]
+fn inputs_that_are_too_large_are_refused_before_they_are_read() {
+    let directory = tempfile::tempdir().unwrap();
+    let machine = machine(directory.path());
+    let sparse = directory.path().join("sparse");
+    fs::File::create(&sparse).unwrap().set_len(1 << 40).unwrap();
+    let sparse = sparse.to_str().unwrap();
+    let large = directory.path().join("large");
+    fs::create_dir(&large).unwrap();
+    fs::File::create(large.join("platform.seed")).unwrap().set_len(1 << 40).unwrap();
+    for (input, limit) in [(sparse, "sparse has more than"), ("/dev/zero", "/dev/zero has more than")] {
+        for arguments in [
+            &["quote", "--platform", &machine, "--like", input][..],
+            &[
+                "pccs",
+                "--platform",
+                &machine,
+                "--listen",
+                "127.0.0.1:0",
+                "--tls-cert",
+                input,
+                "--tls-key",
+                input,
+            ],
+        ] {
+            let output = run(arguments);
+            let error = String::from_utf8(output.stderr).unwrap();
+            assert_eq!(output.status.code(), Some(1), "{arguments:?}");
+            assert!(error.contains(limit), "{arguments:?}: {error}");
+        }
+    }
+    let output = run(&["quote", "--platform", large.to_str().unwrap()]);
+    let error = String::from_utf8(output.stderr).unwrap();
+    assert!(error.contains("more than 4096 bytes"), "{error}");
+}
+
 #[test]
 fn the_device_process_without_its_registers_does_nothing() {
     let output = run(&["device"]);

@@ -140,6 +140,26 @@ pub enum Reason {
     OtherEvent,
     /// Values for a trust domain compared with the simulated device, or the reverse.
     BootPlatform,
+    /// The image has a section that the reference's has not, or one of a name that is there already.
+    SectionAdded,
+    /// A section of the reference's image is missing.
+    SectionRemoved,
+    /// The same sections with the same contents, at other places.
+    ImageLayout,
+    /// Bytes behind the image's last section.
+    Overlay,
+    /// The checksum or the certificates in the PE header, which the firmware's digest leaves out.
+    Checksum,
+    /// The code of the boot stub is another one.
+    StubCode,
+    /// The image as a whole is another one, and nothing measured says in what.
+    Tampered,
+    /// A file that the boot stub takes from beside the image and adds to it.
+    Addon,
+    /// An event was measured earlier or later than predicted.
+    EventMoved,
+    /// The hypervisor handed the image to the firmware (QEMU's `-kernel`), which therefore had no boot option to announce before.
+    KernelBoot,
 }
 
 impl std::fmt::Display for Reason {
@@ -162,6 +182,16 @@ impl std::fmt::Display for Reason {
             Self::BootEntries => "other boot entries",
             Self::OtherEvent => "an event too many or too few",
             Self::BootPlatform => "reference values of another kind of machine",
+            Self::SectionAdded => "a section added to the image",
+            Self::SectionRemoved => "a section removed from the image",
+            Self::ImageLayout => "the image's sections moved",
+            Self::Overlay => "bytes behind the image's last section",
+            Self::Checksum => "another PE checksum or signature",
+            Self::StubCode => "other code in the boot stub",
+            Self::Tampered => "tampered or another build",
+            Self::Addon => "an addon beside the image",
+            Self::EventMoved => "an event in another place",
+            Self::KernelBoot => "started with -kernel and not from a disk",
         })
     }
 }

@@ -11,8 +11,8 @@ use cofferdam_attest::event_log::{Event, Register, replay};
 use cofferdam_attest::evidence::{Collateral, Evidence, ImageInfo};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::reference::{
-    Boot, BootPlatform, Cause, ImageReference, Mrtd, PageOrder, PlatformReference, PredictedEvent,
-    ReferenceValues,
+    Boot, BootPlatform, BootSource, Cause, ImageReference, Mrtd, PageOrder, PlatformReference,
+    PredictedEvent, ReferenceValues,
 };
 use tdx_sim::{CollateralOptions, Platform, Seed, TdReport};
 
@@ -108,8 +108,15 @@ pub fn reference() -> ReferenceValues {
             })
             .collect()
     };
-    let boot = Boot { platform: BootPlatform::Simulator, rtmr1, rtmr2, events: predicted(&[1, 2]) };
-    let image = ImageReference { image: image(), build: None, boots: vec![boot], alternatives: vec![] };
+    let boot = Boot {
+        platform: BootPlatform::Simulator,
+        source: BootSource::Disk,
+        rtmr1,
+        rtmr2,
+        events: predicted(&[1, 2]),
+    };
+    let image =
+        ImageReference { image: image(), length: None, build: None, boots: vec![boot], alternatives: vec![] };
     let platform = PlatformReference {
         name: "simulator".into(),
         simulated: true,

@@ -2,15 +2,12 @@
 
 use std::path::Path;
 
-use cofferdam_declaration::Declaration;
+use cofferdam_declaration::{Declaration, MAX_BYTES};
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure, Outcome};
 use crate::files;
 use crate::ui::{Ui, with_schema_version};
-
-/// One byte more than a declaration may have, so that the parser itself says that it is too large.
-const LARGEST: usize = (1 << 20) + 1;
 
 pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
     if schema {
@@ -18,7 +15,7 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
         ui.result(&text, cofferdam_declaration::json_schema());
         return Ok(());
     }
-    let bytes = files::read(path, LARGEST)?;
+    let bytes = files::read(path, MAX_BYTES)?;
     match Declaration::parse(&bytes) {
         Ok(declaration) => {
             let services: Vec<&str> =

@@ -4,19 +4,24 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
+use cofferdam_attest::appraise;
+use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{self, Evidence};
+use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote;
 use cofferdam_attest::reference::{
-    BootPlatform, Build, Cause, Half, ImageReference, MachineShape, Mrtd, PageOrder, PlatformReference,
-    PredictedEvent, ReferenceValues,
+    BootPlatform, BootSource, Build, Cause, Half, ImageReference, MachineShape, Mrtd, PageOrder,
+    PlatformReference, PredictedEvent, ReferenceValues,
 };
+use cofferdam_measure::MeasureError;
 use cofferdam_measure::acpi::AcpiTables;
-use cofferdam_measure::explain::{self, Status};
+use cofferdam_measure::explain::{self, Candidate, Status};
 use cofferdam_measure::firmware::{self, Prediction};
 use serde_json::{Value, json};
 
 use crate::cli::{Boot, Measure};
 use crate::failure::{Failure, Outcome, chain};
+use crate::trust::{self, unix_now};
 use crate::ui::{Ui, printable};
 use crate::{files, references};
 
@@ -30,7 +35,8 @@ const ANY_MEMORY_MIB: u64 = 4096;
 const LARGEST_BUILD: usize = 256 << 10;
 
 pub(crate) async fn run(ui: &Ui, options: &Measure) -> Outcome {
-    let image = image(options)?;
+    let uki = options.image.as_deref().map(|path| files::read(path, LARGEST_IMAGE)).transpose()?;
+    let image = image(options, uki.as_deref())?;
     let (platform, open) = platform(ui, options)?.unzip();
     if let (Some(path), Some(image)) = (&options.save, &image) {
         save(path, &Half::Image(image.clone()))?;
@@ -62,7 +68,8 @@ pub(crate) async fn run(ui: &Ui, options: &Measure) -> Outcome {
     for half in halves {
         values.add(half).map_err(|error| Failure::usage(chain(&error)))?;
     }
-    explain_evidence(ui, path, &values)
+    let booted = booted(options, uki.as_deref())?;
+    explain_evidence(ui, path, &values, booted.as_ref(), &trust::roots(options.root.as_deref())?)
 }
 
 /// Writes a half that every verifier will read again.
@@ -74,22 +81,39 @@ fn save(path: &Path, half: &Half) -> Outcome {
 }
 
 /// The image half for the ways of booting that were asked for.
-fn image(options: &Measure) -> Outcome<Option<ImageReference>> {
-    let Some(path) = &options.image else { return Ok(None) };
+fn image(options: &Measure, uki: Option<&[u8]>) -> Outcome<Option<ImageReference>> {
+    let (Some(path), Some(uki)) = (&options.image, uki) else { return Ok(None) };
     let build = options.build.as_deref().map(read_build).transpose()?;
-    let bytes = files::read(path, LARGEST_IMAGE)?;
-    let mut image = cofferdam_measure::image_reference(&bytes, build)
-        .map_err(|error| Failure::failed(format!("{}: {}", path.display(), chain(&error))))?;
-    let wanted: Vec<BootPlatform> = options.boot.iter().copied().map(boot_platform).collect();
-    image.boots.retain(|boot| wanted.contains(&boot.platform));
+    let mut image = cofferdam_measure::image_reference(uki, build).map_err(|error| {
+        let failure = Failure::failed(format!("{}: {}", path.display(), chain(&error)));
+        match error {
+            MeasureError::Stub(_) => {
+                failure.hint("build the image with the systemd-boot-efi of Debian 13 (257); another version measures otherwise")
+            }
+            _ => failure,
+        }
+    })?;
+    let wanted: Vec<(BootPlatform, BootSource)> = options.boot.iter().copied().map(way).collect();
+    image.boots.retain(|boot| wanted.contains(&(boot.platform, boot.source)));
     Ok(Some(image))
 }
 
-fn boot_platform(boot: Boot) -> BootPlatform {
+fn way(boot: Boot) -> (BootPlatform, BootSource) {
     match boot {
-        Boot::Tdx => BootPlatform::Tdx,
-        Boot::Simulator => BootPlatform::Simulator,
+        Boot::Tdx => (BootPlatform::Tdx, BootSource::Disk),
+        Boot::Simulator => (BootPlatform::Simulator, BootSource::Disk),
+        Boot::TdxKernel => (BootPlatform::Tdx, BootSource::Hypervisor),
+        Boot::SimulatorKernel => (BootPlatform::Simulator, BootSource::Hypervisor),
     }
+}
+
+/// The image that somebody thinks was started.
+fn booted(options: &Measure, uki: Option<&[u8]>) -> Outcome<Option<Candidate>> {
+    let (Some(path), Some(uki)) = (&options.booted, uki) else { return Ok(None) };
+    let file = files::read(path, LARGEST_IMAGE)?;
+    let candidate = Candidate::new(uki, &file)
+        .map_err(|error| Failure::failed(format!("{}: {}", path.display(), chain(&error))))?;
+    Ok(Some(candidate))
 }
 
 fn read_build(path: &Path) -> Outcome<Build> {
@@ -101,7 +125,7 @@ fn read_build(path: &Path) -> Outcome<Build> {
 fn platform(ui: &Ui, options: &Measure) -> Outcome<Option<(PlatformReference, Vec<String>)>> {
     let given = &options.platform;
     if let Some(value) = given.mrtd {
-        let simulated = options.boot.contains(&Boot::Simulator);
+        let simulated = options.boot.iter().any(|boot| way(*boot).0 == BootPlatform::Simulator);
         let name =
             given.name.clone().unwrap_or_else(|| if simulated { "simulator" } else { "stated" }.to_owned());
         let platform = PlatformReference {
@@ -163,7 +187,13 @@ fn read_tables(directory: &Path) -> Outcome<AcpiTables> {
 }
 
 /// Says how the registers of an evidence document differ from `values`: 0 when they do not, 3 when they do.
-fn explain_evidence(ui: &Ui, path: &Path, values: &ReferenceValues) -> Outcome {
+fn explain_evidence(
+    ui: &Ui,
+    path: &Path,
+    values: &ReferenceValues,
+    booted: Option<&Candidate>,
+    roots: &Roots,
+) -> Outcome {
     let document = files::read(path, evidence::MAX_BYTES)?;
     let refused =
         |error: &dyn std::error::Error| Failure::rejected(format!("{}: {}", path.display(), chain(error)));
@@ -173,10 +203,17 @@ fn explain_evidence(ui: &Ui, path: &Path, values: &ReferenceValues) -> Outcome {
         return Err(Failure::usage("nothing to compare with")
             .hint("name an image, a --firmware or --reference values to explain the difference from"));
     }
-    let explanation = explain::explain(values, &quote, &evidence.event_log, None);
+    // What is certain depends on the quote's chain; whether a policy accepts the machine is for `coffer appraise` to say.
+    let collateral = evidence.collateral.as_ref();
+    let judged =
+        appraise::appraise_quote(&evidence.quote, collateral, &Policy::default(), roots, unix_now()?);
+    let simulated = judged.platform.is_some().then_some(judged.simulated);
+    let explanation = explain::explain_booted(values, &quote, &evidence.event_log, simulated, booted);
     let same = explanation.registers.iter().all(|register| register.status != Status::Differs);
     ui.result(&explanation.to_string(), json!({ "same": same, "explanation": explanation }));
-    ui.note("the quote's signature was not checked: `coffer appraise` does that");
+    if simulated.is_none() {
+        ui.note("the quote is not verified: `coffer appraise` says why, --root names a further root");
+    }
     if same {
         Ok(())
     } else {
@@ -194,7 +231,11 @@ fn show_image(text: &mut String, image: &ImageReference) {
             BootPlatform::Tdx => ("tdx", ""),
             BootPlatform::Simulator => ("simulator", "  (SIMULATED)"),
         };
-        let _ = writeln!(text, "booted by {way}{note}");
+        let source = match boot.source {
+            BootSource::Disk => "",
+            BootSource::Hypervisor => "-kernel",
+        };
+        let _ = writeln!(text, "booted by {way}{source}{note}");
         let _ = writeln!(text, "  RTMR1  {}\n  RTMR2  {}", hex::encode(boot.rtmr1), hex::encode(boot.rtmr2));
         show_events(text, &boot.events);
     }

@@ -115,6 +115,13 @@ impl<'a> Analysis<'a> {
         any
     }
 
+    /// Marks the first open pair that `which` picks; whether there is one.
+    pub(super) fn take_one(&mut self, which: impl Fn(&Pair<'a>) -> bool) -> bool {
+        let mut pairs = self.pairs.iter().zip(&mut self.explained);
+        let found = pairs.find(|(pair, explained)| !**explained && which(pair));
+        found.map(|(_, explained)| *explained = true).is_some()
+    }
+
     /// The pairs that no cause accounts for.
     pub(super) fn open(&self) -> impl Iterator<Item = &Pair<'a>> {
         self.pairs.iter().zip(&self.explained).filter(|(_, explained)| !**explained).map(|(pair, _)| pair)

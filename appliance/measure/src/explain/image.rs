@@ -1,17 +1,21 @@
 //! Causes in the image's half: RTMR1 (what the firmware loads) and RTMR2 (what boot stub and kernel measure).
 //!
 //! Both registers are judged together, because one changed section shows twice: as itself in RTMR2 and in the digest of the
-//! whole image in RTMR1; [`super::sections`] and [`super::handed`] hold the rules for RTMR2. A part whose register equals the reference is as predicted, whatever the log says.
+//! whole image in RTMR1; [`super::sections`] and [`super::handed`] hold the rules for RTMR2, [`super::started`] those for how the image
+//! was started. A part whose register equals the reference is as predicted, whatever the log says.
+//!
+//! An image with another digest has another stub for all we know, which may measure into RTMR2 what it likes: whatever RTMR2 then
+//! shows is likely at most. An image with the predicted digest has the predicted stub, so no rule blames that.
 
-use cofferdam_attest::event_log::Register;
+use cofferdam_attest::event_log::{Event, Register};
 use cofferdam_attest::reference::{Boot, BootPlatform, Cause, ImageReference, Reason};
 
 use super::align::Pair;
 use super::analysis::{Analysis, LogState};
+use super::candidate::Candidate;
 use super::events::other_events;
-use super::findings::Findings;
-use super::sections::{contents, section_of, tags};
-use super::{Status, label};
+use super::findings::{Findings, Proof};
+use super::{Status, label, loaded};
 
 /// Most names that one sentence lists.
 pub(super) const MAX_NAMES: usize = 8;
@@ -27,20 +31,18 @@ pub(super) enum Part {
 }
 
 pub(super) struct Rules<'a> {
-    boot: Option<(&'a ImageReference, &'a Boot)>,
+    pub(super) boot: Option<(&'a ImageReference, &'a Boot)>,
+    /// The image that the machine was started with, where somebody has it.
+    pub(super) candidate: Option<&'a Candidate>,
     pub(super) one: Analysis<'a>,
     pub(super) two: Analysis<'a>,
+    /// An addon was loaded.
+    pub(super) added: bool,
+    /// Sections that are there in addition or missing change the initrd that the kernel receives.
+    pub(super) initrd_follows: bool,
 }
 
 impl<'a> Rules<'a> {
-    pub(super) fn new(
-        boot: Option<(&'a ImageReference, &'a Boot)>,
-        one: Analysis<'a>,
-        two: Analysis<'a>,
-    ) -> Self {
-        Self { boot, one, two }
-    }
-
     /// Whether the reference is for this kind of machine. `unfit` says that no half fits what the chain proves.
     pub(super) fn boot_platform(&mut self, unfit: bool, simulated: Option<bool>, findings: &mut Findings) {
         let Some((_, boot)) = self.boot else { return };
@@ -66,7 +68,7 @@ impl<'a> Rules<'a> {
                 "The evidence's certificate chain is that of {proved}, and the only reference values given are for \
                  {wanted}."
             );
-            findings.certain(Reason::BootPlatform, &["rtmr1"], sentence);
+            findings.proved(findings.proof.chain, Reason::BootPlatform, &["rtmr1"], sentence);
         }
         // One separator per register (TDVF) or per PCR (firmware with a TPM, five of which are RTMR1).
         let shape = match boot.platform {
@@ -75,6 +77,9 @@ impl<'a> Rules<'a> {
         };
         if self.one.usable() && shape {
             self.one.take(|pair| separator(pair) && (pair.measured.is_none() || pair.predicted.is_none()));
+            if unfit {
+                return;
+            }
             let sentence = format!(
                 "RTMR1's log has {measured} separators where {predicted} were predicted, as {other} measures them; the \
                  reference is for {wanted}."
@@ -87,107 +92,117 @@ impl<'a> Rules<'a> {
         if self.one.status() != Status::Differs && self.two.status() != Status::Differs {
             return;
         }
-        let patched = self.alternatives(findings);
-        if self.bare_kernel(patched, findings) {
+        let known = self.booted(findings);
+        let bare = self.bare_kernel(findings);
+        self.moved(findings);
+        if bare {
             return self.others(findings);
         }
-        let restructured = self.structure(findings);
-        let changed = self.sections(findings);
+        self.listed(findings);
+        if !known {
+            self.structure(findings);
+            self.sections(findings);
+        }
+        self.addons(findings);
         self.command_line(findings);
-        self.initrd(restructured, findings);
-        if changed.is_empty() {
+        self.initrd(findings);
+        if !known {
             self.image_alone(findings);
         }
         self.others(findings);
     }
 
-    /// Digests that are known to come about in a certain way. Whether one is that of a kernel that QEMU patched.
-    fn alternatives(&mut self, findings: &mut Findings) -> bool {
-        let mut patched = false;
-        let Some((image, _)) = self.boot else { return patched };
+    /// Digests that the reference lists as coming about in a certain way. What the hypervisor does to a kernel has a rule of its own,
+    /// and so has the initrd of an image without `.osrel`.
+    fn listed(&mut self, findings: &mut Findings) {
+        let Some((image, _)) = self.boot else { return };
         for alternative in &image.alternatives {
-            for analysis in [&mut self.one, &mut self.two] {
-                let name = analysis.name();
-                let hit = analysis.take(|pair| match (pair.measured, pair.predicted) {
-                    (Some((_, measured)), Some((_, predicted))) => {
-                        predicted.cause == alternative.of && measured.register_digest() == alternative.digest
-                    }
-                    _ => false,
-                });
-                if hit {
-                    patched |= alternative.reason == Reason::QemuHeaderPatching;
-                    let of = label::printable(&alternative.of.to_string());
-                    let sentence = format!(
-                        "What was measured for \"{of}\" is exactly what the reference lists for this case: {}.",
-                        known(alternative.reason)
-                    );
-                    findings.certain(alternative.reason, &[name], sentence);
-                }
+            if alternative.reason == Reason::QemuHeaderPatching
+                || (&alternative.of, alternative.reason) == (&Cause::Initrd, Reason::SectionRemoved)
+            {
+                continue;
+            }
+            let loaded = matches!(alternative.of, Cause::Uki | Cause::Kernel);
+            let Proof { firmware, boot, .. } = findings.proof;
+            let analysis = if loaded { &mut self.one } else { &mut self.two };
+            let name = analysis.name();
+            let hit = analysis.take(|pair| {
+                is(pair, &alternative.of)
+                    && pair.measured.is_some_and(|(_, event)| event.register_digest() == alternative.digest)
+            });
+            if hit {
+                let of = label::printable(&alternative.of.to_string());
+                let why = known(alternative.reason);
+                let sentence = format!(
+                    "What was measured for \"{of}\" is exactly what the reference lists for this case: {why}."
+                );
+                findings.proved(if loaded { firmware } else { boot }, alternative.reason, &[name], sentence);
             }
         }
-        patched
-    }
-
-    /// The kernel out of the image was started without the image: then no stub measures, and command line and initrd are
-    /// the host's. Whether that is so.
-    fn bare_kernel(&mut self, patched: bool, findings: &mut Findings) -> bool {
-        let started = patched || self.part(&Cause::Kernel) == Part::Same;
-        let no_section = self.two.usable() && contents(&self.two, &tags(&self.two)).is_empty();
-        if self.part(&Cause::Uki) != Part::Missing || !started || !no_section {
-            return false;
-        }
-        self.one.take(|pair| is(pair, &Cause::Uki));
-        let own = |pair: &Pair<'_>| is(pair, &Cause::CommandLine) || is(pair, &Cause::Initrd);
-        let others =
-            if self.two.take(own) { ", with another command line or initrd than the image's" } else { "" };
-        self.two.take(|pair| section_of(pair).is_some());
-        let sentence = format!(
-            "The kernel out of the image was started without the image: RTMR1 holds no image, RTMR2 no sections{others}."
-        );
-        let reason = if patched { Reason::QemuHeaderPatching } else { Reason::OtherImage };
-        findings.likely(reason, &["rtmr1", "rtmr2"], sentence);
-        true
     }
 
     /// The image as a whole differs, and none of its measured sections is known to.
     fn image_alone(&mut self, findings: &mut Findings) {
         let image = matches!(self.open_part(&Cause::Uki), Part::Changed(_));
         let kernel = matches!(self.open_part(&Cause::Kernel), Part::Changed(_));
-        if !image && !kernel {
+        // A predicted image starts the predicted kernel: nothing known explains that it does not.
+        if !image {
             return;
         }
-        let disk = self
-            .one
-            .pairs
-            .iter()
-            .filter_map(|pair| pair.measured)
-            .any(|(_, event)| matches!(event.event.as_str(), "EV_EFI_GPT_EVENT" | "EV_EFI_GPT_EVENT2"));
+        let hint = self.length_hint();
         let linux = self.section(".linux");
-        self.one.take(|pair| is(pair, &Cause::Uki) || is(pair, &Cause::Kernel));
-        let what = match (image, kernel) {
-            (true, true) => "The image and the kernel inside it have other digests (RTMR1)",
-            (true, false) => "The image has another digest, its kernel the predicted one (RTMR1)",
-            (false, _) => "The kernel has another digest, the image around it the predicted one (RTMR1)",
+        self.one.take(|pair| is(pair, &Cause::Uki) || (kernel && is(pair, &Cause::Kernel)));
+        let what = if kernel {
+            "The image and the kernel inside it have other digests (RTMR1)"
+        } else {
+            "The image has another digest, its kernel the predicted one (RTMR1)"
         };
         if linux != Part::Same {
-            let sentence = format!("{what}. RTMR2 cannot say which of its sections changed.");
-            findings.likely(Reason::OtherImage, &["rtmr1"], sentence);
+            let sentence =
+                format!("{what}. RTMR2 cannot say which of its sections changed.{}", hint.sentence);
+            findings.likely(Reason::Tampered, &["rtmr1"], sentence);
             return;
         }
-        let seen = format!("{what}, yet every section that the stub measured is as predicted (RTMR2)");
-        if !disk {
-            let sentence = format!("{seen}: older QEMU writes into the headers of what -kernel starts.");
-            findings.likely(Reason::QemuHeaderPatching, &["rtmr1"], sentence);
+        let seen =
+            format!("{what}, yet every section that the stub says it measured is as predicted (RTMR2)");
+        if kernel {
+            let sentence = format!("{seen}: the stub started another kernel than it says.");
+            findings.likely(Reason::Tampered, &["rtmr1"], sentence);
+        } else if hint.overlay {
+            let sentence = format!("{seen}.{}", hint.sentence);
+            findings.likely(Reason::Overlay, &["rtmr1"], sentence);
+        } else {
+            let sentence = format!(
+                "{seen}: the stub's own code, the headers, where the sections lie, or bytes that no stub measures.{}",
+                hint.sentence
+            );
+            findings.likely(Reason::Tampered, &["rtmr1"], sentence);
         }
-        if !kernel {
-            let sentence =
-                format!("{seen}: the stub's own code, or a section that it does not measure, changed.");
-            findings.likely(Reason::StubVersion, &["rtmr1"], sentence);
-        }
-        if disk && kernel {
-            let sentence = format!("{seen}, and the image came from a partitioned disk.");
-            findings.likely(Reason::OtherImage, &["rtmr1"], sentence);
-        }
+    }
+
+    /// What the length of the image's file says, which the firmware logs and does not measure.
+    fn length_hint(&self) -> LengthHint {
+        let wanted = self.boot.and_then(|(image, _)| image.length);
+        let row = self.one.pairs.iter().find(|pair| is(pair, &Cause::Uki));
+        let found = row.and_then(|pair| pair.measured).and_then(|(_, event)| loaded::length(event));
+        let (Some(wanted), Some(found)) = (wanted, found) else { return LengthHint::default() };
+        let longer = found.saturating_sub(wanted);
+        // The last section of an image ends at a multiple of this.
+        let overlay = longer % FILE_ALIGNMENT != 0;
+        let sentence = if overlay {
+            format!(
+                " The log says that its file is {longer} bytes longer, which no section can be: they follow the last one."
+            )
+        } else if longer > 0 {
+            format!(
+                " The log says that its file is {longer} bytes longer: one more section, or bytes behind the last one."
+            )
+        } else if found < wanted {
+            format!(" The log says that its file is {} bytes shorter.", wanted.saturating_sub(found))
+        } else {
+            " The log says that its file has the same length: bytes were changed in place.".to_owned()
+        };
+        LengthHint { overlay, sentence }
     }
 
     /// Events too many or too few that nothing above accounts for.
@@ -205,8 +220,12 @@ impl<'a> Rules<'a> {
             Status::Differs if analysis.log == LogState::Replays => {}
             _ => return Part::Unknown,
         }
+        let elsewhere = |digest| {
+            let mut measured = analysis.pairs.iter().filter_map(|pair| pair.measured);
+            measured.any(|(_, event)| event.register_digest() == digest)
+        };
         match analysis.pairs.iter().find(|pair| is(pair, cause)) {
-            Some(pair) if pair.same() => Part::Same,
+            Some(Pair { predicted: Some((_, event)), .. }) if elsewhere(event.digest) => Part::Same,
             Some(Pair { measured: Some((_, event)), .. }) => Part::Changed(event.register_digest()),
             _ => Part::Missing,
         }
@@ -222,6 +241,23 @@ impl<'a> Rules<'a> {
     }
 }
 
+/// Sections of a PE image lie at multiples of at least this in the file (PE format: `FileAlignment`).
+const FILE_ALIGNMENT: u64 = 512;
+
+/// What the length of a file suggests.
+#[derive(Default)]
+struct LengthHint {
+    /// There are bytes that belong to no section.
+    overlay: bool,
+    /// A sentence with a space before it; empty where nothing is known.
+    sentence: String,
+}
+
+/// A measured event that was not predicted.
+pub(super) fn extra<'a>(pair: &Pair<'a>) -> Option<&'a Event> {
+    pair.predicted.is_none().then_some(pair.measured?.1)
+}
+
 /// Whether the row's predicted event has this cause.
 pub(super) fn is(pair: &Pair<'_>, cause: &Cause) -> bool {
     pair.predicted.is_some_and(|(_, event)| event.cause == *cause)
@@ -233,7 +269,7 @@ pub(super) fn known(reason: Reason) -> &'static str {
         Reason::QemuHeaderPatching => {
             "QEMU before 10.2 rewrote the kernel's setup header, as it does with -kernel"
         }
-        Reason::StubVersion => "another version of systemd-stub handed over what it adds to the initrd",
+        Reason::StubVersion => "another version of systemd-stub",
         Reason::PageAddOrder => "the hypervisor added the firmware's pages in another order",
         Reason::LowMemory => "memory laid out as on a machine on the other side of 2.75 GiB",
         Reason::CpuCount => "the machine has another number of processors",

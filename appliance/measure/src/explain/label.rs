@@ -11,6 +11,8 @@ use cofferdam_attest::event_log::{Event, Register};
 use cofferdam_attest::reference::Cause;
 use sha2::{Digest as _, Sha384};
 
+use super::loaded;
+
 /// Longest text taken from evidence, in characters.
 pub(super) const MAX_TEXT: usize = 60;
 /// Most bytes of an event's data that are looked at.
@@ -56,6 +58,7 @@ pub(super) fn of(event: &Event) -> Option<String> {
         | "EV_EFI_VARIABLE_BOOT2"
         | "EV_EFI_VARIABLE_AUTHORITY" => variable_name(data),
         "EV_EVENT_TAG" => tagged(data),
+        loaded::APPLICATION => return loaded::path(event),
         "EV_EFI_PLATFORM_FIRMWARE_BLOB2" | "EV_EFI_HANDOFF_TABLES2" => {
             let length = usize::from(*data.first()?);
             text(data.get(1..)?.get(..length)?)
@@ -71,6 +74,12 @@ pub(super) fn proved_text(event: &Event) -> Option<String> {
     let data = event.payload.as_deref().filter(|data| data.len() <= MAX_DATA)?;
     let digest: Register = Sha384::digest(data).into();
     (digest == event.register_digest()).then(|| text(data)).flatten()
+}
+
+/// The digest of a text as boot stub and kernel measure it: UTF-16 with its end.
+pub(super) fn text_digest(text: &str) -> Register {
+    let wide: Vec<u8> = text.encode_utf16().chain([0]).flat_map(u16::to_le_bytes).collect();
+    Sha384::digest(wide).into()
 }
 
 /// The variable or section that a predicted event is about: where both sides name one, they have to be equal.

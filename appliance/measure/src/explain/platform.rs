@@ -35,10 +35,11 @@ impl Rules<'_> {
         let mrtd = self.mrtd(findings);
         if self.zero.status() == Status::Differs {
             self.known_machine(findings);
+            self.secure_boot(findings);
             self.alternatives(findings);
             self.memory(mrtd.status, findings);
             self.acpi(findings);
-            self.variables(findings);
+            self.boot_entries(findings);
             self.firmware(mrtd.status, findings);
             other_events(&mut self.zero, findings);
         }
@@ -83,7 +84,7 @@ impl Rules<'_> {
         let sentence = format!(
             "The evidence's certificate chain is that of {proved}, and the only platform values given are for {given}."
         );
-        findings.certain(Reason::BootPlatform, &["mrtd", "rtmr0"], sentence);
+        findings.proved(findings.proof.chain, Reason::BootPlatform, &["mrtd", "rtmr0"], sentence);
     }
 
     /// MRTD is none of the compared half's: by value it may be known otherwise.
@@ -95,13 +96,13 @@ impl Rules<'_> {
                 let name = label::printable(&half.name);
                 let why = known(alternative.reason);
                 let sentence = format!("MRTD is exactly what {name} lists for this case: {why}.");
-                return findings.certain(alternative.reason, &["mrtd"], sentence);
+                return findings.proved(findings.proof.chain, alternative.reason, &["mrtd"], sentence);
             }
             // A half of this kind of machine with this value would be the compared one.
             if half.order(found).is_some() {
                 let name = label::printable(&half.name);
                 let sentence = format!("MRTD is that of {name}, which is for another kind of machine.");
-                return findings.certain(Reason::BootPlatform, &["mrtd"], sentence);
+                return findings.proved(findings.proof.chain, Reason::BootPlatform, &["mrtd"], sentence);
             }
         }
         let has = |order| platform.mrtd.iter().any(|mrtd| mrtd.order == order);
@@ -135,8 +136,9 @@ impl Rules<'_> {
         let Some(half) = halves.find(|half| half.rtmr0 == Some(found)) else { return };
         let name = label::printable(&half.name);
         let shape = half.machine.as_ref().map(describe).unwrap_or_default();
+        let same_firmware = self.same_firmware(half);
+        // RTMR0 holds nothing of the firmware's code, so another machine comes before another firmware.
         let reason = match (self.shape(), half.machine.as_ref()) {
-            _ if !self.same_firmware(half) => Reason::FirmwareBuild,
             (Some(wanted), Some(other)) if wanted.memory_mib != other.memory_mib => {
                 if low(wanted.memory_mib) == low(other.memory_mib) {
                     Reason::MemorySize
@@ -145,16 +147,13 @@ impl Rules<'_> {
                 }
             }
             (Some(wanted), Some(other)) if wanted.cpus != other.cpus => Reason::CpuCount,
+            _ if !same_firmware => Reason::FirmwareBuild,
             _ => Reason::Machine,
         };
         self.zero.take(|_| true);
-        let which = if self.same_firmware(half) {
-            "the same firmware, but not this MRTD"
-        } else {
-            "another firmware"
-        };
+        let which = if same_firmware { "the same firmware, but not this MRTD" } else { "another firmware" };
         let sentence = format!("RTMR0 is that of {name}{shape}: {which}.");
-        findings.certain(reason, &["rtmr0"], sentence);
+        findings.proved(findings.proof.firmware && same_firmware, reason, &["rtmr0"], sentence);
     }
 
     fn alternatives(&mut self, findings: &mut Findings) {
@@ -171,7 +170,7 @@ impl Rules<'_> {
                     "What was measured for \"{of}\" is exactly what the reference lists for this case: {why}.{}",
                     self.saw()
                 );
-                findings.certain(alternative.reason, &["rtmr0"], sentence);
+                findings.proved(findings.proof.firmware, alternative.reason, &["rtmr0"], sentence);
             }
         }
     }
@@ -270,12 +269,32 @@ impl Rules<'_> {
         }
     }
 
-    fn variables(&mut self, findings: &mut Findings) {
-        let mut secure = Vec::new();
+    /// Keys and switch of Secure Boot. They lie in the firmware's variable store, and what they let start is measured against them.
+    fn secure_boot(&mut self, findings: &mut Findings) {
+        let variable = |pair: &Pair<'_>| match pair.predicted.map(|(_, event)| &event.cause) {
+            Some(Cause::SecureBootVariable(name)) => Some(label::printable(name)),
+            _ => None,
+        };
+        let mut names: Vec<String> = self.zero.open().filter_map(variable).collect();
+        if names.is_empty() {
+            return;
+        }
+        names.truncate(super::MAX_LISTED);
+        self.zero.take(|pair| variable(pair).is_some());
+        let store = self.zero.take(|pair| is(pair, &Cause::ConfigurationVolume));
+        self.zero.take(|pair| {
+            let added = pair.measured.filter(|_| pair.predicted.is_none());
+            added.is_some_and(|(_, event)| event.event == "EV_EFI_VARIABLE_AUTHORITY")
+        });
+        let store = if store { " The variable store, which holds them, differs with them." } else { "" };
+        let sentence = format!("Variables of Secure Boot differ (RTMR0): {}.{store}", names.join(", "));
+        findings.likely(Reason::SecureBoot, &["rtmr0"], sentence);
+    }
+
+    fn boot_entries(&mut self, findings: &mut Findings) {
         let mut boot = Vec::new();
         for pair in self.zero.open() {
             match pair.predicted.map(|(_, event)| &event.cause) {
-                Some(Cause::SecureBootVariable(name)) => secure.push(label::printable(name)),
                 Some(Cause::BootVariable(name)) => boot.push(label::printable(name)),
                 Some(Cause::Firmware(name)) if BOOT_FILES.contains(&name.as_str()) => {
                     boot.push(label::printable(name));
@@ -283,17 +302,12 @@ impl Rules<'_> {
                 _ => {}
             }
         }
-        secure.truncate(super::MAX_LISTED);
         boot.truncate(super::MAX_LISTED);
         self.zero.take(|pair| match pair.predicted.map(|(_, event)| &event.cause) {
-            Some(Cause::SecureBootVariable(_) | Cause::BootVariable(_)) => true,
+            Some(Cause::BootVariable(_)) => true,
             Some(Cause::Firmware(name)) => BOOT_FILES.contains(&name.as_str()),
             _ => false,
         });
-        if !secure.is_empty() {
-            let sentence = format!("Variables of Secure Boot differ (RTMR0): {}.", secure.join(", "));
-            findings.likely(Reason::SecureBoot, &["rtmr0"], sentence);
-        }
         // Entries beyond the predicted ones belong to the same cause.
         let added = self.zero.take(|pair| {
             let measured = pair.measured.filter(|_| pair.predicted.is_none());

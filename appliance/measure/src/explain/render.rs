@@ -31,7 +31,7 @@ pub(super) fn certainty(certainty: Certainty) -> &'static str {
 pub(super) fn remedy(reason: Reason) -> &'static str {
     match reason {
         Reason::QemuHeaderPatching => {
-            "boot the image from a disk (EFI/BOOT/BOOTX64.EFI) in place of -kernel, or use QEMU 10.2 or newer"
+            "boot the image from a disk (EFI/BOOT/BOOTX64.EFI) instead of its kernel with -kernel"
         }
         Reason::PageAddOrder => {
             "make the platform half with `coffer measure --firmware`, which writes MRTD for both orders, or \
@@ -71,6 +71,30 @@ pub(super) fn remedy(reason: Reason) -> &'static str {
         Reason::OtherImage | Reason::OtherKernel => {
             "boot the released image, or take the reference values of the build that was booted; `ci/reproduce` \
              shows whether a build makes the same bits"
+        }
+        Reason::SectionAdded
+        | Reason::SectionRemoved
+        | Reason::ImageLayout
+        | Reason::Overlay
+        | Reason::StubCode => {
+            "boot the released image; if the change was meant, take the reference values of the image that was booted"
+        }
+        Reason::Checksum => {
+            "boot the released image; a checksum or a signature that was added to its kernel changes what is measured"
+        }
+        Reason::Tampered => {
+            "compare the file that the machine was started with: `coffer measure UKI --explain EVIDENCE --booted FILE` \
+             says what differs, `ci/reproduce` whether a build makes the same bits"
+        }
+        Reason::Addon => {
+            "remove what lies beside the image on the EFI system partition (IMAGE.extra.d) and in loader/addons"
+        }
+        Reason::EventMoved => {
+            "look at what starts the image: a boot loader or another firmware measures in another order"
+        }
+        Reason::KernelBoot => {
+            "start the image from a disk, or accept this way with reference values of `coffer measure --boot tdx-kernel` \
+             (`simulator-kernel` for the simulated device)"
         }
         Reason::SecureBoot => "start the firmware with the variable store that the reference was made for",
         Reason::BootEntries => {

@@ -10,50 +10,31 @@ use cofferdam_attest::reference::{Cause, Reason};
 use super::align::Pair;
 use super::analysis::Analysis;
 use super::findings::Findings;
-use super::handed::extra;
-use super::image::{MAX_NAMES, Part, Rules, is, list};
+use super::image::{MAX_NAMES, Part, Rules, extra, is, list};
 use super::{Status, label};
 
 /// The sections in the order in which they were measured: name and digest of the contents.
 type Sections<'a> = Vec<(&'a str, Register)>;
 
 impl<'a> Rules<'a> {
-    /// Other sections, or in another order: the boot stub decides both. Whether that is so.
-    pub(super) fn structure(&mut self, findings: &mut Findings) -> bool {
+    /// Other sections, or in another order. A predicted image has the predicted stub, which measures the predicted sections:
+    /// then it is something else that extended the register.
+    pub(super) fn structure(&mut self, findings: &mut Findings) {
         if !self.two.usable() {
-            return false;
+            return;
         }
         let tags = tags(&self.two);
         let measured: Vec<&str> = contents(&self.two, &tags).into_iter().map(|section| section.0).collect();
         let predicted: Vec<&str> =
             predicted_contents(&self.two).into_iter().map(|section| section.0).collect();
-        if measured == predicted {
-            return false;
+        if measured == predicted || self.part(&Cause::Uki) == Part::Same {
+            return;
         }
-        if measured.is_empty() && self.part(&Cause::Uki) != Part::Same {
-            self.no_sections(findings);
-            return true;
+        if measured.is_empty() {
+            return self.no_sections(findings);
         }
         let extra: Vec<&str> = measured.iter().filter(|name| !predicted.contains(name)).copied().collect();
         let gone: Vec<&str> = predicted.iter().filter(|name| !measured.contains(name)).copied().collect();
-        let mut what = Vec::new();
-        if !extra.is_empty() {
-            what.push(format!("measured {} in addition", list(&extra)));
-        }
-        if !gone.is_empty() {
-            what.push(format!("did not measure {}", list(&gone)));
-        }
-        if what.is_empty() {
-            let again = measured.len() != predicted.len();
-            let how = if again { "another number of times" } else { "in another order" };
-            what.push(format!("measured the same sections {how}"));
-        }
-        let origin = match self.part(&Cause::Uki) {
-            Part::Same => {
-                "The image is the predicted one bit for bit, so the prediction follows another version's rules."
-            }
-            _ => "The image itself differs as well: it was built with another stub, or with other sections.",
-        };
         let changed = self.changed_sections();
         self.two.take_at(|at, pair| {
             let tag = tags.get(at).copied().flatten().or_else(|| section_of(pair));
@@ -63,9 +44,37 @@ impl<'a> Rules<'a> {
         if changed.is_empty() && self.one.take(|pair| is(pair, &Cause::Uki)) {
             registers.push("rtmr1");
         }
-        let sentence = format!("The boot stub {} (RTMR2). {origin}", what.join(" and "));
-        findings.likely(Reason::StubVersion, &registers, sentence);
-        true
+        self.initrd_follows =
+            extra.iter().any(|name| PACKED.contains(name)) || gone.iter().any(|name| PACKED.contains(name));
+        if gone.contains(&".cmdline") {
+            self.two.take(|pair| is(pair, &Cause::CommandLine));
+        }
+        let what = structure_in_words(&extra, &gone, measured.len() != predicted.len());
+        let sentence = format!("The boot stub {what} (RTMR2)");
+        if changed.contains(&".sbat") {
+            self.initrd_follows = true;
+            let sentence = format!("{sentence}, and .sbat, which names versions, has other contents.");
+            findings.likely(Reason::StubVersion, &registers, sentence);
+        } else if gone == [".uname", ".sbat"] {
+            let sentence =
+                format!("{sentence}: other stubs leave these out, and an image without them looks the same.");
+            findings.likely(Reason::Tampered, &registers, sentence);
+        } else if extra.is_empty() == gone.is_empty() {
+            findings.likely(
+                Reason::Tampered,
+                &registers,
+                format!("{sentence}, and the image has another digest (RTMR1)."),
+            );
+        } else {
+            let reason = if gone.is_empty() { Reason::SectionAdded } else { Reason::SectionRemoved };
+            let follows = if self.initrd_follows {
+                " The initrd that the kernel received follows from it."
+            } else {
+                ""
+            };
+            let sentence = format!("{sentence}, and the image has another digest (RTMR1).{follows}");
+            findings.likely(reason, &registers, sentence);
+        }
     }
 
     /// Something else than an image of ours was started: all of RTMR2 is its own.
@@ -100,66 +109,70 @@ impl<'a> Rules<'a> {
             .collect()
     }
 
-    /// Sections with other contents, and everything that follows from them. Gives their names.
-    pub(super) fn sections(&mut self, findings: &mut Findings) -> Vec<&'a str> {
+    /// Sections with other contents, and everything that follows from them. A predicted image holds the predicted sections:
+    /// nothing known explains that its stub measured others.
+    pub(super) fn sections(&mut self, findings: &mut Findings) {
         let changed = self.changed_sections();
-        if changed.is_empty() {
-            return changed;
+        if changed.is_empty() || self.part(&Cause::Uki) == Part::Same {
+            return;
         }
         let all = predicted_contents(&self.two);
         let same: Vec<&str> =
             all.iter().map(|section| section.0).filter(|name| !changed.contains(name)).collect();
-        let same_image = self.part(&Cause::Uki) == Part::Same;
         let tags = tags(&self.two);
         let has = |name: &str| changed.contains(&name);
         let (kernel, options, initrd) = (has(".linux"), has(".cmdline"), has(".initrd") || has(".osrel"));
+        let same_kernel = self.part(&Cause::Kernel) == Part::Same;
         self.two.take_at(|at, pair| {
             let tag = tags.get(at).copied().flatten().or_else(|| section_of(pair));
             tag.is_some_and(|name| changed.contains(&name))
                 || (options && is(pair, &Cause::CommandLine))
                 || (initrd && is(pair, &Cause::Initrd))
         });
-        self.one.take(|pair| is(pair, &Cause::Uki) || (kernel && is(pair, &Cause::Kernel)));
+        // Some stubs start the kernel without the firmware, which then measures nothing of it.
+        let unmeasured = has(".sbat") && self.part(&Cause::Kernel) == Part::Missing;
+        let of_kernel = |pair: &Pair<'_>| (kernel || unmeasured) && is(pair, &Cause::Kernel);
+        self.one.take(|pair| is(pair, &Cause::Uki) || of_kernel(pair));
         let mut registers = vec!["rtmr2"];
+        let mut follows = "";
         if self.one.status() == Status::Differs {
             registers.push("rtmr1");
+            follows = " RTMR1 follows: it holds the digest of the whole image.";
+        }
+        if unmeasured {
+            follows = " RTMR1 follows: it holds the digest of the whole image, and none of the kernel, which this stub starts \
+                       without the firmware.";
         }
         let rest = if same.is_empty() {
             String::new()
         } else {
             format!("; {} {} as predicted", list(&same), if same.len() == 1 { "is" } else { "are" })
         };
-        let follows = if self.one.status() == Status::Differs {
-            " RTMR1 follows: it holds the digest of the whole image."
-        } else {
-            ""
-        };
-        let verb = if changed.len() == 1 { "has" } else { "have" };
-        let noun = if changed.len() == 1 { "Section" } else { "Sections" };
-        let text = if options && self.part(&Cause::CommandLine) == Part::Same {
+        let (noun, verb) = if changed.len() == 1 { ("Section", "has") } else { ("Sections", "have") };
+        let received = options && self.part(&Cause::CommandLine) == Part::Same;
+        let checksum = kernel && same_kernel;
+        let more = if received {
             " The command line that the kernel received is as predicted: only what ends the text differs."
+        } else if checksum {
+            " Yet the firmware's digest of the kernel is as predicted (RTMR1), which leaves out its PE checksum and its \
+             certificates."
         } else {
             ""
         };
         let sentence =
-            format!("{noun} {} {verb} other contents (RTMR2){rest}.{text}{follows}", list(&changed));
-        if same_image {
-            let sentence = format!(
-                "{sentence} Yet RTMR1 says that the image is the predicted one: its stub reads it otherwise."
-            );
-            findings.likely(Reason::StubVersion, &registers, sentence);
-            return changed;
-        }
+            format!("{noun} {} {verb} other contents (RTMR2){rest}.{more}{follows}", list(&changed));
+        // Another stub hands over other files of its own.
+        self.initrd_follows |= has(".sbat");
         let reason = match changed.as_slice() {
             [".cmdline"] => Reason::CommandLine,
             [".initrd"] => Reason::Initrd,
             // It lists the generations of the programs in the image, and all of those but the stub's are as predicted.
             [".sbat"] => Reason::StubVersion,
+            [".linux"] if checksum => Reason::Checksum,
             [".linux"] | [".linux", ".uname"] | [".uname", ".linux"] => Reason::OtherKernel,
             _ => Reason::OtherImage,
         };
         findings.likely(reason, &registers, sentence);
-        changed
     }
 
     /// What is known about a section's contents.
@@ -178,6 +191,25 @@ impl<'a> Rules<'a> {
             _ => Part::Missing,
         }
     }
+}
+
+/// Sections out of which the stub makes files for the initrd, or which it puts before it.
+const PACKED: [&str; 5] = [".osrel", ".ucode", ".pcrpkey", ".pcrsig", ".profile"];
+
+/// What was measured in addition, not at all, or in another order.
+fn structure_in_words(extra: &[&str], gone: &[&str], again: bool) -> String {
+    let mut what = Vec::new();
+    if !extra.is_empty() {
+        what.push(format!("measured {} in addition", list(extra)));
+    }
+    if !gone.is_empty() {
+        what.push(format!("did not measure {}", list(gone)));
+    }
+    if what.is_empty() {
+        let how = if again { "another number of times" } else { "in another order" };
+        what.push(format!("measured the same sections {how}"));
+    }
+    what.join(" and ")
 }
 
 /// For each row the section of the image that the measured event is about. Names are recognised by their digests; the

@@ -42,10 +42,14 @@ pub fn kernel(code: &[u8]) -> Vec<u8> {
     kernel
 }
 
+/// `.sdmagic` of a boot stub whose measurements are known.
+pub const MAGIC: &[u8] = b"#### LoaderInfo: systemd-stub 257.13 ####";
+
 /// A UKI with a kernel of [`kernel`] and the sections of ours.
 pub fn uki(command_line: &[u8], initrd: &[u8]) -> Vec<u8> {
     let kernel = kernel(b"kernel code");
     pe(&[
+        (".sdmagic", MAGIC),
         (".osrel", b"ID=cofferdam\n"),
         (".cmdline", command_line),
         (".uname", b"7.3.4"),
