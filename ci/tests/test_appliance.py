@@ -335,7 +335,7 @@ class Appliance(unittest.TestCase):
         self.assertEqual(self.coffer("measure", IMAGE, "--boot", "simulator", "--explain", path)[0], 0)
 
     def test_27_a_stolen_github_token_cannot_redirect_clients(self):
-        """Whoever holds the token publishes a newer release with claims of his own: not believed, said, and in nobody's way."""
+        """Whoever holds the token publishes a newer release with claims of their own: not believed, said, and in nobody's way."""
         forged = tamper_claims(self.attestation(), endpoint="127.0.0.1:1", issued_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60)))
         digest = self.world.forged_tag(forged)
         release = self.world.api("POST", f"/repos/{REPOSITORY}/releases", {"tag_name": digest, "target_commitish": self.commit, "draft": True})

@@ -150,7 +150,7 @@ async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
 
     // A published release has its tag in git.
     let head = anybody.default_head(&repository).await.unwrap();
-    assert_eq!(head.tags.unwrap(), [new.tag_name.clone()]);
+    assert_eq!(head.tags.unwrap(), std::slice::from_ref(&new.tag_name));
 
     let wrong = development.client(Some("wrong")).create_draft(&repository, &new).await;
     assert!(matches!(wrong, Err(GithubError::Unauthorized(_))));

@@ -8,6 +8,6 @@ pub trait Cache: Send + Sync {
     /// What was put under `key`.
     fn get(&self, key: &str) -> Option<Vec<u8>>;
 
-    /// Remembers `value` under `key`, in place of what was there.
+    /// Remembers `value` under `key`, instead of what was there.
     fn put(&self, key: &str, value: &[u8]);
 }
