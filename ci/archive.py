@@ -14,6 +14,7 @@ import os
 import platform
 import re
 import subprocess
+import sys
 import tempfile
 import urllib.parse
 
@@ -71,22 +72,40 @@ def holds(path, package):
 def archives(given=None):
     """{"debian": URL, "debian-security": URL} of the live archive, without a slash at the end.
 
-    From `given` (then security is beside it, with `-security`), or from this machine's apt configuration.
+    From `given` (then security is beside it, with `-security`), or from this machine's apt configuration: what calls itself Debian's
+    in the lists that apt has, else what is named like it.
     """
     if given:
         base = checked(given)
         return {"debian": base, "debian-security": f"{base}-security"}
     found = {}
+    said = subprocess.run(["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"], capture_output=True, text=True, check=False).stdout
+    for line in said.splitlines():
+        origin, label, address = line.split("|", 2)
+        if origin.startswith("Debian") and (address := mirror(address)):
+            found.setdefault("debian-security" if label == "Debian-Security" else "debian", address)
     said = subprocess.run(["apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)"], capture_output=True, text=True, check=False).stdout
-    for address in [*said.split(), *sources()]:
-        address = address.rstrip("/")
+    named = [address for name in [*said.split(), *sources()] if (address := mirror(name))]
+    # A vendor's own archive for Debian ends in /debian, too, further down.
+    for address in sorted(named, key=lambda address: urllib.parse.urlsplit(address).path.count("/")):
         last = address.rsplit("/", 1)[-1]
-        if last in ("debian", "debian-security") and URL.fullmatch(address):
+        if last in ("debian", "debian-security"):
             found.setdefault(last, address)
     if "debian" not in found:
         raise Unavailable("this machine's apt configuration names no Debian archive\nhint: name one with --archive URL, for example a mirror's address that ends in /debian")
     found.setdefault("debian-security", f"{found['debian']}-security")
     return found
+
+
+def mirror(address):
+    """An address without its last slash; of apt's lists of mirrors the first. None where it is no web address."""
+    if address.startswith("mirror+file:"):
+        try:
+            with open("/" + address.removeprefix("mirror+file:").strip("/"), encoding="utf-8", errors="replace") as file:
+                address = next(iter(URL.findall(file.read(1 << 16))), "")
+        except OSError:
+            return None
+    return address.rstrip("/") if URL.fullmatch(address) else None
 
 
 def sources():
@@ -96,7 +115,7 @@ def sources():
             with open(path, encoding="utf-8", errors="replace") as file:
                 for line in file:
                     if re.match(r"\s*(deb\s|URIs:)", line):
-                        yield from URL.findall(line)
+                        yield from re.findall(r"mirror\+file:\S+", line) or URL.findall(line)
 
 
 def snapshots(given=None):
@@ -200,7 +219,7 @@ def apt_options(state, addresses, suites, keyring):
             file.write(f"deb [arch=amd64 signed-by={keyring}] {addresses[archive]} {suite} main\n")
     with open(os.path.join(state, "status"), "w", encoding="utf-8"):
         pass
-    settings = {"Dir::Etc::SourceList": f"{state}/sources.list", "Dir::Etc::SourceParts": "-", "Dir::Etc::Preferences": "-", "Dir::Etc::PreferencesParts": "-",
+    settings = {"Dir::Etc::SourceList": f"{state}/sources.list", "Dir::Etc::SourceParts": "/dev/null", "Dir::Etc::Preferences": "/dev/null", "Dir::Etc::PreferencesParts": "/dev/null",
                 "Dir::State::Lists": f"{state}/lists", "Dir::State::Status": f"{state}/status", "Dir::State::extended_states": f"{state}/extended", "Dir::Cache": f"{state}/cache",
                 "APT::Architecture": "amd64", "APT::Architectures": "amd64", "APT::Install-Recommends": "false", "APT::Sandbox::User": "root", "Acquire::ForceHash": "SHA256",
                 "Acquire::http::Timeout": str(TIMEOUT), "Acquire::Languages": "none", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false"}
@@ -225,7 +244,26 @@ def parse(line, addresses):
 
 def run(command):
     done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+    gone = re.findall(r"^E: (?:Unable to locate package|Package '?)\s*([a-z0-9][a-z0-9+.-]+)", done.stderr, re.MULTILINE)
+    if gone:
+        raise Unavailable(f"the archive has no {', '.join(gone)} any more")
     if done.returncode != 0 or re.search(r"^(?:W|E): .*(?:Failed to fetch|not signed|NO_PUBKEY)", done.stderr, re.MULTILINE):
         lines = [line for line in done.stderr.splitlines() if line[:2] in ("E:", "W:", "Er")]
         raise Unavailable("\n".join(lines[-4:]) or f"{command[0]}: exit code {done.returncode}")
     return done.stdout
+
+
+def fetch(url, path, most):
+    """Downloads a file of at most `most` bytes, whatever length it says; whether it is there afterwards. Its content is for the caller to check."""
+    done = subprocess.run(["prlimit", f"--fsize={most}", "curl", "--fail", "--silent", "--show-error", "--location", "--connect-timeout", str(TIMEOUT), "--retry", "2",
+                           "--output", path, url], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    if done.returncode != 0 and os.path.exists(path):
+        os.unlink(path)
+    return done.returncode == 0
+
+
+if __name__ == "__main__":
+    try:
+        print(archives()["debian"])
+    except Unavailable as error:
+        sys.exit(f"error: {error}")

@@ -9,7 +9,6 @@ archive moved on, is said by `build`.
 import hashlib
 import os
 import re
-import shutil
 import stat
 import subprocess
 
@@ -103,10 +102,7 @@ def build(root=ROOT):
     """All of it, as `coffer measure --build` takes it."""
     revision, modified = commit(root)
     lock = used()
-    mkosi = subprocess.run(["mkosi", "--version"], capture_output=True, text=True, check=False).stdout.split() if shutil.which("mkosi") else []
-    if len(mkosi) != 2:
-        raise Unknown("mkosi is not there or does not say its version\nhint: run ci/install --build")
-    toolchain = {"mkosi": mkosi[1], "rustc": lock.rust["release"], "rustc-commit": lock.rust["commit"], "target": lock.rust["target"]}
+    toolchain = {"mkosi": lock.versions("mkosi")["mkosi"], "rustc": lock.rust["release"], "rustc-commit": lock.rust["commit"], "target": lock.rust["target"]}
     toolchain |= {name: digest for name, digest in lock.rust["components"].items()}
     return {"commit": revision, "modified": modified, "inputs": digest(root), "snapshot": lock.resolved, "toolchain": toolchain,
             "packages": dict(sorted(lock.versions("tools").items()))}

@@ -172,16 +172,25 @@ def tree_digest(folder, paths):
     return total.hexdigest()
 
 
+def content(sysroot, rust):
+    """The digests of a toolchain's components; None where a part is missing."""
+    try:
+        return {name: tree_digest(sysroot, component_files(sysroot, name)) for name in components(rust)}
+    except (FileNotFoundError, NotADirectoryError):
+        return None
+
+
 def toolchain(sysroot, rust):
-    """The `rust` of a lock for the toolchain that lies at `sysroot`; None when there is none or a part is missing."""
-    said = subprocess.run([os.path.join(sysroot, "bin/rustc"), "--version", "--verbose"], capture_output=True, text=True, check=False).stdout if \
-        os.path.exists(os.path.join(sysroot, "bin/rustc")) else ""
+    """The `rust` of a lock for the toolchain that lies at `sysroot`; None when there is none or a part is missing.
+
+    One of another content than `rust` names is asked for its version, so it has to be this user's own.
+    """
+    found = content(sysroot, rust)
+    if found is None or found == rust.get("components"):
+        return found and rust
+    said = subprocess.run([os.path.join(sysroot, "bin/rustc"), "--version", "--verbose"], capture_output=True, text=True, check=False).stdout
     about = dict(re.findall(r"^(release|commit-hash): (\S+)$", said, re.MULTILINE))
     if len(about) != 2:
-        return None
-    try:
-        found = {name: tree_digest(sysroot, component_files(sysroot, name)) for name in components(rust)}
-    except FileNotFoundError:
         return None
     return {"release": about["release"], "commit": about["commit-hash"], "target": rust["target"], "components": found}
 

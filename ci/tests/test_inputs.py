@@ -3,6 +3,7 @@
 Run with `python3 ci/tests/test_inputs.py`. Packages are real ones, tiny and made here; apt, its signatures and dpkg are the machine's.
 """
 
+import concurrent.futures
 import hashlib
 import io
 import json
@@ -37,6 +38,7 @@ packages = ["mkosi"]
 suites = ["testing"]
 packages = ["ovmf-inteltdx"]
 """
+CRATE = b"a crate's archive"
 MOMENT = "20261122T000000Z"
 LATER = "20261123T000000Z"
 
@@ -56,13 +58,19 @@ class Tree:
         os.makedirs(os.path.join(self.root, "ci"))
         for name in ("archive.py", "lockfile.py", "fetch", "lock"):
             shutil.copy(os.path.join(CI, name), os.path.join(self.root, "ci", name))
-        with open(os.path.join(self.root, "image/inputs.toml"), "w", encoding="utf-8") as file:
-            file.write(REQUEST)
+        os.makedirs(os.path.join(self.root, "image/base/usr/lib"))
+        crate = f'[[package]]\nname = "a"\nversion = "1"\nchecksum = "{hashlib.sha256(CRATE).hexdigest()}"\n'
+        for path, text in (("image/inputs.toml", REQUEST), ("Cargo.lock", crate), ("image/base/usr/lib/os-release", 'VERSION_ID="9.9.9"\n')):
+            with open(os.path.join(self.root, path), "w", encoding="utf-8") as file:
+                file.write(text)
         self.rust = self.toolchain(os.path.join(folder, "toolchain"))
 
     @staticmethod
     def toolchain(sysroot):
-        files = {"bin/rustc": "#!/bin/sh\necho 'release: 1.0.0'\necho 'commit-hash: " + "a" * 40 + "'\n", "bin/cargo": "#!/bin/sh\nexit 0\n"}
+        # This cargo has all crates when the registry's cache has the one of Cargo.lock.
+        files = {"bin/rustc": "#!/bin/sh\necho 'release: 1.0.0'\necho 'commit-hash: " + "a" * 40 + "'\n",
+                 "bin/cargo": '#!/bin/sh\ncase "$*" in *--offline*) test -e "$CARGO_HOME/registry/cache/x/a-1.crate";; *) mkdir -p "$CARGO_HOME/registry/cache/x"; '
+                              f"printf %s \"{CRATE.decode()}\" > \"$CARGO_HOME/registry/cache/x/a-1.crate\";; esac\n"}
         for name in lockfile.components({"target": "x86_64-unknown-linux-musl"}):
             own = {"rustc-x86_64-unknown-linux-gnu": "bin/rustc", "cargo-x86_64-unknown-linux-gnu": "bin/cargo"}.get(name, f"lib/{name}")
             files.setdefault(own, name)
@@ -76,7 +84,7 @@ class Tree:
         return sysroot
 
     def run(self, script, *options, path=None):
-        environment = {"PATH": path or "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": self.home, "LC_ALL": "C.UTF-8"}
+        environment = {"PATH": path or "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": self.home, "LC_ALL": "C.UTF-8", "COFFERDAM_RELEASES": ""}
         done = subprocess.run([os.path.join(self.root, "ci", script), *options], capture_output=True, text=True, check=False, env=environment, timeout=300)
         return done.returncode, done.stdout + done.stderr
 
@@ -167,9 +175,12 @@ class Fetching(unittest.TestCase):
 
     def test_a_build_needs_no_firmware(self):
         self.serve("debian", "base-files", "compiler", "library", "mkosi")
-        code, said = self.fetch("--build", "--exact")
+        packed = os.path.join(self.folder, "inputs.tar")
+        code, said = self.fetch("--build", "--exact", "--pack", packed)
         self.assertEqual(code, 0, said)
         self.assertIsNone(self.tree.holds("firmware/OVMF.inteltdx.fd"))
+        with tarfile.open(packed) as members:
+            self.assertEqual(sum(name.startswith("debs/") for name in members.getnames()), 4)
 
     def test_what_the_archive_dropped_comes_from_its_state_at_the_time_or_a_day_later(self):
         self.serve("debian", "base-files", "library", "mkosi", "ovmf-inteltdx")
@@ -194,8 +205,8 @@ class Fetching(unittest.TestCase):
         self.assertEqual(code, 0, said)
         with tarfile.open(packed) as members:
             names = members.getnames()
-            folder = os.path.join(self.folder, "inputs")
-            members.extractall(folder, filter="data")
+        folder = self.unpacked(packed)
+        self.assertEqual(names.count("crates/cache/x/a-1.crate"), 1)
         self.assertEqual(sum(name.startswith("debs/") for name in names), 5)
         self.assertEqual(sum(name.startswith("rust/") for name in names), 4)
         for place in (packed, folder):
@@ -208,6 +219,103 @@ class Fetching(unittest.TestCase):
                 self.assertEqual((code, self.archive.asked), (0, []), said)
                 self.assertEqual(tree.holds("tools/usr/bin/gcc"), "fourteen")
                 self.assertEqual(tree.used().text(), self.tree.used().text())
+
+    def unpacked(self, packed):
+        folder = os.path.join(self.folder, "inputs")
+        os.makedirs(folder)
+        subprocess.run(["tar", "--extract", "--file", packed, "--directory", folder], check=True)
+        return folder
+
+    def inputs(self):
+        """A folder with all inputs, and a tree that has nothing but its lock."""
+        self.serve("debian")
+        packed = os.path.join(self.folder, "inputs.tar")
+        code, said = self.fetch("--pack", packed)
+        self.assertEqual(code, 0, said)
+        tree = Tree(os.path.join(self.folder, "other"))
+        shutil.copy(os.path.join(self.tree.root, lockfile.TREE), os.path.join(tree.root, lockfile.TREE))
+        shutil.rmtree(tree.rust)
+        return tree, self.unpacked(packed)
+
+    def test_a_toolchain_of_other_content_is_not_run(self):
+        tree, folder = self.inputs()
+        ran = os.path.join(self.folder, "ran")
+        forged = Tree.toolchain(os.path.join(self.folder, "forged"))
+        with open(os.path.join(forged, "bin/rustc"), "a", encoding="utf-8") as file:
+            file.write(f"touch {ran}\n")
+        part = os.path.join(folder, "rust/rustc-x86_64-unknown-linux-gnu.tar.zst")
+        subprocess.run(["tar", "--create", "--zstd", "--file", part, "--directory", forged, "bin/rustc", "lib/rustlib/manifest-rustc-x86_64-unknown-linux-gnu"], check=True)
+        for options in (["--offline"], []):
+            code, said = tree.run("fetch", "--inputs", folder, "--archive", self.archive.url, *options)
+            self.assertEqual(code, 1, said)
+            self.assertIn("cannot be had", said)
+            self.assertFalse(os.path.exists(ran))
+
+    def test_a_toolchain_with_a_file_too_many_is_not_taken(self):
+        tree, folder = self.inputs()
+        part = os.path.join(folder, "rust/rustc-x86_64-unknown-linux-gnu.tar.zst")
+        root = os.path.join(self.folder, "more")
+        os.makedirs(root)
+        subprocess.run(["tar", "--extract", "--file", part, "--directory", root], check=True)
+        with open(os.path.join(root, "lib/libextra.so"), "w", encoding="utf-8") as file:
+            file.write("x")
+        subprocess.run(["tar", "--create", "--zstd", "--file", part, "--directory", root, "bin", "lib"], check=True)
+        code, said = tree.run("fetch", "--offline", "--inputs", folder)
+        self.assertEqual(code, 1, said)
+        self.assertIsNone(tree.holds("rust/lib/libextra.so"))
+
+    def test_crates_that_cargo_lock_does_not_name_are_not_taken(self):
+        tree, folder = self.inputs()
+        crate = os.path.join(folder, "crates/cache/x/a-1.crate")
+        for path, content in (("crates/src/x/a-1/lib.rs", "fn evil() {}"), ("crates/cache/x/b-1.crate", "another")):
+            os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
+            with open(os.path.join(folder, path), "w", encoding="utf-8") as file:
+                file.write(content)
+        code, said = tree.run("fetch", "--offline", "--inputs", folder)
+        self.assertEqual(code, 0, said)
+        self.assertEqual(tree.holds("cargo/registry/cache/x/a-1.crate"), CRATE.decode())
+        self.assertIsNone(tree.holds("cargo/registry/src/x/a-1/lib.rs"))
+        self.assertIsNone(tree.holds("cargo/registry/cache/x/b-1.crate"))
+        shutil.rmtree(os.path.join(tree.root, "build/cargo"))
+        with open(crate, "ab") as file:
+            file.write(b"!")
+        code, said = tree.run("fetch", "--offline", "--inputs", folder)
+        self.assertEqual(code, 1, said)
+        self.assertIn("a-1.crate is not what Cargo.lock names", said)
+
+    def test_offline_asks_no_address(self):
+        code, said = self.fetch("--offline", "--inputs", f"{self.archive.base}/inputs.tar")
+        self.assertEqual((code, self.archive.asked), (2, []), said)
+
+    def test_two_at_once_share_the_cache(self):
+        self.serve("debian")
+        trees = [self.tree, Tree(os.path.join(self.folder, "second"))]
+        trees[1].lay_toolchain()
+        trees[1].home = self.tree.home
+        shutil.copy(os.path.join(self.tree.root, lockfile.TREE), os.path.join(trees[1].root, lockfile.TREE))
+        with concurrent.futures.ThreadPoolExecutor(2) as pool:
+            ended = list(pool.map(lambda tree: tree.run("fetch", "--exact", "--archive", self.archive.url, "--snapshot", "http://127.0.0.1:9/x"), trees))
+        self.assertEqual([code for code, _ in ended], [0, 0], ended)
+        self.assertEqual(len(self.asked("compiler")), 1)
+
+    def test_without_a_named_place_the_release_has_its_inputs(self):
+        tree, _ = self.inputs()
+        shutil.rmtree(os.path.join(self.archive.root, "debian"))
+        self.archive.index({})
+        os.makedirs(os.path.join(self.archive.root, "v9.9.9"))
+        shutil.copy(os.path.join(self.folder, "inputs.tar"), os.path.join(self.archive.root, "v9.9.9/cofferdam-inputs.tar"))
+        tree.toolchain(tree.rust)
+        tree.lay_toolchain()
+        code, said = tree.run("fetch", "--exact", "--archive", self.archive.url, "--snapshot", "http://127.0.0.1:9/x", "--releases", self.archive.base)
+        self.assertEqual((code, tree.holds("tools/usr/bin/gcc")), (0, "fourteen"), said)
+
+    def test_a_name_that_is_gone_is_said(self):
+        self.serve("debian", "base-files", "library", "mkosi", "ovmf-inteltdx")
+        self.archive.index({"trixie": [(self.paths[name], self.packages[name]) for name in ("base-files", "library")]})
+        code, said = self.fetch()
+        self.assertEqual(code, 1, said)
+        self.assertIn("the live archive has nothing instead: the archive has no compiler any more", said)
+        self.assertIn("--inputs a release's inputs", said)
 
     def test_other_bytes_are_not_taken_whoever_serves_them(self):
         self.serve("debian", "base-files", "library", "mkosi", "ovmf-inteltdx")
@@ -271,7 +379,7 @@ class Fetching(unittest.TestCase):
         self.addCleanup(other.close)
         code, said = self.tree.run("fetch", "--archive", self.archive.url, "--keyring", other.keyring, "--snapshot", "http://127.0.0.1:9/x")
         self.assertEqual(code, 1, said)
-        self.assertIn("the live archive cannot be asked", said)
+        self.assertIn("the live archive has nothing instead", said)
 
     def test_no_archive_at_all_is_an_error_with_a_remedy_and_soon(self):
         began = time.monotonic()
@@ -390,15 +498,21 @@ class Addresses(unittest.TestCase):
                 archive.archives(wrong)
 
     def test_the_machines_own_otherwise(self):
+        os.environ["APT_CONFIG"] = ""
+        self.addCleanup(os.environ.pop, "APT_CONFIG")
         with tempfile.TemporaryDirectory() as folder:
-            with open(os.path.join(folder, "sources.list"), "w", encoding="utf-8") as file:
-                file.write("deb http://mirror.example.org/debian trixie main\ndeb http://elsewhere.example.org/debian-security trixie-security main\n")
+            with open(os.path.join(folder, "mirrors"), "w", encoding="utf-8") as file:
+                file.write("https://mirror.example.org/debian\nhttps://second.example.org/debian\n")
             with open(os.path.join(folder, "apt.conf"), "w", encoding="utf-8") as file:
-                file.write(f'Dir::Etc::SourceList "{folder}/sources.list";\nDir::Etc::SourceParts "-";\n')
+                file.write(f'Dir::Etc::SourceList "{folder}/sources.list";\nDir::Etc::SourceParts "/dev/null";\n')
             os.environ["APT_CONFIG"] = os.path.join(folder, "apt.conf")
-            self.addCleanup(os.environ.pop, "APT_CONFIG")
-            found = archive.archives()
-        self.assertEqual(found, {"debian": "http://mirror.example.org/debian", "debian-security": "http://elsewhere.example.org/debian-security"})
+            for first in ("http://mirror.example.org/debian", f"mirror+file:{folder}/mirrors"):
+                with open(os.path.join(folder, "sources.list"), "w", encoding="utf-8") as file:
+                    file.write("deb http://vendor.example.com/linux/debian trixie stable\n"
+                               f"deb {first} trixie main\ndeb http://elsewhere.example.org/debian-security trixie-security main\n")
+                found = archive.archives()
+                self.assertEqual(found["debian"].split("://")[1], "mirror.example.org/debian", first)
+                self.assertEqual(found["debian-security"], "http://elsewhere.example.org/debian-security", first)
 
     def test_no_archive_is_named_in_the_tree(self):
         hosts = "|".join(rf"{host}\.{domain}" for host, domain in (("deb", r"debian\.org"), ("snapshot", r"debian\.org"), ("security", r"debian\.org"), ("static", r"crates\.io"), ("registry", r"npmjs\.org")))
@@ -439,7 +553,7 @@ class Words(unittest.TestCase):
     def test_install_says_what_it_adds_before_it_does(self):
         with tempfile.TemporaryDirectory() as home:
             for option in ("--build", "--no-image"):
-                done = subprocess.run([os.path.join(CI, "install"), option, "--plan", "--inputs", "none"], capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "HOME": home})
+                done = subprocess.run([os.path.join(CI, "install"), option, "--plan", "--inputs=none"], capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "HOME": home})
                 self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
                 self.assertEqual("/usr/local/bin/mkosi" in done.stderr, option == "--build" and not shutil.which("mkosi", path="/usr/bin:/bin"), done.stderr)
                 self.assertEqual(os.listdir(home), [])

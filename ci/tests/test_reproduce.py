@@ -621,6 +621,8 @@ class Release(unittest.TestCase):
         rust = {"release": "1.95.0", "commit": "0" * 40, "target": "musl", "components": {"rustc": "0" * 64}}
         lockfile.Lock("20261122T000000Z", rust, {group: [deb] if group == "tools" else [] for group in lockfile.GROUPS}).save(os.path.join(source, lockfile.TREE))
         self.parts = {"debs/gcc_14_amd64.deb": b"deb", "rust/rustc.tar.zst": b"rust", "crates/cache/x/a-1.crate": b"crate"}
+        with open(os.path.join(source, "Cargo.lock"), "w", encoding="utf-8") as file:
+            file.write(f'[[package]]\nname = "a"\nversion = "1"\nchecksum = "{hashlib.sha256(b"crate").hexdigest()}"\n')
         self.pack(self.parts)
         release.stage(self.tag, self.files, source)
         self.sums = {name: release.sha256(os.path.join(self.files, name)) for name in os.listdir(self.files) if name != release.SUMS}
@@ -712,7 +714,8 @@ class Release(unittest.TestCase):
     def test_inputs_that_are_not_those_of_the_lock_are_not_staged(self):
         again = os.path.join(self.work.name, "again")
         for change, said in ((lambda parts: parts.pop("debs/gcc_14_amd64.deb"), "lacks debs/gcc_14"), (lambda parts: parts.update({"debs/gcc_14_amd64.deb": b"other"}), "not what the lock names"),
-                             (lambda parts: parts.pop("rust/rustc.tar.zst"), "lacks rust/rustc"), (lambda parts: parts.pop("crates/cache/x/a-1.crate"), "lacks the crates")):
+                             (lambda parts: parts.pop("rust/rustc.tar.zst"), "lacks rust/rustc"), (lambda parts: parts.pop("crates/cache/x/a-1.crate"), "lacks the crates"),
+                             (lambda parts: parts.update({"crates/cache/x/a-1.crate": b"forged"}), "a-1.crate of .* is not what Cargo.lock names")):
             parts = dict(self.parts)
             change(parts)
             self.pack(parts)
