@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 use super::*;
 
@@ -26,6 +27,8 @@ enum Weather {
     Hangs,
     /// An answer that is a failure with this code.
     Fails(Code),
+    /// Good, but only for so many seconds.
+    Short(u64),
 }
 
 struct Sky {
@@ -128,6 +131,11 @@ impl World for Fake {
             Weather::Good => Ok(peer(&self.sky.attested.lock().unwrap(), self.now())),
             Weather::Hangs => std::future::pending().await,
             Weather::Fails(code) => Err(Failure::new(code, "bad weather")),
+            Weather::Short(seconds) => Ok(Peer {
+                renew_unix: self.now(),
+                expires_unix: self.now() + seconds,
+                ..peer(&self.sky.attested.lock().unwrap(), self.now())
+            }),
         }
     }
 
@@ -367,4 +375,16 @@ async fn another_key_at_the_endpoint_is_verified_at_once_and_served_only_then() 
     session.sky.set(Weather::Fails(Code::Rejected));
     assert!(!session.request().await);
     assert_eq!(session.running.await.unwrap().code, Code::Rejected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_that_succeed_with_short_evidence_keep_a_least_pause() {
+    let session = Session::start();
+    session.at(9).await;
+    session.sky.set(Weather::Short(8));
+    session.at(12).await;
+    // From minute 10 on, every five seconds.
+    let verified = session.sky.verified.load(Ordering::Relaxed);
+    assert!((20..=25).contains(&verified), "{verified}");
+    assert!(session.request().await);
 }
