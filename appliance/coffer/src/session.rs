@@ -130,6 +130,9 @@ async fn renew<W: World>(shared: Arc<Shared<W>>, renewed: watch::Sender<Peer>) -
                 world.failed(&failure);
                 world.warn(&standing(&peer, world.now()));
                 due = world.now().saturating_add(pause.as_secs());
+                // GitHub limits whoever does not keep to what it asks for.
+                let asked = failure.retry_after.unwrap_or_default();
+                earliest = earliest.max(world.now().saturating_add(asked.as_secs()));
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             Err(failure) => return failure,
