@@ -127,13 +127,17 @@ impl Disk {
         self.prune()
     }
 
-    /// Removes the oldest entries beyond the bounds.
+    /// Removes the oldest entries beyond the bounds. Only files are entries; one that cannot be looked at or removed (another
+    /// run was faster, most likely) keeps no other from going.
     fn prune(&self) -> std::io::Result<()> {
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            let about = entry.metadata()?;
-            files.push((about.modified()?, about.len(), entry.path()));
+        for entry in fs::read_dir(&self.folder)?.flatten() {
+            let Ok(about) = entry.metadata() else { continue };
+            if let Ok(modified) = about.modified()
+                && about.is_file()
+            {
+                files.push((modified, about.len(), entry.path()));
+            }
         }
         files.sort();
         let (mut count, mut total) = (files.len(), files.iter().map(|(_, length, _)| *length).sum::<u64>());
@@ -141,8 +145,9 @@ impl Disk {
             if count <= MAX_ENTRIES && total <= MAX_TOTAL {
                 break;
             }
-            fs::remove_file(path)?;
-            (count, total) = (count.saturating_sub(1), total.saturating_sub(length));
+            if fs::remove_file(path).is_ok() {
+                (count, total) = (count.saturating_sub(1), total.saturating_sub(length));
+            }
         }
         Ok(())
     }
@@ -284,6 +289,23 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
         assert_eq!(cache(root.path()).get("one"), None);
+    }
+
+    #[test]
+    fn what_is_no_file_keeps_nothing_from_being_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = cache(root.path());
+        let folder = root.path().join("cache/coffer/github");
+        // The oldest there is.
+        fs::create_dir(folder.join("0")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", folder.join("1")).unwrap();
+        for n in 0..MAX_ENTRIES + 10 {
+            cache.put(&n.to_string(), b"x");
+        }
+        let entries =
+            files(root.path()).iter().filter(|path| path.symlink_metadata().unwrap().is_file()).count();
+        assert_eq!(entries, MAX_ENTRIES);
+        assert!(folder.join("0").is_dir());
     }
 
     #[test]
