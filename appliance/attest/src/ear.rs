@@ -1,7 +1,7 @@
 //! An appraisal as an EAT Attestation Result (draft-ietf-rats-ear-04): the claims set, in JSON, not signed.
 //!
 //! For relying parties that read one format for every kind of attester. It says less than an [`Appraisal`]: eight numbers
-//! (draft-ietf-rats-ar4si-09 §2.3) in place of the named checks. The tier follows from the verdict alone, so that no
+//! (draft-ietf-rats-ar4si-09 §2.3) instead of the named checks. The tier follows from the verdict alone, so that no
 //! reader can come to another answer; who needs a signature wraps the set into a JWT.
 
 use std::collections::BTreeMap;

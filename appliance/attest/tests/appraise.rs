@@ -96,6 +96,21 @@ fn revoked_is_false_and_expired_or_missing_collateral_is_unknown() {
 }
 
 #[test]
+fn a_revocation_list_has_expired_in_the_very_second_of_its_next_update() {
+    let fixture = Fixture::default();
+    let evidence = fixture.evidence();
+    let ends = fixture.appraise(&evidence).platform.unwrap().collateral_expires;
+    for (now, outcome) in [(ends - 1, Outcome::Pass), (ends, Outcome::CouldNotCheck)] {
+        let roots = common::roots(&fixture.platform);
+        let appraisal = appraise(&evidence, &fixture.expectations(), &Policy::default(), &roots, now);
+        let collateral = appraisal.check("collateral").unwrap();
+        assert_eq!(collateral.outcome, outcome, "{}", collateral.detail);
+        let chain = appraisal.check("quote_chain").unwrap();
+        assert_eq!(chain.outcome, Outcome::Pass, "{}", chain.detail);
+    }
+}
+
+#[test]
 fn expired_collateral_still_finds_what_was_false_when_it_held() {
     let expired = CollateralOptions::expired();
     let fixture = Fixture { options: expired, ..Fixture::default() };

@@ -292,6 +292,45 @@ async fn errors_are_told_apart() {
 }
 
 #[tokio::test]
+async fn only_github_itself_refuses_a_token() {
+    let message = "{\"message\":\"go away\"}";
+    let asset: Asset = serde_json::from_str(&asset_json(9, "a", b"12345")).unwrap();
+    let redirect = || Step("GET ", 302, vec![("Location", "{root}/storage/9".to_owned())], String::new());
+    let slow = vec![("Retry-After", "77".to_owned())];
+    let mut steps = Vec::new();
+    for status in [401, 403] {
+        // A portal in front of the API, then the storage host in its words and in GitHub's.
+        steps.push(step("GET ", status, "<html>log in to the network</html>"));
+        for body in ["<Error>AccessDenied</Error>", message] {
+            steps.extend([redirect(), step("GET ", status, body)]);
+        }
+        steps.extend([
+            step("GET ", status, message),
+            step("POST ", status, "<html>"),
+            step("GET ", 404, "{}"),
+        ]);
+    }
+    steps.extend([redirect(), Step("GET ", 403, slow, "<html>".into())]);
+    let server = Server::start(steps).await;
+    let client = server.client();
+    for _ in 0..2 {
+        let portal = client.commit(&repository(), "main").await.unwrap_err();
+        assert!(matches!(&portal, GithubError::Malformed(text) if !text.contains('<')), "{portal:?}");
+        for _ in 0..2 {
+            let storage = client.download(&repository(), &asset, 9).await.unwrap_err();
+            assert!(matches!(&storage, GithubError::Malformed(_)), "{storage:?}");
+        }
+        let api = client.download(&repository(), &asset, 9).await.unwrap_err();
+        assert!(matches!(&api, GithubError::Unauthorized(text) if text == "go away"), "{api:?}");
+        // Where git is refused the API is asked.
+        assert!(matches!(client.default_head(&repository()).await, Err(GithubError::NotFound)));
+    }
+    // A limit stays one, whoever says it.
+    let limited = client.with_deadline(Duration::from_secs(5)).download(&repository(), &asset, 9).await;
+    assert!(matches!(limited, Err(GithubError::RateLimited { .. })), "{limited:?}");
+}
+
+#[tokio::test]
 async fn failures_of_the_server_are_retried_and_its_pace_is_kept() {
     let commit = format!(
         r#"{{"sha":"{}","commit":{{"message":"m","committer":{{"date":"2026-01-02T03:04:05Z"}}}}}}"#,

@@ -1,7 +1,7 @@
 //! What GitHub said in earlier runs and cannot have changed, so that it need not be asked again.
 //!
 //! Entries lie in the user's cache directory, but nothing there is believed because it is there: each entry carries a MAC under
-//! a key that is kept elsewhere (in the user's state directory), over the question as well as the answer. Whoever can write
+//! a key that is kept elsewhere (in the user's state directory, and theirs alone), over the question as well as the answer. Whoever can write
 //! to the cache alone can make `coffer` ask more and cannot make it accept anything. Never an error: a cache that cannot be
 //! read or written, or whose key is not ours alone, is as good as none. Within one run every answer is remembered anyway.
 
@@ -15,6 +15,7 @@ use std::time::SystemTime;
 
 use aws_lc_rs::hmac;
 use cofferdam_attest::github;
+use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
 /// Largest entry: the largest file that GitHub gives in JSON, with room for its name.
@@ -50,30 +51,43 @@ struct Memory {
 impl DiskCache {
     /// The cache where this user's environment says: `XDG_CACHE_HOME` and `XDG_STATE_HOME`, or below `HOME`.
     pub(crate) fn of_user() -> Self {
-        let place = |name: &str, below_home: &str| {
-            let absolute =
-                |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
-            absolute(name).or_else(|| absolute("HOME").map(|home| home.join(below_home)))
-        };
-        match (place("XDG_CACHE_HOME", ".cache"), place("XDG_STATE_HOME", ".local/state")) {
-            (Some(cache), Some(state)) => {
-                Self::at(&cache.join("coffer/github"), &state.join("coffer/cache.key"))
+        match (place("XDG_CACHE_HOME", ".cache"), key_place()) {
+            (Some((cache, _)), Some((key, _))) => {
+                Self::at(&cache.join("coffer/github"), &key, geteuid().as_raw())
             }
             _ => Self { disk: None, memory: Mutex::default() },
         }
     }
 
-    /// The cache in `folder` under the key in the file `key`; both are made when they are not there.
-    fn at(folder: &Path, key: &Path) -> Self {
+    /// The cache in `folder` under the key in the file `key`; both are made when they are not there. What is not `user`'s alone
+    /// vouches for nothing.
+    fn at(folder: &Path, key: &Path, user: u32) -> Self {
         let private = |path: &Path| DirBuilder::new().recursive(true).mode(0o700).create(path).ok();
         let disk = || {
-            private(key.parent()?)?;
-            let key = read_key(key).or_else(|| make_key(key))?;
+            let place = key.parent()?;
+            private(place)?;
+            let about = fs::metadata(place).ok()?;
+            // Who may write to the folder may put another key there.
+            (about.uid() == user && about.mode() & 0o022 == 0).then_some(())?;
+            let key = read_key(key, user).or_else(|| make_key(key))?;
             private(folder)?;
             Some(Disk { folder: folder.to_owned(), key: hmac::Key::new(hmac::HMAC_SHA256, &*key) })
         };
         Self { disk: disk(), memory: Mutex::default() }
     }
+}
+
+/// Where the key is, which decides what is believed of the cache, and whether `XDG_STATE_HOME` says so.
+pub(crate) fn key_place() -> Option<(PathBuf, bool)> {
+    let (state, named) = place("XDG_STATE_HOME", ".local/state")?;
+    Some((state.join("coffer/cache.key"), named))
+}
+
+/// The folder that `variable` names (then with `true`), or the one below the home directory.
+fn place(variable: &str, below_home: &str) -> Option<(PathBuf, bool)> {
+    let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());
+    let named = absolute(variable).map(|path| (path, true));
+    named.or_else(|| absolute("HOME").map(|home| (home.join(below_home), false)))
 }
 
 impl github::Cache for DiskCache {
@@ -127,13 +141,17 @@ impl Disk {
         self.prune()
     }
 
-    /// Removes the oldest entries beyond the bounds.
+    /// Removes the oldest entries beyond the bounds. Only files are entries; one that cannot be looked at or removed (another
+    /// run was faster, most likely) keeps no other from going.
     fn prune(&self) -> std::io::Result<()> {
         let mut files: Vec<(SystemTime, u64, PathBuf)> = Vec::new();
-        for entry in fs::read_dir(&self.folder)? {
-            let entry = entry?;
-            let about = entry.metadata()?;
-            files.push((about.modified()?, about.len(), entry.path()));
+        for entry in fs::read_dir(&self.folder)?.flatten() {
+            let Ok(about) = entry.metadata() else { continue };
+            if let Ok(modified) = about.modified()
+                && about.is_file()
+            {
+                files.push((modified, about.len(), entry.path()));
+            }
         }
         files.sort();
         let (mut count, mut total) = (files.len(), files.iter().map(|(_, length, _)| *length).sum::<u64>());
@@ -141,8 +159,9 @@ impl Disk {
             if count <= MAX_ENTRIES && total <= MAX_TOTAL {
                 break;
             }
-            fs::remove_file(path)?;
-            (count, total) = (count.saturating_sub(1), total.saturating_sub(length));
+            if fs::remove_file(path).is_ok() {
+                (count, total) = (count.saturating_sub(1), total.saturating_sub(length));
+            }
         }
         Ok(())
     }
@@ -162,11 +181,10 @@ fn authenticated(key: &str, value: &[u8]) -> Vec<u8> {
     [ENTRY, &length, key.as_bytes(), value].concat()
 }
 
-/// The key, when it is a file of this user's that nobody else can read or write.
-fn read_key(path: &Path) -> Option<Zeroizing<[u8; MAC]>> {
+/// The key, when it is a file of `user`'s that nobody else can read or write.
+fn read_key(path: &Path, user: u32) -> Option<Zeroizing<[u8; MAC]>> {
     let about = fs::symlink_metadata(path).ok()?;
-    let folder = fs::metadata(path.parent()?).ok()?;
-    if about.mode() & 0o077 != 0 || about.uid() != folder.uid() {
+    if about.mode() & 0o077 != 0 || about.uid() != user {
         return None;
     }
     let bytes = Zeroizing::new(read_regular(path, MAC)?);
@@ -203,7 +221,11 @@ mod tests {
     use super::*;
 
     fn cache(root: &Path) -> DiskCache {
-        DiskCache::at(&root.join("cache/coffer/github"), &root.join("state/coffer/cache.key"))
+        of(root, geteuid().as_raw())
+    }
+
+    fn of(root: &Path, user: u32) -> DiskCache {
+        DiskCache::at(&root.join("cache/coffer/github"), &root.join("state/coffer/cache.key"), user)
     }
 
     fn files(root: &Path) -> Vec<PathBuf> {
@@ -270,6 +292,26 @@ mod tests {
     }
 
     #[test]
+    fn a_key_of_another_user_or_where_others_can_put_one_vouches_for_nothing() {
+        let root = tempfile::tempdir().unwrap();
+        cache(root.path()).put("one", b"1");
+        let me = geteuid().as_raw();
+        // Key and folder have one owner, but it is not the user.
+        assert_eq!(of(root.path(), me + 1).get("one"), None);
+        assert!(read_key(&root.path().join("state/coffer/cache.key"), me + 1).is_none());
+        let folder = root.path().join("state/coffer");
+        for mode in [0o770, 0o720, 0o702, 0o777] {
+            fs::set_permissions(&folder, fs::Permissions::from_mode(mode)).unwrap();
+            assert_eq!(cache(root.path()).get("one"), None, "{mode:o}");
+        }
+        // Nor is a new one made there.
+        fs::remove_file(folder.join("cache.key")).unwrap();
+        assert!(cache(root.path()).disk.is_none() && !folder.join("cache.key").exists());
+        fs::set_permissions(&folder, fs::Permissions::from_mode(0o755)).unwrap();
+        assert!(cache(root.path()).disk.is_some());
+    }
+
+    #[test]
     fn where_nothing_can_be_written_the_run_remembers_and_nothing_fails() {
         let root = tempfile::tempdir().unwrap();
         fs::write(root.path().join("cache"), b"a file in the way").unwrap();
@@ -284,6 +326,23 @@ mod tests {
         fs::remove_file(&path).unwrap();
         assert!(std::process::Command::new("mkfifo").arg(&path).status().unwrap().success());
         assert_eq!(cache(root.path()).get("one"), None);
+    }
+
+    #[test]
+    fn what_is_no_file_keeps_nothing_from_being_removed() {
+        let root = tempfile::tempdir().unwrap();
+        let cache = cache(root.path());
+        let folder = root.path().join("cache/coffer/github");
+        // The oldest there is.
+        fs::create_dir(folder.join("0")).unwrap();
+        std::os::unix::fs::symlink("/nowhere", folder.join("1")).unwrap();
+        for n in 0..MAX_ENTRIES + 10 {
+            cache.put(&n.to_string(), b"x");
+        }
+        let entries =
+            files(root.path()).iter().filter(|path| path.symlink_metadata().unwrap().is_file()).count();
+        assert_eq!(entries, MAX_ENTRIES);
+        assert!(folder.join("0").is_dir());
     }
 
     #[test]

@@ -28,7 +28,7 @@ use tokio_rustls::client::TlsStream;
 
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
-use crate::trust::{Trust, unix_now};
+use crate::trust::{Trust, holds_until, unix_now};
 
 /// Everything that belongs to the appliance itself lies under this path.
 pub(crate) const PREFIX: &str = "/.well-known/cofferdam";
@@ -45,6 +45,8 @@ pub(crate) struct Channel {
     binding: [u8; 32],
     pub(crate) claims: Claims,
     pub(crate) appraisal: Appraisal,
+    /// When the appraisal ceases to hold, seconds since the Unix epoch.
+    pub(crate) expires_unix: u64,
 }
 
 /// One answer.
@@ -154,7 +156,8 @@ impl Channel {
                 "vault_key: {endpoint} has another than the release attestation says"
             )));
         }
-        Ok(Self { sender, host: endpoint.to_owned(), binding, claims, appraisal })
+        let expires_unix = holds_until(&claims, &appraisal, trust.max_age_s());
+        Ok(Self { sender, host: endpoint.to_owned(), binding, claims, appraisal, expires_unix })
     }
 
     /// One request of the operator API, signed for this connection.

@@ -4,6 +4,7 @@
 //! ([`Code::CouldNotCheck`]) are never mixed up. A failure never carries a secret.
 
 use std::fmt;
+use std::time::Duration;
 
 /// The exit codes, one meaning each.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -34,6 +35,8 @@ pub(crate) struct Failure {
     /// Already rendered for the person (a declaration's diagnostics, an appraisal's report): printed as it is
     /// in place of the message.
     pub(crate) rendered: Option<String>,
+    /// How long somebody who could not answer asks us not to ask again.
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// What every verb returns.
@@ -41,7 +44,7 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, rendered: None }
+        Self { code, message: message.into(), hint: None, rendered: None, retry_after: None }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {

@@ -19,11 +19,11 @@ use std::time::Duration;
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
-use tokio::time::{Instant, sleep, sleep_until, timeout};
+use tokio::time::{sleep, timeout};
 
 use crate::failure::{Code, Failure, Outcome};
 
-/// Pauses between renewals that could not be checked; they double.
+/// Least pause between renewals, however they came out; between those that could not be checked it doubles.
 const FIRST_PAUSE: Duration = Duration::from_secs(5);
 const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 /// How long before the evidence expires a person is warned of it; half of the time for renewals when that is less.
@@ -108,12 +108,13 @@ async fn renew<W: World>(shared: Arc<Shared<W>>, renewed: watch::Sender<Peer>) -
     let world = &shared.world;
     let mut due = renewed.borrow().renew_unix;
     let mut pause = FIRST_PAUSE;
-    let mut last_attempt: Option<Instant> = None;
+    // Before this time nobody is asked, whatever happens.
+    let mut earliest = 0;
     loop {
         let peer = renewed.borrow().clone();
-        wait_until_due(&shared, &peer, due, last_attempt).await;
-        last_attempt = Some(Instant::now());
+        wait_until_due(&shared, &peer, due, earliest).await;
         let outcome = verify(&shared, &peer).await;
+        earliest = world.now().saturating_add(FIRST_PAUSE.as_secs());
         match outcome {
             Ok(fresh) => {
                 if fresh.tls_key != peer.tls_key && shared.streams.load(Ordering::Relaxed) > 0 {
@@ -129,6 +130,9 @@ async fn renew<W: World>(shared: Arc<Shared<W>>, renewed: watch::Sender<Peer>) -
                 world.failed(&failure);
                 world.warn(&standing(&peer, world.now()));
                 due = world.now().saturating_add(pause.as_secs());
+                // GitHub limits whoever does not keep to what it asks for.
+                let asked = failure.retry_after.unwrap_or_default();
+                earliest = earliest.max(world.now().saturating_add(asked.as_secs()));
                 pause = (pause * 2).min(LONGEST_PAUSE);
             }
             Err(failure) => return failure,
@@ -144,19 +148,14 @@ async fn verify<W: World>(shared: &Shared<W>, peer: &Peer) -> Outcome<Peer> {
     })
 }
 
-/// Waits until the renewal is due, or until somebody with another key was met, but not so soon after the last attempt.
-async fn wait_until_due<W: World>(shared: &Shared<W>, peer: &Peer, due: u64, last_attempt: Option<Instant>) {
-    let met = async {
-        shared.other_key.notified().await;
-        if let Some(last) = last_attempt {
-            sleep_until(last + FIRST_PAUSE).await;
-        }
-    };
+/// Waits until the renewal is due, or until somebody with another key was met, but always until `earliest`.
+async fn wait_until_due<W: World>(shared: &Shared<W>, peer: &Peer, due: u64, earliest: u64) {
     let due = async {
         tokio::select! {
-            () = until(&shared.world, due) => {}
-            () = met => {}
+            () = until(&shared.world, due.max(earliest)) => {}
+            () = shared.other_key.notified() => {}
         }
+        until(&shared.world, earliest).await;
     };
     warned(shared, peer, due).await;
 }

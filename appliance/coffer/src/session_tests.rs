@@ -8,6 +8,7 @@ use std::task::{Context, Poll};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, DuplexStream, ReadBuf, duplex};
 use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
+use tokio::time::{Instant, sleep_until};
 
 use super::*;
 
@@ -26,6 +27,10 @@ enum Weather {
     Hangs,
     /// An answer that is a failure with this code.
     Fails(Code),
+    /// A rate limit: nobody is to ask again for so many seconds.
+    Limited(u64),
+    /// Good, but only for so many seconds.
+    Short(u64),
 }
 
 struct Sky {
@@ -128,6 +133,15 @@ impl World for Fake {
             Weather::Good => Ok(peer(&self.sky.attested.lock().unwrap(), self.now())),
             Weather::Hangs => std::future::pending().await,
             Weather::Fails(code) => Err(Failure::new(code, "bad weather")),
+            Weather::Limited(seconds) => Err(Failure {
+                retry_after: Some(Duration::from_secs(seconds)),
+                ..Failure::could_not_check("asked too often")
+            }),
+            Weather::Short(seconds) => Ok(Peer {
+                renew_unix: self.now(),
+                expires_unix: self.now() + seconds,
+                ..peer(&self.sky.attested.lock().unwrap(), self.now())
+            }),
         }
     }
 
@@ -367,4 +381,41 @@ async fn another_key_at_the_endpoint_is_verified_at_once_and_served_only_then() 
     session.sky.set(Weather::Fails(Code::Rejected));
     assert!(!session.request().await);
     assert_eq!(session.running.await.unwrap().code, Code::Rejected);
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_rate_limit_is_kept_across_renewals_also_when_another_key_is_met() {
+    let session = Session::start();
+    session.sky.set(Weather::Limited(17 * MINUTE));
+    let verified = || session.sky.verified.load(Ordering::Relaxed);
+    session.at(11).await;
+    assert_eq!(verified(), 1, "the renewal of minute 10");
+    session.sky.set(Weather::Good);
+    assert!(session.request().await, "on the last evidence");
+    // Neither time nor a stranger at the endpoint makes it ask before minute 27.
+    *session.sky.key.lock().unwrap() = "two".to_owned();
+    assert!(!session.request().await);
+    *session.sky.key.lock().unwrap() = "one".to_owned();
+    session.at(26).await;
+    assert_eq!(verified(), 1);
+    assert!(!session.request().await, "the evidence has expired");
+    sleep_until(session.sky.begun + Duration::from_secs(27 * MINUTE) + CLOCK_CHECK).await;
+    assert_eq!(verified(), 2);
+    assert!(session.request().await);
+    // A wait that is shorter than the pauses changes nothing.
+    session.sky.set(Weather::Limited(1));
+    session.at(41).await;
+    assert!((5..=9).contains(&(verified() - 2)), "{}", verified());
+}
+
+#[tokio::test(start_paused = true)]
+async fn renewals_that_succeed_with_short_evidence_keep_a_least_pause() {
+    let session = Session::start();
+    session.at(9).await;
+    session.sky.set(Weather::Short(8));
+    session.at(12).await;
+    // From minute 10 on, every five seconds.
+    let verified = session.sky.verified.load(Ordering::Relaxed);
+    assert!((20..=25).contains(&verified), "{verified}");
+    assert!(session.request().await);
 }

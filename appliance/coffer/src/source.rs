@@ -4,6 +4,8 @@
 
 use std::collections::HashSet;
 use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
+use std::time::Duration;
 
 use cofferdam_attest::claims::{self, Claims};
 use cofferdam_attest::evidence;
@@ -29,6 +31,8 @@ pub(crate) struct Source {
     client: github::Client,
     repository: claims::Repository,
     head: OnceCell<Head>,
+    /// How long GitHub asked to wait at most, in seconds.
+    asked_to_wait: AtomicU64,
 }
 
 /// A release that looks like a release attestation.
@@ -75,12 +79,18 @@ impl Source {
             github::Client::new(api, token, ca.as_deref(), concat!("coffer/", env!("CARGO_PKG_VERSION")))
                 .map_err(|error| Failure::usage(format!("{api}: {}", chain(&error))))?
                 .with_cache(Arc::new(DiskCache::of_user()));
-        Ok(Self { client, repository, head: OnceCell::new() })
+        Ok(Self { client, repository, head: OnceCell::new(), asked_to_wait: AtomicU64::new(0) })
     }
 
     /// What was asked so far.
     pub(crate) fn requests(&self) -> Requests {
         self.client.requests()
+    }
+
+    /// How long GitHub asked to wait, if it did: an answer that became one check of many says it no more.
+    pub(crate) fn retry_after(&self) -> Option<Duration> {
+        let seconds = self.asked_to_wait.load(Ordering::Relaxed);
+        (seconds > 0).then(|| Duration::from_secs(seconds))
     }
 
     /// The releases that may be release attestations at the time `now`, newest first. Whoever can write releases can add to
@@ -212,6 +222,15 @@ impl Source {
 
     /// What GitHub's answer means for this run.
     pub(crate) fn failure(&self, what: &str, error: &GithubError) -> Failure {
+        let mut failure = self.in_words(what, error);
+        if let GithubError::RateLimited { retry_after, .. } = error {
+            self.asked_to_wait.fetch_max(retry_after.as_secs(), Ordering::Relaxed);
+            failure.retry_after = Some(*retry_after);
+        }
+        failure
+    }
+
+    fn in_words(&self, what: &str, error: &GithubError) -> Failure {
         let message = format!("cannot {what} of {}: {}", self.repository, chain(error));
         match error {
             GithubError::Unauthorized(_) => {

@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use cofferdam_attest::appraise::{self, Appraisal, Check, Expectations, Outcome as CheckOutcome, Verdict};
+use cofferdam_attest::claims::Claims;
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::policy::Policy;
@@ -107,6 +108,17 @@ pub(crate) fn roots(further: Option<&Path>) -> Outcome<Roots> {
     }
 }
 
+/// Until when what was accepted holds, seconds since the Unix epoch: the claims expire, they reach the age that the policy
+/// accepts, or a part of the collateral expires. 0 when the claims have no times.
+pub(crate) fn holds_until(claims: &Claims, appraisal: &Appraisal, max_age_s: u64) -> u64 {
+    let (Some(issued), Some(expires)) = (claims.issued_unix(), claims.expires_unix()) else {
+        return 0;
+    };
+    let collateral = appraisal.platform.as_ref().map(|platform| platform.collateral_expires);
+    let collateral = collateral.filter(|expires| *expires > 0).unwrap_or(u64::MAX);
+    expires.min(issued.saturating_add(max_age_s)).min(collateral)
+}
+
 impl Judged {
     /// Success only when the appraisal accepted; otherwise the failure that says why.
     pub(crate) fn accept(&self, what: &str) -> Outcome {
@@ -203,4 +215,72 @@ pub(crate) fn unix_now() -> Outcome<u64> {
         .duration_since(std::time::UNIX_EPOCH)
         .map(|elapsed| elapsed.as_secs())
         .map_err(|_| Failure::could_not_check("this machine's clock is before 1970"))
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_attest::claims::parse_time;
+    use cofferdam_attest::dcap::Platform;
+
+    use super::*;
+
+    fn platform(collateral_expires: u64) -> Platform {
+        let word = String::new;
+        Platform {
+            tcb_status: word(),
+            advisories: Vec::new(),
+            tcb_evaluation_data_number: 0,
+            tcb_date: word(),
+            fmspc: word(),
+            ppid: word(),
+            platform_instance_id: None,
+            cpu_svn: word(),
+            pce_svn: 0,
+            qe_svn: 0,
+            qe_tcb_status: word(),
+            qe_tcb_date: word(),
+            dynamic_platform: None,
+            cached_keys: None,
+            smt_enabled: None,
+            collateral_expires,
+            expired: None,
+            root: word(),
+            simulated: true,
+        }
+    }
+
+    #[test]
+    fn an_appraisal_holds_until_the_first_of_expiry_age_and_collateral_ends() {
+        let claims = Claims {
+            version: 1,
+            repository: "acme/shop".into(),
+            commit: String::new(),
+            declaration: String::new(),
+            endpoint: String::new(),
+            tls_key: String::new(),
+            vault_key: String::new(),
+            issued_at: "2026-01-02T00:00:00Z".into(),
+            expires_at: "2026-01-03T00:00:00Z".into(),
+            sealed: false,
+            state_epoch: 0,
+            nonce: None,
+            channel_binding: None,
+        };
+        let issued = parse_time(&claims.issued_at).unwrap();
+        for (max_age_s, collateral, after_s) in [
+            (u64::MAX, None, 86_400),
+            (172_800, Some(issued + 172_800), 86_400),
+            (3_600, Some(issued + 7_200), 3_600),
+            (3_600, Some(issued + 60), 60),
+            (3_600, Some(0), 3_600),
+            (0, None, 0),
+        ] {
+            let platform = collateral.map(platform);
+            let appraisal = Appraisal { platform, ..Appraisal::default() };
+            let holds = holds_until(&claims, &appraisal, max_age_s);
+            assert_eq!(holds - issued, after_s, "{max_age_s} {collateral:?}");
+        }
+        let timeless = Claims { issued_at: "yesterday".into(), ..claims };
+        assert_eq!(holds_until(&timeless, &Appraisal::default(), 3_600), 0);
+    }
 }

@@ -102,6 +102,24 @@ fn what_decides_trust_is_shown_with_who_named_it() {
 }
 
 #[test]
+fn where_the_key_of_the_cache_is_belongs_to_what_is_trusted() {
+    let world = World::new();
+    let references = world.path("references");
+    let environment = [("COFFER_REFERENCE", references.as_str()), ("XDG_STATE_HOME", "/nowhere/state")];
+    let key = "/nowhere/state/coffer/cache.key";
+    let output = world.appraise(&environment, &["--json"]);
+    assert_eq!(parsed(&output)["trust"]["cache_key"], json!({ "value": key, "from": "environment" }));
+    let output = world.appraise(&environment, &[]);
+    let printed = text(&output.stdout);
+    assert!(printed.contains(&format!("{key} (from XDG_STATE_HOME)")), "{printed}");
+
+    let environment = [("HOME", "/home/somebody"), ("XDG_STATE_HOME", "state")];
+    let output = world.appraise(&environment, &["--json"]);
+    let key = "/home/somebody/.local/state/coffer/cache.key";
+    assert_eq!(parsed(&output)["trust"]["cache_key"], json!({ "value": key, "from": "default" }));
+}
+
+#[test]
 fn neither_root_nor_policy_come_from_the_environment() {
     let world = World::new();
     let (root, references) = (world.path("root.pem"), world.path("references"));

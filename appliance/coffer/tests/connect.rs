@@ -164,6 +164,31 @@ fn an_appliance_that_is_busy_is_an_outage_and_ends_nothing_but_what_has_expired(
 }
 
 #[test]
+fn evidence_is_served_on_no_longer_than_the_policy_accepts_its_age() {
+    let appliance = Simulated::start();
+    // Its claims are valid for an hour.
+    let Some(world) = appliance.world(3600) else { return };
+    let policy = world.at("policy.json");
+    std::fs::write(&policy, r#"{ "version": 1, "extends": "default", "max_age_s": 12 }"#).unwrap();
+    let policy = policy.to_str().unwrap();
+    let connect =
+        Connect::start(&world, &["--timeout", "3s", "--endpoint", &appliance.endpoint, "--policy", policy]);
+    let mut open = connect.open().unwrap();
+    assert!(ask(&mut open));
+    appliance.set(Mood::Busy);
+    sleep(8);
+    assert!(ask(&mut open) && connect.request(), "younger than the policy accepts");
+    sleep(6);
+    assert!(!ask(&mut open) && !connect.request(), "older");
+    appliance.set(Mood::Honest);
+    let end = Instant::now() + Duration::from_secs(30);
+    while !connect.request() {
+        assert!(Instant::now() < end, "it serves again when it is renewed");
+        sleep(1);
+    }
+}
+
+#[test]
 fn secret_put_asks_what_verify_asks_and_not_twice() {
     let appliance = Simulated::start();
     let Some(world) = appliance.world(3600) else { return };

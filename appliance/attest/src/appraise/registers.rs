@@ -90,7 +90,7 @@ fn rtmr0(
             );
         }
         None if platform.events.is_empty() => no_reference(appraisal, "rtmr0", found, required),
-        // Whoever hands over the document could leave the log out: that must not spare him the comparison.
+        // Whoever hands over the document could leave the log out: that must not spare them the comparison.
         None if !events.iter().any(|event| event.mr == 0) => {
             let detail = format!(
                 "events of {} are to be compared, and the evidence has no log of them",

@@ -19,6 +19,8 @@ struct Window {
     part: &'static str,
     from: u64,
     to: u64,
+    /// The last second in which it holds: `to` itself, but not of a revocation list, which ends with its `nextUpdate`.
+    last: u64,
 }
 
 /// The validity of every part of collateral.
@@ -42,8 +44,8 @@ impl Windows {
         let mut all = Self { windows: Vec::new(), unreadable: Vec::new() };
         all.add("TCBInfo", signed(&collateral.tcb_info).and_then(|signed| signed.window()));
         all.add("QE Identity", signed(&collateral.qe_identity).and_then(|signed| signed.window()));
-        all.add("root's revocation list", list(&collateral.root_ca_crl));
-        all.add("PCK's revocation list", list(&collateral.pck_crl));
+        all.add_list("root's revocation list", list(&collateral.root_ca_crl));
+        all.add_list("PCK's revocation list", list(&collateral.pck_crl));
         for (part, chain) in [
             ("certificate of the TCB info's signer", &collateral.tcb_info_issuer_chain),
             ("certificate of the QE identity's signer", &collateral.qe_identity_issuer_chain),
@@ -58,7 +60,14 @@ impl Windows {
 
     fn add(&mut self, part: &'static str, window: Option<(u64, u64)>) {
         match window {
-            Some((from, to)) => self.windows.push(Window { part, from, to }),
+            Some((from, to)) => self.windows.push(Window { part, from, to, last: to }),
+            None => self.unreadable.push(part),
+        }
+    }
+
+    fn add_list(&mut self, part: &'static str, window: Option<(u64, u64)>) {
+        match window {
+            Some((from, to)) => self.windows.push(Window { part, from, to, last: to.saturating_sub(1) }),
             None => self.unreadable.push(part),
         }
     }
@@ -69,9 +78,9 @@ impl Windows {
         words(future.map(|window| (format!("{} issue date is in the future", window.part), window.from)))
     }
 
-    /// Parts that expired before `now`, in words.
+    /// Parts that have expired at `now`, in words.
     pub(super) fn expired(&self, now: u64) -> Option<String> {
-        let expired = self.windows.iter().filter(|window| window.to < now);
+        let expired = self.windows.iter().filter(|window| window.last < now);
         words(expired.map(|window| (format!("{} expired", window.part), window.to)))
     }
 

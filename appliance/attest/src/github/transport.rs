@@ -252,7 +252,7 @@ impl Transport {
             let etag = etag.filter(|etag| etag.len() <= MAX_MESSAGE).map(str::to_owned);
             return Ok(Answer { location, etag, more: goes_on(&headers), unchanged: false, body });
         }
-        Err(refusal(status, &headers, &body))
+        Err(refusal(kind, status, &headers, &body))
     }
 }
 
@@ -264,8 +264,9 @@ fn goes_on(headers: &HeaderMap) -> bool {
     })
 }
 
-/// Sorts an error answer into what the caller can do about it.
-fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> GithubError {
+/// Sorts an error answer into what the caller can do about it. That a token is refused GitHub alone can say, in its own words:
+/// storage gets none, and an answer without them is a proxy's or a portal's.
+fn refusal(kind: Kind, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> GithubError {
     let spent = headers.get("x-ratelimit-remaining").is_some_and(|value| value == "0");
     let limited = || {
         let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
@@ -278,13 +279,16 @@ fn refusal(status: StatusCode, headers: &HeaderMap, body: &[u8]) -> GithubError 
     match status.as_u16() {
         404 if message(body).starts_with(UNRELATED) => GithubError::Unrelated,
         404 | 410 => GithubError::NotFound,
-        401 => GithubError::Unauthorized(message(body)),
         429 => limited(),
         // Of a pace that is too high GitHub complains in words, not always in a header.
         403 if spent || headers.contains_key(RETRY_AFTER) || message(body).contains("rate limit") => {
             limited()
         }
-        403 => GithubError::Unauthorized(message(body)),
+        status @ (401 | 403) => match (kind, said(body)) {
+            (Kind::Storage, _) => GithubError::Malformed(format!("the storage of assets answers {status}")),
+            (Kind::Api | Kind::Git, Some(words)) => GithubError::Unauthorized(words),
+            (Kind::Api | Kind::Git, None) => GithubError::Malformed(format!("{NOT_GITHUBS} ({status})")),
+        },
         400..=499 => GithubError::Refused(message(body)),
         status => GithubError::Server { status, message: message(body) },
     }
@@ -319,17 +323,21 @@ fn retry_after(headers: &HeaderMap) -> Duration {
     }
 }
 
-/// The `message` of an error body, bounded and printable, for a person.
+const NOT_GITHUBS: &str = "an answer that is not GitHub's";
+
+/// What an error says, for a person.
 fn message(body: &[u8]) -> String {
+    said(body).unwrap_or_else(|| NOT_GITHUBS.to_owned())
+}
+
+/// The `message` of an error body, bounded and printable; `None` when it is not one of GitHub's.
+fn said(body: &[u8]) -> Option<String> {
     #[derive(serde::Deserialize)]
     struct Body {
         message: String,
     }
-    let text = match serde_json::from_slice::<Body>(body) {
-        Ok(body) => body.message,
-        Err(_) => return "an answer that is not GitHub's".to_owned(),
-    };
-    text.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect()
+    let Body { message } = serde_json::from_slice(body).ok()?;
+    Some(message.chars().filter(|c| !c.is_control()).take(MAX_MESSAGE).collect())
 }
 
 fn transport_error(error: reqwest::Error) -> GithubError {

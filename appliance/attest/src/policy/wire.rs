@@ -55,7 +55,7 @@ macro_rules! shapes {
         }
 
         impl Overrides {
-            /// The default policy with these fields in place of its own.
+            /// The default policy with these fields instead of its own.
             pub(super) fn over(self, default: Wire) -> Result<Wire, PolicyError> {
                 if self.extends != "default" {
                     return Err(PolicyError::Value { name: "extends", value: self.extends });

@@ -7,6 +7,7 @@ use cofferdam_attest::github::DEFAULT_API;
 use cofferdam_attest::policy::Policy;
 use serde_json::{Value, json};
 
+use crate::cache;
 use crate::cli;
 use crate::ui::printable;
 
@@ -65,6 +66,10 @@ impl Inputs {
         let from = github.origins.of("github_ca", true);
         inputs.extend(github.github_ca.as_deref().map(|ca| {
             input("github_ca", "GitHub's certificate authority", path(ca), from, "COFFER_GITHUB_CA")
+        }));
+        inputs.extend(cache::key_place().map(|(key, named)| {
+            let from = if named { "environment" } else { "default" };
+            input("cache_key", "key of what GitHub said earlier", path(&key), from, "XDG_STATE_HOME")
         }));
         Self { inputs, policy_id: policy_id(policy) }
     }

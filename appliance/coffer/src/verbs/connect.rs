@@ -1,7 +1,7 @@
 //! `coffer connect`: a local port whose traffic reaches only the verified appliance.
 //!
 //! The appliance is verified once, on a connection of its own. Every connection after that has to show the attested
-//! TLS key, so it ends in the same TD; the evidence is taken anew before its claims expire. What may be served and for how
+//! TLS key, so it ends in the same TD; the evidence is taken anew before it ceases to hold. What may be served and for how
 //! long is the session's to say ([`crate::session`]); here it gets its listener, its clock and its verification.
 
 use std::net::SocketAddr;
@@ -105,9 +105,9 @@ async fn verify(ui: &Ui, options: &cli::Appliance, port: Option<u16>, last: Opti
         (Some(port), Some((host, _))) => format!("{host}:{port}"),
         _ => dialled.clone(),
     };
-    let (issued, expires_unix) = (claims.issued_unix().unwrap_or(0), claims.expires_unix().unwrap_or(0));
-    // Renewed at two thirds of the validity, so that an outage has a third of it to pass.
-    let renew_unix = expires_unix.saturating_sub(expires_unix.saturating_sub(issued) / 3);
+    let expires_unix = channel.expires_unix;
+    // Renewed at two thirds of what is left, so that an outage has a third of it to pass.
+    let renew_unix = expires_unix.saturating_sub(expires_unix.saturating_sub(unix_now()?) / 3);
     Ok(Peer {
         endpoint,
         tls_key: claims.tls_key.clone(),

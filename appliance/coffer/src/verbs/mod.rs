@@ -96,7 +96,7 @@ async fn open(ui: &Ui, options: &cli::Appliance, known: Option<&str>) -> Outcome
     let source = Source::new(&options.repository, &options.github)?;
     let opened = open_from(ui, options, known, &trust, &source).await;
     say_requests(ui, &source);
-    opened
+    opened.map_err(|failure| Failure { retry_after: failure.retry_after.or(source.retry_after()), ..failure })
 }
 
 async fn open_from(
