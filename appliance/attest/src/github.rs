@@ -28,8 +28,8 @@ mod transport;
 mod types;
 
 pub use cache::Cache;
-pub use history::{Changed, Comparison, Head, MAX_FILES};
-pub use read::{Contents, Listed, PAGE};
+pub use history::{Comparison, Head};
+pub use read::{Listed, PAGE};
 pub use transport::{GithubError, Requests};
 pub use types::{Asset, Commit, CommitDetail, NewAsset, NewRelease, Release, Signature};
 

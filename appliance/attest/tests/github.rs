@@ -201,7 +201,7 @@ fn new_asset() -> NewAsset {
 async fn contents_are_asked_for_at_a_commit_and_decoded() {
     let server = Server::start(vec![step("GET ", 200, file_json())]).await;
     let contents = server.client().contents(&repository(), "dir/a b?.yaml", "main").await.unwrap();
-    assert_eq!((contents.bytes.as_slice(), contents.blob), (b"hello world".as_slice(), "b".repeat(40)));
+    assert_eq!(contents, b"hello world");
     let request = server.seen()[0].to_lowercase();
     assert!(server.lines()[0].ends_with("/api/v3/repos/acme/shop/contents/dir/a%20b%3F.yaml?ref=main"));
     assert!(request.contains(&format!("authorization: bearer {TOKEN}")));
@@ -476,9 +476,9 @@ async fn what_cannot_change_is_asked_once() {
     let memory = Arc::new(Memory::default());
     let client = server.client().with_cache(Arc::clone(&memory) as Arc<dyn Cache>);
     for _ in 0..2 {
-        assert_eq!(client.contents(&repository(), "x", &old).await.unwrap().bytes, b"hello world");
+        assert_eq!(client.contents(&repository(), "x", &old).await.unwrap(), b"hello world");
         let found = client.compare(&repository(), &old, &new).await.unwrap();
-        assert_eq!((found.merge_base, found.changed), (old.clone(), Some(vec![])));
+        assert_eq!(found.merge_base, old);
         assert_eq!(client.download(&repository(), &asset, 9).await.unwrap(), b"12345");
     }
     assert_eq!(server.seen().len(), 3);
@@ -576,8 +576,7 @@ async fn commits_are_compared_by_their_whole_names_and_no_answer_is_not_no() {
     .await;
     let client = server.client();
     let compare = async || client.compare(&repository(), &old, &new).await;
-    let ahead = compare().await.unwrap();
-    assert_eq!((ahead.merge_base == old, ahead.changed.unwrap().len()), (true, 1));
+    assert_eq!(compare().await.unwrap().merge_base, old);
     assert_ne!(compare().await.unwrap().merge_base, old);
     assert!(matches!(compare().await, Err(GithubError::Unrelated)));
     assert!(matches!(compare().await, Err(GithubError::NotFound)));
@@ -650,6 +649,32 @@ async fn without_a_token_assets_come_from_where_browsers_get_them() {
             "GET /api/v3/repos/acme/shop/releases/assets/9"
         ]
     );
+}
+
+#[tokio::test]
+async fn with_a_token_too_and_where_browsers_get_nothing_the_api_is_asked() {
+    let bytes = "12345";
+    let server = Server::start(vec![
+        step("GET ", 200, bytes),
+        step("GET ", 404, "<html>"),
+        step("GET ", 200, bytes),
+        step("GET ", 200, "<html>sign in</html>"),
+        step("GET ", 200, bytes),
+    ])
+    .await;
+    let mut asset: Asset = serde_json::from_str(&asset_json(9, "a", bytes.as_bytes())).unwrap();
+    asset.browser_download_url = Some(format!("{}/acme/shop/releases/download/t/a", server.root));
+    let client = server.client();
+    for _ in 0..3 {
+        assert_eq!(client.download(&repository(), &asset, 9).await.unwrap(), bytes.as_bytes());
+    }
+    let (page, api) =
+        ("GET /acme/shop/releases/download/t/a", "GET /api/v3/repos/acme/shop/releases/assets/9");
+    assert_eq!(server.lines(), [page, page, api, page, api]);
+    for request in server.seen() {
+        assert_eq!(request.contains(TOKEN), request.starts_with(api), "the token is the API's alone");
+    }
+    assert_eq!(client.requests(), Requests { api: 2, storage: 3, ..Requests::default() });
 }
 
 #[tokio::test]

@@ -143,6 +143,45 @@ fn a_tampered_cache_makes_nothing_accepted() {
     assert_eq!(world.verify(&[]).0, 3);
 }
 
+#[test]
+fn an_old_declaration_behind_a_symbolic_link_is_refused() {
+    let Some(mut world) = World::new() else { return };
+    std::fs::create_dir(world.repository().join("deploy")).unwrap();
+    std::os::unix::fs::symlink("deploy/app.yaml", world.repository().join("cofferdam.yaml")).unwrap();
+    world.git(&["add", "cofferdam.yaml"]);
+    let commit = world.commit("deploy/app.yaml", &world.declaration("alice"));
+    let told = world.told(&commit, "alice", 600);
+    world.attest(&told);
+    world.start();
+    assert_eq!(world.verify(&[]).0, 0);
+    world.commit("README.md", "moved on\n");
+    let (code, _, said) = world.verify(&[]);
+    assert_eq!(code, 0, "{said}");
+    // Only the target of the link changes, and a comparison names only that.
+    world.commit("deploy/app.yaml", &world.declaration("mallory"));
+    let (code, _, said) = world.verify(&[]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("is not what the default branch"), "{said}");
+    assert_eq!(world.verify(&["--commit", &commit]).0, 0, "named on purpose");
+    // And back to what it was.
+    world.commit("deploy/app.yaml", &world.declaration("alice"));
+    assert_eq!(world.verify(&[]).0, 0);
+}
+
+#[test]
+fn measured_bytes_that_the_claimed_commit_does_not_declare_are_refused() {
+    // Those of the head, under the name of a commit before it.
+    let Some(mut world) = World::new() else { return };
+    let commit = world.declare("alice");
+    world.declare("mallory");
+    let told = world.told(&commit, "mallory", 600);
+    world.attest(&told);
+    world.start();
+    let (code, _, said) = world.verify(&[]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("declaration: the appliance measured"), "{said}");
+}
+
 /// What a thief of the token can put on top, each with a name.
 fn junk(world: &World, told: &Told) -> Vec<(&'static str, String, Vec<u8>)> {
     let honest = Told { issued: now(), ..told.clone() }.document();

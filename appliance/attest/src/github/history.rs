@@ -12,10 +12,7 @@ use super::{Client, Commit, GithubError, authorize, check_ref, extend};
 use crate::claims::Repository;
 use crate::strict;
 
-/// Files that GitHub names in a comparison at most; a list of that length may lack some.
-pub const MAX_FILES: usize = 300;
-
-/// Largest accepted comparison in bytes: it carries the patches of up to [`MAX_FILES`] files.
+/// Largest accepted comparison in bytes: it carries the patches of up to 300 files.
 const MAX_COMPARISON: usize = 16 * 1024 * 1024;
 
 /// Largest accepted answer of git's protocol in bytes: about ten thousand tags.
@@ -37,24 +34,12 @@ pub struct Head {
     pub tags: Option<Vec<String>>,
 }
 
-/// How two commits are related.
+/// How two commits are related. Which files differ is not read: GitHub names a symbolic link only when the link itself differs,
+/// and follows it when it is asked for the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
     /// Their best common ancestor, 40 hex digits. It is the base itself exactly when the base is in the history of the head.
     pub merge_base: String,
-    /// Files that differ between the common ancestor and the head; `None` when GitHub may not have named all of them.
-    pub changed: Option<Vec<Changed>>,
-}
-
-/// A file that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
-    /// Its path.
-    pub name: String,
-    /// Its path before, when it was renamed.
-    pub previous: Option<String>,
-    /// Git's name of its contents at the head, 40 hex digits; `None` unless it was there before and still is.
-    pub blob: Option<String>,
 }
 
 impl Client {
@@ -183,20 +168,11 @@ struct Compared {
     status: String,
     base_commit: Named,
     merge_base_commit: Named,
-    files: Option<Vec<File>>,
 }
 
 #[derive(Deserialize)]
 struct Named {
     sha: String,
-}
-
-#[derive(Deserialize)]
-struct File {
-    filename: String,
-    previous_filename: Option<String>,
-    status: String,
-    sha: Option<String>,
 }
 
 impl Compared {
@@ -208,14 +184,7 @@ impl Compared {
         if self.base_commit.sha != base || within != (merge_base == base) {
             return Err(GithubError::Malformed("a comparison that contradicts itself".to_owned()));
         }
-        let files = self.files.filter(|files| files.len() < MAX_FILES);
-        let changed = |file: File| Changed {
-            name: file.filename,
-            previous: file.previous_filename,
-            // Of a file that was removed or renamed GitHub names what it was.
-            blob: file.sha.filter(|sha| file.status == "modified" && strict::is_lower_hex(sha, 40)),
-        };
-        Ok(Comparison { merge_base, changed: files.map(|files| files.into_iter().map(changed).collect()) })
+        Ok(Comparison { merge_base })
     }
 }
 
@@ -325,7 +294,6 @@ mod tests {
             status: status.to_owned(),
             base_commit: Named { sha: of.to_owned() },
             merge_base_commit: Named { sha: merge_base.to_owned() },
-            files: Some(Vec::new()),
         };
         for (status, merge_base) in
             [("ahead", &base), ("identical", &base), ("behind", &other), ("diverged", &other)]
@@ -342,42 +310,5 @@ mod tests {
             assert!(answer(status, of, merge_base).check(&base).is_err(), "{status}");
         }
         assert!(answer("behind", &base, "short").check(&base).is_err());
-    }
-
-    #[test]
-    fn a_file_that_was_removed_has_no_contents() {
-        let base = "a".repeat(40);
-        for (status, there) in [("modified", true), ("removed", false), ("renamed", false), ("added", false)]
-        {
-            let files = Some(vec![File {
-                filename: "x".to_owned(),
-                previous_filename: None,
-                status: status.to_owned(),
-                sha: Some("b".repeat(40)),
-            }]);
-            let named = || Named { sha: base.clone() };
-            let answer =
-                Compared { status: "ahead".into(), base_commit: named(), merge_base_commit: named(), files };
-            let changed = answer.check(&base).unwrap().changed.unwrap();
-            assert_eq!(changed[0].blob.is_some(), there, "{status}");
-        }
-    }
-
-    #[test]
-    fn a_list_of_files_that_may_be_cut_off_is_none() {
-        let base = "a".repeat(40);
-        let named = || Named { sha: base.clone() };
-        let file = |n: usize| File {
-            filename: n.to_string(),
-            previous_filename: None,
-            status: "modified".to_owned(),
-            sha: None,
-        };
-        for (count, whole) in [(0, true), (MAX_FILES - 1, true), (MAX_FILES, false)] {
-            let files = Some((0..count).map(file).collect());
-            let answer =
-                Compared { status: "ahead".into(), base_commit: named(), merge_base_commit: named(), files };
-            assert_eq!(answer.check(&base).unwrap().changed.is_some(), whole, "{count}");
-        }
     }
 }
