@@ -28,6 +28,7 @@ import hashlib
 import hmac
 import json
 import os
+import posixpath
 import random
 import re
 import ssl
@@ -107,14 +108,27 @@ class Repositories:
         command = ["git", "upload-pack", "--stateless-rpc", os.path.join(self.root, owner, repo)]
         return subprocess.run(command, input=body, capture_output=True, timeout=20, check=True, env=environment).stdout
 
-    def file(self, owner, repo, commit, path):
+    def entry(self, owner, repo, commit, path):
+        """Mode, name and bytes of a blob; `None` when there is none at this path."""
         entry = self.git(owner, repo, "ls-tree", commit, "--", path)
+        if not entry or entry.split()[1] != b"blob":
+            return None
+        mode, _, sha = entry.split(b"\t")[0].decode().split()
+        return mode, sha, self.git(owner, repo, "cat-file", "blob", sha)
+
+    def file(self, owner, repo, commit, path):
+        """Name, bytes and kind of a file. A symbolic link to a file of the repository is answered with that file."""
+        entry = found = self.entry(owner, repo, commit, path)
         if not entry:
             raise Problem(404, "Not Found")
-        kind, sha = entry.split(b"\t")[0].split()[1:3]
-        if kind != b"blob":
-            raise Problem(404, "Not Found")
-        return sha.decode(), self.git(owner, repo, "cat-file", "blob", sha.decode())
+        for _ in range(5):
+            if not found or found[0] != "120000":
+                break
+            path = posixpath.normpath(posixpath.join(posixpath.dirname(path), found[2].decode()))
+            found = None if path.startswith(("/", "..")) else self.entry(owner, repo, commit, path)
+        if found and found[0] != "120000":
+            return found[1], found[2], "file"
+        return entry[1], entry[2], "symlink"
 
     def log(self, owner, repo, commit, path, count, until=None, page=1):
         arguments = ["log", f"-{count}", f"--skip={count * (page - 1)}", "--format=%H%x00%T%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B%x01", *([f"--until={until}"] if until else []), commit]
@@ -453,16 +467,16 @@ class Handler(BaseHTTPRequestHandler):
 
     def contents(self, _body, owner, repo, path):
         commit = self.server.repositories.resolve(owner, repo, self.query.get("ref", "HEAD"))
-        sha, data = self.server.repositories.file(owner, repo, commit, path)
+        sha, data, kind = self.server.repositories.file(owner, repo, commit, path)
         if "raw" in self.headers.get("Accept", ""):
             return 200, "application/vnd.github.raw+json; charset=utf-8", data, {}
         url = f"{self.base()}{API}/repos/{owner}/{repo}/contents/{quote(path)}?ref={commit}"
         blob = f"{self.base()}{API}/repos/{owner}/{repo}/git/blobs/{sha}"
         page = f"{self.base()}/{owner}/{repo}/blob/{commit}/{quote(path)}"
         raw = f"{self.base()}/{owner}/{repo}/raw/{commit}/{quote(path)}"
-        return self.json(200, {"type": "file", "encoding": "base64", "size": len(data), "name": path.split("/")[-1], "path": path,
-                               "content": base64.encodebytes(data).decode(), "sha": sha, "url": url, "git_url": blob, "html_url": page,
-                               "download_url": raw, "_links": {"git": blob, "self": url, "html": page}})
+        held = {"target": data.decode()} if kind == "symlink" else {"encoding": "base64", "content": base64.encodebytes(data).decode()}
+        return self.json(200, {"type": kind, "size": len(data), "name": path.split("/")[-1], "path": path, **held, "sha": sha, "url": url,
+                               "git_url": blob, "html_url": page, "download_url": raw, "_links": {"git": blob, "self": url, "html": page}})
 
     def shown_commit(self, owner, repo, fields):
         sha, tree, parents, author, mail, at, committer, committer_mail, committed, message = fields

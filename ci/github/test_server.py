@@ -147,6 +147,23 @@ class Development(unittest.TestCase):
         self.assertEqual(sorted(seen[2]), tags)
         self.assertNotIn(seen[2], seen[:2])
 
+    def test_a_symbolic_link_is_answered_with_the_file_that_it_points_to(self):
+        folder, before = os.path.join(self.folder.name, "repos", "acme", "app"), self.commit
+        os.makedirs(os.path.join(folder, "links"), exist_ok=True)
+        for name, target in (("file", "../cofferdam.yaml"), ("twice", "file"), ("out", "../../other"), ("loop", "loop")):
+            os.symlink(target, os.path.join(folder, "links", name))
+        self.git("add", ".")
+        self.git("commit", "-q", "-m", "links")
+        try:
+            for name in ("file", "twice"):
+                _, file = self.call("GET", f"/repos/acme/app/contents/links/{name}?ref=main", token=None)
+                self.assertEqual((file["type"], base64.b64decode(file["content"])), ("file", b"version: 1\n"))
+            for name, target in (("out", "../../other"), ("loop", "loop")):
+                _, link = self.call("GET", f"/repos/acme/app/contents/links/{name}?ref=main", token=None)
+                self.assertEqual((link["type"], link["target"], "content" in link), ("symlink", target, False))
+        finally:
+            self.git("reset", "-q", "--hard", before)
+
     def test_lists_come_in_pages_with_links(self):
         tags = {f"page-{number}" for number in range(5)}
         for tag in tags:

@@ -118,7 +118,12 @@ async fn answer(
         steps.next().unwrap_or(Step("", 500, vec![], "{\"message\":\"nothing is scripted\"}".into()));
     assert!(text.starts_with(wanted), "wanted {wanted}, got {text}");
     if status == 0 {
-        tokio::time::sleep(Duration::from_secs(30)).await;
+        // Others are answered meanwhile.
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            drop(stream);
+        });
+        return None;
     }
     let body = body.replace("{root}", base);
     let mut head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n", body.len());
@@ -201,7 +206,7 @@ fn new_asset() -> NewAsset {
 async fn contents_are_asked_for_at_a_commit_and_decoded() {
     let server = Server::start(vec![step("GET ", 200, file_json())]).await;
     let contents = server.client().contents(&repository(), "dir/a b?.yaml", "main").await.unwrap();
-    assert_eq!((contents.bytes.as_slice(), contents.blob), (b"hello world".as_slice(), "b".repeat(40)));
+    assert_eq!(contents, b"hello world");
     let request = server.seen()[0].to_lowercase();
     assert!(server.lines()[0].ends_with("/api/v3/repos/acme/shop/contents/dir/a%20b%3F.yaml?ref=main"));
     assert!(request.contains(&format!("authorization: bearer {TOKEN}")));
@@ -515,9 +520,9 @@ async fn what_cannot_change_is_asked_once() {
     let memory = Arc::new(Memory::default());
     let client = server.client().with_cache(Arc::clone(&memory) as Arc<dyn Cache>);
     for _ in 0..2 {
-        assert_eq!(client.contents(&repository(), "x", &old).await.unwrap().bytes, b"hello world");
+        assert_eq!(client.contents(&repository(), "x", &old).await.unwrap(), b"hello world");
         let found = client.compare(&repository(), &old, &new).await.unwrap();
-        assert_eq!((found.merge_base, found.changed), (old.clone(), Some(vec![])));
+        assert_eq!(found.merge_base, old);
         assert_eq!(client.download(&repository(), &asset, 9).await.unwrap(), b"12345");
     }
     assert_eq!(server.seen().len(), 3);
@@ -597,6 +602,57 @@ async fn the_default_branch_is_asked_for_without_a_name_that_a_ref_could_shadow(
 }
 
 #[tokio::test]
+async fn where_git_is_silent_or_limits_the_api_is_asked_for_the_head() {
+    let commit = "c".repeat(40);
+    let reference = format!(r#"{{"ref":"refs/heads/trunk","object":{{"type":"commit","sha":"{commit}"}}}}"#);
+    let limited = || vec![("Retry-After", "3600".to_owned())];
+    let script = vec![
+        Step("POST ", 429, limited(), "{}".into()),
+        step("GET ", 200, r#"{"default_branch":"trunk"}"#),
+        step("GET ", 200, reference.clone()),
+        step("POST ", 503, "{}"),
+        step("GET ", 200, r#"{"default_branch":"trunk"}"#),
+        step("GET ", 200, reference.clone()),
+        step("POST ", 0, ""),
+        step("GET ", 200, r#"{"default_branch":"trunk"}"#),
+        step("GET ", 200, reference),
+    ];
+    let server = Server::start(script).await;
+    let client = server.client();
+    let begun = Instant::now();
+    for _ in 0..3 {
+        let head = Head { branch: "trunk".to_owned(), commit: commit.clone(), tags: None };
+        assert_eq!(client.default_head(&repository()).await.unwrap(), head);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(client.requests(), Requests { api: 6, git: 3, ..Requests::default() }, "git once each");
+}
+
+#[tokio::test]
+async fn an_unchanged_full_page_does_not_end_the_list() {
+    let page = |ids: std::ops::Range<u64>| format!("[{}]", ids.map(numbered).collect::<Vec<_>>().join(","));
+    let server =
+        Server::start(vec![linked(page(0..100), ""), step("GET ", 304, ""), linked(page(100..101), "")])
+            .await;
+    let client = server.client().with_cache(Arc::new(Memory::default()));
+    assert_eq!(client.all_releases(&repository(), 20, None).await.unwrap().releases.len(), 100);
+    let grown = client.all_releases(&repository(), 20, None).await.unwrap();
+    assert_eq!((grown.releases.len(), grown.complete), (101, true));
+}
+
+#[tokio::test]
+async fn a_draft_with_the_wanted_tag_does_not_end_the_list() {
+    let next = "<https://h/?page=2>; rel=\"next\"";
+    let draft = release_json(true, "").replace("{root}", "https://h");
+    let server =
+        Server::start(vec![linked(format!("[{draft}]"), next), linked(format!("[{}]", numbered(8)), "")])
+            .await;
+    let wanted = HashSet::from(["attest-20260102T030405Z-0a1b2c3d".to_owned()]);
+    let found = server.client().all_releases(&repository(), 20, Some(&wanted)).await.unwrap();
+    assert_eq!(found.releases.iter().map(|release| release.draft).collect::<Vec<_>>(), [true, false]);
+}
+
+#[tokio::test]
 async fn commits_are_compared_by_their_whole_names_and_no_answer_is_not_no() {
     let (old, new) = ("a".repeat(40), "b".repeat(40));
     let unrelated = format!("{{\"message\":\"No common ancestor between {old} and {new}.\"}}");
@@ -615,8 +671,7 @@ async fn commits_are_compared_by_their_whole_names_and_no_answer_is_not_no() {
     .await;
     let client = server.client();
     let compare = async || client.compare(&repository(), &old, &new).await;
-    let ahead = compare().await.unwrap();
-    assert_eq!((ahead.merge_base == old, ahead.changed.unwrap().len()), (true, 1));
+    assert_eq!(compare().await.unwrap().merge_base, old);
     assert_ne!(compare().await.unwrap().merge_base, old);
     assert!(matches!(compare().await, Err(GithubError::Unrelated)));
     assert!(matches!(compare().await, Err(GithubError::NotFound)));
@@ -689,6 +744,32 @@ async fn without_a_token_assets_come_from_where_browsers_get_them() {
             "GET /api/v3/repos/acme/shop/releases/assets/9"
         ]
     );
+}
+
+#[tokio::test]
+async fn with_a_token_too_and_where_browsers_get_nothing_the_api_is_asked() {
+    let bytes = "12345";
+    let server = Server::start(vec![
+        step("GET ", 200, bytes),
+        step("GET ", 404, "<html>"),
+        step("GET ", 200, bytes),
+        step("GET ", 200, "<html>sign in</html>"),
+        step("GET ", 200, bytes),
+    ])
+    .await;
+    let mut asset: Asset = serde_json::from_str(&asset_json(9, "a", bytes.as_bytes())).unwrap();
+    asset.browser_download_url = Some(format!("{}/acme/shop/releases/download/t/a", server.root));
+    let client = server.client();
+    for _ in 0..3 {
+        assert_eq!(client.download(&repository(), &asset, 9).await.unwrap(), bytes.as_bytes());
+    }
+    let (page, api) =
+        ("GET /acme/shop/releases/download/t/a", "GET /api/v3/repos/acme/shop/releases/assets/9");
+    assert_eq!(server.lines(), [page, page, api, page, api]);
+    for request in server.seen() {
+        assert_eq!(request.contains(TOKEN), request.starts_with(api), "the token is the API's alone");
+    }
+    assert_eq!(client.requests(), Requests { api: 2, storage: 3, ..Requests::default() });
 }
 
 #[tokio::test]

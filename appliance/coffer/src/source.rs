@@ -9,7 +9,7 @@ use std::time::Duration;
 
 use cofferdam_attest::claims::{self, Claims};
 use cofferdam_attest::evidence;
-use cofferdam_attest::github::{self, Asset, Contents, GithubError, Head, Requests};
+use cofferdam_attest::github::{self, Asset, GithubError, Head, Requests};
 use cofferdam_attest::release::Tag;
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
@@ -146,9 +146,9 @@ impl Source {
             )));
         }
         let head = self.head().await?;
-        let now = self.declared_since(&claims.commit, head).await?;
-        let contents = self.file(&claims.commit).await?;
-        let digest = cofferdam_declaration::digest(&contents.bytes);
+        self.in_history(&claims.commit, head).await?;
+        let bytes = self.file(&claims.commit).await?;
+        let digest = cofferdam_declaration::digest(&bytes);
         if digest != claims.declaration {
             return Err(Failure::rejected(format!(
                 "declaration: the appliance measured {}, {} at {} has {digest}",
@@ -156,14 +156,10 @@ impl Source {
             ))
             .hint("the host handed over another declaration than the repository's"));
         }
-        let same = match now {
-            _ if commit.is_some() => true,
-            Declared::Same => true,
-            Declared::Blob(blob) => blob == contents.blob,
-            Declared::Unknown => self.file(&head.commit).await?.bytes == contents.bytes,
-        };
-        if same {
-            return Ok(contents.bytes);
+        // The bytes, and not whether git names the file as changed: a symbolic link stays the same when its target changes.
+        let settled = commit.is_some() || head.commit == claims.commit;
+        if settled || self.file(&head.commit).await? == bytes {
+            return Ok(bytes);
         }
         Err(Failure::rejected(format!(
             "commit: the appliance runs {}, whose declaration is not what the default branch of {} declares now",
@@ -175,10 +171,10 @@ impl Source {
         )))
     }
 
-    /// Insists that `commit` is in the history of the default branch, and says what became of the declaration since.
-    async fn declared_since(&self, commit: &str, head: &Head) -> Outcome<Declared> {
+    /// Insists that `commit` is in the history of the default branch.
+    async fn in_history(&self, commit: &str, head: &Head) -> Outcome {
         if head.commit == commit {
-            return Ok(Declared::Same);
+            return Ok(());
         }
         let foreign = || {
             Failure::rejected(format!(
@@ -187,7 +183,7 @@ impl Source {
             ))
         };
         match self.client.compare(&self.repository, commit, &head.commit).await {
-            Ok(found) if found.merge_base == commit => Ok(declared(found.changed.as_deref())),
+            Ok(found) if found.merge_base == commit => Ok(()),
             Ok(_) | Err(GithubError::Unrelated) => Err(foreign()),
             // GitHub does not say why. That there is no such commit it says only when that one is asked for.
             Err(GithubError::NotFound) => match self.client.commit(&self.repository, commit).await {
@@ -206,9 +202,9 @@ impl Source {
     }
 
     /// The declaration at a whole commit. That it is not there is an answer; that the commit cannot be seen is none.
-    async fn file(&self, at: &str) -> Outcome<Contents> {
+    async fn file(&self, at: &str) -> Outcome<Vec<u8>> {
         match self.client.contents(&self.repository, DECLARATION, at).await {
-            Ok(contents) => Ok(contents),
+            Ok(bytes) => Ok(bytes),
             Err(GithubError::NotFound) => match self.client.commit(&self.repository, at).await {
                 Ok(_) => Err(Failure::rejected(format!(
                     "commit: {} has no {DECLARATION} at {at}",
@@ -242,31 +238,6 @@ impl Source {
             }
             _ => Failure::could_not_check(message),
         }
-    }
-}
-
-/// What the default branch declares, seen from a commit in its history.
-#[derive(Debug, PartialEq, Eq)]
-enum Declared {
-    /// The same.
-    Same,
-    /// What git calls by this name.
-    Blob(String),
-    /// That has to be asked.
-    Unknown,
-}
-
-fn declared(changed: Option<&[github::Changed]>) -> Declared {
-    let Some(changed) = changed else { return Declared::Unknown };
-    let mut about = changed
-        .iter()
-        .filter(|file| file.name == DECLARATION || file.previous.as_deref() == Some(DECLARATION));
-    match (about.next(), about.next()) {
-        (None, _) => Declared::Same,
-        (Some(file), None) if file.previous.is_none() => {
-            file.blob.clone().map_or(Declared::Unknown, Declared::Blob)
-        }
-        _ => Declared::Unknown,
     }
 }
 
@@ -373,27 +344,5 @@ mod tests {
         assert_eq!(wanted(&tags, now, now - 86_400), of(&["20260601T120000Z", "20260601T110000Z"]));
         assert_eq!(wanted(&tags[2..], now, now - 86_400), of(&["20260501T110000Z"]));
         assert_eq!(wanted(&tags[3..], now, now - 86_400), of(&[]));
-    }
-
-    #[test]
-    fn a_comparison_says_the_same_only_of_a_file_that_it_does_not_name() {
-        let file = |name: &str, previous: Option<&str>, blob: Option<&str>| github::Changed {
-            name: name.to_owned(),
-            previous: previous.map(str::to_owned),
-            blob: blob.map(str::to_owned),
-        };
-        assert_eq!(declared(None), Declared::Unknown);
-        assert_eq!(declared(Some(&[])), Declared::Same);
-        assert_eq!(declared(Some(&[file("README.md", None, Some("b"))])), Declared::Same);
-        let modified = file(DECLARATION, None, Some("b"));
-        assert_eq!(declared(Some(std::slice::from_ref(&modified))), Declared::Blob("b".to_owned()));
-        for unclear in [
-            vec![file(DECLARATION, None, None)],
-            vec![file("old.yaml", Some(DECLARATION), Some("b"))],
-            vec![file(DECLARATION, Some("new.yaml"), Some("b"))],
-            vec![modified, file("copy.yaml", Some(DECLARATION), None)],
-        ] {
-            assert_eq!(declared(Some(&unclear)), Declared::Unknown, "{unclear:?}");
-        }
     }
 }

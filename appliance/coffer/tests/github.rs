@@ -7,6 +7,7 @@ mod world;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cofferdam_attest::claims::format_time;
 use serde_json::{Value, json};
 use world::{REPOSITORY, TOKEN, Told, World, now, said, tag_at, tag_of};
 
@@ -141,6 +142,45 @@ fn a_tampered_cache_makes_nothing_accepted() {
         std::fs::write(path, bytes).unwrap();
     }
     assert_eq!(world.verify(&[]).0, 3);
+}
+
+#[test]
+fn an_old_declaration_behind_a_symbolic_link_is_refused() {
+    let Some(mut world) = World::new() else { return };
+    std::fs::create_dir(world.repository().join("deploy")).unwrap();
+    std::os::unix::fs::symlink("deploy/app.yaml", world.repository().join("cofferdam.yaml")).unwrap();
+    world.git(&["add", "cofferdam.yaml"]);
+    let commit = world.commit("deploy/app.yaml", &world.declaration("alice"));
+    let told = world.told(&commit, "alice", 600);
+    world.attest(&told);
+    world.start();
+    assert_eq!(world.verify(&[]).0, 0);
+    world.commit("README.md", "moved on\n");
+    let (code, _, said) = world.verify(&[]);
+    assert_eq!(code, 0, "{said}");
+    // Only the target of the link changes, and a comparison names only that.
+    world.commit("deploy/app.yaml", &world.declaration("mallory"));
+    let (code, _, said) = world.verify(&[]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("is not what the default branch"), "{said}");
+    assert_eq!(world.verify(&["--commit", &commit]).0, 0, "named on purpose");
+    // And back to what it was.
+    world.commit("deploy/app.yaml", &world.declaration("alice"));
+    assert_eq!(world.verify(&[]).0, 0);
+}
+
+#[test]
+fn measured_bytes_that_the_claimed_commit_does_not_declare_are_refused() {
+    // Those of the head, under the name of a commit before it.
+    let Some(mut world) = World::new() else { return };
+    let commit = world.declare("alice");
+    world.declare("mallory");
+    let told = world.told(&commit, "mallory", 600);
+    world.attest(&told);
+    world.start();
+    let (code, _, said) = world.verify(&[]);
+    assert_eq!(code, 3, "{said}");
+    assert!(said.contains("declaration: the appliance measured"), "{said}");
 }
 
 /// What a thief of the token can put on top, each with a name.
@@ -292,6 +332,50 @@ fn a_thousand_junk_releases_do_not_hide_the_attestation() {
         assert!(printed["requests"]["api"].as_u64().unwrap() <= 11 + 3, "{}", printed["requests"]);
         world.forget();
     }
+}
+
+#[test]
+fn a_thousand_releases_of_claims_that_their_quote_does_not_commit_to_do_not_hide_the_attestation() {
+    let Some((mut world, told)) = honest() else { return };
+    let tag = tag_of(&told.document());
+    let evidence: Value = serde_json::from_slice(&told.document()).unwrap();
+    let claims = String::from_utf8(STANDARD.decode(evidence["claims"].as_str().unwrap()).unwrap()).unwrap();
+    for n in 0..1_000_u64 {
+        // Well formed, of their tag, newer, and without a change that a search for one would find.
+        let issued = format_time(now() - 500 + n / 2).unwrap();
+        let key = format!("sha256:{n:064x}");
+        let changed = claims
+            .replace(&format_time(told.issued).unwrap(), &issued)
+            .replace(&told.tls_key, &key)
+            .replace(&told.endpoint, "thief.example:443")
+            .replace(&told.vault_key, &STANDARD.encode([(n % 255) as u8 + 1; 32]));
+        let mut forged = evidence.clone();
+        forged["claims"] = STANDARD.encode(changed).into();
+        let forged = forged.to_string().into_bytes();
+        world.release(&tag_of(&forged), &[(DOCUMENT, &forged)]);
+    }
+    world.judged = false;
+    world.start();
+    let begun = std::time::Instant::now();
+    let (code, printed, said) = world.verify(&[]);
+    assert_eq!(code, 0, "within the default limit: {said}");
+    assert_eq!(printed["release"]["tag"], tag.as_str());
+    assert_eq!(printed["skipped"]["rejected"], 1_000);
+    eprintln!("{:?}, {}", begun.elapsed(), printed["requests"]);
+}
+
+#[test]
+fn the_refusal_that_is_shown_names_the_claim_that_was_changed() {
+    let Some((world, told)) = honest() else { return };
+    let (_, tag, forged) = junk(&world, &told).remove(5);
+    let Some(mut only) = World::new() else { return };
+    only.clone_of(&world);
+    only.release(&tag, &[(DOCUMENT, &forged)]);
+    only.start();
+    let (code, printed, said) = only.verify(&[]);
+    assert_eq!(code, 3, "{said}");
+    let refused = printed["refused_because"].to_string();
+    assert!(refused.contains("endpoint was changed"), "{refused}");
 }
 
 #[test]
@@ -448,6 +532,16 @@ fn no_name_that_a_thief_can_give_to_a_ref_is_asked_for() {
     let (code, _, said) = thief.verify(&[]);
     assert_eq!(code, 3, "{said}");
     assert!(said.contains("default branch"), "{said}");
+}
+
+#[test]
+fn git_that_does_not_answer_leaves_the_api() {
+    let Some((mut world, _)) = honest() else { return };
+    world.faults(json!([{ "path": "git-upload-pack", "delay": 50, "times": 9 }]));
+    world.start();
+    let (code, printed, said) = world.verify(&[]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!((&printed["requests"]["git"], &printed["requests"]["api"]), (&json!(1), &json!(6)));
 }
 
 #[test]

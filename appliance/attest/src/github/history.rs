@@ -3,6 +3,8 @@
 //! Never asks with a name that a ref could shadow: whoever may push can make a branch or a tag that is called `HEAD` or like the
 //! default branch. The head is read once, by the whole name of its ref, and everything else is asked with whole commits.
 
+use std::time::Duration;
+
 use reqwest::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize};
@@ -12,14 +14,14 @@ use super::{Client, Commit, GithubError, authorize, check_ref, extend};
 use crate::claims::Repository;
 use crate::strict;
 
-/// Files that GitHub names in a comparison at most; a list of that length may lack some.
-pub const MAX_FILES: usize = 300;
-
-/// Largest accepted comparison in bytes: it carries the patches of up to [`MAX_FILES`] files.
+/// Largest accepted comparison in bytes: it carries the patches of up to 300 files.
 const MAX_COMPARISON: usize = 16 * 1024 * 1024;
 
 /// Largest accepted answer of git's protocol in bytes: about ten thousand tags.
 const MAX_REFS: usize = 1024 * 1024;
+
+/// Bound on asking by git's protocol: its host may be out of reach where the API's is not.
+const GIT_ATTEMPT: Duration = Duration::from_secs(8);
 
 /// The request `ls-refs` for HEAD, what it points to, and the tags of release attestations (gitprotocol-v2), each line with its
 /// length in front.
@@ -37,24 +39,12 @@ pub struct Head {
     pub tags: Option<Vec<String>>,
 }
 
-/// How two commits are related.
+/// How two commits are related. Which files differ is not read: GitHub names a symbolic link only when the link itself differs,
+/// and follows it when it is asked for the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
     /// Their best common ancestor, 40 hex digits. It is the base itself exactly when the base is in the history of the head.
     pub merge_base: String,
-    /// Files that differ between the common ancestor and the head; `None` when GitHub may not have named all of them.
-    pub changed: Option<Vec<Changed>>,
-}
-
-/// A file that differs.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-pub struct Changed {
-    /// Its path.
-    pub name: String,
-    /// Its path before, when it was renamed.
-    pub previous: Option<String>,
-    /// Git's name of its contents at the head, 40 hex digits; `None` unless it was there before and still is.
-    pub blob: Option<String>,
 }
 
 impl Client {
@@ -72,22 +62,14 @@ impl Client {
     }
 
     /// The default branch and its head, by one request of git's own protocol, which the API's limit does not count: the server
-    /// says what its HEAD points to, by the ref's whole name. A server that does not speak it is asked by the API, in two.
+    /// says what its HEAD points to, by the ref's whole name. When that fails, for whatever reason, the API is asked, in two.
     ///
     /// # Errors
     /// [`GithubError`].
     pub async fn default_head(&self, repository: &Repository) -> Result<Head, GithubError> {
         match self.head_by_git(repository).await {
-            Err(
-                GithubError::NotFound
-                | GithubError::Unauthorized(_)
-                | GithubError::Refused(_)
-                | GithubError::Moved
-                | GithubError::Malformed(_)
-                | GithubError::Unreachable(_)
-                | GithubError::Server { .. },
-            ) => self.head_by_api(repository).await,
-            other => other,
+            Ok(head) => Ok(head),
+            Err(_) => self.head_by_api(repository).await,
         }
     }
 
@@ -103,7 +85,7 @@ impl Client {
                 .header("Git-Protocol", "version=2");
             authorize(request, self.git_token.as_ref()).body(LS_REFS)
         };
-        let answer = self.transport.send(Kind::Git, request, MAX_REFS).await?;
+        let answer = self.transport.send_once(Kind::Git, request, MAX_REFS, GIT_ATTEMPT).await?;
         if answer.location.is_some() {
             return Err(GithubError::Moved);
         }
@@ -171,7 +153,7 @@ impl Client {
     fn git_url(&self, repository: &Repository) -> Result<Url, GithubError> {
         let repository = Repository::parse(&repository.to_string())
             .ok_or(GithubError::Config("repository is not OWNER/REPO"))?;
-        let mut url = self.pages()?;
+        let mut url = self.pages().ok_or(GithubError::Config("where git is spoken is not known"))?;
         extend(&mut url, &[&repository.owner, &format!("{}.git", repository.name), "git-upload-pack"])?;
         Ok(url)
     }
@@ -183,20 +165,11 @@ struct Compared {
     status: String,
     base_commit: Named,
     merge_base_commit: Named,
-    files: Option<Vec<File>>,
 }
 
 #[derive(Deserialize)]
 struct Named {
     sha: String,
-}
-
-#[derive(Deserialize)]
-struct File {
-    filename: String,
-    previous_filename: Option<String>,
-    status: String,
-    sha: Option<String>,
 }
 
 impl Compared {
@@ -208,14 +181,7 @@ impl Compared {
         if self.base_commit.sha != base || within != (merge_base == base) {
             return Err(GithubError::Malformed("a comparison that contradicts itself".to_owned()));
         }
-        let files = self.files.filter(|files| files.len() < MAX_FILES);
-        let changed = |file: File| Changed {
-            name: file.filename,
-            previous: file.previous_filename,
-            // Of a file that was removed or renamed GitHub names what it was.
-            blob: file.sha.filter(|sha| file.status == "modified" && strict::is_lower_hex(sha, 40)),
-        };
-        Ok(Comparison { merge_base, changed: files.map(|files| files.into_iter().map(changed).collect()) })
+        Ok(Comparison { merge_base })
     }
 }
 
@@ -325,7 +291,6 @@ mod tests {
             status: status.to_owned(),
             base_commit: Named { sha: of.to_owned() },
             merge_base_commit: Named { sha: merge_base.to_owned() },
-            files: Some(Vec::new()),
         };
         for (status, merge_base) in
             [("ahead", &base), ("identical", &base), ("behind", &other), ("diverged", &other)]
@@ -342,42 +307,5 @@ mod tests {
             assert!(answer(status, of, merge_base).check(&base).is_err(), "{status}");
         }
         assert!(answer("behind", &base, "short").check(&base).is_err());
-    }
-
-    #[test]
-    fn a_file_that_was_removed_has_no_contents() {
-        let base = "a".repeat(40);
-        for (status, there) in [("modified", true), ("removed", false), ("renamed", false), ("added", false)]
-        {
-            let files = Some(vec![File {
-                filename: "x".to_owned(),
-                previous_filename: None,
-                status: status.to_owned(),
-                sha: Some("b".repeat(40)),
-            }]);
-            let named = || Named { sha: base.clone() };
-            let answer =
-                Compared { status: "ahead".into(), base_commit: named(), merge_base_commit: named(), files };
-            let changed = answer.check(&base).unwrap().changed.unwrap();
-            assert_eq!(changed[0].blob.is_some(), there, "{status}");
-        }
-    }
-
-    #[test]
-    fn a_list_of_files_that_may_be_cut_off_is_none() {
-        let base = "a".repeat(40);
-        let named = || Named { sha: base.clone() };
-        let file = |n: usize| File {
-            filename: n.to_string(),
-            previous_filename: None,
-            status: "modified".to_owned(),
-            sha: None,
-        };
-        for (count, whole) in [(0, true), (MAX_FILES - 1, true), (MAX_FILES, false)] {
-            let files = Some((0..count).map(file).collect());
-            let answer =
-                Compared { status: "ahead".into(), base_commit: named(), merge_base_commit: named(), files };
-            assert_eq!(answer.check(&base).unwrap().changed.is_some(), whole, "{count}");
-        }
     }
 }

@@ -20,15 +20,6 @@ pub const PAGE: usize = 100;
 /// Redirects followed for one asset.
 const MAX_REDIRECTS: usize = 5;
 
-/// A file at a commit.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub struct Contents {
-    /// Its bytes.
-    pub bytes: Vec<u8>,
-    /// Git's name of them, 40 hex digits.
-    pub blob: String,
-}
-
 /// The releases of a repository, in whatever order GitHub lists them.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Listed {
@@ -47,7 +38,8 @@ struct Page {
 }
 
 impl Client {
-    /// A file of at most [`MAX_FILE`] at a branch, tag or commit. At a whole commit it cannot change, so the cache may answer.
+    /// The bytes of a file of at most [`MAX_FILE`] at a branch, tag or commit; of a symbolic link those of the file that it points
+    /// to in the same repository. At a whole commit they cannot change, so the cache may answer.
     ///
     /// # Errors
     /// [`GithubError`]; `NotFound` when the repository, the ref or the file does not exist (or is not visible).
@@ -56,7 +48,7 @@ impl Client {
         repository: &Repository,
         path: &str,
         at: &str,
-    ) -> Result<Contents, GithubError> {
+    ) -> Result<Vec<u8>, GithubError> {
         let parts: Vec<&str> = path.split('/').collect();
         if path.len() > 512 || parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
             return Err(GithubError::Config("path of a file is not plain and relative"));
@@ -65,15 +57,16 @@ impl Client {
         let mut url = self.url(repository, &["contents"], &[("ref", at)])?;
         extend(&mut url, &parts)?;
         let settled = strict::is_lower_hex(at, 40);
-        if let Some(known) = self.cached(url.as_str()).filter(|_| settled).and_then(Contents::recall) {
+        let name = format!("bytes of {url}");
+        if let Some(known) = self.cached(&name).filter(|_| settled) {
             return Ok(known);
         }
-        let file: File = self.get(url.clone()).await?;
-        let contents = file.contents()?;
+        let file: File = self.get(url).await?;
+        let bytes = file.bytes()?;
         if settled {
-            self.remember(url.as_str(), &[contents.blob.as_bytes(), &contents.bytes].concat());
+            self.remember(&name, &bytes);
         }
-        Ok(contents)
+        Ok(bytes)
     }
 
     /// One page of releases (from 1) of 30; drafts are among them when the token may see them.
@@ -105,7 +98,10 @@ impl Client {
             releases.extend(found.releases.into_iter().filter(|release| seen.insert(release.id)));
             let more = found.more
                 && missing.as_mut().is_none_or(|missing| {
-                    missing.retain(|tag| !releases.iter().any(|release| release.tag_name == *tag));
+                    // Anyone's draft may bear the tag, and is not the release of it.
+                    let published =
+                        |tag: &str| releases.iter().any(|release| !release.draft && release.tag_name == tag);
+                    missing.retain(|tag| !published(tag));
                     !missing.is_empty()
                 });
             if !more {
@@ -129,7 +125,10 @@ impl Client {
         };
         let answer = self.transport.send(Kind::Api, request, MAX_JSON).await?;
         if answer.unchanged {
-            return known.ok_or_else(|| GithubError::Malformed("an answer to another question".to_owned()));
+            let known =
+                known.ok_or_else(|| GithubError::Malformed("an answer to another question".to_owned()))?;
+            // "Unchanged" is said of this page; that a next one has come since, a full page does not show.
+            return Ok(Page { more: known.more || known.releases.len() == PAGE, ..known });
         }
         let (etag, more) = (answer.etag.clone(), answer.more);
         let releases: Vec<Release> = answer.json()?;
@@ -160,8 +159,9 @@ impl Client {
         self.get(self.url(repository, &["releases", &id.to_string()], &[])?).await
     }
 
-    /// The bytes of an asset, at most `limit`; its stated size and digest have to agree with them. Without a token they are
-    /// fetched where browsers fetch them, which the API's limit does not count.
+    /// The bytes of an asset, at most `limit`; its stated size and digest have to agree with them. They are fetched where browsers
+    /// fetch them, without the token, which the API's limit does not count; with a token the API is asked for what is not there,
+    /// as that of a private repository is not.
     ///
     /// # Errors
     /// [`GithubError`]; `Malformed` when it is larger or not what the release says.
@@ -182,10 +182,14 @@ impl Client {
         if let Some(bytes) = self.cached(&name).and_then(|bytes| check_asset(asset, bytes).ok()) {
             return Ok(bytes);
         }
-        let page = if self.has_token() { None } else { self.page_of_asset(asset)? };
-        let bytes = match page {
-            Some(page) => self.follow(page, Kind::Storage, asset, limit).await?,
-            None => self.follow(url, Kind::Api, asset, limit).await?,
+        let browsed = match self.page_of_asset(asset) {
+            Some(page) => Some(self.follow(page, Kind::Storage, asset, limit).await),
+            None => None,
+        };
+        let bytes = match browsed {
+            Some(Ok(bytes)) => bytes,
+            Some(Err(error)) if !self.has_token() || error.is_transient() => return Err(error),
+            _ => self.follow(url, Kind::Api, asset, limit).await?,
         };
         self.remember(&name, &bytes);
         Ok(bytes)
@@ -199,7 +203,7 @@ impl Client {
         asset: &Asset,
         limit: usize,
     ) -> Result<Vec<u8>, GithubError> {
-        let mut token = self.token.clone();
+        let mut token = self.token.clone().filter(|_| kind == Kind::Api);
         for _ in 0..=MAX_REDIRECTS {
             let request = |client: &reqwest::Client| {
                 let request =
@@ -221,35 +225,21 @@ impl Client {
     }
 
     /// Where browsers fetch an asset, when that is a place of this very server.
-    fn page_of_asset(&self, asset: &Asset) -> Result<Option<Url>, GithubError> {
+    fn page_of_asset(&self, asset: &Asset) -> Option<Url> {
         let pages = self.pages()?;
         let url = asset.browser_download_url.as_deref().and_then(|text| Url::parse(text).ok());
-        Ok(url.filter(|url| url.origin() == pages.origin() && url.scheme() == "https"))
-    }
-}
-
-impl Contents {
-    /// What the cache holds: git's name of the bytes, then the bytes.
-    fn recall(bytes: Vec<u8>) -> Option<Self> {
-        let (blob, bytes) = bytes.split_at_checked(40)?;
-        let blob = std::str::from_utf8(blob).ok().filter(|blob| strict::is_lower_hex(blob, 40))?;
-        Some(Self { blob: blob.to_owned(), bytes: bytes.to_vec() })
+        url.filter(|url| url.origin() == pages.origin() && url.scheme() == "https")
     }
 }
 
 impl File {
-    fn contents(self) -> Result<Contents, GithubError> {
+    fn bytes(self) -> Result<Vec<u8>, GithubError> {
         if self.kind != "file" || self.encoding.as_deref() != Some("base64") {
             return Err(GithubError::Malformed("not a file, or too large for the API".to_owned()));
         }
-        if !strict::is_lower_hex(&self.sha, 40) {
-            return Err(GithubError::Malformed("contents without a SHA-1 name".to_owned()));
-        }
         let text: String = self.content.unwrap_or_default().split_ascii_whitespace().collect();
         match strict::unb64(&text) {
-            Some(bytes) if bytes.len() <= MAX_FILE && bytes.len() as u64 == self.size => {
-                Ok(Contents { bytes, blob: self.sha })
-            }
+            Some(bytes) if bytes.len() <= MAX_FILE && bytes.len() as u64 == self.size => Ok(bytes),
             _ => Err(GithubError::Malformed("contents that are not base64 of the stated size".to_owned())),
         }
     }

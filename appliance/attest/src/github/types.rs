@@ -99,7 +99,6 @@ pub struct NewAsset {
 pub(super) struct File {
     #[serde(rename = "type")]
     pub(super) kind: String,
-    pub(super) sha: String,
     pub(super) size: u64,
     pub(super) encoding: Option<String>,
     pub(super) content: Option<String>,
