@@ -33,7 +33,7 @@ pub(crate) struct Failure {
     pub(crate) message: String,
     pub(crate) hint: Option<String>,
     /// Already rendered for the person (a declaration's diagnostics, an appraisal's report): printed as it is
-    /// in place of the message.
+    /// instead of the message.
     pub(crate) rendered: Option<String>,
     /// How long somebody who could not answer asks us not to ask again.
     pub(crate) retry_after: Option<Duration>,

@@ -14,7 +14,7 @@ use crate::files;
 use crate::source::Source;
 use crate::trust::named;
 
-/// What names a release in place of a path.
+/// What names a release instead of a path.
 const RELEASE: &str = "github:";
 /// Names of a release's assets that are reference values.
 const ASSET_PREFIX: &str = "reference-";

@@ -189,6 +189,23 @@ fn evidence_is_served_on_no_longer_than_the_policy_accepts_its_age() {
 }
 
 #[test]
+fn github_is_not_asked_again_before_the_time_that_it_named() {
+    let appliance = Simulated::start();
+    let Some(world) = appliance.world(12) else { return };
+    let mut connect = Connect::start(&world, &[]);
+    world.asked();
+    let limited = json!({ "path": "/releases$", "status": 403, "times": 1, "body": "{}", "headers": { "Retry-After": "100" } });
+    world.faults(json!([limited]));
+    // Renewed at 8 s; from then on it would answer again.
+    sleep(11);
+    assert!(world.asked().iter().any(|entry| entry["status"] == 403));
+    sleep(12);
+    let asked = world.asked();
+    assert!(asked.is_empty(), "{asked:?}");
+    assert!(connect.process.try_wait().unwrap().is_none(), "an outage ends nothing");
+}
+
+#[test]
 fn secret_put_asks_what_verify_asks_and_not_twice() {
     let appliance = Simulated::start();
     let Some(world) = appliance.world(3600) else { return };

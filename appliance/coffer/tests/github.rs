@@ -570,6 +570,32 @@ fn retry_after_is_waited_for_when_there_is_time() {
 }
 
 #[test]
+fn storage_or_a_portal_that_refuses_is_no_token_refused() {
+    let Some((mut world, told)) = honest() else { return };
+    world.release(&tag_at(told.issued + 60, 1), &[(DOCUMENT, b"{}")]);
+    world.start();
+    for status in [401, 403] {
+        world.forget();
+        let refused = json!({ "path": "/releases/download/", "status": status, "times": 1, "body": "<Error>AccessDenied</Error>" });
+        world.faults(json!([refused]));
+        let (code, printed, said) = world.verify(&[]);
+        assert_eq!(code, 0, "the older one: {said}");
+        assert!(printed["skipped"].to_string().contains(&status.to_string()), "{}", printed["skipped"]);
+
+        world.forget();
+        let portal =
+            json!({ "path": "/releases$", "status": status, "times": 9, "body": "<html>sign in</html>" });
+        world.faults(json!([portal]));
+        let (code, _, said) = world.verify(&["--timeout", "20s"]);
+        assert_eq!(code, 6, "{said}");
+        assert!(!said.contains("sign in"), "{said}");
+        // What GitHub itself says of a token is another thing.
+        world.faults(json!([{ "path": "/releases$", "status": status, "times": 9 }]));
+        assert_eq!(world.verify(&[]).0, 4);
+    }
+}
+
+#[test]
 fn immutable_of_a_release_is_read_and_shown() {
     let Some((mut world, _)) = honest() else { return };
     world.start();

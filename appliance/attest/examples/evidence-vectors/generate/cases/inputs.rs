@@ -22,6 +22,10 @@ pub(super) fn cases(honest: &Value) -> Vec<Case> {
     };
     let image = "/references/0";
     let boot = "/references/0/boots/0";
+    // With the source, which is left out where it is a disk.
+    let mut boot_as_a_list =
+        values(&honest["references"][0]["boots"][0], &["platform", "rtmr1", "rtmr2", "events"]);
+    boot_as_a_list.insert(1, json!("disk"));
     let platform = "/references/1";
     let at = |half: &str, member: &str| format!("{half}/{member}");
     vec![
@@ -181,10 +185,7 @@ pub(super) fn cases(honest: &Value) -> Vec<Case> {
             .set("/collateral", values(&honest["document"]["collateral"], &COLLATERAL))
             .refused(2, "a list where an object belongs"),
         case("reference-boot-as-a-list", "the values of its members")
-            .set(
-                boot,
-                values(&honest["references"][0]["boots"][0], &["platform", "rtmr1", "rtmr2", "events"]),
-            )
+            .set(boot, boot_as_a_list)
             .refused(2, "a list where an object belongs"),
         case("policy-as-a-list", "the values of its members, by chance or by hand")
             .set("/policy", values(&honest["policy"], &POLICY))
