@@ -145,6 +145,9 @@ pub struct Expectations {
     pub tag: Option<crate::release::Tag>,
     /// Reference values of images and platforms; empty when there are none.
     pub reference: ReferenceValues,
+    /// Whether to leave out searches whose result only explains, such as which claim was changed: for a caller who goes through
+    /// many documents. No outcome depends on it.
+    pub brief: bool,
 }
 
 /// Appraises an evidence document from its bytes: [`Evidence::parse`] as the check `document`, then [`appraise`].

@@ -129,6 +129,8 @@ impl Search<'_> {
         let documents = batch.iter().map(|candidate| self.source.document(candidate)).collect();
         let documents = together(documents).await;
         for (candidate, document) in batch.into_iter().zip(documents) {
+            // An appraisal computes: whatever else runs, and the caller's limit on time, have their turn in between.
+            tokio::task::yield_now().await;
             let tag = candidate.tag.clone();
             match self.judge(candidate, document).await? {
                 Judgement::Verified(found) if found.verdict == Verdict::Accepted => return Ok(Some(*found)),
@@ -190,7 +192,9 @@ impl Search<'_> {
         if Tag::for_claims(&evidence.claims).as_ref() != Some(&candidate.tag) {
             return refused("tag: its claims are not those that the tag is of".to_owned());
         }
-        let judged = self.trust.appraise(&evidence, &self.expectations(&candidate.tag), self.now);
+        // What explains a refusal is searched for the one that is shown.
+        let brief = Expectations { brief: true, ..self.expectations(&candidate.tag) };
+        let judged = self.trust.appraise(&evidence, &brief, self.now);
         let verdict = judged.appraisal.verdict();
         let checks = judged.appraisal.checks.clone();
         let Candidate { tag, page, immutable, .. } = candidate;

@@ -70,7 +70,7 @@ impl Trust {
 
     pub(crate) fn appraise(&self, evidence: &Evidence, expectations: &Expectations, now: u64) -> Judged {
         let appraisal = appraise::appraise(evidence, expectations, &self.policy, &self.roots, now);
-        let explanation = self.explain(evidence, &appraisal);
+        let explanation = if expectations.brief { None } else { self.explain(evidence, &appraisal) };
         Judged { appraisal, explanation, inputs: self.inputs.clone() }
     }
 

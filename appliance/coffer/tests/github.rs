@@ -7,6 +7,7 @@ mod world;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cofferdam_attest::claims::format_time;
 use serde_json::{Value, json};
 use world::{REPOSITORY, TOKEN, Told, World, now, said, tag_at, tag_of};
 
@@ -331,6 +332,51 @@ fn a_thousand_junk_releases_do_not_hide_the_attestation() {
         assert!(printed["requests"]["api"].as_u64().unwrap() <= 11 + 3, "{}", printed["requests"]);
         world.forget();
     }
+}
+
+#[test]
+fn a_thousand_releases_of_claims_that_their_quote_does_not_commit_to_do_not_hide_the_attestation() {
+    let Some((mut world, told)) = honest() else { return };
+    let tag = tag_of(&told.document());
+    let evidence: Value = serde_json::from_slice(&told.document()).unwrap();
+    let claims = String::from_utf8(STANDARD.decode(evidence["claims"].as_str().unwrap()).unwrap()).unwrap();
+    for n in 0..1_000_u64 {
+        // Well formed, of their tag, newer, and without a change that a search for one would find.
+        let issued = format_time(now() - 500 + n / 2).unwrap();
+        let key = format!("sha256:{n:064x}");
+        let changed = claims
+            .replace(&format_time(told.issued).unwrap(), &issued)
+            .replace(&told.tls_key, &key)
+            .replace(&told.endpoint, "thief.example:443")
+            .replace(&told.vault_key, &STANDARD.encode([(n % 255) as u8 + 1; 32]));
+        let mut forged = evidence.clone();
+        forged["claims"] = STANDARD.encode(changed).into();
+        let forged = forged.to_string().into_bytes();
+        world.release(&tag_of(&forged), &[(DOCUMENT, &forged)]);
+    }
+    world.judged = false;
+    world.start();
+    let begun = std::time::Instant::now();
+    let (code, printed, said) = world.verify(&[]);
+    assert_eq!(code, 0, "within the default limit: {said}");
+    assert_eq!(printed["release"]["tag"], tag.as_str());
+    assert_eq!(printed["skipped"]["rejected"], 1_000);
+    eprintln!("{:?}, {}", begun.elapsed(), printed["requests"]);
+}
+
+#[test]
+fn the_refusal_that_is_shown_names_the_claim_that_was_changed() {
+    let Some((world, told)) = honest() else { return };
+    with_fork(&world);
+    let (_, tag, forged) = junk(&world, &told).remove(5);
+    let Some(mut only) = World::new() else { return };
+    only.clone_of(&world);
+    only.release(&tag, &[(DOCUMENT, &forged)]);
+    only.start();
+    let (code, printed, said) = only.verify(&[]);
+    assert_eq!(code, 3, "{said}");
+    let refused = printed["refused_because"].to_string();
+    assert!(refused.contains("endpoint was changed"), "{refused}");
 }
 
 #[test]

@@ -41,6 +41,9 @@ pub(super) fn check(
     let comparisons = comparisons(&claims, &evidence.event_log, expected);
     match (bound, quote) {
         (Some(true), _) => appraisal.pass("report_data", "the quote commits to exactly these claims"),
+        (Some(false), Some(_)) if expected.brief => {
+            appraisal.fail("report_data", "the quote does not commit to these claims");
+        }
         (Some(false), Some(quote)) => {
             let why = name_the_change(&claims, &comparisons, quote, policy);
             appraisal.fail("report_data", format!("the quote does not commit to these claims: {why}"));
