@@ -118,7 +118,12 @@ async fn answer(
         steps.next().unwrap_or(Step("", 500, vec![], "{\"message\":\"nothing is scripted\"}".into()));
     assert!(text.starts_with(wanted), "wanted {wanted}, got {text}");
     if status == 0 {
-        tokio::time::sleep(Duration::from_secs(30)).await;
+        // Others are answered meanwhile.
+        tokio::spawn(async move {
+            tokio::time::sleep(Duration::from_secs(30)).await;
+            drop(stream);
+        });
+        return None;
     }
     let body = body.replace("{root}", base);
     let mut head = format!("HTTP/1.1 {status} X\r\nContent-Length: {}\r\nConnection: close\r\n", body.len());
@@ -555,6 +560,30 @@ async fn the_default_branch_is_asked_for_without_a_name_that_a_ref_could_shadow(
     let basic = STANDARD.encode(format!("x-access-token:{TOKEN}"));
     assert!(server.seen()[0].contains(&format!("Basic {basic}")));
     assert_eq!(client.requests(), Requests { api: 5, git: 4, ..Requests::default() });
+}
+
+#[tokio::test]
+async fn where_git_is_silent_or_limits_the_api_is_asked_for_the_head() {
+    let commit = "c".repeat(40);
+    let reference = format!(r#"{{"ref":"refs/heads/trunk","object":{{"type":"commit","sha":"{commit}"}}}}"#);
+    let limited = || vec![("Retry-After", "3600".to_owned())];
+    let script = vec![
+        Step("POST ", 429, limited(), "{}".into()),
+        step("GET ", 200, r#"{"default_branch":"trunk"}"#),
+        step("GET ", 200, reference.clone()),
+        step("POST ", 0, ""),
+        step("GET ", 200, r#"{"default_branch":"trunk"}"#),
+        step("GET ", 200, reference),
+    ];
+    let server = Server::start(script).await;
+    let client = server.client();
+    let begun = Instant::now();
+    for _ in 0..2 {
+        let head = Head { branch: "trunk".to_owned(), commit: commit.clone(), tags: None };
+        assert_eq!(client.default_head(&repository()).await.unwrap(), head);
+    }
+    assert!(begun.elapsed() < Duration::from_secs(15), "{:?}", begun.elapsed());
+    assert_eq!(client.requests(), Requests { api: 4, git: 2, ..Requests::default() }, "git once each");
 }
 
 #[tokio::test]

@@ -536,6 +536,16 @@ fn no_name_that_a_thief_can_give_to_a_ref_is_asked_for() {
 }
 
 #[test]
+fn git_that_does_not_answer_leaves_the_api() {
+    let Some((mut world, _)) = honest() else { return };
+    world.faults(json!([{ "path": "git-upload-pack", "delay": 50, "times": 9 }]));
+    world.start();
+    let (code, printed, said) = world.verify(&[]);
+    assert_eq!(code, 0, "{said}");
+    assert_eq!((&printed["requests"]["git"], &printed["requests"]["api"]), (&json!(1), &json!(6)));
+}
+
+#[test]
 fn a_used_up_rate_limit_says_when_it_resets_and_what_helps() {
     for status in [403, 429] {
         let Some((mut world, _)) = honest() else { return };

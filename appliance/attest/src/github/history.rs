@@ -3,6 +3,8 @@
 //! Never asks with a name that a ref could shadow: whoever may push can make a branch or a tag that is called `HEAD` or like the
 //! default branch. The head is read once, by the whole name of its ref, and everything else is asked with whole commits.
 
+use std::time::Duration;
+
 use reqwest::header::{ACCEPT, CONTENT_TYPE, USER_AGENT};
 use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize};
@@ -17,6 +19,9 @@ const MAX_COMPARISON: usize = 16 * 1024 * 1024;
 
 /// Largest accepted answer of git's protocol in bytes: about ten thousand tags.
 const MAX_REFS: usize = 1024 * 1024;
+
+/// Bound on asking by git's protocol: its host may be out of reach where the API's is not.
+const GIT_ATTEMPT: Duration = Duration::from_secs(8);
 
 /// The request `ls-refs` for HEAD, what it points to, and the tags of release attestations (gitprotocol-v2), each line with its
 /// length in front.
@@ -57,22 +62,14 @@ impl Client {
     }
 
     /// The default branch and its head, by one request of git's own protocol, which the API's limit does not count: the server
-    /// says what its HEAD points to, by the ref's whole name. A server that does not speak it is asked by the API, in two.
+    /// says what its HEAD points to, by the ref's whole name. When that fails, for whatever reason, the API is asked, in two.
     ///
     /// # Errors
     /// [`GithubError`].
     pub async fn default_head(&self, repository: &Repository) -> Result<Head, GithubError> {
         match self.head_by_git(repository).await {
-            Err(
-                GithubError::NotFound
-                | GithubError::Unauthorized(_)
-                | GithubError::Refused(_)
-                | GithubError::Moved
-                | GithubError::Malformed(_)
-                | GithubError::Unreachable(_)
-                | GithubError::Server { .. },
-            ) => self.head_by_api(repository).await,
-            other => other,
+            Ok(head) => Ok(head),
+            Err(_) => self.head_by_api(repository).await,
         }
     }
 
@@ -88,7 +85,8 @@ impl Client {
                 .header("Git-Protocol", "version=2");
             authorize(request, self.git_token.as_ref()).body(LS_REFS)
         };
-        let answer = self.transport.send(Kind::Git, request, MAX_REFS).await?;
+        let answer = tokio::time::timeout(GIT_ATTEMPT, self.transport.send(Kind::Git, request, MAX_REFS));
+        let answer = answer.await.unwrap_or(Err(GithubError::Timeout))?;
         if answer.location.is_some() {
             return Err(GithubError::Moved);
         }
