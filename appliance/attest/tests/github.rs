@@ -587,6 +587,30 @@ async fn where_git_is_silent_or_limits_the_api_is_asked_for_the_head() {
 }
 
 #[tokio::test]
+async fn an_unchanged_full_page_does_not_end_the_list() {
+    let page = |ids: std::ops::Range<u64>| format!("[{}]", ids.map(numbered).collect::<Vec<_>>().join(","));
+    let server =
+        Server::start(vec![linked(page(0..100), ""), step("GET ", 304, ""), linked(page(100..101), "")])
+            .await;
+    let client = server.client().with_cache(Arc::new(Memory::default()));
+    assert_eq!(client.all_releases(&repository(), 20, None).await.unwrap().releases.len(), 100);
+    let grown = client.all_releases(&repository(), 20, None).await.unwrap();
+    assert_eq!((grown.releases.len(), grown.complete), (101, true));
+}
+
+#[tokio::test]
+async fn a_draft_with_the_wanted_tag_does_not_end_the_list() {
+    let next = "<https://h/?page=2>; rel=\"next\"";
+    let draft = release_json(true, "").replace("{root}", "https://h");
+    let server =
+        Server::start(vec![linked(format!("[{draft}]"), next), linked(format!("[{}]", numbered(8)), "")])
+            .await;
+    let wanted = HashSet::from(["attest-20260102T030405Z-0a1b2c3d".to_owned()]);
+    let found = server.client().all_releases(&repository(), 20, Some(&wanted)).await.unwrap();
+    assert_eq!(found.releases.iter().map(|release| release.draft).collect::<Vec<_>>(), [true, false]);
+}
+
+#[tokio::test]
 async fn commits_are_compared_by_their_whole_names_and_no_answer_is_not_no() {
     let (old, new) = ("a".repeat(40), "b".repeat(40));
     let unrelated = format!("{{\"message\":\"No common ancestor between {old} and {new}.\"}}");

@@ -98,7 +98,10 @@ impl Client {
             releases.extend(found.releases.into_iter().filter(|release| seen.insert(release.id)));
             let more = found.more
                 && missing.as_mut().is_none_or(|missing| {
-                    missing.retain(|tag| !releases.iter().any(|release| release.tag_name == *tag));
+                    // Anyone's draft may bear the tag, and is not the release of it.
+                    let published =
+                        |tag: &str| releases.iter().any(|release| !release.draft && release.tag_name == tag);
+                    missing.retain(|tag| !published(tag));
                     !missing.is_empty()
                 });
             if !more {
@@ -122,7 +125,10 @@ impl Client {
         };
         let answer = self.transport.send(Kind::Api, request, MAX_JSON).await?;
         if answer.unchanged {
-            return known.ok_or_else(|| GithubError::Malformed("an answer to another question".to_owned()));
+            let known =
+                known.ok_or_else(|| GithubError::Malformed("an answer to another question".to_owned()))?;
+            // "Unchanged" is said of this page; that a next one has come since, a full page does not show.
+            return Ok(Page { more: known.more || known.releases.len() == PAGE, ..known });
         }
         let (etag, more) = (answer.etag.clone(), answer.more);
         let releases: Vec<Release> = answer.json()?;
