@@ -175,19 +175,17 @@ impl Client {
         Ok(url)
     }
 
-    /// The root of the pages that belong to this API: `https://github.com` of `https://api.github.com`, `https://HOST` of
-    /// `https://HOST/api/v3`.
-    fn pages(&self) -> Result<Url, GithubError> {
+    /// The root of the pages that belong to this API: `https://github.com` of `https://api.github.com`, the same for tenants of
+    /// ghe.com, and `https://HOST` of `https://HOST/api/v3`. Of others it is not known: the token goes to no host that nobody named.
+    fn pages(&self) -> Option<Url> {
         let mut url = self.root.clone();
-        let sibling = match url.path() {
-            "/" => url.host_str().and_then(|host| host.strip_prefix("api.")).map(str::to_owned),
-            _ => None,
-        };
-        if let Some(host) = sibling {
-            url.set_host(Some(&host)).map_err(|_| GithubError::Config("API root has no usable host"))?;
+        if url.path() == "/" {
+            let host = url.host_str()?.strip_prefix("api.")?.to_owned();
+            let known = host == "github.com" || host.ends_with(".ghe.com");
+            url.set_host(Some(&host)).ok().filter(|()| known && url.port().is_none())?;
         }
         url.set_path("");
-        Ok(url)
+        Some(url)
     }
 }
 
@@ -238,4 +236,30 @@ fn check_ref(at: &str) -> Result<(), GithubError> {
 
 fn sha256(bytes: &[u8]) -> String {
     format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_token_goes_to_no_host_that_nobody_named() {
+        for (root, pages) in [
+            ("https://api.github.com", Some("https://github.com/")),
+            ("https://api.github.com/", Some("https://github.com/")),
+            ("https://api.acme.ghe.com", Some("https://acme.ghe.com/")),
+            ("https://ghes.example/api/v3", Some("https://ghes.example/")),
+            ("https://127.0.0.1:8443/api/v3", Some("https://127.0.0.1:8443/")),
+            ("https://api.corp.example", None),
+            ("https://api.corp.example/", None),
+            ("https://api.github.com.corp.example", None),
+            ("https://api.xghe.com", None),
+            ("https://api.ghe.com", None),
+            ("https://api.github.com:8443", None),
+            ("https://corp.example", None),
+        ] {
+            let client = Client::new(root, None, None, "x").unwrap();
+            assert_eq!(client.pages().as_ref().map(Url::as_str), pages, "{root}");
+        }
+    }
 }

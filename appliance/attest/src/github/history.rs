@@ -154,7 +154,7 @@ impl Client {
     fn git_url(&self, repository: &Repository) -> Result<Url, GithubError> {
         let repository = Repository::parse(&repository.to_string())
             .ok_or(GithubError::Config("repository is not OWNER/REPO"))?;
-        let mut url = self.pages()?;
+        let mut url = self.pages().ok_or(GithubError::Config("where git is spoken is not known"))?;
         extend(&mut url, &[&repository.owner, &format!("{}.git", repository.name), "git-upload-pack"])?;
         Ok(url)
     }

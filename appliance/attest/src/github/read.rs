@@ -182,7 +182,7 @@ impl Client {
         if let Some(bytes) = self.cached(&name).and_then(|bytes| check_asset(asset, bytes).ok()) {
             return Ok(bytes);
         }
-        let browsed = match self.page_of_asset(asset)? {
+        let browsed = match self.page_of_asset(asset) {
             Some(page) => Some(self.follow(page, Kind::Storage, asset, limit).await),
             None => None,
         };
@@ -225,10 +225,10 @@ impl Client {
     }
 
     /// Where browsers fetch an asset, when that is a place of this very server.
-    fn page_of_asset(&self, asset: &Asset) -> Result<Option<Url>, GithubError> {
+    fn page_of_asset(&self, asset: &Asset) -> Option<Url> {
         let pages = self.pages()?;
         let url = asset.browser_download_url.as_deref().and_then(|text| Url::parse(text).ok());
-        Ok(url.filter(|url| url.origin() == pages.origin() && url.scheme() == "https"))
+        url.filter(|url| url.origin() == pages.origin() && url.scheme() == "https")
     }
 }
 
