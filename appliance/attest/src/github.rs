@@ -47,6 +47,19 @@ pub const MAX_FILE: usize = 1024 * 1024;
 /// Version of the REST API that these requests are written for.
 const API_VERSION: &str = "2022-11-28";
 
+impl std::ops::Add for Requests {
+    type Output = Self;
+
+    fn add(self, other: Self) -> Self {
+        Self {
+            api: self.api.saturating_add(other.api),
+            unchanged: self.unchanged.saturating_add(other.unchanged),
+            git: self.git.saturating_add(other.git),
+            storage: self.storage.saturating_add(other.storage),
+        }
+    }
+}
+
 /// A GitHub server, with or without a token.
 pub struct Client {
     root: Url,

@@ -6,6 +6,7 @@
 use std::path::{Path, PathBuf};
 
 use cofferdam_attest::claims::Repository;
+use cofferdam_attest::github::Requests;
 use cofferdam_attest::reference::{Half, MAX_BYTES, MAX_HALVES, ReferenceValues};
 
 use crate::cli;
@@ -24,16 +25,17 @@ const DEPTH: usize = 2;
 /// Most entries of a directory that are looked at.
 const MAX_ENTRIES: usize = 4096;
 
-/// Reads everything that `--reference` names.
-pub(crate) async fn load(names: &[String], github: &cli::Github) -> Outcome<ReferenceValues> {
+/// Reads everything that `--reference` names; with what GitHub was asked for it.
+pub(crate) async fn load(names: &[String], github: &cli::Github) -> Outcome<(ReferenceValues, Requests)> {
     let mut values = ReferenceValues::default();
+    let mut requests = Requests::default();
     for name in names {
         match name.strip_prefix(RELEASE) {
-            Some(release) => from_release(&mut values, release, github).await?,
+            Some(release) => requests = requests + from_release(&mut values, release, github).await?,
             None => from_path(&mut values, Path::new(name))?,
         }
     }
-    Ok(values)
+    Ok((values, requests))
 }
 
 fn from_path(values: &mut ReferenceValues, path: &Path) -> Outcome {
@@ -85,7 +87,11 @@ fn list(directory: &Path, depth: usize, found: &mut Vec<PathBuf>) -> Outcome {
 }
 
 /// The assets `reference-*.json` of `OWNER/REPO@TAG`.
-async fn from_release(values: &mut ReferenceValues, release: &str, github: &cli::Github) -> Outcome {
+async fn from_release(
+    values: &mut ReferenceValues,
+    release: &str,
+    github: &cli::Github,
+) -> Outcome<Requests> {
     let parsed = release.split_once('@').filter(|(repository, tag)| {
         Repository::parse(repository).is_some() && !tag.is_empty() && !tag.starts_with('-')
     });
@@ -104,7 +110,7 @@ async fn from_release(values: &mut ReferenceValues, release: &str, github: &cli:
         let place = Path::new(release).join(name);
         add(values, &place, bytes).map_err(|failure| Failure::could_not_check(failure.message))?;
     }
-    Ok(())
+    Ok(source.requests())
 }
 
 fn add(values: &mut ReferenceValues, path: &Path, bytes: &[u8]) -> Outcome {

@@ -121,7 +121,10 @@ impl Source {
         let release = release.map_err(|error| self.failure(&format!("find release {tag}"), &error))?;
         let assets: Vec<_> = release.assets.iter().filter(|asset| wanted(&asset.name)).collect();
         if assets.len() > most {
-            return Err(Failure::rejected(format!("release {tag} has {} such files", assets.len())));
+            return Err(Failure::could_not_check(format!(
+                "release {tag} has {} such files, at most {most} are read",
+                assets.len()
+            )));
         }
         let mut found = Vec::with_capacity(assets.len());
         for asset in assets {

@@ -7,6 +7,7 @@ use cofferdam_attest::appraise::{self, Appraisal, Check, Expectations, Outcome a
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Collateral, Evidence};
+use cofferdam_attest::github::Requests;
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote;
 use cofferdam_attest::reference::ReferenceValues;
@@ -42,6 +43,8 @@ pub(crate) struct Trust {
     pub(crate) policy: Policy,
     reference: ReferenceValues,
     pub(crate) inputs: Inputs,
+    /// What GitHub was asked for reference values.
+    pub(crate) requests: Requests,
 }
 
 impl Trust {
@@ -54,9 +57,9 @@ impl Trust {
             }
             None => Policy::default(),
         };
-        let reference = references::load(&options.reference, github).await?;
+        let (reference, requests) = references::load(&options.reference, github).await?;
         let inputs = Inputs::new(options, github, &policy);
-        Ok(Self { roots, policy, reference, inputs })
+        Ok(Self { roots, policy, reference, inputs, requests })
     }
 
     /// Greatest age of claims that the policy accepts, in seconds.

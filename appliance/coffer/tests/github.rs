@@ -367,6 +367,7 @@ fn a_thousand_releases_of_claims_that_their_quote_does_not_commit_to_do_not_hide
 #[test]
 fn the_refusal_that_is_shown_names_the_claim_that_was_changed() {
     let Some((world, told)) = honest() else { return };
+    with_fork(&world);
     let (_, tag, forged) = junk(&world, &told).remove(5);
     let Some(mut only) = World::new() else { return };
     only.clone_of(&world);
@@ -542,6 +543,31 @@ fn git_that_does_not_answer_leaves_the_api() {
     let (code, printed, said) = world.verify(&[]);
     assert_eq!(code, 0, "{said}");
     assert_eq!((&printed["requests"]["git"], &printed["requests"]["api"]), (&json!(1), &json!(6)));
+}
+
+#[test]
+fn reference_values_of_a_release_are_counted_and_too_many_of_them_are_could_not_check() {
+    let Some((mut world, _)) = honest() else { return };
+    let halves: Vec<(String, Vec<u8>)> = (0..2)
+        .map(|n| format!("reference-{n}.json"))
+        .map(|name| (name.clone(), std::fs::read(world.at(&name)).unwrap()))
+        .collect();
+    let assets: Vec<(&str, &[u8])> =
+        halves.iter().map(|(name, bytes)| (name.as_str(), bytes.as_slice())).collect();
+    world.release("v1.0.0", &assets);
+    let names: Vec<String> = (0..257).map(|n| format!("reference-{n}.json")).collect();
+    let many: Vec<(&str, &[u8])> = names.iter().map(|name| (name.as_str(), b"{}".as_slice())).collect();
+    world.release("v2.0.0", &many);
+    world.start();
+    let (code, printed, said) = world.verify(&["--reference", "github:acme/shop@v1.0.0"]);
+    assert_eq!(code, 0, "{said}");
+    let counted = world.counted();
+    let told = ["api", "git", "storage"].map(|kind| printed["requests"][kind].as_u64().unwrap() as usize);
+    // Three assets, each behind a redirect.
+    assert_eq!((told, counted), ([5, 1, 6], [5, 1, 6]));
+    let (code, _, said) = world.verify(&["--reference", "github:acme/shop@v2.0.0"]);
+    assert_eq!(code, 6, "{said}");
+    assert!(said.contains("257 such files"), "{said}");
 }
 
 #[test]

@@ -85,7 +85,8 @@ impl Client {
                 .header("Git-Protocol", "version=2");
             authorize(request, self.git_token.as_ref()).body(LS_REFS)
         };
-        let answer = self.transport.send_once(Kind::Git, request, MAX_REFS, GIT_ATTEMPT).await?;
+        let answer = tokio::time::timeout(GIT_ATTEMPT, self.transport.send(Kind::Git, request, MAX_REFS));
+        let answer = answer.await.unwrap_or(Err(GithubError::Timeout))?;
         if answer.location.is_some() {
             return Err(GithubError::Moved);
         }

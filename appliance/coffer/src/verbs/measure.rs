@@ -63,7 +63,7 @@ pub(crate) async fn run(ui: &Ui, options: &Measure) -> Outcome {
         ui.result(&text, object);
         return Ok(());
     };
-    let mut values = references::load(&options.reference, &options.github).await?;
+    let (mut values, _) = references::load(&options.reference, &options.github).await?;
     let halves = image.map(Half::Image).into_iter().chain(platform.map(Half::Platform));
     for half in halves {
         values.add(half).map_err(|error| Failure::usage(chain(&error)))?;

@@ -11,6 +11,7 @@ mod status;
 mod verify;
 
 use clap::CommandFactory as _;
+use cofferdam_attest::github::Requests;
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -95,7 +96,7 @@ async fn open(ui: &Ui, options: &cli::Appliance, known: Option<&str>) -> Outcome
     let trust = Trust::load(&options.trust, &options.github).await?;
     let source = Source::new(&options.repository, &options.github)?;
     let opened = open_from(ui, options, known, &trust, &source).await;
-    say_requests(ui, &source);
+    say_requests(ui, trust.requests + source.requests());
     opened.map_err(|failure| Failure { retry_after: failure.retry_after.or(source.retry_after()), ..failure })
 }
 
@@ -130,8 +131,7 @@ async fn open_from(
 }
 
 /// What GitHub was asked, for those who want to know.
-fn say_requests(ui: &Ui, source: &Source) {
-    let asked = source.requests();
+fn say_requests(ui: &Ui, asked: Requests) {
     ui.detail(&format!(
         "GitHub: {} API requests ({} unchanged), {} of git, {} to storage",
         asked.api, asked.unchanged, asked.git, asked.storage

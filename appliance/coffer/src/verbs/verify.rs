@@ -4,6 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use cofferdam_attest::appraise::Verdict;
+use cofferdam_attest::github::Requests;
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Outcome};
@@ -22,9 +23,10 @@ pub(crate) async fn run(
     source: &Source,
 ) -> Outcome {
     let found = newest::newest(repository, commit, trust, source).await;
-    super::say_requests(ui, source);
+    let asked = trust.requests + source.requests();
+    super::say_requests(ui, asked);
     let found = found?;
-    print(ui, repository, &found, source);
+    print(ui, repository, &found, asked);
     if let Some(failure) = failure(repository, &found) {
         return Err(if ui.json { failure.rendered("") } else { failure });
     }
@@ -73,7 +75,7 @@ fn failure(repository: &str, found: &Found) -> Option<Failure> {
     Some(failure)
 }
 
-fn print(ui: &Ui, repository: &str, found: &Found, source: &Source) {
+fn print(ui: &Ui, repository: &str, found: &Found, asked: Requests) {
     let mut text = String::new();
     let verified = &found.verified;
     let claims = &verified.claims;
@@ -110,8 +112,7 @@ fn print(ui: &Ui, repository: &str, found: &Found, source: &Source) {
         );
         members.insert("claims".to_owned(), serde_json::to_value(claims).unwrap_or_default());
         members.insert("skipped".to_owned(), found.skipped.to_json());
-        let requests = serde_json::to_value(source.requests()).unwrap_or_default();
-        members.insert("requests".to_owned(), requests);
+        members.insert("requests".to_owned(), serde_json::to_value(asked).unwrap_or_default());
     }
     ui.result(&text, object);
 }
