@@ -214,19 +214,6 @@ impl Transport {
         }
     }
 
-    /// One attempt, which ends after `within` at the latest: for what can be learned in another way, too.
-    pub(super) async fn send_once(
-        &self,
-        kind: Kind,
-        request: impl Fn(&reqwest::Client) -> reqwest::RequestBuilder,
-        limit: usize,
-        within: Duration,
-    ) -> Result<Answer, GithubError> {
-        let within = within.min(self.deadline);
-        let attempt = tokio::time::timeout(within, self.attempt(kind, &request, limit));
-        attempt.await.unwrap_or(Err(GithubError::Timeout))
-    }
-
     async fn attempt(
         &self,
         kind: Kind,
