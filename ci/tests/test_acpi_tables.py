@@ -28,6 +28,8 @@ COFFER = os.path.join(os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "targ
 # Memory below and above 2.75 GiB, one processor and more, both entry points of SMBIOS.
 SHAPES = (("--memory", "2G", "--cpus", "2"), ("--memory", "4G", "--cpus", "4"), ("--memory", "2560M", "--cpus", "1", "--machine", "pc-q35-9.0"))
 
+# Where acpi-tables finds its own.
+sys.path.insert(0, CI)
 SPECIFICATION = importlib.util.spec_from_loader(
     "acpi_tables", importlib.machinery.SourceFileLoader("acpi_tables", os.path.join(CI, "acpi-tables")))
 acpi_tables = importlib.util.module_from_spec(SPECIFICATION)
