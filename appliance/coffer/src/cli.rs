@@ -68,7 +68,7 @@ pub(crate) enum Verb {
         /// The declaration
         #[arg(default_value = "cofferdam.yaml")]
         file: PathBuf,
-        /// Print the JSON Schema of declarations in place of checking one
+        /// Print the JSON Schema of declarations instead of checking one
         #[arg(long, conflicts_with = "file")]
         schema: bool,
     },
@@ -233,7 +233,7 @@ pub(crate) struct MeasurePlatform {
     /// The TDVF firmware (.fd): gives MRTD and, as far as it is determined, RTMR0
     #[arg(long, value_name = "FD")]
     pub(crate) firmware: Option<PathBuf>,
-    /// MRTD as somebody states it, 96 hex digits, in place of a firmware to compute it from
+    /// MRTD as somebody states it, 96 hex digits, instead of a firmware to compute it from
     #[arg(long, value_name = "HEX", conflicts_with = "firmware", value_parser = register)]
     pub(crate) mrtd: Option<Register>,
     /// The machine's memory (4G, 2816M); without it, RTMR0's events that depend on the machine are left out
@@ -285,7 +285,7 @@ pub(crate) struct Appliance {
     /// The repository that is the appliance's identity
     #[arg(value_name = "OWNER/REPO")]
     pub(crate) repository: String,
-    /// Dial here in place of the published endpoint (before the first release attestation); the evidence is
+    /// Dial here instead of the published endpoint (before the first release attestation); the evidence is
     /// verified all the same
     #[arg(long, value_name = "HOST:PORT", env = "COFFER_ENDPOINT")]
     pub(crate) endpoint: Option<String>,
@@ -312,7 +312,7 @@ pub(crate) struct Trust {
     /// taken from the environment
     #[arg(long, value_name = "PEM")]
     pub(crate) root: Option<PathBuf>,
-    /// The appraisal policy, in place of the built-in one
+    /// The appraisal policy, instead of the built-in one
     #[arg(long, value_name = "FILE")]
     pub(crate) policy: Option<PathBuf>,
 }
@@ -326,7 +326,7 @@ pub(crate) struct Github {
     /// The API's root; a GitHub Enterprise Server has it under https://HOST/api/v3
     #[arg(long, value_name = "URL", env = "COFFER_GITHUB_API")]
     pub(crate) github_api: Option<String>,
-    /// The only certificate authority that is trusted for it (PEM), in place of the system's
+    /// The only certificate authority that is trusted for it (PEM), instead of the system's
     #[arg(long, value_name = "PEM", env = "COFFER_GITHUB_CA")]
     pub(crate) github_ca: Option<PathBuf>,
 }
