@@ -220,7 +220,7 @@ pub(crate) struct Measure {
     #[arg(long, value_name = "PEM", requires = "explain")]
     pub(crate) root: Option<PathBuf>,
     /// Further reference values to explain with: a file, a directory or github:OWNER/REPO@TAG; may be repeated
-    #[arg(long, value_name = "PATH", requires = "explain", env = "COFFER_REFERENCE")]
+    #[arg(long, value_name = "PATH", env = "COFFER_REFERENCE")]
     pub(crate) reference: Vec<String>,
     #[command(flatten)]
     pub(crate) github: Github,

@@ -255,3 +255,23 @@ fn what_is_expected_is_given_in_its_own_shape() {
         assert_eq!(output.status.code(), Some(2), "{option} {value}: {}", text(&output.stderr));
     }
 }
+
+/// README exports `COFFER_REFERENCE` for every verb; `measure` wants it only to explain.
+#[test]
+fn reference_values_in_the_environment_are_no_obstacle_to_measuring() {
+    let measure = |environment: &[(&str, &str)], more: &[&str]| {
+        let mrtd = "0".repeat(96);
+        Command::new(env!("CARGO_BIN_EXE_coffer"))
+            .args([&["measure", "--mrtd", &mrtd, "--boot", "simulator"], more].concat())
+            .env_clear()
+            .envs(environment.iter().copied())
+            .output()
+            .unwrap()
+    };
+    let said = |output: &Output| String::from_utf8_lossy(&output.stderr).into_owned();
+    let exported = measure(&[("COFFER_REFERENCE", "measurements")], &[]);
+    assert_eq!(exported.status.code(), Some(0), "{}", said(&exported));
+    let named = measure(&[], &["--reference", "measurements"]);
+    assert_eq!(named.status.code(), Some(2));
+    assert!(said(&named).contains("--reference needs --explain"), "{}", said(&named));
+}
