@@ -133,6 +133,12 @@ def request():
         return tomllib.load(file)
 
 
+def release():
+    """The release that this tree is of or leads to: os-release's VERSION_ID."""
+    with open(os.path.join(ROOT, "image/base/usr/lib/os-release"), encoding="utf-8") as file:
+        return dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)["VERSION_ID"].strip('"')
+
+
 def tree():
     """The lock of this source tree."""
     return Lock.load(os.path.join(ROOT, TREE))

@@ -468,10 +468,10 @@ class ReleasedImage(unittest.TestCase):
         self.addCleanup(setattr, inputs, "digest", before)
         self.addCleanup(setattr, demo.inputs, "digest", before)
         demo.released_half = script("demo").released_half
-        with open(os.path.join(ROOT, "measurements", release.version(), "cofferdam-simulator.json"), encoding="utf-8") as file:
+        with open(os.path.join(ROOT, "measurements", lockfile.release(), "cofferdam-simulator.json"), encoding="utf-8") as file:
             committed = json.load(file)["build"]["inputs"]
         demo.released_half.__globals__["inputs"].digest = lambda: committed
-        self.assertEqual(demo.released_half()[0], release.version())
+        self.assertEqual(demo.released_half()[0], lockfile.release())
         demo.released_half.__globals__["inputs"].digest = lambda: "sha256:other"
         self.assertIsNone(demo.released_half())
 
@@ -562,7 +562,7 @@ class Release(unittest.TestCase):
         repo = os.path.join(root, "repos/acme/cofferdam")
         os.makedirs(repo)
         cls.git = ["git", "-C", repo, "-c", "user.name=dev", "-c", "user.email=dev@example.org"]
-        for command in (["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "first"], ["tag", "v" + release.version()]):
+        for command in (["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "first"], ["tag", "v" + lockfile.release()]):
             subprocess.run([*cls.git, *command], check=True)
         cls.commit = subprocess.run([*cls.git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
         cls.faults = os.path.join(root, "faults")
@@ -576,7 +576,7 @@ class Release(unittest.TestCase):
                                        "--faults", cls.faults, "--tls-cert", os.path.join(root, "server.pem"), "--tls-key", os.path.join(root, "server.key"), *checked],
                                       stdout=subprocess.PIPE, text=True)
         cls.api = cls.server.stdout.readline().split()[-1]
-        cls.tag = "v" + release.version()
+        cls.tag = "v" + lockfile.release()
 
     @classmethod
     def tearDownClass(cls):
