@@ -208,8 +208,7 @@ fn read_regular(path: &Path, most: usize) -> Option<Vec<u8>> {
     let limit = u64::try_from(most).ok()?;
     let about = fs::symlink_metadata(path).ok().filter(|about| about.is_file() && about.len() <= limit)?;
     let mut bytes = Vec::with_capacity(usize::try_from(about.len()).ok()?);
-    fs::File::open(path).ok()?.take(limit.saturating_add(1)).read_to_end(&mut bytes).ok()?;
-    (bytes.len() <= most).then_some(bytes)
+    read::bounded_into(fs::File::open(path).ok()?, limit, &mut bytes).ok().map(|()| bytes)
 }
 
 #[cfg(test)]

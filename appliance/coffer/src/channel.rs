@@ -8,12 +8,14 @@
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cofferdam_attest::appraise::{Appraisal, Expectations};
 use cofferdam_attest::claims::Claims;
-use cofferdam_attest::evidence::{self, Evidence};
-use cofferdam_attest::{operator, ratls};
+use cofferdam_attest::evidence::Evidence;
+use cofferdam_attest::ratls;
+use cofferdam_protocol::evidence::{self, CHANNEL_BINDING_LABEL, ChannelBinding, Nonce};
+use cofferdam_protocol::operator::{MAX_REPLY, PREFIX};
+use cofferdam_protocol::reply::{ErrorReply, JSON};
+use cofferdam_protocol::{Digest, Endpoint, Repository};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -30,19 +32,15 @@ use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::trust::{Trust, holds_until, unix_now};
 
-/// Everything that belongs to the appliance itself lies under this path.
-pub(crate) const PREFIX: &str = "/.well-known/cofferdam";
 /// A busy appliance is asked this often, and after this pause: its own limits refill within a second.
 const BUSY_ATTEMPTS: u32 = 5;
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
-/// Largest reply of the operator API: 10,000 log lines.
-const LARGEST_REPLY: usize = 32 << 20;
 
 /// A connection to an appliance that was verified on it.
 pub(crate) struct Channel {
     sender: http1::SendRequest<Full<Bytes>>,
     host: String,
-    binding: [u8; 32],
+    binding: ChannelBinding,
     pub(crate) claims: Claims,
     pub(crate) appraisal: Appraisal,
     /// When the appraisal ceases to hold, seconds since the Unix epoch.
@@ -65,22 +63,21 @@ struct Broken {
 /// A TLS connection, not yet verified: the key that the other end holds, and the channel's binding.
 pub(crate) struct Dialled {
     pub(crate) stream: TlsStream<TcpStream>,
-    /// `sha256:<hex>` of the SubjectPublicKeyInfo that the other end proved to hold.
-    pub(crate) tls_key: String,
-    binding: [u8; 32],
+    /// Digest of the SubjectPublicKeyInfo that the other end proved to hold.
+    pub(crate) tls_key: Digest,
+    binding: ChannelBinding,
 }
 
-/// Opens a TLS 1.3 connection to `endpoint` (`host:port`).
-pub(crate) async fn dial(endpoint: &str) -> Outcome<Dialled> {
+/// Opens a TLS 1.3 connection to `endpoint`.
+pub(crate) async fn dial(endpoint: &Endpoint) -> Outcome<Dialled> {
     let unreachable = |what: &str, error: &dyn std::error::Error| {
         Failure::could_not_check(format!("cannot {what} {endpoint}: {}", chain(error)))
             .hint("is the appliance running, and is the endpoint reachable from here?")
     };
-    let (host, _) =
-        endpoint.rsplit_once(':').ok_or_else(|| Failure::usage(format!("{endpoint} is not HOST:PORT")))?;
-    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+    let host = endpoint.host();
+    let name = ServerName::try_from(host.to_owned())
         .map_err(|_| Failure::usage(format!("{host} is not a host name or an address")))?;
-    let tcp = TcpStream::connect(endpoint).await.map_err(|error| unreachable("reach", &error))?;
+    let tcp = TcpStream::connect((host, endpoint.port())).await.map_err(|error| unreachable("reach", &error))?;
     tcp.set_nodelay(true).map_err(|error| unreachable("set up", &error))?;
     let seen = Arc::new(SeenKey::new());
     let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
@@ -96,7 +93,8 @@ pub(crate) async fn dial(endpoint: &str) -> Outcome<Dialled> {
     let binding = stream
         .get_ref()
         .1
-        .export_keying_material([0_u8; 32], operator::CHANNEL_BINDING_LABEL, Some(&[]))
+        .export_keying_material([0_u8; 32], CHANNEL_BINDING_LABEL, Some(&[]))
+        .map(ChannelBinding::from)
         .map_err(|error| unreachable("bind the channel of", &error))?;
     let tls_key =
         seen.take().ok_or_else(|| Failure::rejected(format!("{endpoint} showed no certificate")))?;
@@ -109,11 +107,11 @@ impl Channel {
     /// this endpoint, by a release attestation or earlier (`known`), something else than evidence is a false answer; without
     /// one nobody knows who answers.
     pub(crate) async fn open(
-        endpoint: &str,
-        repository: &str,
+        endpoint: &Endpoint,
+        repository: &Repository,
         trust: &Trust,
         release: Option<&Claims>,
-        known: Option<&str>,
+        known: Option<Digest>,
     ) -> Outcome<Self> {
         let Dialled { stream, tls_key, binding } = dial(endpoint).await?;
         if let Some(release) = release
@@ -131,22 +129,23 @@ impl Channel {
         tokio::spawn(connection);
         let mut nonce = [0_u8; 32];
         getrandom::fill(&mut nonce).map_err(|_| Failure::failed("the system gives no random numbers"))?;
-        let path = format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce));
+        let nonce = Nonce::new(nonce.to_vec()).map_err(|error| Failure::failed(error.message))?;
+        let path = evidence::target(&nonce);
         let expected = release.is_some() || known.is_some();
-        let reply = ask_for_evidence(&mut sender, endpoint, &path).await;
-        let evidence = evidence_in(reply, endpoint, expected)?;
+        let reply = ask_for_evidence(&mut sender, &endpoint.to_string(), &path).await;
+        let evidence = evidence_in(reply, &endpoint.to_string(), expected)?;
         let expectations = Expectations {
-            repository: Some(repository.to_owned()),
+            repository: Some(repository.clone()),
             tls_key: Some(tls_key),
-            nonce: Some(nonce.to_vec()),
+            nonce: Some(nonce),
             channel_binding: Some(binding),
-            commit: release.map(|claims| claims.commit.clone()),
-            declaration: release.map(|claims| claims.declaration.clone()),
+            commit: release.map(|claims| claims.commit),
+            declaration: release.map(|claims| claims.declaration),
             endpoint: release.map(|claims| claims.endpoint.clone()),
             ..trust.expectations()
         };
         let judged = trust.appraise(&evidence, &expectations, unix_now()?);
-        judged.accept(endpoint)?;
+        judged.accept(&endpoint.to_string())?;
         let appraisal = judged.appraisal;
         let claims = Claims::decode(&evidence.claims).map_err(|error| {
             Failure::rejected(format!("the claims of {endpoint} are malformed: {}", chain(&error)))
@@ -157,7 +156,7 @@ impl Channel {
             )));
         }
         let expires_unix = holds_until(&claims, &appraisal, trust.max_age_s());
-        Ok(Self { sender, host: endpoint.to_owned(), binding, claims, appraisal, expires_unix })
+        Ok(Self { sender, host: endpoint.to_string(), binding, claims, appraisal, expires_unix })
     }
 
     /// One request of the operator API, signed for this connection.
@@ -169,8 +168,8 @@ impl Channel {
         body: Vec<u8>,
     ) -> Outcome<Reply> {
         let path = format!("{PREFIX}{path}");
-        let authorization = key.authorization(method, &path, &body, &self.binding);
-        exchange(&mut self.sender, &self.host, method, &path, body.into(), Some(authorization), LARGEST_REPLY)
+        let authorization = key.authorization(method, &path, &body, self.binding.as_bytes());
+        exchange(&mut self.sender, &self.host, method, &path, body.into(), Some(authorization), MAX_REPLY)
             .await
             .map_err(|broken| Failure::could_not_check(broken.what))
     }
@@ -200,7 +199,7 @@ async fn ask_for_evidence(
 ) -> Result<Reply, Broken> {
     let mut attempt = 1;
     loop {
-        let reply = exchange(sender, endpoint, "GET", path, Bytes::new(), None, evidence::MAX_BYTES).await?;
+        let reply = exchange(sender, endpoint, "GET", path, Bytes::new(), None, evidence::MAX_DOCUMENT).await?;
         let busy = matches!(reply.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if !busy || attempt == BUSY_ATTEMPTS {
             return Ok(reply);
@@ -227,7 +226,7 @@ async fn exchange(
         request = request.header("authorization", value);
     }
     if !body.is_empty() {
-        request = request.header("content-type", "application/json");
+        request = request.header("content-type", JSON);
     }
     let request = request.body(Full::new(body)).map_err(|error| lost(&error))?;
     let response = sender.send_request(request).await;
@@ -244,20 +243,15 @@ async fn exchange(
     Ok(Reply { status, body })
 }
 
-/// The failure that an error reply stands for: `{"error": …, "hint": …}` with its status.
+/// The failure that an error reply stands for, with its status.
 pub(crate) fn refusal(reply: &Reply, what: &str) -> Failure {
-    #[derive(serde::Deserialize)]
-    struct Body {
-        error: String,
-        hint: Option<String>,
-    }
     let (code, generic) = match reply.status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => (Code::NotAllowed, "not allowed"),
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => (Code::NotReady, "not ready"),
         StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => (Code::Usage, "refused"),
         _ => (Code::Failed, "failed"),
     };
-    match serde_json::from_slice::<Body>(&reply.body) {
+    match ErrorReply::parse(&reply.body) {
         Ok(body) => {
             let failure = Failure::new(code, format!("{what}: {}", crate::ui::printable(&body.error)));
             match body.hint {
@@ -272,7 +266,7 @@ pub(crate) fn refusal(reply: &Reply, what: &str) -> Failure {
 /// Accepts any certificate but insists that the peer holds its key, and remembers which key that is.
 #[derive(Debug)]
 struct SeenKey {
-    key: Mutex<Option<String>>,
+    key: Mutex<Option<Digest>>,
     provider: rustls::crypto::CryptoProvider,
 }
 
@@ -281,7 +275,7 @@ impl SeenKey {
         Self { key: Mutex::new(None), provider: rustls::crypto::aws_lc_rs::default_provider() }
     }
 
-    fn take(&self) -> Option<String> {
+    fn take(&self) -> Option<Digest> {
         self.key.lock().ok()?.take()
     }
 }
@@ -296,6 +290,7 @@ impl ServerCertVerifier for SeenKey {
         _now: UnixTime,
     ) -> Result<ServerCertVerified, TlsError> {
         let key = ratls::spki_sha256(certificate).map_err(|error| TlsError::General(chain(&error)))?;
+        let key = key.parse::<Digest>().map_err(|error| TlsError::General(chain(&error)))?;
         *self.key.lock().map_err(|_| TlsError::General("poisoned".to_owned()))? = Some(key);
         Ok(ServerCertVerified::assertion())
     }

@@ -3,6 +3,7 @@
 use cofferdam_attest::appraise::Verdict;
 use cofferdam_attest::evidence::ASSET_NAME;
 use cofferdam_attest::release::Tag;
+use cofferdam_protocol::Repository;
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure};
@@ -48,7 +49,7 @@ impl Skipped {
     }
 
     /// The failure when there is not even an appraisal to show.
-    pub(super) fn failure(&self, repository: &str) -> Failure {
+    pub(super) fn failure(&self, repository: &Repository) -> Failure {
         if self.rejected + self.unknown + self.unread == 0 {
             let mut message = format!("{repository} has no release attestation");
             if !self.complete {

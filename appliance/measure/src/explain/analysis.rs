@@ -1,6 +1,7 @@
 //! One register: its two logs, how far they can be used, and what of their differences is accounted for.
 
 use cofferdam_attest::event_log::{self, Event, MAX_EVENTS, Register};
+use cofferdam_protocol::hex;
 use cofferdam_attest::reference::{Alternative, PredictedEvent};
 
 use super::align::{self, Pair};

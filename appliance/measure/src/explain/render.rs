@@ -5,6 +5,7 @@
 
 use std::fmt;
 
+use cofferdam_protocol::hex;
 use cofferdam_attest::reference::Reason;
 
 use super::align::Pair;
