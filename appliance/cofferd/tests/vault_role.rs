@@ -11,7 +11,6 @@ use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
@@ -20,7 +19,6 @@ use base64::engine::general_purpose::STANDARD;
 use cofferd::paths;
 use cofferd::system::client;
 use cofferdam_attest::operator::{seal_secret, signing_input};
-use cofferdam_vault::Reference;
 use cofferdam_vault::wire::{KeyReply, OperatorRequest};
 use ed25519_dalek::{Signer as _, SigningKey};
 use hyper::Method;

@@ -87,7 +87,7 @@ pub(crate) struct Lines {
 
 impl Lines {
     /// An output of which nothing was seen yet.
-    pub fn new(stream: Stream) -> Self {
+    pub(crate) fn new(stream: Stream) -> Self {
         Self { stream, pending: Vec::new() }
     }
 
@@ -96,7 +96,7 @@ impl Lines {
     /// # Errors
     ///
     /// The log cannot be written.
-    pub fn push(&mut self, bytes: &[u8], log: &mut Log) -> io::Result<()> {
+    pub(crate) fn push(&mut self, bytes: &[u8], log: &mut Log) -> io::Result<()> {
         self.pending.extend_from_slice(bytes);
         let mut start = 0_usize;
         let mut rest = self.pending.as_slice();
@@ -127,7 +127,7 @@ impl Lines {
     /// # Errors
     ///
     /// As [`Lines::push`].
-    pub fn idle(&mut self, log: &mut Log) -> io::Result<()> {
+    pub(crate) fn idle(&mut self, log: &mut Log) -> io::Result<()> {
         self.flush(log, true)
     }
 
@@ -136,7 +136,7 @@ impl Lines {
     /// # Errors
     ///
     /// As [`Lines::push`].
-    pub fn finish(&mut self, log: &mut Log) -> io::Result<()> {
+    pub(crate) fn finish(&mut self, log: &mut Log) -> io::Result<()> {
         self.flush(log, false)
     }
 
