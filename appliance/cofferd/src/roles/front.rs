@@ -40,7 +40,8 @@ use self::site::Site;
 use self::tls::{Identity, TlsKey};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest};
-use crate::{confine, files, paths, sys};
+use crate::paths;
+use crate::system::{confine, files, sys};
 
 /// Served always, so that an appliance can be operated whatever its services publish.
 const ALWAYS: u16 = 443;

@@ -14,7 +14,7 @@ use cofferdam_attest::github::{Client, GithubError, NewAsset, NewRelease, Releas
 use cofferdam_attest::ratls;
 use cofferdam_attest::release::Tag;
 
-use crate::files;
+use crate::system::files;
 use crate::roles::appliance::Appliance;
 
 /// Pages of releases on which a half-made draft is looked for. It would be the newest.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use cofferdam_attest::claims;
 use serde::{Deserialize, Serialize};
 
-use crate::files;
+use crate::system::files;
 use crate::roles::clock;
 
 /// Bound on the file in bytes, and on the detail in it in characters.
