@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -15,6 +15,7 @@ use std::time::SystemTime;
 
 use aws_lc_rs::hmac;
 use cofferdam_attest::github;
+use cofferdam_protocol::{hex, read};
 use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 

@@ -189,7 +189,7 @@ impl Source {
             Ok(found) if found.merge_base == commit => Ok(()),
             Ok(_) | Err(GithubError::Unrelated) => Err(foreign()),
             // GitHub does not say why. That there is no such commit it says only when that one is asked for.
-            Err(GithubError::NotFound) => match self.client.commit(&self.repository, commit).await {
+            Err(GithubError::NotFound) => match self.client.commit(&self.repository, &commit.to_string()).await {
                 Err(GithubError::Refused(_)) => Err(foreign()),
                 Err(error) => Err(self.failure("read the history", &error)),
                 Ok(_) => Err(self.failure("read the history", &GithubError::NotFound)),
@@ -206,9 +206,9 @@ impl Source {
 
     /// The declaration at a whole commit. That it is not there is an answer; that the commit cannot be seen is none.
     async fn file(&self, at: Commit) -> Outcome<Vec<u8>> {
-        match self.client.contents(&self.repository, DECLARATION, at).await {
+        match self.client.contents(&self.repository, DECLARATION, &at.to_string()).await {
             Ok(bytes) => Ok(bytes),
-            Err(GithubError::NotFound) => match self.client.commit(&self.repository, at).await {
+            Err(GithubError::NotFound) => match self.client.commit(&self.repository, &at.to_string()).await {
                 Ok(_) => Err(Failure::rejected(format!(
                     "commit: {} has no {DECLARATION} at {at}",
                     self.repository

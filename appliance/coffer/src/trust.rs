@@ -12,6 +12,7 @@ use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote;
 use cofferdam_attest::reference::ReferenceValues;
 use cofferdam_measure::explain::{self, Explanation};
+use cofferdam_protocol::unix_seconds;
 use serde_json::{Value, json};
 
 use crate::cli;
@@ -58,7 +59,8 @@ impl Trust {
             None => Policy::default(),
         };
         let (reference, requests) = references::load(&options.reference, github).await?;
-        let inputs = Inputs::new(options, github, &policy);
+        let inputs =
+            Inputs::new(options, github, &policy).map_err(|error| Failure::failed(chain(&error)))?;
         Ok(Self { roots, policy, reference, inputs, requests })
     }
 
@@ -212,10 +214,10 @@ pub(crate) fn named(path: &Path, error: &dyn std::error::Error) -> Failure {
 
 /// Seconds since the Unix epoch by this machine's clock.
 pub(crate) fn unix_now() -> Outcome<u64> {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map(|elapsed| elapsed.as_secs())
-        .map_err(|_| Failure::could_not_check("this machine's clock is before 1970"))
+    match unix_seconds(std::time::SystemTime::now()) {
+        0 => Err(Failure::could_not_check("this machine's clock is before 1970")),
+        now => Ok(now),
+    }
 }
 
 #[cfg(test)]

@@ -50,35 +50,6 @@ pub enum ImageError {
     ZeroByte(&'static str),
 }
 
-/// A SHA-256 digest, as text `sha256:<64 hex>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Digest(String);
-
-impl Digest {
-    /// Checks a digest's form; `what` names its owner in the error.
-    ///
-    /// # Errors
-    ///
-    /// Another algorithm, another length, upper case.
-    pub(crate) fn parse(text: &str, what: &'static str) -> Result<Self, ImageError> {
-        let hex = text.strip_prefix("sha256:").ok_or(ImageError::Digest(what))?;
-        if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(ImageError::Digest(what));
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// The digest of some bytes' SHA-256.
-    pub(crate) fn of_hash(hash: &[u8]) -> Self {
-        Self(format!("sha256:{}", hex::encode(hash)))
-    }
-
-    /// `sha256:<64 hex>`.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
-}
-
 /// A blob that is still to be fetched: its digest and its exact size in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Blob {
@@ -140,7 +111,8 @@ struct Platform {
 
 impl Descriptor {
     fn blob(&self, what: &'static str) -> Result<Blob, ImageError> {
-        Ok(Blob { digest: Digest::parse(&self.digest, what)?, size: self.size })
+        let digest = self.digest.parse().map_err(|_| ImageError::Digest(what))?;
+        Ok(Blob { digest, size: self.size })
     }
 }
 

@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use cofferdam_declaration::ImageReference;
 use nix::fcntl::OFlag;
 
-use crate::image::{self, Blob, Compression, Digest, ImageError, Manifest, RunConfig};
+use crate::image::{self, Blob, Compression, ImageError, Manifest, RunConfig};
 use crate::registry::{Patience, Registry, RegistryError};
 use crate::unpack::{UnpackError, Unpacker};
 use crate::{files, guard};
@@ -164,8 +164,7 @@ async fn pull_from(
     own: bool,
 ) -> Result<(), PullError> {
     let mut registry = Registry::new(base, image.repository(), trust, Patience::default())?;
-    let pinned = Digest::parse(&image.digest_text(), "image")?;
-    let (config, layers) = resolve(&mut registry, pinned).await?;
+    let (config, layers) = resolve(&mut registry, image.digest()).await?;
     let promised = layers.iter().fold(0_u64, |sum, (blob, _)| sum.saturating_add(blob.size));
     if promised > budget {
         return Err(PullError::NoRoom(budget));

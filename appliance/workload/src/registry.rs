@@ -14,7 +14,7 @@ use reqwest::{Certificate, Client, Response, StatusCode, Url};
 use serde::Deserialize;
 use sha2::{Digest as _, Sha256};
 
-use crate::image::{Blob, Digest, ImageError, short};
+use crate::image::{Blob, ImageError, short};
 
 /// How long a registry may take.
 #[derive(Debug, Clone, Copy)]
@@ -360,10 +360,9 @@ async fn receive(
     if let Some(size) = size.filter(|size| *size != got) {
         return Err(RegistryError::TooShort { what, size, got });
     }
-    let actual = Digest::of_hash(&hash.finalize());
+    let actual = Digest::from(<[u8; 32]>::from(hash.finalize()));
     if actual != *digest {
-        let (expected, got) = (digest.as_str().to_owned(), actual.as_str().to_owned());
-        return Err(RegistryError::Lies { what, expected, got });
+        return Err(RegistryError::Lies { what, expected: *digest, got: actual });
     }
     Ok(())
 }
@@ -483,7 +482,7 @@ mod tests {
     }
 
     fn blob(body: &[u8]) -> Blob {
-        Blob { digest: Digest::of_hash(&Sha256::digest(body)), size: body.len() as u64 }
+        Blob { digest: Digest::of(body), size: body.len() as u64 }
     }
 
     async fn fetch(server: &Server, blob: &Blob) -> Result<Vec<u8>, RegistryError> {

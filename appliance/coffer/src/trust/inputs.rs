@@ -71,7 +71,7 @@ impl Inputs {
             let from = if named { "environment" } else { "default" };
             input("cache_key", "key of what GitHub said earlier", path(&key), from, "XDG_STATE_HOME")
         }));
-        Self { inputs, policy_id: policy_id(policy) }
+        Ok(Self { inputs, policy_id: policy_id(policy)? })
     }
 
     /// What was named, a line each; what is built in is not.

@@ -1,14 +1,16 @@
 //! An error with its causes on one line, for a person, a log or a reply.
 
 /// The error and its sources, outermost first. A source whose words already end the text is not said twice.
-pub fn error_chain(error: &(dyn std::error::Error + 'static)) -> String {
+pub fn error_chain(error: &dyn std::error::Error) -> String {
     let mut text = error.to_string();
-    for source in std::iter::successors(error.source(), |error| error.source()) {
-        let cause = source.to_string();
+    let mut source = error.source();
+    while let Some(inner) = source {
+        let cause = inner.to_string();
         if !text.ends_with(&cause) {
             text.push_str(": ");
             text.push_str(&cause);
         }
+        source = inner.source();
     }
     text
 }
