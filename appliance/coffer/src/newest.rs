@@ -13,8 +13,8 @@ use std::task::Poll;
 use cofferdam_attest::appraise::{Check, Expectations, Outcome as CheckOutcome, Verdict};
 use cofferdam_attest::claims::{self, Claims};
 use cofferdam_attest::evidence::{ASSET_NAME, Evidence};
-use cofferdam_attest::github::GithubError;
 use cofferdam_attest::release::Tag;
+use cofferdam_github::GithubError;
 
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::source::{CLOCK_SKEW_S, Candidate, Candidates, DECLARATION, Source};

@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use cofferdam_attest::claims::{self, Claims};
 use cofferdam_attest::evidence;
-use cofferdam_attest::github::{self, Asset, GithubError, Head, Requests};
 use cofferdam_attest::release::Tag;
+use cofferdam_github::{self as github, Asset, GithubError, Head, Requests};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 

@@ -7,10 +7,10 @@ use cofferdam_attest::appraise::{self, Appraisal, Check, Expectations, Outcome a
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Collateral, Evidence};
-use cofferdam_attest::github::Requests;
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote;
 use cofferdam_attest::reference::ReferenceValues;
+use cofferdam_github::Requests;
 use cofferdam_measure::explain::{self, Explanation};
 use serde_json::{Value, json};
 

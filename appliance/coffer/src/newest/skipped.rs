@@ -112,7 +112,7 @@ impl Skipped {
 }
 
 fn looked_at() -> usize {
-    usize::try_from(crate::source::MAX_PAGES).unwrap_or(0).saturating_mul(cofferdam_attest::github::PAGE)
+    usize::try_from(crate::source::MAX_PAGES).unwrap_or(0).saturating_mul(cofferdam_github::PAGE)
 }
 
 #[cfg(test)]

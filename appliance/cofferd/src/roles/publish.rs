@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use cofferdam_attest::evidence::{Collateral, Evidence, MAX_BYTES};
-use cofferdam_attest::github::{Client, GithubError};
 use cofferdam_attest::quote;
 use cofferdam_declaration::Declaration;
+use cofferdam_github::{Client, GithubError};
 use cofferdam_vault::Reference;
 use tokio::sync::watch;
 use zeroize::Zeroizing;

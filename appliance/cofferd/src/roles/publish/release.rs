@@ -10,9 +10,9 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_attest::claims::{Claims, Repository};
 use cofferdam_attest::evidence::{ASSET_NAME, Evidence, MAX_BYTES};
-use cofferdam_attest::github::{Client, GithubError, NewAsset, NewRelease, Release};
 use cofferdam_attest::ratls;
 use cofferdam_attest::release::Tag;
+use cofferdam_github::{Client, GithubError, NewAsset, NewRelease, Release};
 
 use crate::files;
 use crate::roles::appliance::Appliance;

@@ -8,7 +8,7 @@ use reqwest::{StatusCode, Url, redirect, tls};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::claims;
+use cofferdam_attest::claims;
 
 /// Bound on connecting.
 const CONNECT: Duration = Duration::from_secs(10);
