@@ -221,12 +221,7 @@ impl Search<'_> {
         let judged = self.trust.appraise(evidence, &expectations, self.now);
         let mut checks = judged.appraisal.checks.clone();
         checks.push(declaration);
-        let any = |outcome| checks.iter().any(|check| check.outcome == outcome);
-        verified.verdict = match judged.appraisal.verdict() {
-            _ if any(CheckOutcome::Fail) => Verdict::Rejected,
-            Verdict::Accepted if any(CheckOutcome::CouldNotCheck) => Verdict::CouldNotCheck,
-            verdict => verdict,
-        };
+        verified.verdict = Verdict::of(&checks);
         (verified.judged, verified.checks) = (judged, checks);
         verified
     }

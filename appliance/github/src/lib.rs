@@ -134,6 +134,16 @@ impl Client {
         self
     }
 
+    /// Host of the API, to name it to a person.
+    pub fn host(&self) -> &str {
+        self.root.host_str().unwrap_or_default()
+    }
+
+    /// Whether its requests go out by the proxy of the environment, where there is one: those to this machine never do.
+    pub fn heeds_proxies(&self) -> bool {
+        !transport::is_loopback(&self.root)
+    }
+
     /// Whether it has a token: GitHub allows 60 requests an hour without one and 5,000 with it.
     pub fn has_token(&self) -> bool {
         self.token.is_some()
