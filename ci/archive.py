@@ -69,6 +69,7 @@ def holds(path, package):
 
 # --- Addresses
 
+
 def archives(given=None):
     """{"debian": URL, "debian-security": URL} of the live archive, without a slash at the end.
 
@@ -79,20 +80,34 @@ def archives(given=None):
         base = checked(given)
         return {"debian": base, "debian-security": f"{base}-security"}
     found = {}
-    said = subprocess.run(["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        ["apt-get", "indextargets", "--format", "$(ORIGIN)|$(LABEL)|$(REPO_URI)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
     for line in said.splitlines():
         origin, label, address = line.split("|", 2)
         if origin.startswith("Debian") and (address := mirror(address)):
             found.setdefault("debian-security" if label == "Debian-Security" else "debian", address)
-    said = subprocess.run(["apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        ["apt-get", "indextargets", "--no-release-info", "--format", "$(REPO_URI)"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
     named = [address for name in [*said.split(), *sources()] if (address := mirror(name))]
     # A vendor's own archive for Debian ends in /debian, too, further down.
-    for address in sorted(named, key=lambda address: urllib.parse.urlsplit(address).path.count("/")):
+    for address in sorted(
+        named, key=lambda address: urllib.parse.urlsplit(address).path.count("/")
+    ):
         last = address.rsplit("/", 1)[-1]
         if last in ("debian", "debian-security"):
             found.setdefault(last, address)
     if "debian" not in found:
-        raise Unavailable("this machine's apt configuration names no Debian archive\nhint: name one with --archive URL, for example a mirror's address that ends in /debian")
+        raise Unavailable(
+            "this machine's apt configuration names no Debian archive\nhint: name one with --archive URL, for example a mirror's address that ends in /debian"
+        )
     found.setdefault("debian-security", f"{found['debian']}-security")
     return found
 
@@ -101,7 +116,11 @@ def mirror(address):
     """An address without its last slash; of apt's lists of mirrors the first. None where it is no web address."""
     if address.startswith("mirror+file:"):
         try:
-            with open("/" + address.removeprefix("mirror+file:").strip("/"), encoding="utf-8", errors="replace") as file:
+            with open(
+                "/" + address.removeprefix("mirror+file:").strip("/"),
+                encoding="utf-8",
+                errors="replace",
+            ) as file:
                 address = next(iter(URL.findall(file.read(1 << 16))), "")
         except OSError:
             return None
@@ -125,7 +144,12 @@ def snapshots(given=None):
     """
     if given:
         return checked(given)
-    said = subprocess.run(["apt-config", "dump", "--format", "%v%n", "Acquire::Snapshots::URI::Origin::Debian"], capture_output=True, text=True, check=False).stdout.strip()
+    said = subprocess.run(
+        ["apt-config", "dump", "--format", "%v%n", "Acquire::Snapshots::URI::Origin::Debian"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout.strip()
     if URL.match(said):
         return said.split("/archive/")[0].rstrip("/")
     try:
@@ -133,7 +157,11 @@ def snapshots(given=None):
     except OSError:
         return None
     home = urllib.parse.urlsplit(about.get("HOME_URL", "")).hostname or ""
-    return f"http://snapshot.{home.removeprefix('www.')}" if about.get("ID") == "debian" and home else None
+    return (
+        f"http://snapshot.{home.removeprefix('www.')}"
+        if about.get("ID") == "debian" and home
+        else None
+    )
 
 
 def checked(address):
@@ -147,7 +175,9 @@ def at(address, moment):
     if not re.fullmatch(r"\d{8}T\d{6}Z", moment):
         raise Unavailable(f"{moment} is not a moment\nhint: it is written like 20261122T000000Z")
     if address is None:
-        raise Unavailable("nothing says where Debian's snapshots are\nhint: name the address with --snapshot URL")
+        raise Unavailable(
+            "nothing says where Debian's snapshots are\nhint: name the address with --snapshot URL"
+        )
     return {name: f"{address}/archive/{name}/{moment}" for name in ("debian", "debian-security")}
 
 
@@ -160,19 +190,46 @@ def snapshot_times(moment):
 
 # --- Downloads
 
+
 def download(wanted, folder):
     """Fetches {Package: URL} into `folder`, each as its SHA-256 says; what could not be had is not there afterwards."""
     os.makedirs(folder, exist_ok=True)
     items = list(wanted.items())
     dead = set()
     for start in range(0, len(items), BATCH):
-        batch = [(package, url) for package, url in items[start:start + BATCH] if host(url) not in dead]
+        batch = [
+            (package, url) for package, url in items[start : start + BATCH] if host(url) not in dead
+        ]
         if not batch:
             continue
-        words = [word for package, url in batch for word in (url, os.path.join(folder, package.file + ".new"), f"SHA256:{package.sha256}")]
-        options = ["-o", "APT::Sandbox::User=root", "-o", f"Acquire::http::Timeout={TIMEOUT}", "-o", f"Acquire::https::Timeout={TIMEOUT}", "-o", "Acquire::Retries=1",
-                   "-o", "Acquire::http::AllowRedirect=true"]
-        done = subprocess.run([HELPER, *options, "download-file", *words], stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
+        words = [
+            word
+            for package, url in batch
+            for word in (
+                url,
+                os.path.join(folder, package.file + ".new"),
+                f"SHA256:{package.sha256}",
+            )
+        ]
+        options = [
+            "-o",
+            "APT::Sandbox::User=root",
+            "-o",
+            f"Acquire::http::Timeout={TIMEOUT}",
+            "-o",
+            f"Acquire::https::Timeout={TIMEOUT}",
+            "-o",
+            "Acquire::Retries=1",
+            "-o",
+            "Acquire::http::AllowRedirect=true",
+        ]
+        done = subprocess.run(
+            [HELPER, *options, "download-file", *words],
+            stdin=subprocess.DEVNULL,
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         got = False
         for package, _ in batch:
             path = os.path.join(folder, package.file)
@@ -182,7 +239,10 @@ def download(wanted, folder):
                 got = True
             elif os.path.exists(f"{path}.new"):
                 os.unlink(f"{path}.new")
-        if not got and re.search(r"Could not (?:resolve|connect)|Unable to connect|Connection (?:refused|timed out|failed)|Temporary failure|Name or service", done.stdout + done.stderr):
+        if not got and re.search(
+            r"Could not (?:resolve|connect)|Unable to connect|Connection (?:refused|timed out|failed)|Temporary failure|Name or service",
+            done.stdout + done.stderr,
+        ):
             dead |= {host(url) for _, url in batch}
 
 
@@ -191,6 +251,7 @@ def host(url):
 
 
 # --- Resolving names
+
 
 def resolve(addresses, suites, names, essential, keyring=KEYRING):
     """The packages `names` with all that they depend on (for `essential`: and Debian's essential ones), as the archive has them now."""
@@ -219,10 +280,24 @@ def apt_options(state, addresses, suites, keyring):
             file.write(f"deb [arch=amd64 signed-by={keyring}] {addresses[archive]} {suite} main\n")
     with open(os.path.join(state, "status"), "w", encoding="utf-8"):
         pass
-    settings = {"Dir::Etc::SourceList": f"{state}/sources.list", "Dir::Etc::SourceParts": "/dev/null", "Dir::Etc::Preferences": "/dev/null", "Dir::Etc::PreferencesParts": "/dev/null",
-                "Dir::State::Lists": f"{state}/lists", "Dir::State::Status": f"{state}/status", "Dir::State::extended_states": f"{state}/extended", "Dir::Cache": f"{state}/cache",
-                "APT::Architecture": "amd64", "APT::Architectures": "amd64", "APT::Install-Recommends": "false", "APT::Sandbox::User": "root", "Acquire::ForceHash": "SHA256",
-                "Acquire::http::Timeout": str(TIMEOUT), "Acquire::Languages": "none", "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false"}
+    settings = {
+        "Dir::Etc::SourceList": f"{state}/sources.list",
+        "Dir::Etc::SourceParts": "/dev/null",
+        "Dir::Etc::Preferences": "/dev/null",
+        "Dir::Etc::PreferencesParts": "/dev/null",
+        "Dir::State::Lists": f"{state}/lists",
+        "Dir::State::Status": f"{state}/status",
+        "Dir::State::extended_states": f"{state}/extended",
+        "Dir::Cache": f"{state}/cache",
+        "APT::Architecture": "amd64",
+        "APT::Architectures": "amd64",
+        "APT::Install-Recommends": "false",
+        "APT::Sandbox::User": "root",
+        "Acquire::ForceHash": "SHA256",
+        "Acquire::http::Timeout": str(TIMEOUT),
+        "Acquire::Languages": "none",
+        "Acquire::IndexTargets::deb::DEP-11::DefaultEnabled": "false",
+    }
     return ["-q", *(word for name, value in settings.items() for word in ("-o", f"{name}={value}"))]
 
 
@@ -233,21 +308,36 @@ def parse(line, addresses):
         raise Unavailable(f"apt names a package without its SHA-256: {line.strip()[:200]}")
     url, file, size, digest = match.groups()
     # The longer first: one address begins with the other.
-    archive = next((name for name in sorted(addresses, key=len, reverse=True) if url.startswith(addresses[name] + "/")), None)
+    archive = next(
+        (
+            name
+            for name in sorted(addresses, key=len, reverse=True)
+            if url.startswith(addresses[name] + "/")
+        ),
+        None,
+    )
     if archive is None:
         raise Unavailable(f"apt names a package from elsewhere: {url}")
-    path = urllib.parse.unquote(url[len(addresses[archive]) + 1:])
+    path = urllib.parse.unquote(url[len(addresses[archive]) + 1 :])
     # The archive's path leaves out the version's epoch; apt's own name of the file has it.
     name, version, architecture = urllib.parse.unquote(file).removesuffix(".deb").split("_")
     return Package(name, version, architecture, digest, int(size), archive, path)
 
 
 def run(command):
-    done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False)
-    gone = re.findall(r"^E: (?:Unable to locate package|Package '?)\s*([a-z0-9][a-z0-9+.-]+)", done.stderr, re.MULTILINE)
+    done = subprocess.run(
+        command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
+    )
+    gone = re.findall(
+        r"^E: (?:Unable to locate package|Package '?)\s*([a-z0-9][a-z0-9+.-]+)",
+        done.stderr,
+        re.MULTILINE,
+    )
     if gone:
         raise Unavailable(f"the archive has no {', '.join(gone)} any more")
-    if done.returncode != 0 or re.search(r"^(?:W|E): .*(?:Failed to fetch|not signed|NO_PUBKEY)", done.stderr, re.MULTILINE):
+    if done.returncode != 0 or re.search(
+        r"^(?:W|E): .*(?:Failed to fetch|not signed|NO_PUBKEY)", done.stderr, re.MULTILINE
+    ):
         lines = [line for line in done.stderr.splitlines() if line[:2] in ("E:", "W:", "Er")]
         raise Unavailable("\n".join(lines[-4:]) or f"{command[0]}: exit code {done.returncode}")
     return done.stdout
@@ -255,8 +345,27 @@ def run(command):
 
 def fetch(url, path, most):
     """Downloads a file of at most `most` bytes, whatever length it says; whether it is there afterwards. Its content is for the caller to check."""
-    done = subprocess.run(["prlimit", f"--fsize={most}", "curl", "--fail", "--silent", "--show-error", "--location", "--connect-timeout", str(TIMEOUT), "--retry", "2",
-                           "--output", path, url], stdin=subprocess.DEVNULL, stderr=subprocess.DEVNULL, check=False)
+    done = subprocess.run(
+        [
+            "prlimit",
+            f"--fsize={most}",
+            "curl",
+            "--fail",
+            "--silent",
+            "--show-error",
+            "--location",
+            "--connect-timeout",
+            str(TIMEOUT),
+            "--retry",
+            "2",
+            "--output",
+            path,
+            url,
+        ],
+        stdin=subprocess.DEVNULL,
+        stderr=subprocess.DEVNULL,
+        check=False,
+    )
     if done.returncode != 0 and os.path.exists(path):
         os.unlink(path)
     return done.returncode == 0

@@ -54,7 +54,9 @@ def run(command, **options):
     """Runs a command that must succeed; its output is shown when it does not."""
     done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
     if done.returncode != 0:
-        raise Failed(f"{' '.join(map(str, command))} exited with {done.returncode}\n{done.stdout}{done.stderr}")
+        raise Failed(
+            f"{' '.join(map(str, command))} exited with {done.returncode}\n{done.stdout}{done.stderr}"
+        )
     return done.stdout
 
 
@@ -94,12 +96,26 @@ def write_oci_layout(folder, files, config):
 
     plain, packed = image_layers(files)
     layer = described("application/vnd.oci.image.layer.v1.tar+gzip", packed)
-    image = {"architecture": "amd64", "os": "linux", "config": config,
-             "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(plain).hexdigest()]}}
-    configuration = described("application/vnd.oci.image.config.v1+json", json.dumps(image).encode())
-    manifest = {"schemaVersion": 2, "mediaType": "application/vnd.oci.image.manifest.v1+json", "config": configuration, "layers": [layer]}
-    described_manifest = described("application/vnd.oci.image.manifest.v1+json", json.dumps(manifest).encode(),
-                                   annotations={"org.opencontainers.image.ref.name": "latest"})
+    image = {
+        "architecture": "amd64",
+        "os": "linux",
+        "config": config,
+        "rootfs": {"type": "layers", "diff_ids": ["sha256:" + hashlib.sha256(plain).hexdigest()]},
+    }
+    configuration = described(
+        "application/vnd.oci.image.config.v1+json", json.dumps(image).encode()
+    )
+    manifest = {
+        "schemaVersion": 2,
+        "mediaType": "application/vnd.oci.image.manifest.v1+json",
+        "config": configuration,
+        "layers": [layer],
+    }
+    described_manifest = described(
+        "application/vnd.oci.image.manifest.v1+json",
+        json.dumps(manifest).encode(),
+        annotations={"org.opencontainers.image.ref.name": "latest"},
+    )
     with open(os.path.join(folder, "index.json"), "w", encoding="utf-8") as file:
         json.dump({"schemaVersion": 2, "manifests": [described_manifest]}, file)
     with open(os.path.join(folder, "oci-layout"), "w", encoding="utf-8") as file:
@@ -166,14 +182,24 @@ class World:
 
     def environment(self):
         """For `coffer`: nothing of this user's settings, and a cache of this world's own."""
-        environment = {key: value for key, value in os.environ.items() if not key.startswith(("COFFER_", "GITHUB_"))}
-        return {**environment, "XDG_CACHE_HOME": self.path("cache"), "XDG_STATE_HOME": self.path("state")}
+        environment = {
+            key: value
+            for key, value in os.environ.items()
+            if not key.startswith(("COFFER_", "GITHUB_"))
+        }
+        return {
+            **environment,
+            "XDG_CACHE_HOME": self.path("cache"),
+            "XDG_STATE_HOME": self.path("state"),
+        }
 
     def start(self, name, command, **options):
         if command[0] == self.tool("coffer"):
             options.setdefault("env", self.environment())
         log = open(self.path(name + ".log"), "ab")
-        process = subprocess.Popen(command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **options)
+        process = subprocess.Popen(
+            command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **options
+        )
         log.close()
         self.processes.append(process)
         return process
@@ -185,6 +211,7 @@ class World:
                     raise Failed(f"{name} ended: {file.read()[-2000:]}")
             with socket.socket() as probe:
                 return probe.connect_ex(("127.0.0.1", port)) == 0
+
         wait_for(f"{name} on port {port}", 30, ready)
 
     # -- the services -----------------------------------------------------------------------------
@@ -199,23 +226,61 @@ class World:
         self.mrtd = run([self.tool("tdx-sim"), "mrtd"]).strip()
 
         self.pccs_port = free_port()
-        pccs = self.start("pccs", [self.tool("tdx-sim"), "pccs", "--listen", f"127.0.0.1:{self.pccs_port}", "--platform", self.path("platform"),
-                                   "--tls-cert", certificate, "--tls-key", key])
+        pccs = self.start(
+            "pccs",
+            [
+                self.tool("tdx-sim"),
+                "pccs",
+                "--listen",
+                f"127.0.0.1:{self.pccs_port}",
+                "--platform",
+                self.path("platform"),
+                "--tls-cert",
+                certificate,
+                "--tls-key",
+                key,
+            ],
+        )
         self.registry_port = free_port()
         with open(self.path("registry.yml"), "w", encoding="utf-8") as file:
-            file.write(f"version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {self.path('registry')}}}}}\n"
-                       f"http: {{addr: '127.0.0.1:{self.registry_port}', tls: {{certificate: {certificate}, key: {key}}}}}\n")
+            file.write(
+                f"version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {self.path('registry')}}}}}\n"
+                f"http: {{addr: '127.0.0.1:{self.registry_port}', tls: {{certificate: {certificate}, key: {key}}}}}\n"
+            )
         registry = self.start("registry", ["docker-registry", "serve", self.path("registry.yml")])
         self.github_port = free_port()
         os.makedirs(self.path("repos"), exist_ok=True)
-        command = ["/usr/bin/python3", os.path.join(ROOT, "ci", "github", "server.py"), "--listen", f"127.0.0.1:{self.github_port}",
-                   "--root", self.path("repos"), "--tls-cert", certificate, "--tls-key", key, "--token", GITHUB_TOKEN,
-                   "--state", self.path("releases.json"), "--faults", self.path("faults.json"), "--scenario", self.path("scenario.json"),
-                   "--log", self.path("github-requests.log"), "--verbose"]
+        command = [
+            "/usr/bin/python3",
+            os.path.join(ROOT, "ci", "github", "server.py"),
+            "--listen",
+            f"127.0.0.1:{self.github_port}",
+            "--root",
+            self.path("repos"),
+            "--tls-cert",
+            certificate,
+            "--tls-key",
+            key,
+            "--token",
+            GITHUB_TOKEN,
+            "--state",
+            self.path("releases.json"),
+            "--faults",
+            self.path("faults.json"),
+            "--scenario",
+            self.path("scenario.json"),
+            "--log",
+            self.path("github-requests.log"),
+            "--verbose",
+        ]
         if os.path.exists(CONTRACT):
             command += ["--contract", CONTRACT, "--violations", self.path("violations")]
         github = self.start("github", command)
-        for name, process, port in (("pccs", pccs, self.pccs_port), ("registry", registry, self.registry_port), ("github", github, self.github_port)):
+        for name, process, port in (
+            ("pccs", pccs, self.pccs_port),
+            ("registry", registry, self.registry_port),
+            ("github", github, self.github_port),
+        ):
             self.listening(name, process, port)
         self.github_api = f"https://127.0.0.1:{self.github_port}/api/v3"
 
@@ -230,15 +295,38 @@ class World:
         trust = self.path("registry-trust")
         os.makedirs(trust, exist_ok=True)
         shutil.copy(self.ca, os.path.join(trust, "ca.crt"))
-        run(["skopeo", "--insecure-policy", "copy", "--preserve-digests", "--dest-cert-dir", trust, f"oci:{layout}:latest",
-             f"docker://127.0.0.1:{self.registry_port}/{name}:latest"])
+        run(
+            [
+                "skopeo",
+                "--insecure-policy",
+                "copy",
+                "--preserve-digests",
+                "--dest-cert-dir",
+                trust,
+                f"oci:{layout}:latest",
+                f"docker://127.0.0.1:{self.registry_port}/{name}:latest",
+            ]
+        )
         return f"{HOST_FROM_GUEST}:{self.registry_port}/{name}@{digest}"
 
     # -- the repository ---------------------------------------------------------------------------
 
     def git(self, *arguments, repository=REPOSITORY):
         folder = self.path("repos", *repository.split("/"))
-        return run(["git", "-C", folder, "-c", "user.name=demo", "-c", "user.email=demo@example.org", "-c", "commit.gpgsign=false", *arguments]).strip()
+        return run(
+            [
+                "git",
+                "-C",
+                folder,
+                "-c",
+                "user.name=demo",
+                "-c",
+                "user.email=demo@example.org",
+                "-c",
+                "commit.gpgsign=false",
+                *arguments,
+            ]
+        ).strip()
 
     def commit(self, declaration, message="Declare", branch="main", repository=REPOSITORY):
         """Commits `cofferdam.yaml` and returns the commit."""
@@ -260,7 +348,20 @@ class World:
     def operator(self):
         """The operator's key, made once; returns the line for a declaration."""
         if not os.path.exists(self.path("operator.key")):
-            run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-C", "operator@demo", "-f", self.path("operator.key")])
+            run(
+                [
+                    "ssh-keygen",
+                    "-q",
+                    "-t",
+                    "ed25519",
+                    "-N",
+                    "",
+                    "-C",
+                    "operator@demo",
+                    "-f",
+                    self.path("operator.key"),
+                ]
+            )
         with open(self.path("operator.key.pub"), encoding="utf-8") as file:
             return file.read().strip()
 
@@ -268,20 +369,29 @@ class World:
         """A declaration for this world; `services` is the indented YAML of the services."""
         with open(self.ca, encoding="utf-8") as file:
             ca = "".join(f"    {line}" for line in file)
-        return (f"version: 1\nrepository: {repository}\nendpoint: 127.0.0.1:{port}\n"
-                f"operators:\n  - name: demo\n    key: {self.operator()}\n"
-                f"github:\n  api: https://{HOST_FROM_GUEST}:{self.github_port}/api/v3\n  token: secret://cofferdam/github/token\n  ca: |\n{ca}"
-                f"attestation:\n  collateral: https://{HOST_FROM_GUEST}:{self.pccs_port}\n  ca: |\n{ca}"
-                f"registries:\n  - host: {HOST_FROM_GUEST}:{self.registry_port}\n    ca: |\n" + ca.replace("    ", "      ") +
-                f"services:\n{services}")
+        return (
+            f"version: 1\nrepository: {repository}\nendpoint: 127.0.0.1:{port}\n"
+            f"operators:\n  - name: demo\n    key: {self.operator()}\n"
+            f"github:\n  api: https://{HOST_FROM_GUEST}:{self.github_port}/api/v3\n  token: secret://cofferdam/github/token\n  ca: |\n{ca}"
+            f"attestation:\n  collateral: https://{HOST_FROM_GUEST}:{self.pccs_port}\n  ca: |\n{ca}"
+            f"registries:\n  - host: {HOST_FROM_GUEST}:{self.registry_port}\n    ca: |\n"
+            + ca.replace("    ", "      ")
+            + f"services:\n{services}"
+        )
 
     def api(self, method, path, body=None):
         """A call of the GitHub API with the token, as its thief would make it."""
         url = path if path.startswith("https:") else self.github_api + path
         data = body if isinstance(body, bytes) or body is None else json.dumps(body).encode()
-        headers = {"Authorization": f"Bearer {GITHUB_TOKEN}", "User-Agent": "thief", "Content-Type": "application/octet-stream"}
+        headers = {
+            "Authorization": f"Bearer {GITHUB_TOKEN}",
+            "User-Agent": "thief",
+            "Content-Type": "application/octet-stream",
+        }
         request = urllib.request.Request(url, data=data, method=method, headers=headers)
-        with urllib.request.urlopen(request, context=ssl.create_default_context(cafile=self.ca), timeout=20) as answer:
+        with urllib.request.urlopen(
+            request, context=ssl.create_default_context(cafile=self.ca), timeout=20
+        ) as answer:
             raw = answer.read()
         return json.loads(raw) if raw else None
 
@@ -307,8 +417,21 @@ class World:
         path = self.path(name + ".yaml")
         with open(path, "w", encoding="utf-8") as file:
             file.write(declaration)
-        command = [os.path.join(ROOT, "ci", "boot"), image, "--declaration", path, "--commit", commit, "--port", str(port),
-                   "--seed", self.path("platform", "platform.seed"), "--dir", self.path(name), *more]
+        command = [
+            os.path.join(ROOT, "ci", "boot"),
+            image,
+            "--declaration",
+            path,
+            "--commit",
+            commit,
+            "--port",
+            str(port),
+            "--seed",
+            self.path("platform", "platform.seed"),
+            "--dir",
+            self.path(name),
+            *more,
+        ]
         return self.start(name, command)
 
     def console(self, name):
@@ -320,6 +443,7 @@ class World:
 
     def wait_console(self, name, process, text, seconds):
         """Waits for a line on the console that contains `text`; fails early when the machine ends or parks."""
+
         def seen():
             console = self.console(name)
             for line in console.splitlines():
@@ -328,6 +452,7 @@ class World:
             if "parked" in console or process.poll() is not None:
                 raise Failed(f"{name} did not come to {text!r}:\n{console[-4000:]}")
             return None
+
         return wait_for(f"{name}: {text!r} on the console", seconds, seen)
 
     def control(self, name):
@@ -338,8 +463,24 @@ class World:
 
     def references(self, image):
         """Reference values predicted from the image's file, never from a boot: the image's half and the platform's."""
-        paths = [self.path(f"{os.path.basename(image)}.{half}.json") for half in ("image", "platform")]
-        run([self.tool("coffer"), "measure", image, "--boot", "simulator", "--mrtd", self.mrtd, "--save", paths[0], "--save-platform", paths[1]])
+        paths = [
+            self.path(f"{os.path.basename(image)}.{half}.json") for half in ("image", "platform")
+        ]
+        run(
+            [
+                self.tool("coffer"),
+                "measure",
+                image,
+                "--boot",
+                "simulator",
+                "--mrtd",
+                self.mrtd,
+                "--save",
+                paths[0],
+                "--save-platform",
+                paths[1],
+            ]
+        )
         return paths
 
     def trust_options(self, image):
@@ -347,7 +488,11 @@ class World:
 
     def trust_in(self, references):
         """The options that name these reference values and the simulated platform's root."""
-        return [*(option for path in references for option in ("--reference", path)), "--root", self.path("platform", "root.pem")]
+        return [
+            *(option for path in references for option in ("--reference", path)),
+            "--root",
+            self.path("platform", "root.pem"),
+        ]
 
     def github_options(self):
         return ["--github-api", self.github_api, "--github-ca", self.ca]
@@ -355,7 +500,15 @@ class World:
     def coffer(self, *arguments, stdin=None, env=None):
         """Runs `coffer`; returns (exit code, stdout, stderr)."""
         environment = {**self.environment(), "COFFER_KEY": self.path("operator.key"), **(env or {})}
-        done = subprocess.run([self.tool("coffer"), *arguments], input=stdin, capture_output=True, text=True, check=False, env=environment, timeout=300)
+        done = subprocess.run(
+            [self.tool("coffer"), *arguments],
+            input=stdin,
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=300,
+        )
         return done.returncode, done.stdout, done.stderr
 
     def coffer_ok(self, *arguments, **options):
@@ -378,7 +531,12 @@ def workload_files():
     with open(os.path.join(ROOT, "build", "probe"), "rb") as file:
         probe = file.read()
     passwd = b"root:x:0:0::/:/\nprobe:x:1000:1000::/:/\n"
-    return {"probe": (0o755, probe), "etc": (0o755, None), "etc/passwd": (0o644, passwd), "tmp": (0o1777, None)}
+    return {
+        "probe": (0o755, probe),
+        "etc": (0o755, None),
+        "etc/passwd": (0o644, passwd),
+        "tmp": (0o1777, None),
+    }
 
 
 def tamper_claims(document, **changes):
@@ -386,12 +544,16 @@ def tamper_claims(document, **changes):
     evidence = json.loads(document)
     claims = json.loads(base64.b64decode(evidence["claims"]))
     claims.update(changes)
-    evidence["claims"] = base64.b64encode(json.dumps(claims, separators=(",", ":")).encode()).decode()
+    evidence["claims"] = base64.b64encode(
+        json.dumps(claims, separators=(",", ":")).encode()
+    ).decode()
     return json.dumps(evidence).encode()
 
 
 def stop_on_signals():
     """SIGTERM and SIGINT end the script through its `with` blocks."""
+
     def stop(*_):
         raise SystemExit(130)
+
     signal.signal(signal.SIGTERM, stop)

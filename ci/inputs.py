@@ -17,14 +17,25 @@ import lockfile
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
 # Files and directories that mkosi reads or the compilers read for it.
-INPUTS = ["Cargo.lock", "Cargo.toml", "appliance", "image", "mkosi.conf", "mkosi.profiles", "policy"]
+INPUTS = [
+    "Cargo.lock",
+    "Cargo.toml",
+    "appliance",
+    "image",
+    "mkosi.conf",
+    "mkosi.profiles",
+    "policy",
+]
 # What mkosi and cargo would also read if somebody put it there; the tools tree is an output.
 ALSO = re.compile(r"mkosi\.(?!tools).+|mkosi\.tools\.conf|\.cargo|rust-toolchain(?:\.toml)?")
 # What lies below those and never reaches the image: documents, tests and what is only for them.
 # A crate's page that is compiled into its documentation is among them: documentation is no code. Of the crates that no image
 # holds only the manifest counts, which cargo reads for the workspace.
-NOT_INPUTS = re.compile(r"(?!image/base/)(?:.*/)?[^/]+\.md|appliance/[^/]+/(?:tests|fuzz|benches|examples)/.*|"
-                        r"appliance/(?:coffer|measure)/(?!Cargo\.toml$).*|policy/vectors/.*")
+NOT_INPUTS = re.compile(
+    r"(?!image/base/)(?:.*/)?[^/]+\.md|appliance/[^/]+/(?:tests|fuzz|benches|examples)/.*|"
+    r"appliance/(?:coffer|measure)/(?!Cargo\.toml$).*|policy/vectors/.*"
+)
+
 
 class Unknown(Exception):
     """Something that a build needs is not there or not readable; its text is for people."""
@@ -70,7 +81,12 @@ def digest(root=ROOT):
 
 
 def git(root, *arguments):
-    done = subprocess.run(["git", "-c", "safe.directory=*", "-C", root, *arguments], capture_output=True, text=True, check=False)
+    done = subprocess.run(
+        ["git", "-c", "safe.directory=*", "-C", root, *arguments],
+        capture_output=True,
+        text=True,
+        check=False,
+    )
     if done.returncode != 0:
         raise Unknown(f"git {arguments[0]}: {done.stderr.strip()}")
     return done.stdout
@@ -78,8 +94,19 @@ def git(root, *arguments):
 
 def commit(root=ROOT):
     """(commit, whether an input differs from it)."""
-    changed = git(root, "status", "--porcelain", "-z", "--untracked-files=all", "--no-renames", "--", *tops(root)).split("\0")
-    return git(root, "rev-parse", "HEAD").strip(), any(entry and not NOT_INPUTS.fullmatch(entry[3:]) for entry in changed)
+    changed = git(
+        root,
+        "status",
+        "--porcelain",
+        "-z",
+        "--untracked-files=all",
+        "--no-renames",
+        "--",
+        *tops(root),
+    ).split("\0")
+    return git(root, "rev-parse", "HEAD").strip(), any(
+        entry and not NOT_INPUTS.fullmatch(entry[3:]) for entry in changed
+    )
 
 
 def used():
@@ -89,7 +116,9 @@ def used():
     except lockfile.Invalid as error:
         raise Unknown(str(error)) from error
     if found is None or not os.path.exists(os.path.join(ROOT, "build/made-by-ci-install")):
-        raise Unknown("what a build takes from elsewhere is not there\nhint: run ci/install --build")
+        raise Unknown(
+            "what a build takes from elsewhere is not there\nhint: run ci/install --build"
+        )
     return found
 
 
@@ -102,7 +131,18 @@ def build(root=ROOT):
     """All of it, as `coffer measure --build` takes it."""
     revision, modified = commit(root)
     lock = used()
-    toolchain = {"mkosi": lock.versions("mkosi")["mkosi"], "rustc": lock.rust["release"], "rustc-commit": lock.rust["commit"], "target": lock.rust["target"]}
+    toolchain = {
+        "mkosi": lock.versions("mkosi")["mkosi"],
+        "rustc": lock.rust["release"],
+        "rustc-commit": lock.rust["commit"],
+        "target": lock.rust["target"],
+    }
     toolchain |= {name: digest for name, digest in lock.rust["components"].items()}
-    return {"commit": revision, "modified": modified, "inputs": digest(root), "snapshot": lock.resolved, "toolchain": toolchain,
-            "packages": dict(sorted(lock.versions("tools").items()))}
+    return {
+        "commit": revision,
+        "modified": modified,
+        "inputs": digest(root),
+        "snapshot": lock.resolved,
+        "toolchain": toolchain,
+        "packages": dict(sorted(lock.versions("tools").items())),
+    }

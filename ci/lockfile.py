@@ -26,8 +26,14 @@ FORMAT = "cofferdam-inputs/v1"
 GROUPS = ["tools", "mkosi", "firmware"]
 # Locks are small: 150 packages are 50 KB.
 MAX_LOCK = 1 << 20
-FIELDS = {"name": r"[a-z0-9][a-z0-9+.-]{1,127}", "version": r"[A-Za-z0-9.+~:-]{1,127}", "architecture": r"amd64|all", "sha256": r"[0-9a-f]{64}",
-          "archive": r"debian|debian-security", "path": r"pool/(?:[A-Za-z0-9.+~_-]+/)+[A-Za-z0-9.+~_-]+\.deb"}
+FIELDS = {
+    "name": r"[a-z0-9][a-z0-9+.-]{1,127}",
+    "version": r"[A-Za-z0-9.+~:-]{1,127}",
+    "architecture": r"amd64|all",
+    "sha256": r"[0-9a-f]{64}",
+    "archive": r"debian|debian-security",
+    "path": r"pool/(?:[A-Za-z0-9.+~_-]+/)+[A-Za-z0-9.+~_-]+\.deb",
+}
 
 
 class Invalid(Exception):
@@ -52,7 +58,9 @@ class Lock:
         try:
             return cls.parse(json.loads(data))
         except (ValueError, KeyError, TypeError, AttributeError) as error:
-            raise Invalid(f"{path} is not a lock of inputs: {error}\nhint: ci/lock writes it") from error
+            raise Invalid(
+                f"{path} is not a lock of inputs: {error}\nhint: ci/lock writes it"
+            ) from error
 
     @classmethod
     def parse(cls, value):
@@ -62,19 +70,29 @@ class Lock:
         rust = value["rust"]
         if rust.keys() != {"release", "commit", "target", "components"} or not rust["components"]:
             raise ValueError("rust is not release, commit, target and components")
-        for name, pattern in (("release", r"\d+\.\d+\.\d+"), ("commit", r"[0-9a-f]{40}"), ("target", r"[a-z0-9_-]+")):
+        for name, pattern in (
+            ("release", r"\d+\.\d+\.\d+"),
+            ("commit", r"[0-9a-f]{40}"),
+            ("target", r"[a-z0-9_-]+"),
+        ):
             check(name, rust[name], pattern)
         for name, digest in rust["components"].items():
             check("component", name, r"[a-z0-9_-]+")
             check(name, digest, r"[0-9a-f]{64}")
-        return cls(value["resolved"], rust, {group: [package(entry) for entry in value[group]] for group in GROUPS})
+        return cls(
+            value["resolved"],
+            rust,
+            {group: [package(entry) for entry in value[group]] for group in GROUPS},
+        )
 
     def text(self):
         """As it stands in the file: a line for each package, so that a change is read as one."""
         head = {"format": FORMAT, "resolved": self.resolved, "rust": self.rust}
         lines = [json.dumps(head, indent=1)[:-2]]
         for group in GROUPS:
-            entries = ",\n".join("  " + json.dumps(vars(entry)) for entry in sorted(self.groups[group]))
+            entries = ",\n".join(
+                "  " + json.dumps(vars(entry)) for entry in sorted(self.groups[group])
+            )
             lines.append(f' "{group}": [\n{entries}\n ]')
         return ",\n".join(lines) + "\n}\n"
 
@@ -95,19 +113,27 @@ class Lock:
         """Sentences: what `other` has instead of what this lock names. Another file of the same version counts."""
         found = []
         for group in GROUPS:
-            ours, theirs = ({entry.name: entry for entry in lock.groups[group]} for lock in (self, other))
+            ours, theirs = (
+                {entry.name: entry for entry in lock.groups[group]} for lock in (self, other)
+            )
             for name in sorted(ours.keys() | theirs.keys()):
                 mine, their = ours.get(name), theirs.get(name)
                 if mine is None or their is None or mine.sha256 != their.sha256:
-                    found.append(f"{name} {mine.version if mine else '(not there)'} -> {their.version if their else '(gone)'}")
+                    found.append(
+                        f"{name} {mine.version if mine else '(not there)'} -> {their.version if their else '(gone)'}"
+                    )
         if self.rust != other.rust:
-            found.append(f"rust {self.rust['release']} ({self.rust['commit'][:9]}) -> {other.rust['release']} ({other.rust['commit'][:9]}), "
-                         f"other content in {', '.join(changed(self.rust['components'], other.rust['components'])) or 'nothing'}")
+            found.append(
+                f"rust {self.rust['release']} ({self.rust['commit'][:9]}) -> {other.rust['release']} ({other.rust['commit'][:9]}), "
+                f"other content in {', '.join(changed(self.rust['components'], other.rust['components'])) or 'nothing'}"
+            )
         return found
 
 
 def changed(ours, theirs):
-    return sorted(name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name))
+    return sorted(
+        name for name in ours.keys() | theirs.keys() if ours.get(name) != theirs.get(name)
+    )
 
 
 def check(name, value, pattern):
@@ -136,7 +162,9 @@ def request():
 def release():
     """The release that this tree is of or leads to: os-release's VERSION_ID."""
     with open(os.path.join(ROOT, "image/base/usr/lib/os-release"), encoding="utf-8") as file:
-        return dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)["VERSION_ID"].strip('"')
+        return dict(line.rstrip("\n").split("=", 1) for line in file if "=" in line)[
+            "VERSION_ID"
+        ].strip('"')
 
 
 def tree():
@@ -152,6 +180,7 @@ def used():
 
 # --- The toolchain
 
+
 def components(rust):
     """The components of a toolchain that a build uses: host tools, and std for host and target."""
     host = "x86_64-unknown-linux-gnu"
@@ -160,7 +189,9 @@ def components(rust):
 
 def component_files(sysroot, component):
     """The paths of a component's files, as rustup recorded them."""
-    with open(os.path.join(sysroot, "lib/rustlib", f"manifest-{component}"), encoding="utf-8") as file:
+    with open(
+        os.path.join(sysroot, "lib/rustlib", f"manifest-{component}"), encoding="utf-8"
+    ) as file:
         lines = file.read().splitlines()
     found = sorted(line.removeprefix("file:") for line in lines if line.startswith("file:"))
     if not found or any(path.startswith("/") or ".." in path.split("/") for path in found):
@@ -181,7 +212,9 @@ def tree_digest(folder, paths):
 def content(sysroot, rust):
     """The digests of a toolchain's components; None where a part is missing."""
     try:
-        return {name: tree_digest(sysroot, component_files(sysroot, name)) for name in components(rust)}
+        return {
+            name: tree_digest(sysroot, component_files(sysroot, name)) for name in components(rust)
+        }
     except (FileNotFoundError, NotADirectoryError):
         return None
 
@@ -194,11 +227,21 @@ def toolchain(sysroot, rust):
     found = content(sysroot, rust)
     if found is None or found == rust.get("components"):
         return found and rust
-    said = subprocess.run([os.path.join(sysroot, "bin/rustc"), "--version", "--verbose"], capture_output=True, text=True, check=False).stdout
+    said = subprocess.run(
+        [os.path.join(sysroot, "bin/rustc"), "--version", "--verbose"],
+        capture_output=True,
+        text=True,
+        check=False,
+    ).stdout
     about = dict(re.findall(r"^(release|commit-hash): (\S+)$", said, re.MULTILINE))
     if len(about) != 2:
         return None
-    return {"release": about["release"], "commit": about["commit-hash"], "target": rust["target"], "components": found}
+    return {
+        "release": about["release"],
+        "commit": about["commit-hash"],
+        "target": rust["target"],
+        "components": found,
+    }
 
 
 def rustup(rust, install=True):
@@ -208,16 +251,42 @@ def rustup(rust, install=True):
     release, environment = rust["release"], os.environ | {"RUSTUP_AUTO_INSTALL": "0"}
 
     def sysroot():
-        said = subprocess.run(["rustc", f"+{release}", "--print", "sysroot"], capture_output=True, text=True, check=False, env=environment)
+        said = subprocess.run(
+            ["rustc", f"+{release}", "--print", "sysroot"],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+        )
         return said.stdout.strip() if said.returncode == 0 else None
+
     if install:
         # Never an install over a toolchain that is there: it may be another name of one that is in use.
-        command = ["rustup", "toolchain", "install", release, "--profile", "minimal", "--target", rust["target"], "--no-self-update"]
+        command = [
+            "rustup",
+            "toolchain",
+            "install",
+            release,
+            "--profile",
+            "minimal",
+            "--target",
+            rust["target"],
+            "--no-self-update",
+        ]
         here = sysroot()
         if here:
             command = ["rustup", "target", "add", "--toolchain", release, rust["target"]]
-        if not here or not os.path.exists(os.path.join(here, "lib/rustlib", f"manifest-rust-std-{rust['target']}")):
-            done = subprocess.run(command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False, env=environment)
+        if not here or not os.path.exists(
+            os.path.join(here, "lib/rustlib", f"manifest-rust-std-{rust['target']}")
+        ):
+            done = subprocess.run(
+                command,
+                stdin=subprocess.DEVNULL,
+                capture_output=True,
+                text=True,
+                check=False,
+                env=environment,
+            )
             if done.returncode != 0:
                 return None
     return sysroot()

@@ -38,11 +38,15 @@ def bounded(stream, largest, refusal):
 
 def unpack(command, packed, largest=LARGEST_UNPACKED, whole=True):
     """What `command` unpacks `packed` to, at most `largest` bytes; unless `whole`, it may complain after something is out."""
-    with subprocess.Popen(command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE) as process:
+    with subprocess.Popen(
+        command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
+    ) as process:
         feeder = threading.Thread(target=feed, args=(process.stdin, packed), daemon=True)
         feeder.start()
         try:
-            plain = bounded(process.stdout, largest, f"{command[0]} unpacks it to more than {largest} bytes")
+            plain = bounded(
+                process.stdout, largest, f"{command[0]} unpacks it to more than {largest} bytes"
+            )
         except Malformed:
             process.kill()
             raise
@@ -64,12 +68,12 @@ def feed(pipe, data):
 def section(image, name):
     """The bytes of the section `name`, without the padding at its end."""
     try:
-        header = struct.unpack_from("<I", image, 0x3c)[0]
+        header = struct.unpack_from("<I", image, 0x3C)[0]
         sections, optional = struct.unpack_from("<H12xH", image, header + 6)
         for entry in range(header + 24 + optional, header + 24 + optional + 40 * sections, 40):
             found, size, offset = struct.unpack_from("<8sI8xI", image, entry)
             if found.rstrip(b"\0") == name.encode():
-                return image[offset:offset + size]
+                return image[offset : offset + size]
     except struct.error as error:
         raise Malformed(f"not a PE file: {error}") from error
     raise Malformed(f"no section {name}: not a UKI")
@@ -90,13 +94,21 @@ def table(image):
     found = []
     for at in range(header, header + 40 * count, 40):
         name, size, address, length, offset, flags = struct.unpack_from("<8sIIII12xI", image, at)
-        found.append(Entry(name.rstrip(b"\0").decode(), image[offset:offset + length] if length else b"", size, address, flags))
+        found.append(
+            Entry(
+                name.rstrip(b"\0").decode(),
+                image[offset : offset + length] if length else b"",
+                size,
+                address,
+                flags,
+            )
+        )
     return found
 
 
 def layout(image):
     """Where the table of sections begins, where the optional header, and how many sections there are."""
-    header = struct.unpack_from("<I", image, 0x3c)[0]
+    header = struct.unpack_from("<I", image, 0x3C)[0]
     count, optional_size = struct.unpack_from("<H12xH", image, header + 6)
     return header + 24 + optional_size, header + 24, count
 
@@ -109,7 +121,9 @@ def rebuilt(image, sections):
     if start_of_table + 40 * len(sections) > size_of_headers:
         raise Malformed(f"there is no room for {len(sections)} sections in the headers")
     out = bytearray(image[:size_of_headers])
-    out[start_of_table:start_of_table + 40 * max(count, len(sections))] = bytes(40 * max(count, len(sections)))
+    out[start_of_table : start_of_table + 40 * max(count, len(sections))] = bytes(
+        40 * max(count, len(sections))
+    )
     for number, entry in enumerate(sections):
         address = entry.address
         if address is None:
@@ -118,8 +132,17 @@ def rebuilt(image, sections):
         out += bytes(-len(out) % file_alignment)
         start = len(out)
         out += entry.content + bytes(-len(entry.content) % file_alignment)
-        struct.pack_into("<8sIIII12xI", out, start_of_table + 40 * number, entry.name.encode(), entry.size, address,
-                         len(out) - start, start if entry.content else 0, entry.flags)
+        struct.pack_into(
+            "<8sIIII12xI",
+            out,
+            start_of_table + 40 * number,
+            entry.name.encode(),
+            entry.size,
+            address,
+            len(out) - start,
+            start if entry.content else 0,
+            entry.flags,
+        )
     struct.pack_into("<H", out, optional - 18, len(sections))
     struct.pack_into("<I", out, optional + 56, size_of_image)
     return bytes(out)
@@ -131,7 +154,15 @@ def variant(image, contents):
     missing = set(contents) - {entry.name for entry in sections}
     if missing:
         raise Malformed(f"no section {', '.join(sorted(missing))}")
-    return rebuilt(image, [Entry(entry.name, contents[entry.name], flags=entry.flags) if entry.name in contents else entry for entry in sections])
+    return rebuilt(
+        image,
+        [
+            Entry(entry.name, contents[entry.name], flags=entry.flags)
+            if entry.name in contents
+            else entry
+            for entry in sections
+        ],
+    )
 
 
 def added(image, name, content):
@@ -157,15 +188,17 @@ def stub_byte(image):
     at = image.find(text)
     if at < 0:
         raise Malformed("the boot stub has no such message")
-    return image[:at] + b"e" + image[at + 1:]
+    return image[:at] + b"e" + image[at + 1 :]
 
 
 def file_archive(name, content):
     """A cpio archive (newc) of one file, as it may follow an initramfs."""
+
     def entry(number, mode, name, content):
         fields = (number, mode, 0, 0, 1, 0, len(content), 0, 0, 0, 0, len(name) + 1, 0)
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
         return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
+
     return entry(1, 0o100444, name, content) + entry(0, 0, "TRAILER!!!", b"")
 
 
@@ -173,15 +206,16 @@ def initramfs(image):
     """The entries of the initramfs: {name: (mode, uid, gid, mtime, content)}."""
     archive, at, entries = unpack(["zstd", "-dcq"], section(image, ".initrd")), 0, {}
     while True:
-        if archive[at:at + 6] != b"070701":
+        if archive[at : at + 6] != b"070701":
             raise Malformed(f"no cpio (newc) header at byte {at} of the initramfs")
         _, mode, uid, gid, _, mtime, size, _, _, _, _, name_size, _ = (
-            int(archive[at + 6 + 8 * field:at + 14 + 8 * field], 16) for field in range(13))
+            int(archive[at + 6 + 8 * field : at + 14 + 8 * field], 16) for field in range(13)
+        )
         content = at + 110 + name_size + (-(110 + name_size) % 4)
-        name = archive[at + 110:at + 109 + name_size].decode()
+        name = archive[at + 110 : at + 109 + name_size].decode()
         if name == "TRAILER!!!":
             return entries
         if name in entries:
             raise Malformed(f"{name} is twice in the initramfs")
-        entries[name] = (mode, uid, gid, mtime, archive[content:content + size])
+        entries[name] = (mode, uid, gid, mtime, archive[content : content + size])
         at = content + size + (-size % 4)

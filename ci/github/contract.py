@@ -14,23 +14,66 @@ import jsonschema
 
 # An operation that the description at hand leaves out, as GitHub's page on "Compare two commits" has it: what both sides rely on.
 COMPARE = {
-    "/repos/{owner}/{repo}/compare/{basehead}": {"get": {
-        "parameters": [{"name": name, "in": "path", "required": True, "schema": {"type": "string"}} for name in ("owner", "repo", "basehead")]
-        + [{"name": name, "in": "query", "schema": {"type": "integer"}} for name in ("page", "per_page")],
-        "responses": {"200": {"content": {"application/json": {"schema": {
-            "type": "object",
-            "properties": {
-                "status": {"type": "string", "enum": ["diverged", "ahead", "behind", "identical"]},
-                "base_commit": {"$ref": "#/components/schemas/commit"},
-                "merge_base_commit": {"$ref": "#/components/schemas/commit"},
-                "ahead_by": {"type": "integer"}, "behind_by": {"type": "integer"}, "total_commits": {"type": "integer"},
-                "commits": {"type": "array", "items": {"$ref": "#/components/schemas/commit"}},
-                "files": {"type": "array", "maxItems": 300, "items": {"$ref": "#/components/schemas/diff-entry"}},
+    "/repos/{owner}/{repo}/compare/{basehead}": {
+        "get": {
+            "parameters": [
+                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+                for name in ("owner", "repo", "basehead")
+            ]
+            + [
+                {"name": name, "in": "query", "schema": {"type": "integer"}}
+                for name in ("page", "per_page")
+            ],
+            "responses": {
+                "200": {
+                    "content": {
+                        "application/json": {
+                            "schema": {
+                                "type": "object",
+                                "properties": {
+                                    "status": {
+                                        "type": "string",
+                                        "enum": ["diverged", "ahead", "behind", "identical"],
+                                    },
+                                    "base_commit": {"$ref": "#/components/schemas/commit"},
+                                    "merge_base_commit": {"$ref": "#/components/schemas/commit"},
+                                    "ahead_by": {"type": "integer"},
+                                    "behind_by": {"type": "integer"},
+                                    "total_commits": {"type": "integer"},
+                                    "commits": {
+                                        "type": "array",
+                                        "items": {"$ref": "#/components/schemas/commit"},
+                                    },
+                                    "files": {
+                                        "type": "array",
+                                        "maxItems": 300,
+                                        "items": {"$ref": "#/components/schemas/diff-entry"},
+                                    },
+                                },
+                                "required": [
+                                    "url",
+                                    "html_url",
+                                    "permalink_url",
+                                    "diff_url",
+                                    "patch_url",
+                                    "base_commit",
+                                    "merge_base_commit",
+                                    "status",
+                                    "ahead_by",
+                                    "behind_by",
+                                    "total_commits",
+                                    "commits",
+                                ],
+                            }
+                        }
+                    }
+                },
+                "404": {},
+                "500": {},
+                "503": {},
             },
-            "required": ["url", "html_url", "permalink_url", "diff_url", "patch_url", "base_commit", "merge_base_commit", "status", "ahead_by",
-                         "behind_by", "total_commits", "commits"],
-        }}}}, "404": {}, "500": {}, "503": {}},
-    }},
+        }
+    },
 }
 
 
@@ -60,7 +103,9 @@ class Contract:
             pattern = re.sub(r"\{(path|ref)\}", r"(?P<\1>.+)", template)
             pattern = re.sub(r"\{(\w+)\}", r"(?P<\1>[^/]+)", pattern)
             for method, operation in methods.items():
-                self.operations.append((method.upper(), template, re.compile(pattern + r"\Z"), operation))
+                self.operations.append(
+                    (method.upper(), template, re.compile(pattern + r"\Z"), operation)
+                )
         # More literal templates first, so that `/releases/latest` is not read as a release id.
         self.operations.sort(key=lambda entry: entry[1].count("{"))
 
@@ -73,7 +118,10 @@ class Contract:
         validator = jsonschema.Draft4Validator(
             schema, resolver=self.resolver, format_checker=jsonschema.draft4_format_checker
         )
-        return [f"{where}: {'/'.join(map(str, error.path))}: {error.message[:300]}" for error in validator.iter_errors(value)]
+        return [
+            f"{where}: {'/'.join(map(str, error.path))}: {error.message[:300]}"
+            for error in validator.iter_errors(value)
+        ]
 
     def operation(self, method, path):
         """The operation for a path below the API root, with its path parameters, or None."""
@@ -106,15 +154,21 @@ class Contract:
                     problems.append(f"{where}: parameter {parameter['name']} is not an integer")
                     continue
                 value = int(value)
-            problems += self._schema_problems(parameter["schema"], value, f"{where} {parameter['name']}")
+            problems += self._schema_problems(
+                parameter["schema"], value, f"{where} {parameter['name']}"
+            )
         known = {p["name"] for p in map(self._dereference, operation.get("parameters", []))}
-        problems += [f"{where}: unknown query parameter {name}" for name in given if name not in known]
+        problems += [
+            f"{where}: unknown query parameter {name}" for name in given if name not in known
+        ]
         described = self._dereference(operation.get("requestBody", {}))
         if described:
             content = described["content"]
             if "application/json" in content:
                 try:
-                    problems += self._schema_problems(content["application/json"]["schema"], json.loads(body), f"{where} body")
+                    problems += self._schema_problems(
+                        content["application/json"]["schema"], json.loads(body), f"{where} body"
+                    )
                 except ValueError as error:
                     problems.append(f"{where} body: {error}")
         elif body:
@@ -125,7 +179,11 @@ class Contract:
         """What a response violates; an empty list when it fits."""
         found = self.operation(method, path)
         if found is None:
-            return [] if status == 404 else [f"{method} {path}: answered {status} outside the contract"]
+            return (
+                []
+                if status == 404
+                else [f"{method} {path}: answered {status} outside the contract"]
+            )
         template, operation, _ = found
         where = f"{method} {template}: response {status}"
         response = operation["responses"].get(str(status))
@@ -144,6 +202,8 @@ class Contract:
         if "application/json" not in content or media != "application/json":
             return [f"{where}: content type {content_type} is not described"]
         try:
-            return self._schema_problems(content["application/json"]["schema"], json.loads(body), where)
+            return self._schema_problems(
+                content["application/json"]["schema"], json.loads(body), where
+            )
         except ValueError as error:
             return [f"{where}: {error}"]

@@ -55,7 +55,12 @@ class Problem(Exception):
 
     def __init__(self, status, message, headers=None, errors=None):
         super().__init__(message)
-        self.status, self.message, self.headers, self.errors = status, message, headers or {}, errors
+        self.status, self.message, self.headers, self.errors = (
+            status,
+            message,
+            headers or {},
+            errors,
+        )
 
 
 class Repositories:
@@ -65,7 +70,10 @@ class Repositories:
         self.root = root
 
     def git(self, owner, repo, *arguments):
-        if not all(re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", part) and part not in (".", "..") for part in (owner, repo)):
+        if not all(
+            re.fullmatch(r"[A-Za-z0-9_.-]{1,100}", part) and part not in (".", "..")
+            for part in (owner, repo)
+        ):
             raise Problem(404, "Not Found")
         folder = os.path.join(self.root, owner, repo)
         if not os.path.isdir(folder):
@@ -78,7 +86,11 @@ class Repositories:
         """A commit by its name, or by any ref of that name: whoever may push can make one that is called HEAD."""
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,199}", ref):
             raise Problem(422, f"No commit found for SHA: {ref}")
-        names = [ref] if re.fullmatch(r"[0-9a-f]{40}", ref) else [f"refs/tags/{ref}", f"refs/heads/{ref}", f"refs/{ref}", ref]
+        names = (
+            [ref]
+            if re.fullmatch(r"[0-9a-f]{40}", ref)
+            else [f"refs/tags/{ref}", f"refs/heads/{ref}", f"refs/{ref}", ref]
+        )
         for name in names:
             out = self.git(owner, repo, "rev-parse", "--verify", "--quiet", f"{name}^{{commit}}")
             if out is not None:
@@ -92,21 +104,46 @@ class Repositories:
     def date(self, owner, repo, ref):
         """The date of a commit, as a release shows it."""
         out = self.git(owner, repo, "show", "-s", "--format=%cI", self.resolve(owner, repo, ref))
-        return datetime.fromisoformat(out.decode().strip()).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        return (
+            datetime.fromisoformat(out.decode().strip())
+            .astimezone(timezone.utc)
+            .strftime("%Y-%m-%dT%H:%M:%SZ")
+        )
 
     def tag(self, owner, repo, names):
         """Makes the tags of published releases, `{name: target}`, where there is none of that name yet."""
-        known = (self.git(owner, repo, "for-each-ref", "--format=%(refname)", "refs/tags") or b"").decode().split()
-        lines = [f"create refs/tags/{name} {self.resolve(owner, repo, target)}\n" for name, target in names.items() if f"refs/tags/{name}" not in known]
+        known = (
+            (self.git(owner, repo, "for-each-ref", "--format=%(refname)", "refs/tags") or b"")
+            .decode()
+            .split()
+        )
+        lines = [
+            f"create refs/tags/{name} {self.resolve(owner, repo, target)}\n"
+            for name, target in names.items()
+            if f"refs/tags/{name}" not in known
+        ]
         folder = os.path.join(self.root, owner, repo)
-        subprocess.run(["git", "-c", "safe.directory=*", "-C", folder, "update-ref", "--stdin"], input="".join(lines).encode(), timeout=60, check=True)
+        subprocess.run(
+            ["git", "-c", "safe.directory=*", "-C", folder, "update-ref", "--stdin"],
+            input="".join(lines).encode(),
+            timeout=60,
+            check=True,
+        )
 
     def upload_pack(self, owner, repo, version, body):
         """One request of git's protocol, answered by git."""
         self.git(owner, repo, "rev-parse")
-        environment = {**os.environ, "GIT_PROTOCOL": version, "GIT_CONFIG_COUNT": "1", "GIT_CONFIG_KEY_0": "safe.directory", "GIT_CONFIG_VALUE_0": "*"}
+        environment = {
+            **os.environ,
+            "GIT_PROTOCOL": version,
+            "GIT_CONFIG_COUNT": "1",
+            "GIT_CONFIG_KEY_0": "safe.directory",
+            "GIT_CONFIG_VALUE_0": "*",
+        }
         command = ["git", "upload-pack", "--stateless-rpc", os.path.join(self.root, owner, repo)]
-        return subprocess.run(command, input=body, capture_output=True, timeout=20, check=True, env=environment).stdout
+        return subprocess.run(
+            command, input=body, capture_output=True, timeout=20, check=True, env=environment
+        ).stdout
 
     def entry(self, owner, repo, commit, path):
         """Mode, name and bytes of a blob; `None` when there is none at this path."""
@@ -131,9 +168,20 @@ class Repositories:
         return entry[1], entry[2], "symlink"
 
     def log(self, owner, repo, commit, path, count, until=None, page=1):
-        arguments = ["log", f"-{count}", f"--skip={count * (page - 1)}", "--format=%H%x00%T%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B%x01", *([f"--until={until}"] if until else []), commit]
+        arguments = [
+            "log",
+            f"-{count}",
+            f"--skip={count * (page - 1)}",
+            "--format=%H%x00%T%x00%P%x00%an%x00%ae%x00%aI%x00%cn%x00%ce%x00%cI%x00%B%x01",
+            *([f"--until={until}"] if until else []),
+            commit,
+        ]
         out = self.git(owner, repo, *arguments, *(["--", path] if path else []))
-        return [entry.lstrip("\n").split("\0") for entry in (out or b"").decode().split("\x01") if entry.strip()]
+        return [
+            entry.lstrip("\n").split("\0")
+            for entry in (out or b"").decode().split("\x01")
+            if entry.strip()
+        ]
 
 
 class Releases:
@@ -198,12 +246,26 @@ class Handler(BaseHTTPRequestHandler):
         body = self.rfile.read(length)
         path, uploads = unquote(parts.path), parts.path.startswith(UPLOADS)
         kind = "api" if path.startswith((API, UPLOADS)) else "git" if ".git/" in path else "storage"
-        self.logged = {"kind": kind, "method": self.command, "path": path, "query": parts.query, "user_agent": self.headers.get("User-Agent"),
-                       "token": "Authorization" in self.headers, "conditional": "If-None-Match" in self.headers, "status": None}
-        below = path[len(UPLOADS):] if uploads else path[len(API):] if path.startswith(API) else None
+        self.logged = {
+            "kind": kind,
+            "method": self.command,
+            "path": path,
+            "query": parts.query,
+            "user_agent": self.headers.get("User-Agent"),
+            "token": "Authorization" in self.headers,
+            "conditional": "If-None-Match" in self.headers,
+            "status": None,
+        }
+        below = (
+            path[len(UPLOADS) :] if uploads else path[len(API) :] if path.startswith(API) else None
+        )
         contract = self.server.contract
         if contract and below is not None:
-            self.server.violated(contract.request_problems(self.command, below, parts.query, self.headers.get("Content-Type", ""), body))
+            self.server.violated(
+                contract.request_problems(
+                    self.command, below, parts.query, self.headers.get("Content-Type", ""), body
+                )
+            )
             if "User-Agent" not in self.headers:
                 self.server.violated([f"{self.command} {below}: no User-Agent"])
         fault = self.server.fault(self.command, path)
@@ -224,17 +286,34 @@ class Handler(BaseHTTPRequestHandler):
             else:
                 raise Problem(404, "Not Found")
         except Problem as problem:
-            answer = {"message": problem.message, "documentation_url": "https://docs.github.com/rest", "status": str(problem.status)}
+            answer = {
+                "message": problem.message,
+                "documentation_url": "https://docs.github.com/rest",
+                "status": str(problem.status),
+            }
             if problem.errors:
                 answer["errors"] = problem.errors
-            status, content_type, raw, headers = problem.status, "application/json; charset=utf-8", json.dumps(answer).encode(), problem.headers
+            status, content_type, raw, headers = (
+                problem.status,
+                "application/json; charset=utf-8",
+                json.dumps(answer).encode(),
+                problem.headers,
+            )
         if contract and below is not None:
-            self.server.violated(contract.response_problems(self.command, below, status, content_type, raw))
+            self.server.violated(
+                contract.response_problems(self.command, below, status, content_type, raw)
+            )
         if kind == "api" and (self.command, status) == ("GET", 200):
             # Weak, as GitHub's are; who is told other things by other rights has another one.
             etag = f'W/"{hashlib.sha256(content_type.encode() + bytes([self.signed_in()]) + raw).hexdigest()}"'
-            headers = {**headers, "ETag": etag, "Cache-Control": f"{'private' if self.signed_in() else 'public'}, max-age=60"}
-            if etag in [given.strip() for given in self.headers.get("If-None-Match", "").split(",")]:
+            headers = {
+                **headers,
+                "ETag": etag,
+                "Cache-Control": f"{'private' if self.signed_in() else 'public'}, max-age=60",
+            }
+            if etag in [
+                given.strip() for given in self.headers.get("If-None-Match", "").split(",")
+            ]:
                 status, raw = 304, b""
                 if self.signed_in():
                     # Free of charge for those who have a token, and for them alone.
@@ -256,7 +335,12 @@ class Handler(BaseHTTPRequestHandler):
         self.send_header("X-GitHub-Request-Id", os.urandom(8).hex().upper())
         limit, used, reset = self.server.limit(self.caller())
         given = {name.lower() for name in headers}
-        for name, value in (("X-RateLimit-Limit", limit), ("X-RateLimit-Remaining", max(limit - used, 0)), ("X-RateLimit-Used", used), ("X-RateLimit-Reset", reset)):
+        for name, value in (
+            ("X-RateLimit-Limit", limit),
+            ("X-RateLimit-Remaining", max(limit - used, 0)),
+            ("X-RateLimit-Used", used),
+            ("X-RateLimit-Reset", reset),
+        ):
             if name.lower() not in given:
                 self.send_header(name, str(value))
         for name, value in headers.items():
@@ -282,11 +366,15 @@ class Handler(BaseHTTPRequestHandler):
     def signed_in(self):
         given = self.headers.get("Authorization", "")
         token = self.server.options.token
-        return bool(token) and any(hmac.compare_digest(given, f"{scheme} {token}") for scheme in ("Bearer", "token"))
+        return bool(token) and any(
+            hmac.compare_digest(given, f"{scheme} {token}") for scheme in ("Bearer", "token")
+        )
 
     def reader(self):
         """Whether the token is one that may read and not push."""
-        return "Bearer read-only" == self.headers.get("Authorization", "") and bool(self.server.options.token)
+        return "Bearer read-only" == self.headers.get("Authorization", "") and bool(
+            self.server.options.token
+        )
 
     def need_token(self):
         if "Authorization" not in self.headers:
@@ -299,26 +387,69 @@ class Handler(BaseHTTPRequestHandler):
     def user(self):
         url = f"{self.base()}{API}/users/cofferdam-dev"
         names = "followers_url following_url gists_url starred_url subscriptions_url organizations_url repos_url events_url received_events_url"
-        return {"login": "cofferdam-dev", "id": 1, "node_id": "U_1", "avatar_url": f"{self.base()}/avatar", "gravatar_id": "", "url": url,
-                "html_url": f"{self.base()}/cofferdam-dev", "type": "User", "site_admin": False, **{name: url for name in names.split()}}
+        return {
+            "login": "cofferdam-dev",
+            "id": 1,
+            "node_id": "U_1",
+            "avatar_url": f"{self.base()}/avatar",
+            "gravatar_id": "",
+            "url": url,
+            "html_url": f"{self.base()}/cofferdam-dev",
+            "type": "User",
+            "site_admin": False,
+            **{name: url for name in names.split()},
+        }
 
     def shown_asset(self, entry, asset):
         url = f"{self.base()}{API}/repos/{entry['repository']}/releases/assets/{asset['id']}"
         page = f"{self.base()}/{entry['repository']}/releases/download/{quote(entry['tag_name'])}/{quote(asset['name'])}"
-        return {"url": url, "browser_download_url": page, "id": asset["id"], "node_id": f"RA_{asset['id']}", "name": asset["name"], "label": asset["label"],
-                "state": "uploaded", "content_type": asset["content_type"], "size": asset["size"], "digest": asset["digest"], "download_count": 0,
-                "created_at": asset["at"], "updated_at": asset["at"], "uploader": self.user()}
+        return {
+            "url": url,
+            "browser_download_url": page,
+            "id": asset["id"],
+            "node_id": f"RA_{asset['id']}",
+            "name": asset["name"],
+            "label": asset["label"],
+            "state": "uploaded",
+            "content_type": asset["content_type"],
+            "size": asset["size"],
+            "digest": asset["digest"],
+            "download_count": 0,
+            "created_at": asset["at"],
+            "updated_at": asset["at"],
+            "uploader": self.user(),
+        }
 
     def shown(self, entry):
         url = f"{self.base()}{API}/repos/{entry['repository']}/releases/{entry['id']}"
         page = f"{self.base()}/{entry['repository']}/releases/tag/{quote(entry['tag_name'])}"
-        tag = None if entry["draft"] else f"{self.base()}{API}/repos/{entry['repository']}/{{0}}/{quote(entry['tag_name'])}"
-        return {"url": url, "assets_url": url + "/assets", "html_url": page, "id": entry["id"], "node_id": f"RE_{entry['id']}", "author": self.user(),
-                "upload_url": f"{self.base()}{UPLOADS}/repos/{entry['repository']}/releases/{entry['id']}/assets{{?name,label}}",
-                "tag_name": entry["tag_name"], "target_commitish": entry["target_commitish"], "name": entry["name"], "body": entry["body"],
-                "draft": entry["draft"], "prerelease": entry["prerelease"], "immutable": self.immutable(entry), "created_at": entry["created_at"],
-                "published_at": entry["published_at"], "updated_at": entry["updated_at"], "assets": [self.shown_asset(entry, a) for a in entry["assets"]],
-                "tarball_url": tag and tag.format("tarball"), "zipball_url": tag and tag.format("zipball")}
+        tag = (
+            None
+            if entry["draft"]
+            else f"{self.base()}{API}/repos/{entry['repository']}/{{0}}/{quote(entry['tag_name'])}"
+        )
+        return {
+            "url": url,
+            "assets_url": url + "/assets",
+            "html_url": page,
+            "id": entry["id"],
+            "node_id": f"RE_{entry['id']}",
+            "author": self.user(),
+            "upload_url": f"{self.base()}{UPLOADS}/repos/{entry['repository']}/releases/{entry['id']}/assets{{?name,label}}",
+            "tag_name": entry["tag_name"],
+            "target_commitish": entry["target_commitish"],
+            "name": entry["name"],
+            "body": entry["body"],
+            "draft": entry["draft"],
+            "prerelease": entry["prerelease"],
+            "immutable": self.immutable(entry),
+            "created_at": entry["created_at"],
+            "published_at": entry["published_at"],
+            "updated_at": entry["updated_at"],
+            "assets": [self.shown_asset(entry, a) for a in entry["assets"]],
+            "tarball_url": tag and tag.format("tarball"),
+            "zipball_url": tag and tag.format("zipball"),
+        }
 
     def immutable(self, entry):
         return not entry["draft"] and self.server.scenario().get("immutable", True)
@@ -330,7 +461,9 @@ class Handler(BaseHTTPRequestHandler):
 
     def list_releases(self, _body, owner, repo):
         self.server.repositories.git(owner, repo, "rev-parse")
-        seen = [e for e in self.server.releases.of(owner, repo) if not e["draft"] or self.signed_in()]
+        seen = [
+            e for e in self.server.releases.of(owner, repo) if not e["draft"] or self.signed_in()
+        ]
         order = self.server.scenario().get("order", "newest")
         seen.sort(key=lambda entry: (entry["created_at"], entry["id"]), reverse=order != "oldest")
         if order == "shuffled":
@@ -341,12 +474,22 @@ class Handler(BaseHTTPRequestHandler):
 
     def page(self, entries, path):
         """The part of a list that is asked for, and where its other pages are."""
-        per_page, page = max(1, min(int(self.query.get("per_page", 30)), 100)), max(1, int(self.query.get("page", 1)))
+        per_page, page = (
+            max(1, min(int(self.query.get("per_page", 30)), 100)),
+            max(1, int(self.query.get("page", 1))),
+        )
         last = max(1, -(-len(entries) // per_page))
         places = {"prev": page - 1, "next": page + 1, "first": 1, "last": last}
-        known = {name: at for name, at in places.items() if 1 <= at <= last and not (page == at and name in ("first", "last")) and last > 1}
-        link = ", ".join(f'<{self.base()}{API}/{path}?per_page={per_page}&page={at}>; rel="{name}"' for name, at in known.items())
-        return entries[(page - 1) * per_page:page * per_page], {"Link": link} if link else {}
+        known = {
+            name: at
+            for name, at in places.items()
+            if 1 <= at <= last and not (page == at and name in ("first", "last")) and last > 1
+        }
+        link = ", ".join(
+            f'<{self.base()}{API}/{path}?per_page={per_page}&page={at}>; rel="{name}"'
+            for name, at in known.items()
+        )
+        return entries[(page - 1) * per_page : page * per_page], {"Link": link} if link else {}
 
     def create_release(self, body, owner, repo):
         self.need_token()
@@ -354,13 +497,33 @@ class Handler(BaseHTTPRequestHandler):
         self.server.repositories.git(owner, repo, "rev-parse")
         tag = asked.get("tag_name", "")
         with self.server.releases.lock:
-            if any(e["tag_name"] == tag and not e["draft"] for e in self.server.releases.of(owner, repo)):
-                raise Problem(422, "Validation Failed", errors=[{"resource": "Release", "code": "already_exists", "field": "tag_name"}])
-            target = asked.get("target_commitish") or self.server.repositories.default_branch(owner, repo)
+            if any(
+                e["tag_name"] == tag and not e["draft"]
+                for e in self.server.releases.of(owner, repo)
+            ):
+                raise Problem(
+                    422,
+                    "Validation Failed",
+                    errors=[{"resource": "Release", "code": "already_exists", "field": "tag_name"}],
+                )
+            target = asked.get("target_commitish") or self.server.repositories.default_branch(
+                owner, repo
+            )
             draft = asked.get("draft", False)
-            entry = {"repository": f"{owner}/{repo}", "id": self.server.releases.id(), "tag_name": tag, "target_commitish": target,
-                     "name": asked.get("name"), "body": asked.get("body"), "draft": draft, "prerelease": asked.get("prerelease", False),
-                     "created_at": self.server.repositories.date(owner, repo, target), "published_at": None if draft else now(), "updated_at": now(), "assets": []}
+            entry = {
+                "repository": f"{owner}/{repo}",
+                "id": self.server.releases.id(),
+                "tag_name": tag,
+                "target_commitish": target,
+                "name": asked.get("name"),
+                "body": asked.get("body"),
+                "draft": draft,
+                "prerelease": asked.get("prerelease", False),
+                "created_at": self.server.repositories.date(owner, repo, target),
+                "published_at": None if draft else now(),
+                "updated_at": now(),
+                "assets": [],
+            }
             if not draft:
                 self.server.repositories.tag(owner, repo, {tag: target})
             self.server.releases.entries.append(entry)
@@ -374,7 +537,9 @@ class Handler(BaseHTTPRequestHandler):
         seen = [e for e in self.published(owner, repo) if not e["prerelease"]]
         if not seen:
             raise Problem(404, "Not Found")
-        return self.json(200, self.shown(max(seen, key=lambda entry: (entry["published_at"], entry["id"]))))
+        return self.json(
+            200, self.shown(max(seen, key=lambda entry: (entry["published_at"], entry["id"])))
+        )
 
     def release_by_tag(self, _body, owner, repo, tag):
         for entry in self.published(owner, repo):
@@ -399,13 +564,35 @@ class Handler(BaseHTTPRequestHandler):
             if self.immutable(entry) and set(asked) - {"name", "body", "prerelease", "make_latest"}:
                 raise Problem(422, "Cannot update an immutable release")
             publishing = entry["draft"] and asked.get("draft") is False
-            if publishing and any(e["tag_name"] == asked.get("tag_name", entry["tag_name"]) for e in self.published(owner, repo)):
-                raise Problem(422, "Validation Failed", errors=[{"resource": "Release", "code": "already_exists", "field": "tag_name"}])
-            entry.update({key: asked[key] for key in ("tag_name", "target_commitish", "name", "body", "draft", "prerelease") if key in asked})
+            if publishing and any(
+                e["tag_name"] == asked.get("tag_name", entry["tag_name"])
+                for e in self.published(owner, repo)
+            ):
+                raise Problem(
+                    422,
+                    "Validation Failed",
+                    errors=[{"resource": "Release", "code": "already_exists", "field": "tag_name"}],
+                )
+            entry.update(
+                {
+                    key: asked[key]
+                    for key in (
+                        "tag_name",
+                        "target_commitish",
+                        "name",
+                        "body",
+                        "draft",
+                        "prerelease",
+                    )
+                    if key in asked
+                }
+            )
             entry["updated_at"] = now()
             if publishing:
                 entry["published_at"] = now()
-                self.server.repositories.tag(owner, repo, {entry["tag_name"]: entry["target_commitish"]})
+                self.server.repositories.tag(
+                    owner, repo, {entry["tag_name"]: entry["target_commitish"]}
+                )
             self.server.releases.save()
         return self.json(200, self.shown(entry))
 
@@ -428,10 +615,23 @@ class Handler(BaseHTTPRequestHandler):
             if self.immutable(entry):
                 raise Problem(422, "Cannot upload assets to an immutable release.")
             if any(asset["name"] == name for asset in entry["assets"]):
-                raise Problem(422, "Validation Failed", errors=[{"resource": "ReleaseAsset", "code": "already_exists", "field": "name"}])
-            asset = {"id": self.server.releases.id(), "name": name, "label": self.query.get("label"), "size": len(body), "at": now(),
-                     "content_type": self.headers.get("Content-Type", "application/octet-stream"),
-                     "digest": "sha256:" + hashlib.sha256(body).hexdigest(), "data": base64.b64encode(body).decode()}
+                raise Problem(
+                    422,
+                    "Validation Failed",
+                    errors=[
+                        {"resource": "ReleaseAsset", "code": "already_exists", "field": "name"}
+                    ],
+                )
+            asset = {
+                "id": self.server.releases.id(),
+                "name": name,
+                "label": self.query.get("label"),
+                "size": len(body),
+                "at": now(),
+                "content_type": self.headers.get("Content-Type", "application/octet-stream"),
+                "digest": "sha256:" + hashlib.sha256(body).hexdigest(),
+                "data": base64.b64encode(body).decode(),
+            }
             entry["assets"].append(asset)
             self.server.releases.save()
         return self.json(201, self.shown_asset(entry, asset))
@@ -447,12 +647,21 @@ class Handler(BaseHTTPRequestHandler):
         entry, found = self.asset(owner, repo, asset)
         if self.headers.get("Accept") == "application/octet-stream":
             # As on GitHub the bytes come from another place, by a redirect that carries its own permission.
-            return 302, "text/html", b"", {"Location": f"{self.base()}{STORAGE}/{owner}/{repo}/{found['id']}"}
+            return (
+                302,
+                "text/html",
+                b"",
+                {"Location": f"{self.base()}{STORAGE}/{owner}/{repo}/{found['id']}"},
+            )
         return self.json(200, self.shown_asset(entry, found))
 
     def stored(self, _body, owner, repo, asset):
         if "Authorization" in self.headers and self.server.contract:
-            self.server.violated(["the token was sent along to the asset storage"] if self.server.options.strict_storage else [])
+            self.server.violated(
+                ["the token was sent along to the asset storage"]
+                if self.server.options.strict_storage
+                else []
+            )
         _, found = self.asset(owner, repo, asset)
         return 200, found["content_type"], base64.b64decode(found["data"]), {}
 
@@ -460,7 +669,12 @@ class Handler(BaseHTTPRequestHandler):
         for entry in self.published(owner, repo):
             for asset in entry["assets"]:
                 if (entry["tag_name"], asset["name"]) == (tag, name):
-                    return 302, "text/html", b"", {"Location": f"{self.base()}{STORAGE}/{owner}/{repo}/{asset['id']}"}
+                    return (
+                        302,
+                        "text/html",
+                        b"",
+                        {"Location": f"{self.base()}{STORAGE}/{owner}/{repo}/{asset['id']}"},
+                    )
         raise Problem(404, "Not Found")
 
     # -- git --------------------------------------------------------------------------------------
@@ -474,21 +688,63 @@ class Handler(BaseHTTPRequestHandler):
         blob = f"{self.base()}{API}/repos/{owner}/{repo}/git/blobs/{sha}"
         page = f"{self.base()}/{owner}/{repo}/blob/{commit}/{quote(path)}"
         raw = f"{self.base()}/{owner}/{repo}/raw/{commit}/{quote(path)}"
-        held = {"target": data.decode()} if kind == "symlink" else {"encoding": "base64", "content": base64.encodebytes(data).decode()}
-        return self.json(200, {"type": kind, "size": len(data), "name": path.split("/")[-1], "path": path, **held, "sha": sha, "url": url,
-                               "git_url": blob, "html_url": page, "download_url": raw, "_links": {"git": blob, "self": url, "html": page}})
+        held = (
+            {"target": data.decode()}
+            if kind == "symlink"
+            else {"encoding": "base64", "content": base64.encodebytes(data).decode()}
+        )
+        return self.json(
+            200,
+            {
+                "type": kind,
+                "size": len(data),
+                "name": path.split("/")[-1],
+                "path": path,
+                **held,
+                "sha": sha,
+                "url": url,
+                "git_url": blob,
+                "html_url": page,
+                "download_url": raw,
+                "_links": {"git": blob, "self": url, "html": page},
+            },
+        )
 
     def shown_commit(self, owner, repo, fields):
         sha, tree, parents, author, mail, at, committer, committer_mail, committed, message = fields
         url = f"{self.base()}{API}/repos/{owner}/{repo}"
-        utc = lambda text: datetime.fromisoformat(text).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        utc = lambda text: (
+            datetime.fromisoformat(text).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+        )
         link = lambda kind, one: {"sha": one, "url": f"{url}/{kind}/{one}"}
-        return {"sha": sha, "node_id": f"C_{sha[:12]}", "url": f"{url}/commits/{sha}", "html_url": f"{self.base()}/{owner}/{repo}/commit/{sha}",
-                "comments_url": f"{url}/commits/{sha}/comments", "author": self.user(), "committer": self.user(),
-                "parents": [{**link("commits", p), "html_url": f"{self.base()}/{owner}/{repo}/commit/{p}"} for p in parents.split()],
-                "commit": {"url": f"{url}/git/commits/{sha}", "message": message.rstrip("\n"), "comment_count": 0, "tree": link("git/trees", tree),
-                           "author": {"name": author, "email": mail, "date": utc(at)}, "committer": {"name": committer, "email": committer_mail, "date": utc(committed)},
-                           "verification": {"verified": False, "reason": "unsigned", "signature": None, "payload": None, "verified_at": None}}}
+        return {
+            "sha": sha,
+            "node_id": f"C_{sha[:12]}",
+            "url": f"{url}/commits/{sha}",
+            "html_url": f"{self.base()}/{owner}/{repo}/commit/{sha}",
+            "comments_url": f"{url}/commits/{sha}/comments",
+            "author": self.user(),
+            "committer": self.user(),
+            "parents": [
+                {**link("commits", p), "html_url": f"{self.base()}/{owner}/{repo}/commit/{p}"}
+                for p in parents.split()
+            ],
+            "commit": {
+                "url": f"{url}/git/commits/{sha}",
+                "message": message.rstrip("\n"),
+                "comment_count": 0,
+                "tree": link("git/trees", tree),
+                "author": {"name": author, "email": mail, "date": utc(at)},
+                "committer": {"name": committer, "email": committer_mail, "date": utc(committed)},
+                "verification": {
+                    "verified": False,
+                    "reason": "unsigned",
+                    "signature": None,
+                    "payload": None,
+                    "verified_at": None,
+                },
+            },
+        }
 
     def repository(self, _body, owner, repo):
         self.server.repositories.git(owner, repo, "rev-parse")
@@ -496,27 +752,69 @@ class Handler(BaseHTTPRequestHandler):
         links = "archive assignees blobs branches collaborators comments commits compare contents contributors deployments downloads events forks git_commits git_refs git_tags hooks issue_comment issue_events issues keys labels languages merges milestones notifications pulls releases stargazers statuses subscribers subscription tags teams trees"
         counts = "forks forks_count open_issues open_issues_count size stargazers_count watchers watchers_count network_count subscribers_count"
         features = "has_issues has_projects has_wiki has_pages has_discussions archived disabled fork private"
-        at = self.server.repositories.date(owner, repo, self.server.repositories.default_branch(owner, repo))
-        return self.json(200, {"id": 1, "node_id": "R_1", "name": repo, "full_name": f"{owner}/{repo}", "owner": self.user(), "html_url": page, "url": url,
-                               **{f"{name}_url": f"{url}/{name}" for name in links.split()}, **dict.fromkeys(counts.split(), 0), **dict.fromkeys(features.split(), False),
-                               "description": None, "homepage": None, "language": None, "license": None, "mirror_url": None, "created_at": at, "updated_at": at, "pushed_at": at,
-                               "clone_url": page + ".git", "git_url": page + ".git", "ssh_url": page + ".git", "svn_url": page,
-                               "default_branch": self.server.repositories.default_branch(owner, repo)})
+        at = self.server.repositories.date(
+            owner, repo, self.server.repositories.default_branch(owner, repo)
+        )
+        return self.json(
+            200,
+            {
+                "id": 1,
+                "node_id": "R_1",
+                "name": repo,
+                "full_name": f"{owner}/{repo}",
+                "owner": self.user(),
+                "html_url": page,
+                "url": url,
+                **{f"{name}_url": f"{url}/{name}" for name in links.split()},
+                **dict.fromkeys(counts.split(), 0),
+                **dict.fromkeys(features.split(), False),
+                "description": None,
+                "homepage": None,
+                "language": None,
+                "license": None,
+                "mirror_url": None,
+                "created_at": at,
+                "updated_at": at,
+                "pushed_at": at,
+                "clone_url": page + ".git",
+                "git_url": page + ".git",
+                "ssh_url": page + ".git",
+                "svn_url": page,
+                "default_branch": self.server.repositories.default_branch(owner, repo),
+            },
+        )
 
     def git_ref(self, _body, owner, repo, ref):
         """One ref by its whole name below `refs/`, never a guess."""
-        out = self.server.repositories.git(owner, repo, "for-each-ref", "--format=%(refname) %(objectname) %(objecttype)", f"refs/{ref}")
+        out = self.server.repositories.git(
+            owner,
+            repo,
+            "for-each-ref",
+            "--format=%(refname) %(objectname) %(objecttype)",
+            f"refs/{ref}",
+        )
         for line in (out or b"").decode().splitlines():
             name, sha, kind = line.split()
             if name == f"refs/{ref}":
                 url = f"{self.base()}{API}/repos/{owner}/{repo}/git"
-                return self.json(200, {"ref": name, "node_id": "REF_1", "url": f"{url}/{name}", "object": {"type": kind, "sha": sha, "url": f"{url}/{kind}s/{sha}"}})
+                return self.json(
+                    200,
+                    {
+                        "ref": name,
+                        "node_id": "REF_1",
+                        "url": f"{url}/{name}",
+                        "object": {"type": kind, "sha": sha, "url": f"{url}/{kind}s/{sha}"},
+                    },
+                )
         raise Problem(404, "Not Found")
 
     def compare(self, _body, owner, repo, base, head):
         repositories = self.server.repositories
         try:
-            base, head = repositories.resolve(owner, repo, base), repositories.resolve(owner, repo, head)
+            base, head = (
+                repositories.resolve(owner, repo, base),
+                repositories.resolve(owner, repo, head),
+            )
         except Problem as problem:
             raise Problem(404, "Not Found") from problem
         found = repositories.git(owner, repo, "merge-base", base, head)
@@ -525,51 +823,113 @@ class Handler(BaseHTTPRequestHandler):
         merge_base = found.decode().split()[0]
         count = lambda span: int(repositories.git(owner, repo, "rev-list", "--count", span))
         ahead, behind = count(f"{base}..{head}"), count(f"{head}..{base}")
-        status = {(False, False): "identical", (True, False): "ahead", (False, True): "behind"}.get((ahead > 0, behind > 0), "diverged")
-        shown = lambda commit: self.shown_commit(owner, repo, repositories.log(owner, repo, commit, None, 1)[0])
-        between = repositories.git(owner, repo, "rev-list", "--reverse", f"{base}..{head}").decode().split()
-        listed, headers = self.page(between, f"repos/{owner}/{repo}/compare/{base}...{head}") if "page" in self.query or "per_page" in self.query else (between[:250], {})
+        status = {(False, False): "identical", (True, False): "ahead", (False, True): "behind"}.get(
+            (ahead > 0, behind > 0), "diverged"
+        )
+        shown = lambda commit: self.shown_commit(
+            owner, repo, repositories.log(owner, repo, commit, None, 1)[0]
+        )
+        between = (
+            repositories.git(owner, repo, "rev-list", "--reverse", f"{base}..{head}")
+            .decode()
+            .split()
+        )
+        listed, headers = (
+            self.page(between, f"repos/{owner}/{repo}/compare/{base}...{head}")
+            if "page" in self.query or "per_page" in self.query
+            else (between[:250], {})
+        )
         page = f"{self.base()}/{owner}/{repo}/compare/{base}...{head}"
         url = f"{self.base()}{API}/repos/{owner}/{repo}/compare/{base}...{head}"
-        return self.json(200, {"url": url, "html_url": page, "permalink_url": page, "diff_url": page + ".diff", "patch_url": page + ".patch",
-                               "base_commit": shown(base), "merge_base_commit": shown(merge_base), "status": status, "ahead_by": ahead, "behind_by": behind,
-                               "total_commits": len(between), "commits": [shown(commit) for commit in listed],
-                               "files": self.changed_files(owner, repo, merge_base, head)}, headers)
+        return self.json(
+            200,
+            {
+                "url": url,
+                "html_url": page,
+                "permalink_url": page,
+                "diff_url": page + ".diff",
+                "patch_url": page + ".patch",
+                "base_commit": shown(base),
+                "merge_base_commit": shown(merge_base),
+                "status": status,
+                "ahead_by": ahead,
+                "behind_by": behind,
+                "total_commits": len(between),
+                "commits": [shown(commit) for commit in listed],
+                "files": self.changed_files(owner, repo, merge_base, head),
+            },
+            headers,
+        )
 
     def changed_files(self, owner, repo, base, head):
         """What differs between two commits: 300 files at most, as on GitHub."""
-        out = self.server.repositories.git(owner, repo, "diff-tree", "-r", "-z", "--no-renames", base, head).decode()
+        out = self.server.repositories.git(
+            owner, repo, "diff-tree", "-r", "-z", "--no-renames", base, head
+        ).decode()
         parts, files = out.split("\0"), []
         for described, name in zip(parts[::2], parts[1::2]):
             old, new, letter = described.split()[2:5]
             url = f"{self.base()}{API}/repos/{owner}/{repo}/contents/{quote(name)}?ref={head}"
             page = f"{self.base()}/{owner}/{repo}/{{}}/{head}/{quote(name)}"
-            files.append({"sha": old if letter == "D" else new, "filename": name, "status": {"A": "added", "D": "removed"}.get(letter, "modified"),
-                          "additions": 1, "deletions": 1, "changes": 2, "blob_url": page.format("blob"), "raw_url": page.format("raw"), "contents_url": url})
+            files.append(
+                {
+                    "sha": old if letter == "D" else new,
+                    "filename": name,
+                    "status": {"A": "added", "D": "removed"}.get(letter, "modified"),
+                    "additions": 1,
+                    "deletions": 1,
+                    "changes": 2,
+                    "blob_url": page.format("blob"),
+                    "raw_url": page.format("raw"),
+                    "contents_url": url,
+                }
+            )
         return files[:300]
 
     def upload_pack(self, body, owner, repo):
         """Git's own protocol, for those who speak version 2 of it."""
-        if self.headers.get("Content-Type") != "application/x-git-upload-pack-request" or not self.headers.get("User-Agent", "").startswith("git/"):
+        if self.headers.get(
+            "Content-Type"
+        ) != "application/x-git-upload-pack-request" or not self.headers.get(
+            "User-Agent", ""
+        ).startswith("git/"):
             raise Problem(415, "Unsupported Media Type")
         if "Authorization" in self.headers:
-            given = base64.b64decode(self.headers["Authorization"].removeprefix("Basic ")).decode().split(":", 1)[-1]
+            given = (
+                base64.b64decode(self.headers["Authorization"].removeprefix("Basic "))
+                .decode()
+                .split(":", 1)[-1]
+            )
             if given not in (self.server.options.token, "read-only"):
                 raise Problem(401, "Bad credentials")
-        out = self.server.repositories.upload_pack(owner, repo, self.headers.get("Git-Protocol", ""), body)
+        out = self.server.repositories.upload_pack(
+            owner, repo, self.headers.get("Git-Protocol", ""), body
+        )
         return 200, "application/x-git-upload-pack-result", out, {"Cache-Control": "no-cache"}
 
     def commits(self, _body, owner, repo):
         commit = self.server.repositories.resolve(owner, repo, self.query.get("sha", "HEAD"))
-        entries = self.server.repositories.log(owner, repo, commit, self.query.get("path"), min(int(self.query.get("per_page", 30)), 100),
-                                               self.query.get("until"), int(self.query.get("page", 1)))
+        entries = self.server.repositories.log(
+            owner,
+            repo,
+            commit,
+            self.query.get("path"),
+            min(int(self.query.get("per_page", 30)), 100),
+            self.query.get("until"),
+            int(self.query.get("page", 1)),
+        )
         return self.json(200, [self.shown_commit(owner, repo, fields) for fields in entries])
 
     def commit(self, _body, owner, repo, ref):
         sha = self.server.repositories.resolve(owner, repo, ref)
         if self.headers.get("Accept") == "application/vnd.github.sha":
             return 200, "application/vnd.github.sha", sha.encode(), {}
-        return self.json(200, self.shown_commit(owner, repo, self.server.repositories.log(owner, repo, sha, None, 1)[0]))
+        return self.json(
+            200,
+            self.shown_commit(
+                owner, repo, self.server.repositories.log(owner, repo, sha, None, 1)[0]
+            ),
+        )
 
 
 REPO = r"/repos/(?P<owner>[^/]+)/(?P<repo>[^/]+)"
@@ -592,7 +952,11 @@ ROUTES = [
     ("GET", API + REPO + r"/commits", Handler.commits),
     ("GET", API + REPO + r"/commits/(?P<ref>.+)", Handler.commit),
     ("GET", STORAGE + r"/(?P<owner>[^/]+)/(?P<repo>[^/]+)/(?P<asset>\d+)", Handler.stored),
-    ("GET", r"/(?P<owner>[^/]+)/(?P<repo>[^/]+)/releases/download/(?P<tag>[^/]+)/(?P<name>[^/]+)", Handler.download),
+    (
+        "GET",
+        r"/(?P<owner>[^/]+)/(?P<repo>[^/]+)/releases/download/(?P<tag>[^/]+)/(?P<name>[^/]+)",
+        Handler.download,
+    ),
 ]
 
 
@@ -613,12 +977,15 @@ class Server(ThreadingHTTPServer):
         names = {}
         for entry in self.releases.entries:
             if not entry["draft"]:
-                names.setdefault(entry["repository"], {})[entry["tag_name"]] = entry["target_commitish"]
+                names.setdefault(entry["repository"], {})[entry["tag_name"]] = entry[
+                    "target_commitish"
+                ]
         for repository, tags in names.items():
             self.repositories.tag(*repository.split("/"), tags)
         self.contract = None
         if options.contract:
             from contract import Contract
+
             self.contract = Contract(options.contract)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
         context.load_cert_chain(options.tls_cert, options.tls_key)
@@ -626,7 +993,9 @@ class Server(ThreadingHTTPServer):
 
     def get_request(self):
         connection, address = super().get_request()
-        return self.context.wrap_socket(connection, server_side=True, do_handshake_on_connect=False), address
+        return self.context.wrap_socket(
+            connection, server_side=True, do_handshake_on_connect=False
+        ), address
 
     def handle_error(self, request, client_address):
         # A client that breaks off is none of the server's troubles; anything else is printed.
@@ -663,7 +1032,9 @@ class Server(ThreadingHTTPServer):
 
     def charge(self, caller, count):
         with self.fault_lock:
-            self.used[caller] = max(self.used.get(caller, 0) + count, 0) if self.limited(caller) else 0
+            self.used[caller] = (
+                max(self.used.get(caller, 0) + count, 0) if self.limited(caller) else 0
+            )
 
     def fault(self, method, path):
         if not self.options.faults or not os.path.exists(self.options.faults):
@@ -672,7 +1043,11 @@ class Server(ThreadingHTTPServer):
             with open(self.options.faults, encoding="utf-8") as file:
                 faults = json.load(file)
             for fault in faults:
-                if fault.get("times", 1) > 0 and fault.get("method", method) == method and re.search(fault["path"], path):
+                if (
+                    fault.get("times", 1) > 0
+                    and fault.get("method", method) == method
+                    and re.search(fault["path"], path)
+                ):
                     fault["times"] = fault.get("times", 1) - 1
                     with open(self.options.faults + ".new", "w", encoding="utf-8") as file:
                         json.dump(faults, file)
@@ -683,18 +1058,30 @@ class Server(ThreadingHTTPServer):
 
 def main():
     parser = argparse.ArgumentParser(description=__doc__.split("\n")[0])
-    parser.add_argument("--listen", default="127.0.0.1:0", help="address; port 0 picks a free one (default %(default)s)")
+    parser.add_argument(
+        "--listen",
+        default="127.0.0.1:0",
+        help="address; port 0 picks a free one (default %(default)s)",
+    )
     parser.add_argument("--root", required=True, help="folder with OWNER/REPO git repositories")
     parser.add_argument("--tls-cert", required=True)
     parser.add_argument("--tls-key", required=True)
-    parser.add_argument("--token", default="", help="the token that may write; without it nothing may")
+    parser.add_argument(
+        "--token", default="", help="the token that may write; without it nothing may"
+    )
     parser.add_argument("--state", help="file that keeps the releases")
-    parser.add_argument("--contract", help="GitHub's OpenAPI description: check every request and response")
+    parser.add_argument(
+        "--contract", help="GitHub's OpenAPI description: check every request and response"
+    )
     parser.add_argument("--violations", help="file to append contract violations to")
     parser.add_argument("--faults", help="file with faults to inject (see above)")
     parser.add_argument("--scenario", help="file that says how this GitHub behaves (see above)")
     parser.add_argument("--log", help="file to append a line of JSON per request to")
-    parser.add_argument("--strict-storage", action="store_true", help="a token sent to the asset storage is a violation")
+    parser.add_argument(
+        "--strict-storage",
+        action="store_true",
+        help="a token sent to the asset storage is a violation",
+    )
     parser.add_argument("--verbose", action="store_true", help="a line per request")
     options = parser.parse_args()
     server = Server(options)

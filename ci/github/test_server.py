@@ -20,7 +20,9 @@ import urllib.error
 import urllib.request
 
 HERE = os.path.dirname(os.path.abspath(__file__))
-CONTRACT = os.path.join(HERE, "..", "..", "..", "shared", "contracts", "github-releases.openapi.json")
+CONTRACT = os.path.join(
+    HERE, "..", "..", "..", "shared", "contracts", "github-releases.openapi.json"
+)
 TOKEN = "development-token"
 
 
@@ -38,17 +40,41 @@ class Development(unittest.TestCase):
             file.write("version: 1\n")
         subprocess.run([*git, "add", "."], check=True)
         subprocess.run([*git, "commit", "-q", "-m", "declare"], check=True)
-        cls.git = staticmethod(lambda *arguments: subprocess.run([*git, *arguments], check=True, capture_output=True, text=True).stdout.strip())
+        cls.git = staticmethod(
+            lambda *arguments: subprocess.run(
+                [*git, *arguments], check=True, capture_output=True, text=True
+            ).stdout.strip()
+        )
         cls.commit = cls.git("rev-parse", "HEAD")
         cls.violations, cls.faults = os.path.join(root, "violations"), os.path.join(root, "faults")
         cls.scenario, cls.log = os.path.join(root, "scenario"), os.path.join(root, "log")
-        command = [sys.executable, os.path.join(HERE, "server.py"), "--root", os.path.join(root, "repos"), "--token", TOKEN, "--faults", cls.faults,
-                   "--scenario", cls.scenario, "--log", cls.log,
-                   "--tls-cert", os.path.join(root, "server.pem"), "--tls-key", os.path.join(root, "server.key"), "--state", os.path.join(root, "state")]
+        command = [
+            sys.executable,
+            os.path.join(HERE, "server.py"),
+            "--root",
+            os.path.join(root, "repos"),
+            "--token",
+            TOKEN,
+            "--faults",
+            cls.faults,
+            "--scenario",
+            cls.scenario,
+            "--log",
+            cls.log,
+            "--tls-cert",
+            os.path.join(root, "server.pem"),
+            "--tls-key",
+            os.path.join(root, "server.key"),
+            "--state",
+            os.path.join(root, "state"),
+        ]
         if os.path.exists(CONTRACT):
             command += ["--contract", CONTRACT, "--violations", cls.violations]
         else:
-            print("skipped: validation against GitHub's API description (../shared is not there)", file=sys.stderr)
+            print(
+                "skipped: validation against GitHub's API description (../shared is not there)",
+                file=sys.stderr,
+            )
         cls.server = subprocess.Popen(command, stdout=subprocess.PIPE, text=True)
         cls.api = cls.server.stdout.readline().split()[-1]
         cls.trust = ssl.create_default_context(cafile=os.path.join(root, "ca.pem"))
@@ -62,7 +88,10 @@ class Development(unittest.TestCase):
 
     def tearDown(self):
         self.play({})
-        self.assertFalse(os.path.exists(self.violations) and open(self.violations, encoding="utf-8").read(), "contract violations")
+        self.assertFalse(
+            os.path.exists(self.violations) and open(self.violations, encoding="utf-8").read(),
+            "contract violations",
+        )
 
     def play(self, scenario):
         with open(self.scenario, "w", encoding="utf-8") as file:
@@ -72,7 +101,9 @@ class Development(unittest.TestCase):
         status, body, self.headers = self.whole(*arguments, **options)
         return status, body
 
-    def whole(self, method, url, body=None, token=TOKEN, accept="application/vnd.github+json", more=None):
+    def whole(
+        self, method, url, body=None, token=TOKEN, accept="application/vnd.github+json", more=None
+    ):
         """One call: status, body (parsed when it is JSON) and headers."""
         url = url if url.startswith("https:") else self.api + url
         headers = {"Accept": accept, "User-Agent": "test", **(more or {})}
@@ -85,7 +116,11 @@ class Development(unittest.TestCase):
         try:
             with urllib.request.urlopen(request, context=self.trust, timeout=20) as response:
                 raw = response.read()
-                return response.status, json.loads(raw) if "json" in response.headers.get("Content-Type", "") else raw, response.headers
+                return (
+                    response.status,
+                    json.loads(raw) if "json" in response.headers.get("Content-Type", "") else raw,
+                    response.headers,
+                )
         except urllib.error.HTTPError as error:
             with error:
                 raw = error.read()
@@ -99,7 +134,13 @@ class Development(unittest.TestCase):
         return release
 
     def draft(self, tag):
-        body = {"tag_name": tag, "target_commitish": self.commit, "name": tag, "body": "text", "draft": True}
+        body = {
+            "tag_name": tag,
+            "target_commitish": self.commit,
+            "name": tag,
+            "body": "text",
+            "draft": True,
+        }
         status, release = self.call("POST", "/repos/acme/app/releases", body)
         self.assertEqual(status, 201)
         return release
@@ -107,29 +148,63 @@ class Development(unittest.TestCase):
     def test_release_from_draft_to_immutable(self):
         release = self.draft("one")
         self.assertEqual(self.call("GET", "/repos/acme/app/releases/tags/one")[0], 404)
-        self.assertNotIn("one", [r["tag_name"] for r in self.call("GET", "/repos/acme/app/releases", token=None)[1]])
+        self.assertNotIn(
+            "one",
+            [r["tag_name"] for r in self.call("GET", "/repos/acme/app/releases", token=None)[1]],
+        )
         upload = release["upload_url"].split("{")[0] + "?name=attestation.json"
         status, asset = self.call("POST", upload, b"{}")
-        self.assertEqual((status, asset["digest"]), (201, "sha256:" + hashlib.sha256(b"{}").hexdigest()))
-        self.assertEqual(self.call("PATCH", f"/repos/acme/app/releases/{release['id']}", {"draft": False})[1]["immutable"], True)
-        self.assertEqual(self.call("GET", "/repos/acme/app/releases/tags/one", token=None)[1]["assets"][0]["name"], "attestation.json")
-        self.assertEqual(self.call("GET", asset["url"], accept="application/octet-stream", token=None), (200, b"{}"))
+        self.assertEqual(
+            (status, asset["digest"]), (201, "sha256:" + hashlib.sha256(b"{}").hexdigest())
+        )
+        self.assertEqual(
+            self.call("PATCH", f"/repos/acme/app/releases/{release['id']}", {"draft": False})[1][
+                "immutable"
+            ],
+            True,
+        )
+        self.assertEqual(
+            self.call("GET", "/repos/acme/app/releases/tags/one", token=None)[1]["assets"][0][
+                "name"
+            ],
+            "attestation.json",
+        )
+        self.assertEqual(
+            self.call("GET", asset["url"], accept="application/octet-stream", token=None),
+            (200, b"{}"),
+        )
         self.assertEqual(self.call("GET", asset["browser_download_url"], token=None), (200, b"{}"))
         self.assertEqual(self.call("POST", upload + "2", b"x")[0], 422)
-        self.assertEqual(self.call("PATCH", f"/repos/acme/app/releases/{release['id']}", {"tag_name": "other"})[0], 422)
+        self.assertEqual(
+            self.call("PATCH", f"/repos/acme/app/releases/{release['id']}", {"tag_name": "other"})[
+                0
+            ],
+            422,
+        )
         again = {"tag_name": "one", "target_commitish": self.commit, "draft": False}
         self.assertEqual(self.call("POST", "/repos/acme/app/releases", again)[0], 422)
 
     def test_writing_needs_the_token(self):
         for token, status in ((None, 401), ("wrong", 401)):
-            self.assertEqual(self.call("POST", "/repos/acme/app/releases", {"tag_name": "x"}, token=token)[0], status)
+            self.assertEqual(
+                self.call("POST", "/repos/acme/app/releases", {"tag_name": "x"}, token=token)[0],
+                status,
+            )
 
     def test_contents_and_commits_come_from_git(self):
-        status, file = self.call("GET", f"/repos/acme/app/contents/cofferdam.yaml?ref={self.commit}", token=None)
+        status, file = self.call(
+            "GET", f"/repos/acme/app/contents/cofferdam.yaml?ref={self.commit}", token=None
+        )
         self.assertEqual((status, base64.b64decode(file["content"])), (200, b"version: 1\n"))
-        self.assertEqual(self.call("GET", "/repos/acme/app/commits/main", token=None)[1]["sha"], self.commit)
-        self.assertEqual(len(self.call("GET", "/repos/acme/app/commits?path=cofferdam.yaml&per_page=1")[1]), 1)
-        self.assertEqual(self.call("GET", f"/repos/acme/app/contents/none?ref={self.commit}")[0], 404)
+        self.assertEqual(
+            self.call("GET", "/repos/acme/app/commits/main", token=None)[1]["sha"], self.commit
+        )
+        self.assertEqual(
+            len(self.call("GET", "/repos/acme/app/commits?path=cofferdam.yaml&per_page=1")[1]), 1
+        )
+        self.assertEqual(
+            self.call("GET", f"/repos/acme/app/contents/none?ref={self.commit}")[0], 404
+        )
         self.assertEqual(self.call("GET", "/repos/acme/other/contents/cofferdam.yaml")[0], 404)
         self.assertEqual(self.call("GET", "/repos/../app/releases")[0], 404)
 
@@ -137,12 +212,23 @@ class Development(unittest.TestCase):
         tags = [f"order-{number}" for number in range(5)]
         for tag in tags:
             release = self.publish(tag)
-            self.assertEqual(release["created_at"], self.call("GET", f"/repos/acme/app/commits/{self.commit}")[1]["commit"]["committer"]["date"])
+            self.assertEqual(
+                release["created_at"],
+                self.call("GET", f"/repos/acme/app/commits/{self.commit}")[1]["commit"][
+                    "committer"
+                ]["date"],
+            )
             self.assertNotEqual(release["published_at"], None)
         seen = []
         for order in ("newest", "oldest", "shuffled"):
             self.play({"order": order})
-            seen.append([release["tag_name"] for release in self.call("GET", "/repos/acme/app/releases")[1] if release["tag_name"] in tags])
+            seen.append(
+                [
+                    release["tag_name"]
+                    for release in self.call("GET", "/repos/acme/app/releases")[1]
+                    if release["tag_name"] in tags
+                ]
+            )
         self.assertEqual(seen[:2], [tags[::-1], tags])
         self.assertEqual(sorted(seen[2]), tags)
         self.assertNotIn(seen[2], seen[:2])
@@ -150,17 +236,30 @@ class Development(unittest.TestCase):
     def test_a_symbolic_link_is_answered_with_the_file_that_it_points_to(self):
         folder, before = os.path.join(self.folder.name, "repos", "acme", "app"), self.commit
         os.makedirs(os.path.join(folder, "links"), exist_ok=True)
-        for name, target in (("file", "../cofferdam.yaml"), ("twice", "file"), ("out", "../../other"), ("loop", "loop")):
+        for name, target in (
+            ("file", "../cofferdam.yaml"),
+            ("twice", "file"),
+            ("out", "../../other"),
+            ("loop", "loop"),
+        ):
             os.symlink(target, os.path.join(folder, "links", name))
         self.git("add", ".")
         self.git("commit", "-q", "-m", "links")
         try:
             for name in ("file", "twice"):
-                _, file = self.call("GET", f"/repos/acme/app/contents/links/{name}?ref=main", token=None)
-                self.assertEqual((file["type"], base64.b64decode(file["content"])), ("file", b"version: 1\n"))
+                _, file = self.call(
+                    "GET", f"/repos/acme/app/contents/links/{name}?ref=main", token=None
+                )
+                self.assertEqual(
+                    (file["type"], base64.b64decode(file["content"])), ("file", b"version: 1\n")
+                )
             for name, target in (("out", "../../other"), ("loop", "loop")):
-                _, link = self.call("GET", f"/repos/acme/app/contents/links/{name}?ref=main", token=None)
-                self.assertEqual((link["type"], link["target"], "content" in link), ("symlink", target, False))
+                _, link = self.call(
+                    "GET", f"/repos/acme/app/contents/links/{name}?ref=main", token=None
+                )
+                self.assertEqual(
+                    (link["type"], link["target"], "content" in link), ("symlink", target, False)
+                )
         finally:
             self.git("reset", "-q", "--hard", before)
 
@@ -180,9 +279,15 @@ class Development(unittest.TestCase):
     def test_drafts_are_seen_by_those_who_may_push_and_by_nobody_else(self):
         self.draft("unseen")
         for token, seen in ((TOKEN, True), ("read-only", False), (None, False)):
-            tags = [one["tag_name"] for one in self.call("GET", "/repos/acme/app/releases", token=token)[1]]
+            tags = [
+                one["tag_name"]
+                for one in self.call("GET", "/repos/acme/app/releases", token=token)[1]
+            ]
             self.assertEqual("unseen" in tags, seen, token)
-        self.assertEqual(self.call("POST", "/repos/acme/app/releases", {"tag_name": "x"}, token="read-only")[0], 403)
+        self.assertEqual(
+            self.call("POST", "/repos/acme/app/releases", {"tag_name": "x"}, token="read-only")[0],
+            403,
+        )
 
     def test_releases_need_not_be_immutable(self):
         self.play({"immutable": False})
@@ -200,14 +305,31 @@ class Development(unittest.TestCase):
         self.addCleanup(self.git, "update-ref", "-d", "refs/heads/HEAD")
         status, ref = self.call("GET", "/repos/acme/app/git/ref/heads/main", token=None)
         self.assertEqual((status, ref["object"]["sha"]), (200, self.commit))
-        self.assertEqual(self.call("GET", "/repos/acme/app/git/ref/heads/mai", token=None)[0], 404, "the whole name or nothing")
-        self.assertNotEqual(self.call("GET", "/repos/acme/app/commits/main", token=None)[1]["sha"], self.commit, "a tag shadows the branch's bare name")
+        self.assertEqual(
+            self.call("GET", "/repos/acme/app/git/ref/heads/mai", token=None)[0],
+            404,
+            "the whole name or nothing",
+        )
+        self.assertNotEqual(
+            self.call("GET", "/repos/acme/app/commits/main", token=None)[1]["sha"],
+            self.commit,
+            "a tag shadows the branch's bare name",
+        )
         line = lambda text: f"{len(text) + 5:04x}{text}\n"
-        body = (line("command=ls-refs") + "0001" + line("symrefs") + line("ref-prefix HEAD") + "0000").encode()
-        headers = {"Content-Type": "application/x-git-upload-pack-request", "Git-Protocol": "version=2", "User-Agent": "git/test"}
+        body = (
+            line("command=ls-refs") + "0001" + line("symrefs") + line("ref-prefix HEAD") + "0000"
+        ).encode()
+        headers = {
+            "Content-Type": "application/x-git-upload-pack-request",
+            "Git-Protocol": "version=2",
+            "User-Agent": "git/test",
+        }
         git = self.api.replace("/api/v3", "/acme/app.git/git-upload-pack")
         status, answer, _ = self.whole("POST", git, body, token=None, more=headers)
-        self.assertEqual((status, answer), (200, (line(f"{self.commit} HEAD symref-target:refs/heads/main") + "0000").encode()))
+        self.assertEqual(
+            (status, answer),
+            (200, (line(f"{self.commit} HEAD symref-target:refs/heads/main") + "0000").encode()),
+        )
 
     def test_commits_are_compared_as_git_compares_them(self):
         self.git("checkout", "-q", "-b", "side")
@@ -217,29 +339,46 @@ class Development(unittest.TestCase):
         self.git("commit", "-q", "--allow-empty", "-m", "unrelated")
         alone = self.git("rev-parse", "HEAD")
         self.git("checkout", "-q", "main")
-        for base, head, status, merge_base in ((self.commit, side, "ahead", self.commit), (side, self.commit, "behind", self.commit),
-                                               (self.commit, self.commit, "identical", self.commit)):
+        for base, head, status, merge_base in (
+            (self.commit, side, "ahead", self.commit),
+            (side, self.commit, "behind", self.commit),
+            (self.commit, self.commit, "identical", self.commit),
+        ):
             found = self.call("GET", f"/repos/acme/app/compare/{base}...{head}", token=None)[1]
-            self.assertEqual((found["status"], found["merge_base_commit"]["sha"]), (status, merge_base))
-        status, answer = self.call("GET", f"/repos/acme/app/compare/{alone}...{self.commit}", token=None)
+            self.assertEqual(
+                (found["status"], found["merge_base_commit"]["sha"]), (status, merge_base)
+            )
+        status, answer = self.call(
+            "GET", f"/repos/acme/app/compare/{alone}...{self.commit}", token=None
+        )
         self.assertEqual(status, 404)
         self.assertTrue(answer["message"].startswith("No common ancestor"))
-        self.assertEqual(self.call("GET", f"/repos/acme/app/compare/{'0' * 40}...{self.commit}", token=None)[0], 404)
+        self.assertEqual(
+            self.call("GET", f"/repos/acme/app/compare/{'0' * 40}...{self.commit}", token=None)[0],
+            404,
+        )
 
     def test_what_has_not_changed_is_not_sent_again(self):
         url = "/repos/acme/app/releases"
         for token in (None, TOKEN):
             self.assertEqual(self.call("GET", url, token=token)[0], 200)
             etag = self.headers["ETag"]
-            self.assertEqual(self.call("GET", url, token=token, more={"If-None-Match": etag}), (304, None))
+            self.assertEqual(
+                self.call("GET", url, token=token, more={"If-None-Match": etag}), (304, None)
+            )
             release = self.draft("changing") if token else self.publish("changing-too")
-            self.assertEqual(self.call("GET", url, token=token, more={"If-None-Match": etag})[0], 200)
+            self.assertEqual(
+                self.call("GET", url, token=token, more={"If-None-Match": etag})[0], 200
+            )
             self.call("DELETE", f"/repos/acme/app/releases/{release['id']}")
 
     def test_the_rate_limit_is_told_and_kept(self):
         self.play({"limits": {"anonymous": 2, "token": 3}})
         url = "/repos/acme/app/releases"
-        remaining = lambda: (self.headers["X-RateLimit-Remaining"], self.headers["X-RateLimit-Limit"])
+        remaining = lambda: (
+            self.headers["X-RateLimit-Remaining"],
+            self.headers["X-RateLimit-Limit"],
+        )
         self.call("GET", url, token=None)
         self.assertEqual(remaining(), ("1", "2"))
         etag = self.headers["ETag"]
@@ -258,11 +397,25 @@ class Development(unittest.TestCase):
         self.call("GET", "/repos/acme/app/releases?per_page=7", token=None)
         with open(self.log, encoding="utf-8") as file:
             last = [json.loads(line) for line in file][-1]
-        self.assertEqual((last["kind"], last["method"], last["query"], last["status"], last["token"]), ("api", "GET", "per_page=7", 200, False))
+        self.assertEqual(
+            (last["kind"], last["method"], last["query"], last["status"], last["token"]),
+            ("api", "GET", "per_page=7", 200, False),
+        )
 
     def test_faults_are_counted_down(self):
         with open(self.faults, "w", encoding="utf-8") as file:
-            json.dump([{"method": "GET", "path": "/commits/main$", "status": 403, "times": 1, "headers": {"Retry-After": "1"}}], file)
+            json.dump(
+                [
+                    {
+                        "method": "GET",
+                        "path": "/commits/main$",
+                        "status": 403,
+                        "times": 1,
+                        "headers": {"Retry-After": "1"},
+                    }
+                ],
+                file,
+            )
         self.assertEqual(self.call("GET", "/repos/acme/app/commits/main")[0], 403)
         self.assertEqual(self.call("GET", "/repos/acme/app/commits/main")[0], 200)
 

@@ -27,14 +27,21 @@ Expire-Date: 0
 def deb(folder, name, version, files, fields=""):
     """Makes NAME_VERSION_all.deb with {path: content}; returns its path."""
     with tempfile.TemporaryDirectory() as root:
-        for path, content in {**files, "DEBIAN/control": f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\n{fields}Description: test\n"}.items():
+        for path, content in {
+            **files,
+            "DEBIAN/control": f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\n{fields}Description: test\n",
+        }.items():
             full = os.path.join(root, path)
             os.makedirs(os.path.dirname(full), exist_ok=True)
             with open(full, "w", encoding="utf-8") as file:
                 file.write(content)
         os.chmod(root, 0o755)
         path = os.path.join(folder, f"{name}_{version.split(':')[-1]}_all.deb")
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", root, path], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["dpkg-deb", "--root-owner-group", "-Znone", "--build", root, path],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     return path
 
 
@@ -45,14 +52,21 @@ def repack(path, folder, change=None):
         control = os.path.join(root, "DEBIAN/control")
         with open(control, encoding="utf-8") as file:
             text = file.read()
-        name, version = (re.search(rf"^{field}: (.+)$", text, re.MULTILINE)[1] for field in ("Package", "Version"))
+        name, version = (
+            re.search(rf"^{field}: (.+)$", text, re.MULTILINE)[1]
+            for field in ("Package", "Version")
+        )
         architecture = re.search(r"^Architecture: (.+)$", text, re.MULTILINE)[1]
         with open(control, "w", encoding="utf-8") as file:
             file.write(re.sub(r"^(Version: .+)$", r"\1+moved", text, flags=re.MULTILINE))
         if change:
             change(root)
         target = os.path.join(folder, f"{name}_{version.split(':')[-1]}+moved_{architecture}.deb")
-        subprocess.run(["dpkg-deb", "--root-owner-group", "-Znone", "--build", root, target], check=True, stdout=subprocess.DEVNULL)
+        subprocess.run(
+            ["dpkg-deb", "--root-owner-group", "-Znone", "--build", root, target],
+            check=True,
+            stdout=subprocess.DEVNULL,
+        )
     return name, f"{version}+moved", target
 
 
@@ -78,12 +92,19 @@ class Archive:
     def close(self):
         self.server.shutdown()
         self.server.server_close()
-        subprocess.run(["gpgconf", "--homedir", self.home, "--kill", "all"], check=False, capture_output=True)
+        subprocess.run(
+            ["gpgconf", "--homedir", self.home, "--kill", "all"], check=False, capture_output=True
+        )
         shutil.rmtree(self.home, ignore_errors=True)
         self.folder.cleanup()
 
     def gpg(self, *words, given=b""):
-        return subprocess.run(["gpg", "--homedir", self.home, "--batch", "--quiet", "--yes", *words], input=given, check=True, capture_output=True).stdout
+        return subprocess.run(
+            ["gpg", "--homedir", self.home, "--batch", "--quiet", "--yes", *words],
+            input=given,
+            check=True,
+            capture_output=True,
+        ).stdout
 
     def handler(self):
         archive = self
@@ -100,6 +121,7 @@ class Archive:
 
             def log_message(self, *_):
                 pass
+
         return Handler
 
     def put(self, path, package, below="debian"):
@@ -112,21 +134,35 @@ class Archive:
         """Writes the indices: {suite: [(path below the archive, package file)]}; suites that are not named are empty."""
         for suite in self.suites:
             archive = "debian-security" if suite.endswith("-security") else "debian"
-            listed = b"".join(self.entry(path, package) for path, package in packages.get(suite, []))
+            listed = b"".join(
+                self.entry(path, package) for path, package in packages.get(suite, [])
+            )
             folder = os.path.join(self.root, archive, "dists", suite)
             os.makedirs(os.path.join(folder, "main/binary-amd64"), exist_ok=True)
             sums = []
-            for name, content in (("main/binary-amd64/Packages", listed), ("main/binary-amd64/Packages.gz", gzip.compress(listed, mtime=0))):
+            for name, content in (
+                ("main/binary-amd64/Packages", listed),
+                ("main/binary-amd64/Packages.gz", gzip.compress(listed, mtime=0)),
+            ):
                 with open(os.path.join(folder, name), "wb") as file:
                     file.write(content)
                 sums.append(f" {hashlib.sha256(content).hexdigest()} {len(content)} {name}")
-            release = f"Origin: Debian\nLabel: Debian\nSuite: {suite}\nCodename: {suite}\nArchitectures: amd64 all\nComponents: main\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n" + "\n".join(sums) + "\n"
+            release = (
+                f"Origin: Debian\nLabel: Debian\nSuite: {suite}\nCodename: {suite}\nArchitectures: amd64 all\nComponents: main\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n"
+                + "\n".join(sums)
+                + "\n"
+            )
             with open(os.path.join(folder, "InRelease"), "wb") as file:
                 file.write(self.gpg("--clearsign", given=release.encode()))
 
     @staticmethod
     def entry(path, package):
-        control = subprocess.run(["dpkg-deb", "--field", package], check=True, capture_output=True).stdout
+        control = subprocess.run(
+            ["dpkg-deb", "--field", package], check=True, capture_output=True
+        ).stdout
         with open(package, "rb") as file:
             content = file.read()
-        return control + f"Filename: {path}\nSize: {len(content)}\nSHA256: {hashlib.sha256(content).hexdigest()}\n\n".encode()
+        return (
+            control
+            + f"Filename: {path}\nSize: {len(content)}\nSHA256: {hashlib.sha256(content).hexdigest()}\n\n".encode()
+        )

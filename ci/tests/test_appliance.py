@@ -25,7 +25,18 @@ import urllib.parse
 
 HERE = os.path.dirname(os.path.abspath(__file__))
 sys.path.insert(0, os.path.dirname(HERE))
-from harness import CONTRACT, GITHUB_TOKEN, REPOSITORY, ROOT, Failed, World, free_port, tamper_claims, wait_for, workload_files  # noqa: E402
+from harness import (
+    CONTRACT,
+    GITHUB_TOKEN,
+    REPOSITORY,
+    ROOT,
+    Failed,
+    World,
+    free_port,
+    tamper_claims,
+    wait_for,
+    workload_files,
+)  # noqa: E402
 import uki  # noqa: E402
 
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
@@ -93,33 +104,109 @@ class Appliance(unittest.TestCase):
         world.start_services()
         cls.trust, cls.github = world.trust_options(IMAGE), world.github_options()
         cls.port, cls.neighbour_port = free_port(), free_port()
-        image = world.push_image("test/probe", workload_files(), {"Entrypoint": ["/probe"], "WorkingDir": "/", "Env": ["FROM_IMAGE=yes"]})
+        image = world.push_image(
+            "test/probe",
+            workload_files(),
+            {"Entrypoint": ["/probe"], "WorkingDir": "/", "Env": ["FROM_IMAGE=yes"]},
+        )
         cls.declaration = world.declaration(cls.port, SERVICES.format(image=image))
         cls.commit = world.commit(cls.declaration)
         # GitHub has a bad day first: the appliance has to come through.
         with open(world.path("faults.json"), "w", encoding="utf-8") as file:
-            json.dump([{"method": "POST", "path": "/releases$", "status": 500, "times": 1},
-                       {"method": "POST", "path": "/releases$", "status": 403, "times": 1,
-                        "headers": {"Retry-After": "1", "X-RateLimit-Remaining": "0"}, "body": '{"message":"API rate limit exceeded"}'},
-                       {"method": "POST", "path": "/assets$", "status": 502, "times": 1, "body": "<html>bad gateway"}], file)
-        cls.appliance = world.boot("appliance", IMAGE, cls.declaration, cls.commit, cls.port, "--forward", f"{cls.neighbour_port}:8444", "--control")
+            json.dump(
+                [
+                    {"method": "POST", "path": "/releases$", "status": 500, "times": 1},
+                    {
+                        "method": "POST",
+                        "path": "/releases$",
+                        "status": 403,
+                        "times": 1,
+                        "headers": {"Retry-After": "1", "X-RateLimit-Remaining": "0"},
+                        "body": '{"message":"API rate limit exceeded"}',
+                    },
+                    {
+                        "method": "POST",
+                        "path": "/assets$",
+                        "status": 502,
+                        "times": 1,
+                        "body": "<html>bad gateway",
+                    },
+                ],
+                file,
+            )
+        cls.appliance = world.boot(
+            "appliance",
+            IMAGE,
+            cls.declaration,
+            cls.commit,
+            cls.port,
+            "--forward",
+            f"{cls.neighbour_port}:8444",
+            "--control",
+        )
         world.wait_console("appliance", cls.appliance, "launched", 240)
         cls.endpoint = ["--endpoint", f"127.0.0.1:{cls.port}"]
 
         def token():
-            code, out, err = world.coffer("secret", "put", REPOSITORY, "cofferdam/github/token", *cls.endpoint, *cls.trust, *cls.github, stdin=GITHUB_TOKEN)
+            code, out, err = world.coffer(
+                "secret",
+                "put",
+                REPOSITORY,
+                "cofferdam/github/token",
+                *cls.endpoint,
+                *cls.trust,
+                *cls.github,
+                stdin=GITHUB_TOKEN,
+            )
             if code == 3:
                 raise Failed(out + err)
             return code == 0
+
         wait_for("the GitHub token stored", 120, token, 1)
         cls.waiting = wait_for("a service that waits", 90, cls.waiting_services, 1)
-        for name, value in (("demo/greeting/value", SECRET), ("demo/neighbour/value", OTHER_SECRET)):
-            world.coffer_ok("secret", "put", REPOSITORY, name, *cls.endpoint, *cls.trust, *cls.github, stdin=value)
+        for name, value in (
+            ("demo/greeting/value", SECRET),
+            ("demo/neighbour/value", OTHER_SECRET),
+        ):
+            world.coffer_ok(
+                "secret",
+                "put",
+                REPOSITORY,
+                name,
+                *cls.endpoint,
+                *cls.trust,
+                *cls.github,
+                stdin=value,
+            )
         wait_for("the services", 120, lambda: cls.running(cls.status()), 1)
-        wait_for("the release attestation", 120, lambda: cls.status()["publish"]["state"] == "published", 1)
+        wait_for(
+            "the release attestation",
+            120,
+            lambda: cls.status()["publish"]["state"] == "published",
+            1,
+        )
         cls.listen, cls.neighbour_listen = free_port(), free_port()
-        for name, listen, more in (("connect", cls.listen, []), ("connect-neighbour", cls.neighbour_listen, ["--endpoint", f"127.0.0.1:{cls.neighbour_port}"])):
-            process = world.start(name, [world.tool("coffer"), "connect", REPOSITORY, "--listen", f"127.0.0.1:{listen}", *more, *cls.trust, *cls.github])
+        for name, listen, more in (
+            ("connect", cls.listen, []),
+            (
+                "connect-neighbour",
+                cls.neighbour_listen,
+                ["--endpoint", f"127.0.0.1:{cls.neighbour_port}"],
+            ),
+        ):
+            process = world.start(
+                name,
+                [
+                    world.tool("coffer"),
+                    "connect",
+                    REPOSITORY,
+                    "--listen",
+                    f"127.0.0.1:{listen}",
+                    *more,
+                    *cls.trust,
+                    *cls.github,
+                ],
+            )
             world.listening(name, process, listen)
         cls.control = world.control("appliance")
 
@@ -131,16 +218,26 @@ class Appliance(unittest.TestCase):
 
     @classmethod
     def status(cls):
-        return json.loads(cls.world.coffer_ok("status", REPOSITORY, *cls.endpoint, *cls.trust, *cls.github, "--json"))
+        return json.loads(
+            cls.world.coffer_ok(
+                "status", REPOSITORY, *cls.endpoint, *cls.trust, *cls.github, "--json"
+            )
+        )
 
     @classmethod
     def waiting_services(cls):
-        found = {service["name"]: service.get("missing") for service in cls.status()["services"] if service["state"] == "waiting"}
+        found = {
+            service["name"]: service.get("missing")
+            for service in cls.status()["services"]
+            if service["state"] == "waiting"
+        }
         return found if len(found) == 2 else None
 
     @staticmethod
     def running(status):
-        return len(status["services"]) == 2 and all(service["state"] == "running" for service in status["services"])
+        return len(status["services"]) == 2 and all(
+            service["state"] == "running" for service in status["services"]
+        )
 
     def coffer(self, *arguments, **options):
         return self.world.coffer(*arguments, **options)
@@ -150,7 +247,14 @@ class Appliance(unittest.TestCase):
         path = self.world.path("appraised.json")
         with open(path, "wb") as file:
             file.write(document)
-        code, out, err = self.coffer("appraise", path, "--repository", REPOSITORY, *more, *(self.trust if trust is None else trust))
+        code, out, err = self.coffer(
+            "appraise",
+            path,
+            "--repository",
+            REPOSITORY,
+            *more,
+            *(self.trust if trust is None else trust),
+        )
         return code, out + err
 
     def attestation(self):
@@ -161,7 +265,16 @@ class Appliance(unittest.TestCase):
             return file.read()
 
     def log(self, service="web", tail=2000):
-        return self.world.coffer_ok("logs", REPOSITORY, service, "--tail", str(tail), *self.endpoint, *self.trust, *self.github)
+        return self.world.coffer_ok(
+            "logs",
+            REPOSITORY,
+            service,
+            "--tail",
+            str(tail),
+            *self.endpoint,
+            *self.trust,
+            *self.github,
+        )
 
     # -- 1: what holds ----------------------------------------------------------------------------
 
@@ -169,7 +282,10 @@ class Appliance(unittest.TestCase):
         code, out, err = self.coffer("verify", REPOSITORY, *self.trust, *self.github, "--json")
         self.assertEqual(code, 0, out + err)
         verified = json.loads(out)
-        self.assertEqual((verified["schema_version"], verified["verdict"], verified["simulated"]), (1, "accepted", True))
+        self.assertEqual(
+            (verified["schema_version"], verified["verdict"], verified["simulated"]),
+            (1, "accepted", True),
+        )
         self.assertEqual(verified["claims"]["commit"], self.commit)
         code, out, _ = self.coffer("verify", REPOSITORY, *self.trust, *self.github)
         self.assertEqual(code, 0)
@@ -184,7 +300,13 @@ class Appliance(unittest.TestCase):
         self.assertEqual(registers["mrtd"], platform["mrtd"][0]["value"])
 
     def test_12_services_waited_for_their_secrets_by_name(self):
-        self.assertEqual(self.waiting, {"web": ["secret://demo/greeting/value"], "neighbour": ["secret://demo/neighbour/value"]})
+        self.assertEqual(
+            self.waiting,
+            {
+                "web": ["secret://demo/greeting/value"],
+                "neighbour": ["secret://demo/neighbour/value"],
+            },
+        )
 
     def test_13_the_workload_answers_through_connect(self):
         self.assertEqual(request(self.listen, "/")[0], 200)
@@ -192,14 +314,22 @@ class Appliance(unittest.TestCase):
         for key in ("GREETING_SECRET", "PLAIN", "FROM_IMAGE"):
             self.assertIn(key, keys)
         self.assertEqual(request(self.listen, f"/secret-is?value={SECRET}")[1], "true\n")
-        self.assertEqual(request(self.neighbour_listen, f"/secret-is?value={OTHER_SECRET}")[1], "true\n")
-        self.assertEqual([file["name"] for file in json.loads(request(self.listen, "/secret-files")[1])], ["greeting"])
+        self.assertEqual(
+            request(self.neighbour_listen, f"/secret-is?value={OTHER_SECRET}")[1], "true\n"
+        )
+        self.assertEqual(
+            [file["name"] for file in json.loads(request(self.listen, "/secret-files")[1])],
+            ["greeting"],
+        )
 
     def test_14_status_says_where_state_lives(self):
         status = self.status()
         self.assertIn("memory", status["state"])
         self.assertIn("in memory only", self.world.console("appliance"))
-        self.assertEqual([phase["name"] for phase in status["phases"]][:4], ["mount", "measure", "network", "launch"])
+        self.assertEqual(
+            [phase["name"] for phase in status["phases"]][:4],
+            ["mount", "measure", "network", "launch"],
+        )
 
     def test_15_github_saw_only_what_its_contract_allows(self):
         if not os.path.exists(CONTRACT):
@@ -207,7 +337,9 @@ class Appliance(unittest.TestCase):
         violations = self.world.path("violations")
         self.assertFalse(os.path.exists(violations) and open(violations, encoding="utf-8").read())
         with open(self.world.path("faults.json"), encoding="utf-8") as file:
-            self.assertEqual([fault["times"] for fault in json.load(file)], [0, 0, 0], "every fault was met")
+            self.assertEqual(
+                [fault["times"] for fault in json.load(file)], [0, 0, 0], "every fault was met"
+            )
 
     def test_16_secrets_are_listed_without_values(self):
         out = self.world.coffer_ok("secret", "list", REPOSITORY, *self.trust, *self.github)
@@ -216,20 +348,29 @@ class Appliance(unittest.TestCase):
 
     def test_17_verify_and_secret_put_ask_github_little(self):
         """Four requests of the API when nothing is known, one when all is; the real appliance, and GitHub's own log."""
+
         def asked(*arguments, **options):
             time.sleep(0.5)
             before = len(self.world.asked_github())
             self.world.coffer_ok(*arguments, *self.trust, *self.github, **options)
             time.sleep(0.5)
             # The appliance asks too, in its own name.
-            own = [entry for entry in self.world.asked_github()[before:] if "coffer/" in (entry["user_agent"] or "")]
+            own = [
+                entry
+                for entry in self.world.asked_github()[before:]
+                if "coffer/" in (entry["user_agent"] or "")
+            ]
             return sum(entry["kind"] == "api" for entry in own)
+
         verify, put = ("verify", REPOSITORY), ("secret", "put", REPOSITORY, "demo/greeting/value")
         shutil.rmtree(self.world.path("cache"), ignore_errors=True)
         cold, warm = asked(*verify), asked(*verify)
         shutil.rmtree(self.world.path("cache"), ignore_errors=True)
         put_cold, put_warm = (asked(*put, stdin=SECRET) for _ in range(2))
-        print(f"\nAPI requests: verify {cold} cold, {warm} warm; secret put {put_cold} cold, {put_warm} warm", file=sys.stderr)
+        print(
+            f"\nAPI requests: verify {cold} cold, {warm} warm; secret put {put_cold} cold, {put_warm} warm",
+            file=sys.stderr,
+        )
         self.assertLessEqual(max(cold, put_cold), 4)
         self.assertEqual((warm, put_warm), (1, 1))
 
@@ -237,8 +378,15 @@ class Appliance(unittest.TestCase):
 
     def test_20_changed_claims_are_refused_by_name(self):
         other = "sha256:" + "0" * 64
-        changes = {"endpoint": "127.0.0.1:1", "tls_key": other, "repository": "acme/other", "commit": "0" * 40, "declaration": other,
-                   "issued_at": "2026-01-01T00:00:00Z", "expires_at": "2099-01-01T00:00:00Z"}
+        changes = {
+            "endpoint": "127.0.0.1:1",
+            "tls_key": other,
+            "repository": "acme/other",
+            "commit": "0" * 40,
+            "declaration": other,
+            "issued_at": "2026-01-01T00:00:00Z",
+            "expires_at": "2099-01-01T00:00:00Z",
+        }
         for name, value in changes.items():
             code, said = self.appraise(tamper_claims(self.attestation(), **{name: value}))
             self.assertEqual(code, 3, f"{name}: {said}")
@@ -250,21 +398,36 @@ class Appliance(unittest.TestCase):
         own = [index for index, event in enumerate(log) if event["mr"] == 3]
         swapped = list(log)
         swapped[own[0]], swapped[own[1]] = swapped[own[1]], swapped[own[0]]
-        for name, changed in {"reordered": swapped, "cut": log[:-1], "extended": log + [log[-1]],
-                              "unknown": log + [{"mr": 3, "event": "surprise", "payload": ""}],
-                              "firmware": [event for event in log if event["mr"] != 2]}.items():
+        for name, changed in {
+            "reordered": swapped,
+            "cut": log[:-1],
+            "extended": log + [log[-1]],
+            "unknown": log + [{"mr": 3, "event": "surprise", "payload": ""}],
+            "firmware": [event for event in log if event["mr"] != 2],
+        }.items():
             code, said = self.appraise(json.dumps({**evidence, "event_log": changed}).encode())
             self.assertEqual(code, 3, f"{name}: {said}")
 
     def test_22_damaged_quotes_and_documents_are_refused(self):
         evidence = json.loads(self.attestation())
         quote = base64.b64decode(evidence["quote"])
-        flipped = [bytes(quote[:at]) + bytes([quote[at] ^ 1]) + bytes(quote[at + 1:]) for at in (0, 40, 48 + 120, 48 + 136, 48 + 520, 640, len(quote) - 40)]
+        flipped = [
+            bytes(quote[:at]) + bytes([quote[at] ^ 1]) + bytes(quote[at + 1 :])
+            for at in (0, 40, 48 + 120, 48 + 136, 48 + 520, 640, len(quote) - 40)
+        ]
         for changed in (quote[:-1], quote[:100], b"", quote + b"\1", quote + b"\0", *flipped):
-            code, said = self.appraise(json.dumps({**evidence, "quote": base64.b64encode(changed).decode()}).encode())
+            code, said = self.appraise(
+                json.dumps({**evidence, "quote": base64.b64encode(changed).decode()}).encode()
+            )
             self.assertEqual(code, 3, said)
-        for document in (self.attestation() + b" x", b"{", b"[]", b"", self.attestation().replace(b'"version":1', b'"version":1,"version":1', 1),
-                         json.dumps({**evidence, "surprise": 1}).encode()):
+        for document in (
+            self.attestation() + b" x",
+            b"{",
+            b"[]",
+            b"",
+            self.attestation().replace(b'"version":1', b'"version":1,"version":1', 1),
+            json.dumps({**evidence, "surprise": 1}).encode(),
+        ):
             self.assertEqual(self.appraise(document)[0], 3)
 
     def test_220_flawed_quotes_and_bad_collateral_are_refused(self):
@@ -275,16 +438,55 @@ class Appliance(unittest.TestCase):
             file.write(base64.b64decode(evidence["quote"]))
 
         def quote(*options):
-            return subprocess.run([self.world.tool("tdx-sim"), "quote", "--platform", platform, "--like", like, *options], check=True, capture_output=True).stdout
+            return subprocess.run(
+                [
+                    self.world.tool("tdx-sim"),
+                    "quote",
+                    "--platform",
+                    platform,
+                    "--like",
+                    like,
+                    *options,
+                ],
+                check=True,
+                capture_output=True,
+            ).stdout
 
         def collateral(*options):
-            return json.loads(subprocess.run([self.world.tool("tdx-sim"), "collateral", "--platform", platform, *options], check=True, capture_output=True).stdout)
+            return json.loads(
+                subprocess.run(
+                    [self.world.tool("tdx-sim"), "collateral", "--platform", platform, *options],
+                    check=True,
+                    capture_output=True,
+                ).stdout
+            )
 
         def appraised(quote, collateral):
-            return self.appraise(json.dumps({**evidence, "quote": base64.b64encode(quote).decode(), "collateral": collateral}).encode())
+            return self.appraise(
+                json.dumps(
+                    {
+                        **evidence,
+                        "quote": base64.b64encode(quote).decode(),
+                        "collateral": collateral,
+                    }
+                ).encode()
+            )
+
         self.assertEqual(appraised(quote(), collateral())[0], 0, "signed again without a flaw")
-        for options in (["--debug"], *(["--flaw", flaw] for flaw in ("foreign-pck", "foreign-pck-key", "broken-qe-binding", "foreign-attestation-key",
-                                                                     "tampered-body", "debug-qe"))):
+        for options in (
+            ["--debug"],
+            *(
+                ["--flaw", flaw]
+                for flaw in (
+                    "foreign-pck",
+                    "foreign-pck-key",
+                    "broken-qe-binding",
+                    "foreign-attestation-key",
+                    "tampered-body",
+                    "debug-qe",
+                )
+            ),
+        ):
             code, said = appraised(quote(*options), collateral())
             self.assertEqual(code, 3, f"{options}: {said}")
         for option in ("--revoked-pck", "--revoked-tcb", "--out-of-date"):
@@ -296,17 +498,30 @@ class Appliance(unittest.TestCase):
         self.assertEqual(code, 3, said)
 
     def test_23_what_was_not_named_is_not_trusted(self):
-        without_root = [option for option in self.trust if option not in ("--root", self.world.path("platform", "root.pem"))]
+        without_root = [
+            option
+            for option in self.trust
+            if option not in ("--root", self.world.path("platform", "root.pem"))
+        ]
         self.assertEqual(self.appraise(self.attestation(), trust=without_root)[0], 3)
-        code, said = self.appraise(self.attestation(), trust=["--root", self.world.path("platform", "root.pem")])
+        code, said = self.appraise(
+            self.attestation(), trust=["--root", self.world.path("platform", "root.pem")]
+        )
         self.assertEqual(code, 6, said)
 
     def test_24_could_not_check_is_not_no(self):
         evidence = json.loads(self.attestation())
         del evidence["collateral"]
         self.assertEqual(self.appraise(json.dumps(evidence).encode())[0], 6)
-        unreachable = ["--github-api", f"https://127.0.0.1:{free_port()}/api/v3", "--github-ca", self.world.ca]
-        self.assertEqual(self.coffer("verify", REPOSITORY, *self.trust, *unreachable, "--timeout", "5s")[0], 6)
+        unreachable = [
+            "--github-api",
+            f"https://127.0.0.1:{free_port()}/api/v3",
+            "--github-ca",
+            self.world.ca,
+        ]
+        self.assertEqual(
+            self.coffer("verify", REPOSITORY, *self.trust, *unreachable, "--timeout", "5s")[0], 6
+        )
         self.assertEqual(self.coffer("verify", "acme/none", *self.trust, *self.github)[0], 6)
         self.assertEqual(self.coffer("verify", "not a repository", *self.trust, *self.github)[0], 2)
         self.assertEqual(self.coffer("frobnicate")[0], 2)
@@ -323,7 +538,9 @@ class Appliance(unittest.TestCase):
         other = self.world.path("other.efi")
         with open(other, "wb") as file:
             file.write(image)
-        code, out, err = self.coffer("verify", REPOSITORY, *self.world.trust_options(other), *self.github)
+        code, out, err = self.coffer(
+            "verify", REPOSITORY, *self.world.trust_options(other), *self.github
+        )
         self.assertEqual(code, 3)
         self.assertRegex(out + err, r"rtmr1.*EV_EFI_BOOT_SERVICES_APPLICATION")
         self.assertIn("command line", out + err, "the cause in words")
@@ -332,14 +549,26 @@ class Appliance(unittest.TestCase):
         code, out, err = self.coffer("measure", other, "--boot", "simulator", "--explain", path)
         self.assertEqual(code, 3, out + err)
         self.assertIn("command line", out + err)
-        self.assertEqual(self.coffer("measure", IMAGE, "--boot", "simulator", "--explain", path)[0], 0)
+        self.assertEqual(
+            self.coffer("measure", IMAGE, "--boot", "simulator", "--explain", path)[0], 0
+        )
 
     def test_27_a_stolen_github_token_cannot_redirect_clients(self):
         """Whoever holds the token publishes a newer release with claims of their own: not believed, said, and in nobody's way."""
-        forged = tamper_claims(self.attestation(), endpoint="127.0.0.1:1", issued_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60)))
+        forged = tamper_claims(
+            self.attestation(),
+            endpoint="127.0.0.1:1",
+            issued_at=time.strftime("%Y-%m-%dT%H:%M:%SZ", time.gmtime(time.time() + 60)),
+        )
         digest = self.world.forged_tag(forged)
-        release = self.world.api("POST", f"/repos/{REPOSITORY}/releases", {"tag_name": digest, "target_commitish": self.commit, "draft": True})
-        self.world.api("POST", release["upload_url"].split("{")[0] + "?name=attestation.json", forged)
+        release = self.world.api(
+            "POST",
+            f"/repos/{REPOSITORY}/releases",
+            {"tag_name": digest, "target_commitish": self.commit, "draft": True},
+        )
+        self.world.api(
+            "POST", release["upload_url"].split("{")[0] + "?name=attestation.json", forged
+        )
         self.world.api("PATCH", f"/repos/{REPOSITORY}/releases/{release['id']}", {"draft": False})
         try:
             code, out, err = self.coffer("verify", REPOSITORY, *self.trust, *self.github, "--json")
@@ -347,7 +576,13 @@ class Appliance(unittest.TestCase):
             verified = json.loads(out)
             self.assertEqual(verified["claims"]["endpoint"], f"127.0.0.1:{self.port}")
             self.assertNotEqual(verified["release"]["tag"], digest)
-            self.assertEqual([(skipped["tag"], skipped["verdict"]) for skipped in verified["skipped"]["attestations"]], [(digest, "rejected")])
+            self.assertEqual(
+                [
+                    (skipped["tag"], skipped["verdict"])
+                    for skipped in verified["skipped"]["attestations"]
+                ],
+                [(digest, "rejected")],
+            )
         finally:
             self.world.api("DELETE", f"/repos/{REPOSITORY}/releases/{release['id']}")
 
@@ -355,21 +590,47 @@ class Appliance(unittest.TestCase):
         """As our own release carries them: assets reference-*.json, others are passed over."""
         root = ["--root", self.world.path("platform", "root.pem")]
         image, platform = map(contents, self.world.references(IMAGE))
-        releases = {"v0.1.0": {"reference-image.json": image, "reference-platform.json": platform, "SHA256SUMS": b"none\n"},
-                    "v0.1.1": {"reference-image.json": image[:-3]}, "v0.1.2": {"SHA256SUMS": b"none\n"}}
+        releases = {
+            "v0.1.0": {
+                "reference-image.json": image,
+                "reference-platform.json": platform,
+                "SHA256SUMS": b"none\n",
+            },
+            "v0.1.1": {"reference-image.json": image[:-3]},
+            "v0.1.2": {"SHA256SUMS": b"none\n"},
+        }
         expected = {"v0.1.0": 0, "v0.1.1": 6, "v0.1.2": 6, "v0.1.3": 6}
         made = []
         try:
             for tag, assets in releases.items():
-                release = self.world.api("POST", f"/repos/{REPOSITORY}/releases", {"tag_name": tag, "target_commitish": self.commit, "draft": True})
+                release = self.world.api(
+                    "POST",
+                    f"/repos/{REPOSITORY}/releases",
+                    {"tag_name": tag, "target_commitish": self.commit, "draft": True},
+                )
                 made.append(release["id"])
                 for name, content in assets.items():
-                    self.world.api("POST", release["upload_url"].split("{")[0] + f"?name={name}", content)
-                self.world.api("PATCH", f"/repos/{REPOSITORY}/releases/{release['id']}", {"draft": False})
+                    self.world.api(
+                        "POST", release["upload_url"].split("{")[0] + f"?name={name}", content
+                    )
+                self.world.api(
+                    "PATCH", f"/repos/{REPOSITORY}/releases/{release['id']}", {"draft": False}
+                )
             for tag, code in expected.items():
-                found, said = self.appraise(self.attestation(), *self.github, trust=["--reference", f"github:{REPOSITORY}@{tag}", *root])
+                found, said = self.appraise(
+                    self.attestation(),
+                    *self.github,
+                    trust=["--reference", f"github:{REPOSITORY}@{tag}", *root],
+                )
                 self.assertEqual(found, code, f"{tag}: {said}")
-            self.world.coffer_ok("verify", REPOSITORY, "--reference", f"github:{REPOSITORY}@v0.1.0", *root, *self.github)
+            self.world.coffer_ok(
+                "verify",
+                REPOSITORY,
+                "--reference",
+                f"github:{REPOSITORY}@v0.1.0",
+                *root,
+                *self.github,
+            )
         finally:
             for number in made:
                 self.world.api("DELETE", f"/repos/{REPOSITORY}/releases/{number}")
@@ -386,8 +647,15 @@ class Appliance(unittest.TestCase):
                 body = self.rfile.read(int(self.headers.get("Content-Length") or 0))
                 seen.append((self.command, self.path, body))
                 context = ssl._create_unverified_context()
-                upstream = http.client.HTTPSConnection("127.0.0.1", endpoint_port, context=context, timeout=60)
-                upstream.request(self.command, self.path, body or None, {key: value for key, value in self.headers.items() if key.lower() != "host"})
+                upstream = http.client.HTTPSConnection(
+                    "127.0.0.1", endpoint_port, context=context, timeout=60
+                )
+                upstream.request(
+                    self.command,
+                    self.path,
+                    body or None,
+                    {key: value for key, value in self.headers.items() if key.lower() != "host"},
+                )
                 answer = upstream.getresponse()
                 data = answer.read()
                 upstream.close()
@@ -403,12 +671,24 @@ class Appliance(unittest.TestCase):
 
         server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), Middle)
         context = ssl.SSLContext(ssl.PROTOCOL_TLS_SERVER)
-        context.load_cert_chain(self.world.path("tls", "server.pem"), self.world.path("tls", "server.key"))
+        context.load_cert_chain(
+            self.world.path("tls", "server.pem"), self.world.path("tls", "server.key")
+        )
         server.socket = context.wrap_socket(server.socket, server_side=True)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         try:
             middle = f"127.0.0.1:{server.server_address[1]}"
-            code, out, err = self.coffer("secret", "put", REPOSITORY, "demo/greeting/value", "--endpoint", middle, *self.trust, *self.github, stdin=SECRET)
+            code, out, err = self.coffer(
+                "secret",
+                "put",
+                REPOSITORY,
+                "demo/greeting/value",
+                "--endpoint",
+                middle,
+                *self.trust,
+                *self.github,
+                stdin=SECRET,
+            )
         finally:
             server.shutdown()
             server.server_close()
@@ -416,40 +696,72 @@ class Appliance(unittest.TestCase):
         self.assertIn("tls_key", out + err)
         self.assertTrue(seen, "the man in the middle was asked")
         self.assertEqual({method for method, _, _ in seen}, {"GET"})
-        self.assertFalse(any(body for _, _, body in seen), "nothing was sent before the verification")
+        self.assertFalse(
+            any(body for _, _, body in seen), "nothing was sent before the verification"
+        )
 
     def test_29_a_stranger_is_not_an_operator(self):
         key = self.world.path("stranger.key")
         if not os.path.exists(key):
             subprocess.run(["ssh-keygen", "-q", "-t", "ed25519", "-N", "", "-f", key], check=True)
         for verb in (["secret", "list"], ["status"]):
-            code, out, err = self.coffer(*verb, REPOSITORY, *self.trust, *self.github, env={"COFFER_KEY": key})
+            code, out, err = self.coffer(
+                *verb, REPOSITORY, *self.trust, *self.github, env={"COFFER_KEY": key}
+            )
             self.assertEqual(code, 4, out + err)
-        code, out, err = self.coffer("logs", REPOSITORY, "web", *self.trust, *self.github, env={"COFFER_KEY": key})
+        code, out, err = self.coffer(
+            "logs", REPOSITORY, "web", *self.trust, *self.github, env={"COFFER_KEY": key}
+        )
         self.assertEqual(code, 4, out + err)
 
     # -- 3: the workload's walls ---------------------------------------------------------------------
 
     def test_30_the_workload_reaches_nothing(self):
         """The table: each attempt from a second process of the same uid, and from the other service."""
-        for where, port in (("same container", self.listen), ("other service", self.neighbour_listen)):
+        for where, port in (
+            ("same container", self.listen),
+            ("other service", self.neighbour_listen),
+        ):
             attempts = json.loads(request(port, "/attack", timeout=120)[1])
-            print(f"\n{where}: " + ", ".join(f"{attempt['name']}: {attempt['answer']}" for attempt in attempts), file=sys.stderr)
+            print(
+                f"\n{where}: "
+                + ", ".join(f"{attempt['name']}: {attempt['answer']}" for attempt in attempts),
+                file=sys.stderr,
+            )
             self.assertGreater(len(attempts), 40)
             for attempt in attempts:
                 self.assertTrue(attempt["refused"], f"{where}: {attempt}")
 
     def test_31_output_is_redacted_and_complete(self):
         self.assertEqual(request(self.listen, "/leak", timeout=60)[0], 200)
-        text = wait_for("the end of the output", 30, lambda: (lambda log: log if "after the leak" in log else None)(self.log()), 1)
-        forms = {SECRET, SECRET.encode().hex(), SECRET.encode().hex().upper(), "".join(f"%{byte:02X}" for byte in SECRET.encode())}
+        text = wait_for(
+            "the end of the output",
+            30,
+            lambda: (lambda log: log if "after the leak" in log else None)(self.log()),
+            1,
+        )
+        forms = {
+            SECRET,
+            SECRET.encode().hex(),
+            SECRET.encode().hex().upper(),
+            "".join(f"%{byte:02X}" for byte in SECRET.encode()),
+        }
         for prefix in (b"", b"x", b"xy"):
             encoded = base64.b64encode(prefix + SECRET.encode() + b".").decode()
-            forms.add(encoded[4 if prefix else 0:-4])
+            forms.add(encoded[4 if prefix else 0 : -4])
         for form in forms:
             self.assertNotIn(form, text)
-        for line in ("plain", "to stderr", "in two writes", "base64, shifted by 0", "base64, shifted by 1", "base64, shifted by 2", "hex",
-                     "upper-case hex", "percent-encoded"):
+        for line in (
+            "plain",
+            "to stderr",
+            "in two writes",
+            "base64, shifted by 0",
+            "base64, shifted by 1",
+            "base64, shifted by 2",
+            "hex",
+            "upper-case hex",
+            "percent-encoded",
+        ):
             self.assertRegex(text, rf"(?m)^{line}: \S{{0,4}}\[redacted:[^]]+\]\S{{0,4}} :end$")
 
     def test_32_a_prompt_without_newline_is_not_held_back(self):
@@ -459,7 +771,12 @@ class Appliance(unittest.TestCase):
     def test_33_services_reach_each_other_only_as_declared(self):
         self.assertEqual(request(self.listen, "/dependency?host=neighbour&port=8080")[0], 200)
         self.assertEqual(request(self.neighbour_listen, "/dependency?host=web&port=8080")[0], 502)
-        self.assertEqual(request(self.listen, "/dependency?host=10.0.2.2&port=" + str(self.world.registry_port))[0], 502)
+        self.assertEqual(
+            request(self.listen, "/dependency?host=10.0.2.2&port=" + str(self.world.registry_port))[
+                0
+            ],
+            502,
+        )
 
     # -- 4: deaths -----------------------------------------------------------------------------------
 
@@ -476,11 +793,16 @@ class Appliance(unittest.TestCase):
             def serving():
                 try:
                     status = self.status() if role in ("front", "vault", "evidence") else None
-                    return request(self.listen, "/", timeout=5)[0] == 200 and (status is None or self.running(status))
+                    return request(self.listen, "/", timeout=5)[0] == 200 and (
+                        status is None or self.running(status)
+                    )
                 except (OSError, http.client.HTTPException, Failed):
                     return False
+
             wait_for(f"serving again after {role} died", 60, serving, 0.1)
-            print(f"\n{role}: serving again after {time.monotonic() - began:.1f} s", file=sys.stderr)
+            print(
+                f"\n{role}: serving again after {time.monotonic() - began:.1f} s", file=sys.stderr
+            )
         self.world.coffer_ok("verify", REPOSITORY, *self.trust, *self.github)
         self.assertEqual(self.published(), before, "the published attestation is still true")
         self.assertEqual(request(self.listen, f"/secret-is?value={SECRET}")[1], "true\n")
@@ -497,6 +819,7 @@ class Appliance(unittest.TestCase):
                     return request(self.listen, "/", timeout=5)[0] == 200
                 except (OSError, http.client.HTTPException):
                     return False
+
             wait_for("restart: always", 30, back, 0.2)
         try:
             request(self.neighbour_listen, "/exit?code=0", timeout=5)
@@ -504,24 +827,43 @@ class Appliance(unittest.TestCase):
             pass
 
         def ended():
-            service = next(service for service in self.status()["services"] if service["name"] == "neighbour")
+            service = next(
+                service for service in self.status()["services"] if service["name"] == "neighbour"
+            )
             return service["state"] == "exited" and service.get("exit_code") == 0
+
         wait_for("restart: on-failure leaves a service that ended well", 20, ended, 0.5)
 
     def test_80_a_release_from_the_future_blinds_nobody(self):
-        release = self.world.api("POST", f"/repos/{REPOSITORY}/releases", {"tag_name": "attest-29991231T235959Z-00000000", "target_commitish": self.commit, "draft": True})
+        release = self.world.api(
+            "POST",
+            f"/repos/{REPOSITORY}/releases",
+            {
+                "tag_name": "attest-29991231T235959Z-00000000",
+                "target_commitish": self.commit,
+                "draft": True,
+            },
+        )
         self.world.api("PATCH", f"/repos/{REPOSITORY}/releases/{release['id']}", {"draft": False})
         self.world.coffer_ok("verify", REPOSITORY, *self.trust, *self.github)
 
     def test_81_an_old_declaration_is_refused_unless_asked_for(self):
         """The default branch moves on; a host that starts the old declaration again must not get new secrets for it."""
         self.world.commit(self.declaration.replace("name: demo", "name: successor"))
-        for verb in (["verify", REPOSITORY], ["secret", "list", REPOSITORY], ["secret", "list", REPOSITORY, *self.endpoint]):
+        for verb in (
+            ["verify", REPOSITORY],
+            ["secret", "list", REPOSITORY],
+            ["secret", "list", REPOSITORY, *self.endpoint],
+        ):
             code, out, err = self.coffer(*verb, *self.trust, *self.github)
             self.assertEqual(code, 3, out + err)
             self.assertIn("default branch", out + err)
-        self.world.coffer_ok("verify", REPOSITORY, "--commit", self.commit, *self.trust, *self.github)
-        code, out, err = self.coffer("verify", REPOSITORY, "--commit", "0" * 40, *self.trust, *self.github)
+        self.world.coffer_ok(
+            "verify", REPOSITORY, "--commit", self.commit, *self.trust, *self.github
+        )
+        code, out, err = self.coffer(
+            "verify", REPOSITORY, "--commit", "0" * 40, *self.trust, *self.github
+        )
         self.assertEqual(code, 3, out + err)
 
     def test_90_the_power_button_ends_it_in_order(self):
@@ -540,14 +882,26 @@ class Hostile(unittest.TestCase):
         self.world.start_services()
         self.github = self.world.github_options()
         self.port = free_port()
-        self.declaration = self.world.declaration(self.port, "  web:\n    image: 10.0.2.2:1/none@sha256:" + "0" * 64 + "\n")
+        self.declaration = self.world.declaration(
+            self.port, "  web:\n    image: 10.0.2.2:1/none@sha256:" + "0" * 64 + "\n"
+        )
         self.commit = self.world.commit(self.declaration)
 
     def put(self, image):
         def attempt():
-            code, out, err = self.world.coffer("secret", "put", REPOSITORY, "demo/greeting/value", "--endpoint", f"127.0.0.1:{self.port}",
-                                               *self.world.trust_options(image), *self.github, stdin=SECRET)
+            code, out, err = self.world.coffer(
+                "secret",
+                "put",
+                REPOSITORY,
+                "demo/greeting/value",
+                "--endpoint",
+                f"127.0.0.1:{self.port}",
+                *self.world.trust_options(image),
+                *self.github,
+                stdin=SECRET,
+            )
             return (code, out + err) if code != 6 else None
+
         return wait_for("an answer", 120, attempt, 1)
 
     def test_a_declaration_of_the_hosts_own_gets_no_secret(self):
@@ -559,7 +913,9 @@ class Hostile(unittest.TestCase):
         self.assertEqual(code, 3, said)
         self.assertIn("declaration", said)
 
-    def test_a_commit_off_the_default_branch_gets_no_secret_and_another_image_is_predicted_and_explained(self):
+    def test_a_commit_off_the_default_branch_gets_no_secret_and_another_image_is_predicted_and_explained(
+        self,
+    ):
         """The host pushed its declaration to a fork, whose commits GitHub serves under the parent's name; and it boots an
         image with another command line and another initramfs. What that one measures is predicted as exactly as ours."""
         changed = self.declaration.replace("name: demo", "name: host")
@@ -568,9 +924,18 @@ class Hostile(unittest.TestCase):
         initramfs = uki.section(image, ".initrd")
         other = self.world.path("other.efi")
         with open(other, "wb") as file:
-            file.write(uki.variant(image, {
-                ".cmdline": uki.section(image, ".cmdline").rstrip(b"\0\n") + b" other.word=1",
-                ".initrd": initramfs + bytes(-len(initramfs) % 4) + uki.file_archive("other", b"one more file\n")}))
+            file.write(
+                uki.variant(
+                    image,
+                    {
+                        ".cmdline": uki.section(image, ".cmdline").rstrip(b"\0\n")
+                        + b" other.word=1",
+                        ".initrd": initramfs
+                        + bytes(-len(initramfs) % 4)
+                        + uki.file_archive("other", b"one more file\n"),
+                    },
+                )
+            )
         appliance = self.world.boot("other", other, changed, commit, self.port)
         self.world.wait_console("other", appliance, "launched", 240)
         code, said = self.put(IMAGE)
@@ -607,11 +972,45 @@ class Demo(unittest.TestCase):
             image = contents(IMAGE)
             other, values = os.path.join(folder, "other.efi"), os.path.join(folder, "measurements")
             with open(other, "wb") as file:
-                file.write(uki.variant(image, {".cmdline": uki.section(image, ".cmdline").rstrip(b"\0\n") + b" other.word=1"}))
+                file.write(
+                    uki.variant(
+                        image,
+                        {
+                            ".cmdline": uki.section(image, ".cmdline").rstrip(b"\0\n")
+                            + b" other.word=1"
+                        },
+                    )
+                )
             os.mkdir(values)
-            subprocess.run([os.path.join(TOOLS, "coffer"), "measure", other, "--boot", "simulator", "--save", os.path.join(values, "other.json"), "--quiet"], check=True, stdout=subprocess.DEVNULL)
-            done = subprocess.run([os.path.join(ROOT, "ci", "demo"), "--image", IMAGE, "--measurements", values, "--dir", os.path.join(folder, "demo")],
-                                  capture_output=True, text=True, check=False, timeout=600)
+            subprocess.run(
+                [
+                    os.path.join(TOOLS, "coffer"),
+                    "measure",
+                    other,
+                    "--boot",
+                    "simulator",
+                    "--save",
+                    os.path.join(values, "other.json"),
+                    "--quiet",
+                ],
+                check=True,
+                stdout=subprocess.DEVNULL,
+            )
+            done = subprocess.run(
+                [
+                    os.path.join(ROOT, "ci", "demo"),
+                    "--image",
+                    IMAGE,
+                    "--measurements",
+                    values,
+                    "--dir",
+                    os.path.join(folder, "demo"),
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+                timeout=600,
+            )
         self.assertEqual(done.returncode, 1, done.stdout + done.stderr)
         self.assertIn("no reference values of the image", done.stderr)
         self.assertIn("ci/measurements", done.stderr)

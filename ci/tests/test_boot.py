@@ -39,13 +39,31 @@ class TrustDomain(unittest.TestCase):
     """The command line for a TDX host; no such host is here, so its words are checked one by one."""
 
     def setUp(self):
-        self.commands = printed("--tdx", "cofferdam.efi", "--declaration", "cofferdam.yaml", "--commit", COMMIT, "--port", "8443")
+        self.commands = printed(
+            "--tdx",
+            "cofferdam.efi",
+            "--declaration",
+            "cofferdam.yaml",
+            "--commit",
+            COMMIT,
+            "--port",
+            "8443",
+        )
         self.qemu = self.commands[-1]
 
     def test_the_guest_is_a_trust_domain_with_quotes_over_vsock(self):
         objects = [json.loads(value) for value in values(self.qemu, "-object")]
-        self.assertEqual(objects, [{"qom-type": "tdx-guest", "id": "tdx0", "sept-ve-disable": True,
-                                    "quote-generation-socket": {"type": "vsock", "cid": "2", "port": "4050"}}])
+        self.assertEqual(
+            objects,
+            [
+                {
+                    "qom-type": "tdx-guest",
+                    "id": "tdx0",
+                    "sept-ve-disable": True,
+                    "quote-generation-socket": {"type": "vsock", "cid": "2", "port": "4050"},
+                }
+            ],
+        )
         machine = values(self.qemu, "-machine")[0].split(",")
         self.assertEqual(machine[0], "q35")
         self.assertIn("confidential-guest-support=tdx0", machine)
@@ -66,16 +84,26 @@ class TrustDomain(unittest.TestCase):
     def test_it_gets_the_image_the_declaration_and_the_port(self):
         drives = [value.split("file=")[1] for value in values(self.qemu, "-drive")]
         self.assertEqual(drives, ["esp.img", "declaration.img"])
-        self.assertIn("virtio-blk-pci,drive=declaration,serial=cofferdam-decl", values(self.qemu, "-device"))
-        self.assertEqual(values(self.qemu, "-netdev"), ["user,id=net,hostfwd=tcp:127.0.0.1:8443-:443"])
+        self.assertIn(
+            "virtio-blk-pci,drive=declaration,serial=cofferdam-decl", values(self.qemu, "-device")
+        )
+        self.assertEqual(
+            values(self.qemu, "-netdev"), ["user,id=net,hostfwd=tcp:127.0.0.1:8443-:443"]
+        )
 
     def test_the_address_of_the_quote_service_can_be_told(self):
         qemu = printed("--tdx", "cofferdam.efi", "--qgs", "3:4051")[-1]
-        self.assertEqual(json.loads(values(qemu, "-object")[0])["quote-generation-socket"], {"type": "vsock", "cid": "3", "port": "4051"})
+        self.assertEqual(
+            json.loads(values(qemu, "-object")[0])["quote-generation-socket"],
+            {"type": "vsock", "cid": "3", "port": "4051"},
+        )
 
     def test_what_belongs_to_the_simulator_is_refused(self):
         for option in (["--direct"], ["--seed", "seed"], ["--control"]):
-            with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit) as refused:
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                self.assertRaises(SystemExit) as refused,
+            ):
                 boot.main(["--tdx", "cofferdam.efi", *option, "--print"])
             self.assertEqual(refused.exception.code, 2)
 
@@ -96,13 +124,30 @@ class Simulated(unittest.TestCase):
         self.assertEqual(values(qemu, "-append"), ["quiet"])
         self.assertNotIn("virtio-blk-pci,drive=esp", qemu)
         self.assertIn("tpm-crb,tpmdev=tpm0", values(qemu, "-device"))
-        for options in (["--append", "quiet"], ["--kernel", "--direct"], ["--kernel", "--beside", "a=b"]):
-            with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit) as refused:
+        for options in (
+            ["--append", "quiet"],
+            ["--kernel", "--direct"],
+            ["--kernel", "--beside", "a=b"],
+        ):
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                self.assertRaises(SystemExit) as refused,
+            ):
                 boot.main(["image.efi", *options, "--print"])
             self.assertEqual(refused.exception.code, 2)
 
     def test_every_disk_is_read_only_and_the_network_card_brings_no_program(self):
-        qemu = printed("cofferdam-simulator.efi", "--seed", "seed", "--declaration", "d", "--commit", COMMIT, "--forward", "8080:80")[-1]
+        qemu = printed(
+            "cofferdam-simulator.efi",
+            "--seed",
+            "seed",
+            "--declaration",
+            "d",
+            "--commit",
+            COMMIT,
+            "--forward",
+            "8080:80",
+        )[-1]
         for drive in values(qemu, "-drive"):
             self.assertTrue("readonly=on" in drive or drive.endswith("file=vars.fd"), drive)
         self.assertIn("virtio-net-pci,netdev=net,romfile=", values(qemu, "-device"))
@@ -113,14 +158,22 @@ class DeclarationDisk(unittest.TestCase):
     def test_header_exact_bytes_and_padding(self):
         disk = boot.declaration_disk(COMMIT, b"version: 1\n")
         self.assertEqual(len(disk) % 512, 0)
-        self.assertEqual(disk.rstrip(b"\0"), f"cofferdam-declaration/v1 {COMMIT} 11\nversion: 1\n".encode())
+        self.assertEqual(
+            disk.rstrip(b"\0"), f"cofferdam-declaration/v1 {COMMIT} 11\nversion: 1\n".encode()
+        )
 
     def test_a_disk_that_is_full_to_the_sector_has_no_padding(self):
         header = len(f"cofferdam-declaration/v1 {COMMIT} 400\n")
         self.assertEqual(len(boot.declaration_disk(COMMIT, b"x" * (512 - header))), 512)
 
     def test_bounds(self):
-        for commit, declaration in ((COMMIT, b""), (COMMIT, b"x" * (boot.MAX_DECLARATION + 1)), (COMMIT.upper(), b"x"), (None, b"x"), (COMMIT + "\n", b"x")):
+        for commit, declaration in (
+            (COMMIT, b""),
+            (COMMIT, b"x" * (boot.MAX_DECLARATION + 1)),
+            (COMMIT.upper(), b"x"),
+            (None, b"x"),
+            (COMMIT + "\n", b"x"),
+        ):
             with self.assertRaises(boot.Refused):
                 boot.declaration_disk(commit, declaration)
         self.assertEqual(len(boot.declaration_disk(COMMIT, b"x" * boot.MAX_DECLARATION)) % 512, 0)
@@ -136,10 +189,17 @@ class Oversized(unittest.TestCase):
             sparse = os.path.join(folder, "sparse")
             with open(sparse, "wb") as file:
                 file.truncate(1 << 40)
-            for image, more in ((sparse, []), ("/dev/null", ["--declaration", sparse, "--commit", COMMIT]), ("/dev/null", ["--seed", sparse])):
+            for image, more in (
+                (sparse, []),
+                ("/dev/null", ["--declaration", sparse, "--commit", COMMIT]),
+                ("/dev/null", ["--seed", sparse]),
+            ):
                 said = io.StringIO()
                 with contextlib.redirect_stderr(said):
-                    self.assertEqual(boot.main([image, "--dir", os.path.join(folder, "run"), "--kernel", *more]), 1)
+                    self.assertEqual(
+                        boot.main([image, "--dir", os.path.join(folder, "run"), "--kernel", *more]),
+                        1,
+                    )
                 self.assertRegex(said.getvalue(), "sparse has more than [0-9]+ bytes")
             with self.assertRaisesRegex(boot.uki.Malformed, "/dev/zero has more than 4096 bytes"):
                 boot.uki.read("/dev/zero", 4096)
@@ -150,7 +210,9 @@ class Oversized(unittest.TestCase):
                 boot.uki.read(sparse, 4095)
 
     def test_what_is_packed_unpacks_within_bounds(self):
-        packed = subprocess.run(["zstd", "-q"], input=bytes(1 << 22), capture_output=True, check=True).stdout
+        packed = subprocess.run(
+            ["zstd", "-q"], input=bytes(1 << 22), capture_output=True, check=True
+        ).stdout
         self.assertEqual(boot.uki.unpack(["zstd", "-dcq"], packed, 1 << 22), bytes(1 << 22))
         with self.assertRaisesRegex(boot.uki.Malformed, "unpacks it to more than 4194303 bytes"):
             boot.uki.unpack(["zstd", "-dcq"], packed, (1 << 22) - 1)
@@ -164,11 +226,11 @@ class Uki(unittest.TestCase):
     def image(self):
         """Headers of 0x200 bytes with room for six sections, and one of them."""
         pe = bytearray(0x400)
-        struct.pack_into("<I", pe, 0x3c, 0x40)
+        struct.pack_into("<I", pe, 0x3C, 0x40)
         struct.pack_into("<H12xH", pe, 0x46, 1, 112)
         struct.pack_into("<II", pe, 0x58 + 32, 0x1000, 0x200)
         struct.pack_into("<II", pe, 0x58 + 56, 0x2000, 0x200)
-        struct.pack_into("<8sIIII", pe, 0xc8, b".cmdline", 5, 0x1000, 0x200, 0x200)
+        struct.pack_into("<8sIIII", pe, 0xC8, b".cmdline", 5, 0x1000, 0x200, 0x200)
         pe[0x200:0x205] = b"quiet"
         return bytes(pe)
 
@@ -182,7 +244,10 @@ class Uki(unittest.TestCase):
         self.assertEqual(boot.uki.table(more)[1].address, 0x2000)
         self.assertEqual(names(boot.uki.removed(more, ".cmdline")), [".ucode"])
         changed = boot.uki.variant(image, {".cmdline": b"debug"})
-        self.assertEqual((boot.uki.section(changed, ".cmdline"), boot.uki.table(changed)[0].address), (b"debug", 0x2000))
+        self.assertEqual(
+            (boot.uki.section(changed, ".cmdline"), boot.uki.table(changed)[0].address),
+            (b"debug", 0x2000),
+        )
         self.assertNotEqual(boot.uki.checksum(image, 7), image)
         with self.assertRaises(boot.uki.Malformed):
             boot.uki.variant(image, {".linux": b""})

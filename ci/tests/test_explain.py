@@ -32,12 +32,17 @@ EXTRA = "EFI/BOOT/BOOTX64.EFI.extra.d/"
 
 
 def command_line(image, more):
-    return uki.variant(image, {".cmdline": uki.section(image, ".cmdline").rstrip(b"\0\n") + b" " + more})
+    return uki.variant(
+        image, {".cmdline": uki.section(image, ".cmdline").rstrip(b"\0\n") + b" " + more}
+    )
 
 
 def initrd(image):
     own = uki.section(image, ".initrd")
-    return uki.variant(image, {".initrd": own + bytes(-len(own) % 4) + uki.file_archive("other", b"one more file\n")})
+    return uki.variant(
+        image,
+        {".initrd": own + bytes(-len(own) % 4) + uki.file_archive("other", b"one more file\n")},
+    )
 
 
 def kernel_checksum(image):
@@ -51,7 +56,11 @@ def moved(image):
 
 def addon(image, words):
     """An addon: a PE file of the image's own stub with a command line and no kernel."""
-    own = [entry for entry in uki.table(image) if entry.name in (".text", ".rodata", ".data", ".sbat", ".sdmagic", ".reloc")]
+    own = [
+        entry
+        for entry in uki.table(image)
+        if entry.name in (".text", ".rodata", ".data", ".sbat", ".sdmagic", ".reloc")
+    ]
     return uki.rebuilt(image, [*own, uki.Entry(".cmdline", words)])
 
 
@@ -59,24 +68,88 @@ def addon(image, words):
 # explanation has to name, most telling first; those that it has to name with the changed file at hand (None: not asked).
 CASES = [
     ("nothing", lambda image: image, {}, [], [], None),
-    ("the command line", lambda image: command_line(image, WORDS), {}, [], ["command_line"], ["command_line"]),
+    (
+        "the command line",
+        lambda image: command_line(image, WORDS),
+        {},
+        [],
+        ["command_line"],
+        ["command_line"],
+    ),
     ("the initrd", initrd, {}, [], ["initrd"], ["initrd"]),
-    (".osrel removed", lambda image: uki.removed(image, ".osrel"), {}, [], ["section_removed"], ["section_removed"]),
-    (".ucode added", lambda image: uki.added(image, ".ucode", uki.file_archive("kernel/x86/none", b"no microcode")), {}, [],
-     ["section_added"], ["section_added"]),
-    (".pcrpkey added", lambda image: uki.added(image, ".pcrpkey", b"a public key"), {}, [], ["section_added"], ["section_added"]),
-    (".pcrsig added", lambda image: uki.added(image, ".pcrsig", b"{}"), {}, [], ["tampered"], ["section_added"]),
-    ("a second .cmdline", lambda image: uki.added(image, ".cmdline", WORDS), {}, [], ["tampered"], ["section_added"]),
+    (
+        ".osrel removed",
+        lambda image: uki.removed(image, ".osrel"),
+        {},
+        [],
+        ["section_removed"],
+        ["section_removed"],
+    ),
+    (
+        ".ucode added",
+        lambda image: uki.added(
+            image, ".ucode", uki.file_archive("kernel/x86/none", b"no microcode")
+        ),
+        {},
+        [],
+        ["section_added"],
+        ["section_added"],
+    ),
+    (
+        ".pcrpkey added",
+        lambda image: uki.added(image, ".pcrpkey", b"a public key"),
+        {},
+        [],
+        ["section_added"],
+        ["section_added"],
+    ),
+    (
+        ".pcrsig added",
+        lambda image: uki.added(image, ".pcrsig", b"{}"),
+        {},
+        [],
+        ["tampered"],
+        ["section_added"],
+    ),
+    (
+        "a second .cmdline",
+        lambda image: uki.added(image, ".cmdline", WORDS),
+        {},
+        [],
+        ["tampered"],
+        ["section_added"],
+    ),
     ("sections moved", moved, {}, [], ["tampered"], ["image_layout"]),
     ("an overlay", lambda image: image + b"appended.", {}, [], ["overlay"], ["overlay"]),
     ("the image's PE checksum", lambda image: uki.checksum(image, 0x01020304), {}, [], [], None),
     ("the kernel's PE checksum", kernel_checksum, {}, [], ["checksum"], ["checksum"]),
     ("a letter of the stub", uki.stub_byte, {}, [], ["tampered"], ["stub_code"]),
     ("-kernel", lambda image: image, {}, ["--kernel"], ["kernel_boot"], None),
-    ("-kernel and -append", lambda image: image, {}, ["--kernel", "--append", OWN + WORDS.decode()], ["kernel_boot", "loader_command_line"], None),
+    (
+        "-kernel and -append",
+        lambda image: image,
+        {},
+        ["--kernel", "--append", OWN + WORDS.decode()],
+        ["kernel_boot", "loader_command_line"],
+        None,
+    ),
     ("an addon", lambda image: image, {EXTRA + "words.addon.efi": WORDS}, [], ["addon"], None),
-    ("an addon for every image", lambda image: image, {"loader/addons/words.addon.efi": WORDS}, [], ["addon"], None),
-    ("a credential", lambda image: image, {EXTRA + "word.cred": b"a credential"}, [], ["initrd"], None),
+    (
+        "an addon for every image",
+        lambda image: image,
+        {"loader/addons/words.addon.efi": WORDS},
+        [],
+        ["addon"],
+        None,
+    ),
+    (
+        "a credential",
+        lambda image: image,
+        {EXTRA + "word.cred": b"a credential"},
+        [],
+        ["initrd"],
+        None,
+    ),
 ]
 
 
@@ -92,18 +165,26 @@ class Explained(unittest.TestCase):
         world.start_services()
         cls.image = uki.read(IMAGE)
         cls.references = world.references(IMAGE)
-        cls.collateral = json.loads(run([world.tool("tdx-sim"), "collateral", "--platform", world.path("platform")]))
+        cls.collateral = json.loads(
+            run([world.tool("tdx-sim"), "collateral", "--platform", world.path("platform")])
+        )
         chosen = os.environ.get("COFFERDAM_CASES")
         cls.cases = [case for case in CASES if not chosen or case[0] in chosen.split(",")]
         with concurrent.futures.ThreadPoolExecutor(MACHINES) as pool:
-            cls.booted = dict(zip((case[0] for case in cls.cases), pool.map(cls.boot, range(len(cls.cases)))))
+            cls.booted = dict(
+                zip((case[0] for case in cls.cases), pool.map(cls.boot, range(len(cls.cases))))
+            )
 
     @classmethod
     def boot(cls, number):
         """Boots a case; the path of its image and of its evidence, or why there is none."""
         world, (_, make, beside, options, _, _) = cls.world, cls.cases[number]
         own = uki.section(cls.image, ".cmdline").rstrip(b"\0\n").decode() + " "
-        name, port, options = f"case-{number}", free_port(), [option.replace(OWN, own) for option in options]
+        name, port, options = (
+            f"case-{number}",
+            free_port(),
+            [option.replace(OWN, own) for option in options],
+        )
         image, document = world.path(name + ".efi"), world.path(name + ".json")
         with open(image, "wb") as file:
             file.write(make(cls.image))
@@ -134,7 +215,18 @@ class Explained(unittest.TestCase):
             self.fail(str(booted))
         image, document = booted
         more = [image if word == "BOOTED" else word for word in more]
-        code, out, err = self.world.coffer("measure", IMAGE, "--boot", "simulator", "--mrtd", self.world.mrtd, "--explain", document, "--json", *more)
+        code, out, err = self.world.coffer(
+            "measure",
+            IMAGE,
+            "--boot",
+            "simulator",
+            "--mrtd",
+            self.world.mrtd,
+            "--explain",
+            document,
+            "--json",
+            *more,
+        )
         self.assertIn(code, (0, 3), out + err)
         return code, json.loads(out)["explanation"]
 
@@ -147,14 +239,22 @@ class Explained(unittest.TestCase):
                 self.assertEqual(reasons(explanation), wanted, json.dumps(explanation, indent=1))
                 self.assertEqual((code, explanation["unexplained"]), (3 if wanted else 0, []))
                 # RTMR1 as predicted proves image and stub; then what was added to the initrd is certain. Nothing else is.
-                certain = {cause["reason"] for cause in explanation["causes"] if cause["certainty"] == "certain"}
+                certain = {
+                    cause["reason"]
+                    for cause in explanation["causes"]
+                    if cause["certainty"] == "certain"
+                }
                 self.assertEqual(certain, set(wanted) if name == "a credential" else set())
                 if with_file is not None:
                     code, explanation = self.explained(name, *self.root(), "--booted", "BOOTED")
                     rows.append(("  with the file", words(explanation)))
-                    self.assertEqual(reasons(explanation), with_file, json.dumps(explanation, indent=1))
+                    self.assertEqual(
+                        reasons(explanation), with_file, json.dumps(explanation, indent=1)
+                    )
                     self.assertEqual((code, explanation["unexplained"]), (3, []))
-                    self.assertEqual({cause["certainty"] for cause in explanation["causes"]}, {"certain"})
+                    self.assertEqual(
+                        {cause["certainty"] for cause in explanation["causes"]}, {"certain"}
+                    )
         print("\n" + "\n".join(f"{made:28} -> {named}" for made, named in rows))
 
     def root(self):
@@ -164,10 +264,14 @@ class Explained(unittest.TestCase):
         for name, *_ in self.cases:
             for more in ([], ["--booted", "BOOTED"]):
                 _, explanation = self.explained(name, *more)
-                self.assertNotIn("certain", [cause["certainty"] for cause in explanation["causes"]], name)
+                self.assertNotIn(
+                    "certain", [cause["certainty"] for cause in explanation["causes"]], name
+                )
 
     def test_appraising_says_the_same(self):
-        code, out, err = self.world.coffer("appraise", self.booted[self.cases[-1][0]][1], *self.world.trust_in(self.references))
+        code, out, err = self.world.coffer(
+            "appraise", self.booted[self.cases[-1][0]][1], *self.world.trust_in(self.references)
+        )
         wanted = self.cases[-1][4]
         self.assertEqual(code, 3 if wanted else 0, out + err)
 
@@ -179,7 +283,9 @@ class Explained(unittest.TestCase):
         self.assertEqual((code, explanation["causes"]), (0, []), json.dumps(explanation, indent=1))
         # And the way from a disk is no such start.
         document = self.booted["nothing"][1]
-        code, out, err = self.world.coffer("measure", IMAGE, "--boot", "simulator-kernel", "--explain", document, "--json")
+        code, out, err = self.world.coffer(
+            "measure", IMAGE, "--boot", "simulator-kernel", "--explain", document, "--json"
+        )
         self.assertEqual(code, 3, out + err)
         self.assertEqual(reasons(json.loads(out)["explanation"]), ["event_moved"])
 
@@ -197,7 +303,10 @@ def reasons(explanation):
 
 
 def words(explanation):
-    return ", ".join(f"{cause['reason']} ({cause['certainty']})" for cause in explanation["causes"]) or "as predicted"
+    return (
+        ", ".join(f"{cause['reason']} ({cause['certainty']})" for cause in explanation["causes"])
+        or "as predicted"
+    )
 
 
 def fetch(port):

@@ -60,7 +60,11 @@ class Tree:
             shutil.copy(os.path.join(CI, name), os.path.join(self.root, "ci", name))
         os.makedirs(os.path.join(self.root, "image/base/usr/lib"))
         crate = f'[[package]]\nname = "a"\nversion = "1"\nchecksum = "{hashlib.sha256(CRATE).hexdigest()}"\n'
-        for path, text in (("image/inputs.toml", REQUEST), ("Cargo.lock", crate), ("image/base/usr/lib/os-release", 'VERSION_ID="9.9.9"\n')):
+        for path, text in (
+            ("image/inputs.toml", REQUEST),
+            ("Cargo.lock", crate),
+            ("image/base/usr/lib/os-release", 'VERSION_ID="9.9.9"\n'),
+        ):
             with open(os.path.join(self.root, path), "w", encoding="utf-8") as file:
                 file.write(text)
         self.rust = self.toolchain(os.path.join(folder, "toolchain"))
@@ -68,11 +72,16 @@ class Tree:
     @staticmethod
     def toolchain(sysroot):
         # This cargo has all crates when the registry's cache has the one of Cargo.lock.
-        files = {"bin/rustc": "#!/bin/sh\necho 'release: 1.0.0'\necho 'commit-hash: " + "a" * 40 + "'\n",
-                 "bin/cargo": '#!/bin/sh\ncase "$*" in *--offline*) test -e "$CARGO_HOME/registry/cache/x/a-1.crate";; *) mkdir -p "$CARGO_HOME/registry/cache/x"; '
-                              f"printf %s \"{CRATE.decode()}\" > \"$CARGO_HOME/registry/cache/x/a-1.crate\";; esac\n"}
+        files = {
+            "bin/rustc": "#!/bin/sh\necho 'release: 1.0.0'\necho 'commit-hash: " + "a" * 40 + "'\n",
+            "bin/cargo": '#!/bin/sh\ncase "$*" in *--offline*) test -e "$CARGO_HOME/registry/cache/x/a-1.crate";; *) mkdir -p "$CARGO_HOME/registry/cache/x"; '
+            f'printf %s "{CRATE.decode()}" > "$CARGO_HOME/registry/cache/x/a-1.crate";; esac\n',
+        }
         for name in lockfile.components({"target": "x86_64-unknown-linux-musl"}):
-            own = {"rustc-x86_64-unknown-linux-gnu": "bin/rustc", "cargo-x86_64-unknown-linux-gnu": "bin/cargo"}.get(name, f"lib/{name}")
+            own = {
+                "rustc-x86_64-unknown-linux-gnu": "bin/rustc",
+                "cargo-x86_64-unknown-linux-gnu": "bin/cargo",
+            }.get(name, f"lib/{name}")
             files.setdefault(own, name)
             files[f"lib/rustlib/manifest-{name}"] = f"file:{own}\n"
         for path, content in files.items():
@@ -84,8 +93,20 @@ class Tree:
         return sysroot
 
     def run(self, script, *options, path=None):
-        environment = {"PATH": path or "/usr/bin:/bin:/usr/sbin:/sbin", "HOME": self.home, "LC_ALL": "C.UTF-8", "COFFERDAM_RELEASES": ""}
-        done = subprocess.run([os.path.join(self.root, "ci", script), *options], capture_output=True, text=True, check=False, env=environment, timeout=300)
+        environment = {
+            "PATH": path or "/usr/bin:/bin:/usr/sbin:/sbin",
+            "HOME": self.home,
+            "LC_ALL": "C.UTF-8",
+            "COFFERDAM_RELEASES": "",
+        }
+        done = subprocess.run(
+            [os.path.join(self.root, "ci", script), *options],
+            capture_output=True,
+            text=True,
+            check=False,
+            env=environment,
+            timeout=300,
+        )
         return done.returncode, done.stdout + done.stderr
 
     def lay_toolchain(self):
@@ -98,8 +119,20 @@ class Tree:
         for group in lockfile.GROUPS:
             groups[group] = []
             for path, package in packages.get(group, []):
-                name, version, architecture = os.path.basename(package).removesuffix(".deb").split("_")
-                groups[group].append(archive.Package(name, version, architecture, archive.sha256(package), os.path.getsize(package), "debian", path))
+                name, version, architecture = (
+                    os.path.basename(package).removesuffix(".deb").split("_")
+                )
+                groups[group].append(
+                    archive.Package(
+                        name,
+                        version,
+                        architecture,
+                        archive.sha256(package),
+                        os.path.getsize(package),
+                        "debian",
+                        path,
+                    )
+                )
         rust = lockfile.toolchain(self.rust, {"target": "x86_64-unknown-linux-musl"})
         lockfile.Lock(MOMENT, rust, groups).save(os.path.join(self.root, lockfile.TREE))
 
@@ -123,12 +156,31 @@ class Fetching(unittest.TestCase):
         cls.made = tempfile.TemporaryDirectory()
         folder = cls.made.name
         base = {"usr/share/base": "base", "usr/bin/mawk": "mawk", "etc/base": "etc"}
-        cls.packages = {"base-files": loopback.deb(folder, "base-files", "1", base, "Essential: yes\n"),
-                        "library": loopback.deb(folder, "library", "1", {"usr/share/library": "one"}),
-                        "compiler": loopback.deb(folder, "compiler", "14", {"usr/bin/gcc": "fourteen"}, "Depends: library\n"),
-                        "mkosi": loopback.deb(folder, "mkosi", "27", {"usr/lib/python3/dist-packages/mkosi/__main__.py": "print(27)"}),
-                        "ovmf-inteltdx": loopback.deb(folder, "ovmf-inteltdx", "1", {"usr/share/ovmf/OVMF.inteltdx.ms.fd": "storecode", "usr/share/OVMF/OVMF_VARS_4M.fd": "STORE"})}
-        cls.newer = loopback.deb(folder, "compiler", "15", {"usr/bin/gcc": "fifteen"}, "Depends: library\n")
+        cls.packages = {
+            "base-files": loopback.deb(folder, "base-files", "1", base, "Essential: yes\n"),
+            "library": loopback.deb(folder, "library", "1", {"usr/share/library": "one"}),
+            "compiler": loopback.deb(
+                folder, "compiler", "14", {"usr/bin/gcc": "fourteen"}, "Depends: library\n"
+            ),
+            "mkosi": loopback.deb(
+                folder,
+                "mkosi",
+                "27",
+                {"usr/lib/python3/dist-packages/mkosi/__main__.py": "print(27)"},
+            ),
+            "ovmf-inteltdx": loopback.deb(
+                folder,
+                "ovmf-inteltdx",
+                "1",
+                {
+                    "usr/share/ovmf/OVMF.inteltdx.ms.fd": "storecode",
+                    "usr/share/OVMF/OVMF_VARS_4M.fd": "STORE",
+                },
+            ),
+        }
+        cls.newer = loopback.deb(
+            folder, "compiler", "15", {"usr/bin/gcc": "fifteen"}, "Depends: library\n"
+        )
 
     @classmethod
     def tearDownClass(cls):
@@ -143,7 +195,13 @@ class Fetching(unittest.TestCase):
         self.tree.lay_toolchain()
         self.paths = {name: path_of(package) for name, package in self.packages.items()}
         both = lambda *names: [(self.paths[name], self.packages[name]) for name in names]
-        self.tree.lock({"tools": both("base-files", "compiler", "library"), "mkosi": both("mkosi"), "firmware": both("ovmf-inteltdx")})
+        self.tree.lock(
+            {
+                "tools": both("base-files", "compiler", "library"),
+                "mkosi": both("mkosi"),
+                "firmware": both("ovmf-inteltdx"),
+            }
+        )
         shutil.rmtree(self.archive.root)
         os.makedirs(self.archive.root)
         self.archive.index({})
@@ -154,7 +212,16 @@ class Fetching(unittest.TestCase):
             self.archive.put(self.paths[name], self.packages[name], below)
 
     def fetch(self, *options, snapshot="http://127.0.0.1:9/nothing"):
-        return self.tree.run("fetch", "--archive", self.archive.url, "--keyring", self.archive.keyring, "--snapshot", snapshot, *options)
+        return self.tree.run(
+            "fetch",
+            "--archive",
+            self.archive.url,
+            "--keyring",
+            self.archive.keyring,
+            "--snapshot",
+            snapshot,
+            *options,
+        )
 
     def asked(self, part):
         return [path for path in self.archive.asked if part in path]
@@ -168,7 +235,10 @@ class Fetching(unittest.TestCase):
         self.assertEqual(self.tree.holds("tools/usr/bin/awk"), "mawk")
         self.assertEqual(self.tree.holds("mkosi-program/mkosi/__main__.py"), "print(27)")
         self.assertEqual(self.tree.holds("firmware/OVMF.inteltdx.fd"), "STOREcode")
-        self.assertEqual(lockfile.Lock.load(os.path.join(self.tree.root, lockfile.TREE)).text(), self.tree.used().text())
+        self.assertEqual(
+            lockfile.Lock.load(os.path.join(self.tree.root, lockfile.TREE)).text(),
+            self.tree.used().text(),
+        )
         del self.archive.asked[:]
         code, said = self.fetch()
         self.assertEqual((code, self.archive.asked), (0, []), said)
@@ -187,16 +257,28 @@ class Fetching(unittest.TestCase):
         self.serve(f"archive/debian/{LATER}", "compiler")
         code, said = self.fetch("--exact", snapshot=self.archive.base)
         self.assertEqual(code, 0, said)
-        wanted = [f"/{state}/{self.paths['compiler']}" for state in ("debian", f"archive/debian/{MOMENT}", f"archive/debian/{LATER}")]
+        wanted = [
+            f"/{state}/{self.paths['compiler']}"
+            for state in ("debian", f"archive/debian/{MOMENT}", f"archive/debian/{LATER}")
+        ]
         self.assertEqual(list(dict.fromkeys(self.asked("compiler"))), wanted)
         self.assertEqual(self.tree.holds("tools/usr/bin/gcc"), "fourteen")
 
     def test_then_from_the_address_of_a_release(self):
         self.serve("debian", "base-files", "library", "mkosi", "ovmf-inteltdx")
-        self.archive.put(f"debs/{os.path.basename(self.packages['compiler'])}", self.packages["compiler"], "inputs")
-        code, said = self.fetch("--exact", "--inputs", f"{self.archive.base}/inputs", snapshot=self.archive.base)
+        self.archive.put(
+            f"debs/{os.path.basename(self.packages['compiler'])}",
+            self.packages["compiler"],
+            "inputs",
+        )
+        code, said = self.fetch(
+            "--exact", "--inputs", f"{self.archive.base}/inputs", snapshot=self.archive.base
+        )
         self.assertEqual(code, 0, said)
-        self.assertEqual(list(dict.fromkeys(path.split("/")[1] for path in self.asked("compiler"))), ["debian", "archive", "inputs"])
+        self.assertEqual(
+            list(dict.fromkeys(path.split("/")[1] for path in self.asked("compiler"))),
+            ["debian", "archive", "inputs"],
+        )
 
     def test_a_folder_or_a_tar_file_of_inputs_needs_no_network(self):
         self.serve("debian")
@@ -212,7 +294,10 @@ class Fetching(unittest.TestCase):
         for place in (packed, folder):
             with tempfile.TemporaryDirectory() as other:
                 tree = Tree(other)
-                shutil.copy(os.path.join(self.tree.root, lockfile.TREE), os.path.join(tree.root, lockfile.TREE))
+                shutil.copy(
+                    os.path.join(self.tree.root, lockfile.TREE),
+                    os.path.join(tree.root, lockfile.TREE),
+                )
                 shutil.rmtree(tree.rust)
                 del self.archive.asked[:]
                 code, said = tree.run("fetch", "--offline", "--inputs", place)
@@ -233,7 +318,9 @@ class Fetching(unittest.TestCase):
         code, said = self.fetch("--pack", packed)
         self.assertEqual(code, 0, said)
         tree = Tree(os.path.join(self.folder, "other"))
-        shutil.copy(os.path.join(self.tree.root, lockfile.TREE), os.path.join(tree.root, lockfile.TREE))
+        shutil.copy(
+            os.path.join(self.tree.root, lockfile.TREE), os.path.join(tree.root, lockfile.TREE)
+        )
         shutil.rmtree(tree.rust)
         return tree, self.unpacked(packed)
 
@@ -244,9 +331,24 @@ class Fetching(unittest.TestCase):
         with open(os.path.join(forged, "bin/rustc"), "a", encoding="utf-8") as file:
             file.write(f"touch {ran}\n")
         part = os.path.join(folder, "rust/rustc-x86_64-unknown-linux-gnu.tar.zst")
-        subprocess.run(["tar", "--create", "--zstd", "--file", part, "--directory", forged, "bin/rustc", "lib/rustlib/manifest-rustc-x86_64-unknown-linux-gnu"], check=True)
+        subprocess.run(
+            [
+                "tar",
+                "--create",
+                "--zstd",
+                "--file",
+                part,
+                "--directory",
+                forged,
+                "bin/rustc",
+                "lib/rustlib/manifest-rustc-x86_64-unknown-linux-gnu",
+            ],
+            check=True,
+        )
         for options in (["--offline"], []):
-            code, said = tree.run("fetch", "--inputs", folder, "--archive", self.archive.url, *options)
+            code, said = tree.run(
+                "fetch", "--inputs", folder, "--archive", self.archive.url, *options
+            )
             self.assertEqual(code, 1, said)
             self.assertIn("cannot be had", said)
             self.assertFalse(os.path.exists(ran))
@@ -259,7 +361,10 @@ class Fetching(unittest.TestCase):
         subprocess.run(["tar", "--extract", "--file", part, "--directory", root], check=True)
         with open(os.path.join(root, "lib/libextra.so"), "w", encoding="utf-8") as file:
             file.write("x")
-        subprocess.run(["tar", "--create", "--zstd", "--file", part, "--directory", root, "bin", "lib"], check=True)
+        subprocess.run(
+            ["tar", "--create", "--zstd", "--file", part, "--directory", root, "bin", "lib"],
+            check=True,
+        )
         code, said = tree.run("fetch", "--offline", "--inputs", folder)
         self.assertEqual(code, 1, said)
         self.assertIsNone(tree.holds("rust/lib/libextra.so"))
@@ -267,7 +372,10 @@ class Fetching(unittest.TestCase):
     def test_crates_that_cargo_lock_does_not_name_are_not_taken(self):
         tree, folder = self.inputs()
         crate = os.path.join(folder, "crates/cache/x/a-1.crate")
-        for path, content in (("crates/src/x/a-1/lib.rs", "fn evil() {}"), ("crates/cache/x/b-1.crate", "another")):
+        for path, content in (
+            ("crates/src/x/a-1/lib.rs", "fn evil() {}"),
+            ("crates/cache/x/b-1.crate", "another"),
+        ):
             os.makedirs(os.path.dirname(os.path.join(folder, path)), exist_ok=True)
             with open(os.path.join(folder, path), "w", encoding="utf-8") as file:
                 file.write(content)
@@ -292,9 +400,23 @@ class Fetching(unittest.TestCase):
         trees = [self.tree, Tree(os.path.join(self.folder, "second"))]
         trees[1].lay_toolchain()
         trees[1].home = self.tree.home
-        shutil.copy(os.path.join(self.tree.root, lockfile.TREE), os.path.join(trees[1].root, lockfile.TREE))
+        shutil.copy(
+            os.path.join(self.tree.root, lockfile.TREE), os.path.join(trees[1].root, lockfile.TREE)
+        )
         with concurrent.futures.ThreadPoolExecutor(2) as pool:
-            ended = list(pool.map(lambda tree: tree.run("fetch", "--exact", "--archive", self.archive.url, "--snapshot", "http://127.0.0.1:9/x"), trees))
+            ended = list(
+                pool.map(
+                    lambda tree: tree.run(
+                        "fetch",
+                        "--exact",
+                        "--archive",
+                        self.archive.url,
+                        "--snapshot",
+                        "http://127.0.0.1:9/x",
+                    ),
+                    trees,
+                )
+            )
         self.assertEqual([code for code, _ in ended], [0, 0], ended)
         self.assertEqual(len(self.asked("compiler")), 1)
 
@@ -303,18 +425,38 @@ class Fetching(unittest.TestCase):
         shutil.rmtree(os.path.join(self.archive.root, "debian"))
         self.archive.index({})
         os.makedirs(os.path.join(self.archive.root, "v9.9.9"))
-        shutil.copy(os.path.join(self.folder, "inputs.tar"), os.path.join(self.archive.root, "v9.9.9/cofferdam-inputs.tar"))
+        shutil.copy(
+            os.path.join(self.folder, "inputs.tar"),
+            os.path.join(self.archive.root, "v9.9.9/cofferdam-inputs.tar"),
+        )
         tree.toolchain(tree.rust)
         tree.lay_toolchain()
-        code, said = tree.run("fetch", "--exact", "--archive", self.archive.url, "--snapshot", "http://127.0.0.1:9/x", "--releases", self.archive.base)
+        code, said = tree.run(
+            "fetch",
+            "--exact",
+            "--archive",
+            self.archive.url,
+            "--snapshot",
+            "http://127.0.0.1:9/x",
+            "--releases",
+            self.archive.base,
+        )
         self.assertEqual((code, tree.holds("tools/usr/bin/gcc")), (0, "fourteen"), said)
 
     def test_a_name_that_is_gone_is_said(self):
         self.serve("debian", "base-files", "library", "mkosi", "ovmf-inteltdx")
-        self.archive.index({"trixie": [(self.paths[name], self.packages[name]) for name in ("base-files", "library")]})
+        self.archive.index(
+            {
+                "trixie": [
+                    (self.paths[name], self.packages[name]) for name in ("base-files", "library")
+                ]
+            }
+        )
         code, said = self.fetch()
         self.assertEqual(code, 1, said)
-        self.assertIn("the live archive has nothing instead: the archive has no compiler any more", said)
+        self.assertIn(
+            "the live archive has nothing instead: the archive has no compiler any more", said
+        )
         self.assertIn("--inputs a release's inputs", said)
 
     def test_other_bytes_are_not_taken_whoever_serves_them(self):
@@ -337,7 +479,11 @@ class Fetching(unittest.TestCase):
     def test_a_kept_file_that_changed_is_fetched_again(self):
         self.serve("debian")
         self.assertEqual(self.fetch()[0], 0)
-        kept = os.path.join(self.tree.home, ".cache/cofferdam/inputs/debs", os.path.basename(self.packages["compiler"]))
+        kept = os.path.join(
+            self.tree.home,
+            ".cache/cofferdam/inputs/debs",
+            os.path.basename(self.packages["compiler"]),
+        )
         with open(kept, "ab") as file:
             file.write(b"!")
         code, said = self.fetch()
@@ -348,16 +494,29 @@ class Fetching(unittest.TestCase):
         """The archive has dropped compiler 14 for 15."""
         self.serve("debian", "base-files", "library", "mkosi", "ovmf-inteltdx")
         self.archive.put(path_of(self.newer), self.newer)
-        self.archive.index({"trixie": [(self.paths[name], self.packages[name]) for name in ("base-files", "library")] + [(path_of(self.newer), self.newer)]})
+        self.archive.index(
+            {
+                "trixie": [
+                    (self.paths[name], self.packages[name]) for name in ("base-files", "library")
+                ]
+                + [(path_of(self.newer), self.newer)]
+            }
+        )
 
     def test_an_archive_that_moved_on_is_resolved_anew_and_said(self):
         self.moved()
         code, said = self.fetch()
         self.assertEqual(code, 0, said)
-        self.assertIn("1 of the locked packages cannot be had: compiler_14_all.deb; resolving tools from the live archive", said)
+        self.assertIn(
+            "1 of the locked packages cannot be had: compiler_14_all.deb; resolving tools from the live archive",
+            said,
+        )
         self.assertIn("moved: compiler 14 -> 15", said)
         self.assertEqual(self.tree.holds("tools/usr/bin/gcc"), "fifteen")
-        self.assertEqual(lockfile.Lock.load(os.path.join(self.tree.root, lockfile.TREE)).moved(self.tree.used()), ["compiler 14 -> 15"])
+        self.assertEqual(
+            lockfile.Lock.load(os.path.join(self.tree.root, lockfile.TREE)).moved(self.tree.used()),
+            ["compiler 14 -> 15"],
+        )
         # As soon as the locked one can be had again, it counts.
         self.serve("debian", "compiler")
         code, said = self.fetch()
@@ -377,13 +536,23 @@ class Fetching(unittest.TestCase):
         self.moved()
         other = loopback.Archive(["trixie"])
         self.addCleanup(other.close)
-        code, said = self.tree.run("fetch", "--archive", self.archive.url, "--keyring", other.keyring, "--snapshot", "http://127.0.0.1:9/x")
+        code, said = self.tree.run(
+            "fetch",
+            "--archive",
+            self.archive.url,
+            "--keyring",
+            other.keyring,
+            "--snapshot",
+            "http://127.0.0.1:9/x",
+        )
         self.assertEqual(code, 1, said)
         self.assertIn("the live archive has nothing instead", said)
 
     def test_no_archive_at_all_is_an_error_with_a_remedy_and_soon(self):
         began = time.monotonic()
-        code, said = self.tree.run("fetch", "--archive", "http://127.0.0.1:9/debian", "--snapshot", "http://127.0.0.1:9/x")
+        code, said = self.tree.run(
+            "fetch", "--archive", "http://127.0.0.1:9/debian", "--snapshot", "http://127.0.0.1:9/x"
+        )
         self.assertEqual(code, 1, said)
         self.assertIn("hint: check the network; --archive URL names a mirror", said)
         self.assertLess(time.monotonic() - began, 120)
@@ -400,28 +569,56 @@ class Fetching(unittest.TestCase):
         self.assertIn("other content in cargo-x86_64-unknown-linux-gnu", said)
 
     def test_hostile_inputs_unpack_nowhere_else(self):
-        for name, kind in (("../escaped", tarfile.REGTYPE), ("debs/link", tarfile.SYMTYPE), ("debs/hard", tarfile.LNKTYPE), ("debs/device", tarfile.CHRTYPE)):
+        for name, kind in (
+            ("../escaped", tarfile.REGTYPE),
+            ("debs/link", tarfile.SYMTYPE),
+            ("debs/hard", tarfile.LNKTYPE),
+            ("debs/device", tarfile.CHRTYPE),
+        ):
             path = os.path.join(self.folder, "hostile.tar")
             with tarfile.open(path, "w") as members:
                 member = tarfile.TarInfo(name)
-                member.type, member.linkname, member.size = kind, "/etc/passwd", 1 if kind == tarfile.REGTYPE else 0
+                member.type, member.linkname, member.size = (
+                    kind,
+                    "/etc/passwd",
+                    1 if kind == tarfile.REGTYPE else 0,
+                )
                 members.addfile(member, io.BytesIO(b"x"))
             code, said = self.fetch("--offline", "--inputs", path)
             self.assertEqual(code, 1, said)
             self.assertNotIn("Traceback", said)
-        self.assertFalse([name for base, _, names in os.walk(self.folder) for name in names if name == "escaped"])
+        self.assertFalse(
+            [name for base, _, names in os.walk(self.folder) for name in names if name == "escaped"]
+        )
 
     def test_the_lock_is_made_from_what_the_archive_has_now(self):
         self.moved()
-        self.archive.index({"trixie": [(self.paths[name], self.packages[name]) for name in ("base-files", "library")] + [(path_of(self.newer), self.newer)],
-                            "testing": [(self.paths[name], self.packages[name]) for name in ("mkosi", "ovmf-inteltdx")]})
+        self.archive.index(
+            {
+                "trixie": [
+                    (self.paths[name], self.packages[name]) for name in ("base-files", "library")
+                ]
+                + [(path_of(self.newer), self.newer)],
+                "testing": [
+                    (self.paths[name], self.packages[name]) for name in ("mkosi", "ovmf-inteltdx")
+                ],
+            }
+        )
         tools = os.path.join(self.folder, "bin")
         os.makedirs(tools)
         for name, text in (("rustup", "exit 0"), ("rustc", f"echo {self.tree.rust}")):
             with open(os.path.join(tools, name), "w", encoding="utf-8") as file:
                 file.write(f"#!/bin/sh\n{text}\n")
             os.chmod(os.path.join(tools, name), 0o755)
-        lock = lambda *options: self.tree.run("lock", "--archive", self.archive.url, "--keyring", self.archive.keyring, *options, path=f"{tools}:/usr/bin:/bin:/usr/sbin:/sbin")
+        lock = lambda *options: self.tree.run(
+            "lock",
+            "--archive",
+            self.archive.url,
+            "--keyring",
+            self.archive.keyring,
+            *options,
+            path=f"{tools}:/usr/bin:/bin:/usr/sbin:/sbin",
+        )
         before = self.tree.root + "/" + lockfile.TREE
         digest = archive.sha256(before)
         code, said = lock("--check")
@@ -429,7 +626,9 @@ class Fetching(unittest.TestCase):
         code, said = lock()
         self.assertEqual(code, 0, said)
         new = lockfile.Lock.load(before)
-        self.assertEqual([package.name for package in new.groups["tools"]], ["base-files", "compiler", "library"])
+        self.assertEqual(
+            [package.name for package in new.groups["tools"]], ["base-files", "compiler", "library"]
+        )
         self.assertEqual(new.versions("tools")["compiler"], "15")
         self.assertEqual(lock("--check")[1], "nothing moved\n")
 
@@ -449,7 +648,10 @@ class Locks(unittest.TestCase):
         request, lock = lockfile.request(), lockfile.tree()
         for group in lockfile.GROUPS:
             self.assertLessEqual(set(request[group]["packages"]), lock.versions(group).keys())
-        self.assertEqual((lock.rust["release"], lock.rust["target"]), (request["rust"]["release"], request["rust"]["target"]))
+        self.assertEqual(
+            (lock.rust["release"], lock.rust["target"]),
+            (request["rust"]["release"], request["rust"]["target"]),
+        )
         self.assertEqual(sorted(lock.rust["components"]), sorted(lockfile.components(lock.rust)))
 
     def test_anything_else_is_refused_with_its_place(self):
@@ -458,11 +660,24 @@ class Locks(unittest.TestCase):
 
         def package(value):
             return lambda lock: lock["tools"][0].update(value)
-        changes = {"unknown field": lambda lock: lock.update(more=1), "no format": lambda lock: lock.pop("format"), "other format": lambda lock: lock.update(format="x/v9"),
-                   "leaves the pool": package({"path": "pool/../../etc/passwd.deb"}), "absolute": package({"path": "/etc/passwd.deb"}), "short digest": package({"sha256": "00"}),
-                   "upper case": package({"sha256": "A" * 64}), "shell": package({"name": "a;reboot"}), "another archive": package({"archive": "ubuntu"}),
-                   "negative": package({"size": -1}), "a truth": package({"size": True}), "huge": package({"size": 1 << 40}), "no list": lambda lock: lock.update(tools={}),
-                   "a number": lambda lock: lock.update(tools=1), "no toolchain": lambda lock: lock["rust"].update(components={})}
+
+        changes = {
+            "unknown field": lambda lock: lock.update(more=1),
+            "no format": lambda lock: lock.pop("format"),
+            "other format": lambda lock: lock.update(format="x/v9"),
+            "leaves the pool": package({"path": "pool/../../etc/passwd.deb"}),
+            "absolute": package({"path": "/etc/passwd.deb"}),
+            "short digest": package({"sha256": "00"}),
+            "upper case": package({"sha256": "A" * 64}),
+            "shell": package({"name": "a;reboot"}),
+            "another archive": package({"archive": "ubuntu"}),
+            "negative": package({"size": -1}),
+            "a truth": package({"size": True}),
+            "huge": package({"size": 1 << 40}),
+            "no list": lambda lock: lock.update(tools={}),
+            "a number": lambda lock: lock.update(tools=1),
+            "no toolchain": lambda lock: lock["rust"].update(components={}),
+        }
         for name, change in changes.items():
             value = json.loads(json.dumps(good))
             change(value)
@@ -483,8 +698,12 @@ class Locks(unittest.TestCase):
     def test_another_file_of_the_same_version_has_moved(self):
         one, other = lockfile.tree(), lockfile.tree()
         package = other.groups["tools"][0]
-        other.groups["tools"][0] = archive.Package(**{**vars(package), "sha256": hashlib.sha256(b"").hexdigest()})
-        self.assertEqual(one.moved(other), [f"{package.name} {package.version} -> {package.version}"])
+        other.groups["tools"][0] = archive.Package(
+            **{**vars(package), "sha256": hashlib.sha256(b"").hexdigest()}
+        )
+        self.assertEqual(
+            one.moved(other), [f"{package.name} {package.version} -> {package.version}"]
+        )
         self.assertEqual(one.moved(lockfile.tree()), [])
 
 
@@ -492,8 +711,19 @@ class Addresses(unittest.TestCase):
     """The archive is the machine's, and no address of one stands in the tree."""
 
     def test_what_is_given_counts(self):
-        self.assertEqual(archive.archives("http://mirror.example.org/debian/"), {"debian": "http://mirror.example.org/debian", "debian-security": "http://mirror.example.org/debian-security"})
-        for wrong in ("ftp://mirror.example.org/debian", "mirror", "http://a b/debian", "file:///etc"):
+        self.assertEqual(
+            archive.archives("http://mirror.example.org/debian/"),
+            {
+                "debian": "http://mirror.example.org/debian",
+                "debian-security": "http://mirror.example.org/debian-security",
+            },
+        )
+        for wrong in (
+            "ftp://mirror.example.org/debian",
+            "mirror",
+            "http://a b/debian",
+            "file:///etc",
+        ):
             with self.assertRaises(archive.Unavailable):
                 archive.archives(wrong)
 
@@ -504,19 +734,53 @@ class Addresses(unittest.TestCase):
             with open(os.path.join(folder, "mirrors"), "w", encoding="utf-8") as file:
                 file.write("https://mirror.example.org/debian\nhttps://second.example.org/debian\n")
             with open(os.path.join(folder, "apt.conf"), "w", encoding="utf-8") as file:
-                file.write(f'Dir::Etc::SourceList "{folder}/sources.list";\nDir::Etc::SourceParts "/dev/null";\n')
+                file.write(
+                    f'Dir::Etc::SourceList "{folder}/sources.list";\nDir::Etc::SourceParts "/dev/null";\n'
+                )
             os.environ["APT_CONFIG"] = os.path.join(folder, "apt.conf")
             for first in ("http://mirror.example.org/debian", f"mirror+file:{folder}/mirrors"):
                 with open(os.path.join(folder, "sources.list"), "w", encoding="utf-8") as file:
-                    file.write("deb http://vendor.example.com/linux/debian trixie stable\n"
-                               f"deb {first} trixie main\ndeb http://elsewhere.example.org/debian-security trixie-security main\n")
+                    file.write(
+                        "deb http://vendor.example.com/linux/debian trixie stable\n"
+                        f"deb {first} trixie main\ndeb http://elsewhere.example.org/debian-security trixie-security main\n"
+                    )
                 found = archive.archives()
-                self.assertEqual(found["debian"].split("://")[1], "mirror.example.org/debian", first)
-                self.assertEqual(found["debian-security"], "http://elsewhere.example.org/debian-security", first)
+                self.assertEqual(
+                    found["debian"].split("://")[1], "mirror.example.org/debian", first
+                )
+                self.assertEqual(
+                    found["debian-security"], "http://elsewhere.example.org/debian-security", first
+                )
 
     def test_no_archive_is_named_in_the_tree(self):
-        hosts = "|".join(rf"{host}\.{domain}" for host, domain in (("deb", r"debian\.org"), ("snapshot", r"debian\.org"), ("security", r"debian\.org"), ("static", r"crates\.io"), ("registry", r"npmjs\.org")))
-        done = subprocess.run(["git", "-c", "safe.directory=*", "-C", ROOT, "grep", "-nIE", f"({hosts})", "--", ".", ":!*.lock"], capture_output=True, text=True, check=False)
+        hosts = "|".join(
+            rf"{host}\.{domain}"
+            for host, domain in (
+                ("deb", r"debian\.org"),
+                ("snapshot", r"debian\.org"),
+                ("security", r"debian\.org"),
+                ("static", r"crates\.io"),
+                ("registry", r"npmjs\.org"),
+            )
+        )
+        done = subprocess.run(
+            [
+                "git",
+                "-c",
+                "safe.directory=*",
+                "-C",
+                ROOT,
+                "grep",
+                "-nIE",
+                f"({hosts})",
+                "--",
+                ".",
+                ":!*.lock",
+            ],
+            capture_output=True,
+            text=True,
+            check=False,
+        )
         self.assertEqual((done.returncode, done.stdout), (1, ""))
 
 
@@ -528,7 +792,9 @@ class Words(unittest.TestCase):
             self.skipTest("mkosi is not installed")
         with tempfile.TemporaryDirectory() as folder:
             shutil.copy(os.path.join(ROOT, "mkosi.conf"), folder)
-            done = subprocess.run(["mkosi", "build"], cwd=folder, capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                ["mkosi", "build"], cwd=folder, capture_output=True, text=True, check=False
+            )
         self.assertEqual(done.returncode, 1)
         self.assertIn("build/made-by-ci-install", done.stderr)
 
@@ -539,23 +805,47 @@ class Words(unittest.TestCase):
             os.makedirs(os.path.join(repo, "build"))
             for name in ("build", "inputs.lock"):
                 shutil.copy(os.path.join(ROOT, "image", name), os.path.join(repo, "image", name))
-            with open(os.path.join(repo, "build/made-by-ci-install"), "w", encoding="utf-8") as file:
+            with open(
+                os.path.join(repo, "build/made-by-ci-install"), "w", encoding="utf-8"
+            ) as file:
                 file.write("0" * 64 + "\n")
-            done = subprocess.run([os.path.join(repo, "image/build")], capture_output=True, text=True, check=False, env=os.environ | {"SRCDIR": folder})
+            done = subprocess.run(
+                [os.path.join(repo, "image/build")],
+                capture_output=True,
+                text=True,
+                check=False,
+                env=os.environ | {"SRCDIR": folder},
+            )
         self.assertEqual(done.returncode, 1)
         self.assertIn("of another image/inputs.lock\nhint: run ci/install --build", done.stderr)
 
     def test_reproduce_on_a_bare_machine(self):
-        done = subprocess.run(["/usr/bin/python3", os.path.join(CI, "reproduce")], capture_output=True, text=True, check=False, env={"PATH": "/nonexistent"})
+        done = subprocess.run(
+            ["/usr/bin/python3", os.path.join(CI, "reproduce")],
+            capture_output=True,
+            text=True,
+            check=False,
+            env={"PATH": "/nonexistent"},
+        )
         self.assertEqual(done.returncode, 1)
         self.assertIn("is not installed\nhint: run ci/install --build", done.stderr)
 
     def test_install_says_what_it_adds_before_it_does(self):
         with tempfile.TemporaryDirectory() as home:
             for option in ("--build", "--no-image"):
-                done = subprocess.run([os.path.join(CI, "install"), option, "--plan", "--inputs=none"], capture_output=True, text=True, check=False, env={"PATH": "/usr/bin:/bin", "HOME": home})
+                done = subprocess.run(
+                    [os.path.join(CI, "install"), option, "--plan", "--inputs=none"],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                    env={"PATH": "/usr/bin:/bin", "HOME": home},
+                )
                 self.assertEqual((done.returncode, done.stdout), (0, ""), done.stderr)
-                self.assertEqual("/usr/local/bin/mkosi" in done.stderr, option == "--build" and not shutil.which("mkosi", path="/usr/bin:/bin"), done.stderr)
+                self.assertEqual(
+                    "/usr/local/bin/mkosi" in done.stderr,
+                    option == "--build" and not shutil.which("mkosi", path="/usr/bin:/bin"),
+                    done.stderr,
+                )
                 self.assertEqual(os.listdir(home), [])
 
 

@@ -30,10 +30,40 @@ def boot(image, folder, *arguments):
         with open(os.path.join(folder, name), "wb") as file:
             file.write(uki.section(data, section))
     command_line = uki.section(data, ".cmdline").rstrip(b"\0").decode()
-    qemu = subprocess.Popen(["qemu-system-x86_64", "-nodefaults", "-no-user-config", "-display", "none", "-no-reboot",
-                             "-accel", "tcg,thread=multi", "-cpu", "max", "-machine", "q35", "-m", "2G", "-smp", "2",
-                             "-kernel", "linux", "-initrd", "initrd", "-append", command_line, "-serial", "stdio", *arguments],
-                            cwd=folder, stdin=subprocess.DEVNULL, stdout=subprocess.PIPE, text=True, errors="replace")
+    qemu = subprocess.Popen(
+        [
+            "qemu-system-x86_64",
+            "-nodefaults",
+            "-no-user-config",
+            "-display",
+            "none",
+            "-no-reboot",
+            "-accel",
+            "tcg,thread=multi",
+            "-cpu",
+            "max",
+            "-machine",
+            "q35",
+            "-m",
+            "2G",
+            "-smp",
+            "2",
+            "-kernel",
+            "linux",
+            "-initrd",
+            "initrd",
+            "-append",
+            command_line,
+            "-serial",
+            "stdio",
+            *arguments,
+        ],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
     watchdog = threading.Timer(BOOT_SECONDS, qemu.kill)
     watchdog.start()
     console = []
@@ -54,7 +84,11 @@ class Kernel(unittest.TestCase):
     def test_aml_of_the_host_does_not_reach_ram(self):
         with tempfile.TemporaryDirectory(prefix="cofferdam-kernel-") as folder:
             table = os.path.join(folder, "badaml")
-            subprocess.run(["iasl", "-p", table, os.path.join(HERE, "badaml.asl")], stdout=subprocess.DEVNULL, check=True)
+            subprocess.run(
+                ["iasl", "-p", table, os.path.join(HERE, "badaml.asl")],
+                stdout=subprocess.DEVNULL,
+                check=True,
+            )
             console = boot(IMAGE, folder, "-acpitable", f"file={table}.aml")
         self.assertIn("AML 1", console, "the attack did not run")
         self.assertNotIn("AML 2", console, "AML wrote to RAM")

@@ -35,25 +35,41 @@ class Moved(unittest.TestCase):
     @classmethod
     def setUpClass(cls):
         subprocess.run([os.path.join(CI, "fetch"), "--exact"], check=True)
-        cls.cache = os.path.join(os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cofferdam")
+        cls.cache = os.path.join(
+            os.environ.get("XDG_CACHE_HOME") or os.path.expanduser("~/.cache"), "cofferdam"
+        )
         cls.lock = lockfile.tree()
 
     @classmethod
     def tearDownClass(cls):
         subprocess.run([os.path.join(CI, "fetch"), "--exact"], check=True)
-        subprocess.run([os.path.join(CI, "mkosi"), "--force", "--profile", "simulator", "build"], cwd=ROOT, check=True, capture_output=True)
+        subprocess.run(
+            [os.path.join(CI, "mkosi"), "--force", "--profile", "simulator", "build"],
+            cwd=ROOT,
+            check=True,
+            capture_output=True,
+        )
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory(prefix="cofferdam-moved-")
         self.addCleanup(folder.cleanup)
         self.folder = folder.name
         request = lockfile.request()
-        self.archive = loopback.Archive(sorted({suite for group in lockfile.GROUPS for suite in request[group]["suites"]}))
+        self.archive = loopback.Archive(
+            sorted({suite for group in lockfile.GROUPS for suite in request[group]["suites"]})
+        )
         self.addCleanup(self.archive.close)
         # A cache without packages: what was fetched before is not to be had. The kernel of this very source is.
-        shutil.copytree(os.path.join(self.cache, "kernel"), os.path.join(self.folder, "cache/cofferdam/kernel"))
-        self.environment = os.environ | {"XDG_CACHE_HOME": os.path.join(self.folder, "cache"), "COFFERDAM_ARCHIVE": self.archive.url, "COFFERDAM_KEYRING": self.archive.keyring,
-                                         "COFFERDAM_SNAPSHOT": "http://127.0.0.1:9/none", "COFFERDAM_RELEASES": ""}
+        shutil.copytree(
+            os.path.join(self.cache, "kernel"), os.path.join(self.folder, "cache/cofferdam/kernel")
+        )
+        self.environment = os.environ | {
+            "XDG_CACHE_HOME": os.path.join(self.folder, "cache"),
+            "COFFERDAM_ARCHIVE": self.archive.url,
+            "COFFERDAM_KEYRING": self.archive.keyring,
+            "COFFERDAM_SNAPSHOT": "http://127.0.0.1:9/none",
+            "COFFERDAM_RELEASES": "",
+        }
 
     def serve(self, change=None):
         """The archive with all that is locked, but for MOVED; `change` alters one package's content besides."""
@@ -63,14 +79,18 @@ class Moved(unittest.TestCase):
             for package in self.lock.groups[group]:
                 source, path = os.path.join(self.cache, "inputs/debs", package.file), package.path
                 if package.name in MOVED:
-                    source = loopback.repack(source, self.folder, change if package.name == "ca-certificates" else None)[2]
+                    source = loopback.repack(
+                        source, self.folder, change if package.name == "ca-certificates" else None
+                    )[2]
                     path = os.path.join(os.path.dirname(path), os.path.basename(source))
                 self.archive.put(path, source)
                 listed.setdefault(suite, []).append((path, source))
         self.archive.index(listed)
 
     def run_here(self, *command, code=0):
-        done = subprocess.run(command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False)
+        done = subprocess.run(
+            command, cwd=ROOT, env=self.environment, capture_output=True, text=True, check=False
+        )
         self.assertEqual(done.returncode, code, done.stdout[-3000:] + done.stderr[-3000:])
         return done.stdout + done.stderr
 
@@ -80,12 +100,17 @@ class Moved(unittest.TestCase):
             self.assertIn(f"moved: {name} ", said)
         self.assertEqual(said.count("moved: "), len(MOVED))
         # The kernel's source is the same file in another package, so that the kernel is not built again.
-        self.assertNotIn("kernel: unpacking", self.run_here(os.path.join(CI, "mkosi"), "--force", "--profile", "simulator", "build"))
+        self.assertNotIn(
+            "kernel: unpacking",
+            self.run_here(os.path.join(CI, "mkosi"), "--force", "--profile", "simulator", "build"),
+        )
 
     def test_the_same_bits_pass_and_what_moved_is_listed(self):
         self.serve()
         self.build()
-        said = self.run_here(os.path.join(CI, "measurements"), "--check", "--built", "--only", "cofferdam-simulator")
+        said = self.run_here(
+            os.path.join(CI, "measurements"), "--check", "--built", "--only", "cofferdam-simulator"
+        )
         self.assertIn("as committed: sha256:", said)
         self.assertIn("the bits are the same", said)
         for name in ("linux-source-7.3", "bc", "patch", "ca-certificates"):
@@ -94,7 +119,13 @@ class Moved(unittest.TestCase):
     def test_other_bits_are_not_judged_and_the_demo_goes_on(self):
         self.serve(fewer_certificates)
         self.build()
-        check = [os.path.join(CI, "measurements"), "--check", "--built", "--only", "cofferdam-simulator"]
+        check = [
+            os.path.join(CI, "measurements"),
+            "--check",
+            "--built",
+            "--only",
+            "cofferdam-simulator",
+        ]
         said = self.run_here(*check, code=6)
         self.assertIn("OTHER INPUTS than the locked", said)
         self.assertIn("initrd is", said)
@@ -102,7 +133,10 @@ class Moved(unittest.TestCase):
         self.run_here(*check, "--fallback", own)
         self.assertTrue(glob.glob(os.path.join(own, "*", "cofferdam-simulator.json")))
         said = self.run_here(os.path.join(CI, "demo"), "--releases", "")
-        self.assertIn("reference values are of this build, not of measurements/: 5 locked inputs could not be had", said)
+        self.assertIn(
+            "reference values are of this build, not of measurements/: 5 locked inputs could not be had",
+            said,
+        )
         self.assertIn("workload says", said)
 
 

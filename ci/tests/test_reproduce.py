@@ -41,7 +41,9 @@ def script(name):
     return module
 
 
-demo, measurements, release, reproduce = (script(name) for name in ("demo", "measurements", "release", "reproduce"))
+demo, measurements, release, reproduce = (
+    script(name) for name in ("demo", "measurements", "release", "reproduce")
+)
 
 TIME = 1767225600
 
@@ -50,11 +52,33 @@ def elf(text=b"\x90" * 64, data=b"constant"):
     """A 64-bit ELF file with the sections .note.gnu.build-id (a digest of the others), .text, .rodata and .shstrtab."""
     names = b"\0.text\0.rodata\0.shstrtab\0.note.gnu.build-id\0"
     body, headers = b"", [bytes(64)]
-    for name, kind, content in ((25, 7, hashlib.sha256(text + data).digest()), (1, 1, text), (7, 1, data), (15, 3, names)):
-        headers.append(struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, 64 + len(body), len(content), 0, 0, 1, 0))
+    for name, kind, content in (
+        (25, 7, hashlib.sha256(text + data).digest()),
+        (1, 1, text),
+        (7, 1, data),
+        (15, 3, names),
+    ):
+        headers.append(
+            struct.pack("<IIQQQQIIQQ", name, kind, 0, 0, 64 + len(body), len(content), 0, 0, 1, 0)
+        )
         body += content
     start = b"\x7fELF\x02\x01\x01".ljust(16, b"\0")
-    start += struct.pack("<HHIQQQIHHHHHH", 2, 62, 1, 0, 0, 64 + len(body), 0, 64, 56, 0, 64, len(headers), len(headers) - 1)
+    start += struct.pack(
+        "<HHIQQQIHHHHHH",
+        2,
+        62,
+        1,
+        0,
+        0,
+        64 + len(body),
+        0,
+        64,
+        56,
+        0,
+        64,
+        len(headers),
+        len(headers) - 1,
+    )
     return start + body + b"".join(headers)
 
 
@@ -69,18 +93,34 @@ def cpio(files):
     return archive
 
 
-def uki(files=None, cmdline=b"console=ttyS0 quiet", timestamp=0, kernel=b"MZ not a kernel", level="-19"):
+def uki(
+    files=None, cmdline=b"console=ttyS0 quiet", timestamp=0, kernel=b"MZ not a kernel", level="-19"
+):
     """A PE file with the sections of a UKI."""
     files = files or {"init": (TIME, elf()), "etc/motd": (TIME, b"welcome")}
-    packed = subprocess.run(["zstd", "-cq", level], input=cpio(files), capture_output=True, check=True).stdout
+    packed = subprocess.run(
+        ["zstd", "-cq", level], input=cpio(files), capture_output=True, check=True
+    ).stdout
     parts = [(b".cmdline", cmdline), (b".linux", kernel), (b".initrd", packed)]
-    start = bytearray(b"MZ".ljust(0x3c, b"\0") + struct.pack("<I", 0x80)).ljust(0x80, b"\0")
-    start += b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, len(parts), timestamp, 0, 0, 240, 0x22e)
-    start += struct.pack("<H", 0x20b).ljust(240, b"\0")
+    start = bytearray(b"MZ".ljust(0x3C, b"\0") + struct.pack("<I", 0x80)).ljust(0x80, b"\0")
+    start += b"PE\0\0" + struct.pack("<HHIIIHH", 0x8664, len(parts), timestamp, 0, 0, 240, 0x22E)
+    start += struct.pack("<H", 0x20B).ljust(240, b"\0")
     offset, table, body = 0x400, b"", b""
     for number, (name, content) in enumerate(parts):
         padded = content + bytes(-len(content) % 512)
-        table += struct.pack("<8sIIIIIIHHI", name, len(content), 0x1000 * (number + 1), len(padded), offset + len(body), 0, 0, 0, 0, 0x40000040)
+        table += struct.pack(
+            "<8sIIIIIIHHI",
+            name,
+            len(content),
+            0x1000 * (number + 1),
+            len(padded),
+            offset + len(body),
+            0,
+            0,
+            0,
+            0,
+            0x40000040,
+        )
         body += padded
     return bytes((start + table).ljust(offset, b"\0") + body)
 
@@ -101,11 +141,18 @@ class Difference(unittest.TestCase):
         self.assertEqual(said, "section .initrd: etc/motd: byte 5: 6d65 and 4d65")
 
     def test_a_section_of_a_program(self):
-        said = self.first(uki({"init": (TIME, elf(data=b"constanT")), "etc/motd": (TIME, b"welcome")}))
-        self.assertIn("section .initrd: init: ELF section .rodata: byte 7: 74 and 54; in the file: byte 64", said)
+        said = self.first(
+            uki({"init": (TIME, elf(data=b"constanT")), "etc/motd": (TIME, b"welcome")})
+        )
+        self.assertIn(
+            "section .initrd: init: ELF section .rodata: byte 7: 74 and 54; in the file: byte 64",
+            said,
+        )
 
     def test_a_program_that_grew(self):
-        said = self.first(uki({"init": (TIME, elf(text=b"\x90" * 80)), "etc/motd": (TIME, b"welcome")}))
+        said = self.first(
+            uki({"init": (TIME, elf(text=b"\x90" * 80)), "etc/motd": (TIME, b"welcome")})
+        )
         self.assertIn("init: ELF section .text: byte 64 (64 and 80 bytes)", said)
 
     def test_a_file_that_only_one_has(self):
@@ -119,14 +166,22 @@ class Difference(unittest.TestCase):
 
     def test_the_time_of_a_file(self):
         said = self.first(uki({"init": (TIME, elf()), "etc/motd": (TIME + 1, b"welcome")}))
-        self.assertEqual(said, f"section .initrd: etc/motd: mtime is {TIME} in one and {TIME + 1} in the other")
+        self.assertEqual(
+            said, f"section .initrd: etc/motd: mtime is {TIME} in one and {TIME + 1} in the other"
+        )
 
     def test_the_command_line(self):
         said = self.first(uki(cmdline=b"console=ttyS1 quiet"))
-        self.assertEqual(said, "section .cmdline: byte 12: 30207175696574 and 31207175696574: 'console=ttyS0 quiet' and 'console=ttyS1 quiet'")
+        self.assertEqual(
+            said,
+            "section .cmdline: byte 12: 30207175696574 and 31207175696574: 'console=ttyS0 quiet' and 'console=ttyS1 quiet'",
+        )
 
     def test_a_field_of_the_header(self):
-        self.assertEqual(self.first(uki(timestamp=TIME)), f"header: COFF TimeDateStamp is 0x0 in one and 0x{TIME:x} in the other")
+        self.assertEqual(
+            self.first(uki(timestamp=TIME)),
+            f"header: COFF TimeDateStamp is 0x0 in one and 0x{TIME:x} in the other",
+        )
 
     def test_contents_are_named_before_headers(self):
         found = imagediff.compare(uki(), uki(cmdline=b"console=ttyS0 quiet longer", timestamp=1))
@@ -135,16 +190,23 @@ class Difference(unittest.TestCase):
 
     def test_the_same_files_packed_differently(self):
         files = {"init": (TIME, elf()), "large": (TIME, bytes(range(256)) * 500 + b"x" * 99999)}
-        self.assertIn("the same archive, packed differently", self.first(uki(files, level="-1"), uki(files)))
+        self.assertIn(
+            "the same archive, packed differently", self.first(uki(files, level="-1"), uki(files))
+        )
 
     def test_the_kernel_inside_its_packing(self):
         def kernel(data):
-            packed = subprocess.run(["zstd", "-cq"], input=elf(data=data), capture_output=True, check=True).stdout
+            packed = subprocess.run(
+                ["zstd", "-cq"], input=elf(data=data), capture_output=True, check=True
+            ).stdout
             image = bytearray(1024)
-            image[:2], image[0x1f1], image[0x202:0x206] = b"MZ", 1, b"HdrS"
+            image[:2], image[0x1F1], image[0x202:0x206] = b"MZ", 1, b"HdrS"
             struct.pack_into("<II", image, 0x248, 0, len(packed))
             return bytes(image) + packed
-        said = self.first(uki(kernel=kernel(b"built by root")), uki(kernel=kernel(b"built by them")))
+
+        said = self.first(
+            uki(kernel=kernel(b"built by root")), uki(kernel=kernel(b"built by them"))
+        )
         self.assertIn("section .linux: the unpacked kernel: ELF section .rodata: byte 9", said)
 
     def test_padding_and_what_is_no_image(self):
@@ -159,8 +221,16 @@ class Difference(unittest.TestCase):
             for path, image in zip(paths, (uki(), uki(cmdline=b"quiet"))):
                 with open(path, "wb") as file:
                     file.write(image)
-            run = lambda *which: subprocess.run([os.path.join(CI, "reproduce"), "--compare", *which], capture_output=True, text=True, check=False)
-            self.assertEqual((run(paths[0], paths[0]).returncode, run(paths[0], paths[0]).stdout), (0, "the same\n"))
+            run = lambda *which: subprocess.run(
+                [os.path.join(CI, "reproduce"), "--compare", *which],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
+            self.assertEqual(
+                (run(paths[0], paths[0]).returncode, run(paths[0], paths[0]).stdout),
+                (0, "the same\n"),
+            )
             different = run(*paths)
             self.assertEqual(different.returncode, 1)
             self.assertIn("section .cmdline", different.stdout)
@@ -170,7 +240,10 @@ class Ways(unittest.TestCase):
     """The two builds differ in everything that the log claims."""
 
     def test_the_two_sides_share_no_setting(self):
-        sides = [reproduce.Side(number, "/nowhere", pwd.getpwuid(os.getuid()), cores) for number, cores in enumerate(([0], [0, 1]))]
+        sides = [
+            reproduce.Side(number, "/nowhere", pwd.getpwuid(os.getuid()), cores)
+            for number, cores in enumerate(([0], [0, 1]))
+        ]
         about = [side.describe() for side in sides]
         for key in about[0].keys() - {"user", "uid"}:
             self.assertNotEqual(about[0][key], about[1][key], key)
@@ -222,7 +295,20 @@ class Surroundings(unittest.TestCase):
             with open(builder, "w", encoding="utf-8") as file:
                 file.write(BUILDER.replace("LEAKS", repr(leaks)))
             os.chmod(builder, 0o755)
-            done = subprocess.run([os.path.join(CI, "reproduce"), "--bare", "--mkosi", builder, "--log", folder, *options], capture_output=True, text=True, check=False)
+            done = subprocess.run(
+                [
+                    os.path.join(CI, "reproduce"),
+                    "--bare",
+                    "--mkosi",
+                    builder,
+                    "--log",
+                    folder,
+                    *options,
+                ],
+                capture_output=True,
+                text=True,
+                check=False,
+            )
             with open(os.path.join(folder, "log.json"), encoding="utf-8") as file:
                 return done.returncode, json.load(file), done.stdout + done.stderr
 
@@ -235,13 +321,35 @@ class Surroundings(unittest.TestCase):
         code, log, said = self.run_with(["earlier"], "--pairs", "2")
         self.assertEqual(code, 0, said)
         self.assertEqual([pair["same"] for pair in log["pairs"]], [True, True])
-        self.assertEqual(len({about["sha256"] for pair in log["pairs"] for about in pair["builds"]}), 1)
+        self.assertEqual(
+            len({about["sha256"] for pair in log["pairs"] for about in pair["builds"]}), 1
+        )
         self.assertEqual([entry.pw_name for entry in pwd.getpwall()], users)
 
     def test_each_that_leaks_is_found_at_its_place(self):
-        leaks = ["directory", "length", "uid", "umask", "host", "user", "home", "processors", "mtime", "mode", "start", "TZ", "LC_ALL", "MAKEFLAGS", "CARGO_BUILD_JOBS"]
+        leaks = [
+            "directory",
+            "length",
+            "uid",
+            "umask",
+            "host",
+            "user",
+            "home",
+            "processors",
+            "mtime",
+            "mode",
+            "start",
+            "TZ",
+            "LC_ALL",
+            "MAKEFLAGS",
+            "CARGO_BUILD_JOBS",
+        ]
         if len(os.sched_getaffinity(0)) == 1:
-            leaks = [name for name in leaks if name not in ("processors", "MAKEFLAGS", "CARGO_BUILD_JOBS")]
+            leaks = [
+                name
+                for name in leaks
+                if name not in ("processors", "MAKEFLAGS", "CARGO_BUILD_JOBS")
+            ]
         code, log, said = self.run_with(leaks, "--together")
         self.assertEqual(code, 1, said)
         found = " ".join(log["pairs"][0]["differences"])
@@ -258,11 +366,31 @@ class Surroundings(unittest.TestCase):
                 with open(builder, "w", encoding="utf-8") as file:
                     file.write(BUILDER.replace("LEAKS", repr(["sleep"])))
                 os.chmod(builder, 0o755)
-                command = [os.path.join(CI, "reproduce"), "--bare", "--mkosi", builder, "--log", folder, "--work", os.path.join(folder, "work"), *options]
-                running = subprocess.Popen(command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL)
+                command = [
+                    os.path.join(CI, "reproduce"),
+                    "--bare",
+                    "--mkosi",
+                    builder,
+                    "--log",
+                    folder,
+                    "--work",
+                    os.path.join(folder, "work"),
+                    *options,
+                ]
+                running = subprocess.Popen(
+                    command, stdout=subprocess.DEVNULL, stderr=subprocess.DEVNULL
+                )
                 for _ in range(3000):
-                    logs = [os.path.join(base, name) for base, _, names in os.walk(os.path.join(folder, "work")) for name in names if name in ("a.log", "b.log")][:2]
-                    if len([path for path in logs if os.path.getsize(path)]) == 1 + bool(options) or running.poll() is not None:
+                    logs = [
+                        os.path.join(base, name)
+                        for base, _, names in os.walk(os.path.join(folder, "work"))
+                        for name in names
+                        if name in ("a.log", "b.log")
+                    ][:2]
+                    if (
+                        len([path for path in logs if os.path.getsize(path)]) == 1 + bool(options)
+                        or running.poll() is not None
+                    ):
                         break
                     time.sleep(0.1)
                 self.assertIsNone(running.poll(), "it ended by itself")
@@ -286,9 +414,22 @@ class Inputs(unittest.TestCase):
         folder = tempfile.TemporaryDirectory()
         self.addCleanup(folder.cleanup)
         self.root = folder.name
-        for path in ("Cargo.lock", "Cargo.toml", "mkosi.conf", "appliance/cofferd/src/main.rs", "image/build", "mkosi.profiles/simulator/mkosi.conf",
-                     "policy/seccomp/front.json", "policy/vectors/redact.json", "measurements/0.1.0/cofferdam.json", "README.md", "ci/test",
-                     "image/README.md", "appliance/cofferd/tests/all.rs", "image/base/etc/notes.md"):
+        for path in (
+            "Cargo.lock",
+            "Cargo.toml",
+            "mkosi.conf",
+            "appliance/cofferd/src/main.rs",
+            "image/build",
+            "mkosi.profiles/simulator/mkosi.conf",
+            "policy/seccomp/front.json",
+            "policy/vectors/redact.json",
+            "measurements/0.1.0/cofferdam.json",
+            "README.md",
+            "ci/test",
+            "image/README.md",
+            "appliance/cofferd/tests/all.rs",
+            "image/base/etc/notes.md",
+        ):
             self.write(path, path)
         self.before = inputs.digest(self.root)
 
@@ -307,8 +448,17 @@ class Inputs(unittest.TestCase):
             self.assertEqual(inputs.digest(self.root), self.before)
 
     def test_measurements_documents_tests_and_outputs_do_not(self):
-        for path in ("measurements/0.1.0/cofferdam.json", "README.md", "ci/test", "image/README.md", "policy/vectors/redact.json",
-                     "appliance/cofferd/tests/all.rs", "mkosi.tools/usr/bin/cc", "mkosi.tools.manifest", "build/tools/usr/bin/cc"):
+        for path in (
+            "measurements/0.1.0/cofferdam.json",
+            "README.md",
+            "ci/test",
+            "image/README.md",
+            "policy/vectors/redact.json",
+            "appliance/cofferd/tests/all.rs",
+            "mkosi.tools/usr/bin/cc",
+            "mkosi.tools.manifest",
+            "build/tools/usr/bin/cc",
+        ):
             self.write(path, "other")
             self.assertEqual(inputs.digest(self.root), self.before, path)
 
@@ -317,7 +467,13 @@ class Inputs(unittest.TestCase):
         self.assertNotEqual(inputs.digest(self.root), self.before)
 
     def test_what_mkosi_and_cargo_pick_up_by_themselves_counts(self):
-        for path in ("mkosi.extra/etc/motd", "mkosi.local.conf", "mkosi.tools.conf", ".cargo/config.toml", "rust-toolchain.toml"):
+        for path in (
+            "mkosi.extra/etc/motd",
+            "mkosi.local.conf",
+            "mkosi.tools.conf",
+            ".cargo/config.toml",
+            "rust-toolchain.toml",
+        ):
             self.write(path, "x")
             self.assertNotEqual(inputs.digest(self.root), self.before, path)
             os.unlink(os.path.join(self.root, path))
@@ -348,9 +504,32 @@ class Inputs(unittest.TestCase):
 
 def half(**build):
     """A small image half."""
-    about = {"commit": "0" * 40, "inputs": "sha256:1", "toolchain": {"rustc": "1.95.0"}, "packages": {"gcc": "14", "musl-tools": "1.2.5-3"}} | build
-    return {"version": 1, "kind": "image", "image": {"name": "cofferdam", "digests": {"command_line": "c", "initrd": "i", "kernel": "k", "uki": "u"}}, "build": about,
-            "boots": [{"platform": "tdx", "rtmr1": "1", "rtmr2": "2", "events": [{"mr": 1, "cause": "uki", "digest": "a"}, {"mr": 2, "cause": "initrd", "digest": "b"}]}]}
+    about = {
+        "commit": "0" * 40,
+        "inputs": "sha256:1",
+        "toolchain": {"rustc": "1.95.0"},
+        "packages": {"gcc": "14", "musl-tools": "1.2.5-3"},
+    } | build
+    return {
+        "version": 1,
+        "kind": "image",
+        "image": {
+            "name": "cofferdam",
+            "digests": {"command_line": "c", "initrd": "i", "kernel": "k", "uki": "u"},
+        },
+        "build": about,
+        "boots": [
+            {
+                "platform": "tdx",
+                "rtmr1": "1",
+                "rtmr2": "2",
+                "events": [
+                    {"mr": 1, "cause": "uki", "digest": "a"},
+                    {"mr": 2, "cause": "initrd", "digest": "b"},
+                ],
+            }
+        ],
+    }
 
 
 class Judgement(unittest.TestCase):
@@ -366,16 +545,31 @@ class Judgement(unittest.TestCase):
         return fresh
 
     def test_the_same_is_right_whatever_commit_it_was_built_from(self):
-        self.assertEqual(self.judge(half(), half(commit="1" * 40, modified=True)), (measurements.SAME, "as committed: u"))
+        self.assertEqual(
+            self.judge(half(), half(commit="1" * 40, modified=True)),
+            (measurements.SAME, "as committed: u"),
+        )
 
     def test_none_committed(self):
-        self.assertEqual(self.judge(None, half()), (measurements.WRONG, "measurements/ have none: run ci/measurements and commit"))
+        self.assertEqual(
+            self.judge(None, half()),
+            (measurements.WRONG, "measurements/ have none: run ci/measurements and commit"),
+        )
 
     def test_same_bits_pass_whatever_moved_and_what_moved_is_listed(self):
-        moved = {"toolchain": {"rustc": "1.95.0", "mkosi": "28"}, "packages": {"gcc": "15", "musl-tools": "1.2.5-3", "new": "1"}, "snapshot": "20261122T000000Z"}
+        moved = {
+            "toolchain": {"rustc": "1.95.0", "mkosi": "28"},
+            "packages": {"gcc": "15", "musl-tools": "1.2.5-3", "new": "1"},
+            "snapshot": "20261122T000000Z",
+        }
         verdict, said = self.judge(half(), half(**moved))
         self.assertEqual(verdict, measurements.SAME)
-        for part in ("3 moved, and the bits are the same", "mkosi: none there, 28 here", "gcc: 14 there, 15 here", "new: none there, 1 here"):
+        for part in (
+            "3 moved, and the bits are the same",
+            "mkosi: none there, 28 here",
+            "gcc: 14 there, 15 here",
+            "new: none there, 1 here",
+        ):
             self.assertIn(part, said)
         self.assertNotIn("musl-tools", said)
         verdict, said = self.judge(half(), half(inputs="sha256:2"))
@@ -383,12 +577,17 @@ class Judgement(unittest.TestCase):
         self.assertIn("another one than measurements/ are of, and gives the same bits", said)
 
     def test_other_bits_of_another_source_tree(self):
-        verdict, said = self.judge(half(), self.other_bits(inputs="sha256:2", packages={"gcc": "15"}))
+        verdict, said = self.judge(
+            half(), self.other_bits(inputs="sha256:2", packages={"gcc": "15"})
+        )
         self.assertEqual(verdict, measurements.WRONG)
         self.assertIn("another source tree: run ci/measurements and commit", said)
 
     def test_other_bits_where_inputs_moved_cannot_be_told(self):
-        for build, part in (({"toolchain": {"rustc": "1.96.0"}}, "rustc: 1.95.0 there, 1.96.0 here"), ({"packages": {"gcc": "15", "musl-tools": "1.2.5-3"}}, "gcc: 14 there, 15 here")):
+        for build, part in (
+            ({"toolchain": {"rustc": "1.96.0"}}, "rustc: 1.95.0 there, 1.96.0 here"),
+            ({"packages": {"gcc": "15", "musl-tools": "1.2.5-3"}}, "gcc: 14 there, 15 here"),
+        ):
             verdict, said = self.judge(half(), self.other_bits(**build))
             self.assertEqual(verdict, measurements.MOVED)
             self.assertIn(part, said)
@@ -406,7 +605,9 @@ class Judgement(unittest.TestCase):
     def test_another_event_or_register_is_wrong_and_named(self):
         fresh = half()
         fresh["boots"][0]["events"][1]["digest"] = "other"
-        self.assertIn('tdx: event 1, "initrd": b there and other here', self.judge(half(), fresh)[1])
+        self.assertIn(
+            'tdx: event 1, "initrd": b there and other here', self.judge(half(), fresh)[1]
+        )
         fresh = half()
         fresh["boots"][0]["rtmr2"] = "3"
         self.assertIn('boots[0].rtmr2 is "2" there and "3" here', self.judge(half(), fresh)[1])
@@ -427,16 +628,27 @@ class ReleasedImage(unittest.TestCase):
         class Quiet(http.server.SimpleHTTPRequestHandler):
             def log_message(self, *_):
                 outer.asked.append(self.path)
-        server = http.server.ThreadingHTTPServer(("127.0.0.1", 0), functools.partial(Quiet, directory=self.served))
+
+        server = http.server.ThreadingHTTPServer(
+            ("127.0.0.1", 0), functools.partial(Quiet, directory=self.served)
+        )
         self.addCleanup(server.server_close)
         self.addCleanup(server.shutdown)
         threading.Thread(target=server.serve_forever, daemon=True).start()
         self.url = f"http://127.0.0.1:{server.server_address[1]}"
         before = demo.released_half, os.environ.get("XDG_CACHE_HOME")
         self.addCleanup(setattr, demo, "released_half", before[0])
-        self.addCleanup(lambda: os.environ.pop("XDG_CACHE_HOME") if before[1] is None else os.environ.update(XDG_CACHE_HOME=before[1]))
+        self.addCleanup(
+            lambda: (
+                os.environ.pop("XDG_CACHE_HOME")
+                if before[1] is None
+                else os.environ.update(XDG_CACHE_HOME=before[1])
+            )
+        )
         os.environ["XDG_CACHE_HOME"] = os.path.join(self.folder, "cache")
-        self.half = {"image": {"digests": {"uki": "sha256:" + hashlib.sha256(b"image").hexdigest()}}}
+        self.half = {
+            "image": {"digests": {"uki": "sha256:" + hashlib.sha256(b"image").hexdigest()}}
+        }
         demo.released_half = lambda: ("9.9.9", self.half)
 
     def serve(self, content):
@@ -468,7 +680,10 @@ class ReleasedImage(unittest.TestCase):
         self.addCleanup(setattr, inputs, "digest", before)
         self.addCleanup(setattr, demo.inputs, "digest", before)
         demo.released_half = script("demo").released_half
-        with open(os.path.join(ROOT, "measurements", lockfile.release(), "cofferdam-simulator.json"), encoding="utf-8") as file:
+        with open(
+            os.path.join(ROOT, "measurements", lockfile.release(), "cofferdam-simulator.json"),
+            encoding="utf-8",
+        ) as file:
             committed = json.load(file)["build"]["inputs"]
         demo.released_half.__globals__["inputs"].digest = lambda: committed
         self.assertEqual(demo.released_half()[0], lockfile.release())
@@ -501,7 +716,9 @@ class Workflows(unittest.TestCase):
             for line in text.splitlines():
                 if "uses:" in line:
                     seen += 1
-                    self.assertRegex(line, r"uses: [\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", name)
+                    self.assertRegex(
+                        line, r"uses: [\w.-]+/[\w./-]+@[0-9a-f]{40} # v\d+\.\d+\.\d+$", name
+                    )
         self.assertGreater(seen, 5)
 
     def test_every_container_is_pinned_by_digest(self):
@@ -515,12 +732,23 @@ class Workflows(unittest.TestCase):
             permissions = job.get("permissions", flow.get("permissions"))
             self.assertIsInstance(permissions, dict, name)
             writes[name] = {key for key, value in permissions.items() if value == "write"}
-        self.assertEqual({name: kinds for name, kinds in writes.items() if kinds},
-                         {"release.yml: attest": {"id-token", "attestations"}, "release.yml: publish": {"contents"}})
+        self.assertEqual(
+            {name: kinds for name, kinds in writes.items() if kinds},
+            {
+                "release.yml: attest": {"id-token", "attestations"},
+                "release.yml: publish": {"contents"},
+            },
+        )
 
     def test_what_may_sign_runs_nothing_of_the_repository(self):
         job = self.flows["release.yml"][1]["jobs"]["attest"]
-        self.assertFalse([step for step in job["steps"] if "checkout" in step.get("uses", "") or "ci/" in step.get("run", "")])
+        self.assertFalse(
+            [
+                step
+                for step in job["steps"]
+                if "checkout" in step.get("uses", "") or "ci/" in step.get("run", "")
+            ]
+        )
 
     def test_checkouts_leave_no_token_behind(self):
         for name, _, job in self.jobs():
@@ -535,17 +763,26 @@ class Workflows(unittest.TestCase):
 
     def test_nothing_is_overwritten(self):
         for name, (text, _) in self.flows.items():
-            self.assertNotRegex(text, r"clobber|overwrite: true|gh release (?:delete|upload|edit)", name)
+            self.assertNotRegex(
+                text, r"clobber|overwrite: true|gh release (?:delete|upload|edit)", name
+            )
 
     def test_the_order_is_build_attest_publish(self):
         jobs = self.flows["release.yml"][1]["jobs"]
         self.assertEqual([jobs["attest"]["needs"], jobs["publish"]["needs"]], ["build", "attest"])
         runs = " ; ".join(step.get("run", "") for step in jobs["build"]["steps"])
-        for command in ("ci/release check", "ci/measurements --check", "ci/reproduce", "ci/release stage"):
+        for command in (
+            "ci/release check",
+            "ci/measurements --check",
+            "ci/reproduce",
+            "ci/release stage",
+        ):
             self.assertIn(command, runs)
 
     def test_the_predicate_types_are_those_that_publishing_demands(self):
-        steps = {step.get("id"): step for step in self.flows["release.yml"][1]["jobs"]["attest"]["steps"]}
+        steps = {
+            step.get("id"): step for step in self.flows["release.yml"][1]["jobs"]["attest"]["steps"]
+        }
         self.assertNotIn("predicate-type", steps["provenance"]["with"])
         for name in ("measurements", "measurements-simulator"):
             self.assertEqual(steps[name]["with"]["predicate-type"], release.MEASUREMENTS)
@@ -562,19 +799,50 @@ class Release(unittest.TestCase):
         repo = os.path.join(root, "repos/acme/cofferdam")
         os.makedirs(repo)
         cls.git = ["git", "-C", repo, "-c", "user.name=dev", "-c", "user.email=dev@example.org"]
-        for command in (["init", "-q", "-b", "main"], ["commit", "-q", "--allow-empty", "-m", "first"], ["tag", "v" + lockfile.release()]):
+        for command in (
+            ["init", "-q", "-b", "main"],
+            ["commit", "-q", "--allow-empty", "-m", "first"],
+            ["tag", "v" + lockfile.release()],
+        ):
             subprocess.run([*cls.git, *command], check=True)
-        cls.commit = subprocess.run([*cls.git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True).stdout.strip()
+        cls.commit = subprocess.run(
+            [*cls.git, "rev-parse", "HEAD"], check=True, capture_output=True, text=True
+        ).stdout.strip()
         cls.faults = os.path.join(root, "faults")
         contract = os.path.join(ROOT, "..", "shared/contracts/github-releases.openapi.json")
         cls.violations = os.path.join(root, "violations")
-        checked = ["--contract", contract, "--violations", cls.violations] if os.path.exists(contract) else []
+        checked = (
+            ["--contract", contract, "--violations", cls.violations]
+            if os.path.exists(contract)
+            else []
+        )
         if not checked:
-            print("skipped: validation against GitHub's API description (../shared is not there)", file=sys.stderr)
+            print(
+                "skipped: validation against GitHub's API description (../shared is not there)",
+                file=sys.stderr,
+            )
         cls.state = os.path.join(root, "state")
-        cls.server = subprocess.Popen([sys.executable, os.path.join(CI, "github/server.py"), "--root", os.path.join(root, "repos"), "--token", "t", "--state", cls.state,
-                                       "--faults", cls.faults, "--tls-cert", os.path.join(root, "server.pem"), "--tls-key", os.path.join(root, "server.key"), *checked],
-                                      stdout=subprocess.PIPE, text=True)
+        cls.server = subprocess.Popen(
+            [
+                sys.executable,
+                os.path.join(CI, "github/server.py"),
+                "--root",
+                os.path.join(root, "repos"),
+                "--token",
+                "t",
+                "--state",
+                cls.state,
+                "--faults",
+                cls.faults,
+                "--tls-cert",
+                os.path.join(root, "server.pem"),
+                "--tls-key",
+                os.path.join(root, "server.key"),
+                *checked,
+            ],
+            stdout=subprocess.PIPE,
+            text=True,
+        )
         cls.api = cls.server.stdout.readline().split()[-1]
         cls.tag = "v" + lockfile.release()
 
@@ -593,7 +861,11 @@ class Release(unittest.TestCase):
         self.github = release.GitHub(self.api, "acme/cofferdam", "t")
         for entry in self.github.releases(self.tag):
             # Tests begin without a release; the script itself has no way to delete one.
-            request = urllib.request.Request(entry["url"], method="DELETE", headers={"Authorization": "Bearer t", "User-Agent": "test"})
+            request = urllib.request.Request(
+                entry["url"],
+                method="DELETE",
+                headers={"Authorization": "Bearer t", "User-Agent": "test"},
+            )
             urllib.request.urlopen(request, timeout=20).close()
         self.stage()
 
@@ -604,35 +876,79 @@ class Release(unittest.TestCase):
 
     def stage(self):
         """A source tree with images and measurements, staged, with bundles."""
-        source, self.files = os.path.join(self.work.name, "source"), os.path.join(self.work.name, "release")
-        for path, content in ((f"measurements/{self.tag[1:]}/cofferdam.json", "cofferdam.efi"), (f"measurements/{self.tag[1:]}/cofferdam-simulator.json", "cofferdam-simulator.efi"),
-                              ("measurements/platforms/simulator.json", None)):
+        source, self.files = (
+            os.path.join(self.work.name, "source"),
+            os.path.join(self.work.name, "release"),
+        )
+        for path, content in (
+            (f"measurements/{self.tag[1:]}/cofferdam.json", "cofferdam.efi"),
+            (f"measurements/{self.tag[1:]}/cofferdam-simulator.json", "cofferdam-simulator.efi"),
+            ("measurements/platforms/simulator.json", None),
+        ):
             full = os.path.join(source, path)
             os.makedirs(os.path.dirname(full), exist_ok=True)
             value = {"kind": "platform"}
             if content:
                 with open(os.path.join(source, content), "wb") as file:
                     file.write(content.encode())
-                value = {"image": {"digests": {"uki": "sha256:" + hashlib.sha256(content.encode()).hexdigest()}}}
+                value = {
+                    "image": {
+                        "digests": {"uki": "sha256:" + hashlib.sha256(content.encode()).hexdigest()}
+                    }
+                }
             with open(full, "w", encoding="utf-8") as file:
                 json.dump(value, file)
         self.source = source
-        deb = lockfile.archive.Package("gcc", "14", "amd64", hashlib.sha256(b"deb").hexdigest(), 3, "debian", "pool/main/g/gcc/gcc_14_amd64.deb")
-        rust = {"release": "1.95.0", "commit": "0" * 40, "target": "musl", "components": {"rustc": "0" * 64}}
-        lockfile.Lock("20261122T000000Z", rust, {group: [deb] if group == "tools" else [] for group in lockfile.GROUPS}).save(os.path.join(source, lockfile.TREE))
-        self.parts = {"debs/gcc_14_amd64.deb": b"deb", "rust/rustc.tar.zst": b"rust", "crates/cache/x/a-1.crate": b"crate"}
+        deb = lockfile.archive.Package(
+            "gcc",
+            "14",
+            "amd64",
+            hashlib.sha256(b"deb").hexdigest(),
+            3,
+            "debian",
+            "pool/main/g/gcc/gcc_14_amd64.deb",
+        )
+        rust = {
+            "release": "1.95.0",
+            "commit": "0" * 40,
+            "target": "musl",
+            "components": {"rustc": "0" * 64},
+        }
+        lockfile.Lock(
+            "20261122T000000Z",
+            rust,
+            {group: [deb] if group == "tools" else [] for group in lockfile.GROUPS},
+        ).save(os.path.join(source, lockfile.TREE))
+        self.parts = {
+            "debs/gcc_14_amd64.deb": b"deb",
+            "rust/rustc.tar.zst": b"rust",
+            "crates/cache/x/a-1.crate": b"crate",
+        }
         with open(os.path.join(source, "Cargo.lock"), "w", encoding="utf-8") as file:
-            file.write(f'[[package]]\nname = "a"\nversion = "1"\nchecksum = "{hashlib.sha256(b"crate").hexdigest()}"\n')
+            file.write(
+                f'[[package]]\nname = "a"\nversion = "1"\nchecksum = "{hashlib.sha256(b"crate").hexdigest()}"\n'
+            )
         self.pack(self.parts)
         release.stage(self.tag, self.files, source)
-        self.sums = {name: release.sha256(os.path.join(self.files, name)) for name in os.listdir(self.files) if name != release.SUMS}
+        self.sums = {
+            name: release.sha256(os.path.join(self.files, name))
+            for name in os.listdir(self.files)
+            if name != release.SUMS
+        }
         for name, predicate in release.STATEMENTS.items():
             image = name.removeprefix("measurements-")
             if predicate == release.PROVENANCE:
                 self.bundle(name, predicate, self.sums, {"buildDefinition": {}})
             else:
-                with open(os.path.join(self.files, f"reference-{image}.json"), encoding="utf-8") as file:
-                    self.bundle(name, predicate, {f"{image}.efi": self.sums[f"{image}.efi"]}, json.load(file))
+                with open(
+                    os.path.join(self.files, f"reference-{image}.json"), encoding="utf-8"
+                ) as file:
+                    self.bundle(
+                        name,
+                        predicate,
+                        {f"{image}.efi": self.sums[f"{image}.efi"]},
+                        json.load(file),
+                    )
 
     def pack(self, parts):
         os.makedirs(os.path.join(self.source, "build"), exist_ok=True)
@@ -643,10 +959,24 @@ class Release(unittest.TestCase):
                 members.addfile(member, io.BytesIO(content))
 
     def bundle(self, name, predicate, subjects, said):
-        statement = {"_type": "https://in-toto.io/Statement/v1", "predicateType": predicate, "predicate": said,
-                     "subject": [{"name": subject, "digest": {"sha256": digest}} for subject, digest in subjects.items()]}
+        statement = {
+            "_type": "https://in-toto.io/Statement/v1",
+            "predicateType": predicate,
+            "predicate": said,
+            "subject": [
+                {"name": subject, "digest": {"sha256": digest}}
+                for subject, digest in subjects.items()
+            ],
+        }
         with open(os.path.join(self.files, f"{name}.sigstore.json"), "w", encoding="utf-8") as file:
-            json.dump({"dsseEnvelope": {"payload": base64.b64encode(json.dumps(statement).encode()).decode()}}, file)
+            json.dump(
+                {
+                    "dsseEnvelope": {
+                        "payload": base64.b64encode(json.dumps(statement).encode()).decode()
+                    }
+                },
+                file,
+            )
 
     def publish(self):
         return release.publish(self.github, "acme/cofferdam", self.tag, self.commit, self.files)
@@ -662,10 +992,12 @@ class Release(unittest.TestCase):
 
     def test_everything_is_published_and_only_once(self):
         self.assertIn(self.tag, self.publish())
-        entry, = self.github.releases(self.tag)
+        (entry,) = self.github.releases(self.tag)
         self.assertFalse(entry["draft"])
-        self.assertEqual({asset["name"] for asset in entry["assets"]},
-                         {*self.sums, release.SUMS, *(f"{name}.sigstore.json" for name in release.STATEMENTS)})
+        self.assertEqual(
+            {asset["name"] for asset in entry["assets"]},
+            {*self.sums, release.SUMS, *(f"{name}.sigstore.json" for name in release.STATEMENTS)},
+        )
         self.assertIn("reference-cofferdam.json", self.sums)
         self.assertIn(release.INPUTS, self.sums)
         self.assertIn("reference-platform-simulator.json", self.sums)
@@ -673,14 +1005,24 @@ class Release(unittest.TestCase):
         self.assertEqual(self.github.releases(self.tag), [entry])
 
     def test_a_draft_that_is_there_is_not_touched(self):
-        draft = self.github.must("POST", "/releases", {"tag_name": self.tag, "draft": True, "target_commitish": self.commit, "name": "by hand", "body": ""})
+        draft = self.github.must(
+            "POST",
+            "/releases",
+            {
+                "tag_name": self.tag,
+                "draft": True,
+                "target_commitish": self.commit,
+                "name": "by hand",
+                "body": "",
+            },
+        )
         self.refused("there is a draft of")
         self.assertEqual([entry["id"] for entry in self.github.releases(self.tag)], [draft["id"]])
 
     def test_a_failed_upload_leaves_a_draft_that_nobody_sees(self):
         self.fault({"method": "POST", "path": "/assets$", "status": 502, "times": 1})
         self.refused("502")
-        entry, = self.github.releases(self.tag)
+        (entry,) = self.github.releases(self.tag)
         self.assertTrue(entry["draft"])
         self.assertEqual(self.github.call("GET", f"/releases/tags/{self.tag}")[0], 404)
         self.refused("there is a draft of")
@@ -691,8 +1033,15 @@ class Release(unittest.TestCase):
 
         def watched(method, url, body=None):
             if method != "GET":
-                seen.append((method, "assets" if "assets" in url else "release", self.github.call("GET", f"/releases/tags/{self.tag}")[0]))
+                seen.append(
+                    (
+                        method,
+                        "assets" if "assets" in url else "release",
+                        self.github.call("GET", f"/releases/tags/{self.tag}")[0],
+                    )
+                )
             return must(method, url, body)
+
         self.github.must = watched
         self.publish()
         self.assertEqual(seen[0], ("POST", "release", 404))
@@ -701,7 +1050,9 @@ class Release(unittest.TestCase):
 
     def test_other_bytes_on_github_stay_a_draft(self):
         must = self.github.must
-        self.github.must = lambda method, url, body=None: must(method, url, body + b"!" if isinstance(body, bytes) and "cofferdam.efi" in url else body)
+        self.github.must = lambda method, url, body=None: must(
+            method, url, body + b"!" if isinstance(body, bytes) and "cofferdam.efi" in url else body
+        )
         self.refused("stays a draft")
         self.assertEqual(self.github.call("GET", f"/releases/tags/{self.tag}")[0], 404)
 
@@ -713,9 +1064,19 @@ class Release(unittest.TestCase):
 
     def test_inputs_that_are_not_those_of_the_lock_are_not_staged(self):
         again = os.path.join(self.work.name, "again")
-        for change, said in ((lambda parts: parts.pop("debs/gcc_14_amd64.deb"), "lacks debs/gcc_14"), (lambda parts: parts.update({"debs/gcc_14_amd64.deb": b"other"}), "not what the lock names"),
-                             (lambda parts: parts.pop("rust/rustc.tar.zst"), "lacks rust/rustc"), (lambda parts: parts.pop("crates/cache/x/a-1.crate"), "lacks the crates"),
-                             (lambda parts: parts.update({"crates/cache/x/a-1.crate": b"forged"}), "a-1.crate of .* is not what Cargo.lock names")):
+        for change, said in (
+            (lambda parts: parts.pop("debs/gcc_14_amd64.deb"), "lacks debs/gcc_14"),
+            (
+                lambda parts: parts.update({"debs/gcc_14_amd64.deb": b"other"}),
+                "not what the lock names",
+            ),
+            (lambda parts: parts.pop("rust/rustc.tar.zst"), "lacks rust/rustc"),
+            (lambda parts: parts.pop("crates/cache/x/a-1.crate"), "lacks the crates"),
+            (
+                lambda parts: parts.update({"crates/cache/x/a-1.crate": b"forged"}),
+                "a-1.crate of .* is not what Cargo.lock names",
+            ),
+        ):
             parts = dict(self.parts)
             change(parts)
             self.pack(parts)
@@ -750,7 +1111,12 @@ class Release(unittest.TestCase):
         self.assertEqual(self.github.releases(self.tag), [])
 
     def test_measurements_that_are_signed_differently(self):
-        self.bundle("measurements-cofferdam", release.MEASUREMENTS, {"cofferdam.efi": self.sums["cofferdam.efi"]}, {"other": 1})
+        self.bundle(
+            "measurements-cofferdam",
+            release.MEASUREMENTS,
+            {"cofferdam.efi": self.sums["cofferdam.efi"]},
+            {"other": 1},
+        )
         self.refused("states other measurements")
 
     def test_measurements_of_another_image_are_not_staged(self):
