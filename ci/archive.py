@@ -1,9 +1,10 @@
 """Debian's archive: where it is, what is in it, and how a file of it is fetched.
 
-Responsible for: the addresses, which are the machine's own (its apt configuration) or the caller's and never this tree's;
-resolving names to packages with their SHA-256 through apt, which checks the archive's signature; downloading by
-apt, so that the machine's proxies, certificates and credentials count. A file that has not the
-SHA-256 that was asked for is no file. The machine's own lists of packages and what is installed are neither read nor changed.
+Responsible for: the addresses, which are the machine's own (its apt configuration) or the caller's
+and never this tree's; resolving names to packages with their SHA-256 through apt, which checks the
+archive's signature; downloading by apt, so that the machine's proxies, certificates and credentials
+count. A file that has not the SHA-256 that was asked for is no file. The machine's own lists of
+packages and what is installed are neither read nor changed.
 """
 
 import dataclasses
@@ -18,6 +19,8 @@ import sys
 import tempfile
 import urllib.parse
 
+from process import Failed
+
 KEYRING = "/usr/share/keyrings/debian-archive-keyring.gpg"
 HELPER = "/usr/lib/apt/apt-helper"
 # Of one file; the largest today is the kernel's source, 167 MB.
@@ -29,13 +32,15 @@ TIMEOUT = 20
 URL = re.compile(r"https?://[^\s'\"<>]{1,400}")
 
 
-class Unavailable(Exception):
+class Unavailable(Failed):
     """The archive did not give what was asked for; its text is for people."""
 
 
 @dataclasses.dataclass(frozen=True, order=True)
 class Package:
-    """One package file: `name_version_architecture.deb` at `path` below its archive (`debian` or `debian-security`)."""
+    """One package file: `name_version_architecture.deb` at `path` below its archive (`debian` or
+    `debian-security`).
+    """
 
     name: str
     version: str
@@ -73,8 +78,8 @@ def holds(path, package):
 def archives(given=None):
     """{"debian": URL, "debian-security": URL} of the live archive, without a slash at the end.
 
-    From `given` (then security is beside it, with `-security`), or from this machine's apt configuration: what calls itself Debian's
-    in the lists that apt has, else what is named like it.
+    From `given` (then security is beside it, with `-security`), or from this machine's apt
+    configuration: what calls itself Debian's in the lists that apt has, else what is named like it.
     """
     if given:
         base = checked(given)
@@ -106,14 +111,17 @@ def archives(given=None):
             found.setdefault(last, address)
     if "debian" not in found:
         raise Unavailable(
-            "this machine's apt configuration names no Debian archive\nhint: name one with --archive URL, for example a mirror's address that ends in /debian"
+            "this machine's apt configuration names no Debian archive\nhint: name one with "
+            "--archive URL, for example a mirror's address that ends in /debian"
         )
     found.setdefault("debian-security", f"{found['debian']}-security")
     return found
 
 
 def mirror(address):
-    """An address without its last slash; of apt's lists of mirrors the first. None where it is no web address."""
+    """An address without its last slash; of apt's lists of mirrors the first. None where it is no
+    web address.
+    """
     if address.startswith("mirror+file:"):
         try:
             with open(
@@ -140,7 +148,8 @@ def sources():
 def snapshots(given=None):
     """The address of Debian's archive of everything it published, or None.
 
-    `given`, what apt is configured with, or `snapshot.` of the domain that this machine's os-release names as Debian's home.
+    `given`, what apt is configured with, or `snapshot.` of the domain that this machine's
+    os-release names as Debian's home.
     """
     if given:
         return checked(given)
@@ -182,8 +191,9 @@ def at(address, moment):
 
 
 def snapshot_times(moment):
-    """The two states in which everything is that the archive held at `moment`: the last one before, and one a day later, for
-    what had come in between."""
+    """The two states in which everything is that the archive held at `moment`: the last one before,
+    and one a day later, for what had come in between.
+    """
     then = datetime.datetime.strptime(moment, "%Y%m%dT%H%M%SZ")
     return [moment, (then + datetime.timedelta(days=1)).strftime("%Y%m%dT%H%M%SZ")]
 
@@ -192,7 +202,9 @@ def snapshot_times(moment):
 
 
 def download(wanted, folder):
-    """Fetches {Package: URL} into `folder`, each as its SHA-256 says; what could not be had is not there afterwards."""
+    """Fetches {Package: URL} into `folder`, each as its SHA-256 says; what could not be had is not
+    there afterwards.
+    """
     os.makedirs(folder, exist_ok=True)
     items = list(wanted.items())
     dead = set()
@@ -240,7 +252,8 @@ def download(wanted, folder):
             elif os.path.exists(f"{path}.new"):
                 os.unlink(f"{path}.new")
         if not got and re.search(
-            r"Could not (?:resolve|connect)|Unable to connect|Connection (?:refused|timed out|failed)|Temporary failure|Name or service",
+            r"Could not (?:resolve|connect)|Unable to connect|Connection (?:refused|timed "
+            r"out|failed)|Temporary failure|Name or service",
             done.stdout + done.stderr,
         ):
             dead |= {host(url) for _, url in batch}
@@ -254,15 +267,17 @@ def host(url):
 
 
 def resolve(addresses, suites, names, essential, keyring=KEYRING):
-    """The packages `names` with all that they depend on (for `essential`: and Debian's essential ones), as the archive has them now."""
+    """The packages `names` with all that they depend on (for `essential`: and Debian's essential
+    ones), as the archive has them now.
+    """
     with tempfile.TemporaryDirectory(prefix="cofferdam-apt-") as state:
         options = apt_options(state, addresses, suites, keyring)
-        run(["apt-get", *options, "update"])
+        apt(["apt-get", *options, "update"])
         wanted = [*(["?essential"] if essential else []), *names]
         if essential:
-            said = run(["apt-get", *options, "install", "--print-uris", "-qq", *wanted])
+            said = apt(["apt-get", *options, "install", "--print-uris", "-qq", *wanted])
         else:
-            said = run(["apt-get", *options, "download", "--print-uris", "-qq", *wanted])
+            said = apt(["apt-get", *options, "download", "--print-uris", "-qq", *wanted])
     found = [parse(line, addresses) for line in said.splitlines() if line.startswith("'")]
     missing = set(names) - {package.name for package in found}
     if missing:
@@ -271,7 +286,9 @@ def resolve(addresses, suites, names, essential, keyring=KEYRING):
 
 
 def apt_options(state, addresses, suites, keyring):
-    """Options for an apt that knows these suites, nothing installed and none of the machine's preferences."""
+    """Options for an apt that knows these suites, nothing installed and none of the machine's
+    preferences.
+    """
     for folder in ("lists/partial", "cache/archives/partial", "etc"):
         os.makedirs(os.path.join(state, folder))
     with open(os.path.join(state, "sources.list"), "w", encoding="utf-8") as file:
@@ -324,7 +341,7 @@ def parse(line, addresses):
     return Package(name, version, architecture, digest, int(size), archive, path)
 
 
-def run(command):
+def apt(command):
     done = subprocess.run(
         command, stdin=subprocess.DEVNULL, capture_output=True, text=True, check=False
     )
@@ -344,7 +361,9 @@ def run(command):
 
 
 def fetch(url, path, most):
-    """Downloads a file of at most `most` bytes, whatever length it says; whether it is there afterwards. Its content is for the caller to check."""
+    """Downloads a file of at most `most` bytes, whatever length it says; whether it is there
+    afterwards. Its content is for the caller to check.
+    """
     done = subprocess.run(
         [
             "prlimit",

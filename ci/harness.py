@@ -1,9 +1,10 @@
-"""The world around one appliance, on loopback: registry, development GitHub, simulated platform, QEMU.
+"""The world around one appliance, on loopback: registry, development GitHub, simulated platform,
+QEMU.
 
-Responsible for starting and stopping what `ci/demo` and the boot tests share, and for running `coffer`
-as a person would. Everything lives in one folder; only processes started here are ended. Never
-anything simulated beyond the TDX device itself: the registry is Debian's, the kernel, the firmware
-and the TPM are real, and the GitHub differs from the real one in its address alone.
+Responsible for starting and stopping what `ci/demo` and the boot tests share, and for running
+`coffer` as a person would. Everything lives in one folder; only processes started here are ended.
+Never anything simulated beyond the TDX device itself: the registry is Debian's, the kernel, the
+firmware and the TPM are real, and the GitHub differs from the real one in its address alone.
 """
 
 import base64
@@ -21,15 +22,13 @@ import tarfile
 import time
 import urllib.request
 
+from process import Failed, run
+
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 CONTRACT = os.path.join(ROOT, "..", "shared", "contracts", "github-releases.openapi.json")
 REPOSITORY = "acme/app"
 GITHUB_TOKEN = "development-token-0123456789"
 HOST_FROM_GUEST = "10.0.2.2"
-
-
-class Failed(Exception):
-    """A step that did not do what it must."""
 
 
 def free_port():
@@ -50,18 +49,10 @@ def wait_for(what, seconds, condition, interval=0.2):
         time.sleep(interval)
 
 
-def run(command, **options):
-    """Runs a command that must succeed; its output is shown when it does not."""
-    done = subprocess.run(command, capture_output=True, text=True, check=False, **options)
-    if done.returncode != 0:
-        raise Failed(
-            f"{' '.join(map(str, command))} exited with {done.returncode}\n{done.stdout}{done.stderr}"
-        )
-    return done.stdout
-
-
 def image_layers(files):
-    """One gzipped layer, the same bytes for the same files: `{path: (mode, bytes | symlink target)}`."""
+    """One gzipped layer, the same bytes for the same files: `{path: (mode, bytes | symlink
+    target)}`.
+    """
     raw = io.BytesIO()
     with tarfile.open(fileobj=raw, mode="w", format=tarfile.PAX_FORMAT) as archive:
         for path, (mode, content) in sorted(files.items()):
@@ -124,7 +115,9 @@ def write_oci_layout(folder, files, config):
 
 
 class Control:
-    """The simulator's own serial port: asks tdx-sim, which runs outside of all roles, for what a host cannot do."""
+    """The simulator's own serial port: asks tdx-sim, which runs outside of all roles, for what a
+    host cannot do.
+    """
 
     def __init__(self, path):
         self.socket = socket.socket(socket.AF_UNIX)
@@ -244,8 +237,10 @@ class World:
         self.registry_port = free_port()
         with open(self.path("registry.yml"), "w", encoding="utf-8") as file:
             file.write(
-                f"version: 0.1\nlog: {{level: warn}}\nstorage: {{filesystem: {{rootdirectory: {self.path('registry')}}}}}\n"
-                f"http: {{addr: '127.0.0.1:{self.registry_port}', tls: {{certificate: {certificate}, key: {key}}}}}\n"
+                f"version: 0.1\nlog: {{level: warn}}\nstorage: "
+                f"{{filesystem: {{rootdirectory: {self.path('registry')}}}}}\n"
+                f"http: {{addr: '127.0.0.1:{self.registry_port}', "
+                f"tls: {{certificate: {certificate}, key: {key}}}}}\n"
             )
         registry = self.start("registry", ["docker-registry", "serve", self.path("registry.yml")])
         self.github_port = free_port()
@@ -372,7 +367,8 @@ class World:
         return (
             f"version: 1\nrepository: {repository}\nendpoint: 127.0.0.1:{port}\n"
             f"operators:\n  - name: demo\n    key: {self.operator()}\n"
-            f"github:\n  api: https://{HOST_FROM_GUEST}:{self.github_port}/api/v3\n  token: secret://cofferdam/github/token\n  ca: |\n{ca}"
+            f"github:\n  api: https://{HOST_FROM_GUEST}:{self.github_port}/api/v3\n  token: "
+            f"secret://cofferdam/github/token\n  ca: |\n{ca}"
             f"attestation:\n  collateral: https://{HOST_FROM_GUEST}:{self.pccs_port}\n  ca: |\n{ca}"
             f"registries:\n  - host: {HOST_FROM_GUEST}:{self.registry_port}\n    ca: |\n"
             + ca.replace("    ", "      ")
@@ -408,7 +404,8 @@ class World:
         """The tag that a release of this document would have (design: Release)."""
         claims = base64.b64decode(json.loads(document)["claims"])
         digest = hashlib.sha512(b"cofferdam/claims/v1\0" + claims).hexdigest()
-        return f"attest-{json.loads(claims)['issued_at'].replace('-', '').replace(':', '')}-{digest[:8]}"
+        issued = json.loads(claims)["issued_at"].replace("-", "").replace(":", "")
+        return f"attest-{issued}-{digest[:8]}"
 
     # -- the appliance ----------------------------------------------------------------------------
 
@@ -442,7 +439,9 @@ class World:
             return ""
 
     def wait_console(self, name, process, text, seconds):
-        """Waits for a line on the console that contains `text`; fails early when the machine ends or parks."""
+        """Waits for a line on the console that contains `text`; fails early when the machine ends
+        or parks.
+        """
 
         def seen():
             console = self.console(name)
@@ -462,7 +461,9 @@ class World:
     # -- coffer -----------------------------------------------------------------------------------
 
     def references(self, image):
-        """Reference values predicted from the image's file, never from a boot: the image's half and the platform's."""
+        """Reference values predicted from the image's file, never from a boot: the image's half and
+        the platform's.
+        """
         paths = [
             self.path(f"{os.path.basename(image)}.{half}.json") for half in ("image", "platform")
         ]

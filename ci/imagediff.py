@@ -1,9 +1,10 @@
-"""Says where two images differ: the section of the UKI, in .initrd the file, in a program the section.
+"""Says where two images differ: the section of the UKI, in .initrd the file, in a program the
+section.
 
-Responsible for: naming the first place that explains a difference, as a path of places from the outside
-to the inside. Contents come before headers, because a header repeats what contents decide (sizes,
-offsets, checksums); a header is named first only when no content differs.
-Never: deciding what may differ. Two images are the same or they are not.
+Responsible for: naming the first place that explains a difference, as a path of places from the
+outside to the inside. Contents come before headers, because a header repeats what contents decide
+(sizes, offsets, checksums); a header is named first only when no content differs. Never: deciding
+what may differ. Two images are the same or they are not.
 """
 
 import struct
@@ -90,7 +91,9 @@ PACKED = [
 
 
 def compare(left, right):
-    """Where the images `left` and `right` differ: a list of sentences, the telling one first; empty when they do not."""
+    """Where the images `left` and `right` differ: a list of sentences, the telling one first; empty
+    when they do not.
+    """
     if left == right:
         return []
     try:
@@ -106,7 +109,8 @@ def executable(left, right, where):
     names = [[name for name, *_ in table] for table in (ours, theirs)]
     if names[0] != names[1]:
         return [
-            f"{where}the sections are {' '.join(names[0])} in one and {' '.join(names[1])} in the other"
+            f"{where}the sections are {' '.join(names[0])} in one and {' '.join(names[1])} in the "
+            "other"
         ]
     found = []
     for (name, one), (_, other) in zip(ours, theirs):
@@ -164,7 +168,8 @@ def headers(left, right):
         )
         if one != other:
             found.append(
-                f"{name} is 0x{int.from_bytes(one, 'little'):x} in one and 0x{int.from_bytes(other, 'little'):x} in the other"
+                f"{name} is 0x{int.from_bytes(one, 'little'):x} in one and "
+                f"0x{int.from_bytes(other, 'little'):x} in the other"
             )
     return found[:MOST]
 
@@ -186,7 +191,8 @@ def text(one, other, where):
     if max(len(one), len(other)) > 4096:
         return []
     return [
-        f"{where}: {bytes_at(one, other)}: {one.decode('utf-8', 'replace')!r} and {other.decode('utf-8', 'replace')!r}"
+        f"{where}: {bytes_at(one, other)}: {one.decode('utf-8', 'replace')!r} and "
+        f"{other.decode('utf-8', 'replace')!r}"
     ]
 
 
@@ -212,12 +218,14 @@ def initrd(one, other, where):
             if mine != their and not (field == "filesize" and body != their_body):
                 form = oct if field == "mode" else str
                 found.append(
-                    f"{where}: {name}: {field} is {form(mine)} in one and {form(their)} in the other"
+                    f"{where}: {name}: {field} is {form(mine)} in one and {form(their)} in the "
+                    "other"
                 )
     if not found and list(ours) != list(theirs):
         place = next(number for number, pair in enumerate(zip(ours, theirs)) if pair[0] != pair[1])
         found.append(
-            f"{where}: the order: entry {place} is {list(ours)[place]} in one and {list(theirs)[place]} in the other"
+            f"{where}: the order: entry {place} is {list(ours)[place]} in one and "
+            f"{list(theirs)[place]} in the other"
         )
     if len(found) > MOST:
         found = [*found[:MOST], f"{where}: and {len(found) - MOST} more"]
@@ -257,7 +265,9 @@ def kernel(one, other, where):
 
 
 def payload(image):
-    """The packed kernel in a bzImage (Documentation/arch/x86/boot.rst: setup_sects, payload_offset, payload_length)."""
+    """The packed kernel in a bzImage (Documentation/arch/x86/boot.rst: setup_sects, payload_offset,
+    payload_length).
+    """
     if len(image) < 0x250 or image[0x202:0x206] != b"HdrS":
         return None
     start = ((image[0x1F1] or 4) + 1) * 512
@@ -275,7 +285,8 @@ def elf(one, other, where):
         if name != their_name:
             return [f"{where}: a section is {name} in one and {their_name} in the other"]
         if ours != theirs:
-            found = f"{where}: ELF section {name}: {bytes_at(ours, theirs)}; in the file: {bytes_at(one, other)}"
+            inside, whole = bytes_at(ours, theirs), bytes_at(one, other)
+            found = f"{where}: ELF section {name}: {inside}; in the file: {whole}"
             if name not in DIGESTS:
                 return [found]
             consequence.append(found)
@@ -287,7 +298,9 @@ def elf(one, other, where):
 
 
 def elf_sections(program):
-    """[(name, content)] of a 64-bit little-endian ELF file in its table's order; None for any other file."""
+    """[(name, content)] of a 64-bit little-endian ELF file in its table's order; None for any other
+    file.
+    """
     try:
         if program[:6] != b"\x7fELF\x02\x01":
             return None
@@ -313,7 +326,8 @@ def unpack(data):
     """Compressed data unpacked, by how it begins."""
     for magic, command in PACKED:
         if data.startswith(magic):
-            # What follows the frame (a kernel's length, padding) makes some of them complain after all is out.
+            # What follows the frame (a kernel's length, padding) makes some of them complain after
+            # all is out.
             return uki.unpack(command, data, whole=False)
     return data
 
@@ -332,7 +346,8 @@ def bytes_at(one, other):
     while place < end and one[place] == other[place]:
         place += 1
     sizes = "" if len(one) == len(other) else f" ({len(one)} and {len(other)} bytes)"
-    return f"byte {place}{sizes}: {one[place : place + SHOWN].hex() or 'the end'} and {other[place : place + SHOWN].hex() or 'the end'}"
+    left, right = (data[place : place + SHOWN].hex() or "the end" for data in (one, other))
+    return f"byte {place}{sizes}: {left} and {right}"
 
 
 READERS = {

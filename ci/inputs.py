@@ -1,18 +1,19 @@
-"""What the image is made of: the files of the source tree that decide its bytes, and what was laid down beside them.
+"""What the image is made of: the files of the source tree that decide its bytes, and what was laid
+down beside them.
 
-Responsible for: the one list of those files (INPUTS, NOT_INPUTS) and a digest over them. The digest is of what is there,
-committed or not, and does not depend on measurements/, documents or ci/, so that committing
-measurements does not change what they are of. image/inputs.lock is among them; what was used instead of it, where the
-archive moved on, is said by `build`.
+Responsible for: the one list of those files (INPUTS, NOT_INPUTS) and a digest over them. The digest
+is of what is there, committed or not, and does not depend on measurements/, documents or ci/, so
+that committing measurements does not change what they are of. image/inputs.lock is among them; what
+was used instead of it, where the archive moved on, is said by `build`.
 """
 
 import hashlib
 import os
 import re
 import stat
-import subprocess
 
 import lockfile
+from process import Failed, run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 
@@ -28,17 +29,13 @@ INPUTS = [
 ]
 # What mkosi and cargo would also read if somebody put it there; the tools tree is an output.
 ALSO = re.compile(r"mkosi\.(?!tools).+|mkosi\.tools\.conf|\.cargo|rust-toolchain(?:\.toml)?")
-# What lies below those and never reaches the image: documents, tests and what is only for them.
-# A crate's page that is compiled into its documentation is among them: documentation is no code. Of the crates that no image
-# holds only the manifest counts, which cargo reads for the workspace.
+# What lies below those and never reaches the image: documents, tests and what is only for them. A
+# crate's page that is compiled into its documentation is among them: documentation is no code. Of
+# the crates that no image holds only the manifest counts, which cargo reads for the workspace.
 NOT_INPUTS = re.compile(
     r"(?!image/base/)(?:.*/)?[^/]+\.md|appliance/[^/]+/(?:tests|fuzz|benches|examples)/.*|"
     r"appliance/(?:coffer|measure)/(?!Cargo\.toml$).*|policy/vectors/.*"
 )
-
-
-class Unknown(Exception):
-    """Something that a build needs is not there or not readable; its text is for people."""
 
 
 def tops(root):
@@ -53,7 +50,7 @@ def files(root=ROOT):
         path = os.path.join(root, top)
         if not os.path.isdir(path):
             if not os.path.lexists(path):
-                raise Unknown(f"{top} is not there: this is not Cofferdam's source tree")
+                raise Failed(f"{top} is not there: this is not Cofferdam's source tree")
             found.append(top)
         for folder, directories, names in os.walk(path):
             links = [name for name in directories if os.path.islink(os.path.join(folder, name))]
@@ -62,7 +59,9 @@ def files(root=ROOT):
 
 
 def digest(root=ROOT):
-    """`sha256:<64 hex>` over all inputs: for each its mode as git has it, its path and its content's SHA-256, NUL after each."""
+    """`sha256:<64 hex>` over all inputs: for each its mode as git has it, its path and its
+    content's SHA-256, NUL after each.
+    """
     total = hashlib.sha256()
     for path in files(root):
         full = os.path.join(root, path)
@@ -75,21 +74,14 @@ def digest(root=ROOT):
             with open(full, "rb") as file:
                 content = file.read()
         else:
-            raise Unknown(f"{path} is neither a file nor a link")
+            raise Failed(f"{path} is neither a file nor a link")
         total.update(f"{mode}\0{path}\0{hashlib.sha256(content).hexdigest()}\0".encode())
     return f"sha256:{total.hexdigest()}"
 
 
 def git(root, *arguments):
-    done = subprocess.run(
-        ["git", "-c", "safe.directory=*", "-C", root, *arguments],
-        capture_output=True,
-        text=True,
-        check=False,
-    )
-    if done.returncode != 0:
-        raise Unknown(f"git {arguments[0]}: {done.stderr.strip()}")
-    return done.stdout
+    """What git prints about the repository `root`, whoever owns it."""
+    return run(["git", "-c", "safe.directory=*", "-C", root, *arguments])
 
 
 def commit(root=ROOT):
@@ -111,14 +103,9 @@ def commit(root=ROOT):
 
 def used():
     """The lock of what ci/fetch laid down."""
-    try:
-        found = lockfile.used()
-    except lockfile.Invalid as error:
-        raise Unknown(str(error)) from error
+    found = lockfile.used()
     if found is None or not os.path.exists(os.path.join(ROOT, "build/made-by-ci-install")):
-        raise Unknown(
-            "what a build takes from elsewhere is not there\nhint: run ci/install --build"
-        )
+        raise Failed("what a build takes from elsewhere is not there\nhint: run ci/install --build")
     return found
 
 
@@ -137,7 +124,7 @@ def build(root=ROOT):
         "rustc-commit": lock.rust["commit"],
         "target": lock.rust["target"],
     }
-    toolchain |= {name: digest for name, digest in lock.rust["components"].items()}
+    toolchain |= dict(lock.rust["components"].items())
     return {
         "commit": revision,
         "modified": modified,

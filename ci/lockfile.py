@@ -1,11 +1,13 @@
-"""The lock of everything that a build takes from elsewhere: image/inputs.lock, resolved from image/inputs.toml.
+"""The lock of everything that a build takes from elsewhere: image/inputs.lock, resolved from
+image/inputs.toml.
 
-Responsible for: its format, read strictly; what is in use (build/inputs/inputs.lock, which differs from the tree's only where the
-locked files could not be had); the names of what differs; the content of a Rust toolchain by component.
+Responsible for: its format, read strictly; what is in use (build/inputs/inputs.lock, which differs
+from the tree's only where the locked files could not be had); the names of what differs; the
+content of a Rust toolchain by component.
 
-The format is JSON: `format`, `resolved` (UTC, also the state of the archive to ask a snapshot for), `rust` (`release`, `commit`,
-`target`, and in `components` the digest of each, see tree_digest) and for each group of inputs.toml a list of packages, each as
-archive.Package has them.
+The format is JSON: `format`, `resolved` (UTC, also the state of the archive to ask a snapshot for),
+`rust` (`release`, `commit`, `target`, and in `components` the digest of each, see tree_digest) and
+for each group of inputs.toml a list of packages, each as archive.Package has them.
 """
 
 import hashlib
@@ -17,6 +19,7 @@ import subprocess
 import tomllib
 
 import archive
+from process import Failed
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 TREE = "image/inputs.lock"
@@ -36,7 +39,7 @@ FIELDS = {
 }
 
 
-class Invalid(Exception):
+class Invalid(Failed):
     """A lock that is not one; its text is for people."""
 
 
@@ -110,7 +113,9 @@ class Lock:
         return {entry.name: entry.version for entry in self.groups[group]}
 
     def moved(self, other):
-        """Sentences: what `other` has instead of what this lock names. Another file of the same version counts."""
+        """Sentences: what `other` has instead of what this lock names. Another file of the same
+        version counts.
+        """
         found = []
         for group in GROUPS:
             ours, theirs = (
@@ -120,12 +125,15 @@ class Lock:
                 mine, their = ours.get(name), theirs.get(name)
                 if mine is None or their is None or mine.sha256 != their.sha256:
                     found.append(
-                        f"{name} {mine.version if mine else '(not there)'} -> {their.version if their else '(gone)'}"
+                        f"{name} {mine.version if mine else '(not there)'} -> "
+                        f"{their.version if their else '(gone)'}"
                     )
         if self.rust != other.rust:
+            components = changed(self.rust["components"], other.rust["components"])
             found.append(
-                f"rust {self.rust['release']} ({self.rust['commit'][:9]}) -> {other.rust['release']} ({other.rust['commit'][:9]}), "
-                f"other content in {', '.join(changed(self.rust['components'], other.rust['components'])) or 'nothing'}"
+                f"rust {self.rust['release']} ({self.rust['commit'][:9]}) -> "
+                f"{other.rust['release']} ({other.rust['commit'][:9]}), "
+                f"other content in {', '.join(components) or 'nothing'}"
             )
         return found
 
@@ -220,9 +228,11 @@ def content(sysroot, rust):
 
 
 def toolchain(sysroot, rust):
-    """The `rust` of a lock for the toolchain that lies at `sysroot`; None when there is none or a part is missing.
+    """The `rust` of a lock for the toolchain that lies at `sysroot`; None when there is none or a
+    part is missing.
 
-    One of another content than `rust` names is asked for its version, so it has to be this user's own.
+    One of another content than `rust` names is asked for its version, so it has to be this user's
+    own.
     """
     found = content(sysroot, rust)
     if found is None or found == rust.get("components"):
@@ -245,7 +255,9 @@ def toolchain(sysroot, rust):
 
 
 def rustup(rust, install=True):
-    """Where rustup has the toolchain `rust` names, with its targets; None where it has not and cannot install it."""
+    """Where rustup has the toolchain `rust` names, with its targets; None where it has not and
+    cannot install it.
+    """
     if not shutil.which("rustup"):
         return None
     release, environment = rust["release"], os.environ | {"RUSTUP_AUTO_INSTALL": "0"}
@@ -261,7 +273,8 @@ def rustup(rust, install=True):
         return said.stdout.strip() if said.returncode == 0 else None
 
     if install:
-        # Never an install over a toolchain that is there: it may be another name of one that is in use.
+        # Never an install over a toolchain that is there: it may be another name of one that is in
+        # use.
         command = [
             "rustup",
             "toolchain",

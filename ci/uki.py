@@ -1,4 +1,6 @@
-"""Reads a UKI: the sections of a PE file, and the initramfs in one of them; makes variants of one, and addons, for tests."""
+"""Reads a UKI: the sections of a PE file, and the initramfs in one of them; makes variants of one,
+and addons, for tests.
+"""
 
 import os
 import stat
@@ -6,18 +8,22 @@ import struct
 import subprocess
 import threading
 
+from process import Failed
+
 # Ours have less than 20 MiB; others' may be larger. The same bound as that of `coffer measure`.
 LARGEST_IMAGE = 512 << 20
 # What an initramfs or a kernel of such an image may unpack to.
 LARGEST_UNPACKED = 2 << 30
 
 
-class Malformed(Exception):
+class Malformed(Failed):
     """The file is not a UKI, or not one of ours."""
 
 
 def read(path, largest=LARGEST_IMAGE):
-    """The bytes of a file of at most `largest` bytes; a longer one is refused before it is read, a device after that many."""
+    """The bytes of a file of at most `largest` bytes; a longer one is refused before it is read, a
+    device after that many.
+    """
     with open(path, "rb") as file:
         about = os.fstat(file.fileno())
         if stat.S_ISREG(about.st_mode) and about.st_size > largest:
@@ -26,7 +32,7 @@ def read(path, largest=LARGEST_IMAGE):
 
 
 def bounded(stream, largest, refusal):
-    """What a stream gives until its end; Malformed with the words `refusal` behind `largest` bytes."""
+    """What a stream gives until its end; Malformed saying `refusal` beyond `largest` bytes."""
     parts, length = [], 0
     while part := stream.read(1 << 20):
         length += len(part)
@@ -37,7 +43,9 @@ def bounded(stream, largest, refusal):
 
 
 def unpack(command, packed, largest=LARGEST_UNPACKED, whole=True):
-    """What `command` unpacks `packed` to, at most `largest` bytes; unless `whole`, it may complain after something is out."""
+    """What `command` unpacks `packed` to, at most `largest` bytes; unless `whole`, it may complain
+    after something is out.
+    """
     with subprocess.Popen(
         command, stdin=subprocess.PIPE, stdout=subprocess.PIPE, stderr=subprocess.PIPE
     ) as process:
@@ -80,8 +88,9 @@ def section(image, name):
 
 
 class Entry:
-    """A section: its name, its size and address in memory, its bytes in the file, and its flags. Without an address it gets one
-    behind all others."""
+    """A section: its name, its size and address in memory, its bytes in the file, and its flags.
+    Without an address it gets one behind all others.
+    """
 
     def __init__(self, name, content, size=None, address=None, flags=0x40000040):
         self.name, self.content, self.address, self.flags = name, content, address, flags
@@ -90,7 +99,7 @@ class Entry:
 
 def table(image):
     """The sections in the order of their table."""
-    header, optional, count = layout(image)
+    header, _optional, count = layout(image)
     found = []
     for at in range(header, header + 40 * count, 40):
         name, size, address, length, offset, flags = struct.unpack_from("<8sIIII12xI", image, at)
@@ -107,14 +116,16 @@ def table(image):
 
 
 def layout(image):
-    """Where the table of sections begins, where the optional header, and how many sections there are."""
+    """Where the table of sections begins, where the optional header, and how many sections there
+    are.
+    """
     header = struct.unpack_from("<I", image, 0x3C)[0]
     count, optional_size = struct.unpack_from("<H12xH", image, header + 6)
     return header + 24 + optional_size, header + 24, count
 
 
 def rebuilt(image, sections):
-    """The image with these sections, in this order, laid out anew without gaps behind its headers."""
+    """The image with these sections, in this order, laid out anew with no gap after its headers."""
     start_of_table, optional, count = layout(image)
     section_alignment, file_alignment = struct.unpack_from("<II", image, optional + 32)
     size_of_image, size_of_headers = struct.unpack_from("<II", image, optional + 56)
@@ -149,7 +160,9 @@ def rebuilt(image, sections):
 
 
 def variant(image, contents):
-    """The UKI with other contents in some sections: {name: bytes}. Those get new addresses behind all others."""
+    """The UKI with other contents in some sections: {name: bytes}. Those get new addresses behind
+    all others.
+    """
     sections = table(image)
     missing = set(contents) - {entry.name for entry in sections}
     if missing:
@@ -184,7 +197,7 @@ def checksum(image, value):
 
 def stub_byte(image):
     """The image with one letter of a message of its boot stub changed."""
-    text = "Error getting a LoadedImageProtocol handle".encode()
+    text = b"Error getting a LoadedImageProtocol handle"
     at = image.find(text)
     if at < 0:
         raise Malformed("the boot stub has no such message")

@@ -11,8 +11,8 @@ from urllib.parse import parse_qs
 
 import jsonschema
 
-
-# An operation that the description at hand leaves out, as GitHub's page on "Compare two commits" has it: what both sides rely on.
+# An operation that the description at hand leaves out, as GitHub's page on "Compare two commits"
+# has it: what both sides rely on.
 COMPARE = {
     "/repos/{owner}/{repo}/compare/{basehead}": {
         "get": {
@@ -188,7 +188,8 @@ class Contract:
         where = f"{method} {template}: response {status}"
         response = operation["responses"].get(str(status))
         if response is None:
-            # 401, 403 and 429 are described once for the whole API, outside of the single operations.
+            # 401, 403 and 429 are described once for the whole API, outside of the single
+            # operations.
             return [] if status in (401, 403, 429, 422) else [f"{where}: not in the contract"]
         response = self._dereference(response)
         content = response.get("content", {})

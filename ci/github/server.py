@@ -1,29 +1,31 @@
 #!/usr/bin/python3
-"""A development GitHub on loopback: releases, assets, contents, commits and git's own protocol over TLS.
+"""A development GitHub on loopback: releases, assets, contents, commits and git's own protocol over
+TLS.
 
 Responsible for: answering like GitHub Enterprise Server does under `https://HOST/api/v3`, from real
 git repositories in a folder (`ROOT/OWNER/REPO`, anything that git can read). Contents, commits and
-comparisons come from git itself, as does `OWNER/REPO.git/git-upload-pack`; releases and assets live in
-memory and, with --state, in a file. A published release is immutable, as it is on GitHub once immutable
-releases are switched on. A release's `created_at` is its commit's date; lists are paged with `Link`,
-answers carry an `ETag`, and each caller has a rate limit.
-Never: anything but loopback, an answer that only our clients would understand, or a way for a client
-to tell it from the real one. With --contract every request and response is checked against GitHub's
-own description and each violation is appended to --violations.
+comparisons come from git itself, as does `OWNER/REPO.git/git-upload-pack`; releases and assets live
+in memory and, with --state, in a file. A published release is immutable, as it is on GitHub once
+immutable releases are switched on. A release's `created_at` is its commit's date; lists are paged
+with `Link`, answers carry an `ETag`, and each caller has a rate limit. Never: anything but
+loopback, an answer that only our clients would understand, or a way for a client to tell it from
+the real one. With --contract every request and response is checked against GitHub's own description
+and each violation is appended to --violations.
 
-Faults for tests: --faults names a JSON file that is read on every request, a list of
-`{"method": "POST", "path": REGEX, "status": 500, "times": 2, "headers": {}, "body": "…", "delay": 0}`; a
+Faults for tests: --faults names a JSON file that is read on every request, a list of `{"method":
+"POST", "path": REGEX, "status": 500, "times": 2, "headers": {}, "body": "…", "delay": 0}`; a
 matched entry is answered, after `delay` seconds, and counted down; without a status it only delays.
 
-Scenarios for tests: --scenario names a JSON file that is read on every request:
-`order` of lists (`newest` as GitHub does at most times, `oldest`, `shuffled`: it promises none), `immutable`
-(whether releases are), `limits` per hour (`{"anonymous": 60, "token": 5000}`; without it there is none) and
-`limited` (the status of an answer beyond them, 403 or 429; the limits' hour begins with the first request).
---log appends a line of JSON for each request.
+Scenarios for tests: --scenario names a JSON file that is read on every request: `order` of lists
+(`newest` as GitHub does at most times, `oldest`, `shuffled`: it promises none), `immutable`
+(whether releases are), `limits` per hour (`{"anonymous": 60, "token": 5000}`; without it there is
+none) and `limited` (the status of an answer beyond them, 403 or 429; the limits' hour begins with
+the first request). --log appends a line of JSON for each request.
 """
 
 import argparse
 import base64
+import contextlib
 import hashlib
 import hmac
 import json
@@ -36,7 +38,7 @@ import subprocess
 import sys
 import threading
 import time
-from datetime import datetime, timezone
+from datetime import UTC, datetime
 from http.server import BaseHTTPRequestHandler, ThreadingHTTPServer
 from urllib.parse import parse_qs, quote, unquote, urlsplit
 
@@ -47,7 +49,7 @@ LARGEST_BODY = 16 << 20
 
 
 def now():
-    return datetime.now(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
+    return datetime.now(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
 
 
 class Problem(Exception):
@@ -83,7 +85,9 @@ class Repositories:
         return done.stdout if done.returncode == 0 else None
 
     def resolve(self, owner, repo, ref):
-        """A commit by its name, or by any ref of that name: whoever may push can make one that is called HEAD."""
+        """A commit by its name, or by any ref of that name: whoever may push can make one that is
+        called HEAD.
+        """
         if not re.fullmatch(r"[A-Za-z0-9][A-Za-z0-9_./-]{0,199}", ref):
             raise Problem(422, f"No commit found for SHA: {ref}")
         names = (
@@ -106,12 +110,14 @@ class Repositories:
         out = self.git(owner, repo, "show", "-s", "--format=%cI", self.resolve(owner, repo, ref))
         return (
             datetime.fromisoformat(out.decode().strip())
-            .astimezone(timezone.utc)
+            .astimezone(UTC)
             .strftime("%Y-%m-%dT%H:%M:%SZ")
         )
 
     def tag(self, owner, repo, names):
-        """Makes the tags of published releases, `{name: target}`, where there is none of that name yet."""
+        """Makes the tags of published releases, `{name: target}`, where there is none of that name
+        yet.
+        """
         known = (
             (self.git(owner, repo, "for-each-ref", "--format=%(refname)", "refs/tags") or b"")
             .decode()
@@ -154,7 +160,9 @@ class Repositories:
         return mode, sha, self.git(owner, repo, "cat-file", "blob", sha)
 
     def file(self, owner, repo, commit, path):
-        """Name, bytes and kind of a file. A symbolic link to a file of the repository is answered with that file."""
+        """Name, bytes and kind of a file. A symbolic link to a file of the repository is answered
+        with that file.
+        """
         entry = found = self.entry(owner, repo, commit, path)
         if not entry:
             raise Problem(404, "Not Found")
@@ -215,7 +223,7 @@ class Releases:
 
 
 class Handler(BaseHTTPRequestHandler):
-    """One connection. The routes are at the end of the class, in the order of the API's own pages."""
+    """One connection. The routes are at the end of the class, in the order of the API's pages."""
 
     protocol_version = "HTTP/1.1"
     server_version = "GitHub.com"
@@ -224,7 +232,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def log_message(self, format, *arguments):
         if self.server.options.verbose:
-            sys.stderr.write("%s %s\n" % (self.command, format % arguments))
+            sys.stderr.write(f"{self.command} {format % arguments}\n")
 
     # -- plumbing ---------------------------------------------------------------------------------
 
@@ -305,7 +313,8 @@ class Handler(BaseHTTPRequestHandler):
             )
         if kind == "api" and (self.command, status) == ("GET", 200):
             # Weak, as GitHub's are; who is told other things by other rights has another one.
-            etag = f'W/"{hashlib.sha256(content_type.encode() + bytes([self.signed_in()]) + raw).hexdigest()}"'
+            known = content_type.encode() + bytes([self.signed_in()]) + raw
+            etag = f'W/"{hashlib.sha256(known).hexdigest()}"'
             headers = {
                 **headers,
                 "ETag": etag,
@@ -353,10 +362,13 @@ class Handler(BaseHTTPRequestHandler):
         return "token" if self.signed_in() or self.reader() else "anonymous"
 
     def within_limits(self):
-        """Counts the request; beyond the limit it is refused with the time when the hour is over."""
+        """Counts the request; beyond the limit it is refused with the time when the hour ends."""
         limit, used, _ = self.server.limit(self.caller())
         if self.server.limited(self.caller()) and used >= limit:
-            message = "API rate limit exceeded for 127.0.0.1. (But here's the good news: Authenticated requests get a higher rate limit.)"
+            message = (
+                "API rate limit exceeded for 127.0.0.1. (But here's the good news: "
+                "Authenticated requests get a higher rate limit.)"
+            )
             raise Problem(self.server.scenario().get("limited", 403), message)
         self.server.charge(self.caller(), 1)
 
@@ -372,7 +384,7 @@ class Handler(BaseHTTPRequestHandler):
 
     def reader(self):
         """Whether the token is one that may read and not push."""
-        return "Bearer read-only" == self.headers.get("Authorization", "") and bool(
+        return self.headers.get("Authorization", "") == "Bearer read-only" and bool(
             self.server.options.token
         )
 
@@ -386,7 +398,10 @@ class Handler(BaseHTTPRequestHandler):
 
     def user(self):
         url = f"{self.base()}{API}/users/cofferdam-dev"
-        names = "followers_url following_url gists_url starred_url subscriptions_url organizations_url repos_url events_url received_events_url"
+        names = (
+            "followers_url following_url gists_url starred_url subscriptions_url organizations_url "
+            "repos_url events_url received_events_url"
+        )
         return {
             "login": "cofferdam-dev",
             "id": 1,
@@ -397,12 +412,13 @@ class Handler(BaseHTTPRequestHandler):
             "html_url": f"{self.base()}/cofferdam-dev",
             "type": "User",
             "site_admin": False,
-            **{name: url for name in names.split()},
+            **dict.fromkeys(names.split(), url),
         }
 
     def shown_asset(self, entry, asset):
         url = f"{self.base()}{API}/repos/{entry['repository']}/releases/assets/{asset['id']}"
-        page = f"{self.base()}/{entry['repository']}/releases/download/{quote(entry['tag_name'])}/{quote(asset['name'])}"
+        folder = f"{self.base()}/{entry['repository']}/releases/download/{quote(entry['tag_name'])}"
+        page = f"{folder}/{quote(asset['name'])}"
         return {
             "url": url,
             "browser_download_url": page,
@@ -435,7 +451,8 @@ class Handler(BaseHTTPRequestHandler):
             "id": entry["id"],
             "node_id": f"RE_{entry['id']}",
             "author": self.user(),
-            "upload_url": f"{self.base()}{UPLOADS}/repos/{entry['repository']}/releases/{entry['id']}/assets{{?name,label}}",
+            "upload_url": f"{self.base()}{UPLOADS}/repos/{entry['repository']}/releases/"
+            f"{entry['id']}/assets{{?name,label}}",
             "tag_name": entry["tag_name"],
             "target_commitish": entry["target_commitish"],
             "name": entry["name"],
@@ -646,7 +663,8 @@ class Handler(BaseHTTPRequestHandler):
     def get_asset(self, _body, owner, repo, asset):
         entry, found = self.asset(owner, repo, asset)
         if self.headers.get("Accept") == "application/octet-stream":
-            # As on GitHub the bytes come from another place, by a redirect that carries its own permission.
+            # As on GitHub the bytes come from another place, by a redirect that carries its own
+            # permission.
             return (
                 302,
                 "text/html",
@@ -713,10 +731,13 @@ class Handler(BaseHTTPRequestHandler):
     def shown_commit(self, owner, repo, fields):
         sha, tree, parents, author, mail, at, committer, committer_mail, committed, message = fields
         url = f"{self.base()}{API}/repos/{owner}/{repo}"
-        utc = lambda text: (
-            datetime.fromisoformat(text).astimezone(timezone.utc).strftime("%Y-%m-%dT%H:%M:%SZ")
-        )
-        link = lambda kind, one: {"sha": one, "url": f"{url}/{kind}/{one}"}
+
+        def utc(text):
+            return datetime.fromisoformat(text).astimezone(UTC).strftime("%Y-%m-%dT%H:%M:%SZ")
+
+        def link(kind, one):
+            return {"sha": one, "url": f"{url}/{kind}/{one}"}
+
         return {
             "sha": sha,
             "node_id": f"C_{sha[:12]}",
@@ -749,9 +770,21 @@ class Handler(BaseHTTPRequestHandler):
     def repository(self, _body, owner, repo):
         self.server.repositories.git(owner, repo, "rev-parse")
         url, page = f"{self.base()}{API}/repos/{owner}/{repo}", f"{self.base()}/{owner}/{repo}"
-        links = "archive assignees blobs branches collaborators comments commits compare contents contributors deployments downloads events forks git_commits git_refs git_tags hooks issue_comment issue_events issues keys labels languages merges milestones notifications pulls releases stargazers statuses subscribers subscription tags teams trees"
-        counts = "forks forks_count open_issues open_issues_count size stargazers_count watchers watchers_count network_count subscribers_count"
-        features = "has_issues has_projects has_wiki has_pages has_discussions archived disabled fork private"
+        links = (
+            "archive assignees blobs branches collaborators comments commits compare contents "
+            "contributors deployments downloads events forks git_commits git_refs git_tags hooks "
+            "issue_comment issue_events issues keys labels languages merges milestones "
+            "notifications pulls releases stargazers statuses subscribers subscription tags teams "
+            "trees"
+        )
+        counts = (
+            "forks forks_count open_issues open_issues_count size stargazers_count watchers "
+            "watchers_count network_count subscribers_count"
+        )
+        features = (
+            "has_issues has_projects has_wiki has_pages has_discussions archived disabled fork "
+            "private"
+        )
         at = self.server.repositories.date(
             owner, repo, self.server.repositories.default_branch(owner, repo)
         )
@@ -821,14 +854,18 @@ class Handler(BaseHTTPRequestHandler):
         if not found:
             raise Problem(404, f"No common ancestor between {base} and {head}.")
         merge_base = found.decode().split()[0]
-        count = lambda span: int(repositories.git(owner, repo, "rev-list", "--count", span))
+
+        def count(span):
+            return int(repositories.git(owner, repo, "rev-list", "--count", span))
+
         ahead, behind = count(f"{base}..{head}"), count(f"{head}..{base}")
         status = {(False, False): "identical", (True, False): "ahead", (False, True): "behind"}.get(
             (ahead > 0, behind > 0), "diverged"
         )
-        shown = lambda commit: self.shown_commit(
-            owner, repo, repositories.log(owner, repo, commit, None, 1)[0]
-        )
+
+        def shown(commit):
+            return self.shown_commit(owner, repo, repositories.log(owner, repo, commit, None, 1)[0])
+
         between = (
             repositories.git(owner, repo, "rev-list", "--reverse", f"{base}..{head}")
             .decode()
@@ -1086,10 +1123,8 @@ def main():
     options = parser.parse_args()
     server = Server(options)
     print(f"listening on https://127.0.0.1:{server.server_address[1]}{API}", flush=True)
-    try:
+    with contextlib.suppress(KeyboardInterrupt):
         server.serve_forever()
-    except KeyboardInterrupt:
-        pass
 
 
 if __name__ == "__main__":

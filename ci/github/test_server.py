@@ -1,8 +1,8 @@
 #!/usr/bin/python3
 """The development GitHub against GitHub's own API description, with a plain HTTPS client.
 
-The description lies beside the checkout in `../shared/contracts`; without it the behaviour is tested
-and the validation is said to be skipped.
+The description lies beside the checkout in `../shared/contracts`; without it the behaviour is
+tested and the validation is said to be skipped.
 """
 
 import base64
@@ -315,7 +315,10 @@ class Development(unittest.TestCase):
             self.commit,
             "a tag shadows the branch's bare name",
         )
-        line = lambda text: f"{len(text) + 5:04x}{text}\n"
+
+        def line(text):
+            return f"{len(text) + 5:04x}{text}\n"
+
         body = (
             line("command=ls-refs") + "0001" + line("symrefs") + line("ref-prefix HEAD") + "0000"
         ).encode()
@@ -375,10 +378,13 @@ class Development(unittest.TestCase):
     def test_the_rate_limit_is_told_and_kept(self):
         self.play({"limits": {"anonymous": 2, "token": 3}})
         url = "/repos/acme/app/releases"
-        remaining = lambda: (
-            self.headers["X-RateLimit-Remaining"],
-            self.headers["X-RateLimit-Limit"],
-        )
+
+        def remaining():
+            return (
+                self.headers["X-RateLimit-Remaining"],
+                self.headers["X-RateLimit-Limit"],
+            )
+
         self.call("GET", url, token=None)
         self.assertEqual(remaining(), ("1", "2"))
         etag = self.headers["ETag"]

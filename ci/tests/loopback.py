@@ -1,7 +1,9 @@
-"""A Debian archive on loopback, signed with a key of its own, for tests of what a build takes from elsewhere.
+"""A Debian archive on loopback, signed with a key of its own, for tests of what a build takes from
+elsewhere.
 
-Responsible for: packages made on the spot or repacked under another version, the indices of a suite with their
-signature, a server that writes down what it was asked for, and the same files as snapshots serve them.
+Responsible for: packages made on the spot or repacked under another version, the indices of a suite
+with their signature, a server that writes down what it was asked for, and the same files as
+snapshots serve them.
 """
 
 import gzip
@@ -29,7 +31,9 @@ def deb(folder, name, version, files, fields=""):
     with tempfile.TemporaryDirectory() as root:
         for path, content in {
             **files,
-            "DEBIAN/control": f"Package: {name}\nVersion: {version}\nArchitecture: all\nMaintainer: nobody <nobody@example.org>\n{fields}Description: test\n",
+            "DEBIAN/control": f"Package: {name}\nVersion: {version}\nArchitecture: "
+            f"all\nMaintainer: nobody <nobody@example.org>\n{fields}Description: "
+            "test\n",
         }.items():
             full = os.path.join(root, path)
             os.makedirs(os.path.dirname(full), exist_ok=True)
@@ -46,7 +50,9 @@ def deb(folder, name, version, files, fields=""):
 
 
 def repack(path, folder, change=None):
-    """The package under a version with `+moved`; `change` may alter the unpacked files. Returns (package, version, path)."""
+    """The package under a version with `+moved`; `change` may alter the unpacked files. Returns
+    (package, version, path).
+    """
     with tempfile.TemporaryDirectory() as root:
         subprocess.run(["dpkg-deb", "--raw-extract", path, root], check=True)
         control = os.path.join(root, "DEBIAN/control")
@@ -71,7 +77,9 @@ def repack(path, folder, change=None):
 
 
 class Archive:
-    """`url` is where it is, `keyring` who signs it, `asked` what it was asked for; files lie below `root`."""
+    """`url` is where it is, `keyring` who signs it, `asked` what it was asked for; files lie below
+    `root`.
+    """
 
     def __init__(self, suites):
         self.folder = tempfile.TemporaryDirectory(prefix="cofferdam-loopback-")
@@ -125,13 +133,17 @@ class Archive:
         return Handler
 
     def put(self, path, package, below="debian"):
-        """Serves a package at a path of the pool; `below` is the archive, or a state of it in a snapshot."""
+        """Serves a package at a path of the pool; `below` is the archive, or a state of it in a
+        snapshot.
+        """
         full = os.path.join(self.root, below, path)
         os.makedirs(os.path.dirname(full), exist_ok=True)
         shutil.copyfile(package, full)
 
     def index(self, packages):
-        """Writes the indices: {suite: [(path below the archive, package file)]}; suites that are not named are empty."""
+        """Writes the indices: {suite: [(path below the archive, package file)]}; suites that are
+        not named are empty.
+        """
         for suite in self.suites:
             archive = "debian-security" if suite.endswith("-security") else "debian"
             listed = b"".join(
@@ -148,7 +160,8 @@ class Archive:
                     file.write(content)
                 sums.append(f" {hashlib.sha256(content).hexdigest()} {len(content)} {name}")
             release = (
-                f"Origin: Debian\nLabel: Debian\nSuite: {suite}\nCodename: {suite}\nArchitectures: amd64 all\nComponents: main\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n"
+                f"Origin: Debian\nLabel: Debian\nSuite: {suite}\nCodename: {suite}\nArchitectures: "
+                "amd64 all\nComponents: main\nDate: Thu, 01 Jan 2026 00:00:00 UTC\nSHA256:\n"
                 + "\n".join(sums)
                 + "\n"
             )
@@ -164,5 +177,6 @@ class Archive:
             content = file.read()
         return (
             control
-            + f"Filename: {path}\nSize: {len(content)}\nSHA256: {hashlib.sha256(content).hexdigest()}\n\n".encode()
+            + f"Filename: {path}\nSize: {len(content)}\n".encode()
+            + f"SHA256: {hashlib.sha256(content).hexdigest()}\n\n".encode()
         )

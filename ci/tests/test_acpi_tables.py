@@ -1,10 +1,12 @@
-"""ci/acpi-tables: the real firmware on the real QEMU; what a machine's shape changes, that nothing else does, and that what is
-predicted from it is what such a firmware measures into a TPM.
+"""ci/acpi-tables: the real firmware on the real QEMU; what a machine's shape changes, that nothing
+else does, and that what is predicted from it is what such a firmware measures into a TPM.
 
-Run with `python3 ci/tests/test_acpi_tables.py`; about a minute. Needs the package ovmf or ovmf-inteltdx; the comparison with
-a TPM's log needs `target/debug/coffer` and firmware for all machines, build/firmware/OVMF.fd or the one that is installed. Only edk2
-since 2025-05 measures SMBIOS tables (Debian's ovmf-generic of 2026): with older firmware the comparison is skipped.
-`--write FILE` runs the comparison and writes tables and digests that were measured, for appliance/measure/tests/data.
+Run with `python3 ci/tests/test_acpi_tables.py`; about a minute. Needs the package ovmf or
+ovmf-inteltdx; the comparison with a TPM's log needs `target/debug/coffer` and firmware for all
+machines, build/firmware/OVMF.fd or the one that is installed. Only edk2 since 2025-05 measures
+SMBIOS tables (Debian's ovmf-generic of 2026): with older firmware the comparison is skipped.
+`--write FILE` runs the comparison and writes tables and digests that were measured, for
+appliance/measure/tests/data.
 """
 
 import importlib.machinery
@@ -64,8 +66,7 @@ def take(folder, *arguments):
     subprocess.run(
         [os.path.join(CI, "acpi-tables"), "--firmware", FIRMWARE[0], *arguments, target],
         check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=300,
     )
     files = {}
@@ -115,7 +116,8 @@ class Shapes(unittest.TestCase):
         )
 
     def test_processors_are_in_the_dsdt_and_in_the_apic_table(self):
-        # The tables behind the DSDT move, so the RSDT's checksum-less pointers and the loader's offsets change too.
+        # The tables behind the DSDT move, so the RSDT's checksum-less pointers and the loader's
+        # offsets change too.
         self.assertLessEqual({"DSDT", "APIC"}, self.changed(self.four))
         self.assertLessEqual(self.changed(self.four), {"DSDT", "APIC", "RSDT", "FACP"})
         self.assertNotEqual(self.plain["etc-table-loader"], self.four["etc-table-loader"])
@@ -274,8 +276,7 @@ def predict(options, identification):
             "--json",
         ],
         check=True,
-        stdout=subprocess.PIPE,
-        stderr=subprocess.PIPE,
+        capture_output=True,
         timeout=60,
     )
     return json.loads(done.stdout)["platform"]["events"]
@@ -286,7 +287,9 @@ def predict(options, identification):
     f"needs {COFFER} and firmware for all machines (package ovmf or ovmf-generic)",
 )
 class Measured(unittest.TestCase):
-    """The firmware for all machines measures the same things into a TPM's registers 1 and 7 as into RTMR0."""
+    """The firmware for all machines measures the same things into a TPM's registers 1 and 7 as into
+    RTMR0.
+    """
 
     def compare(self, shape):
         with tempfile.TemporaryDirectory() as folder:
@@ -296,15 +299,17 @@ class Measured(unittest.TestCase):
                 # Such firmware may measure no ACPI tables either, which nothing in its file tells.
                 self.assertNotIn(EV_EFI_HANDOFF_TABLES, [kind for _, kind, _ in log])
                 self.skipTest(
-                    f"{WITH_TPM[0]} measures no SMBIOS tables (edk2 before 2025-05), and there is no such event"
+                    f"{WITH_TPM[0]} measures no SMBIOS tables (edk2 before 2025-05), and there is "
+                    "no such event"
                 )
             predicted = predict(options, processor(table))
-        # What only a trust domain has in RTMR0; a TPM has the firmware's volumes in register 0 and no list of memory.
+        # What only a trust domain has in RTMR0; a TPM has the firmware's volumes in register 0 and
+        # no list of memory.
         predicted = [
             event for event in predicted if event["cause"] not in ("td_hob", "configuration_volume")
         ]
         causes = [
-            event["cause"] if isinstance(event["cause"], str) else list(event["cause"])[0]
+            event["cause"] if isinstance(event["cause"], str) else next(iter(event["cause"]))
             for event in predicted
         ]
         for cause in ("acpi_loader", "acpi_rsdp", "acpi_tables", "smbios_tables"):
@@ -341,7 +346,8 @@ def write_fixture(path):
     with open(path, "w", encoding="utf-8") as file:
         json.dump(
             {
-                "about": "SMBIOS tables as firmware installed them, and the digest that it extended; ci/tests/test_acpi_tables.py --write",
+                "about": "SMBIOS tables as firmware installed them, and the digest that it "
+                "extended; ci/tests/test_acpi_tables.py --write",
                 "firmware": "sha256:" + acpi_tables.digest(WITH_TPM[0]),
                 "machines": machines,
             },

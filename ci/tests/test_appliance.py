@@ -1,43 +1,40 @@
 #!/usr/bin/python3
 """One boot of the simulator image, many checks; and the boots that a host must not get away with.
 
-Real kernel, firmware, TPM, registry and clients; the TDX device is SIMULATED. Takes a few minutes, since
-QEMU emulates the processor.
+Real kernel, firmware, TPM, registry and clients; the TDX device is SIMULATED. Takes a few minutes,
+since QEMU emulates the processor.
 """
 
 import base64
+import contextlib
 import http.client
 import http.server
 import json
 import os
-import re
 import shutil
 import socket
 import ssl
-import struct
 import subprocess
 import sys
 import tempfile
 import threading
 import time
 import unittest
-import urllib.parse
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(HERE))
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import uki
 from harness import (
     CONTRACT,
     GITHUB_TOKEN,
     REPOSITORY,
     ROOT,
-    Failed,
     World,
     free_port,
     tamper_claims,
     wait_for,
     workload_files,
-)  # noqa: E402
-import uki  # noqa: E402
+)
+from process import Failed
 
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
@@ -276,7 +273,7 @@ class Appliance(unittest.TestCase):
             *self.github,
         )
 
-    # -- 1: what holds ----------------------------------------------------------------------------
+    # -- 1: what holds --
 
     def test_10_verify_accepts_and_says_simulated(self):
         code, out, err = self.coffer("verify", REPOSITORY, *self.trust, *self.github, "--json")
@@ -347,7 +344,9 @@ class Appliance(unittest.TestCase):
         self.assertNotIn(SECRET, out)
 
     def test_17_verify_and_secret_put_ask_github_little(self):
-        """Four requests of the API when nothing is known, one when all is; the real appliance, and GitHub's own log."""
+        """Four requests of the API when nothing is known, one when all is; the real appliance, and
+        GitHub's own log.
+        """
 
         def asked(*arguments, **options):
             time.sleep(0.5)
@@ -368,13 +367,14 @@ class Appliance(unittest.TestCase):
         shutil.rmtree(self.world.path("cache"), ignore_errors=True)
         put_cold, put_warm = (asked(*put, stdin=SECRET) for _ in range(2))
         print(
-            f"\nAPI requests: verify {cold} cold, {warm} warm; secret put {put_cold} cold, {put_warm} warm",
+            f"\nAPI requests: verify {cold} cold, {warm} warm; secret put {put_cold} cold, "
+            f"{put_warm} warm",
             file=sys.stderr,
         )
         self.assertLessEqual(max(cold, put_cold), 4)
         self.assertEqual((warm, put_warm), (1, 1))
 
-    # -- 2: what must be refused -------------------------------------------------------------------
+    # -- 2: what must be refused --
 
     def test_20_changed_claims_are_refused_by_name(self):
         other = "sha256:" + "0" * 64
@@ -401,8 +401,8 @@ class Appliance(unittest.TestCase):
         for name, changed in {
             "reordered": swapped,
             "cut": log[:-1],
-            "extended": log + [log[-1]],
-            "unknown": log + [{"mr": 3, "event": "surprise", "payload": ""}],
+            "extended": [*log, log[-1]],
+            "unknown": [*log, {"mr": 3, "event": "surprise", "payload": ""}],
             "firmware": [event for event in log if event["mr"] != 2],
         }.items():
             code, said = self.appraise(json.dumps({**evidence, "event_log": changed}).encode())
@@ -431,7 +431,9 @@ class Appliance(unittest.TestCase):
             self.assertEqual(self.appraise(document)[0], 3)
 
     def test_220_flawed_quotes_and_bad_collateral_are_refused(self):
-        """The appliance's own quote, signed again by the same platform but broken in one way; then good, with bad collateral."""
+        """The appliance's own quote, signed again by the same platform but broken in one way; then
+        good, with bad collateral.
+        """
         evidence = json.loads(self.attestation())
         like, platform = self.world.path("like.quote"), self.world.path("platform")
         with open(like, "wb") as file:
@@ -554,7 +556,9 @@ class Appliance(unittest.TestCase):
         )
 
     def test_27_a_stolen_github_token_cannot_redirect_clients(self):
-        """Whoever holds the token publishes a newer release with claims of their own: not believed, said, and in nobody's way."""
+        """Whoever holds the token publishes a newer release with claims of their own: not believed,
+        said, and in nobody's way.
+        """
         forged = tamper_claims(
             self.attestation(),
             endpoint="127.0.0.1:1",
@@ -636,7 +640,9 @@ class Appliance(unittest.TestCase):
                 self.world.api("DELETE", f"/repos/{REPOSITORY}/releases/{number}")
 
     def test_28_a_man_in_the_middle_gets_no_secret(self):
-        """He holds a certificate of his own and relays everything to the real appliance, evidence included."""
+        """He holds a certificate of his own and relays everything to the real appliance, evidence
+        included.
+        """
         seen = []
         endpoint_port = self.port
 
@@ -714,10 +720,12 @@ class Appliance(unittest.TestCase):
         )
         self.assertEqual(code, 4, out + err)
 
-    # -- 3: the workload's walls ---------------------------------------------------------------------
+    # -- 3: the workload's walls --
 
     def test_30_the_workload_reaches_nothing(self):
-        """The table: each attempt from a second process of the same uid, and from the other service."""
+        """The table: each attempt from a second process of the same uid, and from the other
+        service.
+        """
         for where, port in (
             ("same container", self.listen),
             ("other service", self.neighbour_listen),
@@ -778,7 +786,7 @@ class Appliance(unittest.TestCase):
             502,
         )
 
-    # -- 4: deaths -----------------------------------------------------------------------------------
+    # -- 4: deaths --
 
     def published(self):
         return self.status()["publish"].get("tag")
@@ -790,7 +798,7 @@ class Appliance(unittest.TestCase):
             self.assertTrue(answer.get("killed"), f"{role}: {answer}")
             began = time.monotonic()
 
-            def serving():
+            def serving(role=role):
                 try:
                     status = self.status() if role in ("front", "vault", "evidence") else None
                     return request(self.listen, "/", timeout=5)[0] == 200 and (
@@ -809,10 +817,8 @@ class Appliance(unittest.TestCase):
 
     def test_41_the_restart_policy_is_followed(self):
         for code in (0, 7):
-            try:
+            with contextlib.suppress(OSError, http.client.HTTPException):
                 request(self.listen, f"/exit?code={code}", timeout=5)
-            except (OSError, http.client.HTTPException):
-                pass
 
             def back():
                 try:
@@ -821,10 +827,8 @@ class Appliance(unittest.TestCase):
                     return False
 
             wait_for("restart: always", 30, back, 0.2)
-        try:
+        with contextlib.suppress(OSError, http.client.HTTPException):
             request(self.neighbour_listen, "/exit?code=0", timeout=5)
-        except (OSError, http.client.HTTPException):
-            pass
 
         def ended():
             service = next(
@@ -848,7 +852,9 @@ class Appliance(unittest.TestCase):
         self.world.coffer_ok("verify", REPOSITORY, *self.trust, *self.github)
 
     def test_81_an_old_declaration_is_refused_unless_asked_for(self):
-        """The default branch moves on; a host that starts the old declaration again must not get new secrets for it."""
+        """The default branch moves on; a host that starts the old declaration again must not get
+        new secrets for it.
+        """
         self.world.commit(self.declaration.replace("name: demo", "name: successor"))
         for verb in (
             ["verify", REPOSITORY],
@@ -905,7 +911,9 @@ class Hostile(unittest.TestCase):
         return wait_for("an answer", 120, attempt, 1)
 
     def test_a_declaration_of_the_hosts_own_gets_no_secret(self):
-        """The host changes the declaration and names a commit that is real: another operator would read the logs."""
+        """The host changes the declaration and names a commit that is real: another operator would
+        read the logs.
+        """
         changed = self.declaration.replace("name: demo", "name: host")
         appliance = self.world.boot("slipped", IMAGE, changed, self.commit, self.port)
         self.world.wait_console("slipped", appliance, "launched", 240)
@@ -913,11 +921,13 @@ class Hostile(unittest.TestCase):
         self.assertEqual(code, 3, said)
         self.assertIn("declaration", said)
 
-    def test_a_commit_off_the_default_branch_gets_no_secret_and_another_image_is_predicted_and_explained(
+    def test_a_commit_off_the_branch_gets_no_secret_and_another_image_is_predicted_and_explained(
         self,
     ):
-        """The host pushed its declaration to a fork, whose commits GitHub serves under the parent's name; and it boots an
-        image with another command line and another initramfs. What that one measures is predicted as exactly as ours."""
+        """The host pushed its declaration to a fork, whose commits GitHub serves under the parent's
+        name; and it boots an image with another command line and another initramfs. What that one
+        measures is predicted as exactly as ours.
+        """
         changed = self.declaration.replace("name: demo", "name: host")
         commit = self.world.commit(changed, branch="fork")
         image = contents(IMAGE)
@@ -943,7 +953,8 @@ class Hostile(unittest.TestCase):
         self.assertRegex(said, r"rtmr1.*EV_EFI_BOOT_SERVICES_APPLICATION")
         for word in ("rtmr2", ".cmdline and .initrd"):
             self.assertIn(word, said)
-        # With the values of the other image its registers are as predicted; only then is the repository asked.
+        # With the values of the other image its registers are as predicted; only then is the
+        # repository asked.
         code, said = self.put(other)
         self.assertEqual(code, 3, said)
         self.assertIn("default branch", said)

@@ -1,9 +1,13 @@
-"""ci/boot: the command lines it builds and the disks it makes. Run with `python3 -m unittest discover ci/tests`."""
+"""ci/boot: the command lines it builds and the disks it makes.
+
+Run with `python3 ci/tests/test_boot.py`.
+"""
 
 import contextlib
 import importlib.machinery
 import importlib.util
 import io
+import itertools
 import json
 import os
 import shlex
@@ -32,11 +36,11 @@ def printed(*arguments):
 
 
 def values(command, option):
-    return [value for name, value in zip(command, command[1:]) if name == option]
+    return [value for name, value in itertools.pairwise(command) if name == option]
 
 
 class TrustDomain(unittest.TestCase):
-    """The command line for a TDX host; no such host is here, so its words are checked one by one."""
+    """The command line for a TDX host; no such host is here, so it is checked word by word."""
 
     def setUp(self):
         self.commands = printed(
@@ -174,13 +178,15 @@ class DeclarationDisk(unittest.TestCase):
             (None, b"x"),
             (COMMIT + "\n", b"x"),
         ):
-            with self.assertRaises(boot.Refused):
+            with self.assertRaises(boot.Failed):
                 boot.declaration_disk(commit, declaration)
         self.assertEqual(len(boot.declaration_disk(COMMIT, b"x" * boot.MAX_DECLARATION)) % 512, 0)
 
 
 class Oversized(unittest.TestCase):
-    """A file of 1 TiB without contents, a device without an end, and an archive that unpacks to too much."""
+    """A file of 1 TiB without contents, a device without an end, and an archive that unpacks to too
+    much.
+    """
 
     def test_inputs_are_refused_before_they_are_read(self):
         # ci/boot works in its run's folder.
@@ -235,7 +241,9 @@ class Uki(unittest.TestCase):
         return bytes(pe)
 
     def test_variants_have_what_they_are_asked_for(self):
-        names = lambda image: [entry.name for entry in boot.uki.table(image)]
+        def names(image):
+            return [entry.name for entry in boot.uki.table(image)]
+
         image = self.image()
         self.assertEqual(boot.uki.rebuilt(image, boot.uki.table(image)), image)
         more = boot.uki.added(image, ".ucode", b"microcode")

@@ -1,9 +1,11 @@
 #!/usr/bin/python3
-"""What a machine says when something is changed, and what `coffer measure --explain` makes of it: one real boot per row.
+"""What a machine says when something is changed, and what `coffer measure --explain` makes of it:
+one real boot per row.
 
-Each boot changes one thing of one image or of how it is started. The firmware, the TPM and the boot stub measure it; the
-explanation has to name what was changed, or to say that nothing known explains it, and is never certain of anything else.
-The TDX device is SIMULATED. Two machines run at a time; the processor is emulated, so it takes a few minutes.
+Each boot changes one thing of one image or of how it is started. The firmware, the TPM and the boot
+stub measure it; the explanation has to name what was changed, or to say that nothing known explains
+it, and is never certain of anything else. The TDX device is SIMULATED. Two machines run at a time;
+the processor is emulated, so it takes a few minutes.
 """
 
 import concurrent.futures
@@ -15,10 +17,10 @@ import sys
 import tempfile
 import unittest
 
-HERE = os.path.dirname(os.path.abspath(__file__))
-sys.path.insert(0, os.path.dirname(HERE))
-from harness import ROOT, Failed, World, free_port, run, wait_for  # noqa: E402
-import uki  # noqa: E402
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import uki
+from harness import ROOT, World, free_port, wait_for
+from process import Failed, run
 
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
@@ -64,8 +66,9 @@ def addon(image, words):
     return uki.rebuilt(image, [*own, uki.Entry(".cmdline", words)])
 
 
-# What is changed; how the image is made; how it is started ({file beside it: contents}, options of ci/boot); the causes that the
-# explanation has to name, most telling first; those that it has to name with the changed file at hand (None: not asked).
+# What is changed; how the image is made; how it is started ({file beside it: contents}, options of
+# ci/boot); the causes that the explanation has to name, most telling first; those that it has to
+# name with the changed file at hand (None: not asked).
 CASES = [
     ("nothing", lambda image: image, {}, [], [], None),
     (
@@ -238,7 +241,8 @@ class Explained(unittest.TestCase):
                 rows.append((name, words(explanation)))
                 self.assertEqual(reasons(explanation), wanted, json.dumps(explanation, indent=1))
                 self.assertEqual((code, explanation["unexplained"]), (3 if wanted else 0, []))
-                # RTMR1 as predicted proves image and stub; then what was added to the initrd is certain. Nothing else is.
+                # RTMR1 as predicted proves image and stub; then what was added to the initrd is
+                # certain. Nothing else is.
                 certain = {
                     cause["reason"]
                     for cause in explanation["causes"]

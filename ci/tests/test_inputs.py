@@ -1,6 +1,8 @@
-"""ci/fetch and ci/lock against a Debian archive on loopback: what is locked is what is taken, from wherever it can be had.
+"""ci/fetch and ci/lock against a Debian archive on loopback: what is locked is what is taken, from
+wherever it can be had.
 
-Run with `python3 ci/tests/test_inputs.py`. Packages are real ones, tiny and made here; apt, its signatures and dpkg are the machine's.
+Run with `python3 ci/tests/test_inputs.py`. Packages are real ones, tiny and made here; apt, its
+signatures and dpkg are the machine's.
 """
 
 import concurrent.futures
@@ -16,14 +18,15 @@ import tempfile
 import time
 import unittest
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import archive
+import lockfile
+import loopback
+
 TESTS = os.path.dirname(os.path.abspath(__file__))
 CI = os.path.dirname(TESTS)
 ROOT = os.path.dirname(CI)
-sys.path[:0] = [CI, TESTS]
-
-import archive  # noqa: E402
-import lockfile  # noqa: E402
-import loopback  # noqa: E402
 
 REQUEST = """[rust]
 release = "1.0.0"
@@ -49,17 +52,18 @@ def path_of(package):
 
 
 class Tree:
-    """A source tree with ci/, a lock and nothing else, and a toolchain that only says its version."""
+    """A source tree with ci/ and a lock alone, and a toolchain that only says its version."""
 
     def __init__(self, folder):
         self.root, self.home = os.path.join(folder, "tree"), os.path.join(folder, "home")
         os.makedirs(os.path.join(self.root, "image"))
         os.makedirs(self.home)
         os.makedirs(os.path.join(self.root, "ci"))
-        for name in ("archive.py", "lockfile.py", "fetch", "lock"):
+        for name in ("archive.py", "lockfile.py", "process.py", "fetch", "lock"):
             shutil.copy(os.path.join(CI, name), os.path.join(self.root, "ci", name))
         os.makedirs(os.path.join(self.root, "image/base/usr/lib"))
-        crate = f'[[package]]\nname = "a"\nversion = "1"\nchecksum = "{hashlib.sha256(CRATE).hexdigest()}"\n'
+        checksum = hashlib.sha256(CRATE).hexdigest()
+        crate = f'[[package]]\nname = "a"\nversion = "1"\nchecksum = "{checksum}"\n'
         for path, text in (
             ("image/inputs.toml", REQUEST),
             ("Cargo.lock", crate),
@@ -74,7 +78,9 @@ class Tree:
         # This cargo has all crates when the registry's cache has the one of Cargo.lock.
         files = {
             "bin/rustc": "#!/bin/sh\necho 'release: 1.0.0'\necho 'commit-hash: " + "a" * 40 + "'\n",
-            "bin/cargo": '#!/bin/sh\ncase "$*" in *--offline*) test -e "$CARGO_HOME/registry/cache/x/a-1.crate";; *) mkdir -p "$CARGO_HOME/registry/cache/x"; '
+            "bin/cargo": '#!/bin/sh\ncase "$*" in *--offline*) test -e '
+            '"$CARGO_HOME/registry/cache/x/a-1.crate";; *) mkdir -p '
+            '"$CARGO_HOME/registry/cache/x"; '
             f'printf %s "{CRATE.decode()}" > "$CARGO_HOME/registry/cache/x/a-1.crate";; esac\n',
         }
         for name in lockfile.components({"target": "x86_64-unknown-linux-musl"}):
@@ -194,7 +200,10 @@ class Fetching(unittest.TestCase):
         self.tree = Tree(self.folder)
         self.tree.lay_toolchain()
         self.paths = {name: path_of(package) for name, package in self.packages.items()}
-        both = lambda *names: [(self.paths[name], self.packages[name]) for name in names]
+
+        def both(*names):
+            return [(self.paths[name], self.packages[name]) for name in names]
+
         self.tree.lock(
             {
                 "tools": both("base-files", "compiler", "library"),
@@ -508,7 +517,8 @@ class Fetching(unittest.TestCase):
         code, said = self.fetch()
         self.assertEqual(code, 0, said)
         self.assertIn(
-            "1 of the locked packages cannot be had: compiler_14_all.deb; resolving tools from the live archive",
+            "1 of the locked packages cannot be had: compiler_14_all.deb; resolving tools from the "
+            "live archive",
             said,
         )
         self.assertIn("moved: compiler 14 -> 15", said)
@@ -610,15 +620,18 @@ class Fetching(unittest.TestCase):
             with open(os.path.join(tools, name), "w", encoding="utf-8") as file:
                 file.write(f"#!/bin/sh\n{text}\n")
             os.chmod(os.path.join(tools, name), 0o755)
-        lock = lambda *options: self.tree.run(
-            "lock",
-            "--archive",
-            self.archive.url,
-            "--keyring",
-            self.archive.keyring,
-            *options,
-            path=f"{tools}:/usr/bin:/bin:/usr/sbin:/sbin",
-        )
+
+        def lock(*options):
+            return self.tree.run(
+                "lock",
+                "--archive",
+                self.archive.url,
+                "--keyring",
+                self.archive.keyring,
+                *options,
+                path=f"{tools}:/usr/bin:/bin:/usr/sbin:/sbin",
+            )
+
         before = self.tree.root + "/" + lockfile.TREE
         digest = archive.sha256(before)
         code, said = lock("--check")
@@ -735,14 +748,16 @@ class Addresses(unittest.TestCase):
                 file.write("https://mirror.example.org/debian\nhttps://second.example.org/debian\n")
             with open(os.path.join(folder, "apt.conf"), "w", encoding="utf-8") as file:
                 file.write(
-                    f'Dir::Etc::SourceList "{folder}/sources.list";\nDir::Etc::SourceParts "/dev/null";\n'
+                    f'Dir::Etc::SourceList "{folder}/sources.list";\nDir::Etc::SourceParts '
+                    '"/dev/null";\n'
                 )
             os.environ["APT_CONFIG"] = os.path.join(folder, "apt.conf")
             for first in ("http://mirror.example.org/debian", f"mirror+file:{folder}/mirrors"):
                 with open(os.path.join(folder, "sources.list"), "w", encoding="utf-8") as file:
                     file.write(
                         "deb http://vendor.example.com/linux/debian trixie stable\n"
-                        f"deb {first} trixie main\ndeb http://elsewhere.example.org/debian-security trixie-security main\n"
+                        f"deb {first} trixie main\ndeb "
+                        "http://elsewhere.example.org/debian-security trixie-security main\n"
                     )
                 found = archive.archives()
                 self.assertEqual(

@@ -1,7 +1,9 @@
 #!/usr/bin/python3
-"""The kernel of an image against a hostile host: ci/tests/test_kernel.py [IMAGE] (default: cofferdam.efi)
+"""The kernel of an image against a hostile host: ci/tests/test_kernel.py [IMAGE] (default:
+cofferdam.efi)
 
-Starts the image's kernel and initramfs directly, with an ACPI table of the attacker's added to the machine's.
+Starts the image's kernel and initramfs directly, with an ACPI table of the attacker's added to the
+machine's.
 """
 
 import os
@@ -11,10 +13,11 @@ import tempfile
 import threading
 import unittest
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import uki
+
 HERE = os.path.dirname(os.path.abspath(__file__))
 ROOT = os.path.dirname(os.path.dirname(HERE))
-sys.path.insert(0, os.path.dirname(HERE))
-import uki  # noqa: E402
 
 IMAGE = os.path.join(ROOT, "cofferdam.efi")
 # PID 1's first line: the tables were read before that.

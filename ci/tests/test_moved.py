@@ -1,8 +1,10 @@
-"""Debian's archive moves on, with the real packages: what ci/measurements, ci/demo and ci/test then do.
+"""Debian's archive moves on, with the real packages: what ci/measurements, ci/demo and ci/test then
+do.
 
-Run with `python3 ci/tests/test_moved.py` after a build: an archive on loopback serves what is locked, but for the
-kernel's source, mkosi and three packages, which it has under other versions only. Builds the simulator image twice (what was compiled is
-kept), boots the demo once, and lays the locked inputs down again at the end.
+Run with `python3 ci/tests/test_moved.py` after a build: an archive on loopback serves what is
+locked, but for the kernel's source, mkosi and three packages, which it has under other versions
+only. Builds the simulator image twice (what was compiled is kept), boots the demo once, and lays
+the locked inputs down again at the end.
 """
 
 import glob
@@ -13,13 +15,14 @@ import sys
 import tempfile
 import unittest
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import lockfile
+import loopback
+
 TESTS = os.path.dirname(os.path.abspath(__file__))
 CI = os.path.dirname(TESTS)
 ROOT = os.path.dirname(CI)
-sys.path[:0] = [CI, TESTS]
-
-import lockfile  # noqa: E402
-import loopback  # noqa: E402
 
 MOVED = ["linux-source-7.3", "mkosi", "bc", "patch", "ca-certificates"]
 
@@ -59,7 +62,8 @@ class Moved(unittest.TestCase):
             sorted({suite for group in lockfile.GROUPS for suite in request[group]["suites"]})
         )
         self.addCleanup(self.archive.close)
-        # A cache without packages: what was fetched before is not to be had. The kernel of this very source is.
+        # A cache without packages: what was fetched before is not to be had. The kernel of this
+        # very source is.
         shutil.copytree(
             os.path.join(self.cache, "kernel"), os.path.join(self.folder, "cache/cofferdam/kernel")
         )
@@ -72,7 +76,9 @@ class Moved(unittest.TestCase):
         }
 
     def serve(self, change=None):
-        """The archive with all that is locked, but for MOVED; `change` alters one package's content besides."""
+        """The archive with all that is locked, but for MOVED; `change` alters one package's content
+        besides.
+        """
         listed = {}
         for group in lockfile.GROUPS:
             suite = lockfile.request()[group]["suites"][0]
@@ -99,7 +105,8 @@ class Moved(unittest.TestCase):
         for name in MOVED:
             self.assertIn(f"moved: {name} ", said)
         self.assertEqual(said.count("moved: "), len(MOVED))
-        # The kernel's source is the same file in another package, so that the kernel is not built again.
+        # The kernel's source is the same file in another package, so that the kernel is not built
+        # again.
         self.assertNotIn(
             "kernel: unpacking",
             self.run_here(os.path.join(CI, "mkosi"), "--force", "--profile", "simulator", "build"),
@@ -134,7 +141,8 @@ class Moved(unittest.TestCase):
         self.assertTrue(glob.glob(os.path.join(own, "*", "cofferdam-simulator.json")))
         said = self.run_here(os.path.join(CI, "demo"), "--releases", "")
         self.assertIn(
-            "reference values are of this build, not of measurements/: 5 locked inputs could not be had",
+            "reference values are of this build, not of measurements/: 5 locked inputs could not "
+            "be had",
             said,
         )
         self.assertIn("workload says", said)

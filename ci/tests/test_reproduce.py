@@ -24,13 +24,14 @@ import time
 import unittest
 import urllib.request
 
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+
+import imagediff
+import inputs
+import lockfile
+
 CI = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 ROOT = os.path.dirname(CI)
-sys.path.insert(0, CI)
-
-import imagediff  # noqa: E402
-import inputs  # noqa: E402
-import lockfile  # noqa: E402
 
 
 def script(name):
@@ -49,7 +50,9 @@ TIME = 1767225600
 
 
 def elf(text=b"\x90" * 64, data=b"constant"):
-    """A 64-bit ELF file with the sections .note.gnu.build-id (a digest of the others), .text, .rodata and .shstrtab."""
+    """A 64-bit ELF file with the sections .note.gnu.build-id (a digest of the others), .text,
+    .rodata and .shstrtab.
+    """
     names = b"\0.text\0.rodata\0.shstrtab\0.note.gnu.build-id\0"
     body, headers = b"", [bytes(64)]
     for name, kind, content in (
@@ -174,7 +177,8 @@ class Difference(unittest.TestCase):
         said = self.first(uki(cmdline=b"console=ttyS1 quiet"))
         self.assertEqual(
             said,
-            "section .cmdline: byte 12: 30207175696574 and 31207175696574: 'console=ttyS0 quiet' and 'console=ttyS1 quiet'",
+            "section .cmdline: byte 12: 30207175696574 and 31207175696574: 'console=ttyS0 quiet' "
+            "and 'console=ttyS1 quiet'",
         )
 
     def test_a_field_of_the_header(self):
@@ -221,12 +225,15 @@ class Difference(unittest.TestCase):
             for path, image in zip(paths, (uki(), uki(cmdline=b"quiet"))):
                 with open(path, "wb") as file:
                     file.write(image)
-            run = lambda *which: subprocess.run(
-                [os.path.join(CI, "reproduce"), "--compare", *which],
-                capture_output=True,
-                text=True,
-                check=False,
-            )
+
+            def run(*which):
+                return subprocess.run(
+                    [os.path.join(CI, "reproduce"), "--compare", *which],
+                    capture_output=True,
+                    text=True,
+                    check=False,
+                )
+
             self.assertEqual(
                 (run(paths[0], paths[0]).returncode, run(paths[0], paths[0]).stdout),
                 (0, "the same\n"),
@@ -253,17 +260,22 @@ class Ways(unittest.TestCase):
         self.assertNotEqual(sides[0].laid, sides[1].laid)
 
 
-# A builder in the place of mkosi: its image holds what of its surroundings a list names, one file each.
+# A builder instead of mkosi: its image holds what a list names of its surroundings, a file each.
 BUILDER = """#!/usr/bin/python3
 import os, socket, sys
 if "--version" in sys.argv:
     sys.exit(print("mkosi 0"))
 sys.path.insert(0, os.path.join(os.getcwd(), "ci/tests"))
 from test_reproduce import TIME, uki
-given = dict(word.removeprefix("--environment=").split("=", 1) for word in sys.argv if word.startswith("--environment="))
+PREFIX = "--environment="
+words = [word.removeprefix(PREFIX) for word in sys.argv if word.startswith(PREFIX)]
+given = dict(word.split("=", 1) for word in words)
 os.umask(mask := os.umask(0))
-seen = {"directory": os.getcwd(), "length": len(os.getcwd()), "uid": os.getuid(), "umask": mask, "host": socket.gethostname(), "user": os.environ["USER"],
-        "home": os.environ["HOME"], "processors": len(os.sched_getaffinity(0)), "mtime": int(os.stat("mkosi.conf").st_mtime), "mode": os.stat("mkosi.conf").st_mode,
+conf = os.stat("mkosi.conf")
+seen = {"directory": os.getcwd(), "length": len(os.getcwd()), "uid": os.getuid(), "umask": mask,
+        "host": socket.gethostname(), "user": os.environ["USER"], "home": os.environ["HOME"],
+        "processors": len(os.sched_getaffinity(0)),
+        "mtime": int(conf.st_mtime), "mode": conf.st_mode,
         "earlier": os.path.exists("build/mkosi"), "start": os.times().elapsed,
         **{name: given[name] for name in ("TZ", "LC_ALL", "MAKEFLAGS", "CARGO_BUILD_JOBS")}}
 if "sleep" in LEAKS:
@@ -271,7 +283,8 @@ if "sleep" in LEAKS:
     os.execv("/bin/sleep", ["sleep", "987.654"])
 os.makedirs("build/mkosi")
 with open("cofferdam.efi", "wb") as file:
-    file.write(uki({name: (TIME, str(seen[name]).encode() if name in LEAKS else b"") for name in seen}))
+    leaked = {name: str(seen[name]).encode() if name in LEAKS else b"" for name in seen}
+    file.write(uki({name: (TIME, content) for name, content in leaked.items()}))
 """
 
 
@@ -286,7 +299,9 @@ def arguments():
 
 
 class Surroundings(unittest.TestCase):
-    """What the log says to differ does reach the builder, and what leaks into the image is found; with a builder that takes no time."""
+    """What the log says to differ does reach the builder, and what leaks into the image is found;
+    with a builder that takes no time.
+    """
 
     def run_with(self, leaks, *options):
         with tempfile.TemporaryDirectory() as folder:
@@ -614,7 +629,9 @@ class Judgement(unittest.TestCase):
 
 
 class ReleasedImage(unittest.TestCase):
-    """ci/demo takes a release's image only where it is the very image of measurements/, and of this very tree."""
+    """ci/demo takes a release's image only where it is the very image of measurements/, and of this
+    very tree.
+    """
 
     def setUp(self):
         folder = tempfile.TemporaryDirectory()
@@ -926,7 +943,8 @@ class Release(unittest.TestCase):
         }
         with open(os.path.join(source, "Cargo.lock"), "w", encoding="utf-8") as file:
             file.write(
-                f'[[package]]\nname = "a"\nversion = "1"\nchecksum = "{hashlib.sha256(b"crate").hexdigest()}"\n'
+                '[[package]]\nname = "a"\nversion = "1"\nchecksum = '
+                f'"{hashlib.sha256(b"crate").hexdigest()}"\n'
             )
         self.pack(self.parts)
         release.stage(self.tag, self.files, source)
@@ -982,7 +1000,7 @@ class Release(unittest.TestCase):
         return release.publish(self.github, "acme/cofferdam", self.tag, self.commit, self.files)
 
     def refused(self, pattern):
-        with self.assertRaisesRegex(release.Refused, pattern):
+        with self.assertRaisesRegex(release.Failed, pattern):
             self.publish()
 
     def fault(self, *faults):
@@ -1057,9 +1075,9 @@ class Release(unittest.TestCase):
         self.assertEqual(self.github.call("GET", f"/releases/tags/{self.tag}")[0], 404)
 
     def test_another_tag_and_another_commit(self):
-        with self.assertRaisesRegex(release.Refused, "the tag has to be"):
+        with self.assertRaisesRegex(release.Failed, "the tag has to be"):
             release.check(self.github, "v99.0.0", self.commit)
-        with self.assertRaisesRegex(release.Refused, "on GitHub and"):
+        with self.assertRaisesRegex(release.Failed, "on GitHub and"):
             release.check(self.github, self.tag, "0" * 40)
 
     def test_inputs_that_are_not_those_of_the_lock_are_not_staged(self):
@@ -1080,11 +1098,11 @@ class Release(unittest.TestCase):
             parts = dict(self.parts)
             change(parts)
             self.pack(parts)
-            with self.assertRaisesRegex(release.Refused, said):
+            with self.assertRaisesRegex(release.Failed, said):
                 release.stage(self.tag, again, self.source)
             shutil.rmtree(again)
         os.unlink(os.path.join(self.source, "build", release.INPUTS))
-        with self.assertRaisesRegex(release.Refused, "is not there"):
+        with self.assertRaisesRegex(release.Failed, "is not there"):
             release.stage(self.tag, again, self.source)
 
     def test_files_that_changed_after_staging(self):
@@ -1122,7 +1140,7 @@ class Release(unittest.TestCase):
     def test_measurements_of_another_image_are_not_staged(self):
         with open(os.path.join(self.source, "cofferdam.efi"), "ab") as file:
             file.write(b"!")
-        with self.assertRaisesRegex(release.Refused, "is of another image"):
+        with self.assertRaisesRegex(release.Failed, "is of another image"):
             release.stage(self.tag, os.path.join(self.work.name, "again"), self.source)
 
 

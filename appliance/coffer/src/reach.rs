@@ -22,7 +22,7 @@ pub(crate) enum Obstacle {
     NoRoute,
     /// No answer at all.
     Silent,
-    /// The proxy in between refuses.
+    /// The proxy in between does not answer, or refuses.
     Proxy,
     /// What answers shows a certificate that is not trusted.
     Certificate,
@@ -83,30 +83,32 @@ pub(crate) fn github_hint(error: &GithubError, client: &Client) -> Option<String
     Some(hint_for_github(obstacle, host, proxy))
 }
 
+/// `proxy` is the variable that names one, where requests go out by it.
 fn hint_for_github(obstacle: Obstacle, host: &str, proxy: Option<&str>) -> String {
     match (obstacle, proxy) {
-        (Obstacle::Proxy, Some(proxy)) => {
-            format!("the proxy in {proxy} refuses: does it let {host}:443 through, and does it want a password?")
+        (Obstacle::Proxy, proxy) => {
+            let proxy = proxy.map(|name| format!(" in {name}")).unwrap_or_default();
+            format!(
+                "does the proxy{proxy} run, does it let {host}:443 through, and does it want a password? NO_PROXY={host} goes around it"
+            )
         }
-        (Obstacle::Name | Obstacle::Closed | Obstacle::NoRoute | Obstacle::Silent, Some(proxy)) => {
+        (Obstacle::Silent, Some(proxy)) => {
             format!("{proxy} is set: does that proxy run? NO_PROXY={host} goes around it")
-        }
-        (Obstacle::Name, None) => {
-            format!("is this machine on the network? `getent hosts {host}` shows whether the name resolves; behind a proxy, set HTTPS_PROXY")
-        }
-        (Obstacle::Closed, None) => {
-            format!("nothing listens at {host}: is --github-api right, and does a firewall let HTTPS out?")
-        }
-        (Obstacle::NoRoute, None) => {
-            format!("there is no route to {host}: is this machine on the network?")
         }
         (Obstacle::Silent, None) => {
             format!("does a firewall let HTTPS to {host} out? Behind a proxy, set HTTPS_PROXY")
         }
+        (Obstacle::Name, _) => format!(
+            "is this machine on the network? `getent hosts {host}` shows whether the name resolves; behind a proxy, set HTTPS_PROXY"
+        ),
+        (Obstacle::Closed, _) => {
+            format!("nothing listens at {host}: is --github-api right, and does a firewall let HTTPS out?")
+        }
+        (Obstacle::NoRoute, _) => format!("there is no route to {host}: is this machine on the network?"),
         (Obstacle::Certificate, _) => {
             "a server or a proxy with an authority of its own: name that one with --github-ca; else check this machine's clock".to_owned()
         }
-        (Obstacle::Tls | Obstacle::Proxy, _) => {
+        (Obstacle::Tls, _) => {
             format!("what answers for {host} does not speak TLS: is a proxy or a portal in between?")
         }
         (Obstacle::Cut, _) => format!("the connection to {host} was cut: try again"),

@@ -1,50 +1,9 @@
-//! The appliance: PID 1 and its roles, one binary.
-//!
-//! Without an argument it is PID 1 and boots; with one it is the role of that name, which only
-//! PID 1 (or, for `pull` and `container`, a shim) starts. A role is re-executed from `/proc/self/exe`, so that no
-//! memory of PID 1 is shared with it.
-
-mod boot;
-mod cgroup;
-mod client;
-mod confine;
-mod console;
-mod container;
-mod files;
-mod paths;
-mod power;
-mod roles;
-mod spawn;
-mod supervise;
-mod sys;
-mod tdx;
+//! The program of the library `cofferd`; see there.
 
 use std::process::ExitCode;
 
 fn main() -> ExitCode {
     let words: Vec<String> =
         std::env::args_os().skip(1).map(|word| word.to_string_lossy().into_owned()).collect();
-    let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let outcome = match words.as_slice() {
-        // The first process of a container is number 1 as well, in its own namespace.
-        ["container", name] => container::init::run(name),
-        words if std::process::id() == 1 => boot::run(words),
-        ["vault"] => roles::vault::run(),
-        ["front"] => roles::front::run(),
-        ["publish"] => roles::publish::run(),
-        ["evidence"] => roles::evidence::run(),
-        ["network"] => roles::network::run(),
-        ["shim", name] => roles::shim::run(name),
-        ["pull", name] => roles::pull::run(name),
-        _ => {
-            Err(anyhow::anyhow!("cofferd is started by the kernel as PID 1; its roles are started by PID 1"))
-        }
-    };
-    match outcome {
-        Ok(()) => ExitCode::SUCCESS,
-        Err(error) => {
-            eprintln!("cofferd: {error:#}");
-            ExitCode::FAILURE
-        }
-    }
+    cofferd::run(&words)
 }

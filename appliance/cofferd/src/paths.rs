@@ -3,109 +3,106 @@
 //! PID 1 makes `/run/cofferdam` (a tmpfs, root, 0755) and the directories below it with the owners
 //! named here; a role writes only inside the directory it owns. Nothing here touches a file.
 
-// Each role uses its own few of these.
-#![allow(dead_code)]
-
 use std::path::PathBuf;
 
 /// The tmpfs that holds everything the roles share. Root, 0755.
-pub(crate) const RUN: &str = "/run/cofferdam";
+pub const RUN: &str = "/run/cofferdam";
 /// What PID 1 measured and decided, for the roles to read. 0644, replaced atomically, written before the roles start.
-pub(crate) const APPLIANCE: &str = "/run/cofferdam/appliance.json";
+pub const APPLIANCE: &str = "/run/cofferdam/appliance.json";
 /// The exact bytes of the measured declaration. 0644.
-pub(crate) const DECLARATION: &str = "/run/cofferdam/declaration.yaml";
+pub const DECLARATION: &str = "/run/cofferdam/declaration.yaml";
 /// What PID 1 knows of its roles: name, pid, restarts, state. 0644.
-pub(crate) const STATUS: &str = "/run/cofferdam/status.json";
+pub const STATUS: &str = "/run/cofferdam/status.json";
 
 /// Owned by `VAULT_UID`, 0711: anybody may connect to the socket inside, only the vault may list or create.
-pub(crate) const VAULT_DIR: &str = "/run/cofferdam/vault";
+pub const VAULT_DIR: &str = "/run/cofferdam/vault";
 /// The vault's socket, 0666: SO_PEERCRED decides who may ask for what.
-pub(crate) const VAULT_SOCKET: &str = "/run/cofferdam/vault/vault.sock";
+pub const VAULT_SOCKET: &str = "/run/cofferdam/vault/vault.sock";
 /// The vault's records: a redb file of ciphertext, 0600, in memory because the tmpfs is.
-pub(crate) const VAULT_STORE: &str = "/run/cofferdam/vault/store.redb";
+pub const VAULT_STORE: &str = "/run/cofferdam/vault/store.redb";
 
 /// Owned by `EVIDENCE_UID`, 0711.
-pub(crate) const EVIDENCE_DIR: &str = "/run/cofferdam/evidence";
+pub const EVIDENCE_DIR: &str = "/run/cofferdam/evidence";
 /// The socket of the only holder of the quote device, 0666: SO_PEERCRED decides.
-pub(crate) const EVIDENCE_SOCKET: &str = "/run/cofferdam/evidence/evidence.sock";
+pub const EVIDENCE_SOCKET: &str = "/run/cofferdam/evidence/evidence.sock";
 
 /// Owned by `PUBLISH_UID`, 0755.
-pub(crate) const PUBLISH_DIR: &str = "/run/cofferdam/publish";
+pub const PUBLISH_DIR: &str = "/run/cofferdam/publish";
 /// The collateral last fetched. 0644.
-pub(crate) const PUBLISH_COLLATERAL: &str = "/run/cofferdam/publish/collateral.json";
+pub const PUBLISH_COLLATERAL: &str = "/run/cofferdam/publish/collateral.json";
 /// The evidence document last published. 0644.
-pub(crate) const PUBLISH_ATTESTATION: &str = "/run/cofferdam/publish/attestation.json";
+pub const PUBLISH_ATTESTATION: &str = "/run/cofferdam/publish/attestation.json";
 /// What `publish` is doing. 0644.
-pub(crate) const PUBLISH_STATUS: &str = "/run/cofferdam/publish/status.json";
+pub const PUBLISH_STATUS: &str = "/run/cofferdam/publish/status.json";
 
 /// Owned by `NETWORK_UID`, 0755.
-pub(crate) const NETWORK_DIR: &str = "/run/cofferdam/network";
+pub const NETWORK_DIR: &str = "/run/cofferdam/network";
 /// The lease in use, written by `network`; that it exists is the sign that there is an address. 0644.
-pub(crate) const NETWORK_LEASE: &str = "/run/cofferdam/network/lease.json";
+pub const NETWORK_LEASE: &str = "/run/cofferdam/network/lease.json";
 /// What `/etc/resolv.conf` points to. 0644.
-pub(crate) const NETWORK_RESOLVER: &str = "/run/cofferdam/network/resolv.conf";
+pub const NETWORK_RESOLVER: &str = "/run/cofferdam/network/resolv.conf";
 
 /// One tmpfs per service for its image, owned by its shim's uid, 0700, nosuid, nodev.
-pub(crate) const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";
+pub const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";
 
 /// One directory per service, each owned by its shim's uid, 0755.
-pub(crate) const SERVICES_DIR: &str = "/run/cofferdam/services";
+pub const SERVICES_DIR: &str = "/run/cofferdam/services";
 
 /// The descriptor on which PID 1 hands a role its key, as a sealed memfd: to `vault` the master key,
 /// to `front` the TLS key. The first one after the standard three.
-pub(crate) const KEY_FD: i32 = 3;
+pub const KEY_FD: i32 = 3;
 
 /// uid and gid (the same number) of each role that is not root.
-pub(crate) const VAULT_UID: u32 = 101;
+pub const VAULT_UID: u32 = 101;
 /// See [`VAULT_UID`].
-pub(crate) const FRONT_UID: u32 = 102;
+pub const FRONT_UID: u32 = 102;
 /// See [`VAULT_UID`].
-pub(crate) const PUBLISH_UID: u32 = 103;
+pub const PUBLISH_UID: u32 = 103;
 /// `evidence` is root without capabilities: configfs belongs to root.
-pub(crate) const EVIDENCE_UID: u32 = 0;
+pub const EVIDENCE_UID: u32 = 0;
 /// See [`VAULT_UID`].
-pub(crate) const EVIDENCE_GID: u32 = 104;
+pub const EVIDENCE_GID: u32 = 104;
 /// See [`VAULT_UID`].
-pub(crate) const NETWORK_UID: u32 = 105;
+pub const NETWORK_UID: u32 = 105;
 
 /// Host ids of service 0 start here: well above every id of the image.
-pub(crate) const SERVICE_UID_BASE: u32 = 100_000;
+pub const SERVICE_UID_BASE: u32 = 100_000;
 /// Each service owns this many host ids, so that a container has the full 16-bit range.
-pub(crate) const SERVICE_UID_RANGE: u32 = 65_536;
+pub const SERVICE_UID_RANGE: u32 = 65_536;
 
 /// The host uid (and gid) that is root inside the container of the service at `index`, counted from 0
 /// in declaration order. The declaration holds at most 32 services, so this cannot overflow.
-pub(crate) fn service_uid(index: u32) -> u32 {
+pub fn service_uid(index: u32) -> u32 {
     SERVICE_UID_BASE.saturating_add(index.saturating_mul(SERVICE_UID_RANGE))
 }
 
 /// `services/NAME/`. Service names are validated by the declaration: they cannot leave the directory.
-pub(crate) fn service_dir(name: &str) -> PathBuf {
+pub fn service_dir(name: &str) -> PathBuf {
     PathBuf::from(SERVICES_DIR).join(name)
 }
 
 /// `rootfs/NAME/`.
-pub(crate) fn service_rootfs(name: &str) -> PathBuf {
+pub fn service_rootfs(name: &str) -> PathBuf {
     PathBuf::from(ROOTFS_DIR).join(name)
 }
 
 /// `services/NAME/status.json`.
-pub(crate) fn service_status(name: &str) -> PathBuf {
+pub fn service_status(name: &str) -> PathBuf {
     service_dir(name).join("status.json")
 }
 
 /// `services/NAME/log`: redacted output as JSON lines.
-pub(crate) fn service_log(name: &str) -> PathBuf {
+pub fn service_log(name: &str) -> PathBuf {
     service_dir(name).join("log")
 }
 
 /// `services/NAME/log.1`: the previous log.
-pub(crate) fn service_log_previous(name: &str) -> PathBuf {
+pub fn service_log_previous(name: &str) -> PathBuf {
     service_dir(name).join("log.1")
 }
 
 /// `services/NAME/port-N`: a Unix socket that the shim relays to port N inside the service's network.
-pub(crate) fn service_port(name: &str, port: u16) -> PathBuf {
+pub fn service_port(name: &str, port: u16) -> PathBuf {
     service_dir(name).join(format!("port-{port}"))
 }
 

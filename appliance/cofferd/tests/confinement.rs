@@ -4,28 +4,7 @@
 //! Without libtest: starting a process as PID 1 does needs a process with one thread, and what is started is
 //! this program again, with the name of a probe as its argument. Needs root; says so and passes otherwise.
 
-// Modules of the program are compiled in whole, and each probe uses a part.
-#![allow(dead_code, unused_imports, missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-#[path = "../src/cgroup.rs"]
-mod cgroup;
-#[path = "../src/confine.rs"]
-mod confine;
-#[path = "../src/console.rs"]
-mod console;
-#[path = "../src/files.rs"]
-mod files;
-#[path = "../src/paths.rs"]
-mod paths;
-#[path = "../src/power.rs"]
-mod power;
-#[path = "../src/spawn.rs"]
-mod spawn;
-#[path = "../src/supervise.rs"]
-mod supervise;
-#[path = "../src/sys.rs"]
-mod sys;
 
 use std::fs;
 use std::io::{Read, Write};
@@ -43,7 +22,9 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid};
 
-use spawn::{Identity, SpawnError, Spec};
+use cofferd::paths;
+use cofferd::system::spawn::{Identity, SpawnError, Spec};
+use cofferd::system::{confine, spawn, supervise, sys};
 
 /// A directory that exists everywhere and that the probes must not see into.
 const COVERED: &[&str] = &["/sys/firmware", "/nowhere/at/all"];
@@ -335,7 +316,7 @@ fn probe_filter(role: &str) {
     // Without the filter the kernel looks at the arguments first: the refusals below are the filter's.
     assert_eq!(attempt(libc::SYS_process_vm_readv, 0, 0, 0), None);
     assert_eq!(attempt(libc::SYS_getpriority, 9, 0, 0), Some(Errno::EINVAL));
-    confine::enter_filter(role).unwrap();
+    confine::filter(role).unwrap();
     for (name, number) in never {
         assert_eq!(attempt(*number, 0, 0, 0), Some(Errno::EPERM), "{role}: {name}");
     }

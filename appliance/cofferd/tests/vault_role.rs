@@ -4,27 +4,21 @@
 //! Works in a mount namespace of its own, so `/run/cofferdam` is this test's. Needs root, and a kernel with
 //! the Landlock that the image has; says so and passes otherwise.
 
-#![allow(dead_code, unused_imports, missing_docs, unreachable_pub)]
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
-
-#[path = "../src/client.rs"]
-mod client;
-#[path = "../src/paths.rs"]
-mod paths;
 
 use std::fs;
 use std::io::{Read as _, Write as _};
 use std::os::fd::{AsRawFd as _, OwnedFd};
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
-use std::path::Path;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cofferd::paths;
+use cofferd::system::client;
 use cofferdam_attest::operator::{seal_secret, signing_input};
-use cofferdam_vault::Reference;
 use cofferdam_vault::wire::{KeyReply, OperatorRequest};
 use ed25519_dalek::{Signer as _, SigningKey};
 use hyper::Method;

@@ -88,8 +88,11 @@ fn evidence(honest: &Value, case: &Value) -> Value {
     };
     let of = |outcome| appraisal.checks.iter().filter(move |check| check.outcome == outcome);
     let named = |outcome| of(outcome).map(|check| check.name).collect::<Vec<_>>();
-    let reasons: Vec<&str> =
-        [Outcome::Fail, Outcome::CouldNotCheck].into_iter().flat_map(of).map(|check| check.detail.as_str()).collect();
+    let reasons: Vec<&str> = [Outcome::Fail, Outcome::CouldNotCheck]
+        .into_iter()
+        .flat_map(of)
+        .map(|check| check.detail.as_str())
+        .collect();
     let now = parse_time(input["at"].as_str().unwrap()).unwrap();
     json!({
         "verdict": appraisal.verdict(),

@@ -12,7 +12,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use crate::files;
+use crate::system::files;
 
 /// What the host has to call the disk (virtio-blk serial, at most 20 bytes).
 const SERIAL: &str = "cofferdam-decl";

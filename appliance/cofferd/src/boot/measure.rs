@@ -16,9 +16,9 @@ use cofferdam_declaration::{Declaration, digest};
 
 use super::disk::{self, Delivered, DiskError};
 use super::mount::{self, MountError};
-use crate::console::say;
-use crate::files;
-use crate::tdx::{FIRMWARE_LOG, MEASUREMENTS, REPORTS, Registers, TdxError};
+use crate::system::console::say;
+use crate::system::files;
+use crate::system::tdx::{FIRMWARE_LOG, MEASUREMENTS, REPORTS, Registers, TdxError};
 
 /// Most processors that are believed: the kernel's own limit on x86-64 is 8192.
 const MAX_CPUS: u32 = 8192;

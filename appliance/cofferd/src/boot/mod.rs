@@ -22,10 +22,10 @@ use std::time::{Duration, Instant};
 
 use nix::sys::reboot::set_cad_enabled;
 
-use crate::console::say;
-use crate::power::PowerButtons;
 use crate::roles::appliance::Phase;
-use crate::supervise::{STATE, Supervisor, chain};
+use crate::system::console::say;
+use crate::system::power::PowerButtons;
+use crate::system::supervise::{STATE, Supervisor, chain};
 
 /// Why the boot stopped: the last line on the console.
 struct Parked {

@@ -12,8 +12,9 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, umask};
 
-use crate::cgroup::{self, CgroupError, Limits};
-use crate::{paths, sys};
+use crate::paths;
+use crate::system::cgroup::{self, CgroupError, Limits};
+use crate::system::sys;
 
 /// Why the stage failed.
 #[derive(Debug, thiserror::Error)]

@@ -37,9 +37,10 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::ask::{AskError, EvidenceRequest, ask};
 use self::device::{Configfs, Device, DeviceError, Reports};
+use crate::paths;
 use crate::roles::appliance::{Appliance, ApplianceError};
 use crate::roles::clock;
-use crate::{client, confine, paths};
+use crate::system::{client, confine};
 
 /// Where the kernel's TSM driver takes requests (configfs-tsm-report ABI).
 const DEVICE_ROOT: &str = "/sys/kernel/config/tsm/report";
@@ -589,7 +590,7 @@ pub(crate) mod tests {
         let file = directory.path().join("appliance.json");
         tokio::spawn(async move {
             tokio::time::sleep(Duration::from_millis(60)).await;
-            crate::files::replace(file, &serde_json::to_vec(&later).unwrap()).unwrap();
+            crate::system::files::replace(file, &serde_json::to_vec(&later).unwrap()).unwrap();
         });
         let (evidence, _) = ask(&socket, &EvidenceRequest::default()).await.unwrap();
         assert_eq!(evidence.event_log.len(), 6);

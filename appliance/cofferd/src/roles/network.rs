@@ -19,7 +19,8 @@ use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::Serialize;
 
-use crate::{confine, files, paths, sys};
+use crate::paths;
+use crate::system::{confine, files, sys};
 
 /// The options that are asked for (RFC 2132): mask, router, resolvers, MTU. Not routes (121), which can be many and overlap.
 const OPTIONS: [u8; 4] = [1, 3, 6, 26];

@@ -34,11 +34,12 @@ use self::pck::{Pck, PckError};
 use self::release::{Attestation, Shelf};
 use self::status::{State, StatusFile};
 use self::web::WebError;
-use crate::client::vault::{self, LeaseError};
+use crate::paths;
 use crate::roles::appliance::{Appliance, ApplianceError};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest, ask};
-use crate::{confine, files, paths};
+use crate::system::client::vault::{self, LeaseError};
+use crate::system::{confine, files};
 
 /// What the requests call themselves.
 const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));

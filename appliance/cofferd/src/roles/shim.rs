@@ -25,7 +25,19 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cofferdam_declaration::{Declaration, Service};
+use cofferdam_redact::Redactor;
 use cofferdam_vault::Reference;
+use cofferdam_workload::cgroup::Leaf;
+use cofferdam_workload::delivery::{Delivery, Plan};
+use cofferdam_workload::image::RunConfig;
+use cofferdam_workload::launch::{self, Container, LaunchError};
+use cofferdam_workload::log::Log;
+use cofferdam_workload::network::{self, Network};
+use cofferdam_workload::restart::{End, Policy};
+use cofferdam_workload::seccomp::Profile;
+use cofferdam_workload::status::{Reporter, State, Status};
+use cofferdam_workload::user::{self, Account};
+use cofferdam_workload::{environment, output, relay};
 use nix::fcntl::OFlag;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -33,20 +45,10 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::pull::{Answer, ImageDir};
-use crate::client::vault::{Lease, LeaseError, lease};
-use crate::container::cgroup::Leaf;
-use crate::container::delivery::{Delivery, Plan};
-use crate::container::image::RunConfig;
-use crate::container::launch::{self, Container, LaunchError};
-use crate::container::network::{self, Network};
-use crate::container::output;
-use crate::container::restart::{End, Policy};
-use crate::container::seccomp::Profile;
-use crate::container::status::{Reporter, State, Status};
-use crate::container::user::{self, Account};
-use crate::container::{environment, relay};
-use crate::{confine, files, paths};
+use super::pull::{Answer, image_dir};
+use crate::paths;
+use crate::system::client::vault::{Lease, LeaseError, lease};
+use crate::system::{cgroup, confine, files};
 
 /// One question to the vault; the answer to a missing secret comes as soon as it is put.
 const LEASE_WAIT: Duration = Duration::from_secs(25);
@@ -78,7 +80,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
         let mut shim = Shim {
             declaration: &declaration,
             service,
-            status: Reporter::new(name),
+            status: Reporter::new(paths::service_status(name)),
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
             restarts: 0,
             last: None,
@@ -175,7 +177,7 @@ impl Shim<'_> {
 
     /// Pulls the image, again and again until it is there.
     async fn image(&mut self) -> anyhow::Result<Until<RunConfig>> {
-        let directory = ImageDir::of(&self.service.name);
+        let directory = image_dir(&self.service.name);
         let mut wait = PULL_FIRST;
         if let Some(config) = directory.finished(&self.service.image) {
             return Ok(Until::Done(config));
@@ -288,18 +290,22 @@ impl Shim<'_> {
         group: Option<&Leaf>,
     ) -> anyhow::Result<Running> {
         self.report(State::Starting, |_| {})?;
-        let rootfs = ImageDir::of(&self.service.name).rootfs();
+        let rootfs = image_dir(&self.service.name).rootfs();
         let root =
             nix::fcntl::open(&rootfs, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
                 .context("cannot open the image")?;
         let account = user::resolve(&root, self.service.user, &image.user)?;
         let plan = self.plan(image, &account, rootfs)?;
         let delivery = self.deliver(image, &account, lease)?;
-        let redactor = output::redactor(lease)?;
-        let log = output::open_log(&self.service.name).context("cannot open the log")?;
+        // A value that cannot be told from other text is not handed out.
+        let redactor =
+            Redactor::new(lease.iter().map(|(reference, value)| (reference.as_str(), value.expose())))?;
+        let name = &self.service.name;
+        let log = Log::open(&paths::service_log(name), &paths::service_log_previous(name))
+            .context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         let (container, output) =
-            launch::start(&self.service.name, &plan, &delivery, network, descriptor).await?;
+            launch::start(&["cofferd", "container", name], &plan, &delivery, network, descriptor).await?;
         drop(delivery);
         let pid = container.pid();
         self.report(State::Running, |status| status.pid = pid)?;
@@ -382,7 +388,7 @@ fn runs(path: &Path) -> bool {
 
 /// The container's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
 fn group() -> anyhow::Result<Option<Leaf>> {
-    let mount = Path::new(crate::cgroup::MOUNT);
+    let mount = Path::new(cgroup::MOUNT);
     if !mount.join("cgroup.controllers").exists() {
         return Ok(None);
     }

@@ -9,7 +9,6 @@
 //! with the reason, and holds no key that opens anything.
 
 mod listen;
-mod sys;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -30,7 +29,8 @@ use cofferdam_vault::{
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use zeroize::Zeroizing;
 
-use crate::{confine, files, paths};
+use crate::paths;
+use crate::system::{confine, files, sys};
 
 /// Lines about requests that nobody authenticated, in each [`FLOOD_WINDOW`]. Anybody on the network can cause them, and the
 /// console is slow.
@@ -81,7 +81,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
 
 /// Reads the key from the memfd and closes the descriptor. The memfd is sealed, so what is read is what PID 1 wrote.
 fn take_master_key() -> anyhow::Result<MasterKey> {
-    let descriptor = crate::sys::inherited(paths::KEY_FD).context("no key at descriptor 3")?;
+    let descriptor = sys::inherited(paths::KEY_FD).context("no key at descriptor 3")?;
     let seals = fcntl(&descriptor, FcntlArg::F_GET_SEALS).context("the key is not in a memfd")?;
     let seals = SealFlag::from_bits_truncate(seals);
     ensure!(

@@ -8,7 +8,7 @@ use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::{Evidence, MAX_BYTES};
 use serde::{Deserialize, Serialize};
 
-use crate::client::{self, ClientError};
+use crate::system::client::{self, ClientError};
 
 /// How long an answer may take: the queue in front of the device, then the device.
 const LIMIT: Duration = Duration::from_secs(30);

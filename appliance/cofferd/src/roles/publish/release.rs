@@ -14,8 +14,8 @@ use cofferdam_attest::ratls;
 use cofferdam_attest::release::Tag;
 use cofferdam_github::{Client, GithubError, NewAsset, NewRelease, Release};
 
-use crate::files;
 use crate::roles::appliance::Appliance;
+use crate::system::files;
 
 /// Pages of releases on which a half-made draft is looked for. It would be the newest.
 const PAGES: u32 = 2;

@@ -6,7 +6,7 @@ use std::time::Duration;
 use axum::http::HeaderMap;
 use reqwest::{Certificate, Client, StatusCode};
 
-use crate::files;
+use crate::system::files;
 
 /// The certificate authorities of the image, for servers for which the declaration names none.
 pub(crate) const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";

@@ -13,8 +13,8 @@ use hyper::Method;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::*;
-use crate::client;
-use crate::client::vault::{Lease, LeaseError};
+use crate::system::client;
+use crate::system::client::vault::{Lease, LeaseError};
 
 const DECLARATION: &str = "\
 version: 1

@@ -1,0 +1,252 @@
+//! Asking another role over its Unix socket: HTTP/1.1 with JSON, one connection per request.
+//!
+//! Every wait and every reply is bounded by the caller, since the other side may be hanging, restarting or
+//! taken over. Connecting to a Unix socket costs some 20 µs, so nothing is kept open that would have to
+//! be watched. It runs on the caller's runtime.
+
+use std::collections::BTreeMap;
+use std::future::poll_fn;
+use std::path::{Path, PathBuf};
+use std::pin::Pin;
+use std::time::Duration;
+
+use axum::body::{Body, Bytes, HttpBody as _};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use cofferdam_vault::{Reference, SecretValue};
+use hyper::body::Incoming;
+use hyper::{Method, Request, StatusCode, header};
+use hyper_util::rt::TokioIo;
+use tokio::net::UnixStream;
+use zeroize::{Zeroize as _, Zeroizing};
+
+/// Why there is no reply.
+#[derive(Debug, thiserror::Error)]
+pub enum ClientError {
+    /// Nobody listens: the other role is not running, or not yet.
+    #[error("cannot connect to {}", path.display())]
+    Connect {
+        /// The socket.
+        path: PathBuf,
+        /// What connect(2) says.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The other side ended the connection or does not speak HTTP.
+    #[error("the exchange broke off")]
+    Exchange(#[source] hyper::Error),
+    /// The request cannot be written as HTTP.
+    #[error("not a valid request")]
+    Request(#[source] axum::http::Error),
+    /// No whole reply in time.
+    #[error("no reply within {0:?}")]
+    Timeout(Duration),
+    /// The reply is larger than the caller takes.
+    #[error("the reply is larger than {0} bytes")]
+    TooLarge(usize),
+}
+
+/// One request with a JSON body (none when `body` is empty). The reply's body is at most `max` bytes and is there
+/// within `limit`, or it is an error.
+///
+/// # Errors
+/// [`ClientError`]. A reply with any status is not an error.
+pub async fn request(
+    socket: impl AsRef<Path>,
+    method: Method,
+    path: &str,
+    body: impl Into<Bytes>,
+    max: usize,
+    limit: Duration,
+) -> Result<(StatusCode, Bytes), ClientError> {
+    let exchange = exchange(socket.as_ref(), method, path, body.into(), max);
+    let (status, body) =
+        tokio::time::timeout(limit, exchange).await.map_err(|_| ClientError::Timeout(limit))??;
+    Ok((status, Bytes::from_owner(body)))
+}
+
+async fn exchange(
+    socket: &Path,
+    method: Method,
+    path: &str,
+    body: Bytes,
+    max: usize,
+) -> Result<(StatusCode, Zeroizing<Vec<u8>>), ClientError> {
+    let stream = UnixStream::connect(socket)
+        .await
+        .map_err(|source| ClientError::Connect { path: socket.to_owned(), source })?;
+    let (mut sender, connection) =
+        hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Exchange)?;
+    let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
+    if !body.is_empty() {
+        request = request.header(header::CONTENT_TYPE, "application/json");
+    }
+    let request = request.body(Body::from(body)).map_err(ClientError::Request)?;
+    let asking = async {
+        let response = sender.send_request(request).await.map_err(ClientError::Exchange)?;
+        Ok((response.status(), collect(response.into_body(), max).await?))
+    };
+    // The connection makes the exchange progress; it is polled here and not in a task of its own, so that
+    // nothing of it outlives the reply. When it ends first, the exchange ends with it, in error or not.
+    let mut connection = std::pin::pin!(connection);
+    let mut asking = std::pin::pin!(asking);
+    let mut open = true;
+    loop {
+        tokio::select! {
+            reply = &mut asking => return reply,
+            ended = &mut connection, if open => {
+                open = false;
+                ended.map_err(ClientError::Exchange)?;
+            }
+        }
+    }
+}
+
+/// The whole body in one buffer of the right size from the start, cleared when dropped. hyper's own read buffer is freed
+/// without being cleared where parts of it are still shared; it holds nothing that this process does not hold anyway.
+async fn collect(mut body: Incoming, max: usize) -> Result<Zeroizing<Vec<u8>>, ClientError> {
+    let announced = usize::try_from(body.size_hint().lower()).unwrap_or(usize::MAX);
+    if announced > max {
+        return Err(ClientError::TooLarge(max));
+    }
+    let mut bytes = Zeroizing::new(Vec::with_capacity(announced));
+    while let Some(frame) = poll_fn(|context| Pin::new(&mut body).poll_frame(context)).await {
+        let Ok(data) = frame.map_err(ClientError::Exchange)?.into_data() else { continue };
+        if data.len() > max - bytes.len() {
+            return Err(ClientError::TooLarge(max));
+        }
+        bytes.extend_from_slice(&data);
+        if let Ok(mut data) = data.try_into_mut() {
+            data.zeroize();
+        }
+    }
+    Ok(bytes)
+}
+
+/// Asking the vault.
+pub(crate) mod vault {
+    use cofferdam_vault::wire::{self, ErrorReply, LeaseRequest, MissingReply};
+    use serde::Deserialize;
+    use tokio::time::Instant;
+
+    use super::*;
+    use crate::paths;
+
+    /// What a lease brings: the values by their references. It prints as names only.
+    pub(crate) type Lease = BTreeMap<Reference, SecretValue>;
+
+    /// How long the vault may take beyond the wait that it was asked for.
+    const GRACE: Duration = Duration::from_secs(5);
+    /// First pause before a vault that does not answer is asked again; it doubles up to [`MAX_PAUSE`].
+    const MIN_PAUSE: Duration = Duration::from_millis(20);
+    /// A vault that was killed is back within about a second.
+    const MAX_PAUSE: Duration = Duration::from_millis(500);
+
+    /// Why there is no lease.
+    #[derive(Debug, thiserror::Error)]
+    pub(crate) enum LeaseError {
+        /// These references hold no secret; the wait is over. Ask again.
+        #[error("no secret yet for {}", names(.0))]
+        Missing(Vec<Reference>),
+        /// The vault refuses for good: not granted to this uid, or not a valid request.
+        #[error("the vault refuses: {0}")]
+        Refused(String),
+        /// The vault is there and cannot serve now, or cannot be reached; the wait is over. Ask again.
+        #[error("the vault cannot be asked")]
+        Unreachable(#[source] ClientError),
+        /// The vault is there and cannot serve now; the wait is over. Ask again.
+        #[error("the vault cannot serve now: {0}")]
+        Unavailable(String),
+        /// The reply is not a lease.
+        #[error("the vault's reply is not a lease")]
+        Malformed,
+    }
+
+    /// Leases all of these references or none, waiting up to `wait` in total for those that are missing and for a vault
+    /// that is being restarted. An empty list needs no vault.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub(crate) async fn lease(references: &[Reference], wait: Duration) -> Result<Lease, LeaseError> {
+        lease_at(Path::new(paths::VAULT_SOCKET), references, wait).await
+    }
+
+    pub(crate) async fn lease_at(
+        socket: &Path,
+        references: &[Reference],
+        wait: Duration,
+    ) -> Result<Lease, LeaseError> {
+        if references.is_empty() {
+            return Ok(Lease::new());
+        }
+        let deadline = Instant::now() + wait;
+        let mut pause = MIN_PAUSE;
+        loop {
+            let left = deadline.saturating_duration_since(Instant::now());
+            let error = match ask(socket, references, left).await {
+                Ok(lease) => return Ok(lease),
+                Err(error @ (LeaseError::Refused(_) | LeaseError::Malformed)) => return Err(error),
+                Err(error) => error,
+            };
+            if Instant::now() + pause >= deadline {
+                return Err(error);
+            }
+            // The vault itself waited for what is missing; what could not be asked is asked again after a pause.
+            if matches!(error, LeaseError::Missing(_)) {
+                pause = MIN_PAUSE;
+            } else {
+                tokio::time::sleep(pause).await;
+                pause = pause.saturating_mul(2).min(MAX_PAUSE);
+            }
+        }
+    }
+
+    async fn ask(socket: &Path, references: &[Reference], wait: Duration) -> Result<Lease, LeaseError> {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).min(wire::MAX_WAIT_MS);
+        let request = LeaseRequest { references: references.to_vec(), wait_ms };
+        let body = serde_json::to_vec(&request).map_err(|_| LeaseError::Malformed)?;
+        let limit = Duration::from_millis(wait_ms) + GRACE;
+        let (status, body) = super::request(socket, Method::POST, "/v1/lease", body, wire::MAX_REPLY, limit)
+            .await
+            .map_err(LeaseError::Unreachable)?;
+        match status {
+            StatusCode::OK => parse(&body, references),
+            StatusCode::CONFLICT => match serde_json::from_slice::<MissingReply>(&body) {
+                Ok(reply) => Err(LeaseError::Missing(reply.missing)),
+                Err(_) => Err(LeaseError::Malformed),
+            },
+            status => {
+                let text = serde_json::from_slice::<ErrorReply>(&body)
+                    .map_or_else(|_| status.to_string(), |reply| reply.error);
+                if status.is_client_error() {
+                    Err(LeaseError::Refused(text))
+                } else {
+                    Err(LeaseError::Unavailable(text))
+                }
+            }
+        }
+    }
+
+    /// Borrowed from the reply, so that no copy of a value is made before it is decoded.
+    #[derive(Deserialize)]
+    #[serde(deny_unknown_fields)]
+    struct LeaseReply<'a> {
+        #[serde(borrow)]
+        values: BTreeMap<&'a str, &'a str>,
+    }
+
+    fn parse(body: &[u8], references: &[Reference]) -> Result<Lease, LeaseError> {
+        let reply: LeaseReply<'_> = serde_json::from_slice(body).map_err(|_| LeaseError::Malformed)?;
+        let mut lease = Lease::new();
+        for reference in references {
+            let text = reply.values.get(reference.as_str()).ok_or(LeaseError::Malformed)?;
+            let value = STANDARD.decode(text).map(Zeroizing::new).map_err(|_| LeaseError::Malformed)?;
+            lease.insert(reference.clone(), SecretValue::new(reference.clone(), value));
+        }
+        if lease.len() == reply.values.len() { Ok(lease) } else { Err(LeaseError::Malformed) }
+    }
+
+    fn names(references: &[Reference]) -> String {
+        references.iter().map(Reference::as_str).collect::<Vec<_>>().join(", ")
+    }
+}

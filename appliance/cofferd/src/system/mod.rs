@@ -1,0 +1,16 @@
+//! What the appliance asks of the kernel, and what its processes ask of each other.
+//!
+//! The only place in `cofferd` with unsafe code ([`sys`]). Nothing here knows a role or a stage of the boot: what differs from one
+//! to the next comes in as an argument.
+
+pub mod cgroup;
+pub mod client;
+pub mod confine;
+pub(crate) mod console;
+pub(crate) mod power;
+pub mod spawn;
+pub mod supervise;
+pub mod sys;
+pub(crate) mod tdx;
+
+pub(crate) use cofferdam_workload::files;

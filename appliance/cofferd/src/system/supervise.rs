@@ -1,0 +1,458 @@
+//! PID 1's loop: keeps the roles running, reaps every orphan, ends the machine in order.
+//!
+//! # Duties
+//!
+//! - It is the only caller of wait4 in the appliance's process tree below PID 1: one call site,
+//!   [`Supervisor::reap`]. A second one would steal exit codes.
+//! - A role that ends is started again, later and later while it keeps ending. Before that, what is left
+//!   in its control group is killed: no workload outlives its shim.
+//! - Every change of a role's state is in `/run/cofferdam/status.json`, replaced atomically.
+//! - SIGTERM, SIGINT (ctrl-alt-del), SIGPWR and the power button end the machine: services first, each with
+//!   the time its declaration gives it, then the roles, then whatever is left.
+//!
+//! # Prohibitions
+//!
+//! - It never blocks on one role: it waits in poll(2) with a bound, and for a starting child's setup with a bound.
+//! - It parses nothing that came over a network and nothing that a role wrote.
+//! - It never starts anything but `cofferd`, and never gives up: a parked appliance still reaps and
+//!   still obeys the power button.
+
+use std::os::fd::AsFd;
+use std::time::{Duration, Instant};
+
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::reboot::{RebootMode, reboot};
+use nix::sys::signal::{SigSet, Signal, kill};
+use nix::sys::signalfd::{SfdFlags, SignalFd};
+use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
+use nix::unistd::{Pid, sync};
+use serde::Serialize;
+
+use crate::paths;
+use crate::system::console::say;
+use crate::system::files;
+use crate::system::power::PowerButtons;
+use crate::system::spawn::{self, Spec};
+
+/// The first wait before a restart: long enough that a role that dies at once does not fill the
+/// console, short enough that nobody notices one crash.
+const BACKOFF_FIRST: Duration = Duration::from_millis(100);
+/// The longest wait. A role is promised back within 5 s of its death, and starting takes most of a second
+/// under software emulation.
+const BACKOFF_MAX: Duration = Duration::from_secs(4);
+/// A role that ran this long was sound: its next end is a new event, not the same crash again.
+const STABLE: Duration = Duration::from_secs(10);
+/// How often to look again whether a killed group is empty. Killing is asynchronous but quick.
+const LINGER: Duration = Duration::from_millis(50);
+/// How often to look for a file that somebody else makes.
+const POLL: Duration = Duration::from_millis(5);
+/// The loop wakes at least this often, although every event it knows also wakes it.
+const HEARTBEAT: Duration = Duration::from_secs(60);
+/// What a shim needs on top of its container's grace to notice, kill and flush the log.
+const SHIM_MARGIN: Duration = Duration::from_secs(3);
+/// No declaration may hold up a power-off longer: hosts give up after a few minutes.
+const GRACE_MAX: Duration = Duration::from_secs(120);
+/// Roles keep no state that a longer wait could save.
+const ROLE_GRACE: Duration = Duration::from_secs(3);
+/// What SIGKILL leaves behind is gone within a scheduler tick or never.
+const KILL_GRACE: Duration = Duration::from_secs(2);
+
+/// Why the supervisor could not be set up.
+#[derive(Debug, thiserror::Error)]
+pub enum SuperviseError {
+    /// Signals cannot be received.
+    #[error("cannot receive signals")]
+    Signals(#[source] Errno),
+}
+
+/// When a process is told to end at shutdown. In this order.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub enum Tier {
+    /// A shim: its container gets `grace` between SIGTERM and SIGKILL.
+    Service {
+        /// The service's `stop_grace_period`.
+        grace: Duration,
+    },
+    /// A role of the appliance.
+    Role,
+}
+
+/// The delay before each restart: doubles while the role keeps ending, starts over once it was stable.
+#[derive(Debug, Default)]
+struct Backoff {
+    next: Option<Duration>,
+}
+
+impl Backoff {
+    /// The delay after a run that lasted `ran`.
+    fn after(&mut self, ran: Duration) -> Duration {
+        let delay = match self.next {
+            Some(delay) if ran < STABLE => delay,
+            _ => BACKOFF_FIRST,
+        };
+        self.next = Some(delay.saturating_mul(2).min(BACKOFF_MAX));
+        delay
+    }
+}
+
+/// A process that is kept running.
+struct Kept {
+    name: String,
+    tier: Tier,
+    spec: Spec,
+    pid: Option<Pid>,
+    started: Instant,
+    due: Option<Instant>,
+    runs: u32,
+    backoff: Backoff,
+}
+
+/// One row of `status.json`.
+#[derive(Debug, Serialize, PartialEq, Eq)]
+struct RoleStatus<'a> {
+    name: &'a str,
+    pid: Option<i32>,
+    restarts: u32,
+    state: &'static str,
+}
+
+/// `/run/cofferdam/status.json`.
+#[derive(Debug, Serialize)]
+struct Status<'a> {
+    version: u32,
+    phase: &'a str,
+    parked: Option<&'a str>,
+    state: &'static str,
+    roles: Vec<RoleStatus<'a>>,
+}
+
+/// Said on the console and in every status: until state can be sealed there is nothing else.
+pub(crate) const STATE: &str = "in memory only, lost at power-off";
+
+/// PID 1's view of its children.
+pub struct Supervisor {
+    signals: SignalFd,
+    power: PowerButtons,
+    kept: Vec<Kept>,
+    phase: &'static str,
+    parked: Option<String>,
+    ending: bool,
+    changed: bool,
+}
+
+impl Supervisor {
+    /// Blocks the signals that the loop receives by descriptor.
+    ///
+    /// # Errors
+    ///
+    /// No descriptor for signals.
+    pub fn new() -> Result<Self, SuperviseError> {
+        let mut mask = SigSet::empty();
+        for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR] {
+            mask.add(signal);
+        }
+        mask.thread_block().map_err(SuperviseError::Signals)?;
+        let flags = SfdFlags::SFD_CLOEXEC | SfdFlags::SFD_NONBLOCK;
+        let signals = SignalFd::with_flags(&mask, flags).map_err(SuperviseError::Signals)?;
+        let power = PowerButtons::none();
+        Ok(Self {
+            signals,
+            power,
+            kept: Vec::new(),
+            phase: "mount",
+            parked: None,
+            ending: false,
+            changed: false,
+        })
+    }
+
+    /// Names the phase for the status.
+    pub(crate) fn enter(&mut self, phase: &'static str) {
+        self.phase = phase;
+        self.changed = true;
+        self.publish();
+    }
+
+    /// Listens to these power buttons from now on.
+    pub(crate) fn watch(&mut self, power: PowerButtons) {
+        self.power = power;
+    }
+
+    /// Starts a process and keeps it running from now on. One that does not even start is tried again later.
+    pub fn keep(&mut self, name: String, tier: Tier, spec: Spec) {
+        let now = Instant::now();
+        self.kept.push(Kept {
+            name,
+            tier,
+            spec,
+            pid: None,
+            started: now,
+            due: Some(now),
+            runs: 0,
+            backoff: Backoff::default(),
+        });
+        self.start_due();
+        self.publish();
+    }
+
+    /// Runs the loop until `done` says so or `limit` has passed. True when it was done.
+    pub fn run_until(&mut self, limit: Duration, mut done: impl FnMut() -> bool) -> bool {
+        let deadline = Instant::now() + limit;
+        loop {
+            if done() {
+                return true;
+            }
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                return false;
+            }
+            self.turn(left.min(POLL));
+        }
+    }
+
+    /// The loop. Never returns: the way out is the machine's end.
+    pub(crate) fn run(mut self) -> ! {
+        loop {
+            self.turn(HEARTBEAT);
+        }
+    }
+
+    /// Ends every role, says why in one last line, and stays: reaping, and obeying the power button.
+    pub(crate) fn park(mut self, stage: &str, why: &str) -> ! {
+        self.parked = Some(format!("parked in stage {stage}: {why}"));
+        self.end(|_| true, ROLE_GRACE);
+        self.kept.clear();
+        self.enter("parked");
+        say(&format!("parked in stage {stage}: {why}"));
+        self.run()
+    }
+
+    /// One wait, and everything it brought.
+    fn turn(&mut self, at_most: Duration) {
+        let pressed = self.wait(at_most);
+        let ordered = self.receive();
+        self.reap();
+        if pressed || ordered {
+            self.power_off(if pressed { "power button" } else { "signal" });
+        }
+        self.start_due();
+        self.publish();
+    }
+
+    /// Waits for a signal, the power button, a restart that is due, or the time. True when the button was pressed.
+    fn wait(&mut self, at_most: Duration) -> bool {
+        let now = Instant::now();
+        let due = self.kept.iter().filter_map(|kept| kept.due).min();
+        let wait = due.map_or(at_most, |due| due.saturating_duration_since(now).min(at_most));
+        // Rounded up: a wait of 0.4 ms must not become a spin of zero.
+        let milliseconds = wait.as_millis().saturating_add(1).min(60_000) as u16;
+        let mut descriptors = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        descriptors.extend(self.power.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        // EINTR cannot come (all handled signals are blocked) and would only mean another turn.
+        let _ = poll(&mut descriptors, PollTimeout::from(milliseconds));
+        drop(descriptors);
+        self.power.pressed()
+    }
+
+    /// Empties the signal descriptor. True when one of them orders the machine to end.
+    fn receive(&mut self) -> bool {
+        let mut ordered = false;
+        while let Ok(Some(signal)) = self.signals.read_signal() {
+            ordered |= i32::try_from(signal.ssi_signo).is_ok_and(|number| number != Signal::SIGCHLD as i32);
+        }
+        ordered
+    }
+
+    /// The only call of wait4: takes every ended child, kept or orphan. True while there are more to come.
+    fn reap(&mut self) -> bool {
+        loop {
+            let (pid, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exit code {code}")),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, format!("{signal}")),
+                Ok(WaitStatus::StillAlive) => return true,
+                Err(_) => return false,
+                Ok(_) => continue,
+            };
+            self.ended(pid, &how, Instant::now());
+        }
+    }
+
+    fn ended(&mut self, pid: Pid, how: &str, now: Instant) {
+        let Some(kept) = self.kept.iter_mut().find(|kept| kept.pid == Some(pid)) else {
+            return;
+        };
+        kept.pid = None;
+        self.changed = true;
+        let delay = kept.backoff.after(now.saturating_duration_since(kept.started));
+        kept.due = (!self.ending).then(|| now + delay);
+        if let Some(group) = &kept.spec.cgroup
+            && let Err(error) = group.kill()
+        {
+            say(&format!("{}: cannot kill what it left: {error}", kept.name));
+        }
+        let next = if self.ending { String::new() } else { format!(", again in {} ms", delay.as_millis()) };
+        say(&format!("{} ended ({how}){next}", kept.name));
+    }
+
+    /// Starts what is due. A group that still holds a process delays its own role only.
+    fn start_due(&mut self) {
+        let now = Instant::now();
+        for kept in self.kept.iter_mut().filter(|kept| kept.due.is_some_and(|due| due <= now)) {
+            self.changed = true;
+            if let Some(group) = &kept.spec.cgroup {
+                let emptied = if group.populated() {
+                    group.kill().map(|()| false)
+                } else {
+                    group.clear().map(|()| true)
+                };
+                if !matches!(emptied, Ok(true)) {
+                    kept.due = Some(now + LINGER);
+                    continue;
+                }
+            }
+            match spawn::spawn(&kept.spec) {
+                Ok(pid) => {
+                    kept.runs = kept.runs.saturating_add(1);
+                    kept.pid = Some(pid);
+                    kept.started = now;
+                    kept.due = None;
+                }
+                Err(error) => {
+                    let delay = kept.backoff.after(Duration::ZERO);
+                    kept.due = Some(now + delay);
+                    say(&format!("{}: {}, again in {} ms", kept.name, chain(&error), delay.as_millis()));
+                }
+            }
+        }
+    }
+
+    /// Writes the status when something changed. Before /run is there, there is nowhere to write it.
+    fn publish(&mut self) {
+        if !self.changed {
+            return;
+        }
+        let status = Status {
+            version: 1,
+            phase: self.phase,
+            parked: self.parked.as_deref(),
+            state: STATE,
+            roles: self.kept.iter().map(Kept::status).collect(),
+        };
+        if let Ok(json) = serde_json::to_vec(&status)
+            && files::replace(paths::STATUS, &json).is_ok()
+        {
+            self.changed = false;
+        }
+    }
+
+    /// Services, then roles, then the rest, then the machine.
+    fn power_off(&mut self, why: &str) -> ! {
+        say(&format!("power-off: {why}"));
+        self.enter("power-off");
+        let longest = self.kept.iter().map(|kept| kept.tier.grace()).max().unwrap_or_default();
+        self.end(|kept| matches!(kept.tier, Tier::Service { .. }), longest);
+        self.end(|_| true, ROLE_GRACE);
+        // Everything that is left is an orphan nobody counts on.
+        let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
+        let deadline = Instant::now() + KILL_GRACE;
+        while Instant::now() < deadline && self.reap() {
+            std::thread::sleep(LINGER);
+        }
+        sync();
+        say("power-off");
+        loop {
+            // Returns only on failure; then there is nothing better to do than to try again.
+            let Err(error) = reboot(RebootMode::RB_POWER_OFF);
+            say(&format!("cannot power off: {error}"));
+            std::thread::sleep(HEARTBEAT);
+        }
+    }
+
+    /// Asks those whom `which` picks to end, waits up to `grace`, kills the rest. Nothing is restarted meanwhile.
+    fn end(&mut self, which: impl Fn(&Kept) -> bool, grace: Duration) {
+        self.ending = true;
+        self.kept.iter_mut().for_each(|kept| kept.due = None);
+        for pid in self.kept.iter().filter(|kept| which(kept)).filter_map(|kept| kept.pid) {
+            // ESRCH: it ended by itself a moment ago.
+            let _ = kill(pid, Signal::SIGTERM);
+        }
+        let deadline = Instant::now() + grace;
+        while Instant::now() < deadline && self.kept.iter().any(|kept| which(kept) && kept.pid.is_some()) {
+            self.wait(LINGER);
+            self.receive();
+            self.reap();
+            self.publish();
+        }
+        for kept in self.kept.iter().filter(|kept| which(kept)) {
+            if let Some(pid) = kept.pid {
+                let _ = kill(pid, Signal::SIGKILL);
+            }
+            if let Some(group) = &kept.spec.cgroup {
+                let _ = group.kill();
+            }
+        }
+    }
+}
+
+impl Kept {
+    fn status(&self) -> RoleStatus<'_> {
+        let state = match (self.pid, self.due) {
+            (Some(_), _) => "running",
+            (None, Some(_)) => "restarting",
+            (None, None) => "stopped",
+        };
+        let pid = self.pid.map(Pid::as_raw);
+        RoleStatus { name: &self.name, pid, restarts: self.runs.saturating_sub(1), state }
+    }
+}
+
+impl Tier {
+    fn grace(self) -> Duration {
+        match self {
+            Self::Service { grace } => grace.saturating_add(SHIM_MARGIN).min(GRACE_MAX),
+            Self::Role => ROLE_GRACE,
+        }
+    }
+}
+
+/// An error with its sources, on one line.
+pub(crate) fn chain(error: &dyn std::error::Error) -> String {
+    let mut text = error.to_string();
+    let mut next = error.source();
+    while let Some(source) = next {
+        text.push_str(": ");
+        text.push_str(&source.to_string());
+        next = source.source();
+    }
+    text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn the_delay_doubles_up_to_its_end_and_starts_over_after_a_sound_run() {
+        let mut backoff = Backoff::default();
+        let crash = Duration::from_millis(5);
+        let delays: Vec<u128> = (0..8).map(|_| backoff.after(crash).as_millis()).collect();
+        assert_eq!(delays, [100, 200, 400, 800, 1600, 3200, 4000, 4000]);
+        assert_eq!(backoff.after(STABLE), BACKOFF_FIRST);
+        assert_eq!(backoff.after(crash), BACKOFF_FIRST * 2);
+    }
+
+    #[test]
+    fn a_service_gets_its_grace_and_no_declaration_delays_for_ever() {
+        assert_eq!(Tier::Service { grace: Duration::from_secs(10) }.grace(), Duration::from_secs(13));
+        assert_eq!(Tier::Service { grace: Duration::from_secs(9_999) }.grace(), GRACE_MAX);
+        assert_eq!(Tier::Service { grace: Duration::MAX }.grace(), GRACE_MAX);
+        assert_eq!(Tier::Role.grace(), ROLE_GRACE);
+    }
+
+    #[test]
+    fn errors_are_told_with_their_causes() {
+        let error = SuperviseError::Signals(Errno::EMFILE);
+        assert_eq!(chain(&error), "cannot receive signals: EMFILE: Too many open files");
+    }
+}

@@ -1,0 +1,310 @@
+//! The first process of a container: it builds the container, starts the workload in it, and waits.
+//!
+//! It is the shim's binary executed anew, so nothing of the shim's memory comes along. What is secret reaches it only as an
+//! unread descriptor that it passes on: the forked child reads it, writes the secret files, and
+//! becomes the workload. Before that child may go on, this process gives up every
+//! capability, takes the id that nobody has, and comes under the workload's own seccomp profile.
+//!
+//! Why it stays: the first process of a PID namespace inherits every orphan and ignores signals that
+//! it has no handler for. Programs are rarely written for that, so the workload is the second
+//! process, and this one reaps. It forwards no signals: the shim holds a pidfd of the workload. When the workload
+//! ends, this process says how and ends too, and the kernel ends everything else in the namespace. When the shim
+//! dies, the kernel ends this process (PR_SET_PDEATHSIG), and with it the container.
+
+use std::ffi::CString;
+use std::fs::{self, File};
+use std::io::{self, IoSlice, Read, Write};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::os::unix::net::UnixStream;
+use std::path::Path;
+
+use caps::CapSet;
+use nix::errno::Errno;
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sys::prctl;
+use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::signal::Signal;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use nix::sys::stat::{Mode, umask};
+use nix::sys::wait::{WaitStatus, waitpid};
+use nix::unistd::{Gid, Pid, Uid, chdir, execve, pipe2, setgroups, setresgid, setresuid, setsid};
+use serde::{Deserialize, Serialize};
+
+use crate::delivery::{Delivery, Plan};
+use crate::restart::End;
+use crate::rootfs::{self, SECRETS};
+use crate::seccomp::Profile;
+use crate::{GUARD_ID, sys};
+
+/// The descriptors that the shim places: its control socket, the delivery, the plan.
+pub(crate) const CONTROL: i32 = 3;
+/// See [`CONTROL`].
+pub(crate) const DELIVERY: i32 = 4;
+/// See [`CONTROL`].
+pub(crate) const PLAN: i32 = 5;
+/// Bound on one message to the shim, in bytes.
+pub(crate) const MAX_MESSAGE: usize = 4096;
+
+/// What init tells the shim, one JSON object to a line.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase", deny_unknown_fields)]
+pub(crate) enum Message {
+    /// The workload was executed; a pidfd of it comes along.
+    Started,
+    /// It could not be.
+    Failed {
+        /// As a shell would have it: 127 not found, 126 otherwise.
+        code: i32,
+        /// One line for people.
+        reason: String,
+    },
+    /// The workload ended.
+    Ended(End),
+}
+
+/// Why there is no workload.
+#[derive(Debug, thiserror::Error)]
+enum InitError {
+    #[error("cannot {0}")]
+    Step(&'static str, #[source] io::Error),
+    #[error(transparent)]
+    Rootfs(#[from] rootfs::RootfsError),
+    #[error(transparent)]
+    Seccomp(#[from] crate::seccomp::SeccompError),
+    #[error("cannot drop capabilities")]
+    Capabilities(#[source] caps::errors::CapsError),
+    #[error("{reason}")]
+    Workload { code: i32, reason: String },
+}
+
+fn step<T, E: Into<io::Error>>(name: &'static str, outcome: Result<T, E>) -> Result<T, InitError> {
+    outcome.map_err(|source| InitError::Step(name, source.into()))
+}
+
+/// Is the first process of a container. It takes its descriptors from [`launch::start`](crate::launch::start), which
+/// executed it, and answers over one of them.
+///
+/// # Errors
+///
+/// A descriptor is not there: the process was started by somebody else.
+pub fn run() -> io::Result<()> {
+    let control = UnixStream::from(sys::inherited(CONTROL)?);
+    let delivery = sys::inherited(DELIVERY)?;
+    let plan = sys::inherited(PLAN)?;
+    let message = match start(&control, delivery, plan) {
+        Ok(end) => Message::Ended(end),
+        Err(error) => {
+            let code = if let InitError::Workload { code, .. } = error { code } else { 126 };
+            Message::Failed { code, reason: format!("{:#}", anyhow::Error::new(error)) }
+        }
+    };
+    // A shim that is gone needs no answer.
+    let _ = say(&control, &message, None);
+    Ok(())
+}
+
+fn say(control: &UnixStream, message: &Message, pidfd: Option<&OwnedFd>) -> io::Result<()> {
+    let mut line = serde_json::to_vec(message)?;
+    line.push(b'\n');
+    let descriptors: Vec<_> = pidfd.iter().map(|fd| fd.as_raw_fd()).collect();
+    let rights = [ControlMessage::ScmRights(&descriptors)];
+    let rights = if descriptors.is_empty() { &rights[..0] } else { &rights[..] };
+    sendmsg::<()>(control.as_raw_fd(), &[IoSlice::new(&line)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    Ok(())
+}
+
+fn start(control: &UnixStream, delivery: OwnedFd, plan: OwnedFd) -> Result<End, InitError> {
+    step("close itself to others", prctl::set_dumpable(false))?;
+    tie_to(control)?;
+    umask(Mode::from_bits_truncate(0o022));
+    let plan = step("read the plan", Plan::load(plan))?;
+    // Compiled before the fork, so that both sides only have to apply it.
+    let profile = Profile::workload()?;
+    rootfs::enter(&plan)?;
+    let (go, wait) = step("make a pipe", pair())?;
+    let (words, report) = step("make a pipe", pair())?;
+    match step("fork", sys::fork())? {
+        None => {
+            drop((wait, words));
+            let Err(error) = become_workload(&plan, &profile, delivery, &mut File::from(go));
+            let (code, reason) = match error {
+                InitError::Workload { code, reason } => (code, reason),
+                other => (126, format!("{:#}", anyhow::Error::new(other))),
+            };
+            let mut report = File::from(report);
+            let _ = report.write_all(&code.to_le_bytes()).and_then(|()| report.write_all(reason.as_bytes()));
+            sys::leave(code)
+        }
+        Some(pid) => {
+            // From here on the child alone holds what is secret.
+            drop((delivery, report, go));
+            shed(&profile, control)?;
+            let pidfd = step("hold the workload", sys::pidfd(pid))?;
+            step("let the workload go", File::from(wait).write_all(b"g"))?;
+            executed(words)?;
+            step("tell the shim", say(control, &Message::Started, Some(&pidfd)))?;
+            reap(pid)
+        }
+    }
+}
+
+/// Both ends of a pipe, reading end first; neither survives execve.
+fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
+    pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+}
+
+/// Ends this process when its parent does. Asked for before looking whether the parent is still there, or
+/// a death in between would go unnoticed.
+fn tie_to(control: &UnixStream) -> Result<(), InitError> {
+    step("be tied to the shim", prctl::set_pdeathsig(Signal::SIGKILL))?;
+    let mut poll_for = [PollFd::new(control.as_fd(), PollFlags::empty())];
+    step("look for the shim", poll(&mut poll_for, PollTimeout::ZERO))?;
+    let [polled] = &poll_for;
+    if polled.revents().is_some_and(|events| events.contains(PollFlags::POLLHUP)) {
+        return step("find the shim", Err(io::Error::from(io::ErrorKind::BrokenPipe)));
+    }
+    Ok(())
+}
+
+/// Waits for the child's execve, which closes its end of the pipe.
+fn executed(words: OwnedFd) -> Result<(), InitError> {
+    let mut said = Vec::new();
+    step("hear from the workload", File::from(words).take(MAX_MESSAGE as u64 / 2).read_to_end(&mut said))?;
+    match said.split_first_chunk() {
+        None => Ok(()),
+        Some((code, reason)) => Err(InitError::Workload {
+            code: i32::from_le_bytes(*code),
+            reason: String::from_utf8_lossy(reason).into_owned(),
+        }),
+    }
+}
+
+/// Gives up everything: what stays is a process that can wait and answer.
+fn shed(profile: &Profile, control: &UnixStream) -> Result<(), InitError> {
+    // The pipes belong to the workload: their end is its end.
+    let null = step("open /dev/null", File::options().read(true).write(true).open("/dev/null"))?;
+    for target in 0..=2 {
+        step("let go of the output", sys::place(null.as_fd(), target))?;
+    }
+    identity(GUARD_ID, GUARD_ID)?;
+    // Changing the id undid both of these.
+    step("close itself to others", prctl::set_dumpable(false))?;
+    tie_to(control)?;
+    step("set no_new_privs", prctl::set_no_new_privs())?;
+    Ok(profile.apply()?)
+}
+
+/// Waits until the workload ends, and takes in every orphan on the way.
+fn reap(workload: Pid) -> Result<End, InitError> {
+    loop {
+        match waitpid(None, None) {
+            Ok(WaitStatus::Exited(pid, code)) if pid == workload => return Ok(End::Exited(code)),
+            Ok(WaitStatus::Signaled(pid, signal, _)) if pid == workload => {
+                return Ok(End::Signalled(signal as i32));
+            }
+            Ok(_) | Err(Errno::EINTR) => {}
+            Err(errno) => return step("wait for the workload", Err(errno)),
+        }
+    }
+}
+
+/// Becomes `uid` and `gid` without supplementary groups and without any capability, now and after any execve.
+fn identity(uid: u32, gid: u32) -> Result<(), InitError> {
+    for capability in caps::runtime::thread_all_supported() {
+        caps::drop(None, CapSet::Bounding, capability).map_err(InitError::Capabilities)?;
+    }
+    step("drop groups", setgroups(&[]))?;
+    let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
+    step("change the group", setresgid(gid, gid, gid))?;
+    step("change the user", setresuid(uid, uid, uid))?;
+    // For root, whose capabilities the change leaves.
+    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+        caps::clear(None, set).map_err(InitError::Capabilities)?;
+    }
+    Ok(())
+}
+
+/// The child's side. Returns only on failure.
+fn become_workload(
+    plan: &Plan,
+    profile: &Profile,
+    delivery: OwnedFd,
+    go: &mut File,
+) -> Result<std::convert::Infallible, InitError> {
+    step("wait for init", go.read_exact(&mut [0]))?;
+    step("start a session", setsid())?;
+    let delivery = step("read the delivery", Delivery::load(delivery))?;
+    for (name, content) in &delivery.files {
+        step("write a secret file", secret_file(name, content, plan))?;
+    }
+    rootfs::lock_secrets()?;
+    let environment = variables(&delivery)?;
+    let arguments = step("name the arguments", strings(&plan.arguments))?;
+    let candidates = candidates(plan, &delivery);
+    // A core file would hold the secrets.
+    step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
+    sys::default_signals();
+    step("keep descriptors to itself", sys::close_on_exec_from(3))?;
+    identity(plan.uid, plan.gid)?;
+    chdir(plan.working_dir.as_str()).map_err(|errno| InitError::Workload {
+        code: 126,
+        reason: format!("cannot enter the working directory {:?}: {}", plan.working_dir, errno.desc()),
+    })?;
+    step("set no_new_privs", prctl::set_no_new_privs())?;
+    profile.apply()?;
+    let mut answer = Errno::ENOENT;
+    for candidate in candidates {
+        let Ok(path) = CString::new(candidate) else { continue };
+        match execve(&path, &arguments, &environment) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(errno) => answer = errno,
+        }
+    }
+    let code = if answer == Errno::ENOENT { 127 } else { 126 };
+    let program = plan.arguments.first().map(String::as_str).unwrap_or_default();
+    Err(InitError::Workload {
+        code,
+        reason: format!("cannot execute {:?}: {}", crate::image::short(program), answer.desc()),
+    })
+}
+
+fn secret_file(name: &str, content: &[u8], plan: &Plan) -> io::Result<()> {
+    let path = Path::new(SECRETS).join(name);
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path)?;
+    file.write_all(content)?;
+    chown(&path, Some(plan.uid), Some(plan.gid))
+}
+
+/// `NAME=value` for each variable. execve replaces this memory, copies included.
+fn variables(delivery: &Delivery) -> Result<Vec<CString>, InitError> {
+    let line = |(name, value): &(String, zeroize::Zeroizing<Vec<u8>>)| {
+        let mut line = Vec::with_capacity(name.len() + value.len() + 2);
+        line.extend_from_slice(name.as_bytes());
+        line.push(b'=');
+        line.extend_from_slice(value);
+        // The error would hold the value.
+        CString::new(line).map_err(|_| io::Error::from(io::ErrorKind::InvalidInput))
+    };
+    step("name the variables", delivery.environment.iter().map(line).collect())
+}
+
+fn strings(words: &[String]) -> io::Result<Vec<CString>> {
+    words.iter().map(|word| CString::new(word.as_str()).map_err(io::Error::from)).collect()
+}
+
+/// Where the program may be: as named, or in each directory of the workload's own PATH.
+fn candidates(plan: &Plan, delivery: &Delivery) -> Vec<String> {
+    let program = plan.arguments.first().map(String::as_str).unwrap_or_default();
+    if program.contains('/') {
+        return vec![program.to_owned()];
+    }
+    let path =
+        delivery.environment.iter().find(|(name, _)| name == "PATH").map(|(_, value)| value.as_slice());
+    let path = String::from_utf8_lossy(path.unwrap_or_default());
+    // An empty part means the working directory to a shell; here it means nothing.
+    path.split(':')
+        .filter(|directory| !directory.is_empty())
+        .map(|directory| format!("{directory}/{program}"))
+        .collect()
+}

@@ -1,0 +1,670 @@
+//! A client for OCI registries that believes nothing it has not hashed (OCI distribution-spec 1.1, "Pull").
+//!
+//! It fetches manifests and blobs by digest, anonymously, with the bearer-token exchange that registries
+//! ask for. Every body is bounded by what its descriptor promises, every wait by a deadline that follows
+//! from the size, so that a registry that stalls, drips or never ends is an error in bounded time.
+//! Redirects are followed here and not by the HTTP library: each hop is https and is trusted
+//! by its own host's authority, and the token goes to no other host.
+
+use std::io::Write;
+use std::time::Duration;
+
+use reqwest::header::{ACCEPT, AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
+use reqwest::{Certificate, Client, Response, StatusCode, Url};
+use serde::Deserialize;
+use sha2::{Digest as _, Sha256};
+
+use crate::image::{Blob, Digest, ImageError, short};
+
+/// How long a registry may take.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct Patience {
+    /// For connecting, DNS and the TLS handshake included.
+    connect: Duration,
+    /// The longest silence inside a body.
+    stall: Duration,
+    /// For a body, and its size at [`SLOWEST`] besides.
+    body: Duration,
+}
+
+impl Default for Patience {
+    fn default() -> Self {
+        Self {
+            connect: Duration::from_secs(15),
+            stall: Duration::from_secs(30),
+            body: Duration::from_secs(60),
+        }
+    }
+}
+
+/// Bytes per second below which a download is given up: slower than any link that a server has.
+const SLOWEST: u64 = 32 << 10;
+/// Registries send a client to one object store, sometimes by way of one more name.
+const MAX_REDIRECTS: usize = 5;
+/// A token answer is a JWT and a few fields.
+const MAX_TOKEN: u64 = 64 << 10;
+/// Tries of one request before the whole pull counts as failed and the shim backs off.
+const TRIES: u32 = 4;
+/// The wait before the second try; doubles.
+const RETRY_FIRST: Duration = Duration::from_millis(200);
+
+/// Why something could not be fetched.
+#[derive(Debug, thiserror::Error)]
+pub enum RegistryError {
+    /// The TLS client cannot be made, for example because the authority is no certificate.
+    #[error("cannot set up TLS for the registry")]
+    Setup(#[source] reqwest::Error),
+    /// Not a URL, or one that is not https.
+    #[error("the registry sends to {0}, which is not an https address")]
+    Address(String),
+    /// No connection, a broken or stalled one.
+    #[error("cannot reach the registry")]
+    Unreachable(#[source] reqwest::Error),
+    /// Too slow for its size.
+    #[error("the registry took too long for the {0}")]
+    Slow(&'static str),
+    /// An answer that is no success.
+    #[error("the registry answers {status} for the {what}")]
+    Status {
+        /// HTTP status.
+        status: u16,
+        /// What was asked for.
+        what: &'static str,
+    },
+    /// It wants credentials or a scheme of authentication that this client does not have.
+    #[error("the registry does not let the image be pulled anonymously")]
+    Unauthorized,
+    /// Too many redirects.
+    #[error("the registry redirects without end")]
+    Redirects,
+    /// More bytes than promised, or than allowed.
+    #[error("the {what} is longer than {limit} bytes")]
+    TooLong {
+        /// What was asked for.
+        what: &'static str,
+        /// The bound.
+        limit: u64,
+    },
+    /// Fewer bytes than promised.
+    #[error("the {what} has {got} bytes instead of {size}")]
+    TooShort {
+        /// What was asked for.
+        what: &'static str,
+        /// As promised.
+        size: u64,
+        /// As received.
+        got: u64,
+    },
+    /// Other bytes than promised.
+    #[error("the registry lies about the {what}: it hashes to {got}, not to {expected}")]
+    Lies {
+        /// What was asked for.
+        what: &'static str,
+        /// As pinned.
+        expected: String,
+        /// As received.
+        got: String,
+    },
+    /// A document is not what it should be.
+    #[error(transparent)]
+    Image(#[from] ImageError),
+    /// The blob cannot be stored.
+    #[error("cannot store the {0}")]
+    Store(&'static str, #[source] std::io::Error),
+}
+
+impl RegistryError {
+    /// Whether trying the same request again soon could help.
+    fn is_transient(&self) -> bool {
+        match self {
+            Self::Unreachable(_) | Self::Slow(_) | Self::TooShort { .. } => true,
+            Self::Status { status, .. } => *status == 429 || *status >= 500,
+            _ => false,
+        }
+    }
+}
+
+/// Who is trusted to speak for which server.
+#[derive(Debug, Clone, Default)]
+pub struct Trust {
+    /// PEM certificates for every server that has none of its own: the image's CA bundle.
+    pub bundle: Vec<u8>,
+    /// PEM certificates that alone are trusted for the registry itself.
+    pub registry: Option<String>,
+}
+
+/// One repository at one registry.
+pub(crate) struct Registry {
+    base: Url,
+    repository: String,
+    /// For the registry itself.
+    own: Client,
+    /// For wherever the registry sends us.
+    others: Client,
+    token: Option<String>,
+    patience: Patience,
+}
+
+impl Registry {
+    /// Prepares to pull `repository` from `base`, `https://host[:port]`. Nothing is sent yet.
+    ///
+    /// # Errors
+    ///
+    /// The address or the certificates do not parse.
+    pub(crate) fn new(
+        base: &str,
+        repository: &str,
+        trust: &Trust,
+        patience: Patience,
+    ) -> Result<Self, RegistryError> {
+        let base = Url::parse(base).map_err(|_| RegistryError::Address(short(base)))?;
+        let others = client(&trust.bundle, patience)?;
+        let own = match &trust.registry {
+            Some(pem) => client(pem.as_bytes(), patience)?,
+            None => others.clone(),
+        };
+        Ok(Self { base, repository: repository.to_owned(), own, others, token: None, patience })
+    }
+
+    /// Fetches an index or manifest by its digest.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub(crate) async fn manifest(&mut self, digest: &Digest, limit: u64) -> Result<Vec<u8>, RegistryError> {
+        let path = format!("manifests/{}", digest.as_str());
+        for attempt in 1.. {
+            let mut bytes = Vec::new();
+            let request = Request { path: &path, accept: crate::image::MANIFEST_TYPES, what: "manifest" };
+            match self.fetch(&request, digest, None, limit, &mut bytes).await {
+                Ok(()) => return Ok(bytes),
+                Err(error) => pause(attempt, error).await?,
+            }
+        }
+        Err(RegistryError::Redirects)
+    }
+
+    /// Fetches a blob into `sink`, which is emptied by `rewind` before each try.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`]; what the sink then holds is worth nothing.
+    pub(crate) async fn blob<W: Write>(
+        &mut self,
+        blob: &Blob,
+        what: &'static str,
+        sink: &mut W,
+        rewind: impl Fn(&mut W) -> std::io::Result<()>,
+    ) -> Result<(), RegistryError> {
+        let path = format!("blobs/{}", blob.digest.as_str());
+        for attempt in 1.. {
+            rewind(sink).map_err(|error| RegistryError::Store(what, error))?;
+            let request = Request { path: &path, accept: "*/*", what };
+            match self.fetch(&request, &blob.digest, Some(blob.size), blob.size, sink).await {
+                Ok(()) => return Ok(()),
+                Err(error) => pause(attempt, error).await?,
+            }
+        }
+        Err(RegistryError::Redirects)
+    }
+
+    async fn fetch(
+        &mut self,
+        request: &Request<'_>,
+        digest: &Digest,
+        size: Option<u64>,
+        limit: u64,
+        sink: &mut impl Write,
+    ) -> Result<(), RegistryError> {
+        let what = request.what;
+        let deadline = self.patience.body.saturating_add(Duration::from_secs(limit / SLOWEST));
+        let transfer = async {
+            let response = self.get(request).await?;
+            receive(response, digest, size, limit, what, sink).await
+        };
+        tokio::time::timeout(deadline, transfer).await.map_err(|_| RegistryError::Slow(what))?
+    }
+
+    /// Sends a request, with a token when the registry asks for one, and follows where it leads.
+    async fn get(&mut self, request: &Request<'_>) -> Result<Response, RegistryError> {
+        let path = format!("/v2/{}/{}", self.repository, request.path);
+        let start = self.base.join(&path).map_err(|_| RegistryError::Address(short(&path)))?;
+        let mut response = self.follow(start.clone(), request).await?;
+        if response.status() == StatusCode::UNAUTHORIZED {
+            self.token = Some(self.authenticate(&response).await?);
+            response = self.follow(start, request).await?;
+        }
+        match response.status() {
+            StatusCode::OK => Ok(response),
+            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(RegistryError::Unauthorized),
+            status => Err(RegistryError::Status { status: status.as_u16(), what: request.what }),
+        }
+    }
+
+    async fn follow(&self, mut url: Url, request: &Request<'_>) -> Result<Response, RegistryError> {
+        for _ in 0..=MAX_REDIRECTS {
+            let home = url.origin() == self.base.origin();
+            let client = if home { &self.own } else { &self.others };
+            let mut builder = client.get(url.clone()).header(ACCEPT, request.accept);
+            if let (true, Some(token)) = (home, &self.token) {
+                builder = builder.header(AUTHORIZATION, format!("Bearer {token}"));
+            }
+            let response = builder.send().await.map_err(unreachable)?;
+            if !response.status().is_redirection() {
+                return Ok(response);
+            }
+            let target = response.headers().get(LOCATION).and_then(|value| value.to_str().ok());
+            let target = target.unwrap_or_default();
+            url = self.checked(url.join(target).map_err(|_| RegistryError::Address(short(target)))?)?;
+        }
+        Err(RegistryError::Redirects)
+    }
+
+    /// Only https, or whatever the registry itself was named with.
+    fn checked(&self, url: Url) -> Result<Url, RegistryError> {
+        if url.scheme() == "https" || url.scheme() == self.base.scheme() {
+            Ok(url)
+        } else {
+            Err(RegistryError::Address(short(url.as_str())))
+        }
+    }
+
+    /// Asks for an anonymous token as the challenge says (RFC 6750 §3, Docker's token specification).
+    async fn authenticate(&self, response: &Response) -> Result<String, RegistryError> {
+        let header = response.headers().get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
+        let challenge = challenge(header.unwrap_or_default()).ok_or(RegistryError::Unauthorized)?;
+        let mut url =
+            Url::parse(&challenge.realm).map_err(|_| RegistryError::Address(short(&challenge.realm)))?;
+        url.query_pairs_mut()
+            .extend_pairs(challenge.service.iter().map(|service| ("service", service)))
+            .append_pair("scope", &format!("repository:{}:pull", self.repository));
+        let url = self.checked(url)?;
+        let client = if url.origin() == self.base.origin() { &self.own } else { &self.others };
+        let response = client.get(url).send().await.map_err(unreachable)?;
+        match response.status() {
+            StatusCode::OK => {}
+            status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
+                return Err(RegistryError::Status { status: status.as_u16(), what: "token" });
+            }
+            _ => return Err(RegistryError::Unauthorized),
+        }
+        let bytes = collect(response, MAX_TOKEN, "token").await?;
+        let answer: Token = serde_json::from_slice(&bytes).map_err(|e| ImageError::Parse("token", e))?;
+        let token = answer.token.or(answer.access_token).ok_or(RegistryError::Unauthorized)?;
+        // It goes into a header: visible ASCII only.
+        if token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            Ok(token)
+        } else {
+            Err(RegistryError::Unauthorized)
+        }
+    }
+}
+
+struct Request<'a> {
+    path: &'a str,
+    accept: &'static str,
+    what: &'static str,
+}
+
+#[derive(Deserialize)]
+struct Token {
+    token: Option<String>,
+    access_token: Option<String>,
+}
+
+fn client(pem: &[u8], patience: Patience) -> Result<Client, RegistryError> {
+    let roots = Certificate::from_pem_bundle(pem).map_err(RegistryError::Setup)?;
+    Client::builder()
+        .tls_certs_only(roots)
+        .redirect(reqwest::redirect::Policy::none())
+        .connect_timeout(patience.connect)
+        .read_timeout(patience.stall)
+        .no_proxy()
+        .user_agent(concat!("cofferd/", env!("CARGO_PKG_VERSION")))
+        .build()
+        .map_err(RegistryError::Setup)
+}
+
+fn unreachable(error: reqwest::Error) -> RegistryError {
+    RegistryError::Unreachable(error.without_url())
+}
+
+/// Waits before another try, or gives the error back when another try makes no sense.
+async fn pause(attempt: u32, error: RegistryError) -> Result<(), RegistryError> {
+    if attempt >= TRIES || !error.is_transient() {
+        return Err(error);
+    }
+    tokio::time::sleep(RETRY_FIRST.saturating_mul(1 << attempt.saturating_sub(1).min(8))).await;
+    Ok(())
+}
+
+/// Streams a body into `sink`, counting and hashing. The sink's content counts only when this succeeds.
+async fn receive(
+    mut response: Response,
+    digest: &Digest,
+    size: Option<u64>,
+    limit: u64,
+    what: &'static str,
+    sink: &mut impl Write,
+) -> Result<(), RegistryError> {
+    let mut hash = Sha256::new();
+    let mut got = 0_u64;
+    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        got = got.saturating_add(chunk.len() as u64);
+        if got > limit {
+            return Err(RegistryError::TooLong { what, limit });
+        }
+        hash.update(&chunk);
+        sink.write_all(&chunk).map_err(|error| RegistryError::Store(what, error))?;
+    }
+    if let Some(size) = size.filter(|size| *size != got) {
+        return Err(RegistryError::TooShort { what, size, got });
+    }
+    let actual = Digest::of_hash(&hash.finalize());
+    if actual != *digest {
+        let (expected, got) = (digest.as_str().to_owned(), actual.as_str().to_owned());
+        return Err(RegistryError::Lies { what, expected, got });
+    }
+    Ok(())
+}
+
+async fn collect(mut response: Response, limit: u64, what: &'static str) -> Result<Vec<u8>, RegistryError> {
+    let mut bytes = Vec::new();
+    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
+        if (bytes.len() as u64).saturating_add(chunk.len() as u64) > limit {
+            return Err(RegistryError::TooLong { what, limit });
+        }
+        bytes.extend_from_slice(&chunk);
+    }
+    Ok(bytes)
+}
+
+#[derive(Debug, PartialEq, Eq)]
+struct Challenge {
+    realm: String,
+    service: Option<String>,
+}
+
+/// Reads `Bearer realm="…",service="…",…`. Values may be quoted and hold commas (RFC 9110 §11.2).
+fn challenge(header: &str) -> Option<Challenge> {
+    let (scheme, mut rest) = header.trim().split_once(' ')?;
+    if !scheme.eq_ignore_ascii_case("bearer") {
+        return None;
+    }
+    let (mut realm, mut service) = (None, None);
+    while let Some((name, tail)) = rest.split_once('=') {
+        let (value, tail) = match tail.strip_prefix('"') {
+            Some(quoted) => quoted.split_once('"')?,
+            None => tail.split_once(',').unwrap_or((tail, "")),
+        };
+        match name.trim_start_matches([',', ' ']) {
+            "realm" => realm = Some(value.to_owned()),
+            "service" => service = Some(value.to_owned()),
+            _ => {}
+        }
+        rest = tail;
+    }
+    Some(Challenge { realm: realm?, service })
+}
+
+#[cfg(test)]
+mod tests {
+    use std::io::{Read, Write};
+    use std::net::{TcpListener, TcpStream};
+    use std::sync::{Arc, Mutex};
+
+    use super::*;
+
+    /// What a request line and an authorization get.
+    type Answer = dyn Fn(&str, Option<&str>) -> Vec<u8> + Send + Sync;
+
+    /// A server on the loopback that answers each connection's one request; `{base}` in an answer is its own address.
+    struct Server {
+        base: String,
+        seen: Arc<Mutex<Vec<String>>>,
+    }
+
+    impl Server {
+        fn new(answer: impl Fn(&str, Option<&str>) -> Vec<u8> + Send + Sync + 'static) -> Self {
+            let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+            let base = format!("http://{}", listener.local_addr().unwrap());
+            let (answer, seen): (Arc<Answer>, _) = (Arc::new(answer), Arc::new(Mutex::new(Vec::new())));
+            let (own, log) = (base.clone(), Arc::clone(&seen));
+            std::thread::spawn(move || {
+                for stream in listener.incoming().flatten() {
+                    let (answer, own, log) = (Arc::clone(&answer), own.clone(), Arc::clone(&log));
+                    std::thread::spawn(move || serve(stream, &*answer, &own, &log));
+                }
+            });
+            Self { base, seen }
+        }
+
+        fn registry(&self) -> Registry {
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+            Registry::new(&self.base, "team/app", &Trust::default(), Patience::default()).unwrap()
+        }
+
+        fn requests(&self) -> usize {
+            self.seen.lock().unwrap().len()
+        }
+    }
+
+    fn serve(mut stream: TcpStream, answer: &Answer, own: &str, log: &Mutex<Vec<String>>) {
+        let mut head = Vec::new();
+        while !head.ends_with(b"\r\n\r\n") {
+            let mut byte = [0];
+            if stream.read_exact(&mut byte).is_err() {
+                return;
+            }
+            head.push(byte[0]);
+        }
+        let head = String::from_utf8(head).unwrap();
+        let line = head.lines().next().unwrap().to_owned();
+        let token = head.lines().find_map(|line| line.strip_prefix("authorization: "));
+        log.lock().unwrap().push(line.clone());
+        let bytes = answer(&line, token);
+        let text = String::from_utf8_lossy(&bytes);
+        let bytes = if text.contains("{base}") { text.replace("{base}", own).into_bytes() } else { bytes };
+        let _ = stream.write_all(&bytes);
+    }
+
+    fn ok(body: &[u8]) -> Vec<u8> {
+        let head = format!("HTTP/1.1 200 OK\r\nConnection: close\r\nContent-Length: {}\r\n\r\n", body.len());
+        [head.as_bytes(), body].concat()
+    }
+
+    /// A body that ends with the connection, as long as the server likes.
+    fn open_ended(body: &[u8]) -> Vec<u8> {
+        [b"HTTP/1.1 200 OK\r\nConnection: close\r\n\r\n", body].concat()
+    }
+
+    fn status(line: &str, more: &str) -> Vec<u8> {
+        format!("HTTP/1.1 {line}\r\nConnection: close\r\nContent-Length: 0\r\n{more}\r\n").into_bytes()
+    }
+
+    fn blob(body: &[u8]) -> Blob {
+        Blob { digest: Digest::of_hash(&Sha256::digest(body)), size: body.len() as u64 }
+    }
+
+    async fn fetch(server: &Server, blob: &Blob) -> Result<Vec<u8>, RegistryError> {
+        let mut sink = Vec::new();
+        let rewind = |sink: &mut Vec<u8>| {
+            sink.clear();
+            Ok(())
+        };
+        server.registry().blob(blob, "layer", &mut sink, rewind).await.map(|()| sink)
+    }
+
+    #[tokio::test]
+    async fn a_blob_arrives_whole_and_checked() {
+        let body = vec![7_u8; 200_000];
+        let (expected, served) = (blob(&body), body.clone());
+        let server = Server::new(move |_, _| ok(&served));
+        assert_eq!(fetch(&server, &expected).await.unwrap(), body);
+        let line = server.seen.lock().unwrap()[0].clone();
+        assert_eq!(line, format!("GET /v2/team/app/blobs/{} HTTP/1.1", expected.digest.as_str()));
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_lies_is_caught_and_not_asked_again() {
+        let server = Server::new(|_, _| ok(b"other"));
+        let error = fetch(&server, &blob(b"right")).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Lies { .. }), "{error}");
+        assert!(error.to_string().contains(blob(b"right").digest.as_str()), "{error}");
+        assert_eq!(server.requests(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_never_ends_is_cut_off_at_the_promised_size() {
+        let server = Server::new(|_, _| open_ended(&vec![0; 5 << 20]));
+        let error = fetch(&server, &blob(&[0; 1000])).await.unwrap_err();
+        assert!(matches!(error, RegistryError::TooLong { limit: 1000, .. }), "{error}");
+        let digest = blob(b"x").digest;
+        let error = server.registry().manifest(&digest, 4096).await.unwrap_err();
+        assert!(matches!(error, RegistryError::TooLong { limit: 4096, .. }), "{error}");
+    }
+
+    #[tokio::test]
+    async fn a_body_that_breaks_off_is_asked_for_again() {
+        let body = vec![3_u8; 5000];
+        let (expected, tries) = (blob(&body), Mutex::new(0));
+        let served = body.clone();
+        let server = Server::new(move |_, _| {
+            let mut tries = tries.lock().unwrap();
+            *tries += 1;
+            if *tries < 3 { open_ended(&served[..*tries * 1000]) } else { ok(&served) }
+        });
+        assert_eq!(fetch(&server, &expected).await.unwrap(), body);
+        assert_eq!(server.requests(), 3);
+    }
+
+    #[tokio::test]
+    async fn an_unwell_registry_is_given_its_tries_and_then_up() {
+        let server = Server::new(|_, _| status("503 Service Unavailable", ""));
+        let error = fetch(&server, &blob(b"x")).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Status { status: 503, .. }), "{error}");
+        assert_eq!(server.requests(), TRIES as usize);
+        let server = Server::new(|_, _| status("404 Not Found", ""));
+        let error = fetch(&server, &blob(b"x")).await.unwrap_err();
+        assert!(matches!(error, RegistryError::Status { status: 404, .. }), "{error}");
+        assert_eq!(server.requests(), 1);
+    }
+
+    #[tokio::test]
+    async fn a_token_is_fetched_as_the_registry_asks_and_kept() {
+        let body = b"layer".to_vec();
+        let (expected, served) = (blob(&body), body.clone());
+        let server = Server::new(move |line, token| {
+            let challenge =
+                "WWW-Authenticate: Bearer realm=\"{base}/token\",service=\"reg, istry\",scope=\"other\"\r\n";
+            match (line, token) {
+                (line, _) if line.starts_with("GET /token?") => {
+                    ok(br#"{"access_token":"abc","expires_in":300}"#)
+                }
+                (_, Some("Bearer abc")) => ok(&served),
+                _ => status("401 Unauthorized", challenge),
+            }
+        });
+        let mut registry = server.registry();
+        let mut sink = Vec::new();
+        for _ in 0..2 {
+            sink.clear();
+            registry.blob(&expected, "layer", &mut sink, |_| Ok(())).await.unwrap();
+        }
+        assert_eq!(sink, body);
+        let seen = server.seen.lock().unwrap().clone();
+        assert_eq!(seen.len(), 4, "{seen:?}");
+        assert_eq!(seen[1], "GET /token?service=reg%2C+istry&scope=repository%3Ateam%2Fapp%3Apull HTTP/1.1");
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_wants_more_than_a_token_is_told_apart() {
+        for more in
+            ["", "WWW-Authenticate: Basic realm=\"x\"\r\n", "WWW-Authenticate: Bearer service=\"x\"\r\n"]
+        {
+            let server = Server::new(move |_, _| status("401 Unauthorized", more));
+            let error = fetch(&server, &blob(b"x")).await.unwrap_err();
+            assert!(matches!(error, RegistryError::Unauthorized), "{error}");
+        }
+    }
+
+    #[tokio::test]
+    async fn redirects_are_followed_so_far_and_never_carry_the_token() {
+        let body = b"layer".to_vec();
+        let served = body.clone();
+        let store = Server::new(
+            move |_, token| if token.is_some() { status("400 Bad Request", "") } else { ok(&served) },
+        );
+        let target = format!("Location: {}/store\r\n", store.base);
+        let server = Server::new(move |_, _| status("307 Temporary Redirect", &target));
+        let mut registry = server.registry();
+        registry.token = Some("abc".to_owned());
+        let mut sink = Vec::new();
+        registry.blob(&blob(&body), "layer", &mut sink, |_| Ok(())).await.unwrap();
+        assert_eq!(sink, body);
+        let circle = Server::new(|_, _| status("302 Found", "Location: {base}/again\r\n"));
+        assert!(matches!(fetch(&circle, &blob(b"x")).await, Err(RegistryError::Redirects)));
+        let elsewhere = Server::new(|_, _| status("302 Found", "Location: file:///etc/passwd\r\n"));
+        assert!(matches!(fetch(&elsewhere, &blob(b"x")).await, Err(RegistryError::Address(_))));
+    }
+
+    /// A server that answers the head and then a byte at each `pause`, for as long as it is listened to.
+    fn drip(pause: Duration) -> String {
+        let listener = TcpListener::bind("127.0.0.1:0").unwrap();
+        let base = format!("http://{}", listener.local_addr().unwrap());
+        std::thread::spawn(move || {
+            for mut stream in listener.incoming().flatten() {
+                std::thread::spawn(move || {
+                    let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\na");
+                    while sent.is_ok() {
+                        std::thread::sleep(pause);
+                        sent = stream.write_all(b"b");
+                    }
+                });
+            }
+        });
+        base
+    }
+
+    #[tokio::test]
+    async fn a_registry_that_stalls_or_drips_is_given_up() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let digest = blob(b"x").digest;
+        let patience = Patience {
+            stall: Duration::from_millis(300),
+            body: Duration::from_millis(600),
+            ..Patience::default()
+        };
+        let get = async |base: &str| {
+            let mut registry = Registry::new(base, "team/app", &Trust::default(), patience).unwrap();
+            registry.manifest(&digest, 1000).await.unwrap_err()
+        };
+        let stalled = get(&drip(Duration::from_secs(60))).await;
+        assert!(matches!(stalled, RegistryError::Unreachable(_)), "{stalled}");
+        let dripped = get(&drip(Duration::from_millis(50))).await;
+        assert!(matches!(dripped, RegistryError::Slow("manifest")), "{dripped}");
+    }
+
+    #[test]
+    fn challenges_are_read_and_others_are_not() {
+        let read = |header: &str| challenge(header).map(|challenge| (challenge.realm, challenge.service));
+        let both = Some(("https://a/t".to_owned(), Some("s,x".to_owned())));
+        assert_eq!(read("Bearer realm=\"https://a/t\",service=\"s,x\",scope=\"a,b\""), both);
+        assert_eq!(read("bearer service=\"s,x\", realm=\"https://a/t\""), both);
+        assert_eq!(read("Bearer realm=https://a/t"), Some(("https://a/t".to_owned(), None)));
+        assert_eq!(read("Basic realm=\"x\""), None);
+        assert_eq!(read("Bearer realm=\"unclosed"), None);
+        assert_eq!(read(""), None);
+    }
+
+    #[test]
+    fn an_authority_that_is_no_certificate_is_an_error() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
+        let trust = Trust { bundle: Vec::new(), registry: Some(pem.to_owned()) };
+        assert!(matches!(
+            Registry::new("https://r.example", "a", &trust, Patience::default()),
+            Err(RegistryError::Setup(_))
+        ));
+    }
+}

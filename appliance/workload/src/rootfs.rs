@@ -1,0 +1,250 @@
+//! The file system of a container, built by its first process in its own mount namespace.
+//!
+//! The unpacked image becomes the root before anything is mounted into it, so no link in the image
+//! can lead a mount or a file astray: what it could reach is already gone. `pivot_root` refuses the kernel's initial
+//! root, on which the appliance lives; moving the new root over the old one and entering it does the same for a
+//! process that can neither mount nor chroot afterwards.
+//!
+//! # What a workload sees
+//!
+//! - `/proc`: its own process namespace; what describes or steers the machine is masked or read-only.
+//! - `/sys`: no sysfs at all. The measurement registers, the quote interface and the firmware's tables are
+//!   there, and a service needs none of it; an empty tmpfs says only which CPUs there are, because
+//!   C libraries and runtimes ask.
+//! - `/dev`: six harmless devices, pseudo-terminals, shared memory, message queues. Read-only itself.
+//! - `/run/secrets`: its secret files, in memory, for its user only. The workload's process writes them.
+//! - no setuid program gains anything and no device node opens anywhere else (nosuid, nodev).
+
+use std::ffi::CString;
+use std::fs;
+use std::io;
+use std::os::unix::fs::{DirBuilderExt, symlink};
+use std::path::Path;
+
+use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
+use nix::mount::{MsFlags, mount};
+use nix::unistd::{chdir, chroot, sethostname};
+
+use crate::delivery::Plan;
+use crate::sys;
+
+/// Where secret files are.
+pub(crate) const SECRETS: &str = "/run/secrets";
+
+/// Harmless to everybody (Documentation/admin-guide/devices.txt).
+const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
+/// Files of /proc that describe the machine or the kernel; each becomes /dev/null.
+const MASKED_FILES: [&str; 21] = [
+    "/proc/config.gz",
+    "/proc/interrupts",
+    "/proc/iomem",
+    "/proc/ioports",
+    "/proc/kallsyms",
+    "/proc/kcore",
+    "/proc/key-users",
+    "/proc/keys",
+    "/proc/kmsg",
+    "/proc/kpagecgroup",
+    "/proc/kpagecount",
+    "/proc/kpageflags",
+    "/proc/latency_stats",
+    "/proc/modules",
+    "/proc/pagetypeinfo",
+    "/proc/sched_debug",
+    "/proc/slabinfo",
+    "/proc/timer_list",
+    "/proc/timer_stats",
+    "/proc/vmallocinfo",
+    "/proc/zoneinfo",
+];
+/// Directories of /proc with the same content; each becomes empty.
+const MASKED_DIRECTORIES: [&str; 5] =
+    ["/proc/acpi", "/proc/asound", "/proc/driver", "/proc/dynamic_debug", "/proc/scsi"];
+/// What of /proc programs may read and must not write.
+const READ_ONLY: [&str; 5] = ["/proc/bus", "/proc/fs", "/proc/irq", "/proc/sys", "/proc/sysrq-trigger"];
+/// What C libraries and runtimes read to count CPUs.
+const CPU_FILES: [&str; 3] = ["online", "possible", "present"];
+const CPU: &str = "/sys/devices/system/cpu";
+
+const NONE: Option<&str> = None;
+const NO_PRIVILEGES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+const DATA_ONLY: MsFlags = NO_PRIVILEGES.union(MsFlags::MS_NOEXEC);
+
+/// A step that failed.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step}")]
+pub(crate) struct RootfsError {
+    step: String,
+    #[source]
+    source: io::Error,
+}
+
+fn step<T, E: Into<io::Error>>(step: impl Into<String>, outcome: Result<T, E>) -> Result<T, RootfsError> {
+    outcome.map_err(|source| RootfsError { step: step.into(), source: source.into() })
+}
+
+/// Makes the plan's root file system the only one that this process can see.
+///
+/// # Errors
+///
+/// The step and what the kernel said. The process is then in no usable state and has to end.
+pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
+    step("make mounts private", mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE))?;
+    // Taken along from the outside, as mounts that are attached nowhere.
+    let mut devices = Vec::new();
+    for name in DEVICES {
+        let path = path_of(&format!("/dev/{name}"))?;
+        devices.push((name, step(format!("take /dev/{name} along"), sys::detached_copy(&path))?));
+    }
+    let cpus: Vec<_> = CPU_FILES.iter().map(|name| (name, fs::read(format!("{CPU}/{name}")))).collect();
+
+    become_root(&plan.rootfs)?;
+    step("set the host name", sethostname(&plan.hostname))?;
+    tmpfs("/dev", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=755,size=64k")?;
+    for (name, device) in devices {
+        let path = format!("/dev/{name}");
+        step(format!("make {path}"), fs::write(&path, b""))?;
+        step(format!("attach {path}"), sys::attach(std::os::fd::AsFd::as_fd(&device), &path_of(&path)?))?;
+    }
+    terminals_and_memory()?;
+    process_files()?;
+    tmpfs("/sys", DATA_ONLY, "mode=755,size=64k")?;
+    step("make the list of CPUs", fs::DirBuilder::new().recursive(true).create(CPU))?;
+    for (name, content) in cpus {
+        if let Ok(content) = content {
+            step("write the list of CPUs", fs::write(format!("{CPU}/{name}"), content))?;
+        }
+    }
+    read_only("/sys", DATA_ONLY)?;
+    read_only("/dev", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
+    network_files(plan)?;
+    let mut temporary: Vec<&String> = plan.tmpfs.iter().collect();
+    // A parent before what lies below it.
+    temporary.sort();
+    for path in temporary {
+        directories(path)?;
+        mounted(path, "tmpfs", DATA_ONLY, "mode=1777")?;
+    }
+    directories(SECRETS)?;
+    let options = format!("mode=500,uid={},gid={},size=16m", plan.uid, plan.gid);
+    mounted(SECRETS, "tmpfs", DATA_ONLY, &options)?;
+    directories(&plan.working_dir)?;
+    if plan.read_only {
+        read_only("/", NO_PRIVILEGES)?;
+    }
+    Ok(())
+}
+
+/// Locks the secret files: after this nobody changes them, not even their owner.
+pub(crate) fn lock_secrets() -> Result<(), RootfsError> {
+    read_only(SECRETS, DATA_ONLY)
+}
+
+fn become_root(rootfs: &Path) -> Result<(), RootfsError> {
+    step("bind the root", mount(Some(rootfs), rootfs, NONE, MsFlags::MS_BIND, NONE))?;
+    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | NO_PRIVILEGES;
+    step("restrict the root", mount(NONE, rootfs, NONE, flags, NONE))?;
+    step("go to the root", chdir(rootfs))?;
+    step("move the root", mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE))?;
+    step("enter the root", chroot("."))?;
+    step("go to the root", chdir("/"))
+}
+
+fn terminals_and_memory() -> Result<(), RootfsError> {
+    for (path, kind, flags, options) in [
+        (
+            "/dev/pts",
+            "devpts",
+            MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
+            "newinstance,ptmxmode=0666,mode=0620,gid=5",
+        ),
+        ("/dev/shm", "tmpfs", DATA_ONLY, "mode=1777,size=64m"),
+        ("/dev/mqueue", "mqueue", DATA_ONLY, ""),
+    ] {
+        directories(path)?;
+        match mounted(path, kind, flags, options) {
+            // A kernel without POSIX message queues has none to isolate.
+            Err(error) if kind == "mqueue" && error.source.raw_os_error() == Some(Errno::ENODEV as i32) => {}
+            other => other?,
+        }
+    }
+    for (target, link) in [
+        ("pts/ptmx", "ptmx"),
+        ("/proc/self/fd", "fd"),
+        ("/proc/self/fd/0", "stdin"),
+        ("/proc/self/fd/1", "stdout"),
+        ("/proc/self/fd/2", "stderr"),
+    ] {
+        step(format!("link /dev/{link}"), symlink(target, Path::new("/dev").join(link)))?;
+    }
+    Ok(())
+}
+
+fn process_files() -> Result<(), RootfsError> {
+    own_directory("/proc")?;
+    mounted("/proc", "proc", DATA_ONLY, "")?;
+    for path in MASKED_FILES.into_iter().filter(|path| Path::new(path).exists()) {
+        step(format!("mask {path}"), mount(Some("/dev/null"), path, NONE, MsFlags::MS_BIND, NONE))?;
+    }
+    for path in MASKED_DIRECTORIES.into_iter().filter(|path| Path::new(path).is_dir()) {
+        mounted(path, "tmpfs", DATA_ONLY | MsFlags::MS_RDONLY, "mode=555,size=0,nr_inodes=1")?;
+    }
+    for path in READ_ONLY.into_iter().filter(|path| Path::new(path).exists()) {
+        step(format!("bind {path}"), mount(Some(path), path, NONE, MsFlags::MS_BIND, NONE))?;
+        read_only(path, DATA_ONLY)?;
+    }
+    Ok(())
+}
+
+/// The files that Docker writes too. There is no resolver: names are in `hosts`, nothing else is reachable.
+fn network_files(plan: &Plan) -> Result<(), RootfsError> {
+    directories("/etc")?;
+    for (path, content) in [
+        ("/etc/hosts", plan.hosts.as_str()),
+        ("/etc/hostname", &format!("{}\n", plan.hostname)),
+        ("/etc/resolv.conf", ""),
+    ] {
+        match fs::remove_file(path) {
+            Err(error) if error.kind() != io::ErrorKind::NotFound => {
+                step(format!("replace {path}"), Err(error))?
+            }
+            _ => step(format!("write {path}"), fs::write(path, content))?,
+        }
+    }
+    Ok(())
+}
+
+/// A new tmpfs at a directory that is a directory and no link.
+fn tmpfs(path: &str, flags: MsFlags, options: &str) -> Result<(), RootfsError> {
+    own_directory(path)?;
+    mounted(path, "tmpfs", flags, options)
+}
+
+fn mounted(path: &str, kind: &str, flags: MsFlags, options: &str) -> Result<(), RootfsError> {
+    step(format!("mount {path}"), mount(Some(kind), path, Some(kind), flags, Some(options)))
+}
+
+fn read_only(path: &str, flags: MsFlags) -> Result<(), RootfsError> {
+    let flags = flags | MsFlags::MS_BIND | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    step(format!("make {path} read-only"), mount(NONE, path, NONE, flags, NONE))
+}
+
+/// Makes a directory at the top if it is missing, and refuses a link in its place: an image must not decide
+/// where /proc, /sys and /dev are.
+fn own_directory(path: &str) -> Result<(), RootfsError> {
+    directories(path)?;
+    let how = OpenHow::new()
+        .flags(OFlag::O_PATH | OFlag::O_DIRECTORY | OFlag::O_CLOEXEC)
+        .resolve(ResolveFlag::RESOLVE_NO_SYMLINKS);
+    step(format!("use {path} of the image"), openat2(AT_FDCWD, path, how)).map(drop)
+}
+
+/// Makes a directory and those above it. A link on the way leads to somewhere inside the new root.
+fn directories(path: &str) -> Result<(), RootfsError> {
+    step(format!("make the directory {path}"), fs::DirBuilder::new().recursive(true).mode(0o755).create(path))
+}
+
+fn path_of(path: &str) -> Result<CString, RootfsError> {
+    step("name a path", CString::new(path).map_err(io::Error::from))
+}

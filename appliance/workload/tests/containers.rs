@@ -1,0 +1,326 @@
+//! Makes real containers on this machine's kernel, from the unpacking of a layer to the end of the workload, out of a
+//! process that no PID 1 started.
+//!
+//! Without libtest, because whoever makes containers has one thread: the tests' process starts this program again and gives
+//! it a user namespace. Needs root, busybox (static) and bash (dynamic); says what is missing and passes otherwise.
+
+#![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
+
+use std::fs;
+use std::io::{Read, Write};
+use std::os::unix::fs::PermissionsExt;
+use std::path::{Path, PathBuf};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::time::{Duration, Instant};
+
+use cofferdam_workload::delivery::{Delivery, Plan};
+use cofferdam_workload::launch::{self, LaunchError};
+use cofferdam_workload::network::Network;
+use cofferdam_workload::restart::End;
+use cofferdam_workload::seccomp::Profile;
+use cofferdam_workload::unpack::Unpacker;
+use cofferdam_workload::{guard, init};
+use nix::mount::{MsFlags, mount};
+use nix::sched::{CloneFlags, unshare};
+use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
+use tokio::io::AsyncReadExt;
+use zeroize::Zeroizing;
+
+const BUSYBOX: &str = "/bin/busybox";
+const BASH: &str = "/bin/bash";
+const BASE: u32 = 100_000 + 7 * 65_536;
+const SECRET: &str = "correct horse";
+/// argv of this program as the first process of a container.
+const INIT: &[&str] = &["containers", "container"];
+
+fn main() -> ExitCode {
+    let mut arguments = std::env::args().skip(1);
+    match (arguments.next().as_deref(), arguments.next()) {
+        // What the launcher executes.
+        (Some("container"), None) => init::run().unwrap(),
+        (Some("shim"), Some(folder)) => shim(Path::new(&folder), cases),
+        (Some("sleeping-shim"), Some(folder)) => shim(Path::new(&folder), sleeper),
+        // libtest's options, and its listing.
+        (Some("--list"), _) => {}
+        _ => return tests(),
+    }
+    ExitCode::SUCCESS
+}
+
+fn tests() -> ExitCode {
+    if !Uid::effective().is_root() {
+        println!("SKIPPED: making containers needs root");
+        return ExitCode::SUCCESS;
+    }
+    for program in [BUSYBOX, BASH] {
+        if !Path::new(program).exists() {
+            println!("SKIPPED: making containers needs {program}");
+            return ExitCode::SUCCESS;
+        }
+    }
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(start("shim", folder.path()).wait().unwrap().success());
+
+    let mut shim = start("sleeping-shim", folder.path());
+    let noted = folder.path().join("pid");
+    let pid = within(|| fs::read_to_string(&noted).ok()?.parse::<i32>().ok());
+    shim.kill().unwrap();
+    shim.wait().unwrap();
+    within(|| (!Path::new(&format!("/proc/{pid}")).exists()).then_some(()));
+    println!("ok: a container dies with its shim");
+    ExitCode::SUCCESS
+}
+
+/// Starts this program again and maps the ids of the user namespace that it makes.
+fn start(mode: &str, folder: &Path) -> Child {
+    let mut command = Command::new("/proc/self/exe");
+    command.arg(mode).arg(folder).env_clear().stdin(Stdio::piped()).stdout(Stdio::piped());
+    let mut child = command.spawn().unwrap();
+    let mut output = child.stdout.take().unwrap();
+    output.read_exact(&mut [0]).unwrap();
+    for map in ["uid_map", "gid_map"] {
+        fs::write(format!("/proc/{}/{map}", child.id()), format!("0 {BASE} 65536\n")).unwrap();
+    }
+    child.stdin.take().unwrap().write_all(b"g").unwrap();
+    std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::stdout()));
+    child
+}
+
+/// Becomes root of a new user namespace with its own view of mounts.
+fn enter_namespace() {
+    let namespaces = CloneFlags::CLONE_NEWUSER | CloneFlags::CLONE_NEWNS | CloneFlags::CLONE_NEWIPC;
+    unshare(namespaces).unwrap();
+    std::io::stdout().write_all(b"u").unwrap();
+    std::io::stdout().flush().unwrap();
+    std::io::stdin().read_exact(&mut [0]).unwrap();
+    setgroups(&[]).unwrap();
+    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(group, group, group).unwrap();
+    setresuid(user, user, user).unwrap();
+    nix::sys::prctl::set_no_new_privs().unwrap();
+    let none = None::<&str>;
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+}
+
+fn within<T>(attempt: impl Fn() -> Option<T>) -> T {
+    let end = Instant::now() + Duration::from_secs(20);
+    loop {
+        if let Some(value) = attempt() {
+            return value;
+        }
+        assert!(Instant::now() < end, "nothing happened");
+        std::thread::sleep(Duration::from_millis(20));
+    }
+}
+
+/// What PID 1 would have started: root of its own user namespace, one thread.
+fn shim(folder: &Path, run: fn(&tokio::runtime::Runtime, &Shim)) {
+    enter_namespace();
+    Profile::shim().unwrap().apply().unwrap();
+    let root = folder.join("root");
+    let _ = fs::create_dir(&root);
+    mount(Some("root"), &root, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, None::<&str>).unwrap();
+    let mut unpacker = Unpacker::new(&root, 1 << 30, true).unwrap();
+    unpacker.layer(image().as_slice()).unwrap();
+    let directory =
+        nix::fcntl::open(&root, nix::fcntl::OFlag::O_DIRECTORY, nix::sys::stat::Mode::empty()).unwrap();
+    let guarded = guard::guard(&directory, true).unwrap();
+    assert!(guarded.contains(&"bin/busybox".into()) && !guarded.contains(&"bin/bash".into()), "{guarded:?}");
+    let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
+    let network = Network::create(&[]).unwrap();
+    run(&runtime, &Shim { root, network, folder: folder.to_owned() });
+}
+
+struct Shim {
+    root: PathBuf,
+    network: Network,
+    folder: PathBuf,
+}
+
+/// A layer with a static busybox, a dynamic bash, and what bash is loaded with.
+fn image() -> Vec<u8> {
+    let mut builder = tar::Builder::new(Vec::new());
+    let mut put = |name: &str, content: &[u8], mode: u32| {
+        let mut header = tar::Header::new_gnu();
+        header.set_size(content.len() as u64);
+        header.set_mode(mode);
+        header.set_uid(0);
+        header.set_gid(0);
+        builder.append_data(&mut header, name, content).unwrap();
+    };
+    put("bin/busybox", &fs::read(BUSYBOX).unwrap(), 0o4755);
+    put("bin/bash", &fs::read(BASH).unwrap(), 0o755);
+    put("script", b"#!/bin/bash\necho the interpreter of a script: $(look $$)\n", 0o755);
+    let needed = Command::new("ldd").arg(BASH).output().unwrap();
+    for path in
+        String::from_utf8(needed.stdout).unwrap().split_whitespace().filter(|word| word.starts_with('/'))
+    {
+        put(path.trim_start_matches('/'), &fs::read(path).unwrap(), 0o755);
+    }
+    // A second process of the same user looks at the process that it is given.
+    put(
+        "bin/look",
+        b"#!/bin/busybox sh\nfor file in environ mem maps; do busybox cat /proc/$1/$file >/dev/null 2>&1 && printf 'OPEN '; done; echo closed",
+        0o755,
+    );
+    for applet in ["sh", "cat", "sleep", "id", "stat", "ps", "chmod", "cp"] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        header.set_mode(0o777);
+        header.set_uid(0);
+        header.set_gid(0);
+        builder.append_link(&mut header, format!("bin/{applet}"), "busybox").unwrap();
+    }
+    builder.into_inner().unwrap()
+}
+
+impl Shim {
+    fn plan(&self, words: &[&str]) -> Plan {
+        Plan {
+            rootfs: self.root.clone(),
+            hostname: "web".into(),
+            hosts: "127.0.0.1 localhost web\n".into(),
+            read_only: false,
+            tmpfs: vec!["/tmp".into()],
+            arguments: words.iter().map(|word| (*word).to_owned()).collect(),
+            working_dir: "/work".into(),
+            uid: 1000,
+            gid: 1001,
+        }
+    }
+
+    fn delivery(&self) -> Delivery {
+        let value = |text: &str| Zeroizing::new(text.as_bytes().to_vec());
+        Delivery {
+            environment: vec![("PATH".into(), value("/bin")), ("TOKEN".into(), value(SECRET))],
+            files: vec![("token".into(), value(SECRET))],
+        }
+    }
+
+    async fn run(&self, plan: &Plan) -> Result<(End, String), LaunchError> {
+        let (mut container, mut output) =
+            launch::start(INIT, plan, &self.delivery(), &self.network, None).await?;
+        let mut text = String::new();
+        output.stdout.read_to_string(&mut text).await.unwrap();
+        output.stderr.read_to_string(&mut text).await.unwrap();
+        Ok((container.ended().await?, text))
+    }
+
+    async fn sh(&self, script: &str) -> String {
+        let (end, text) = self.run(&self.plan(&["sh", "-c", script])).await.unwrap();
+        assert_eq!(end, End::Exited(0), "{script}: {text}");
+        text
+    }
+}
+
+fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
+    runtime.block_on(async {
+        memory_is_closed(shim).await;
+        println!("ok: no process of the same user reads a static, a dynamic, a forked or a script's memory");
+        secrets_arrive(shim).await;
+        println!("ok: secrets arrive as a variable and as a file for their user only");
+        ends_are_told(shim).await;
+        println!("ok: exit codes, signals and what cannot be executed are told apart");
+        walls(shim).await;
+        println!("ok: the root is what the plan says, and the rest is not there");
+    });
+}
+
+async fn memory_is_closed(shim: &Shim) {
+    let (_, text) = shim.run(&shim.plan(&["/script"])).await.unwrap();
+    assert_eq!(text, "the interpreter of a script: closed\n");
+    let dynamic = "sleep 9 & look $!; (sleep 9; :) & look $!; look $$; kill %1 %2";
+    let (_, text) = shim.run(&shim.plan(&["bash", "-c", dynamic])).await.unwrap();
+    assert_eq!(text, "closed\nclosed\nclosed\n", "static child, forked child, dynamic parent");
+    assert_eq!(shim.sh("look $$; look 1").await, "closed\nclosed\n");
+    // The interpreter as a program closes what it loads, too.
+    let loader = "l=$(echo /lib64/ld-linux*); $l /bin/bash -c 'look $$'";
+    assert_eq!(shim.sh(loader).await, "closed\n");
+    let undo = "chmod 755 /bin/busybox /lib64/ld-linux* 2>/dev/null && echo undone; cp /bin/busybox /tmp/own 2>/dev/null && echo copied; \
+                cat /bin/bash >/dev/null && echo readable";
+    assert_eq!(shim.sh(undo).await, "readable\n", "guarded files stay guarded, dynamic programs readable");
+    // Root without capabilities is no better off.
+    let mut plan = shim.plan(&[
+        "sh",
+        "-c",
+        "look $$; bash -c 'look $$; :'; cat /bin/busybox >/dev/null 2>&1 || echo unreadable",
+    ]);
+    (plan.uid, plan.gid) = (0, 0);
+    assert_eq!(shim.run(&plan).await.unwrap().1, "closed\nclosed\nunreadable\n");
+}
+
+async fn secrets_arrive(shim: &Shim) {
+    assert_eq!(shim.sh("echo $TOKEN; cat /run/secrets/token").await, format!("{SECRET}\n{SECRET}"));
+    let rights = shim.sh("stat -c '%a %u %g' /run/secrets /run/secrets/token; id -u; id -G").await;
+    assert_eq!(rights, "500 1000 1001\n400 1000 1001\n1000\n1001\n");
+    assert_eq!(shim.sh("chmod 644 /run/secrets/token 2>/dev/null || echo locked").await, "locked\n");
+}
+
+async fn ends_are_told(shim: &Shim) {
+    let end = async |words: &[&str]| shim.run(&shim.plan(words)).await.map(|(end, _)| end);
+    assert_eq!(end(&["sh", "-c", "exit 7"]).await.unwrap(), End::Exited(7));
+    assert_eq!(end(&["sh", "-c", "kill -9 $$"]).await.unwrap(), End::Signalled(9));
+    for (program, expected) in [("nothing", 127), ("/nothing", 127), ("/run", 126)] {
+        let failed = end(&[program]).await.unwrap_err();
+        assert!(
+            matches!(&failed, LaunchError::Failed { code, .. } if *code == expected),
+            "{program}: {failed}"
+        );
+    }
+    // What the workload leaves behind ends with it.
+    let text = shim.sh("sleep 99 & (sleep 0.1 & :); sleep 0.5; ps | busybox grep -c '\\[sleep\\]'; :").await;
+    assert_eq!(text, "0\n", "orphans are taken in");
+    let plan = shim.plan(&["sleep", "99"]);
+    let (mut container, _output) =
+        launch::start(INIT, &plan, &shim.delivery(), &shim.network, None).await.unwrap();
+    assert!(Path::new(&format!("/proc/{}", container.pid().unwrap())).exists());
+    container.signal(15);
+    assert_eq!(container.ended().await.unwrap(), End::Signalled(15));
+    assert_eq!(container.pid(), None);
+    let (mut container, _output) =
+        launch::start(INIT, &plan, &shim.delivery(), &shim.network, None).await.unwrap();
+    container.kill();
+    assert_eq!(container.ended().await.unwrap(), End::Signalled(9));
+}
+
+async fn walls(shim: &Shim) {
+    let text = shim.sh("busybox pwd; busybox hostname; cat /etc/hosts; echo x >/tmp/x && echo tmp; echo again >/dev/stdout").await;
+    assert_eq!(text, "/work\nweb\n127.0.0.1 localhost web\ntmp\nagain\n");
+    assert_eq!(
+        shim.sh("busybox ls /sys /sys/devices/system").await,
+        "/sys:\ndevices\n\n/sys/devices/system:\ncpu\n"
+    );
+    let devices = shim.sh("busybox ls /dev; busybox ls /proc >/tmp/p; busybox grep -c '^[0-9]' /tmp/p").await;
+    assert!(
+        devices.starts_with(
+            "fd\nfull\nmqueue\nnull\nptmx\npts\nrandom\nshm\nstderr\nstdin\nstdout\ntty\nurandom\nzero\n"
+        ),
+        "{devices}"
+    );
+    assert!(devices.ends_with("\n3\n"), "init, the shell and ls are all there is: {devices}");
+    assert_eq!(
+        shim.sh("cat /proc/keys /proc/kallsyms; busybox ls /proc/acpi /proc/driver")
+            .await
+            .replace("/proc/acpi:\n\n/proc/driver:\n", ""),
+        ""
+    );
+    let mut plan =
+        shim.plan(&["sh", "-c", "(echo x >/new) 2>/dev/null || echo locked; echo x >/tmp/x && echo tmp"]);
+    (plan.uid, plan.gid, plan.read_only) = (0, 0, true);
+    assert_eq!(shim.run(&plan).await.unwrap().1, "locked\ntmp\n");
+}
+
+/// Starts a container, says which process it is, and waits to be killed.
+fn sleeper(runtime: &tokio::runtime::Runtime, shim: &Shim) {
+    runtime.block_on(async {
+        let plan = shim.plan(&["sleep", "99"]);
+        let (container, _output) =
+            launch::start(INIT, &plan, &shim.delivery(), &shim.network, None).await.unwrap();
+        let noted = shim.folder.join("pid.new");
+        fs::write(&noted, container.pid().unwrap().to_string()).unwrap();
+        fs::rename(noted, shim.folder.join("pid")).unwrap();
+        tokio::time::sleep(Duration::from_secs(60)).await;
+    });
+}
