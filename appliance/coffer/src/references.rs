@@ -5,9 +5,10 @@
 
 use std::path::{Path, PathBuf};
 
+use cofferdam_github::Requests;
 use cofferdam_protocol::Repository;
-use cofferdam_attest::github::Requests;
 use cofferdam_attest::reference::{Half, MAX_BYTES, MAX_HALVES, ReferenceValues};
+use cofferdam_github::Requests;
 
 use crate::cli;
 use crate::failure::{Failure, Outcome};

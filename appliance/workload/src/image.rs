@@ -4,6 +4,7 @@
 //! reached from a digest that the measured declaration holds, so a document is what its publisher made,
 //! but the publisher is not trusted to be careful or kind.
 
+use cofferdam_protocol::Digest;
 use serde::{Deserialize, Serialize};
 
 /// Manifests and indexes: the size that registries commonly accept.

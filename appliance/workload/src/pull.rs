@@ -8,7 +8,7 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use cofferdam_declaration::ImageReference;
+use cofferdam_protocol::{Digest, ImageReference};
 use nix::fcntl::OFlag;
 
 use crate::image::{self, Blob, Compression, ImageError, Manifest, RunConfig};

@@ -12,6 +12,7 @@ use std::time::Duration;
 use reqwest::header::{ACCEPT, AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
 use serde::Deserialize;
+use cofferdam_protocol::Digest;
 use sha2::{Digest as _, Sha256};
 
 use crate::image::{Blob, ImageError, short};
@@ -101,9 +102,9 @@ pub enum RegistryError {
         /// What was asked for.
         what: &'static str,
         /// As pinned.
-        expected: String,
+        expected: Digest,
         /// As received.
-        got: String,
+        got: Digest,
     },
     /// A document is not what it should be.
     #[error(transparent)]
@@ -172,7 +173,7 @@ impl Registry {
     ///
     /// [`RegistryError`].
     pub(crate) async fn manifest(&mut self, digest: &Digest, limit: u64) -> Result<Vec<u8>, RegistryError> {
-        let path = format!("manifests/{}", digest.as_str());
+        let path = format!("manifests/{}", digest);
         for attempt in 1.. {
             let mut bytes = Vec::new();
             let request = Request { path: &path, accept: crate::image::MANIFEST_TYPES, what: "manifest" };
@@ -196,7 +197,7 @@ impl Registry {
         sink: &mut W,
         rewind: impl Fn(&mut W) -> std::io::Result<()>,
     ) -> Result<(), RegistryError> {
-        let path = format!("blobs/{}", blob.digest.as_str());
+        let path = format!("blobs/{}", blob.digest);
         for attempt in 1.. {
             rewind(sink).map_err(|error| RegistryError::Store(what, error))?;
             let request = Request { path: &path, accept: "*/*", what };
@@ -501,7 +502,7 @@ mod tests {
         let server = Server::new(move |_, _| ok(&served));
         assert_eq!(fetch(&server, &expected).await.unwrap(), body);
         let line = server.seen.lock().unwrap()[0].clone();
-        assert_eq!(line, format!("GET /v2/team/app/blobs/{} HTTP/1.1", expected.digest.as_str()));
+        assert_eq!(line, format!("GET /v2/team/app/blobs/{} HTTP/1.1", expected.digest));
     }
 
     #[tokio::test]
@@ -509,7 +510,7 @@ mod tests {
         let server = Server::new(|_, _| ok(b"other"));
         let error = fetch(&server, &blob(b"right")).await.unwrap_err();
         assert!(matches!(error, RegistryError::Lies { .. }), "{error}");
-        assert!(error.to_string().contains(blob(b"right").digest.as_str()), "{error}");
+        assert!(error.to_string().contains(&blob(b"right").digest.to_string()), "{error}");
         assert_eq!(server.requests(), 1);
     }
 

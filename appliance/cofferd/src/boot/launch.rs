@@ -20,14 +20,14 @@ use sha2::{Digest, Sha256};
 use super::Boot;
 use super::keys::{self, KeyError, Sealed};
 use super::measure::Measured;
+use crate::paths;
+use crate::roles::appliance::{Appliance, Phase};
 use crate::system::cgroup::{Cgroup, CgroupError, Limits};
 use crate::system::console::say;
-use crate::roles::appliance::{Appliance, Phase};
+use crate::system::files;
 use crate::system::spawn::{DEVICE_PATHS, Identity, REGISTER_PATHS, Spec};
 use crate::system::supervise::Tier;
 use crate::system::tdx::TdxError;
-use crate::paths;
-use crate::system::files;
 
 /// Why the stage failed.
 #[derive(Debug, thiserror::Error)]

@@ -11,10 +11,10 @@ use caps::Capability;
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 
+use crate::paths;
 use crate::system::cgroup::{Cgroup, CgroupError, Limits};
 use crate::system::spawn::{DEVICE_PATHS, Identity, Spec};
 use crate::system::supervise::{Supervisor, Tier};
-use crate::paths;
 use crate::system::sys;
 
 /// A DHCP server answers within a second or two; one that needs more than half a minute is not there.

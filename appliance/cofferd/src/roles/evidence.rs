@@ -37,9 +37,9 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::ask::{AskError, EvidenceRequest, ask};
 use self::device::{Configfs, Device, DeviceError, Reports};
+use crate::paths;
 use crate::roles::appliance::{Appliance, ApplianceError};
 use crate::roles::clock;
-use crate::paths;
 use crate::system::{client, confine};
 
 /// Where the kernel's TSM driver takes requests (configfs-tsm-report ABI).

@@ -30,8 +30,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::unistd::{Gid, Pid, Uid, execve, setgroups, setresgid, setresuid, setsid};
 
-use crate::system::cgroup::{Cgroup, CgroupError};
 use crate::paths;
+use crate::system::cgroup::{Cgroup, CgroupError};
 use crate::system::sys;
 
 /// The quote device, the registers and the firmware's tables. Covered for everybody who does not need them.

@@ -349,7 +349,7 @@ fn transport_error(error: reqwest::Error) -> GithubError {
     }
 }
 
-fn is_loopback(url: &Url) -> bool {
+pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host_str() {
         Some("localhost") => true,
         Some(host) => {
