@@ -7,13 +7,14 @@
 use std::time::Duration;
 
 use cofferdam_redact::Redactor;
+use cofferdam_protocol::log::Stream;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroize;
 
 use crate::launch::Output;
-use crate::log::{Lines, Log, Stream};
+use crate::log::{Lines, Log};
 
 /// Silence after which what is held back is let go.
 const IDLE: Duration = Duration::from_secs(1);

@@ -6,6 +6,7 @@ use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair
 use ciborium::Value;
 use cofferdam_protocol::Digest;
 use rcgen::{CertificateParams, CustomExtension, DnType, SerialNumber, SigningKey};
+use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
 use zeroize::Zeroizing;
 

@@ -5,9 +5,9 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use cofferdam_attest::{operator, ratls};
+use cofferdam_protocol::base64;
+use cofferdam_protocol::evidence::CHANNEL_BINDING_LABEL;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 
@@ -38,7 +38,7 @@ impl Simulated {
     pub fn start() -> Self {
         let key = ratls::generate_key().unwrap();
         let der = ratls::certificate(&key, b"{}", &["127.0.0.1".to_owned()], now() - 60, 86_400).unwrap();
-        let tls_key = ratls::spki_sha256(&der).unwrap();
+        let tls_key = ratls::spki_sha256(&der).unwrap().to_string();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -61,7 +61,7 @@ impl Simulated {
                 std::thread::spawn(move || serve(config, stream, &mood, &told));
             }
         });
-        let vault_key = STANDARD.encode(operator::generate_vault_key().1);
+        let vault_key = base64::encode(operator::generate_vault_key().1);
         Self { endpoint, mood, told, tls_key, vault_key }
     }
 
@@ -116,8 +116,8 @@ fn evidence(
     mood: Mood,
     told: &Mutex<Option<Told>>,
 ) -> Option<(&'static str, Vec<u8>)> {
-    let nonce = URL_SAFE_NO_PAD.decode(rest.split(' ').next()?).ok()?;
-    let label = operator::CHANNEL_BINDING_LABEL;
+    let nonce = base64::decode_url(rest.split(' ').next()?)?;
+    let label = CHANNEL_BINDING_LABEL;
     let mut binding = connection.export_keying_material([0_u8; 32], label, Some(&[])).ok()?;
     match mood {
         Mood::Honest => {}

@@ -7,12 +7,12 @@ use std::io::{self, Write};
 use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
+use cofferdam_protocol::Digest;
 use nix::errno::Errno;
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use p256::elliptic_curve::Generate;
 use p256::pkcs8::{EncodePrivateKey, EncodePublicKey};
-use sha2::{Digest, Sha256};
 use zeroize::Zeroizing;
 
 /// `MFD_NOEXEC_SEAL` (Linux 6.3): the file can never be made executable.
@@ -49,16 +49,16 @@ pub(crate) fn master() -> Result<Sealed, KeyError> {
     seal(c"vault-key", bytes.as_slice())
 }
 
-/// A P-256 key as PKCS#8 DER, and the SHA-256 of its SubjectPublicKeyInfo DER as `sha256:<64 hex>`.
+/// A P-256 key as PKCS#8 DER, and the digest of its SubjectPublicKeyInfo DER.
 ///
 /// # Errors
 ///
 /// [`KeyError`].
-pub(crate) fn tls() -> Result<(Sealed, String), KeyError> {
+pub(crate) fn tls() -> Result<(Sealed, Digest), KeyError> {
     let key = p256::SecretKey::try_generate().map_err(KeyError::Random)?;
     let private = key.to_pkcs8_der().map_err(|error| KeyError::Encode(error.into()))?;
     let public = key.public_key().to_public_key_der().map_err(|error| KeyError::Encode(error.into()))?;
-    let digest = format!("sha256:{}", hex::encode(Sha256::digest(public.as_bytes())));
+    let digest = Digest::of(public.as_bytes());
     Ok((seal(c"tls-key", private.as_bytes())?, digest))
 }
 
@@ -104,6 +104,6 @@ mod tests {
         let (key, digest) = tls().unwrap();
         let secret = p256::SecretKey::from_pkcs8_der(&contents(&key)).unwrap();
         let public = secret.public_key().to_public_key_der().unwrap();
-        assert_eq!(digest, format!("sha256:{}", hex::encode(Sha256::digest(public.as_bytes()))));
+        assert_eq!(digest, Digest::of(public.as_bytes()));
     }
 }

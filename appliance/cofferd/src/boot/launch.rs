@@ -4,24 +4,24 @@
 //! that every evidence document claims. The keys are made here and live in memory only.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::time::Duration;
 
 use caps::Capability;
 use cofferdam_attest::event_log::payload;
-use cofferdam_attest::evidence::ImageInfo;
-use cofferdam_declaration::{Service, digest};
+use cofferdam_declaration::Service;
+use cofferdam_protocol::facts::{ApplianceFacts, ImageInfo, Phase};
+use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::Digest;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use sha2::{Digest, Sha256};
 
 use super::Boot;
 use super::keys::{self, KeyError, Sealed};
 use super::measure::Measured;
 use crate::paths;
-use crate::roles::appliance::{Appliance, Phase};
 use crate::system::cgroup::{Cgroup, CgroupError, Limits};
 use crate::system::console::say;
 use crate::system::files;
@@ -49,12 +49,12 @@ pub(crate) enum LaunchError {
     Mount(String, #[source] Errno),
     /// The facts of this boot cannot be written as JSON.
     #[error("cannot encode the facts of this boot")]
-    Encode(#[source] serde_json::Error),
+    Encode(#[source] JsonError),
 }
 
 /// The facts of this boot, as the roles read them.
 pub(crate) struct Launched {
-    appliance: Appliance,
+    appliance: ApplianceFacts,
 }
 
 impl Launched {
@@ -69,7 +69,7 @@ impl Launched {
     }
 
     fn write(&self) -> Result<(), LaunchError> {
-        let json = serde_json::to_vec(&self.appliance).map_err(LaunchError::Encode)?;
+        let json = json::to_vec(&self.appliance).map_err(LaunchError::Encode)?;
         files::replace(paths::APPLIANCE, &json).map_err(file(paths::APPLIANCE))
     }
 }
@@ -160,10 +160,10 @@ pub(super) fn establish(boot: &mut Boot, mut measured: Measured) -> Result<Launc
     let vault = keys::master()?;
     let services = measured.declaration.services.clone();
     for Service { name, image, .. } in &services {
-        measured.measure(&payload::Image { service: name.clone(), reference: image.to_string() })?;
+        measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
     }
     let names = services.iter().map(|service| service.name.clone()).collect();
-    measured.measure(&payload::Launch { services: names, tls_key: tls_key.clone() })?;
+    measured.measure(&payload::Launch { services: names, tls_key })?;
 
     for (path, uid, gid, mode) in DIRECTORIES {
         directory(path, uid, gid, mode)?;
@@ -171,8 +171,8 @@ pub(super) fn establish(boot: &mut Boot, mut measured: Measured) -> Result<Launc
     files::replace(paths::DECLARATION, &measured.delivered.bytes).map_err(file(paths::DECLARATION))?;
     let launched = Launched { appliance: facts(measured, tls_key, boot.phases.clone())? };
     launched.write()?;
-    for (name, value) in &launched.appliance.registers {
-        say(&format!("{name} {value}"));
+    for (name, value) in launched.appliance.registers.named() {
+        say(&format!("{name} {}", hex::encode(value)));
     }
 
     // In the order in which they need each other, each given a moment to be reachable: a role that finds nobody
@@ -196,13 +196,13 @@ pub(super) fn establish(boot: &mut Boot, mut measured: Measured) -> Result<Launc
     Ok(launched)
 }
 
-fn facts(measured: Measured, tls_key: String, phases: Vec<Phase>) -> Result<Appliance, LaunchError> {
+fn facts(measured: Measured, tls_key: Digest, phases: Vec<Phase>) -> Result<ApplianceFacts, LaunchError> {
     let Measured { registers, log, delivered, declaration } = measured;
-    Ok(Appliance {
-        repository: declaration.repository.to_string(),
+    Ok(ApplianceFacts {
+        repository: declaration.repository,
         commit: delivered.commit,
-        declaration: digest(&delivered.bytes),
-        endpoint: declaration.endpoint.to_string(),
+        declaration: Digest::of(&delivered.bytes),
+        endpoint: declaration.endpoint,
         tls_key,
         event_log: log,
         phases,
@@ -215,21 +215,10 @@ fn facts(measured: Measured, tls_key: String, phases: Vec<Phase>) -> Result<Appl
     })
 }
 
-/// Read at once when hashing the program: few system calls, little memory.
-const BLOCK: usize = 64 << 10;
-
-/// SHA-256 of the program that is running.
-fn own_digest() -> Result<String, LaunchError> {
-    let mut hash = Sha256::new();
-    let mut program = fs::File::open("/proc/self/exe").map_err(file("/proc/self/exe"))?;
-    let mut block = vec![0_u8; BLOCK];
-    loop {
-        match program.read(&mut block).map_err(file("/proc/self/exe"))? {
-            0 => break,
-            length => hash.update(block.get(..length).unwrap_or_default()),
-        }
-    }
-    Ok(format!("sha256:{}", hex::encode(hash.finalize())))
+/// Digest of the program that is running.
+fn own_digest() -> Result<Digest, LaunchError> {
+    let program = fs::File::open("/proc/self/exe").map_err(file("/proc/self/exe"))?;
+    Digest::of_reader(program).map_err(file("/proc/self/exe"))
 }
 
 impl Role {

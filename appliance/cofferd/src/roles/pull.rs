@@ -12,6 +12,7 @@ use std::path::Path;
 use anyhow::Context;
 use caps::{CapSet, Capability, CapsHashSet};
 use cofferdam_declaration::Declaration;
+use cofferdam_protocol::error_chain;
 use cofferdam_workload::pull::{self, ImageDir, PullError, Trust};
 use cofferdam_workload::seccomp::Profile;
 use landlock::{
@@ -66,7 +67,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     let pulled = runtime.block_on(pull::pull(&service.image, &trust, &directory, true));
     let answer = match &pulled {
         Ok(()) => Answer { error: None, transient: false },
-        Err(error) => Answer { error: Some(chain(error)), transient: error.is_transient() },
+        Err(error) => Answer { error: Some(line(error)), transient: error.is_transient() },
     };
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, &answer)?;
@@ -75,14 +76,8 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
 }
 
 /// The error with its causes, on one line and bounded: part of it may be a registry's own words.
-fn chain(error: &PullError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(600).collect()
+fn line(error: &PullError) -> String {
+    error_chain(error).chars().map(|c| if c.is_control() { ' ' } else { c }).take(600).collect()
 }
 
 fn confine_to(directory: &Path) -> anyhow::Result<()> {
@@ -134,7 +129,7 @@ mod tests {
     #[test]
     fn errors_are_one_bounded_line() {
         let error = PullError::Write(io::Error::other("a\nb\u{1b}[2J".repeat(500)));
-        let line = chain(&error);
+        let line = line(&error);
         assert!(line.chars().count() <= 600 && !line.chars().any(char::is_control), "{line}");
     }
 }

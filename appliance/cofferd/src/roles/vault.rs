@@ -15,21 +15,22 @@ use std::io;
 use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::{Context as _, ensure};
 use axum::Router;
 use axum::http::StatusCode;
 use cofferdam_declaration::Declaration;
-use cofferdam_vault::wire::ErrorReply;
+use cofferdam_protocol::json;
+use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_vault::{
-    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Reference, Rules, Store, StoreError,
-    Vault, router,
+    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Rules, Store, StoreError, Vault, router,
 };
 use nix::fcntl::{FcntlArg, SealFlag, fcntl};
 use zeroize::Zeroizing;
 
 use crate::paths;
+use crate::roles::clock::unix_now;
 use crate::system::{confine, files, sys};
 
 /// Lines about requests that nobody authenticated, in each [`FLOOD_WINDOW`]. Anybody on the network can cause them, and the
@@ -64,7 +65,7 @@ pub(crate) fn run() -> anyhow::Result<()> {
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));
             println!("vault: parked: {reason}");
-            parked(&reason)
+            parked(&reason)?
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -104,11 +105,11 @@ fn rules(declaration: &Declaration) -> anyhow::Result<Rules> {
     let mut grants = Grants::default();
     for (index, service) in (0..).zip(&declaration.services) {
         for reference in service.references() {
-            grants.allow(paths::service_uid(index), Reference::parse(&reference.to_string())?);
+            grants.allow(paths::service_uid(index), reference.clone());
         }
     }
     if let Some(token) = &declaration.github.token {
-        grants.allow(paths::PUBLISH_UID, Reference::parse(&token.to_string())?);
+        grants.allow(paths::PUBLISH_UID, token.clone());
     }
     let operators =
         declaration.operators.iter().map(|operator| (operator.name.as_str(), *operator.key.public()));
@@ -150,22 +151,12 @@ fn backend(file: File) -> Result<FileBackend, StoreError> {
 }
 
 /// Answers everything with the reason why there is no vault.
-fn parked(reason: &str) -> Router {
-    let reply = ErrorReply {
-        error: format!("the vault is parked: {reason}"),
-        hint: Some(
-            "nothing was changed or lost by this; to start over with an empty vault restart the appliance"
-                .into(),
-        ),
-    };
-    let body = serde_json::to_string(&reply).unwrap_or_default();
-    Router::new().fallback(async move || {
-        (StatusCode::SERVICE_UNAVAILABLE, [(axum::http::header::CONTENT_TYPE, "application/json")], body)
-    })
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+fn parked(reason: &str) -> anyhow::Result<Router> {
+    let hint = "nothing was changed or lost by this; to start over with an empty vault restart the appliance";
+    let body = json::to_vec(&ErrorReply::new(format!("the vault is parked: {reason}"), Some(hint)))?;
+    Ok(Router::new().fallback(async move || {
+        (StatusCode::SERVICE_UNAVAILABLE, [(axum::http::header::CONTENT_TYPE, JSON)], body)
+    }))
 }
 
 /// Writes audit lines to the console, and not more than [`FLOOD_LINES`] that a stranger caused.

@@ -7,11 +7,15 @@
 //! | [`event`] | PID 1 → roles, appliance → verifier | one measured event, in facts and in evidence |
 //! | [`evidence`] | anybody → `front` → `evidence` | evidence, on request with a nonce |
 //! | [`facts`] | PID 1 → roles | `appliance.json` |
+//! | [`status`] | PID 1, shims, `publish` → `front` → an operator | who is doing what |
+//! | [`log`] | a shim → `front` → an operator | one line of a service's log |
 //! | [`reply`] | everybody | what an error looks like |
 
 pub mod event;
 pub mod evidence;
 pub mod facts;
+pub mod log;
 pub mod operator;
 pub mod reply;
+pub mod status;
 pub mod vault;
