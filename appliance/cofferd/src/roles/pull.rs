@@ -12,11 +12,11 @@ use std::path::Path;
 use anyhow::Context;
 use caps::{CapSet, Capability, CapsHashSet};
 use cofferdam_declaration::Declaration;
-use cofferdam_workload::pull::{self, ImageDir, PullError, Trust};
+use cofferdam_workload::pull::{self, Access, ImageDir, PullError};
 use cofferdam_workload::seccomp::Profile;
 use landlock::{
-    ABI, Access, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
-    RulesetCreatedAttr,
+    ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
+    RulesetAttr, RulesetCreatedAttr,
 };
 use serde::{Deserialize, Serialize};
 
@@ -53,9 +53,10 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
     let service = declaration.service(name).context("the declaration has no such service")?;
     let registry = declaration.registries.iter().find(|registry| registry.host == *service.image.registry());
-    let trust = Trust {
+    let access = Access {
         bundle: files::read_bounded(BUNDLE, MAX_BUNDLE).unwrap_or_default(),
         registry: registry.and_then(|registry| registry.ca.clone()),
+        credentials: None,
     };
     let directory = image_dir(name);
     directory.prepare().context("cannot make the image's directory")?;
@@ -63,7 +64,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     // A second installation of the same provider is refused, and is the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pulled = runtime.block_on(pull::pull(&service.image, &trust, &directory, true));
+    let pulled = runtime.block_on(pull::pull(&service.image, access, &directory, true));
     let answer = match &pulled {
         Ok(()) => Answer { error: None, transient: false },
         Err(error) => Answer { error: Some(chain(error)), transient: error.is_transient() },
