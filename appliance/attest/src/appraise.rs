@@ -36,8 +36,7 @@ pub enum Outcome {
 }
 
 /// The answer of an appraisal.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "snake_case")]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub enum Verdict {
     /// Everything that had to be checked was checked and is true.
     Accepted,
@@ -45,6 +44,38 @@ pub enum Verdict {
     Rejected,
     /// Nothing is false, but something that had to be checked could not be.
     CouldNotCheck,
+}
+
+impl Verdict {
+    /// What checks add up to: this is the only place where it is decided. False outweighs unknown, and where nothing was
+    /// compared nothing is accepted.
+    #[must_use]
+    pub fn of(checks: &[Check]) -> Self {
+        let any = |outcome| checks.iter().any(|check| check.outcome == outcome);
+        if any(Outcome::Fail) || !any(Outcome::Pass) {
+            Self::Rejected
+        } else if any(Outcome::CouldNotCheck) {
+            Self::CouldNotCheck
+        } else {
+            Self::Accepted
+        }
+    }
+
+    /// As it is written in JSON and shown to people.
+    #[must_use]
+    pub fn name(self) -> &'static str {
+        match self {
+            Self::Accepted => "accepted",
+            Self::Rejected => "rejected",
+            Self::CouldNotCheck => "could_not_check",
+        }
+    }
+}
+
+impl Serialize for Verdict {
+    fn serialize<S: Serializer>(&self, serializer: S) -> Result<S::Ok, S::Error> {
+        serializer.serialize_str(self.name())
+    }
 }
 
 /// One comparison.
@@ -213,16 +244,9 @@ pub fn appraise_quote(
 }
 
 impl Appraisal {
-    /// What the checks add up to.
+    /// What its checks add up to.
     pub fn verdict(&self) -> Verdict {
-        let any = |outcome| self.checks.iter().any(|check| check.outcome == outcome);
-        if any(Outcome::Fail) || !any(Outcome::Pass) {
-            Verdict::Rejected
-        } else if any(Outcome::CouldNotCheck) {
-            Verdict::CouldNotCheck
-        } else {
-            Verdict::Accepted
-        }
+        Verdict::of(&self.checks)
     }
 
     /// The check of this name.
@@ -371,4 +395,29 @@ fn causes(error: &dyn std::error::Error) -> String {
         source = error.source();
     }
     text
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn false_outweighs_unknown_and_nothing_compared_is_nothing_accepted() {
+        use Outcome::{CouldNotCheck, Fail, NotChecked, Pass};
+        for (outcomes, verdict) in [
+            (&[][..], Verdict::Rejected),
+            (&[NotChecked], Verdict::Rejected),
+            (&[CouldNotCheck], Verdict::Rejected),
+            (&[Pass], Verdict::Accepted),
+            (&[Pass, NotChecked], Verdict::Accepted),
+            (&[Pass, CouldNotCheck, NotChecked], Verdict::CouldNotCheck),
+            (&[Pass, CouldNotCheck, Fail], Verdict::Rejected),
+            (&[Fail, Pass], Verdict::Rejected),
+        ] {
+            let check = |outcome: &Outcome| Check { name: "check", outcome: *outcome, detail: String::new() };
+            let checks: Vec<Check> = outcomes.iter().map(check).collect();
+            assert_eq!(Verdict::of(&checks), verdict, "{outcomes:?}");
+            assert_eq!(Appraisal { checks, ..Appraisal::default() }.verdict(), verdict);
+        }
+    }
 }

@@ -2,7 +2,7 @@
 //!
 //! dcap-qvl walks the chain link by link (root → TCB info and QE identity signers; root → PCK CA → PCK certificate, with both
 //! revocation lists; PCK → quoting enclave's report; report → attestation key; key → quote) and matches the TCB levels at
-//! a given time. This module gives it one trust root at a time and aws-lc-rs as its only cryptography, and closes what it
+//! a given time. This module gives it one trust root at a time and the cryptography, and closes what it
 //! leaves open: bytes that no signature covers, lists from the future, an issuer chain that nobody reads. It also tells what
 //! is false from what could not be checked: collateral that has expired, or is for another platform, says nothing about
 //! this one. Nothing here decides whether a TCB status is good enough.
@@ -10,8 +10,8 @@
 use std::sync::LazyLock;
 
 use dcap_qvl::{PckCertFlag, QuoteClaims};
-use rustls::pki_types::CertificateDer;
-use rustls::pki_types::pem::PemObject as _;
+use rustls_pki_types::CertificateDer;
+use rustls_pki_types::pem::PemObject as _;
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
 use x509_cert::Certificate;
@@ -25,6 +25,7 @@ use endorsements::Windows;
 
 mod backend;
 mod chain;
+mod ecdsa;
 mod endorsements;
 
 /// Intel SGX Root CA, valid until 2049 (certificates.trustedservices.intel.com). Were it ever not to parse, nothing would verify.

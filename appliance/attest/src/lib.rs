@@ -5,8 +5,7 @@
 //! rejected, or could not check. The command line, the appliance and the simulator share this code, so what the
 //! appliance writes and what a client accepts cannot drift apart.
 //!
-//! It never reads a clock, a file or a socket: bytes, times and trust roots come in as arguments. The one
-//! exception is [`github`], an HTTP client that sits at the edge and that nothing else in this crate uses.
+//! It never reads a clock, a file or a socket: bytes, times and trust roots come in as arguments.
 
 pub mod appraise;
 pub mod ccel;
@@ -15,7 +14,6 @@ pub mod dcap;
 pub mod ear;
 pub mod event_log;
 pub mod evidence;
-pub mod github;
 pub mod operator;
 pub mod policy;
 pub mod quote;

@@ -7,7 +7,7 @@ use std::fmt;
 use hpke::aead::AesGcm256;
 use hpke::kdf::HkdfSha256;
 use hpke::kem::{Kem as _, X25519HkdfSha256};
-use hpke::{Deserializable as _, OpModeR, OpModeS, Serializable as _};
+use hpke::{Deserializable as _, OpModeR, Serializable as _};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -78,7 +78,8 @@ pub struct SealedSecret {
     pub ciphertext: Vec<u8>,
 }
 
-/// A new X25519 key pair for a vault: (private, public).
+/// A new X25519 key pair for a vault: (private, public). WebAssembly has no random numbers for it.
+#[cfg(not(target_family = "wasm"))]
 pub fn generate_vault_key() -> (Zeroizing<[u8; 32]>, [u8; 32]) {
     let (private, public) = X25519HkdfSha256::gen_keypair();
     (Zeroizing::new(private.to_bytes().into()), public.to_bytes().into())
@@ -97,8 +98,11 @@ pub fn vault_public_key(private: &[u8; 32]) -> Result<[u8; 32], OperatorError> {
 /// Seals `value` to a vault (RFC 9180 base mode, DHKEM(X25519, HKDF-SHA256), HKDF-SHA256, AES-256-GCM); the
 /// reference `secret://…` is authenticated, so a sealed value opens under no other name.
 ///
+/// WebAssembly has no random numbers for it.
+///
 /// # Errors
 /// [`OperatorError`] when the value is too long or the key is not usable.
+#[cfg(not(target_family = "wasm"))]
 pub fn seal_secret(
     vault_key: &[u8; 32],
     reference: &str,
@@ -110,7 +114,7 @@ pub fn seal_secret(
     let public =
         <X25519HkdfSha256 as hpke::Kem>::PublicKey::from_bytes(vault_key).map_err(|_| OperatorError::Key)?;
     let (enc, ciphertext) = hpke::single_shot_seal::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
-        &OpModeS::Base,
+        &hpke::OpModeS::Base,
         &public,
         SECRET_INFO,
         value,

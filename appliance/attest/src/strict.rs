@@ -73,7 +73,7 @@ pub(crate) fn b64(bytes: &[u8]) -> String {
 }
 
 /// Decodes [`b64`]; anything but the canonical encoding is refused.
-pub(crate) fn unb64(text: &str) -> Option<Vec<u8>> {
+pub fn unb64(text: &str) -> Option<Vec<u8>> {
     STANDARD.decode(text).ok()
 }
 
@@ -189,7 +189,7 @@ pub(crate) fn register(text: &str) -> Option<[u8; 48]> {
 }
 
 /// Whether `text` is exactly `digits` lower-case hex digits.
-pub(crate) fn is_lower_hex(text: &str, digits: usize) -> bool {
+pub fn is_lower_hex(text: &str, digits: usize) -> bool {
     text.len() == digits && text.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'))
 }
 

@@ -8,25 +8,24 @@ use std::path::Path;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cofferdam_attest::appraise::{
-    Appraisal, Check, Expectations, Outcome, Roots, appraise, appraise_document,
-};
+use cofferdam_attest::appraise::{Check, Outcome};
 use cofferdam_attest::claims::{Claims, parse_time, report_data};
 use cofferdam_attest::ear::Ear;
 use cofferdam_attest::event_log::{Event, replay};
-use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::operator::{Authorization, SealedSecret, open_secret, signing_input, vault_public_key};
 use cofferdam_attest::policy::Policy;
-use cofferdam_attest::reference::Half;
 use cofferdam_attest::release::Tag;
 use cofferdam_attest::{ratls, strict};
 use serde_json::{Value, json};
-use vector::{document, patched};
+use vector::patched;
+use verifier::appraised;
 
 #[path = "../examples/evidence-vectors/generate/mod.rs"]
 mod generate;
 #[path = "common/vector.rs"]
 mod vector;
+#[path = "common/verifier.rs"]
+mod verifier;
 
 fn vectors(name: &str) -> Value {
     let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policy/vectors").join(name);
@@ -213,57 +212,4 @@ fn evidence_cases_are_what_the_generator_writes() {
 fn evidence_cases_use_the_default_policy() {
     let policy = &vectors("evidence.json")["input"]["policy"];
     assert_eq!(Policy::parse(policy.to_string().as_bytes()).unwrap(), Policy::default());
-}
-
-/// Appraises a vector's input as `coffer appraise` does; an error when what the relying party brought is unusable.
-fn appraised(input: &Value, steps: &Value) -> Result<Appraisal, String> {
-    let words = |error: &dyn std::error::Error| match error.source() {
-        Some(source) => match source.source() {
-            Some(deeper) => format!("{error}: {source}: {deeper}"),
-            None => format!("{error}: {source}"),
-        },
-        None => error.to_string(),
-    };
-    let policy = Policy::parse(input["policy"].to_string().as_bytes()).map_err(|error| words(&error))?;
-    let pem: String = input["roots"].as_array().unwrap().iter().map(|pem| pem.as_str().unwrap()).collect();
-    let roots = if pem.is_empty() {
-        Roots::intel()
-    } else {
-        Roots::intel().with_pem(&pem).map_err(|error| words(&error))?
-    };
-    let mut expected = expectations(&input["expected"]);
-    for half in input["references"].as_array().unwrap() {
-        let half = Half::parse(half.to_string().as_bytes()).map_err(|error| words(&error))?;
-        expected.reference.add(half).map_err(|error| words(&error))?;
-    }
-    let now = parse_time(text(input, "at")).unwrap();
-    let document = document(input, steps);
-    let given = match &input["collateral"] {
-        Value::Null => None,
-        given => Some(Collateral::parse(given.to_string().as_bytes()).map_err(|error| words(&error))?),
-    };
-    let mut appraisal = appraise_document(&document, &expected, &policy, &roots, now);
-    if let (Ok(mut evidence), Some(given)) = (Evidence::parse(&document), given) {
-        evidence.collateral = Some(given);
-        let document = appraisal.checks.remove(0);
-        appraisal = appraise(&evidence, &expected, &policy, &roots, now);
-        appraisal.checks.insert(0, document);
-    }
-    Ok(appraisal)
-}
-
-fn expectations(members: &Value) -> Expectations {
-    let member = |name: &str| members[name].as_str().map(str::to_owned);
-    Expectations {
-        repository: member("repository"),
-        commit: member("commit"),
-        endpoint: member("endpoint"),
-        tls_key: member("tls_key"),
-        nonce: member("nonce").map(|nonce| STANDARD.decode(nonce).unwrap()),
-        channel_binding: member("channel_binding")
-            .map(|binding| STANDARD.decode(binding).unwrap().try_into().unwrap()),
-        declaration: member("declaration"),
-        tag: member("tag").map(|tag| Tag::parse(&tag).unwrap()),
-        ..Expectations::default()
-    }
 }

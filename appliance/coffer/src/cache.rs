@@ -14,7 +14,7 @@ use std::sync::Mutex;
 use std::time::SystemTime;
 
 use aws_lc_rs::hmac;
-use cofferdam_attest::github;
+use cofferdam_github as github;
 use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
@@ -216,7 +216,7 @@ fn read_regular(path: &Path, most: usize) -> Option<Vec<u8>> {
 mod tests {
     use std::os::unix::fs::PermissionsExt as _;
 
-    use cofferdam_attest::github::Cache as _;
+    use cofferdam_github::Cache as _;
 
     use super::*;
 

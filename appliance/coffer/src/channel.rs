@@ -1,11 +1,12 @@
 //! The verified channel: one TLS connection whose other end has proved what it is.
 //!
 //! Responsible for dialling, taking evidence on that very connection (the nonce and the RFC 9266 channel binding are
-//! claims of its quote) and then carrying HTTP requests over it. The certificate itself is never trusted: its key
-//! must be the attested one. Nothing is sent before the appraisal accepted the other end except the request for
-//! evidence, so a man in the middle, who cannot produce evidence for his own connection, gets nothing.
+//! claims of its quote) and then carrying HTTP requests over it. The certificate itself is never trusted: it has to be valid
+//! now, and its key must be the attested one ([`ratls`] verifies that). Nothing is sent before the appraisal accepted the other
+//! end except the request for evidence, so whoever sits in the middle, and cannot produce evidence for a connection of their
+//! own, gets nothing.
 
-use std::sync::{Arc, Mutex};
+use std::sync::Arc;
 use std::time::Duration;
 
 use base64::Engine as _;
@@ -13,21 +14,21 @@ use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cofferdam_attest::appraise::{Appraisal, Expectations};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::{self, Evidence};
-use cofferdam_attest::{operator, ratls};
+use cofferdam_attest::ratls::{self, Refusal};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
-use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
-use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
-use rustls::{ClientConfig, DigitallySignedStruct, Error as TlsError, SignatureScheme};
+use rustls::pki_types::ServerName;
 use tokio::net::TcpStream;
+use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
+use crate::reach::{Obstacle, endpoint_hint};
 use crate::trust::{Trust, holds_until, unix_now};
 
 /// Everything that belongs to the appliance itself lies under this path.
@@ -35,6 +36,8 @@ pub(crate) const PREFIX: &str = "/.well-known/cofferdam";
 /// A busy appliance is asked this often, and after this pause: its own limits refill within a second.
 const BUSY_ATTEMPTS: u32 = 5;
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+/// Bound on connecting, before TLS.
+const CONNECT: Duration = Duration::from_secs(10);
 /// Largest reply of the operator API: 10,000 log lines.
 const LARGEST_REPLY: usize = 32 << 20;
 
@@ -65,42 +68,68 @@ struct Broken {
 /// A TLS connection, not yet verified: the key that the other end holds, and the channel's binding.
 pub(crate) struct Dialled {
     pub(crate) stream: TlsStream<TcpStream>,
-    /// `sha256:<hex>` of the SubjectPublicKeyInfo that the other end proved to hold.
-    pub(crate) tls_key: String,
-    binding: [u8; 32],
+    pub(crate) peer: ratls::Peer,
 }
 
-/// Opens a TLS 1.3 connection to `endpoint` (`host:port`).
-pub(crate) async fn dial(endpoint: &str) -> Outcome<Dialled> {
-    let unreachable = |what: &str, error: &dyn std::error::Error| {
-        Failure::could_not_check(format!("cannot {what} {endpoint}: {}", chain(error)))
-            .hint("is the appliance running, and is the endpoint reachable from here?")
+/// Why there is no connection.
+pub(crate) enum NotDialled {
+    /// Nobody was reached, or nobody who speaks TLS.
+    Failed(Failure),
+    /// Somebody was, and is not taken for an appliance.
+    Refused(Refusal),
+}
+
+impl NotDialled {
+    /// The failure for `endpoint`. Where a key is attested (`expected`) a refusal is false; without one nobody knows who answered.
+    pub(crate) fn failure(self, endpoint: &str, expected: bool) -> Failure {
+        let refusal = match self {
+            Self::Failed(failure) => return failure,
+            Self::Refused(refusal) => refusal,
+        };
+        if let Refusal::OtherKey { found, pinned } = &refusal {
+            return Failure::rejected(format!(
+                "tls_key: {endpoint} shows {found}, the release attestation says {pinned}"
+            ))
+            .hint("after a reboot, wait for the new release attestation, or name --endpoint to begin anew");
+        }
+        let what = format!("{endpoint} is refused: {refusal}");
+        let failure = if expected { Failure::rejected(what) } else { Failure::could_not_check(what) };
+        if refusal.is_about_time() {
+            failure.hint("check the clock here (`date -u`) and that of the appliance's host")
+        } else {
+            failure
+        }
+    }
+}
+
+/// Opens a TLS 1.3 connection to `endpoint` (`host:port`). With `pin` it has to be the holder of that key.
+pub(crate) async fn dial(endpoint: &str, pin: Option<&str>) -> Result<Dialled, NotDialled> {
+    let unreachable = |what: &str, error: &(dyn std::error::Error + 'static)| {
+        NotDialled::Failed(
+            Failure::could_not_check(format!("cannot {what} {endpoint}: {}", chain(error)))
+                .hint(endpoint_hint(Obstacle::of(error), endpoint)),
+        )
     };
-    let (host, _) =
-        endpoint.rsplit_once(':').ok_or_else(|| Failure::usage(format!("{endpoint} is not HOST:PORT")))?;
+    let usage = |words: String| NotDialled::Failed(Failure::usage(words));
+    let (host, _) = endpoint.rsplit_once(':').ok_or_else(|| usage(format!("{endpoint} is not HOST:PORT")))?;
     let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
-        .map_err(|_| Failure::usage(format!("{host} is not a host name or an address")))?;
-    let tcp = TcpStream::connect(endpoint).await.map_err(|error| unreachable("reach", &error))?;
+        .map_err(|_| usage(format!("{host} is not a host name or an address")))?;
+    let config = ratls::client_config(pin.map(str::to_owned)).map_err(|error| {
+        NotDialled::Failed(Failure::failed(format!("cannot prepare TLS: {}", chain(&error))))
+    })?;
+    let silent = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
+    let tcp = timeout(CONNECT, TcpStream::connect(endpoint)).await.map_err(silent).flatten();
+    let tcp = tcp.map_err(|error| unreachable("reach", &error))?;
     tcp.set_nodelay(true).map_err(|error| unreachable("set up", &error))?;
-    let seen = Arc::new(SeenKey::new());
-    let config = ClientConfig::builder_with_provider(Arc::new(rustls::crypto::aws_lc_rs::default_provider()))
-        .with_protocol_versions(&[&rustls::version::TLS13])
-        .map_err(|error| unreachable("prepare TLS for", &error))?
-        .dangerous()
-        .with_custom_certificate_verifier(Arc::clone(&seen) as Arc<dyn ServerCertVerifier>)
-        .with_no_client_auth();
-    let stream = TlsConnector::from(Arc::new(config))
-        .connect(name, tcp)
-        .await
-        .map_err(|error| unreachable("speak TLS with", &error))?;
-    let binding = stream
-        .get_ref()
-        .1
-        .export_keying_material([0_u8; 32], operator::CHANNEL_BINDING_LABEL, Some(&[]))
-        .map_err(|error| unreachable("bind the channel of", &error))?;
-    let tls_key =
-        seen.take().ok_or_else(|| Failure::rejected(format!("{endpoint} showed no certificate")))?;
-    Ok(Dialled { stream, tls_key, binding })
+    let stream =
+        TlsConnector::from(Arc::new(config)).connect(name, tcp).await.map_err(
+            |error| match Refusal::behind(&error) {
+                Some(refusal) => NotDialled::Refused(refusal.clone()),
+                None => unreachable("speak TLS with", &error),
+            },
+        )?;
+    let peer = ratls::peer(stream.get_ref().1).map_err(NotDialled::Refused)?;
+    Ok(Dialled { stream, peer })
 }
 
 impl Channel {
@@ -115,16 +144,9 @@ impl Channel {
         release: Option<&Claims>,
         known: Option<&str>,
     ) -> Outcome<Self> {
-        let Dialled { stream, tls_key, binding } = dial(endpoint).await?;
-        if let Some(release) = release
-            && release.tls_key != tls_key
-        {
-            return Err(Failure::rejected(format!(
-                "tls_key: {endpoint} shows {tls_key}, the release attestation says {}",
-                release.tls_key
-            ))
-            .hint("after a reboot, wait for the new release attestation, or name --endpoint to begin anew"));
-        }
+        let expected = release.is_some() || known.is_some();
+        let dialled = dial(endpoint, release.map(|claims| claims.tls_key.as_str())).await;
+        let Dialled { stream, peer } = dialled.map_err(|error| error.failure(endpoint, expected))?;
         let lost = |error: hyper::Error| Failure::could_not_check(format!("{endpoint}: {}", chain(&error)));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
         // Ends by itself when `sender` is dropped or the peer closes.
@@ -132,14 +154,13 @@ impl Channel {
         let mut nonce = [0_u8; 32];
         getrandom::fill(&mut nonce).map_err(|_| Failure::failed("the system gives no random numbers"))?;
         let path = format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce));
-        let expected = release.is_some() || known.is_some();
         let reply = ask_for_evidence(&mut sender, endpoint, &path).await;
         let evidence = evidence_in(reply, endpoint, expected)?;
         let expectations = Expectations {
             repository: Some(repository.to_owned()),
-            tls_key: Some(tls_key),
+            tls_key: Some(peer.tls_key),
             nonce: Some(nonce.to_vec()),
-            channel_binding: Some(binding),
+            channel_binding: Some(peer.channel_binding),
             commit: release.map(|claims| claims.commit.clone()),
             declaration: release.map(|claims| claims.declaration.clone()),
             endpoint: release.map(|claims| claims.endpoint.clone()),
@@ -157,6 +178,7 @@ impl Channel {
             )));
         }
         let expires_unix = holds_until(&claims, &appraisal, trust.max_age_s());
+        let binding = peer.channel_binding;
         Ok(Self { sender, host: endpoint.to_owned(), binding, claims, appraisal, expires_unix })
     }
 
@@ -266,61 +288,6 @@ pub(crate) fn refusal(reply: &Reply, what: &str) -> Failure {
             }
         }
         Err(_) => Failure::new(code, format!("{what}: {generic} ({})", reply.status)),
-    }
-}
-
-/// Accepts any certificate but insists that the peer holds its key, and remembers which key that is.
-#[derive(Debug)]
-struct SeenKey {
-    key: Mutex<Option<String>>,
-    provider: rustls::crypto::CryptoProvider,
-}
-
-impl SeenKey {
-    fn new() -> Self {
-        Self { key: Mutex::new(None), provider: rustls::crypto::aws_lc_rs::default_provider() }
-    }
-
-    fn take(&self) -> Option<String> {
-        self.key.lock().ok()?.take()
-    }
-}
-
-impl ServerCertVerifier for SeenKey {
-    fn verify_server_cert(
-        &self,
-        certificate: &CertificateDer<'_>,
-        _intermediates: &[CertificateDer<'_>],
-        _name: &ServerName<'_>,
-        _ocsp: &[u8],
-        _now: UnixTime,
-    ) -> Result<ServerCertVerified, TlsError> {
-        let key = ratls::spki_sha256(certificate).map_err(|error| TlsError::General(chain(&error)))?;
-        *self.key.lock().map_err(|_| TlsError::General("poisoned".to_owned()))? = Some(key);
-        Ok(ServerCertVerified::assertion())
-    }
-
-    fn verify_tls12_signature(
-        &self,
-        _message: &[u8],
-        _certificate: &CertificateDer<'_>,
-        _signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        Err(TlsError::General("only TLS 1.3 is spoken".to_owned()))
-    }
-
-    fn verify_tls13_signature(
-        &self,
-        message: &[u8],
-        certificate: &CertificateDer<'_>,
-        signature: &DigitallySignedStruct,
-    ) -> Result<HandshakeSignatureValid, TlsError> {
-        let algorithms = &self.provider.signature_verification_algorithms;
-        rustls::crypto::verify_tls13_signature(message, certificate, signature, algorithms)
-    }
-
-    fn supported_verify_schemes(&self) -> Vec<SignatureScheme> {
-        self.provider.signature_verification_algorithms.supported_schemes()
     }
 }
 

@@ -7,6 +7,7 @@ mod failure;
 mod files;
 mod newest;
 mod operator_key;
+mod reach;
 mod references;
 mod session;
 mod source;

@@ -13,8 +13,8 @@ use std::task::Poll;
 use cofferdam_attest::appraise::{Check, Expectations, Outcome as CheckOutcome, Verdict};
 use cofferdam_attest::claims::{self, Claims};
 use cofferdam_attest::evidence::{ASSET_NAME, Evidence};
-use cofferdam_attest::github::GithubError;
 use cofferdam_attest::release::Tag;
+use cofferdam_github::GithubError;
 
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::source::{CLOCK_SKEW_S, Candidate, Candidates, DECLARATION, Source};
@@ -221,12 +221,7 @@ impl Search<'_> {
         let judged = self.trust.appraise(evidence, &expectations, self.now);
         let mut checks = judged.appraisal.checks.clone();
         checks.push(declaration);
-        let any = |outcome| checks.iter().any(|check| check.outcome == outcome);
-        verified.verdict = match judged.appraisal.verdict() {
-            _ if any(CheckOutcome::Fail) => Verdict::Rejected,
-            Verdict::Accepted if any(CheckOutcome::CouldNotCheck) => Verdict::CouldNotCheck,
-            verdict => verdict,
-        };
+        verified.verdict = Verdict::of(&checks);
         (verified.judged, verified.checks) = (judged, checks);
         verified
     }

@@ -6,8 +6,8 @@
 use std::path::{Path, PathBuf};
 
 use cofferdam_attest::claims::Repository;
-use cofferdam_attest::github::Requests;
 use cofferdam_attest::reference::{Half, MAX_BYTES, MAX_HALVES, ReferenceValues};
+use cofferdam_github::Requests;
 
 use crate::cli;
 use crate::failure::{Failure, Outcome};

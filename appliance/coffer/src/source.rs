@@ -9,8 +9,8 @@ use std::time::Duration;
 
 use cofferdam_attest::claims::{self, Claims};
 use cofferdam_attest::evidence;
-use cofferdam_attest::github::{self, Asset, GithubError, Head, Requests};
 use cofferdam_attest::release::Tag;
+use cofferdam_github::{self as github, Asset, GithubError, Head, Requests};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
@@ -18,6 +18,7 @@ use crate::cache::DiskCache;
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::files;
+use crate::reach::github_hint;
 
 /// How far this machine's clock and the appliance's may be apart, as in the default policy.
 pub(crate) const CLOCK_SKEW_S: u64 = 300;
@@ -239,7 +240,10 @@ impl Source {
                 Failure::could_not_check(message)
                     .hint("set a token in COFFER_GITHUB_TOKEN: with any, also one without rights, GitHub allows 5,000 requests an hour instead of 60")
             }
-            _ => Failure::could_not_check(message),
+            _ => {
+                let hint = github_hint(error, &self.client);
+                Failure { hint, ..Failure::could_not_check(message) }
+            }
         }
     }
 }
@@ -334,6 +338,22 @@ mod tests {
         assert_eq!(digests, ["3", "2", "1"]);
         assert_eq!((found.other, found.future, found.without_document), (2, 2, 3));
         assert!(found.complete);
+    }
+
+    #[tokio::test]
+    async fn a_github_out_of_reach_is_could_not_check_with_what_to_try() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let client = github::Client::new(&format!("https://{closed}/api/v3"), None, None, "coffer").unwrap();
+        let source = Source {
+            client: client.with_deadline(Duration::from_millis(100)),
+            repository: claims::Repository::parse("acme/shop").unwrap(),
+            head: OnceCell::new(),
+            asked_to_wait: AtomicU64::new(0),
+        };
+        let failure = source.candidates(0, 0).await.err().unwrap();
+        assert_eq!(failure.code, Code::CouldNotCheck);
+        assert!(failure.message.starts_with("cannot list releases of acme/shop: GitHub is unreachable"));
+        assert!(failure.hint.unwrap().contains("--github-api"));
     }
 
     #[test]

@@ -7,10 +7,10 @@ use cofferdam_attest::appraise::{self, Appraisal, Check, Expectations, Outcome a
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Collateral, Evidence};
-use cofferdam_attest::github::Requests;
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote;
 use cofferdam_attest::reference::ReferenceValues;
+use cofferdam_github::Requests;
 use cofferdam_measure::explain::{self, Explanation};
 use serde_json::{Value, json};
 
@@ -190,7 +190,7 @@ pub(crate) fn to_json(judged: &Judged, checks: &[Check], verdict: Verdict) -> Va
     let mut object = serde_json::to_value(&judged.appraisal).unwrap_or_default();
     if let Value::Object(members) = &mut object {
         members.insert("checks".to_owned(), serde_json::to_value(checks).unwrap_or_default());
-        members.insert("verdict".to_owned(), verdict_name(verdict).into());
+        members.insert("verdict".to_owned(), verdict.name().into());
         members.insert("refused_because".to_owned(), refused.into());
         members.insert("trust".to_owned(), judged.inputs.to_json());
         if let Some(explanation) = &judged.explanation {
@@ -198,14 +198,6 @@ pub(crate) fn to_json(judged: &Judged, checks: &[Check], verdict: Verdict) -> Va
         }
     }
     object
-}
-
-pub(crate) fn verdict_name(verdict: Verdict) -> &'static str {
-    match verdict {
-        Verdict::Accepted => "accepted",
-        Verdict::Rejected => "rejected",
-        Verdict::CouldNotCheck => "could_not_check",
-    }
 }
 
 pub(crate) fn named(path: &Path, error: &dyn std::error::Error) -> Failure {

@@ -313,11 +313,7 @@ fn set_address(
 /// # Errors
 ///
 /// What netdevice(7) says; needs CAP_NET_ADMIN.
-pub fn set_interface_address(
-    socket: BorrowedFd<'_>,
-    name: &str,
-    address: Ipv4Addr,
-) -> Result<(), Errno> {
+pub fn set_interface_address(socket: BorrowedFd<'_>, name: &str, address: Ipv4Addr) -> Result<(), Errno> {
     set_address(socket, SIOCSIFADDR, name, address)
 }
 

@@ -189,7 +189,7 @@ fn times(appraisal: &mut Appraisal, claims: &Claims, expected: &Expectations, po
     appraisal.require("expires_at", claims.expires_at.clone(), &problems);
 }
 
-/// Which claim was changed after the quote was made? The sources' values are put in place of the claimed ones: when the
+/// Which claim was changed after the quote was made? The sources' values are put instead of the claimed ones: when the
 /// quote commits to the result, the culprit is proven, else suspects are named.
 fn name_the_change(claims: &Claims, comparisons: &[Comparison], quote: &Quote, policy: &Policy) -> String {
     let mut restored = claims.clone();

@@ -1,16 +1,16 @@
-//! dcap-qvl with aws-lc-rs as its only cryptography, and the stage of its walk at which it refused.
+//! dcap-qvl with our cryptography as its only one, and the stage of its walk at which it refused.
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, UnparsedPublicKey};
 use dcap_qvl::config::{Config, CryptoProvider};
 use dcap_qvl::intel::{PckExtension, parse_pck_extension_with};
 use dcap_qvl::signature::DerSigEncoder;
 use dcap_qvl::verify::QuoteVerifier;
 use dcap_qvl::x509::X509CertBackend;
 use dcap_qvl::{QuoteClaims, QuoteCollateralV3, QuotePolicy};
-use rustls::pki_types::{AlgorithmIdentifier, InvalidSignature, SignatureVerificationAlgorithm, alg_id};
+use rustls_pki_types::SignatureVerificationAlgorithm;
 use sha2::{Digest as _, Sha256, Sha384};
 
 use super::Stage;
+use super::ecdsa::EcdsaP256;
 use crate::evidence::Collateral;
 
 /// What dcap-qvl says of the FMSPC of the TCB info, after it has verified every signature.
@@ -36,7 +36,7 @@ pub(super) fn verify(
     root: &[u8],
     at: u64,
 ) -> Result<QuoteClaims, Refusal> {
-    QuoteVerifier::<AwsLcConfig>::new_with_config(root.to_vec())
+    QuoteVerifier::<OwnConfig>::new_with_config(root.to_vec())
         .verify_with_policy(raw, to_qvl(collateral, quote_has_chain), at, &QuotePolicy::claims_only(at))
         .map_err(|error| {
             let text = format!("{error:#}");
@@ -51,7 +51,7 @@ pub(super) fn verify(
 
 /// The SGX extensions of a PCK certificate (DER).
 pub(super) fn pck_extension(der: &[u8]) -> Option<PckExtension> {
-    parse_pck_extension_with::<AwsLcConfig>(der).ok()
+    parse_pck_extension_with::<OwnConfig>(der).ok()
 }
 
 /// Which part of the walk a refusal belongs to. It only chooses the name under which the refusal is reported: dcap-qvl has
@@ -110,19 +110,19 @@ fn to_qvl(collateral: &Collateral, quote_has_chain: bool) -> QuoteCollateralV3 {
     }
 }
 
-/// dcap-qvl's audited parsers with aws-lc-rs underneath.
-struct AwsLcConfig;
+/// dcap-qvl's audited parsers with our cryptography underneath.
+struct OwnConfig;
 
-impl Config for AwsLcConfig {
+impl Config for OwnConfig {
     type X509 = X509CertBackend;
     type SigEncoder = DerSigEncoder;
-    type Crypto = AwsLc;
+    type Crypto = Crypto;
 }
 
 /// The cryptography that DCAP needs: ECDSA P-256 with SHA-256, and two hashes.
-struct AwsLc;
+struct Crypto;
 
-impl CryptoProvider for AwsLc {
+impl CryptoProvider for Crypto {
     fn sig_algo() -> &'static dyn SignatureVerificationAlgorithm {
         &EcdsaP256
     }
@@ -133,29 +133,5 @@ impl CryptoProvider for AwsLc {
 
     fn sha384(data: &[u8]) -> [u8; 48] {
         Sha384::digest(data).into()
-    }
-}
-
-#[derive(Debug)]
-struct EcdsaP256;
-
-impl SignatureVerificationAlgorithm for EcdsaP256 {
-    fn verify_signature(
-        &self,
-        public_key: &[u8],
-        message: &[u8],
-        signature: &[u8],
-    ) -> Result<(), InvalidSignature> {
-        UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, public_key)
-            .verify(message, signature)
-            .map_err(|_| InvalidSignature)
-    }
-
-    fn public_key_alg_id(&self) -> AlgorithmIdentifier {
-        alg_id::ECDSA_P256
-    }
-
-    fn signature_alg_id(&self) -> AlgorithmIdentifier {
-        alg_id::ECDSA_SHA256
     }
 }

@@ -1,13 +1,12 @@
 //! Certificate chains: their PEM text, the root that they end in, and who signed what.
 
-use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1, ECDSA_P256_SHA256_FIXED, UnparsedPublicKey};
 use dcap_qvl::quote::Quote;
 use sha2::{Digest as _, Sha256};
 use x509_cert::Certificate;
 use x509_cert::der::{Decode as _, Encode as _};
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
-use super::{DcapError, Roots};
+use super::{DcapError, Roots, ecdsa};
 use crate::strict;
 
 /// The root that the chain's last certificate is, or that issued it. A chain that carries its root has to carry a true copy.
@@ -53,7 +52,7 @@ pub(super) fn signed_by(certificate: &Certificate, key: &SubjectPublicKeyInfoOwn
         return false;
     };
     certificate.signature_algorithm() == certificate.tbs_certificate().signature()
-        && UnparsedPublicKey::new(&ECDSA_P256_SHA256_ASN1, key).verify(&tbs, signature).is_ok()
+        && ecdsa::verify_der(key, &tbs, signature)
 }
 
 /// Certificates of a PEM chain, as quotes carry it: CERTIFICATE blocks, line breaks, and zero bytes at the end. No
@@ -92,7 +91,7 @@ pub(super) fn broken_signature(raw: &[u8], chain: &[Vec<u8>], root: &[u8]) -> Op
     let signed = raw.get(..quote.signed_length()).unwrap_or_default();
     let data = quote.auth_data.into_v3();
     let pck = leaf.tbs_certificate().subject_public_key_info().subject_public_key.as_bytes();
-    if !raw_signature(pck.unwrap_or_default(), &data.qe_report, &data.qe_report_signature) {
+    if !ecdsa::verify_fixed(pck.unwrap_or_default(), &data.qe_report, &data.qe_report_signature) {
         return Some("the PCK did not sign the quoting enclave's report");
     }
     let bound = Sha256::new()
@@ -104,13 +103,8 @@ pub(super) fn broken_signature(raw: &[u8], chain: &[Vec<u8>], root: &[u8]) -> Op
         return Some("the quoting enclave's report does not name the attestation key");
     }
     let key = [&[0x04], data.ecdsa_attestation_key.as_slice()].concat();
-    if !raw_signature(&key, signed, &data.ecdsa_signature) {
+    if !ecdsa::verify_fixed(&key, signed, &data.ecdsa_signature) {
         return Some("the attestation key did not sign the quote");
     }
     None
-}
-
-/// Whether `key` (an uncompressed P-256 point) made `signature` (r ‖ s).
-fn raw_signature(key: &[u8], message: &[u8], signature: &[u8]) -> bool {
-    UnparsedPublicKey::new(&ECDSA_P256_SHA256_FIXED, key).verify(message, signature).is_ok()
 }

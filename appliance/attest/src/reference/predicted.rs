@@ -89,7 +89,7 @@ impl std::fmt::Display for Cause {
     }
 }
 
-/// A digest that is wrong in a known way: where the log shows it in place of the one predicted for `of`, `reason` is why.
+/// A digest that is wrong in a known way: where the log shows it instead of the one predicted for `of`, `reason` is why.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Alternative {

@@ -6,7 +6,6 @@ use cofferdam_attest::release::Tag;
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure};
-use crate::trust::verdict_name;
 use crate::ui::printable;
 
 /// Refused attestations that are named one by one.
@@ -38,7 +37,7 @@ impl Skipped {
         }
     }
 
-    /// The answer when nothing was accepted.
+    /// The answer when nothing was accepted: what the verdicts on several attestations add up to.
     pub(super) fn verdict(&self) -> Verdict {
         if self.rejected > 0 && self.unknown == 0 && self.unread == 0 && self.complete {
             Verdict::Rejected
@@ -99,7 +98,7 @@ impl Skipped {
             .named
             .iter()
             .map(|(tag, verdict, reason)| {
-                json!({ "tag": tag.to_string(), "verdict": verdict_name(*verdict), "reason": reason })
+                json!({ "tag": tag.to_string(), "verdict": verdict.name(), "reason": reason })
             })
             .collect();
         json!({
@@ -112,7 +111,7 @@ impl Skipped {
 }
 
 fn looked_at() -> usize {
-    usize::try_from(crate::source::MAX_PAGES).unwrap_or(0).saturating_mul(cofferdam_attest::github::PAGE)
+    usize::try_from(crate::source::MAX_PAGES).unwrap_or(0).saturating_mul(cofferdam_github::PAGE)
 }
 
 #[cfg(test)]

@@ -3,8 +3,8 @@
 use std::fmt::Write as _;
 
 use cofferdam_attest::ear::policy_id;
-use cofferdam_attest::github::DEFAULT_API;
 use cofferdam_attest::policy::Policy;
+use cofferdam_github::DEFAULT_API;
 use serde_json::{Value, json};
 
 use crate::cache;

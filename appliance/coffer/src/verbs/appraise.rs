@@ -60,7 +60,7 @@ pub(crate) fn run(ui: &Ui, given: &Appraise, trust: &Trust) -> Outcome {
         Format::Ear => print_ear(ui, &judged, trust, now),
     }
     judged.accept(&what).map_err(|failure| if ui.json { failure.rendered("") } else { failure })?;
-    ui.note(&format!("{what}: {}", trust::verdict_name(judged.appraisal.verdict())));
+    ui.note(&format!("{what}: {}", judged.appraisal.verdict().name()));
     Ok(())
 }
 

@@ -78,8 +78,9 @@ impl World for Network {
     }
 
     async fn dial(&self, endpoint: &str) -> Outcome<(TlsStream<TcpStream>, String)> {
-        let dialled = channel::dial(endpoint).await?;
-        Ok((dialled.stream, dialled.tls_key))
+        // The session compares the key itself: another one is news to it, and not only a failure.
+        let dialled = channel::dial(endpoint, None).await.map_err(|error| error.failure(endpoint, true))?;
+        Ok((dialled.stream, dialled.peer.tls_key))
     }
 
     fn warn(&self, text: &str) {

@@ -11,7 +11,7 @@ mod status;
 mod verify;
 
 use clap::CommandFactory as _;
-use cofferdam_attest::github::Requests;
+use cofferdam_github::Requests;
 use serde_json::json;
 use zeroize::Zeroizing;
 

@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 use std::path::Path;
 
 use cofferdam_attest::appraise::Verdict;
-use cofferdam_attest::github::Requests;
+use cofferdam_github::Requests;
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Outcome};

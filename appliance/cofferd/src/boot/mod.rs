@@ -25,9 +25,9 @@ use std::time::{Duration, Instant};
 
 use nix::sys::reboot::set_cad_enabled;
 
+use crate::roles::appliance::Phase;
 use crate::system::console::say;
 use crate::system::power::PowerButtons;
-use crate::roles::appliance::Phase;
 use crate::system::supervise::{Supervisor, chain};
 
 /// Why the boot stopped: the last line on the console.

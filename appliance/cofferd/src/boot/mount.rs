@@ -12,8 +12,8 @@ use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, umask};
 
-use crate::system::cgroup::{self, CgroupError, Limits};
 use crate::paths;
+use crate::system::cgroup::{self, CgroupError, Limits};
 use crate::system::sys;
 
 /// Why the stage failed.

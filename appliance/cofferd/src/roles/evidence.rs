@@ -37,11 +37,11 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
 pub(crate) use self::ask::{AskError, EvidenceRequest, ask};
 use self::device::{Configfs, Device, DeviceError, Reports};
+use crate::paths;
 use crate::roles::appliance::{Appliance, ApplianceError};
 use crate::roles::clock;
-use crate::paths;
 use crate::roles::{FRONT, PUBLISH, Role};
-use crate::system::{client};
+use crate::system::client;
 
 /// Where the kernel's TSM driver takes requests (configfs-tsm-report ABI).
 const DEVICE_ROOT: &str = "/sys/kernel/config/tsm/report";

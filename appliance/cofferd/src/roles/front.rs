@@ -38,9 +38,9 @@ use self::operator::{Operators, Records};
 use self::proxy::{Backend, Proxy};
 use self::site::Site;
 use self::tls::{Identity, TlsKey};
+use crate::paths;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest};
-use crate::paths;
 use crate::roles::Role;
 use crate::system::{confine, files, sys};
 

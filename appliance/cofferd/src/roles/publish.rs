@@ -22,9 +22,9 @@ use std::time::Duration;
 
 use anyhow::Context as _;
 use cofferdam_attest::evidence::{Collateral, Evidence, MAX_BYTES};
-use cofferdam_attest::github::{Client, GithubError};
 use cofferdam_attest::quote;
 use cofferdam_declaration::Declaration;
+use cofferdam_github::{Client, GithubError};
 use cofferdam_vault::Reference;
 use tokio::sync::watch;
 use zeroize::Zeroizing;
@@ -34,13 +34,13 @@ use self::pck::{Pck, PckError};
 use self::release::{Attestation, Shelf};
 use self::status::{State, StatusFile};
 use self::web::WebError;
-use crate::system::client::vault::{self, LeaseError};
+use crate::paths;
 use crate::roles::appliance::{Appliance, ApplianceError};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest, ask};
-use crate::paths;
 use crate::roles::Role;
-use crate::system::{files};
+use crate::system::client::vault::{self, LeaseError};
+use crate::system::files;
 
 /// What the requests call themselves.
 const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));

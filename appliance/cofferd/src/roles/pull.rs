@@ -10,7 +10,7 @@ use std::io::{self, Write};
 
 use anyhow::Context;
 use cofferdam_declaration::Declaration;
-use cofferdam_workload::pull::{self, ImageDir, PullError, Trust};
+use cofferdam_workload::pull::{self, Access, ImageDir, PullError};
 use serde::{Deserialize, Serialize};
 
 use super::Role;
@@ -49,9 +49,10 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
     let service = declaration.service(name).context("the declaration has no such service")?;
     let registry = declaration.registries.iter().find(|registry| registry.host == *service.image.registry());
-    let trust = Trust {
+    let access = Access {
         bundle: files::read_bounded(BUNDLE, MAX_BUNDLE).unwrap_or_default(),
         registry: registry.and_then(|registry| registry.ca.clone()),
+        credentials: None,
     };
     let directory = image_dir(name);
     directory.prepare().context("cannot make the image's directory")?;
@@ -59,7 +60,7 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     // A second installation of the same provider is refused, and is the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pulled = runtime.block_on(pull::pull(&service.image, &trust, &directory, true));
+    let pulled = runtime.block_on(pull::pull(&service.image, access, &directory, true));
     let answer = match &pulled {
         Ok(()) => Answer { error: None, transient: false },
         Err(error) => Answer { error: Some(chain(error)), transient: error.is_transient() },

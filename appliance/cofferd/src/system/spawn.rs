@@ -30,8 +30,8 @@ use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::unistd::{Gid, Pid, Uid, execve, setgroups, setresgid, setresuid, setsid};
 
-use crate::system::cgroup::{Cgroup, CgroupError};
 use crate::paths;
+use crate::system::cgroup::{Cgroup, CgroupError};
 use crate::system::sys::{self, SecretMemory};
 
 /// The whole setup is a few system calls; under software emulation they take some 50 ms. A child

@@ -29,11 +29,11 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sync};
 use serde::Serialize;
 
+use crate::paths;
 use crate::system::console::say;
+use crate::system::files;
 use crate::system::power::PowerButtons;
 use crate::system::spawn::{self, Spec};
-use crate::paths;
-use crate::system::files;
 
 /// The first wait before a restart: long enough that a role that dies at once does not fill the
 /// console, short enough that nobody notices one crash.

@@ -143,9 +143,16 @@ impl Operators {
         // Not printed: anybody can make this happen as often as he likes, and PID 1 says when the vault is gone.
         let unreachable = || reply::later(StatusCode::SERVICE_UNAVAILABLE, "the vault does not answer", 1);
         let body = serde_json::to_vec(question).map_err(|_| unreachable())?;
-        crate::system::client::request(&self.vault, Method::POST, "/v1/operator", body, MAX_ANSWER, VAULT_LIMIT)
-            .await
-            .map_err(|_| unreachable())
+        crate::system::client::request(
+            &self.vault,
+            Method::POST,
+            "/v1/operator",
+            body,
+            MAX_ANSWER,
+            VAULT_LIMIT,
+        )
+        .await
+        .map_err(|_| unreachable())
     }
 }
 

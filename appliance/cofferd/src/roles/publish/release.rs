@@ -10,12 +10,12 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_attest::claims::{Claims, Repository};
 use cofferdam_attest::evidence::{ASSET_NAME, Evidence, MAX_BYTES};
-use cofferdam_attest::github::{Client, GithubError, NewAsset, NewRelease, Release};
 use cofferdam_attest::ratls;
 use cofferdam_attest::release::Tag;
+use cofferdam_github::{Client, GithubError, NewAsset, NewRelease, Release};
 
-use crate::system::files;
 use crate::roles::appliance::Appliance;
+use crate::system::files;
 
 /// Pages of releases on which a half-made draft is looked for. It would be the newest.
 const PAGES: u32 = 2;

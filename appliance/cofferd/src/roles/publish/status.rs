@@ -5,8 +5,8 @@ use std::path::PathBuf;
 use cofferdam_attest::claims;
 use serde::{Deserialize, Serialize};
 
-use crate::system::files;
 use crate::roles::clock;
+use crate::system::files;
 
 /// Bound on the file in bytes, and on the detail in it in characters.
 const MAX_BYTES: u64 = 16 * 1024;

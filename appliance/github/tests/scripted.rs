@@ -9,10 +9,8 @@ use std::time::{Duration, Instant, SystemTime};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::claims::Repository;
-use cofferdam_attest::github::{
-    Asset, Cache, Client, GithubError, Head, NewAsset, NewRelease, Release, Requests,
-};
 use cofferdam_attest::ratls;
+use cofferdam_github::{Asset, Cache, Client, GithubError, Head, NewAsset, NewRelease, Release, Requests};
 use sha2::{Digest as _, Sha256};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};

@@ -11,8 +11,8 @@ use serde::{Deserialize, Serialize};
 
 use super::transport::Kind;
 use super::{Client, Commit, GithubError, authorize, check_ref, extend};
-use crate::claims::Repository;
-use crate::strict;
+use cofferdam_attest::claims::Repository;
+use cofferdam_attest::strict;
 
 /// Largest accepted comparison in bytes: it carries the patches of up to 300 files.
 const MAX_COMPARISON: usize = 16 * 1024 * 1024;

@@ -7,7 +7,7 @@ use serde::Serialize;
 
 use super::transport::{self, Kind};
 use super::{Asset, Client, GithubError, MAX_JSON, NewAsset, NewRelease, Release, api, authorize, sha256};
-use crate::claims::Repository;
+use cofferdam_attest::claims::Repository;
 
 /// An attestation never takes the place of the project's own release under `/releases/latest`.
 const NOT_LATEST: &str = "false";

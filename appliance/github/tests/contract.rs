@@ -9,8 +9,8 @@ use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
 use cofferdam_attest::claims::Repository;
-use cofferdam_attest::github::{Client, GithubError, NewAsset, NewRelease};
 use cofferdam_attest::ratls;
+use cofferdam_github::{Client, GithubError, NewAsset, NewRelease};
 use zeroize::Zeroizing;
 
 struct Development {

@@ -1,9 +1,9 @@
 //! GitHub's REST API, as far as release attestations need it: contents and commits, releases and their assets.
 //!
-//! A client at the edge of the crate: nothing else here uses it and it decides nothing about trust. What comes back is
-//! bounded, typed and untrusted. HTTPS always, also on loopback. The token goes to the API's own host, its upload host and
-//! the host of its repositories, and nowhere else: redirects are followed by hand, only for asset bytes, and without it.
-//! Works the same with api.github.com and with GitHub Enterprise Server (`https://HOST/api/v3`).
+//! Responsible for what is asked and in how many requests, for bounds, redirects, retries and where the token goes. It decides
+//! nothing about trust: what comes back is bounded, typed and untrusted. HTTPS always, also on loopback. The token goes to the
+//! API's own host, its upload host and the host of its repositories, and nowhere else: redirects are followed by hand, only for
+//! asset bytes, and without it. Works the same with api.github.com and with GitHub Enterprise Server (`https://HOST/api/v3`).
 //!
 //! Each fact is asked for once. What may change (the list of releases, the head of the default branch) is asked for by every
 //! caller anew, the list conditionally; what cannot change (a file at a commit, how two commits are related, an asset) comes
@@ -18,7 +18,7 @@ use reqwest::{Method, Url};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::claims::Repository;
+use cofferdam_attest::claims::Repository;
 
 mod cache;
 mod history;
@@ -132,6 +132,16 @@ impl Client {
     pub fn with_cache(mut self, cache: Arc<dyn Cache>) -> Self {
         self.cache = Some(cache);
         self
+    }
+
+    /// Host of the API, to name it to a person.
+    pub fn host(&self) -> &str {
+        self.root.host_str().unwrap_or_default()
+    }
+
+    /// Whether its requests go out by the proxy of the environment, where there is one: those to this machine never do.
+    pub fn heeds_proxies(&self) -> bool {
+        !transport::is_loopback(&self.root)
     }
 
     /// Whether it has a token: GitHub allows 60 requests an hour without one and 5,000 with it.

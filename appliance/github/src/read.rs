@@ -11,8 +11,8 @@ use super::types::File;
 use super::{
     Asset, Client, GithubError, MAX_FILE, MAX_JSON, Release, api, authorize, check_ref, extend, sha256,
 };
-use crate::claims::Repository;
-use crate::strict;
+use cofferdam_attest::claims::Repository;
+use cofferdam_attest::strict;
 
 /// Releases asked for at once, GitHub's largest page.
 pub const PAGE: usize = 100;

@@ -8,7 +8,7 @@ use reqwest::{StatusCode, Url, redirect, tls};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use crate::claims;
+use cofferdam_attest::claims;
 
 /// Bound on connecting.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -349,7 +349,7 @@ fn transport_error(error: reqwest::Error) -> GithubError {
     }
 }
 
-fn is_loopback(url: &Url) -> bool {
+pub(super) fn is_loopback(url: &Url) -> bool {
     match url.host_str() {
         Some("localhost") => true,
         Some(host) => {
