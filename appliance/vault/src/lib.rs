@@ -30,7 +30,7 @@ mod vault;
 
 pub use audit::{Audit, Operation};
 pub use grants::Grants;
-pub use keys::{DeriveError, Keys, MasterKey, UnsealError};
+pub use keys::{DeriveError, KeyMemory, Keys, MasterKey, UnsealError};
 pub use operate::Answer;
 pub use operators::{AuthenticationError, KeyError, Operator, Operators, Signed};
 pub use redb::StorageBackend;

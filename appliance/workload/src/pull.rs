@@ -16,7 +16,7 @@ use crate::registry::{Patience, Registry, RegistryError};
 use crate::unpack::{UnpackError, Unpacker};
 use crate::{files, guard};
 
-pub use crate::registry::Trust;
+pub use crate::registry::{Access, Credentials};
 
 /// zstd needs this much memory for its window at most, whatever the frame asks for.
 const MIN_BUDGET: u64 = 16 << 20;
@@ -148,22 +148,22 @@ fn available(meminfo: &str) -> u64 {
 /// [`PullError`]; the directory then counts as empty.
 pub async fn pull(
     image: &ImageReference,
-    trust: &Trust,
+    access: Access,
     directory: &ImageDir,
     own: bool,
 ) -> Result<(), PullError> {
-    pull_from(&base(image), image, trust, directory, budget(directory.path()), own).await
+    pull_from(&base(image), image, access, directory, budget(directory.path()), own).await
 }
 
 async fn pull_from(
     base: &str,
     image: &ImageReference,
-    trust: &Trust,
+    access: Access,
     directory: &ImageDir,
     budget: u64,
     own: bool,
 ) -> Result<(), PullError> {
-    let mut registry = Registry::new(base, image.repository(), trust, Patience::default())?;
+    let mut registry = Registry::new(base, image.repository(), access, Patience::default())?;
     let (config, layers) = resolve(&mut registry, image.digest()).await?;
     let promised = layers.iter().fold(0_u64, |sum, (blob, _)| sum.saturating_add(blob.size));
     if promised > budget {
@@ -373,7 +373,7 @@ mod tests {
         directory.prepare().unwrap();
         let base = serve(documents);
         let own = nix::unistd::geteuid().is_root();
-        let outcome = pull_from(&base, &reference, &Trust::default(), &directory, budget, own).await;
+        let outcome = pull_from(&base, &reference, Access::default(), &directory, budget, own).await;
         Pulled { folder, outcome, reference }
     }
 

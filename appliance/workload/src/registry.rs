@@ -1,19 +1,24 @@
 //! A client for OCI registries that believes nothing it has not hashed (OCI distribution-spec 1.1, "Pull").
 //!
-//! It fetches manifests and blobs by digest, anonymously, with the bearer-token exchange that registries
-//! ask for. Every body is bounded by what its descriptor promises, every wait by a deadline that follows
+//! It fetches manifests and blobs by digest, anonymously or with [`Credentials`], by the bearer-token exchange or the basic
+//! authentication that the registry asks for. Every body is bounded by what its descriptor promises, every wait by a deadline that follows
 //! from the size, so that a registry that stalls, drips or never ends is an error in bounded time.
 //! Redirects are followed here and not by the HTTP library: each hop is https and is trusted
-//! by its own host's authority, and the token goes to no other host.
+//! by its own host's authority. Token and credentials go to the registry itself, and the credentials also to the https
+//! address at which the registry says that tokens are made; to no host that a redirect leads to.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, LOCATION, WWW_AUTHENTICATE};
+use base64::Engine as _;
+use base64::engine::general_purpose::STANDARD;
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
-use serde::Deserialize;
 use cofferdam_protocol::Digest;
+use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
+use zeroize::Zeroizing;
 
 use crate::image::{Blob, ImageError, short};
 
@@ -72,9 +77,22 @@ pub enum RegistryError {
         /// What was asked for.
         what: &'static str,
     },
-    /// It wants credentials or a scheme of authentication that this client does not have.
-    #[error("the registry does not let the image be pulled anonymously")]
+    /// It wants credentials, or a scheme of authentication that this client does not have.
+    #[error(
+        "the registry does not let the image be pulled anonymously: it is private, or there is no such image"
+    )]
     Unauthorized,
+    /// It knows no such user, or with another password.
+    #[error("the registry refuses the user name or the password that were given for it")]
+    Refused,
+    /// The credentials are right, and are not enough. Many registries say the same of images that they do not have.
+    #[error(
+        "the registry accepts the credentials and does not let them pull this image, or there is no such image"
+    )]
+    Forbidden,
+    /// There is no such thing under that name and digest.
+    #[error("the registry has no such {0}: the image's name or digest is wrong, or it was deleted")]
+    Missing(&'static str),
     /// Too many redirects.
     #[error("the registry redirects without end")]
     Redirects,
@@ -125,13 +143,48 @@ impl RegistryError {
     }
 }
 
-/// Who is trusted to speak for which server.
-#[derive(Debug, Clone, Default)]
-pub struct Trust {
+/// How a registry is reached: whom to trust, and as whom.
+#[derive(Debug, Default)]
+pub struct Access {
     /// PEM certificates for every server that has none of its own: the image's CA bundle.
     pub bundle: Vec<u8>,
     /// PEM certificates that alone are trusted for the registry itself.
     pub registry: Option<String>,
+    /// The same for other hosts that the registry may send to, such as its token service: `host` or `host:port` and PEM.
+    pub hosts: BTreeMap<String, String>,
+    /// As whom to pull; as nobody without.
+    pub credentials: Option<Credentials>,
+}
+
+/// A user of a registry. The password is wiped when this is dropped, and prints as nothing.
+#[derive(Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Credentials {
+    /// The user's name, without a colon (RFC 7617 §2).
+    pub username: String,
+    /// Their password or access token.
+    pub password: Zeroizing<String>,
+}
+
+impl std::fmt::Debug for Credentials {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.debug_struct("Credentials").field("username", &self.username).finish_non_exhaustive()
+    }
+}
+
+impl Credentials {
+    /// The header of basic authentication (RFC 7617 §2). It is marked so that it prints as "Sensitive".
+    fn header(&self) -> Result<HeaderValue, RegistryError> {
+        let pair = Zeroizing::new(format!("{}:{}", self.username, self.password.as_str()));
+        let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
+        sensitive(&text)
+    }
+}
+
+fn sensitive(text: &str) -> Result<HeaderValue, RegistryError> {
+    let mut header = HeaderValue::from_str(text).map_err(|_| RegistryError::Unauthorized)?;
+    header.set_sensitive(true);
+    Ok(header)
 }
 
 /// One repository at one registry.
@@ -140,9 +193,13 @@ pub(crate) struct Registry {
     repository: String,
     /// For the registry itself.
     own: Client,
-    /// For wherever the registry sends us.
+    /// For the hosts that the declaration knows.
+    known: BTreeMap<String, Client>,
+    /// For wherever else the registry sends us.
     others: Client,
-    token: Option<String>,
+    credentials: Option<Credentials>,
+    /// What the registry asked for last; for the registry itself only.
+    authorization: Option<HeaderValue>,
     patience: Patience,
 }
 
@@ -155,16 +212,28 @@ impl Registry {
     pub(crate) fn new(
         base: &str,
         repository: &str,
-        trust: &Trust,
+        access: Access,
         patience: Patience,
     ) -> Result<Self, RegistryError> {
         let base = Url::parse(base).map_err(|_| RegistryError::Address(short(base)))?;
-        let others = client(&trust.bundle, patience)?;
-        let own = match &trust.registry {
+        let others = client(&access.bundle, patience)?;
+        let own = match &access.registry {
             Some(pem) => client(pem.as_bytes(), patience)?,
             None => others.clone(),
         };
-        Ok(Self { base, repository: repository.to_owned(), own, others, token: None, patience })
+        let known =
+            access.hosts.iter().map(|(host, pem)| Ok((host.clone(), client(pem.as_bytes(), patience)?)));
+        let known = known.collect::<Result<_, RegistryError>>()?;
+        Ok(Self {
+            base,
+            repository: repository.to_owned(),
+            own,
+            known,
+            others,
+            credentials: access.credentials,
+            authorization: None,
+            patience,
+        })
     }
 
     /// Fetches an index or manifest by its digest.
@@ -226,29 +295,35 @@ impl Registry {
         tokio::time::timeout(deadline, transfer).await.map_err(|_| RegistryError::Slow(what))?
     }
 
-    /// Sends a request, with a token when the registry asks for one, and follows where it leads.
+    /// Sends a request, authenticated when the registry asks for it, and follows where it leads.
     async fn get(&mut self, request: &Request<'_>) -> Result<Response, RegistryError> {
         let path = format!("/v2/{}/{}", self.repository, request.path);
         let start = self.base.join(&path).map_err(|_| RegistryError::Address(short(&path)))?;
         let mut response = self.follow(start.clone(), request).await?;
+        let mut asked = None;
         if response.status() == StatusCode::UNAUTHORIZED {
-            self.token = Some(self.authenticate(&response).await?);
+            let challenge = Challenge::of(&response).ok_or(RegistryError::Unauthorized)?;
+            self.authorization = Some(self.authorize(&challenge).await?);
+            asked = Some(challenge);
             response = self.follow(start, request).await?;
         }
-        match response.status() {
-            StatusCode::OK => Ok(response),
-            StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => Err(RegistryError::Unauthorized),
-            status => Err(RegistryError::Status { status: status.as_u16(), what: request.what }),
+        match (response.status(), &self.credentials, asked) {
+            (StatusCode::OK, ..) => Ok(response),
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, None, _) => Err(RegistryError::Unauthorized),
+            (StatusCode::UNAUTHORIZED, Some(_), Some(Challenge::Basic)) => Err(RegistryError::Refused),
+            // Whoever made the token has looked at the credentials.
+            (StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN, Some(_), _) => Err(RegistryError::Forbidden),
+            (StatusCode::NOT_FOUND, ..) => Err(RegistryError::Missing(request.what)),
+            (status, ..) => Err(RegistryError::Status { status: status.as_u16(), what: request.what }),
         }
     }
 
     async fn follow(&self, mut url: Url, request: &Request<'_>) -> Result<Response, RegistryError> {
         for _ in 0..=MAX_REDIRECTS {
             let home = url.origin() == self.base.origin();
-            let client = if home { &self.own } else { &self.others };
-            let mut builder = client.get(url.clone()).header(ACCEPT, request.accept);
-            if let (true, Some(token)) = (home, &self.token) {
-                builder = builder.header(AUTHORIZATION, format!("Bearer {token}"));
+            let mut builder = self.client(&url).get(url.clone()).header(ACCEPT, request.accept);
+            if let (true, Some(authorization)) = (home, &self.authorization) {
+                builder = builder.header(AUTHORIZATION, authorization);
             }
             let response = builder.send().await.map_err(unreachable)?;
             if !response.status().is_redirection() {
@@ -261,6 +336,19 @@ impl Registry {
         Err(RegistryError::Redirects)
     }
 
+    /// The client that trusts whoever may speak for the address.
+    fn client(&self, url: &Url) -> &Client {
+        if url.origin() == self.base.origin() {
+            return &self.own;
+        }
+        let host = url.host_str().unwrap_or_default();
+        let known = match url.port() {
+            Some(port) => self.known.get(&format!("{host}:{port}")),
+            None => self.known.get(host).or_else(|| self.known.get(&format!("{host}:443"))),
+        };
+        known.unwrap_or(&self.others)
+    }
+
     /// Only https, or whatever the registry itself was named with.
     fn checked(&self, url: Url) -> Result<Url, RegistryError> {
         if url.scheme() == "https" || url.scheme() == self.base.scheme() {
@@ -270,34 +358,42 @@ impl Registry {
         }
     }
 
-    /// Asks for an anonymous token as the challenge says (RFC 6750 §3, Docker's token specification).
-    async fn authenticate(&self, response: &Response) -> Result<String, RegistryError> {
-        let header = response.headers().get(WWW_AUTHENTICATE).and_then(|value| value.to_str().ok());
-        let challenge = challenge(header.unwrap_or_default()).ok_or(RegistryError::Unauthorized)?;
-        let mut url =
-            Url::parse(&challenge.realm).map_err(|_| RegistryError::Address(short(&challenge.realm)))?;
+    /// What the registry asked for: the credentials themselves, or a token.
+    async fn authorize(&self, challenge: &Challenge) -> Result<HeaderValue, RegistryError> {
+        match challenge {
+            Challenge::Basic => self.credentials.as_ref().ok_or(RegistryError::Unauthorized)?.header(),
+            Challenge::Bearer { realm, service } => self.token(realm, service.as_deref()).await,
+        }
+    }
+
+    /// Asks for a token as the challenge says (RFC 6750 §3, Docker's token specification).
+    async fn token(&self, realm: &str, service: Option<&str>) -> Result<HeaderValue, RegistryError> {
+        let mut url = Url::parse(realm).map_err(|_| RegistryError::Address(short(realm)))?;
         url.query_pairs_mut()
-            .extend_pairs(challenge.service.iter().map(|service| ("service", service)))
+            .extend_pairs(service.iter().map(|service| ("service", service)))
             .append_pair("scope", &format!("repository:{}:pull", self.repository));
         let url = self.checked(url)?;
-        let client = if url.origin() == self.base.origin() { &self.own } else { &self.others };
-        let response = client.get(url).send().await.map_err(unreachable)?;
+        let mut request = self.client(&url).get(url);
+        if let Some(credentials) = &self.credentials {
+            request = request.header(AUTHORIZATION, credentials.header()?);
+        }
+        let response = request.send().await.map_err(unreachable)?;
         match response.status() {
             StatusCode::OK => {}
             status if status.is_server_error() || status == StatusCode::TOO_MANY_REQUESTS => {
                 return Err(RegistryError::Status { status: status.as_u16(), what: "token" });
             }
+            _ if self.credentials.is_some() => return Err(RegistryError::Refused),
             _ => return Err(RegistryError::Unauthorized),
         }
-        let bytes = collect(response, MAX_TOKEN, "token").await?;
+        let bytes = Zeroizing::new(collect(response, MAX_TOKEN, "token").await?);
         let answer: Token = serde_json::from_slice(&bytes).map_err(|e| ImageError::Parse("token", e))?;
         let token = answer.token.or(answer.access_token).ok_or(RegistryError::Unauthorized)?;
         // It goes into a header: visible ASCII only.
-        if token.bytes().all(|byte| byte.is_ascii_graphic()) {
-            Ok(token)
-        } else {
-            Err(RegistryError::Unauthorized)
+        if !token.bytes().all(|byte| byte.is_ascii_graphic()) {
+            return Err(RegistryError::Unauthorized);
         }
+        sensitive(&Zeroizing::new(format!("Bearer {}", token.as_str())))
     }
 }
 
@@ -309,8 +405,8 @@ struct Request<'a> {
 
 #[derive(Deserialize)]
 struct Token {
-    token: Option<String>,
-    access_token: Option<String>,
+    token: Option<Zeroizing<String>>,
+    access_token: Option<Zeroizing<String>>,
 }
 
 fn client(pem: &[u8], patience: Patience) -> Result<Client, RegistryError> {
@@ -379,32 +475,48 @@ async fn collect(mut response: Response, limit: u64, what: &'static str) -> Resu
     Ok(bytes)
 }
 
+/// How a registry wants to be asked (RFC 9110 §11.6.1).
 #[derive(Debug, PartialEq, Eq)]
-struct Challenge {
-    realm: String,
-    service: Option<String>,
+enum Challenge {
+    /// With a token that is made at `realm`.
+    Bearer { realm: String, service: Option<String> },
+    /// With the credentials themselves.
+    Basic,
 }
 
-/// Reads `Bearer realm="…",service="…",…`. Values may be quoted and hold commas (RFC 9110 §11.2).
-fn challenge(header: &str) -> Option<Challenge> {
-    let (scheme, mut rest) = header.trim().split_once(' ')?;
-    if !scheme.eq_ignore_ascii_case("bearer") {
-        return None;
+impl Challenge {
+    /// What an answer asks for. A registry that takes both gets a token, which lives shorter than a password.
+    fn of(response: &Response) -> Option<Self> {
+        let headers = response.headers().get_all(WWW_AUTHENTICATE).iter();
+        let mut challenges: Vec<_> = headers.filter_map(|value| Self::parse(value.to_str().ok()?)).collect();
+        challenges.sort_by_key(|challenge| *challenge == Self::Basic);
+        challenges.into_iter().next()
     }
-    let (mut realm, mut service) = (None, None);
-    while let Some((name, tail)) = rest.split_once('=') {
-        let (value, tail) = match tail.strip_prefix('"') {
-            Some(quoted) => quoted.split_once('"')?,
-            None => tail.split_once(',').unwrap_or((tail, "")),
-        };
-        match name.trim_start_matches([',', ' ']) {
-            "realm" => realm = Some(value.to_owned()),
-            "service" => service = Some(value.to_owned()),
-            _ => {}
+
+    /// Reads `Bearer realm="…",service="…",…` or `Basic …`. Values may be quoted and hold commas (RFC 9110 §11.2).
+    fn parse(header: &str) -> Option<Self> {
+        let (scheme, mut rest) = header.trim().split_once(' ')?;
+        if scheme.eq_ignore_ascii_case("basic") {
+            return Some(Self::Basic);
         }
-        rest = tail;
+        if !scheme.eq_ignore_ascii_case("bearer") {
+            return None;
+        }
+        let (mut realm, mut service) = (None, None);
+        while let Some((name, tail)) = rest.split_once('=') {
+            let (value, tail) = match tail.strip_prefix('"') {
+                Some(quoted) => quoted.split_once('"')?,
+                None => tail.split_once(',').unwrap_or((tail, "")),
+            };
+            match name.trim_start_matches([',', ' ']) {
+                "realm" => realm = Some(value.to_owned()),
+                "service" => service = Some(value.to_owned()),
+                _ => {}
+            }
+            rest = tail;
+        }
+        Some(Self::Bearer { realm: realm?, service })
     }
-    Some(Challenge { realm: realm?, service })
 }
 
 #[cfg(test)]
@@ -441,7 +553,15 @@ mod tests {
 
         fn registry(&self) -> Registry {
             let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-            Registry::new(&self.base, "team/app", &Trust::default(), Patience::default()).unwrap()
+            Registry::new(&self.base, "team/app", Access::default(), Patience::default()).unwrap()
+        }
+
+        fn registry_as(&self, username: &str, password: &str) -> Registry {
+            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+            let password = Zeroizing::new(password.to_owned());
+            let credentials = Some(Credentials { username: username.to_owned(), password });
+            let access = Access { credentials, ..Access::default() };
+            Registry::new(&self.base, "team/app", access, Patience::default()).unwrap()
         }
 
         fn requests(&self) -> usize {
@@ -546,7 +666,7 @@ mod tests {
         assert_eq!(server.requests(), TRIES as usize);
         let server = Server::new(|_, _| status("404 Not Found", ""));
         let error = fetch(&server, &blob(b"x")).await.unwrap_err();
-        assert!(matches!(error, RegistryError::Status { status: 404, .. }), "{error}");
+        assert!(matches!(error, RegistryError::Missing("layer")), "{error}");
         assert_eq!(server.requests(), 1);
     }
 
@@ -588,6 +708,86 @@ mod tests {
         }
     }
 
+    /// `user:right` in basic authentication.
+    const RIGHT: &str = "Basic dXNlcjpyaWdodA==";
+
+    async fn fetch_as(server: &Server, blob: &Blob, password: &str) -> Result<Vec<u8>, RegistryError> {
+        let mut sink = Vec::new();
+        server.registry_as("user", password).blob(blob, "layer", &mut sink, |_| Ok(())).await.map(|()| sink)
+    }
+
+    #[tokio::test]
+    async fn basic_credentials_are_sent_when_asked_for_and_wrong_ones_are_told_apart() {
+        let body = b"layer".to_vec();
+        let (expected, served) = (blob(&body), body.clone());
+        let server = Server::new(move |line, authorization| match authorization {
+            Some(RIGHT) if line.contains(blob(b"layer").digest.as_str()) => ok(&served),
+            Some(RIGHT) => status("404 Not Found", ""),
+            _ => status("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n"),
+        });
+        assert_eq!(fetch_as(&server, &expected, "right").await.unwrap(), body);
+        let wrong = fetch_as(&server, &expected, "wrong").await.unwrap_err();
+        assert!(matches!(wrong, RegistryError::Refused), "{wrong}");
+        let missing = fetch_as(&server, &blob(b"another"), "right").await.unwrap_err();
+        assert!(matches!(missing, RegistryError::Missing("layer")), "{missing}");
+        let nobody = fetch(&server, &expected).await.unwrap_err();
+        assert!(matches!(nobody, RegistryError::Unauthorized), "{nobody}");
+    }
+
+    #[tokio::test]
+    async fn a_token_is_asked_for_with_the_credentials_and_they_go_nowhere_else() {
+        let body = b"layer".to_vec();
+        let (expected, served) = (blob(&body), body.clone());
+        let tokens = Server::new(|_, authorization| match authorization {
+            Some(RIGHT) => ok(br#"{"token":"abc"}"#),
+            _ => status("401 Unauthorized", ""),
+        });
+        let challenge = format!("WWW-Authenticate: Bearer realm=\"{}/token\",service=\"r\"\r\n", tokens.base);
+        // A registry that offers both ways is asked with a token, and never sees the password.
+        let both = format!("WWW-Authenticate: Basic realm=\"r\"\r\n{challenge}");
+        let server = Server::new(move |line, authorization| match authorization {
+            Some("Bearer abc") if line.contains("/blobs/") => ok(&served),
+            Some("Bearer abc") => status("403 Forbidden", ""),
+            None => status("401 Unauthorized", &both),
+            Some(_) => status("500 Internal Server Error", ""),
+        });
+        assert_eq!(fetch_as(&server, &expected, "right").await.unwrap(), body);
+        let wrong = fetch_as(&server, &expected, "wrong").await.unwrap_err();
+        assert!(matches!(wrong, RegistryError::Refused), "{wrong}");
+        let mut registry = server.registry_as("user", "right");
+        let forbidden = registry.manifest(&expected.digest, 100).await.unwrap_err();
+        assert!(matches!(forbidden, RegistryError::Forbidden), "{forbidden}");
+    }
+
+    #[test]
+    fn each_host_is_trusted_by_its_own_authority() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let hosts = ["auth.example.org", "auth.example.org:5001", "[2001:db8::1]:5001"];
+        let hosts = hosts.map(|host| (host.to_owned(), String::new())).into();
+        let access = Access { hosts, ..Access::default() };
+        let registry = Registry::new("https://r.example.org:5000", "a", access, Patience::default()).unwrap();
+        let client = |url: &str| registry.client(&Url::parse(url).unwrap());
+        assert!(std::ptr::eq(client("https://r.example.org:5000/v2/"), &raw const registry.own));
+        for (url, host) in [
+            ("https://auth.example.org/token", "auth.example.org"),
+            ("https://auth.example.org:5001/token", "auth.example.org:5001"),
+            ("https://[2001:db8::1]:5001/token", "[2001:db8::1]:5001"),
+        ] {
+            assert!(std::ptr::eq(client(url), registry.known.get(host).unwrap()), "{url}");
+        }
+        for url in ["https://r.example.org/v2/", "https://auth.example.org:5002/", "https://cdn.example.org/"]
+        {
+            assert!(std::ptr::eq(client(url), &raw const registry.others), "{url}");
+        }
+    }
+
+    #[test]
+    fn a_password_is_in_no_output() {
+        let credentials = Credentials { username: "user".into(), password: Zeroizing::new("hunter2".into()) };
+        assert!(!format!("{credentials:?}").contains("hunter2"));
+        assert!(!format!("{:?}", credentials.header().unwrap()).contains("aHVudGVyMg"));
+    }
+
     #[tokio::test]
     async fn redirects_are_followed_so_far_and_never_carry_the_token() {
         let body = b"layer".to_vec();
@@ -598,7 +798,7 @@ mod tests {
         let target = format!("Location: {}/store\r\n", store.base);
         let server = Server::new(move |_, _| status("307 Temporary Redirect", &target));
         let mut registry = server.registry();
-        registry.token = Some("abc".to_owned());
+        registry.authorization = Some(sensitive("Bearer abc").unwrap());
         let mut sink = Vec::new();
         registry.blob(&blob(&body), "layer", &mut sink, |_| Ok(())).await.unwrap();
         assert_eq!(sink, body);
@@ -636,7 +836,7 @@ mod tests {
             ..Patience::default()
         };
         let get = async |base: &str| {
-            let mut registry = Registry::new(base, "team/app", &Trust::default(), patience).unwrap();
+            let mut registry = Registry::new(base, "team/app", Access::default(), patience).unwrap();
             registry.manifest(&digest, 1000).await.unwrap_err()
         };
         let stalled = get(&drip(Duration::from_secs(60))).await;
@@ -647,12 +847,16 @@ mod tests {
 
     #[test]
     fn challenges_are_read_and_others_are_not() {
-        let read = |header: &str| challenge(header).map(|challenge| (challenge.realm, challenge.service));
-        let both = Some(("https://a/t".to_owned(), Some("s,x".to_owned())));
+        let read = Challenge::parse;
+        let bearer = |realm: &str, service: Option<&str>| {
+            Some(Challenge::Bearer { realm: realm.to_owned(), service: service.map(str::to_owned) })
+        };
+        let both = bearer("https://a/t", Some("s,x"));
         assert_eq!(read("Bearer realm=\"https://a/t\",service=\"s,x\",scope=\"a,b\""), both);
         assert_eq!(read("bearer service=\"s,x\", realm=\"https://a/t\""), both);
-        assert_eq!(read("Bearer realm=https://a/t"), Some(("https://a/t".to_owned(), None)));
-        assert_eq!(read("Basic realm=\"x\""), None);
+        assert_eq!(read("Bearer realm=https://a/t"), bearer("https://a/t", None));
+        assert_eq!(read("Basic realm=\"x\""), Some(Challenge::Basic));
+        assert_eq!(read("Negotiate abc"), None);
         assert_eq!(read("Bearer realm=\"unclosed"), None);
         assert_eq!(read(""), None);
     }
@@ -661,9 +865,9 @@ mod tests {
     fn an_authority_that_is_no_certificate_is_an_error() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
-        let trust = Trust { bundle: Vec::new(), registry: Some(pem.to_owned()) };
+        let access = Access { registry: Some(pem.to_owned()), ..Access::default() };
         assert!(matches!(
-            Registry::new("https://r.example", "a", &trust, Patience::default()),
+            Registry::new("https://r.example", "a", access, Patience::default()),
             Err(RegistryError::Setup(_))
         ));
     }

@@ -15,14 +15,18 @@ pub(crate) enum ApplianceError {
     /// The file is missing, unreadable or larger than PID 1 could have made it.
     #[error("cannot read {}", path.display())]
     Read {
+        /// The file.
         path: PathBuf,
+        /// What the kernel said.
         #[source]
         source: std::io::Error,
     },
     /// The file is not of the shape of [`ApplianceFacts`].
     #[error("{} is not of the expected shape", path.display())]
     Shape {
+        /// The file.
         path: PathBuf,
+        /// Where and how it differs.
         #[source]
         source: JsonError,
     },

@@ -7,6 +7,7 @@ use std::collections::BTreeMap;
 use serde::{Deserialize, Serialize};
 
 use super::event::{Event, Register};
+use super::state::State;
 use crate::json::{self, JsonError};
 use crate::{Commit, Digest, Endpoint, Repository, hex};
 
@@ -33,6 +34,8 @@ pub struct ApplianceFacts {
     pub endpoint: Endpoint,
     /// Digest of the TLS key's SubjectPublicKeyInfo DER.
     pub tls_key: Digest,
+    /// How this boot's state is kept.
+    pub state: State,
     /// The firmware's events and ours, in the order in which they were measured.
     pub event_log: Vec<Event>,
     /// Stages of the boot with their durations, in order.

@@ -7,6 +7,7 @@
 //! | [`event`] | PID 1 → roles, appliance → verifier | one measured event, in facts and in evidence |
 //! | [`evidence`] | anybody → `front` → `evidence` | evidence, on request with a nonce |
 //! | [`facts`] | PID 1 → roles | `appliance.json` |
+//! | [`state`] | PID 1 → roles | how the appliance keeps its state |
 //! | [`status`] | PID 1, shims, `publish` → `front` → an operator | who is doing what |
 //! | [`log`] | a shim → `front` → an operator | one line of a service's log |
 //! | [`reply`] | everybody | what an error looks like |
@@ -17,5 +18,6 @@ pub mod facts;
 pub mod log;
 pub mod operator;
 pub mod reply;
+pub mod state;
 pub mod status;
 pub mod vault;

@@ -176,7 +176,7 @@ impl Records {
             repository: appliance.repository,
             roles,
             services: services.collect(),
-            state: crate::system::supervise::STATE.to_owned(),
+            state: appliance.state.to_string(),
         };
         match json::to_vec(&status) {
             Ok(body) => reply::json(StatusCode::OK, body),
