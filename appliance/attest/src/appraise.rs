@@ -4,8 +4,8 @@
 //! not check" ([`Outcome::CouldNotCheck`]) are different answers everywhere: the first rejects, the second never accepts. A comparison
 //! that nobody asked for is [`Outcome::NotChecked`] and is reported, not hidden.
 
-use cofferdam_protocol::{Commit, Digest, Endpoint, Repository, error_chain, hex};
 use cofferdam_protocol::evidence::{ChannelBinding, Nonce};
+use cofferdam_protocol::{Commit, Digest, Endpoint, Repository, error_chain, hex};
 use serde::{Serialize, Serializer};
 
 use crate::claims::Claims;

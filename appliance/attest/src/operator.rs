@@ -2,11 +2,11 @@
 //!
 //! What a request looks like and what its signature covers is [`cofferdam_protocol::operator`]'s.
 
+use cofferdam_protocol::operator::{MAX_SECRET, SEAL_TAG, SealedSecret};
+use cofferdam_protocol::{Base64Bytes, SecretRef};
 use hpke::aead::AesGcm256;
 use hpke::kdf::HkdfSha256;
 use hpke::kem::{Kem as _, X25519HkdfSha256};
-use cofferdam_protocol::operator::{MAX_SECRET, SEAL_TAG, SealedSecret};
-use cofferdam_protocol::{Base64Bytes, SecretRef};
 use hpke::{Deserializable as _, OpModeR, Serializable as _};
 use zeroize::Zeroizing;
 

@@ -55,7 +55,10 @@ impl Tag {
     /// Parses a tag name; `None` when it is not a release attestation's.
     pub fn parse(name: &str) -> Option<Self> {
         let (time, digest) = name.strip_prefix(PREFIX)?.split_once('-')?;
-        Some(Self { issued_at: Timestamp::from_compact(time)?, digest: DigestPrefix(hex::decode_array(digest)?) })
+        Some(Self {
+            issued_at: Timestamp::from_compact(time)?,
+            digest: DigestPrefix(hex::decode_array(digest)?),
+        })
     }
 }
 

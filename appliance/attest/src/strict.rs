@@ -4,7 +4,8 @@ pub use cofferdam_protocol::base64::{
     bytes as base64_bytes, bytes_option as base64_option, decode as unb64, encode as b64,
 };
 pub use cofferdam_protocol::hex::{
-    array as register_hex, array_option as register_option, decode_array as register, is_lower as is_lower_hex,
+    array as register_hex, array_option as register_option, decode_array as register,
+    is_lower as is_lower_hex,
 };
 pub use cofferdam_protocol::json::{JsonError, from_json, unique_map};
 

@@ -224,7 +224,10 @@ fn reference_values_survive_their_file_and_contradictions_do_not() {
         Err(ReferenceError::Replay { name: "rtmr0" })
     ));
     let empty = PlatformReference { mrtd: vec![], ..platform };
-    assert!(matches!(Half::parse(&Half::Platform(empty).to_json().unwrap()), Err(ReferenceError::TooMany(_))));
+    assert!(matches!(
+        Half::parse(&Half::Platform(empty).to_json().unwrap()),
+        Err(ReferenceError::TooMany(_))
+    ));
 }
 
 #[test]

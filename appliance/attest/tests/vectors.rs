@@ -14,8 +14,8 @@ use cofferdam_attest::ear::Ear;
 use cofferdam_attest::event_log::{Event, replay};
 use cofferdam_attest::operator::{open_secret, vault_public_key};
 use cofferdam_attest::policy::Policy;
-use cofferdam_attest::release::Tag;
 use cofferdam_attest::ratls;
+use cofferdam_attest::release::Tag;
 use cofferdam_protocol::operator::{Authorization, SealedSecret, signing_input};
 use cofferdam_protocol::{Timestamp, json as strict};
 use serde_json::{Value, json};
@@ -91,7 +91,10 @@ fn operator() {
         let private: [u8; 32] = bytes(case, "private_key").try_into().unwrap();
         assert_eq!(vault_public_key(&private).unwrap().as_slice(), bytes(case, "public_key"));
         let sealed: SealedSecret = serde_json::from_value(case["sealed"].clone()).unwrap();
-        assert_eq!(*open_secret(&private, &text(case, "reference").parse().unwrap(), &sealed).unwrap(), bytes(case, "value"));
+        assert_eq!(
+            *open_secret(&private, &text(case, "reference").parse().unwrap(), &sealed).unwrap(),
+            bytes(case, "value")
+        );
     }
     for header in list(&file["authorization"], "accepted") {
         let header = header.as_str().unwrap();
@@ -151,7 +154,8 @@ fn ear() {
         let input = patched(&evidence["input"], &of_name["patch"]);
         let appraisal = appraised(&input, &of_name["text"]).unwrap();
         let now = text(&input, "at").parse().map(Timestamp::unix).unwrap();
-        let mut ear = serde_json::to_value(Ear::new(&appraisal, &Policy::default(), "", now).unwrap()).unwrap();
+        let mut ear =
+            serde_json::to_value(Ear::new(&appraisal, &Policy::default(), "", now).unwrap()).unwrap();
         ear.as_object_mut().unwrap().remove("ear_verifier_id").unwrap();
         let submodule = ear["submods"]["cofferdam"].as_object_mut().unwrap();
         submodule.remove("ear_appraisal_policy_ids").unwrap();

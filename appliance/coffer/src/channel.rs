@@ -221,7 +221,8 @@ async fn ask_for_evidence(
 ) -> Result<Reply, Broken> {
     let mut attempt = 1;
     loop {
-        let reply = exchange(sender, endpoint, "GET", path, Bytes::new(), None, evidence::MAX_DOCUMENT).await?;
+        let reply =
+            exchange(sender, endpoint, "GET", path, Bytes::new(), None, evidence::MAX_DOCUMENT).await?;
         let busy = matches!(reply.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if !busy || attempt == BUSY_ATTEMPTS {
             return Ok(reply);

@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
+use cofferdam_attest::reference::{Half, MAX_BYTES, MAX_HALVES, ReferenceValues};
 use cofferdam_github::Requests;
 use cofferdam_protocol::Repository;
-use cofferdam_attest::reference::{Half, MAX_BYTES, MAX_HALVES, ReferenceValues};
 
 use crate::cli;
 use crate::failure::{Failure, Outcome};

@@ -190,11 +190,13 @@ impl Source {
             Ok(found) if found.merge_base == commit => Ok(()),
             Ok(_) | Err(GithubError::Unrelated) => Err(foreign()),
             // GitHub does not say why. That there is no such commit it says only when that one is asked for.
-            Err(GithubError::NotFound) => match self.client.commit(&self.repository, &commit.to_string()).await {
-                Err(GithubError::Refused(_)) => Err(foreign()),
-                Err(error) => Err(self.failure("read the history", &error)),
-                Ok(_) => Err(self.failure("read the history", &GithubError::NotFound)),
-            },
+            Err(GithubError::NotFound) => {
+                match self.client.commit(&self.repository, &commit.to_string()).await {
+                    Err(GithubError::Refused(_)) => Err(foreign()),
+                    Err(error) => Err(self.failure("read the history", &error)),
+                    Ok(_) => Err(self.failure("read the history", &GithubError::NotFound)),
+                }
+            }
             Err(error) => Err(self.failure("read the history", &error)),
         }
     }
@@ -352,7 +354,7 @@ mod tests {
         let client = github::Client::new(&format!("https://{closed}/api/v3"), None, None, "coffer").unwrap();
         let source = Source {
             client: client.with_deadline(Duration::from_millis(100)),
-            repository: claims::Repository::parse("acme/shop").unwrap(),
+            repository: "acme/shop".parse().unwrap(),
             head: OnceCell::new(),
             asked_to_wait: AtomicU64::new(0),
         };

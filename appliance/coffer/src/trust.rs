@@ -59,8 +59,7 @@ impl Trust {
             None => Policy::default(),
         };
         let (reference, requests) = references::load(&options.reference, github).await?;
-        let inputs =
-            Inputs::new(options, github, &policy).map_err(|error| Failure::failed(chain(&error)))?;
+        let inputs = Inputs::new(options, github, &policy).map_err(|error| Failure::failed(chain(&error)))?;
         Ok(Self { roots, policy, reference, inputs, requests })
     }
 

@@ -14,14 +14,14 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use cofferd::paths;
 use cofferd::roles::{FRONT, PUBLISH, Role, VAULT};
 use cofferd::system::client;
 use cofferd::system::sys::SecretMemory;
-use cofferdam_attest::operator::{seal_secret, signing_input};
-use cofferdam_vault::wire::{KeyReply, OperatorRequest};
+use cofferdam_attest::operator::seal_secret;
+use cofferdam_protocol::operator::signing_input;
+use cofferdam_protocol::vault::{KeyReply, OperatorRequest};
+use cofferdam_protocol::{Base64Bytes, Fingerprint, base64};
 use ed25519_dalek::{Signer as _, SigningKey};
 use hyper::Method;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -80,16 +80,17 @@ fn lease_as(uid: u32) -> (u16, String) {
 }
 
 fn operate(uid: u32, key: &SigningKey, vault_key: &[u8; 32]) -> (u16, String) {
-    let body = serde_json::to_vec(&seal_secret(vault_key, PASSWORD, VALUE).unwrap()).unwrap();
+    let body =
+        serde_json::to_vec(&seal_secret(vault_key, &PASSWORD.parse().unwrap(), VALUE).unwrap()).unwrap();
     let path = "/.well-known/cofferdam/v1/secrets/app/db/password";
     let signature = key.sign(&signing_input("PUT", path, &body, &[5; 32])).to_bytes();
     let request = OperatorRequest {
         method: "PUT".into(),
         path: path.into(),
-        body: STANDARD.encode(&body),
-        channel_binding: STANDARD.encode([5; 32]),
-        key: cofferdam_vault::fingerprint(&key.verifying_key().to_bytes()),
-        signature: STANDARD.encode(signature),
+        body: Base64Bytes::new(body).unwrap(),
+        channel_binding: [5; 32].into(),
+        key: Fingerprint::of(&key.verifying_key().to_bytes()),
+        signature: signature.into(),
     };
     ask_as(uid, "POST /v1/operator", &serde_json::to_string(&request).unwrap())
 }
@@ -108,7 +109,7 @@ fn prepare(key: &SigningKey) {
     let declaration = format!(
         "version: 1\nrepository: octo/app\nendpoint: 127.0.0.1:8443\noperators:\n  - name: alice\n    key: ssh-ed25519 {} a\n\
          services:\n  web:\n    image: r.example/web@sha256:{}\n    secrets: [{PASSWORD}]\n",
-        STANDARD.encode(blob),
+        base64::encode(blob),
         "0".repeat(64)
     );
     fs::write(paths::DECLARATION, declaration).unwrap();
@@ -203,7 +204,7 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
     let (status, body) = ask_as(web, "GET /v1/key", "");
     assert_eq!(status, 200);
     let reply: KeyReply = serde_json::from_str(&body).unwrap();
-    let vault_key: [u8; 32] = STANDARD.decode(reply.public_key).unwrap().try_into().unwrap();
+    let vault_key: [u8; 32] = reply.public_key.into();
 
     assert_eq!(lease_as(web).0, 409);
     for stranger in [web, uid(&PUBLISH), 0] {
@@ -211,7 +212,7 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
     }
     assert_eq!(operate(uid(&FRONT), &SigningKey::from_bytes(&[4; 32]), &vault_key).0, 401);
     assert_eq!(operate(uid(&FRONT), &key, &vault_key).0, 200);
-    let leased = format!("{{\"values\":{{\"{PASSWORD}\":\"{}\"}}}}", STANDARD.encode(VALUE));
+    let leased = format!("{{\"values\":{{\"{PASSWORD}\":\"{}\"}}}}", base64::encode(VALUE));
     assert_eq!(lease_as(web), (200, leased.clone()));
     for stranger in [165_536, uid(&PUBLISH), uid(&FRONT), 65_534, 0] {
         assert_eq!(lease_as(stranger).0, 403, "uid {stranger} leases");
@@ -222,8 +223,7 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
     let pid = role.0.id();
     for path in ["mem", "environ", "fd/3", "maps"] {
         let path = format!("/proc/{pid}/{path}");
-        let outcome =
-            Command::new("/bin/cat").arg(&path).uid(uid(&VAULT)).gid(uid(&VAULT)).output().unwrap();
+        let outcome = Command::new("/bin/cat").arg(&path).uid(uid(&VAULT)).gid(uid(&VAULT)).output().unwrap();
         assert!(!outcome.status.success() && outcome.stdout.is_empty(), "{path} was read");
     }
 
@@ -236,9 +236,7 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
 
     // With another key the store is neither opened nor replaced, and everybody is told.
     let role = VaultProcess::start(&master_key(8)).unwrap();
-    for (uid, question) in
-        [(web, "POST /v1/lease"), (uid(&FRONT), "POST /v1/operator"), (0, "GET /v1/key")]
-    {
+    for (uid, question) in [(web, "POST /v1/lease"), (uid(&FRONT), "POST /v1/operator"), (0, "GET /v1/key")] {
         let (status, body) = ask_as(uid, question, "{}");
         assert_eq!(status, 503);
         assert!(

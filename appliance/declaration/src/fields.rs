@@ -156,11 +156,7 @@ pub(crate) fn parse<T: FromStr<Err = WordError>>(
 }
 
 /// The value, or its error at the node's place.
-pub(crate) fn checked<T>(
-    node: &Node,
-    result: Result<T, WordError>,
-    errors: &mut Collector<'_>,
-) -> Option<T> {
+pub(crate) fn checked<T>(node: &Node, result: Result<T, WordError>, errors: &mut Collector<'_>) -> Option<T> {
     result.map_err(|error| errors.value(node.place, error)).ok()
 }
 

@@ -26,6 +26,10 @@ mod schema;
 mod value;
 mod yaml;
 
+pub use cofferdam_protocol::{
+    Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
+    WordError as ValueError,
+};
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
 pub use model::{
     Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Operator, Port, Registry, Restart,
@@ -34,10 +38,6 @@ pub use model::{
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;
 pub use schema::json_schema;
-pub use cofferdam_protocol::{
-    Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
-    WordError as ValueError,
-};
 pub use value::{Signal, User};
 pub use yaml::{MAX_BYTES, MAX_DEPTH};
 

@@ -300,9 +300,7 @@ fn short_port(text: &str) -> Result<Port, WordError> {
         return Err(WordError::new("only TCP ports can be published: clients reach them over TLS"));
     }
     if pair.contains('-') {
-        return Err(
-            WordError::new("ranges of ports are not supported").hint("write one entry for each port")
-        );
+        return Err(WordError::new("ranges of ports are not supported").hint("write one entry for each port"));
     }
     match pair.split(':').collect::<Vec<_>>().as_slice() {
         [published, target] => Ok(Port { published: parse_port(published)?, target: parse_port(target)? }),

@@ -8,9 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::transport::Kind;
 use super::types::File;
-use super::{
-    Asset, Client, GithubError, MAX_FILE, MAX_JSON, Release, api, authorize, check_ref, extend,
-};
+use super::{Asset, Client, GithubError, MAX_FILE, MAX_JSON, Release, api, authorize, check_ref, extend};
 use cofferdam_protocol::{Commit as CommitId, Digest, Repository, base64};
 
 /// Releases asked for at once, GitHub's largest page.

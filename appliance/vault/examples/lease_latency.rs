@@ -14,10 +14,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use cofferdam_protocol::{SecretRef, SecretValue};
-use cofferdam_vault::{
-    FileBackend, Grants, Keys, MasterKey, Operators, Peer, Rules, Store, Vault,
-    router,
-};
+use cofferdam_vault::{FileBackend, Grants, Keys, MasterKey, Operators, Peer, Rules, Store, Vault, router};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::service::{Service as _, service_fn};

@@ -66,12 +66,7 @@ impl Vault {
             self.carry_out(&verb, request)
         });
         let answer = outcome.unwrap_or_else(Refusal::into_answer);
-        self.audit(&Audit {
-            operator,
-            references: &subject,
-            status: answer.status.as_u16(),
-            ..event
-        });
+        self.audit(&Audit { operator, references: &subject, status: answer.status.as_u16(), ..event });
         answer
     }
 
@@ -213,7 +208,8 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
             _ => Err(not_allowed()),
         },
         (path, None) => {
-            let name = path.strip_prefix(SECRETS).and_then(|rest| rest.strip_prefix('/')).ok_or_else(not_found)?;
+            let name =
+                path.strip_prefix(SECRETS).and_then(|rest| rest.strip_prefix('/')).ok_or_else(not_found)?;
             let reference: SecretRef = format!("{SECRET_SCHEME}{name}")
                 .parse()
                 .map_err(|error: WordError| Refusal(StatusCode::BAD_REQUEST, error.message, None))?;

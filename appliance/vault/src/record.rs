@@ -27,8 +27,8 @@ use aes_gcm::{Aes256Gcm, Nonce};
 use cofferdam_protocol::{SecretRef, SecretValue};
 use zeroize::Zeroizing;
 
-use crate::keys::KEY_ID;
 use crate::Keys;
+use crate::keys::KEY_ID;
 
 const FORMAT: u8 = 1;
 const DOMAIN: &[u8] = b"cofferdam/vault/record/v1";

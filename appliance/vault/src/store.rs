@@ -24,8 +24,8 @@ use redb::{
 };
 use sha2::{Digest as _, Sha256};
 
-use crate::record::{self, RecordError};
 use crate::Keys;
+use crate::record::{self, RecordError};
 
 /// Most records in a store: 32 services with 31 secrets each. It bounds memory and the time to open.
 pub const MAX_RECORDS: usize = 1000;

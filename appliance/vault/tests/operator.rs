@@ -44,8 +44,8 @@ fn an_operator_puts_lists_and_removes() {
     let answer = put(&vault, PASSWORD, VALUE);
     assert_eq!(answer.status, StatusCode::OK);
     let entry: SecretEntry = serde_json::from_slice(&answer.body).unwrap();
-    let first =
-        SecretEntry { reference: reference(PASSWORD), version: 1, updated_at: "2023-11-14T22:13:20Z".into() };
+    let updated_at = "2023-11-14T22:13:20Z".parse().unwrap();
+    let first = SecretEntry { reference: reference(PASSWORD), version: 1, updated_at };
     assert_eq!(entry, first);
     assert_eq!(put(&vault, PASSWORD, b"another value").status, StatusCode::OK);
     assert_eq!(put(&vault, USER, b"a user's name").status, StatusCode::OK);
@@ -212,10 +212,8 @@ fn values_are_neither_too_long_nor_too_short() {
         assert!(error(&answer).hint.unwrap().contains("use a longer one"));
     }
     // A client that does not check: one byte more than fits.
-    let long = SealedSecret {
-        enc: [0; 32].into(),
-        ciphertext: Base64Bytes::new(vec![0; MAX_VALUE + 17]).unwrap(),
-    };
+    let long =
+        SealedSecret { enc: [0; 32].into(), ciphertext: Base64Bytes::new(vec![0; MAX_VALUE + 17]).unwrap() };
     let body = serde_json::to_vec(&long).unwrap();
     let answer = vault.operate(FRONT, &signed("PUT", &path(USER), &body, &id()));
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
@@ -294,7 +292,7 @@ fn an_audit_line_has_no_value_and_nothing_of_a_strangers_choosing() {
     ask(&vault, "GET", "/v1/logs?service=x");
     ask(&vault, "DELETE", &path(PASSWORD));
     let stranger = SigningKey::from_bytes(&[4; 32]);
-    let mut request = signed_by(&stranger, "PUT", "/v1/secrets/audit:/put/uid=0", b"", &id());
+    let request = signed_by(&stranger, "PUT", "/v1/secrets/audit:/put/uid=0", b"", &id());
     vault.operate(FRONT, &request);
     let operator = signed("GET", "/", b"", &id()).key;
     assert_eq!(

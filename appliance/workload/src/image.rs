@@ -254,7 +254,7 @@ mod tests {
             HEX.replace('0', "f"),
         );
         let Manifest::Index(blob) = manifest(index.as_bytes()).unwrap() else { panic!("not an index") };
-        assert_eq!((blob.digest.as_str(), blob.size), (format!("sha256:{HEX}").as_str(), 2));
+        assert_eq!((blob.digest.to_string(), blob.size), (format!("sha256:{HEX}"), 2));
         let other = index.replace("amd64", "riscv64");
         assert!(matches!(manifest(other.as_bytes()), Err(ImageError::NoPlatform)));
     }

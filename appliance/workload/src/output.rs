@@ -6,8 +6,8 @@
 
 use std::time::Duration;
 
-use cofferdam_redact::Redactor;
 use cofferdam_protocol::log::Stream;
+use cofferdam_redact::Redactor;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::time::{Instant, timeout_at};

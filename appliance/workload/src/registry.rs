@@ -13,9 +13,9 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cofferdam_protocol::Digest;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
-use cofferdam_protocol::Digest;
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -721,7 +721,7 @@ mod tests {
         let body = b"layer".to_vec();
         let (expected, served) = (blob(&body), body.clone());
         let server = Server::new(move |line, authorization| match authorization {
-            Some(RIGHT) if line.contains(blob(b"layer").digest.as_str()) => ok(&served),
+            Some(RIGHT) if line.contains(&blob(b"layer").digest.to_string()) => ok(&served),
             Some(RIGHT) => status("404 Not Found", ""),
             _ => status("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n"),
         });

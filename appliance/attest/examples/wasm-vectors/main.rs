@@ -20,8 +20,8 @@ use cofferdam_attest::ear::Ear;
 use cofferdam_attest::event_log::{Event, replay};
 use cofferdam_attest::operator::{open_secret, vault_public_key};
 use cofferdam_attest::policy::Policy;
-use cofferdam_attest::release::Tag;
 use cofferdam_attest::ratls;
+use cofferdam_attest::release::Tag;
 use cofferdam_protocol::operator::{Authorization, SealedSecret, signing_input};
 use cofferdam_protocol::{Timestamp, json as strict};
 use serde_json::{Value, json};
@@ -144,7 +144,8 @@ fn operator(file: &Value) -> Value {
     let sealed = each(&file["sealed"], |case| {
         let private: [u8; 32] = bytes(case, "private_key").try_into().unwrap();
         let sealed: SealedSecret = serde_json::from_value(case["sealed"].clone()).unwrap();
-        let value = open_secret(&private, &case["reference"].as_str().unwrap().parse().unwrap(), &sealed).unwrap();
+        let value =
+            open_secret(&private, &case["reference"].as_str().unwrap().parse().unwrap(), &sealed).unwrap();
         json!({
             "public_key": STANDARD.encode(vault_public_key(&private).unwrap()),
             "value": STANDARD.encode(&*value),

@@ -223,9 +223,8 @@ fn name_the_change(claims: &Claims, comparisons: &[Comparison], quote: &Quote, p
             None => {}
         }
     }
-    let commits = |candidate: &Claims| {
-        candidate.encode().is_ok_and(|bytes| report_data(&bytes) == quote.report_data)
-    };
+    let commits =
+        |candidate: &Claims| candidate.encode().is_ok_and(|bytes| report_data(&bytes) == quote.report_data);
     if !differing.is_empty() && commits(&restored) {
         return format!("{} was changed", differing.join(" and "));
     }
@@ -270,7 +269,8 @@ fn search_times(claims: &Claims, policy: &Policy, commits: &dyn Fn(&Claims) -> b
     (1..=steps).find_map(|minutes| {
         let span = minutes * 60;
         let later = Claims { expires_at: Timestamp::from_unix(issued.checked_add(span)?)?, ..claims.clone() };
-        let earlier = Claims { issued_at: Timestamp::from_unix(expires.saturating_sub(span))?, ..claims.clone() };
+        let earlier =
+            Claims { issued_at: Timestamp::from_unix(expires.saturating_sub(span))?, ..claims.clone() };
         if commits(&later) {
             Some("expires_at")
         } else if commits(&earlier) {

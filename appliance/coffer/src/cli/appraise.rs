@@ -108,7 +108,10 @@ mod tests {
         let zeros = Nonce::new(vec![0; 16]).unwrap();
         assert_eq!(nonce("AAAAAAAAAAAAAAAAAAAAAA=="), Ok(zeros.clone()));
         assert_eq!(nonce("AAAAAAAAAAAAAAAAAAAAAA"), Ok(zeros));
-        assert_eq!(nonce("_______________________________________w").map(|nonce| nonce.as_bytes().len()), Ok(29 + 1));
+        assert_eq!(
+            nonce("_______________________________________w").map(|nonce| nonce.as_bytes().len()),
+            Ok(29 + 1)
+        );
         for bad in ["", "AAAA", "AAAAAAAAAAAAAAAAAAAAA", "not base64!!!!!!!!!!!!!!"] {
             assert!(nonce(bad).is_err(), "{bad}");
         }

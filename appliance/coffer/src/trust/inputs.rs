@@ -4,8 +4,8 @@ use std::fmt::Write as _;
 
 use cofferdam_attest::ear::policy_id;
 use cofferdam_attest::policy::Policy;
-use cofferdam_protocol::json::JsonError;
 use cofferdam_github::DEFAULT_API;
+use cofferdam_protocol::json::JsonError;
 use serde_json::{Value, json};
 
 use crate::cache;

@@ -110,8 +110,8 @@ fn print_checks(ui: &Ui, judged: &Judged, what: &str, claims: Option<Claims>) {
 fn print_ear(ui: &Ui, judged: &Judged, trust: &Trust, now: u64) -> Outcome {
     let failed = |error: &dyn std::error::Error| Failure::failed(format!("cannot write the result: {error}"));
     let build = concat!("coffer ", env!("CARGO_PKG_VERSION"));
-    let ear =
-        Ear::new(&judged.appraisal, &trust.policy, build, now).map_err(|error| Failure::failed(chain(&error)))?;
+    let ear = Ear::new(&judged.appraisal, &trust.policy, build, now)
+        .map_err(|error| Failure::failed(chain(&error)))?;
     let ear = serde_json::to_value(ear).map_err(|error| failed(&error))?;
     let text = serde_json::to_string_pretty(&ear).map_err(|error| failed(&error))?;
     ui.result(&format!("{text}\n"), ear);

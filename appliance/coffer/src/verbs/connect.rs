@@ -100,7 +100,12 @@ impl Local for TcpStream {
     }
 }
 
-async fn verify(ui: &Ui, options: &cli::Appliance, port: Option<NonZeroU16>, last: Option<&Peer>) -> Outcome<Peer> {
+async fn verify(
+    ui: &Ui,
+    options: &cli::Appliance,
+    port: Option<NonZeroU16>,
+    last: Option<&Peer>,
+) -> Outcome<Peer> {
     let channel = super::open(ui, options, last.map(|peer| peer.tls_key)).await?;
     let claims = &channel.claims;
     let dialled = options.endpoint.as_ref().unwrap_or(&claims.endpoint);

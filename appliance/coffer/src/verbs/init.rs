@@ -76,7 +76,8 @@ fn key_in_yaml(line: &str) -> String {
     let mut words = line.trim_end().splitn(3, ' ');
     let key: Vec<&str> = words.by_ref().take(2).collect();
     let plain = |b: u8| b.is_ascii_alphanumeric() || b"@._+-".contains(&b);
-    let comment = words.next().filter(|text| text.split(' ').all(|word| !word.is_empty() && word.bytes().all(plain)));
+    let comment =
+        words.next().filter(|text| text.split(' ').all(|word| !word.is_empty() && word.bytes().all(plain)));
     key.into_iter().chain(comment).collect::<Vec<_>>().join(" ")
 }
 
@@ -136,6 +137,8 @@ mod tests {
             let text = declaration(&repository, &"[::1]:8443".parse().unwrap(), KEY);
             assert!(Declaration::parse(text.as_bytes()).is_ok(), "{text}");
         }
-        assert!(image(&"Acme/Shop".parse().unwrap()).starts_with("registry.example.org/acme/shop@sha256:0000"));
+        assert!(
+            image(&"Acme/Shop".parse().unwrap()).starts_with("registry.example.org/acme/shop@sha256:0000")
+        );
     }
 }

@@ -111,9 +111,7 @@ async fn open_from(
     let release = match &options.endpoint {
         Some(_) => None,
         None => Some(
-            verify::verified_release(ui, &options.repository, options.commit, trust, source)
-                .await?
-                .claims,
+            verify::verified_release(ui, &options.repository, options.commit, trust, source).await?.claims,
         ),
     };
     let endpoint = match (&options.endpoint, &release) {

@@ -65,7 +65,11 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
 }
 
 /// The value from standard input, or asked for on a terminal without showing it.
-pub(crate) fn read_value(name: &SecretRef, keep_newline: bool, no_input: bool) -> Outcome<Zeroizing<Vec<u8>>> {
+pub(crate) fn read_value(
+    name: &SecretRef,
+    keep_newline: bool,
+    no_input: bool,
+) -> Outcome<Zeroizing<Vec<u8>>> {
     let limit = MAX_SECRET;
     let mut value = if std::io::stdin().is_terminal() {
         if no_input {

@@ -166,7 +166,8 @@ impl World {
         let halves =
             [Half::Image(references.images[0].clone()), Half::Platform(references.platforms[0].clone())];
         for (n, half) in halves.iter().enumerate() {
-            std::fs::write(folder.path().join(format!("reference-{n}.json")), half.to_json().unwrap()).unwrap();
+            std::fs::write(folder.path().join(format!("reference-{n}.json")), half.to_json().unwrap())
+                .unwrap();
         }
         let world = Self {
             folder,

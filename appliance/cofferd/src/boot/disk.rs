@@ -157,7 +157,7 @@ mod tests {
     fn a_disk_gives_back_the_exact_bytes() {
         let body = b"version: 1\n\0\0";
         let delivered = take_apart(&disk(&header("13"), body)).unwrap();
-        assert_eq!(delivered, Delivered { commit: COMMIT.to_owned(), bytes: body.to_vec() });
+        assert_eq!(delivered, Delivered { commit: COMMIT.parse().unwrap(), bytes: body.to_vec() });
         // A body that ends exactly at a sector's end has no padding.
         let exact = vec![b'x'; SECTOR * 2 - header("954").len()];
         assert_eq!(exact.len(), 954);

@@ -10,10 +10,10 @@ use std::time::Duration;
 
 use cofferdam_attest::event_log::payload;
 use cofferdam_declaration::Service;
+use cofferdam_protocol::Digest;
 use cofferdam_protocol::facts::{ApplianceFacts, ImageInfo, Phase};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::state::State;
-use cofferdam_protocol::Digest;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 

@@ -365,7 +365,8 @@ async fn ask_vault_key(socket: &Path) -> anyhow::Result<VaultKey> {
     let (status, body) =
         client::request(socket, Method::GET, KEY, Vec::new(), MAX_REQUEST, REQUEST_LIMIT).await?;
     anyhow::ensure!(status == StatusCode::OK, "the vault answered {status}");
-    let key: KeyReply = json::from_json(&body, MAX_REQUEST).context("the vault's answer is not {public_key}")?;
+    let key: KeyReply =
+        json::from_json(&body, MAX_REQUEST).context("the vault's answer is not {public_key}")?;
     Ok(key.public_key)
 }
 
@@ -373,6 +374,8 @@ async fn ask_vault_key(socket: &Path) -> anyhow::Result<VaultKey> {
 pub(crate) mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+    use cofferdam_protocol::evidence::Nonce;
+    use cofferdam_protocol::{Digest, base64};
     use serde_json::json;
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -386,8 +389,8 @@ pub(crate) mod tests {
         role.uid().unwrap()
     }
 
-    fn key() -> String {
-        format!("sha256:{}", "cd".repeat(32))
+    fn key() -> Digest {
+        Digest::from([0xcd; 32])
     }
 
     /// A role whose device has measured `events`, or what the file says.
@@ -412,7 +415,7 @@ pub(crate) mod tests {
         let attester = Attester {
             appliance: directory.join("appliance.json"),
             device: Device::new(fake),
-            vault_key: STANDARD.encode([9; 32]),
+            vault_key: [9; 32].into(),
             // Short for a device that is going to hang, so that the test is.
             limit: if mischief.is_empty() { QUOTE_LIMIT } else { Duration::from_millis(1500) },
         };
@@ -443,17 +446,18 @@ pub(crate) mod tests {
     async fn evidence_holds_what_was_asked_for_and_what_is_true() {
         let (_directory, socket) = role(&[], me(), honest());
         let request = EvidenceRequest {
-            nonce: Some(STANDARD.encode([1; 32])),
-            channel_binding: Some(STANDARD.encode([2; 32])),
+            nonce: Some(Nonce::new(vec![1; 32]).unwrap()),
+            channel_binding: Some([2; 32].into()),
         };
         let before = clock::unix_now();
         let (evidence, claims) = ask(&socket, &request).await.unwrap();
         assert_eq!((claims.nonce, claims.channel_binding), (request.nonce, request.channel_binding));
-        assert_eq!((claims.repository.as_str(), claims.endpoint.as_str()), ("acme/room", "127.0.0.1:8443"));
-        assert_eq!((claims.tls_key, claims.vault_key), (key(), STANDARD.encode([9; 32])));
-        let issued = claims::parse_time(&claims.issued_at).unwrap();
+        assert_eq!(claims.repository.to_string(), "acme/room");
+        assert_eq!(claims.endpoint.to_string(), "127.0.0.1:8443");
+        assert_eq!((claims.tls_key, claims.vault_key), (key(), [9; 32].into()));
+        let issued = claims.issued_at.unix();
         assert!((before..=clock::unix_now()).contains(&issued));
-        assert_eq!(claims::parse_time(&claims.expires_at), Some(issued + VALIDITY));
+        assert_eq!(claims.expires_at.unix(), issued + VALIDITY);
         let quote = quote::parse(&evidence.quote).unwrap();
         assert_eq!(quote.report_data, claims::report_data(&evidence.claims));
         assert_eq!(quote.rtmr[3], event_log::replay(&evidence.event_log, 3));
@@ -519,12 +523,11 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn malformed_requests_are_refused() {
         let (_directory, socket) = role(&[], me(), honest());
-        let sizes = [(Some(15), None), (Some(65), None), (Some(0), None), (None, Some(31)), (None, Some(33))];
-        for (nonce, binding) in sizes {
-            let encode = |size: usize| STANDARD.encode(vec![1; size]);
-            let request = EvidenceRequest { nonce: nonce.map(encode), channel_binding: binding.map(encode) };
-            assert!(refusal(ask(&socket, &request).await).contains("is not base64 of"), "{request:?}");
-        }
+        let sizes =
+            [("nonce", 15), ("nonce", 65), ("nonce", 0), ("channel_binding", 31), ("channel_binding", 33)];
+        let of_size =
+            |(name, size): (&str, usize)| format!(r#"{{"{name}":"{}"}}"#, base64::encode(vec![1; size]));
+        let sizes: Vec<String> = sizes.map(of_size).into();
         let long = format!(r#"{{"nonce":"{}"}}"#, "A".repeat(2000));
         for body in [
             "",
@@ -533,12 +536,13 @@ pub(crate) mod tests {
             r#"{"endpoint":"evil:443"}"#,
             r#"{"nonce":"AA==","nonce":"AA=="}"#,
             &long,
-        ] {
+        ]
+        .into_iter()
+        .chain(sizes.iter().map(String::as_str))
+        {
             let limit = Duration::from_secs(5);
             let (status, _) =
-                client::request(&socket, Method::POST, "/v1/evidence", body.to_owned(), 4096, limit)
-                    .await
-                    .unwrap();
+                client::request(&socket, Method::POST, ROUTE, body.to_owned(), 4096, limit).await.unwrap();
             assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
         }
     }
@@ -646,11 +650,11 @@ pub(crate) mod tests {
                 let answer = match asked.fetch_add(1, Ordering::Relaxed) {
                     0 => respond(503, json!({"error": "opening the store"})),
                     1 => respond(200, json!({"public_key": "AAAA"})),
-                    _ => respond(200, json!({"public_key": STANDARD.encode([9; 32])})),
+                    _ => respond(200, json!({"public_key": base64::encode([9; 32])})),
                 };
                 async move { answer }
             });
         });
-        assert_eq!(vault_key(&socket, Duration::from_secs(20)).await.unwrap(), STANDARD.encode([9; 32]));
+        assert_eq!(vault_key(&socket, Duration::from_secs(20)).await.unwrap(), [9; 32].into());
     }
 }

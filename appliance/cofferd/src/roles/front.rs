@@ -42,8 +42,8 @@ use self::proxy::{Backend, Proxy};
 use self::site::Site;
 use self::tls::{Identity, TlsKey};
 use crate::paths;
-use crate::roles::clock::{self, Moment};
 use crate::roles::Role;
+use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::AskError;
 use crate::system::{confine, files, sys};
 

@@ -39,9 +39,9 @@ use self::release::{Attestation, Shelf};
 use self::status::StatusFile;
 use self::web::WebError;
 use crate::paths;
+use crate::roles::Role;
 use crate::roles::appliance::{self, ApplianceError};
 use crate::roles::clock::{self, Moment};
-use crate::roles::Role;
 use crate::roles::evidence::{AskError, ask};
 use crate::system::client::vault::{self, LeaseError};
 use crate::system::files;
@@ -350,7 +350,11 @@ impl Publisher {
         };
         self.shelf.finish().map_err(PublishError::Write)?;
         let until = attestation.renew_at().ok_or(PublishError::Malformed)?;
-        self.status.published(attestation.tag.to_string(), Some(release.html_url), attestation.claims.expires_at);
+        self.status.published(
+            attestation.tag.to_string(),
+            Some(release.html_url),
+            attestation.claims.expires_at,
+        );
         Ok(until)
     }
 

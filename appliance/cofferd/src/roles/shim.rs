@@ -25,8 +25,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cofferdam_declaration::{Declaration, Service};
-use cofferdam_redact::Redactor;
 use cofferdam_protocol::status::{ServiceState, ServiceStatus};
+use cofferdam_redact::Redactor;
 use cofferdam_workload::cgroup::Leaf;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::image::RunConfig;
@@ -304,7 +304,8 @@ impl Shim<'_> {
             .context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         let (container, output) =
-            launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, network, descriptor).await?;
+            launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, network, descriptor)
+                .await?;
         drop(delivery);
         let pid = container.pid();
         self.report(ServiceState::Running, |status| status.pid = pid)?;

@@ -25,12 +25,13 @@ use cofferdam_declaration::Declaration;
 use cofferdam_protocol::json;
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_vault::{
-    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Rules, Store, StoreError, Vault, router,
+    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Rules, Store, StoreError, Vault,
+    router,
 };
 
 use crate::paths;
-use crate::roles::clock::unix_now;
 use crate::roles::appliance;
+use crate::roles::clock::unix_now;
 use crate::roles::{FRONT, PUBLISH, Role};
 use crate::system::sys::{self, SecretKeys, SecretMemory};
 use crate::system::{confine, files};
@@ -57,7 +58,8 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
         .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
     let rules = rules(&Declaration::parse(&declaration)?)?;
-    let state = appliance::read(Path::new(paths::APPLIANCE)).context("cannot read the facts of this boot")?.state;
+    let state =
+        appliance::read(Path::new(paths::APPLIANCE)).context("cannot read the facts of this boot")?.state;
     let service = match open(Path::new(paths::VAULT_STORE), keys) {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());

@@ -216,8 +216,7 @@ pub(crate) mod vault {
                 Err(_) => Err(LeaseError::Malformed),
             },
             status => {
-                let text = ErrorReply::parse(&body)
-                    .map_or_else(|_| status.to_string(), |reply| reply.error);
+                let text = ErrorReply::parse(&body).map_or_else(|_| status.to_string(), |reply| reply.error);
                 if status.is_client_error() {
                     Err(LeaseError::Refused(text))
                 } else {

@@ -109,7 +109,6 @@ struct Kept {
     backoff: Backoff,
 }
 
-
 /// PID 1's view of its children.
 pub struct Supervisor {
     signals: SignalFd,
@@ -315,7 +314,12 @@ impl Supervisor {
                 Err(error) => {
                     let delay = kept.backoff.after(Duration::ZERO);
                     kept.due = Some(now + delay);
-                    say(&format!("{}: {}, again in {} ms", kept.name, error_chain(&error), delay.as_millis()));
+                    say(&format!(
+                        "{}: {}, again in {} ms",
+                        kept.name,
+                        error_chain(&error),
+                        delay.as_millis()
+                    ));
                 }
             }
         }

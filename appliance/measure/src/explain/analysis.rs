@@ -1,8 +1,8 @@
 //! One register: its two logs, how far they can be used, and what of their differences is accounted for.
 
 use cofferdam_attest::event_log::{self, Event, MAX_EVENTS, Register};
-use cofferdam_protocol::hex;
 use cofferdam_attest::reference::{Alternative, PredictedEvent};
+use cofferdam_protocol::hex;
 
 use super::align::{self, Pair};
 use super::{RegisterComparison, Status, render};

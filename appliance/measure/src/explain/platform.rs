@@ -1,11 +1,11 @@
 //! Causes in the platform's half: MRTD (the firmware's initial contents) and RTMR0 (firmware settings, machine shape).
 
 use cofferdam_attest::event_log::payload::Machine;
-use cofferdam_protocol::hex;
 use cofferdam_attest::quote::Quote;
 use cofferdam_attest::reference::{
     Cause, MachineShape, PageOrder, PlatformReference, Reason, ReferenceValues,
 };
+use cofferdam_protocol::hex;
 
 use super::align::Pair;
 use super::analysis::Analysis;

@@ -5,8 +5,8 @@
 
 use std::fmt;
 
-use cofferdam_protocol::hex;
 use cofferdam_attest::reference::Reason;
+use cofferdam_protocol::hex;
 
 use super::align::Pair;
 use super::analysis::{Analysis, LogState};

@@ -52,19 +52,9 @@ pub type Signature = Base64Array<64>;
 
 /// The bytes that an operator's Ed25519 key signs for one request on one connection:
 /// domain 00 method 00 path-and-query 00 SHA-256(body) 00 channel binding.
-pub fn signing_input(
-    method: &str,
-    path_and_query: &str,
-    body: &[u8],
-    channel_binding: &[u8; 32],
-) -> Vec<u8> {
-    let parts: [&[u8]; 5] = [
-        DOMAIN,
-        method.as_bytes(),
-        path_and_query.as_bytes(),
-        &Sha256::digest(body),
-        channel_binding,
-    ];
+pub fn signing_input(method: &str, path_and_query: &str, body: &[u8], channel_binding: &[u8; 32]) -> Vec<u8> {
+    let parts: [&[u8]; 5] =
+        [DOMAIN, method.as_bytes(), path_and_query.as_bytes(), &Sha256::digest(body), channel_binding];
     parts.join(&0u8)
 }
 
@@ -172,7 +162,8 @@ mod tests {
         assert_eq!(LogsQuery::parse(Some("tail=7&service=web")), Ok(query));
         assert_eq!(LogsQuery::parse(Some("service=web")).unwrap().tail, TAIL);
         assert_eq!(LogsQuery::parse(Some("service=web&tail=99999")).unwrap().tail, MAX_TAIL);
-        for wrong in ["", "tail=7", "service=web&tail=x", "service=a&service=b", "service=web&x=1", "service"] {
+        for wrong in ["", "tail=7", "service=web&tail=x", "service=a&service=b", "service=web&x=1", "service"]
+        {
             assert!(LogsQuery::parse(Some(wrong)).is_err(), "{wrong}");
         }
         assert!(LogsQuery::parse(None).is_err());

@@ -166,10 +166,8 @@ mod tests {
     fn a_lease_is_read_as_it_was_written_and_only_as_it_was_asked_for() {
         let [one, two]: [SecretRef; 2] =
             ["secret://a/b/one", "secret://a/b/two"].map(|text| text.parse().unwrap());
-        let values = [
-            SecretValue::new(one.clone(), b"first".to_vec()),
-            SecretValue::new(two.clone(), vec![0; 1000]),
-        ];
+        let values =
+            [SecretValue::new(one.clone(), b"first".to_vec()), SecretValue::new(two.clone(), vec![0; 1000])];
         let body = LeaseReply::write(&values).unwrap();
         assert_eq!(body.capacity(), body.len() + 1, "one buffer from the start; the last value has no comma");
         let read = LeaseReply::read(&body, &[one.clone(), two.clone()]).unwrap();

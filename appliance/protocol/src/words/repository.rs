@@ -81,8 +81,25 @@ mod tests {
             assert_eq!(right.parse::<Repository>().unwrap().to_string(), right);
         }
         for wrong in [
-            "", "/", "acme", "acme/", "/shop", "acme/.", "acme/..", "acme/a/b", "-a/b", "a-/b", "a--b/c", "a_b/c",
-            "a/b.git", "a/b c", "a/b?c", "a/b%2f", "ä/b", "https://github.com/a/b", "a/b\n",
+            "",
+            "/",
+            "acme",
+            "acme/",
+            "/shop",
+            "acme/.",
+            "acme/..",
+            "acme/a/b",
+            "-a/b",
+            "a-/b",
+            "a--b/c",
+            "a_b/c",
+            "a/b.git",
+            "a/b c",
+            "a/b?c",
+            "a/b%2f",
+            "ä/b",
+            "https://github.com/a/b",
+            "a/b\n",
             &format!("{}/x", "a".repeat(40)),
             &format!("a/{}", "x".repeat(101)),
         ] {

@@ -13,7 +13,8 @@ use super::text::as_text;
 
 as_text!(Timestamp, TimestampMillis);
 
-const SECONDS: StaticFormatDescription = format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
+const SECONDS: StaticFormatDescription =
+    format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
 const COMPACT: StaticFormatDescription = format_description!("[year][month][day]T[hour][minute][second]Z");
 const MILLIS: StaticFormatDescription =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");

@@ -35,9 +35,8 @@ pub(crate) enum AskError {
 /// When it does not answer, refuses, or answers with something that is not evidence.
 pub(crate) async fn ask(socket: &Path, request: &EvidenceRequest) -> Result<(Evidence, Claims), AskError> {
     let body = json::to_vec(request).map_err(|_| AskError::Malformed)?;
-    let (status, body) = client::request(socket, Method::POST, ROUTE, body, MAX_BYTES, LIMIT)
-        .await
-        .map_err(AskError::Ask)?;
+    let (status, body) =
+        client::request(socket, Method::POST, ROUTE, body, MAX_BYTES, LIMIT).await.map_err(AskError::Ask)?;
     if status != StatusCode::OK {
         let refusal = ErrorReply::parse(&body);
         return Err(AskError::Refused(refusal.map_or_else(|_| status.to_string(), |refusal| refusal.error)));

@@ -113,10 +113,8 @@ impl Desk {
             let text = "too many fresh quotes are under way";
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, text, 2);
         };
-        let request = EvidenceRequest {
-            nonce: Some(nonce),
-            channel_binding: Some((*channel_binding).into()),
-        };
+        let request =
+            EvidenceRequest { nonce: Some(nonce), channel_binding: Some((*channel_binding).into()) };
         match self.fetch(&request).await {
             Ok((evidence, _)) => self.document(evidence),
             Err(error) => reply::later(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), 1),

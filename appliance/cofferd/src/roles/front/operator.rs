@@ -94,7 +94,11 @@ impl Operators {
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many operators at once", 1);
         };
         let Ok(body) = Base64Bytes::new(body.to_vec()) else {
-            return reply::error(StatusCode::PAYLOAD_TOO_LARGE, "the body is larger than a sealed secret", None);
+            return reply::error(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the body is larger than a sealed secret",
+                None,
+            );
         };
         let question = OperatorRequest {
             method: parts.method.to_string(),
@@ -122,7 +126,10 @@ impl Operators {
         }
     }
 
-    async fn ask(&self, question: &OperatorRequest) -> Result<(StatusCode, axum::body::Bytes), Response<Body>> {
+    async fn ask(
+        &self,
+        question: &OperatorRequest,
+    ) -> Result<(StatusCode, axum::body::Bytes), Response<Body>> {
         // Not printed: anybody can make this happen as often as he likes, and PID 1 says when the vault is gone.
         let unreachable = || reply::later(StatusCode::SERVICE_UNAVAILABLE, "the vault does not answer", 1);
         let body = json::to_vec(question).map_err(|_| unreachable())?;

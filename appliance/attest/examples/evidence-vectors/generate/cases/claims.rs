@@ -154,7 +154,13 @@ fn tampered(honest: &Value) -> Vec<Case> {
     let with = |name: &str, change: fn(&mut Claims), failed: &[&'static str], reason| {
         let mut claims = common::claims();
         change(&mut claims);
-        bytes(name, &format!("`{}` was changed", name.replace('-', "_")), claims.encode().unwrap(), failed, reason)
+        bytes(
+            name,
+            &format!("`{}` was changed", name.replace('-', "_")),
+            claims.encode().unwrap(),
+            failed,
+            reason,
+        )
     };
     vec![
         with(
@@ -163,7 +169,12 @@ fn tampered(honest: &Value) -> Vec<Case> {
             &["report_data", "repository"],
             "repository was changed",
         ),
-        with("commit", |c| c.commit = common::word(&nines("")), &["report_data", "commit"], "commit was changed"),
+        with(
+            "commit",
+            |c| c.commit = common::word(&nines("")),
+            &["report_data", "commit"],
+            "commit was changed",
+        ),
         with(
             "declaration",
             |c| c.declaration = common::word(&nines("sha256:")),
@@ -176,7 +187,12 @@ fn tampered(honest: &Value) -> Vec<Case> {
             &["report_data", "endpoint"],
             "endpoint was changed",
         ),
-        with("tls-key", |c| c.tls_key = common::word(&nines("sha256:")), &["report_data", "tls_key"], "tls_key was changed"),
+        with(
+            "tls-key",
+            |c| c.tls_key = common::word(&nines("sha256:")),
+            &["report_data", "tls_key"],
+            "tls_key was changed",
+        ),
         with("vault-key", |c| c.vault_key = [9; 32].into(), &["report_data"], "vault_key"),
         with("state-epoch", |c| c.state_epoch = 7, &["report_data"], "state_epoch"),
         with("sealed", |c| c.sealed = true, &["report_data", "sealed"], "does not commit"),
@@ -248,7 +264,11 @@ fn contradicted(honest: &Value) -> Vec<Case> {
         .set("/expected/repository", "mallory/shop")
         .fails(&["repository"], "the event log says acme/shop"),
         differs("commit", |c| c.commit = common::word(&nines("")), "the event log says 2222"),
-        differs("declaration", |c| c.declaration = common::word(&nines("sha256:")), "the event log says sha256:1111"),
+        differs(
+            "declaration",
+            |c| c.declaration = common::word(&nines("sha256:")),
+            "the event log says sha256:1111",
+        ),
         differs(
             "endpoint",
             |c| c.endpoint = common::word("mallory.example:443"),
