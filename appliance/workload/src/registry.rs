@@ -7,6 +7,7 @@
 //! by its own host's authority. Token and credentials go to the registry itself, and the credentials also to the https
 //! address at which the registry says that tokens are made; to no host that a redirect leads to.
 
+use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
@@ -148,6 +149,8 @@ pub struct Access {
     pub bundle: Vec<u8>,
     /// PEM certificates that alone are trusted for the registry itself.
     pub registry: Option<String>,
+    /// The same for other hosts that the registry may send to, such as its token service: `host` or `host:port` and PEM.
+    pub hosts: BTreeMap<String, String>,
     /// As whom to pull; as nobody without.
     pub credentials: Option<Credentials>,
 }
@@ -189,7 +192,9 @@ pub(crate) struct Registry {
     repository: String,
     /// For the registry itself.
     own: Client,
-    /// For wherever the registry sends us.
+    /// For the hosts that the declaration knows.
+    known: BTreeMap<String, Client>,
+    /// For wherever else the registry sends us.
     others: Client,
     credentials: Option<Credentials>,
     /// What the registry asked for last; for the registry itself only.
@@ -215,10 +220,14 @@ impl Registry {
             Some(pem) => client(pem.as_bytes(), patience)?,
             None => others.clone(),
         };
+        let known =
+            access.hosts.iter().map(|(host, pem)| Ok((host.clone(), client(pem.as_bytes(), patience)?)));
+        let known = known.collect::<Result<_, RegistryError>>()?;
         Ok(Self {
             base,
             repository: repository.to_owned(),
             own,
+            known,
             others,
             credentials: access.credentials,
             authorization: None,
@@ -311,8 +320,7 @@ impl Registry {
     async fn follow(&self, mut url: Url, request: &Request<'_>) -> Result<Response, RegistryError> {
         for _ in 0..=MAX_REDIRECTS {
             let home = url.origin() == self.base.origin();
-            let client = if home { &self.own } else { &self.others };
-            let mut builder = client.get(url.clone()).header(ACCEPT, request.accept);
+            let mut builder = self.client(&url).get(url.clone()).header(ACCEPT, request.accept);
             if let (true, Some(authorization)) = (home, &self.authorization) {
                 builder = builder.header(AUTHORIZATION, authorization);
             }
@@ -325,6 +333,19 @@ impl Registry {
             url = self.checked(url.join(target).map_err(|_| RegistryError::Address(short(target)))?)?;
         }
         Err(RegistryError::Redirects)
+    }
+
+    /// The client that trusts whoever may speak for the address.
+    fn client(&self, url: &Url) -> &Client {
+        if url.origin() == self.base.origin() {
+            return &self.own;
+        }
+        let host = url.host_str().unwrap_or_default();
+        let known = match url.port() {
+            Some(port) => self.known.get(&format!("{host}:{port}")),
+            None => self.known.get(host).or_else(|| self.known.get(&format!("{host}:443"))),
+        };
+        known.unwrap_or(&self.others)
     }
 
     /// Only https, or whatever the registry itself was named with.
@@ -351,8 +372,7 @@ impl Registry {
             .extend_pairs(service.iter().map(|service| ("service", service)))
             .append_pair("scope", &format!("repository:{}:pull", self.repository));
         let url = self.checked(url)?;
-        let client = if url.origin() == self.base.origin() { &self.own } else { &self.others };
-        let mut request = client.get(url);
+        let mut request = self.client(&url).get(url);
         if let Some(credentials) = &self.credentials {
             request = request.header(AUTHORIZATION, credentials.header()?);
         }
@@ -737,6 +757,28 @@ mod tests {
         let mut registry = server.registry_as("user", "right");
         let forbidden = registry.manifest(&expected.digest, 100).await.unwrap_err();
         assert!(matches!(forbidden, RegistryError::Forbidden), "{forbidden}");
+    }
+
+    #[test]
+    fn each_host_is_trusted_by_its_own_authority() {
+        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
+        let hosts = ["auth.example.org", "auth.example.org:5001", "[2001:db8::1]:5001"];
+        let hosts = hosts.map(|host| (host.to_owned(), String::new())).into();
+        let access = Access { hosts, ..Access::default() };
+        let registry = Registry::new("https://r.example.org:5000", "a", access, Patience::default()).unwrap();
+        let client = |url: &str| registry.client(&Url::parse(url).unwrap());
+        assert!(std::ptr::eq(client("https://r.example.org:5000/v2/"), &raw const registry.own));
+        for (url, host) in [
+            ("https://auth.example.org/token", "auth.example.org"),
+            ("https://auth.example.org:5001/token", "auth.example.org:5001"),
+            ("https://[2001:db8::1]:5001/token", "[2001:db8::1]:5001"),
+        ] {
+            assert!(std::ptr::eq(client(url), registry.known.get(host).unwrap()), "{url}");
+        }
+        for url in ["https://r.example.org/v2/", "https://auth.example.org:5002/", "https://cdn.example.org/"]
+        {
+            assert!(std::ptr::eq(client(url), &raw const registry.others), "{url}");
+        }
     }
 
     #[test]

@@ -56,6 +56,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     let access = Access {
         bundle: files::read_bounded(BUNDLE, MAX_BUNDLE).unwrap_or_default(),
         registry: registry.and_then(|registry| registry.ca.clone()),
+        hosts: std::collections::BTreeMap::new(),
         credentials: None,
     };
     let directory = image_dir(name);
