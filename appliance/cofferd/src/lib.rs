@@ -4,11 +4,11 @@
 //! PID 1 (or, for `pull` and `container`, a shim) starts. A role is re-executed from `/proc/self/exe`, so that no
 //! memory of PID 1 is shared with it.
 //!
-//! [`system`] is what is asked of the kernel, `boot` brings the machine from the kernel to its roles, `roles` holds these.
+//! [`system`] is what is asked of the kernel, `boot` brings the machine from the kernel to its roles, [`roles`] holds these.
 
 mod boot;
 pub mod paths;
-mod roles;
+pub mod roles;
 pub mod system;
 
 use std::process::ExitCode;
@@ -16,18 +16,12 @@ use std::process::ExitCode;
 /// Runs the program with its arguments, without its name, to its end.
 pub fn run(words: &[String]) -> ExitCode {
     let words: Vec<&str> = words.iter().map(String::as_str).collect();
-    let outcome = match words.as_slice() {
-        // The first process of a container is number 1 as well, in its own namespace.
-        ["container", _] => cofferdam_workload::init::run().map_err(anyhow::Error::from),
-        words if std::process::id() == 1 => boot::run(words),
-        ["vault"] => roles::vault::run(),
-        ["front"] => roles::front::run(),
-        ["publish"] => roles::publish::run(),
-        ["evidence"] => roles::evidence::run(),
-        ["network"] => roles::network::run(),
-        ["shim", name] => roles::shim::run(name),
-        ["pull", name] => roles::pull::run(name),
-        _ => {
+    let first = std::process::id() == 1;
+    // The first process of a container is number 1 as well, in its own namespace.
+    let outcome = match roles::run(&words, first) {
+        Some(outcome) => outcome,
+        None if first => boot::run(&words),
+        None => {
             Err(anyhow::anyhow!("cofferd is started by the kernel as PID 1; its roles are started by PID 1"))
         }
     };

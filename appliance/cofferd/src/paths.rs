@@ -14,19 +14,19 @@ pub const DECLARATION: &str = "/run/cofferdam/declaration.yaml";
 /// What PID 1 knows of its roles: name, pid, restarts, state. 0644.
 pub const STATUS: &str = "/run/cofferdam/status.json";
 
-/// Owned by `VAULT_UID`, 0711: anybody may connect to the socket inside, only the vault may list or create.
+/// Owned by `vault`, 0711: anybody may connect to the socket inside, only the vault may list or create.
 pub const VAULT_DIR: &str = "/run/cofferdam/vault";
 /// The vault's socket, 0666: SO_PEERCRED decides who may ask for what.
 pub const VAULT_SOCKET: &str = "/run/cofferdam/vault/vault.sock";
 /// The vault's records: a redb file of ciphertext, 0600, in memory because the tmpfs is.
 pub const VAULT_STORE: &str = "/run/cofferdam/vault/store.redb";
 
-/// Owned by `EVIDENCE_UID`, 0711.
+/// Owned by `evidence`, 0711.
 pub const EVIDENCE_DIR: &str = "/run/cofferdam/evidence";
 /// The socket of the only holder of the quote device, 0666: SO_PEERCRED decides.
 pub const EVIDENCE_SOCKET: &str = "/run/cofferdam/evidence/evidence.sock";
 
-/// Owned by `PUBLISH_UID`, 0755.
+/// Owned by `publish`, 0755.
 pub const PUBLISH_DIR: &str = "/run/cofferdam/publish";
 /// The collateral last fetched. 0644.
 pub const PUBLISH_COLLATERAL: &str = "/run/cofferdam/publish/collateral.json";
@@ -35,7 +35,7 @@ pub const PUBLISH_ATTESTATION: &str = "/run/cofferdam/publish/attestation.json";
 /// What `publish` is doing. 0644.
 pub const PUBLISH_STATUS: &str = "/run/cofferdam/publish/status.json";
 
-/// Owned by `NETWORK_UID`, 0755.
+/// Owned by `network`, 0755.
 pub const NETWORK_DIR: &str = "/run/cofferdam/network";
 /// The lease in use, written by `network`; that it exists is the sign that there is an address. 0644.
 pub const NETWORK_LEASE: &str = "/run/cofferdam/network/lease.json";
@@ -48,22 +48,9 @@ pub const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";
 /// One directory per service, each owned by its shim's uid, 0755.
 pub const SERVICES_DIR: &str = "/run/cofferdam/services";
 
-/// The descriptor on which PID 1 hands a role its key, as a sealed memfd: to `vault` the master key,
-/// to `front` the TLS key. The first one after the standard three.
+/// The descriptor at which a role finds its key: `vault` the master key, `front` the TLS key. The first one after the
+/// standard three.
 pub const KEY_FD: i32 = 3;
-
-/// uid and gid (the same number) of each role that is not root.
-pub const VAULT_UID: u32 = 101;
-/// See [`VAULT_UID`].
-pub const FRONT_UID: u32 = 102;
-/// See [`VAULT_UID`].
-pub const PUBLISH_UID: u32 = 103;
-/// `evidence` is root without capabilities: configfs belongs to root.
-pub const EVIDENCE_UID: u32 = 0;
-/// See [`VAULT_UID`].
-pub const EVIDENCE_GID: u32 = 104;
-/// See [`VAULT_UID`].
-pub const NETWORK_UID: u32 = 105;
 
 /// Host ids of service 0 start here: well above every id of the image.
 pub const SERVICE_UID_BASE: u32 = 100_000;
@@ -111,9 +98,8 @@ mod tests {
     use super::*;
 
     #[test]
-    fn services_own_ranges_that_do_not_overlap() {
-        assert_eq!(service_uid(0), 100_000);
-        assert_eq!(service_uid(31), 100_000 + 31 * 65_536);
+    fn a_services_files_are_below_its_name() {
+        assert_eq!(service_log_previous("web"), PathBuf::from("/run/cofferdam/services/web/log.1"));
         assert_eq!(service_port("web", 8080), PathBuf::from("/run/cofferdam/services/web/port-8080"));
     }
 }

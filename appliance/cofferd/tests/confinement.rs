@@ -8,7 +8,6 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::fd::OwnedFd;
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
@@ -18,13 +17,14 @@ use caps::Capability;
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid};
 
 use cofferd::paths;
-use cofferd::system::spawn::{Identity, SpawnError, Spec};
-use cofferd::system::{confine, spawn, supervise, sys};
+use cofferd::roles::{EVIDENCE, FRONT, NETWORK, PUBLISH, ROLES, Role, VAULT};
+use cofferd::system::spawn::{Identity, KeyFile, SpawnError, Spec};
+use cofferd::system::sys::{self, SecretMemory};
+use cofferd::system::{spawn, supervise};
 
 /// A directory that exists everywhere and that the probes must not see into.
 const COVERED: &[&str] = &["/sys/firmware", "/nowhere/at/all"];
@@ -55,7 +55,7 @@ fn tests() -> ExitCode {
     }
     let key = key();
     role(
-        "a role has its own uid, no capability, no network, and reads its key from the start each time",
+        "a role has its own uid, no capability, no network, and gets its key whole each time",
         || {
             for _ in 0..2 {
                 run(&spec(
@@ -88,7 +88,7 @@ fn tests() -> ExitCode {
         assert!(matches!(&error, SpawnError::Setup(words) if words.contains("build argv")), "{error}");
         while waitpid(None, None).is_ok() {}
     });
-    for name in ["vault", "front", "publish", "evidence", "network"] {
+    for name in [&VAULT, &FRONT, &PUBLISH, &EVIDENCE, &NETWORK].map(Role::name) {
         role(&format!("the filter of {name} refuses what a role never does"), || {
             let identity = Identity::Role { uid: 0, gid: 0, capabilities: &[] };
             let mut spec = spec("probe-filter", identity, false, None);
@@ -116,7 +116,7 @@ fn role(what: &str, test: impl FnOnce()) {
     println!("ok: {what}");
 }
 
-fn spec(probe: &str, identity: Identity, own_network: bool, key: Option<Rc<OwnedFd>>) -> Spec {
+fn spec(probe: &str, identity: Identity, own_network: bool, key: Option<KeyFile>) -> Spec {
     Spec { arguments: vec![probe.to_owned()], identity, own_network, covered: COVERED, key, cgroup: None }
 }
 
@@ -125,11 +125,8 @@ fn run(spec: &Spec) {
     assert_eq!(waitpid(pid, None), Ok(WaitStatus::Exited(pid, 0)), "{:?}", spec.arguments);
 }
 
-fn key() -> Rc<OwnedFd> {
-    let memory = memfd_create(c"key", MFdFlags::MFD_CLOEXEC).unwrap();
-    let mut file = fs::File::from(memory);
-    file.write_all(KEY).unwrap();
-    Rc::new(file.into())
+fn key() -> KeyFile {
+    Rc::new(SecretMemory::holding(KEY).unwrap())
 }
 
 fn supervision() {
@@ -208,10 +205,10 @@ fn common(bounding: &str) {
 }
 
 fn probe_role() {
-    let mut key = fs::File::from(sys::inherited(paths::KEY_FD).unwrap());
-    let mut bytes = Vec::new();
-    key.read_to_end(&mut bytes).unwrap();
-    assert_eq!(bytes, KEY);
+    // A copy of its own: clearing it clears nobody else's, and the next run finds the same.
+    let key = SecretMemory::open(sys::inherited(paths::KEY_FD).unwrap()).unwrap();
+    assert_eq!(key.bytes(), KEY);
+    drop(key);
     common("0000000000000000");
     assert_eq!(status("Uid"), "101\t101\t101\t101");
     assert_eq!(status("Gid"), "101\t101\t101\t101");
@@ -273,6 +270,11 @@ fn attempt(number: i64, first: i64, second: i64, third: i64) -> Option<Errno> {
     Errno::result(outcome).err()
 }
 
+/// The role of this name.
+fn the(name: &str) -> &'static Role {
+    ROLES.into_iter().find(|role| role.name() == name).unwrap()
+}
+
 fn probe_filter(role: &str) {
     let never: &[(&str, i64)] = &[
         ("ptrace", libc::SYS_ptrace),
@@ -316,7 +318,7 @@ fn probe_filter(role: &str) {
     // Without the filter the kernel looks at the arguments first: the refusals below are the filter's.
     assert_eq!(attempt(libc::SYS_process_vm_readv, 0, 0, 0), None);
     assert_eq!(attempt(libc::SYS_getpriority, 9, 0, 0), Some(Errno::EINVAL));
-    confine::filter(role).unwrap();
+    the(role).policy().filter_calls(role).unwrap();
     for (name, number) in never {
         assert_eq!(attempt(*number, 0, 0, 0), Some(Errno::EPERM), "{role}: {name}");
     }
@@ -333,11 +335,11 @@ fn probe_filter(role: &str) {
         let refused = attempt(libc::SYS_socket, family.into(), libc::SOCK_RAW.into(), 0);
         assert_eq!(refused, Some(Errno::EPERM), "{role}: family {family}");
     }
-    let networked = ["front", "publish"].contains(&role);
+    let networked = [FRONT.name(), PUBLISH.name()].contains(&role);
     let stream = attempt(libc::SYS_socket, libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0);
     assert_eq!(stream.is_none(), networked, "{role}: TCP gives {stream:?}");
     let packet = attempt(libc::SYS_socket, libc::AF_PACKET.into(), 99, 0);
-    assert_eq!(packet == Some(Errno::EPERM), role != "network", "{role}: packets give {packet:?}");
+    assert_eq!(packet == Some(Errno::EPERM), role != NETWORK.name(), "{role}: packets give {packet:?}");
     // The i386 and x32 tables are other numbers for the same calls.
     assert_eq!(attempt(libc::SYS_ptrace | 0x4000_0000, 0, 0, 0), Some(Errno::EPERM), "{role}: x32");
     // What it needs still works.
@@ -345,7 +347,7 @@ fn probe_filter(role: &str) {
 }
 
 fn probe_landlock(role: &str) {
-    confine::enter(role).unwrap();
+    the(role).confine().unwrap();
     for path in ["/proc/self/environ", "/etc/passwd", "/usr", "/run"] {
         let refused =
             fs::metadata(path).and_then(|_| fs::File::open(path)).and_then(|mut file| file.read(&mut [0]));

@@ -8,7 +8,7 @@
 
 use std::fs;
 use std::io::{Read as _, Write as _};
-use std::os::fd::{AsRawFd as _, OwnedFd};
+use std::os::fd::AsRawFd as _;
 use std::os::unix::fs::{MetadataExt as _, PermissionsExt as _};
 use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
@@ -17,20 +17,25 @@ use std::time::{Duration, Instant};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cofferd::paths;
+use cofferd::roles::{FRONT, PUBLISH, Role, VAULT};
 use cofferd::system::client;
+use cofferd::system::sys::SecretMemory;
 use cofferdam_attest::operator::{seal_secret, signing_input};
 use cofferdam_vault::wire::{KeyReply, OperatorRequest};
 use ed25519_dalek::{Signer as _, SigningKey};
 use hyper::Method;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
+use nix::fcntl::{FcntlArg, FdFlag, fcntl};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 /// Set for the child that asks the vault as somebody else: `METHOD PATH`, the body on standard input.
 const ASK: &str = "COFFERDAM_VAULT_ROLE_ASK";
 const PASSWORD: &str = "secret://app/db/password";
 const VALUE: &[u8] = b"correct horse battery staple";
+
+fn uid(role: &Role) -> u32 {
+    role.uid().unwrap()
+}
 
 /// Runs a test's future on this thread.
 fn block_on<F: Future>(future: F) -> F::Output {
@@ -97,7 +102,7 @@ fn prepare(key: &SigningKey) {
     mount(Some("run"), "/run", Some("tmpfs"), MsFlags::empty(), Some("mode=755")).unwrap();
     fs::create_dir_all(paths::VAULT_DIR).unwrap();
     fs::set_permissions(paths::VAULT_DIR, fs::Permissions::from_mode(0o711)).unwrap();
-    std::os::unix::fs::chown(paths::VAULT_DIR, Some(paths::VAULT_UID), Some(paths::VAULT_UID)).unwrap();
+    std::os::unix::fs::chown(paths::VAULT_DIR, Some(uid(&VAULT)), Some(uid(&VAULT))).unwrap();
     let public = key.verifying_key().to_bytes();
     let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &public].concat();
     let declaration = format!(
@@ -107,31 +112,35 @@ fn prepare(key: &SigningKey) {
         "0".repeat(64)
     );
     fs::write(paths::DECLARATION, declaration).unwrap();
+    let digest = format!("sha256:{}", "0".repeat(64));
+    let facts = serde_json::json!({
+        "repository": "octo/app", "commit": "0".repeat(40), "declaration": digest, "endpoint": "127.0.0.1:8443",
+        "tls_key": digest, "state": "memory", "event_log": [], "phases": [], "registers": {},
+        "image": {"name": "cofferdam", "release": "0.1.0", "digests": {}},
+    });
+    fs::write(paths::APPLIANCE, facts.to_string()).unwrap();
 }
 
-fn master_key(byte: u8) -> OwnedFd {
-    // Without close-on-exec: the shell below hands it on.
-    let memfd = memfd_create("key", MFdFlags::MFD_ALLOW_SEALING).unwrap();
-    nix::unistd::write(&memfd, &[byte; 32]).unwrap();
-    let seals =
-        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
-    fcntl(&memfd, FcntlArg::F_ADD_SEALS(seals)).unwrap();
-    memfd
+fn master_key(byte: u8) -> SecretMemory {
+    SecretMemory::holding(&[byte; 32]).unwrap()
 }
 
 /// The vault's process; killed when dropped.
-struct Role(Child);
+struct VaultProcess(Child);
 
-impl Role {
+impl VaultProcess {
     /// Starts the vault and waits until it answers. `None` when this kernel cannot confine it.
-    fn start(key: &OwnedFd) -> Option<Self> {
+    fn start(key: &SecretMemory) -> Option<Self> {
+        // As PID 1 does: a copy, of which the shell below hands on the descriptor.
+        let key = key.copy().unwrap();
+        fcntl(key.file(), FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
         let program = env!("CARGO_BIN_EXE_cofferd");
         let mut role = Self(
             Command::new("/bin/sh")
-                .args(["-c", "exec \"$0\" vault 3<&\"$1\"", program, &key.as_raw_fd().to_string()])
+                .args(["-c", "exec \"$0\" vault 3<&\"$1\"", program, &key.file().as_raw_fd().to_string()])
                 .env_clear()
-                .uid(paths::VAULT_UID)
-                .gid(paths::VAULT_UID)
+                .uid(uid(&VAULT))
+                .gid(uid(&VAULT))
                 .stdout(Stdio::null())
                 .stderr(Stdio::piped())
                 .spawn()
@@ -167,7 +176,7 @@ impl Role {
     }
 }
 
-impl Drop for Role {
+impl Drop for VaultProcess {
     fn drop(&mut self) {
         let _ = self.0.kill();
         let _ = self.0.wait();
@@ -183,13 +192,13 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
     let key = SigningKey::from_bytes(&[3; 32]);
     prepare(&key);
     let master = master_key(7);
-    let Some(role) = Role::start(&master) else {
+    let Some(role) = VaultProcess::start(&master) else {
         println!("SKIPPED: this kernel cannot confine the vault; the boot of the image tests it");
         return;
     };
-    let web = paths::service_uid(0);
+    let web = 100_000;
     let store = fs::metadata(paths::VAULT_STORE).unwrap();
-    assert_eq!((store.uid(), store.mode() & 0o7777), (paths::VAULT_UID, 0o600));
+    assert_eq!((store.uid(), store.mode() & 0o7777), (uid(&VAULT), 0o600));
 
     let (status, body) = ask_as(web, "GET /v1/key", "");
     assert_eq!(status, 200);
@@ -197,14 +206,14 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
     let vault_key: [u8; 32] = STANDARD.decode(reply.public_key).unwrap().try_into().unwrap();
 
     assert_eq!(lease_as(web).0, 409);
-    for stranger in [web, paths::PUBLISH_UID, 0] {
+    for stranger in [web, uid(&PUBLISH), 0] {
         assert_eq!(operate(stranger, &key, &vault_key).0, 403, "uid {stranger} relays");
     }
-    assert_eq!(operate(paths::FRONT_UID, &SigningKey::from_bytes(&[4; 32]), &vault_key).0, 401);
-    assert_eq!(operate(paths::FRONT_UID, &key, &vault_key).0, 200);
+    assert_eq!(operate(uid(&FRONT), &SigningKey::from_bytes(&[4; 32]), &vault_key).0, 401);
+    assert_eq!(operate(uid(&FRONT), &key, &vault_key).0, 200);
     let leased = format!("{{\"values\":{{\"{PASSWORD}\":\"{}\"}}}}", STANDARD.encode(VALUE));
     assert_eq!(lease_as(web), (200, leased.clone()));
-    for stranger in [paths::service_uid(1), paths::PUBLISH_UID, paths::FRONT_UID, 65_534, 0] {
+    for stranger in [165_536, uid(&PUBLISH), uid(&FRONT), 65_534, 0] {
         assert_eq!(lease_as(stranger).0, 403, "uid {stranger} leases");
     }
 
@@ -214,21 +223,21 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
     for path in ["mem", "environ", "fd/3", "maps"] {
         let path = format!("/proc/{pid}/{path}");
         let outcome =
-            Command::new("/bin/cat").arg(&path).uid(paths::VAULT_UID).gid(paths::VAULT_UID).output().unwrap();
+            Command::new("/bin/cat").arg(&path).uid(uid(&VAULT)).gid(uid(&VAULT)).output().unwrap();
         assert!(!outcome.status.success() && outcome.stdout.is_empty(), "{path} was read");
     }
 
     let killed = Instant::now();
     role.kill();
-    let role = Role::start(&master).unwrap();
+    let role = VaultProcess::start(&master).unwrap();
     assert_eq!(lease_as(web), (200, leased), "after a kill the right secret is there");
     assert!(killed.elapsed() < Duration::from_secs(5), "{:?}", killed.elapsed());
     role.kill();
 
     // With another key the store is neither opened nor replaced, and everybody is told.
-    let role = Role::start(&master_key(8)).unwrap();
+    let role = VaultProcess::start(&master_key(8)).unwrap();
     for (uid, question) in
-        [(web, "POST /v1/lease"), (paths::FRONT_UID, "POST /v1/operator"), (0, "GET /v1/key")]
+        [(web, "POST /v1/lease"), (uid(&FRONT), "POST /v1/operator"), (0, "GET /v1/key")]
     {
         let (status, body) = ask_as(uid, question, "{}");
         assert_eq!(status, 503);
@@ -238,7 +247,7 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
         );
     }
     role.kill();
-    let role = Role::start(&master).unwrap();
+    let role = VaultProcess::start(&master).unwrap();
     assert_eq!(lease_as(web).0, 200, "the right key still opens it");
     role.kill();
 }

@@ -1,7 +1,7 @@
 //! The vault's keys, all derived from one master key.
 //!
 //! ```text
-//! master key (32 random bytes that PID 1 keeps in a sealed memfd)
+//! master key (32 random bytes that PID 1 keeps)
 //!  └ HKDF-SHA256, salt "cofferdam/vault/v1" (RFC 5869)
 //!     ├ info "key id"   8 bytes, public: names the master key in every record
 //!     ├ info "records"  AES-256 key that wraps each record's own data key
@@ -15,11 +15,12 @@
 //! the master key is random, so there is nothing to slow a guesser down for.
 
 use std::fmt;
+use std::ops::DerefMut;
 
 use cofferdam_attest::operator::{self, SealedSecret};
 use hkdf::Hkdf;
 use sha2::Sha256;
-use zeroize::{Zeroize, ZeroizeOnDrop};
+use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
 
 use crate::{Reference, SecretValue};
 
@@ -46,18 +47,15 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// The derived keys. On the heap, so that moving the owner leaves no copies behind.
+/// Where the secret keys lie: for records, for the index, and for HPKE. It stays in place wherever its owner moves, and
+/// clears itself when it is dropped.
+pub type KeyMemory = Box<dyn DerefMut<Target = [[u8; 32]; 3]> + Send + Sync>;
+
+/// The derived keys.
 pub struct Keys {
     id: [u8; KEY_ID],
-    secret: Box<SecretKeys>,
+    secret: KeyMemory,
     public: [u8; 32],
-}
-
-#[derive(Zeroize, ZeroizeOnDrop)]
-struct SecretKeys {
-    records: [u8; 32],
-    index: [u8; 32],
-    hpke: [u8; 32],
 }
 
 /// A key that could not be derived. It does not happen with the lengths used here; if it did, going on
@@ -72,32 +70,34 @@ pub struct DeriveError;
 pub struct UnsealError;
 
 impl Keys {
-    /// Derives all keys and clears the master key.
+    /// Derives all keys into memory of the heap and clears the master key.
     ///
     /// # Errors
     /// [`DeriveError`] never in practice; see there.
     pub fn derive(master: MasterKey) -> Result<Self, DeriveError> {
+        Self::derive_into(Box::new(Zeroizing::new([[0; 32]; 3])), master)
+    }
+
+    /// The same into memory of the caller's choosing.
+    ///
+    /// # Errors
+    /// As [`Keys::derive`].
+    pub fn derive_into(mut secret: KeyMemory, master: MasterKey) -> Result<Self, DeriveError> {
         let hkdf = Hkdf::<Sha256>::new(Some(SALT), &master.0);
         let expand = |info: &[u8], out: &mut [u8]| hkdf.expand(info, out).map_err(|_| DeriveError);
         let mut id = [0; KEY_ID];
-        let mut secret = Box::new(SecretKeys { records: [0; 32], index: [0; 32], hpke: [0; 32] });
         expand(b"key id", &mut id)?;
-        expand(b"records", &mut secret.records)?;
-        expand(b"index", &mut secret.index)?;
-        expand(b"hpke", &mut secret.hpke)?;
-        let public = operator::vault_public_key(&secret.hpke).map_err(|_| DeriveError)?;
+        let [records, index, hpke] = &mut **secret;
+        expand(b"records", records)?;
+        expand(b"index", index)?;
+        expand(b"hpke", hpke)?;
+        let public = operator::vault_public_key(hpke).map_err(|_| DeriveError)?;
         Ok(Self { id, secret, public })
     }
 
     /// Names the master key: 8 bytes, not secret.
     pub fn id(&self) -> [u8; KEY_ID] {
         self.id
-    }
-
-    /// The memory that holds the secret keys, for locking it there and nothing else. It stays in place as long as `self`
-    /// exists, wherever `self` moves.
-    pub fn memory(&self) -> [&[u8]; 3] {
-        [&self.secret.records, &self.secret.index, &self.secret.hpke]
     }
 
     /// The X25519 public key to which secrets are sealed: the claim `vault_key`.
@@ -110,17 +110,24 @@ impl Keys {
     /// # Errors
     /// [`UnsealError`], the same for every cause.
     pub fn unseal(&self, reference: &Reference, sealed: &SealedSecret) -> Result<SecretValue, UnsealError> {
-        operator::open_secret(&self.secret.hpke, reference.as_str(), sealed)
+        operator::open_secret(self.hpke(), reference.as_str(), sealed)
             .map(|value| SecretValue::new(reference.clone(), value))
             .map_err(|_| UnsealError)
     }
 
     pub(crate) fn records(&self) -> &[u8; 32] {
-        &self.secret.records
+        let [records, _, _] = &**self.secret;
+        records
     }
 
     pub(crate) fn index(&self) -> &[u8; 32] {
-        &self.secret.index
+        let [_, index, _] = &**self.secret;
+        index
+    }
+
+    fn hpke(&self) -> &[u8; 32] {
+        let [_, _, hpke] = &**self.secret;
+        hpke
     }
 }
 
@@ -147,6 +154,30 @@ mod tests {
     }
 
     #[test]
+    fn keys_lie_where_the_caller_wants_them() {
+        /// Says when it is looked at, and clears itself.
+        struct Elsewhere(Zeroizing<[[u8; 32]; 3]>);
+        impl std::ops::Deref for Elsewhere {
+            type Target = [[u8; 32]; 3];
+            fn deref(&self) -> &Self::Target {
+                &self.0
+            }
+        }
+        impl DerefMut for Elsewhere {
+            fn deref_mut(&mut self) -> &mut Self::Target {
+                &mut self.0
+            }
+        }
+        let memory = Box::new(Elsewhere(Zeroizing::default()));
+        let place = std::ptr::from_ref(&**memory).addr();
+        let there = Keys::derive_into(memory, MasterKey::take(&mut [1; 32])).unwrap();
+        assert_eq!(there.records().as_ptr().addr(), place);
+        assert_eq!(there.hpke().as_ptr().addr(), place + 64);
+        let usual = keys(1);
+        assert_eq!((there.records(), there.index(), there.public_key()), (usual.records(), usual.index(), usual.public_key()));
+    }
+
+    #[test]
     fn keys_are_stable_distinct_and_never_zero() {
         let one = keys(1);
         let again = keys(1);
@@ -154,7 +185,7 @@ mod tests {
         assert_eq!((one.id(), one.public_key()), (again.id(), again.public_key()));
         let mut all = Vec::new();
         for keys in [&one, &two] {
-            all.extend([*keys.records(), *keys.index(), keys.secret.hpke, keys.public_key()]);
+            all.extend([*keys.records(), *keys.index(), *keys.hpke(), keys.public_key()]);
         }
         for (i, key) in all.iter().enumerate() {
             assert_ne!(*key, [0; 32]);

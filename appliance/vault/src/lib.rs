@@ -32,7 +32,7 @@ pub mod wire;
 
 pub use audit::{Audit, Operation};
 pub use grants::Grants;
-pub use keys::{DeriveError, Keys, MasterKey, UnsealError};
+pub use keys::{DeriveError, KeyMemory, Keys, MasterKey, UnsealError};
 pub use operate::Answer;
 pub use operators::{AuthenticationError, KeyError, Operator, Operators, Signed, fingerprint};
 pub use redb::StorageBackend;

@@ -1,8 +1,8 @@
-//! Files that others read while PID 1 writes them, and bounded reads of files that others made.
+//! Files that others read while they are written, directories with an owner, and bounded reads of files that others made.
 
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::unix::fs::OpenOptionsExt;
+use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 
 /// Replaces `path` by a file with these bytes, mode 0644: a reader sees the old bytes or the new, never a mix.
@@ -21,6 +21,17 @@ pub fn replace(path: impl AsRef<Path>, bytes: &[u8]) -> io::Result<()> {
     let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o644).open(&name)?;
     file.write_all(bytes)?;
     fs::rename(&name, path)
+}
+
+/// Makes a directory, and those above it, with this owner and mode; one that is there gets them too.
+///
+/// # Errors
+///
+/// What the file system says.
+pub fn directory(path: impl AsRef<Path>, uid: u32, gid: u32, mode: u32) -> io::Result<()> {
+    fs::create_dir_all(&path)?;
+    fs::set_permissions(&path, fs::Permissions::from_mode(mode))?;
+    chown(path, Some(uid), Some(gid))
 }
 
 /// Reads a file of at most `limit` bytes.

@@ -11,11 +11,7 @@ use serde::Deserialize;
 use serde_json::{Value, json};
 
 /// What a workload may do.
-const WORKLOAD: &str = include_str!("../../../policy/seccomp/workload.json");
-/// What a shim and all that it starts may do.
-const SHIM: &str = include_str!("../../../policy/seccomp/shim.json");
-/// What `cofferd pull` may do.
-const PULL: &str = include_str!("../../../policy/seccomp/pull.json");
+pub const WORKLOAD: &str = include_str!("../../../policy/seccomp/workload.json");
 
 /// Why a profile could not be made or applied.
 #[derive(Debug, thiserror::Error)]
@@ -50,25 +46,12 @@ impl Profile {
         Self::parse(WORKLOAD)
     }
 
-    /// The profile of shims.
+    /// A profile from its text, a file of `policy/seccomp`.
     ///
     /// # Errors
     ///
-    /// As [`Profile::workload`].
-    pub fn shim() -> Result<Self, SeccompError> {
-        Self::parse(SHIM)
-    }
-
-    /// The profile of `cofferd pull`.
-    ///
-    /// # Errors
-    ///
-    /// As [`Profile::workload`].
-    pub fn pull() -> Result<Self, SeccompError> {
-        Self::parse(PULL)
-    }
-
-    fn parse(text: &str) -> Result<Self, SeccompError> {
+    /// The text is not a profile, or names a call that there is not.
+    pub fn parse(text: &str) -> Result<Self, SeccompError> {
         let data: Data = serde_json::from_str(text).map_err(SeccompError::Parse)?;
         let mut known: Vec<Value> = data
             .groups
@@ -182,6 +165,10 @@ mod tests {
     use std::collections::BTreeSet;
 
     use super::*;
+
+    // Those of the roles that make containers and fetch images.
+    const SHIM: &str = include_str!("../../../policy/seccomp/shim.json");
+    const PULL: &str = include_str!("../../../policy/seccomp/pull.json");
 
     #[test]
     fn the_profiles_compile_and_every_group_says_why() {

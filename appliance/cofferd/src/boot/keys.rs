@@ -1,22 +1,16 @@
 //! The two keys that PID 1 makes for its roles: they outlive the role's process, never the machine.
 //!
-//! Each is in a sealed memfd: it cannot be changed, grown or executed by whoever inherits it. PID 1 keeps
-//! only the descriptor and wipes its own copy of the bytes.
+//! Each lies in memory that the kernel itself does not map ([`SecretMemory`]), and each run of a role gets a copy of its own.
 
-use std::io::{self, Write};
-use std::os::fd::OwnedFd;
 use std::rc::Rc;
 
 use nix::errno::Errno;
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use nix::sys::memfd::{MFdFlags, memfd_create};
 use p256::elliptic_curve::Generate;
 use p256::pkcs8::{EncodePrivateKey, EncodePublicKey};
 use sha2::{Digest, Sha256};
-use zeroize::Zeroizing;
 
-/// `MFD_NOEXEC_SEAL` (Linux 6.3): the file can never be made executable.
-const NO_EXECUTION: MFdFlags = MFdFlags::from_bits_retain(0x0008);
+use crate::system::spawn::KeyFile;
+use crate::system::sys::SecretMemory;
 
 /// Why a key could not be made.
 #[derive(Debug, thiserror::Error)]
@@ -27,26 +21,20 @@ pub(crate) enum KeyError {
     /// A P-256 key could not be encoded.
     #[error("cannot encode the TLS key")]
     Encode(#[source] Box<dyn std::error::Error + Send + Sync>),
-    /// The memfd could not be made or sealed.
-    #[error("cannot seal the key in memory")]
+    /// The kernel has no memory for keys.
+    #[error("cannot keep the key in memory of its own")]
     Memory(#[source] Errno),
-    /// The memfd could not be written.
-    #[error("cannot write the key to memory")]
-    Write(#[source] io::Error),
 }
-
-/// A key in a sealed memfd.
-pub(crate) type Sealed = Rc<OwnedFd>;
 
 /// 32 random bytes: the vault's master key.
 ///
 /// # Errors
 ///
 /// [`KeyError`].
-pub(crate) fn master() -> Result<Sealed, KeyError> {
-    let mut bytes = Zeroizing::new([0_u8; 32]);
-    getrandom::fill(bytes.as_mut_slice()).map_err(KeyError::Random)?;
-    seal(c"vault-key", bytes.as_slice())
+pub(crate) fn master() -> Result<KeyFile, KeyError> {
+    let mut memory = SecretMemory::new(32).map_err(KeyError::Memory)?;
+    getrandom::fill(memory.bytes_mut()).map_err(KeyError::Random)?;
+    Ok(Rc::new(memory))
 }
 
 /// A P-256 key as PKCS#8 DER, and the SHA-256 of its SubjectPublicKeyInfo DER as `sha256:<64 hex>`.
@@ -54,55 +42,32 @@ pub(crate) fn master() -> Result<Sealed, KeyError> {
 /// # Errors
 ///
 /// [`KeyError`].
-pub(crate) fn tls() -> Result<(Sealed, String), KeyError> {
+pub(crate) fn tls() -> Result<(KeyFile, String), KeyError> {
     let key = p256::SecretKey::try_generate().map_err(KeyError::Random)?;
     let private = key.to_pkcs8_der().map_err(|error| KeyError::Encode(error.into()))?;
     let public = key.public_key().to_public_key_der().map_err(|error| KeyError::Encode(error.into()))?;
     let digest = format!("sha256:{}", hex::encode(Sha256::digest(public.as_bytes())));
-    Ok((seal(c"tls-key", private.as_bytes())?, digest))
-}
-
-fn seal(name: &std::ffi::CStr, bytes: &[u8]) -> Result<Sealed, KeyError> {
-    let flags = MFdFlags::MFD_CLOEXEC | MFdFlags::MFD_ALLOW_SEALING | NO_EXECUTION;
-    let memory = memfd_create(name, flags).map_err(KeyError::Memory)?;
-    let mut file = std::fs::File::from(memory);
-    file.write_all(bytes).map_err(KeyError::Write)?;
-    let memory = OwnedFd::from(file);
-    let seals =
-        SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK | SealFlag::F_SEAL_SEAL;
-    fcntl(&memory, FcntlArg::F_ADD_SEALS(seals)).map_err(KeyError::Memory)?;
-    Ok(Rc::new(memory))
+    let memory = SecretMemory::holding(private.as_bytes()).map_err(KeyError::Memory)?;
+    Ok((Rc::new(memory), digest))
 }
 
 #[cfg(test)]
 mod tests {
-    use std::os::unix::fs::FileExt;
-
     use super::*;
 
-    fn contents(key: &Sealed) -> Vec<u8> {
-        let file = std::fs::File::from(key.try_clone().unwrap());
-        let mut bytes = vec![0; 256];
-        let length = file.read_at(&mut bytes, 0).unwrap();
-        bytes.truncate(length);
-        bytes
-    }
-
     #[test]
-    fn a_sealed_key_cannot_be_changed() {
+    fn each_master_key_is_another_one() {
         let key = master().unwrap();
-        assert_eq!(contents(&key).len(), 32);
-        let mut file = std::fs::File::from(key.try_clone().unwrap());
-        assert_eq!(file.write(b"x").unwrap_err().raw_os_error(), Some(Errno::EPERM as i32));
-        assert_eq!(file.set_len(0).unwrap_err().raw_os_error(), Some(Errno::EPERM as i32));
-        assert_ne!(contents(&key), contents(&master().unwrap()));
+        assert_eq!(key.bytes().len(), 32);
+        assert_ne!(key.bytes(), [0; 32]);
+        assert_ne!(key.bytes(), master().unwrap().bytes());
     }
 
     #[test]
     fn the_tls_keys_digest_is_that_of_its_public_half() {
         use p256::pkcs8::DecodePrivateKey;
         let (key, digest) = tls().unwrap();
-        let secret = p256::SecretKey::from_pkcs8_der(&contents(&key)).unwrap();
+        let secret = p256::SecretKey::from_pkcs8_der(key.bytes()).unwrap();
         let public = secret.public_key().to_public_key_der().unwrap();
         assert_eq!(digest, format!("sha256:{}", hex::encode(Sha256::digest(public.as_bytes()))));
     }

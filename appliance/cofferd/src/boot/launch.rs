@@ -1,15 +1,13 @@
 //! Stage `launch`: the launch boundary is measured, then the roles and the services start.
 //!
 //! After the `launch` event no measured input of the boot can change: it names the services, and the TLS key
-//! that every evidence document claims. The keys are made here and live in memory only.
+//! that every evidence document claims. That key is drawn here, anew at each boot.
 
 use std::fs;
 use std::io::{self, Read};
-use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::Path;
 use std::time::Duration;
 
-use caps::Capability;
 use cofferdam_attest::event_log::payload;
 use cofferdam_attest::evidence::ImageInfo;
 use cofferdam_declaration::{Service, digest};
@@ -18,14 +16,18 @@ use nix::mount::{MsFlags, mount};
 use sha2::{Digest, Sha256};
 
 use super::Boot;
-use super::keys::{self, KeyError, Sealed};
+use super::keys::{self, KeyError};
 use super::measure::Measured;
+use super::numbers::{Exhausted, Number};
+use super::unseal::Unsealed;
 use crate::paths;
 use crate::roles::appliance::{Appliance, Phase};
-use crate::system::cgroup::{Cgroup, CgroupError, Limits};
+use crate::roles::state::State;
+use crate::roles::{Key, ROLES, Role, SHIM, Starts};
+use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
 use crate::system::files;
-use crate::system::spawn::{DEVICE_PATHS, Identity, REGISTER_PATHS, Spec};
+use crate::system::spawn::{KeyFile, Spec};
 use crate::system::supervise::Tier;
 use crate::system::tdx::TdxError;
 
@@ -47,6 +49,9 @@ pub(crate) enum LaunchError {
     /// A service's file system.
     #[error("cannot mount {0}")]
     Mount(String, #[source] Errno),
+    /// A service.
+    #[error("cannot number the services")]
+    Numbers(#[from] Exhausted),
     /// The facts of this boot cannot be written as JSON.
     #[error("cannot encode the facts of this boot")]
     Encode(#[source] serde_json::Error),
@@ -74,90 +79,39 @@ impl Launched {
     }
 }
 
-/// One role that runs beside the services.
-struct Role {
-    name: &'static str,
-    uid: u32,
-    gid: u32,
-    capabilities: &'static [Capability],
-    /// Without a network it can only be reached over its socket.
-    own_network: bool,
-    covered: &'static [&'static str],
-    /// Where the roles after it reach it.
-    socket: Option<&'static str>,
-    /// Bytes. A role that needs more is broken, and ends instead of taking the others along.
-    memory: u64,
-}
-
 /// The vault opens its store and the evidence role asks for a key: well below this even under emulation.
 const REACHABLE_WITHIN: Duration = Duration::from_secs(5);
-/// Threads and processes of a role: a tokio runtime and its blocking pool under load.
-const PROCESSES: u32 = 128;
-/// Of one service: a database with a process per connection fits, a fork bomb does not spread.
-const SERVICE_PROCESSES: u32 = 4096;
 
-const ROLES: [Role; 4] = [
-    // Its store is a file on a tmpfs, whose pages count as its own.
-    Role {
-        name: "vault",
-        uid: paths::VAULT_UID,
-        gid: paths::VAULT_UID,
-        capabilities: &[],
-        own_network: true,
-        covered: &DEVICE_PATHS,
-        socket: Some(paths::VAULT_SOCKET),
-        memory: 256 << 20,
-    },
-    Role {
-        name: "evidence",
-        uid: paths::EVIDENCE_UID,
-        gid: paths::EVIDENCE_GID,
-        capabilities: &[],
-        own_network: true,
-        covered: &REGISTER_PATHS,
-        socket: Some(paths::EVIDENCE_SOCKET),
-        memory: 64 << 20,
-    },
-    // Hundreds of TLS connections with their buffers.
-    Role {
-        name: "front",
-        uid: paths::FRONT_UID,
-        gid: paths::FRONT_UID,
-        capabilities: &[Capability::CAP_NET_BIND_SERVICE],
-        own_network: false,
-        covered: &DEVICE_PATHS,
-        socket: None,
-        memory: 192 << 20,
-    },
-    Role {
-        name: "publish",
-        uid: paths::PUBLISH_UID,
-        gid: paths::PUBLISH_UID,
-        capabilities: &[],
-        own_network: false,
-        covered: &DEVICE_PATHS,
-        socket: None,
-        memory: 96 << 20,
-    },
-];
+/// Directories below /run/cofferdam that belong to no role.
+const DIRECTORIES: [&str; 2] = [paths::SERVICES_DIR, paths::ROOTFS_DIR];
 
-/// Directories below /run/cofferdam: owner, group, mode (see `paths`).
-const DIRECTORIES: [(&str, u32, u32, u32); 5] = [
-    (paths::VAULT_DIR, paths::VAULT_UID, paths::VAULT_UID, 0o711),
-    (paths::EVIDENCE_DIR, paths::EVIDENCE_UID, paths::EVIDENCE_GID, 0o711),
-    (paths::PUBLISH_DIR, paths::PUBLISH_UID, paths::PUBLISH_UID, 0o755),
-    (paths::SERVICES_DIR, 0, 0, 0o755),
-    (paths::ROOTFS_DIR, 0, 0, 0o755),
-];
+/// The keys that roles find at descriptor 3.
+struct Keys {
+    vault: KeyFile,
+    tls: KeyFile,
+}
+
+impl Keys {
+    fn of(&self, key: Key) -> KeyFile {
+        match key {
+            Key::Vault => self.vault.clone(),
+            Key::Tls => self.tls.clone(),
+        }
+    }
+}
 
 /// Measures the launch boundary and starts everything.
 ///
 /// # Errors
 ///
 /// [`LaunchError`].
-pub(super) fn establish(boot: &mut Boot, mut measured: Measured) -> Result<Launched, LaunchError> {
+pub(super) fn establish(
+    boot: &mut Boot,
+    mut measured: Measured,
+    unsealed: Unsealed,
+) -> Result<Launched, LaunchError> {
+    let Unsealed { state, vault_key, mut numbers } = unsealed;
     let (tls, tls_key) = keys::tls()?;
-    let vault = keys::master()?;
     let services = measured.declaration.services.clone();
     for Service { name, image, .. } in &services {
         measured.measure(&payload::Image { service: name.clone(), reference: image.to_string() })?;
@@ -165,11 +119,14 @@ pub(super) fn establish(boot: &mut Boot, mut measured: Measured) -> Result<Launc
     let names = services.iter().map(|service| service.name.clone()).collect();
     measured.measure(&payload::Launch { services: names, tls_key: tls_key.clone() })?;
 
-    for (path, uid, gid, mode) in DIRECTORIES {
-        directory(path, uid, gid, mode)?;
+    for path in DIRECTORIES {
+        files::directory(path, 0, 0, 0o755).map_err(file(path))?;
+    }
+    for (path, uid, gid, mode) in ROLES.into_iter().filter_map(Role::directory) {
+        files::directory(path, uid, gid, mode).map_err(file(path))?;
     }
     files::replace(paths::DECLARATION, &measured.delivered.bytes).map_err(file(paths::DECLARATION))?;
-    let launched = Launched { appliance: facts(measured, tls_key, boot.phases.clone())? };
+    let launched = Launched { appliance: facts(measured, tls_key, state, boot.phases.clone())? };
     launched.write()?;
     for (name, value) in &launched.appliance.registers {
         say(&format!("{name} {value}"));
@@ -177,26 +134,28 @@ pub(super) fn establish(boot: &mut Boot, mut measured: Measured) -> Result<Launc
 
     // In the order in which they need each other, each given a moment to be reachable: a role that finds nobody
     // would wait and ask again, which costs more. One that is not up in time does not hold up the rest.
-    for role in &ROLES {
-        let key = match role.name {
-            "vault" => Some(vault.clone()),
-            "front" => Some(tls.clone()),
-            _ => None,
-        };
-        boot.supervisor.keep(role.name.to_owned(), Tier::Role, role.spec(key)?);
-        if let Some(socket) = role.socket.map(Path::new) {
+    let keys = Keys { vault: vault_key, tls };
+    for role in ROLES.into_iter().filter(|role| role.starts() == Starts::Launch) {
+        let spec = role.spec(None, role.key().map(|key| keys.of(key)))?;
+        boot.supervisor.keep(role.name().to_owned(), Tier::Role, spec);
+        if let Some(socket) = role.socket().map(Path::new) {
             boot.supervisor.run_until(REACHABLE_WITHIN, || socket.exists());
         }
     }
-    for (index, service) in (0_u32..).zip(&services) {
-        let spec = shim(index, service)?;
+    for service in &services {
+        let spec = shim(numbers.of(&service.name)?, service)?;
         let tier = Tier::Service { grace: service.stop_grace_period };
-        boot.supervisor.keep(format!("shim {}", service.name), tier, spec);
+        boot.supervisor.keep(format!("{} {}", SHIM.name(), service.name), tier, spec);
     }
     Ok(launched)
 }
 
-fn facts(measured: Measured, tls_key: String, phases: Vec<Phase>) -> Result<Appliance, LaunchError> {
+fn facts(
+    measured: Measured,
+    tls_key: String,
+    state: State,
+    phases: Vec<Phase>,
+) -> Result<Appliance, LaunchError> {
     let Measured { registers, log, delivered, declaration } = measured;
     Ok(Appliance {
         repository: declaration.repository.to_string(),
@@ -204,6 +163,7 @@ fn facts(measured: Measured, tls_key: String, phases: Vec<Phase>) -> Result<Appl
         declaration: digest(&delivered.bytes),
         endpoint: declaration.endpoint.to_string(),
         tls_key,
+        state,
         event_log: log,
         phases,
         registers: registers.all()?,
@@ -232,78 +192,24 @@ fn own_digest() -> Result<String, LaunchError> {
     Ok(format!("sha256:{}", hex::encode(hash.finalize())))
 }
 
-impl Role {
-    fn spec(&self, key: Option<Sealed>) -> Result<Spec, CgroupError> {
-        let limits = Limits { memory: Some(self.memory), processes: Some(PROCESSES) };
-        Ok(Spec {
-            arguments: vec![self.name.to_owned()],
-            identity: Identity::Role { uid: self.uid, gid: self.gid, capabilities: self.capabilities },
-            own_network: self.own_network,
-            covered: self.covered,
-            key,
-            cgroup: Some(Cgroup::role(self.name, limits)?),
-        })
-    }
-}
-
 /// The service's directory, the file system for its image, and what its shim starts as.
-fn shim(index: u32, service: &Service) -> Result<Spec, LaunchError> {
-    let base = paths::service_uid(index);
+fn shim(number: Number, service: &Service) -> Result<Spec, LaunchError> {
+    let base = number.uid();
     let shown = paths::service_dir(&service.name);
-    directory(&shown.to_string_lossy(), base, base, 0o755)?;
+    files::directory(&shown, base, base, 0o755).map_err(file(&shown.to_string_lossy()))?;
     let root = paths::service_rootfs(&service.name);
     let root = root.to_string_lossy();
-    directory(&root, base, base, 0o700)?;
+    files::directory(root.as_ref(), base, base, 0o700).map_err(file(&root))?;
     // Its own tmpfs: /run is noexec, and one service's image cannot fill another's. Its pages count as the
     // service's, whose control group bounds them.
     let options = format!("mode=0700,uid={base},gid={base}");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("rootfs"), root.as_ref(), Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(|error| LaunchError::Mount(root.to_string(), error))?;
-    let limits = Limits { memory: None, processes: Some(SERVICE_PROCESSES) };
-    Ok(Spec {
-        arguments: vec!["shim".to_owned(), service.name.clone()],
-        identity: Identity::Shim { base },
-        own_network: false,
-        covered: &DEVICE_PATHS,
-        key: None,
-        cgroup: Some(Cgroup::service(&service.name, limits)?),
-    })
-}
-
-fn directory(path: &str, uid: u32, gid: u32, mode: u32) -> Result<(), LaunchError> {
-    fs::create_dir_all(path).map_err(file(path))?;
-    fs::set_permissions(path, fs::Permissions::from_mode(mode)).map_err(file(path))?;
-    chown(path, Some(uid), Some(gid)).map_err(file(path))
+    Ok(SHIM.spec(Some((&service.name, base)), None)?)
 }
 
 fn file(path: &str) -> impl FnOnce(io::Error) -> LaunchError {
     let path = path.to_owned();
     move |source| LaunchError::File(path, source)
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn only_evidence_sees_the_quote_device_and_nobody_the_registers() {
-        for role in &ROLES {
-            let sees = |path: &str| !role.covered.contains(&path);
-            assert_eq!(sees("/sys/kernel/config/tsm"), role.name == "evidence", "{}", role.name);
-            assert!(!sees("/sys/devices/virtual/misc/tdx_guest"), "{}", role.name);
-            assert!(!sees("/sys/firmware"), "{}", role.name);
-        }
-    }
-
-    #[test]
-    fn roles_have_ids_of_their_own_and_only_the_front_a_capability() {
-        let mut ids: Vec<u32> = ROLES.iter().map(|role| role.gid).collect();
-        ids.sort_unstable();
-        ids.dedup();
-        assert_eq!(ids.len(), ROLES.len());
-        for role in &ROLES {
-            assert_eq!(role.capabilities.is_empty(), role.name != "front", "{}", role.name);
-        }
-    }
 }

@@ -1,7 +1,7 @@
 //! Stage `measure`: everything that the host passed goes into RTMR3, and only then is it looked at.
 //!
-//! Order (design, "Event log"): `declaration`, before its bytes are parsed; then `appliance`, `machine`, `state`.
-//! `image` and `launch` follow in the stage of that name. The firmware's own log is read here and must
+//! Order (design, "Event log"): `declaration`, before its bytes are parsed; then `appliance` and `machine`. `state` follows in
+//! the stage `unseal`, `image` and `launch` in the stage of that name. The firmware's own log is read here and must
 //! replay to RTMR0-2: evidence whose log does not explain its registers would convince nobody.
 
 use std::collections::BTreeMap;
@@ -114,7 +114,6 @@ pub(crate) fn establish() -> Result<Measured, MeasureError> {
     measure(&registers, &mut log, &payload::Appliance { repository, declaration: digest, endpoint })?;
     let memory_mib = mount::memory_bytes()? >> 20;
     measure(&registers, &mut log, &payload::Machine { cpus: processors()?, memory_mib })?;
-    measure(&registers, &mut log, &payload::State { kind: "memory".to_owned(), fresh: true })?;
     Ok(Measured { registers, log, delivered, declaration })
 }
 

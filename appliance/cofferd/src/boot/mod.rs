@@ -5,6 +5,7 @@
 //! | `mount` | the kernel's file systems are there, hardened, and nothing that was there before is covered |
 //! | `measure` | what the host passed is in RTMR3, in the order of the event log, and was parsed only after that |
 //! | `network` | there is an address, obtained by a process that can do nothing else |
+//! | `unseal` | the state is open, or made; how it is kept is measured |
 //! | `launch` | the launch boundary is measured; roles and services run |
 //!
 //! A stage hands its result to the next by value, so that none can run before what it needs. A stage that
@@ -16,6 +17,8 @@ mod launch;
 mod measure;
 mod mount;
 mod network;
+mod numbers;
+mod unseal;
 
 use std::error::Error;
 use std::time::{Duration, Instant};
@@ -25,7 +28,7 @@ use nix::sys::reboot::set_cad_enabled;
 use crate::roles::appliance::Phase;
 use crate::system::console::say;
 use crate::system::power::PowerButtons;
-use crate::system::supervise::{STATE, Supervisor, chain};
+use crate::system::supervise::{Supervisor, chain};
 
 /// Why the boot stopped: the last line on the console.
 struct Parked {
@@ -56,7 +59,7 @@ pub(crate) fn run(words: &[&str]) -> ! {
     match stages(&mut boot) {
         Ok(()) => {
             boot.supervisor.enter("supervise");
-            say(&format!("launched; state: {STATE}"));
+            say(&format!("launched; state: {}", boot.supervisor.state()));
             boot.supervisor.run()
         }
         Err(Parked { stage, why }) => boot.supervisor.park(stage, &why),
@@ -66,9 +69,11 @@ pub(crate) fn run(words: &[&str]) -> ! {
 fn stages(boot: &mut Boot) -> Result<(), Parked> {
     boot.stage("mount", |_| mount::establish())?;
     boot.supervisor.watch(PowerButtons::find("/sys/class/input".as_ref(), "/dev/input".as_ref()));
-    let measured = boot.stage("measure", |_| measure::establish())?;
+    let mut measured = boot.stage("measure", |_| measure::establish())?;
     boot.stage("network", |boot| network::establish(&mut boot.supervisor))?;
-    let launched = boot.stage("launch", |boot| launch::establish(boot, measured))?;
+    let unsealed = boot.stage("unseal", |_| unseal::establish(&mut measured))?;
+    boot.supervisor.state_is(unsealed.state.to_string());
+    let launched = boot.stage("launch", |boot| launch::establish(boot, measured, unsealed))?;
     // Once more, now that the last stage's duration is known.
     launched.publish(&boot.phases).map_err(|error| Parked { stage: "launch", why: chain(&error) })
 }

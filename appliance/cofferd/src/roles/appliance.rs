@@ -12,6 +12,8 @@ use cofferdam_attest::event_log::Event;
 use cofferdam_attest::evidence::ImageInfo;
 use serde::{Deserialize, Serialize};
 
+use super::state::State;
+
 /// Bound on the file in bytes: the event log of 32 services and a long firmware log is well under a third of it.
 const MAX_BYTES: u64 = 1024 * 1024;
 
@@ -29,6 +31,8 @@ pub(crate) struct Appliance {
     pub(crate) endpoint: String,
     /// SHA-256 of the TLS key's SubjectPublicKeyInfo DER, `sha256:<64 hex>`.
     pub(crate) tls_key: String,
+    /// How this boot's state is kept.
+    pub(crate) state: State,
     /// The firmware's events and ours, in the order in which they were measured.
     pub(crate) event_log: Vec<Event>,
     /// Stages of the boot with their durations, in order.
@@ -55,17 +59,24 @@ pub(crate) enum ApplianceError {
     /// The file is missing or unreadable.
     #[error("cannot read {}", path.display())]
     Read {
+        /// The file.
         path: PathBuf,
+        /// What the kernel said.
         #[source]
         source: std::io::Error,
     },
     /// The file is larger than PID 1 could have made it.
     #[error("{} is larger than {MAX_BYTES} bytes", path.display())]
-    TooLarge { path: PathBuf },
+    TooLarge {
+        /// The file.
+        path: PathBuf,
+    },
     /// The file is not of the shape of [`Appliance`].
     #[error("{} is not of the expected shape", path.display())]
     Shape {
+        /// The file.
         path: PathBuf,
+        /// Where and how it differs.
         #[source]
         source: serde_json::Error,
     },

@@ -40,7 +40,8 @@ use self::device::{Configfs, Device, DeviceError, Reports};
 use crate::paths;
 use crate::roles::appliance::{Appliance, ApplianceError};
 use crate::roles::clock;
-use crate::system::{client, confine};
+use crate::roles::{FRONT, PUBLISH, Role};
+use crate::system::client;
 
 /// Where the kernel's TSM driver takes requests (configfs-tsm-report ABI).
 const DEVICE_ROOT: &str = "/sys/kernel/config/tsm/report";
@@ -82,8 +83,8 @@ const LOG_ATTEMPTS: u32 = 3;
 /// # Errors
 /// When the facts of this boot are unreadable, the device's directory is not there, the vault does not answer
 /// within a minute or the socket cannot be made.
-pub(crate) fn run() -> anyhow::Result<()> {
-    confine::enter("evidence").context("cannot confine the role")?;
+pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
+    role.confine().context("cannot confine the role")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .max_blocking_threads(2)
@@ -99,7 +100,8 @@ pub(crate) fn run() -> anyhow::Result<()> {
         let attester =
             Attester { appliance: PathBuf::from(paths::APPLIANCE), device, vault_key, limit: QUOTE_LIMIT };
         let listener = bind(Path::new(paths::EVIDENCE_SOCKET))?;
-        serve(listener, attester, &[paths::FRONT_UID, paths::PUBLISH_UID]).await;
+        let callers: Vec<u32> = [&FRONT, &PUBLISH].into_iter().filter_map(Role::uid).collect();
+        serve(listener, attester, &callers).await;
         Ok(())
     })
 }
@@ -166,9 +168,9 @@ impl<R: Reports> Attester<R> {
             vault_key: self.vault_key.clone(),
             issued_at: claims::format_time(now).ok_or(EvidenceError::Clock)?,
             expires_at: claims::format_time(now.saturating_add(VALIDITY)).ok_or(EvidenceError::Clock)?,
-            // Nothing can seal this appliance or give it lasting state: there is no such event and no such disk.
-            sealed: false,
-            state_epoch: 0,
+            // As the verifier sees it: what is not measured is not claimed.
+            sealed: appliance.event_log.iter().any(|event| event.mr == 3 && event.event == "sealed"),
+            state_epoch: appliance.state.epoch(),
             nonce: request.nonce.clone(),
             channel_binding: request.channel_binding.clone(),
         }
@@ -396,7 +398,12 @@ pub(crate) mod tests {
 
     use super::device::tests::{Fake, Mischief};
     use super::*;
+    use crate::roles::NETWORK;
     use crate::roles::testing::{appliance, platform, quote as quoted, respond, serve_unix};
+
+    fn own_uid(role: &Role) -> u32 {
+        role.uid().unwrap()
+    }
 
     fn key() -> String {
         format!("sha256:{}", "cd".repeat(32))
@@ -477,9 +484,9 @@ pub(crate) mod tests {
 
     #[tokio::test]
     async fn only_the_roles_that_need_it_are_served() {
-        let (_directory, socket) = role(&[], vec![paths::FRONT_UID, paths::PUBLISH_UID], honest());
+        let (_directory, socket) = role(&[], vec![own_uid(&FRONT), own_uid(&PUBLISH)], honest());
         // The test's own uid is neither.
-        assert!(!me().contains(&paths::FRONT_UID));
+        assert!(!me().contains(&own_uid(&FRONT)));
         let outcome = ask(&socket, &EvidenceRequest::default()).await;
         assert!(matches!(outcome, Err(AskError::Ask(client::ClientError::Exchange(_)))), "{outcome:?}");
         // Silent ones are not waited for, however many hold on.
@@ -495,19 +502,19 @@ pub(crate) mod tests {
 
     #[test]
     fn one_peer_cannot_take_the_places_of_the_other() {
-        let peers = [paths::FRONT_UID, paths::PUBLISH_UID].map(Peer::new);
-        let held: Vec<_> = std::iter::from_fn(|| admit(&peers, paths::FRONT_UID)).collect();
+        let peers = [&FRONT, &PUBLISH].map(own_uid).map(Peer::new);
+        let held: Vec<_> = std::iter::from_fn(|| admit(&peers, own_uid(&FRONT))).collect();
         assert_eq!(held.len(), CONNECTIONS);
         let queued: Vec<_> =
             std::iter::from_fn(|| held.first().and_then(|(front, _)| front.queue.try_acquire().ok()))
                 .collect();
         assert_eq!(queued.len(), QUEUE);
-        let (publish, _place) = admit(&peers, paths::PUBLISH_UID).expect("its own places");
+        let (publish, _place) = admit(&peers, own_uid(&PUBLISH)).expect("its own places");
         assert!(publish.queue.try_acquire().is_ok());
-        assert!(admit(&peers, paths::NETWORK_UID).is_none());
+        assert!(admit(&peers, own_uid(&NETWORK)).is_none());
         drop(queued);
         drop(held);
-        assert!(admit(&peers, paths::FRONT_UID).is_some());
+        assert!(admit(&peers, own_uid(&FRONT)).is_some());
     }
 
     #[tokio::test(start_paused = true)]

@@ -41,6 +41,7 @@ use self::tls::{Identity, TlsKey};
 use crate::paths;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest};
+use crate::roles::Role;
 use crate::system::{confine, files, sys};
 
 /// Served always, so that an appliance can be operated whatever its services publish.
@@ -58,12 +59,12 @@ const CERTIFICATE_EVIDENCE: usize = 32 * 1024;
 ///
 /// # Errors
 /// When the key, the declaration or a port is not to be had.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     // Before the key is in this process's memory.
     confine::undumpable().context("cannot become unreadable for others")?;
-    let key = std::fs::File::from(sys::inherited(paths::KEY_FD).context("no TLS key was handed over")?);
-    let key = TlsKey::read(key)?;
-    confine::enter("front").context("cannot confine the role")?;
+    let key = sys::inherited(paths::KEY_FD).context("no TLS key was handed over")?;
+    let key = TlsKey::inherited(key)?;
+    role.confine().context("cannot confine the role")?;
     let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
         .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
     let declaration = Declaration::parse(&declaration).context("the measured declaration does not parse")?;

@@ -1,14 +1,21 @@
-//! The roles: one file each, named as on the command line.
+//! The roles: what each may do is in one table, what each does in a file named as on the command line.
 
 pub(crate) mod appliance;
 pub(crate) mod clock;
-pub(crate) mod evidence;
-pub(crate) mod front;
-pub(crate) mod network;
-pub(crate) mod publish;
-pub(crate) mod pull;
-pub(crate) mod shim;
-pub(crate) mod vault;
+mod evidence;
+mod front;
+mod network;
+mod publish;
+mod pull;
+mod shim;
+pub(crate) mod state;
+mod table;
+mod vault;
 
 #[cfg(test)]
 pub(crate) mod testing;
+
+pub(crate) use self::table::{Key, Starts, run};
+pub use self::table::{
+    CONTAINER, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, ROLES, Role, SHIM, VAULT,
+};

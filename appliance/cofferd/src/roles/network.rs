@@ -20,7 +20,8 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use serde::Serialize;
 
 use crate::paths;
-use crate::system::{confine, files, sys};
+use crate::roles::Role;
+use crate::system::{files, sys};
 
 /// The options that are asked for (RFC 2132): mask, router, resolvers, MTU. Not routes (121), which can be many and overlap.
 const OPTIONS: [u8; 4] = [1, 3, 6, 26];
@@ -67,8 +68,8 @@ enum LeaseError {
 /// # Errors
 ///
 /// It cannot be confined, or there is no network interface.
-pub(crate) fn run() -> anyhow::Result<()> {
-    confine::enter("network").context("cannot confine the role")?;
+pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
+    role.confine().context("cannot confine the role")?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

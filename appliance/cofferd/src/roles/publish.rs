@@ -38,8 +38,9 @@ use crate::paths;
 use crate::roles::appliance::{Appliance, ApplianceError};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest, ask};
+use crate::roles::Role;
 use crate::system::client::vault::{self, LeaseError};
-use crate::system::{confine, files};
+use crate::system::files;
 
 /// What the requests call themselves.
 const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
@@ -61,8 +62,8 @@ const LEASE_WAIT: Duration = Duration::from_secs(25);
 ///
 /// # Errors
 /// When the role cannot be confined, or the facts of this boot or the declaration cannot be read.
-pub(crate) fn run() -> anyhow::Result<()> {
-    confine::enter("publish").context("cannot confine the role")?;
+pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
+    role.confine().context("cannot confine the role")?;
     // The HTTP client takes the process's provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)

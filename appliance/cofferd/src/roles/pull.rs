@@ -7,28 +7,20 @@
 //! unpacking gains the files of that image, which it has anyway.
 
 use std::io::{self, Write};
-use std::path::Path;
 
 use anyhow::Context;
-use caps::{CapSet, Capability, CapsHashSet};
 use cofferdam_declaration::Declaration;
 use cofferdam_workload::pull::{self, Access, ImageDir, PullError};
-use cofferdam_workload::seccomp::Profile;
-use landlock::{
-    ABI, Access as _, AccessFs, AccessNet, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset,
-    RulesetAttr, RulesetCreatedAttr,
-};
 use serde::{Deserialize, Serialize};
 
+use super::Role;
 use crate::paths;
-use crate::system::{confine, files};
+use crate::system::files;
 
 /// The image's CA bundle.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Debian's bundle has some 220 KiB.
 const MAX_BUNDLE: u64 = 4 << 20;
-/// For owning files of the range, and for replacing what an earlier layer made unwritable.
-const KEPT: [Capability; 3] = [Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER];
 
 /// How a pull ended; the shim reads it from standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -47,7 +39,11 @@ pub(crate) fn image_dir(service: &str) -> ImageDir {
 }
 
 /// Pulls the image of the service `name`, says on standard output how that went, and ends.
-pub(crate) fn run(name: &str) -> anyhow::Result<()> {
+///
+/// # Errors
+///
+/// The role cannot be confined, or what PID 1 wrote down for it cannot be read. A pull that fails is an answer.
+pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     let bytes = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
         .context("cannot read the declaration")?;
     let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
@@ -61,7 +57,7 @@ pub(crate) fn run(name: &str) -> anyhow::Result<()> {
     };
     let directory = image_dir(name);
     directory.prepare().context("cannot make the image's directory")?;
-    confine_to(directory.path())?;
+    role.confine_with(&[directory.path()]).context("cannot confine the role")?;
     // A second installation of the same provider is refused, and is the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
@@ -85,48 +81,6 @@ fn chain(error: &PullError) -> String {
         source = cause.source();
     }
     text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(600).collect()
-}
-
-fn confine_to(directory: &Path) -> anyhow::Result<()> {
-    confine::undumpable()?;
-    let kept: CapsHashSet = KEPT.into_iter().collect();
-    for capability in caps::runtime::thread_all_supported().difference(&kept) {
-        caps::drop(None, CapSet::Bounding, *capability).context("cannot drop capabilities")?;
-    }
-    for set in [CapSet::Ambient, CapSet::Inheritable] {
-        caps::clear(None, set).context("cannot drop capabilities")?;
-    }
-    for set in [CapSet::Effective, CapSet::Permitted] {
-        caps::set(None, set, &kept).context("cannot drop capabilities")?;
-    }
-    nix::sys::prctl::set_no_new_privs().context("cannot set no_new_privs")?;
-    landlock(directory).context("cannot confine the view of the file system")?;
-    Profile::pull()?.apply()?;
-    Ok(())
-}
-
-fn landlock(directory: &Path) -> anyhow::Result<()> {
-    let abi = ABI::V5;
-    let everything = AccessFs::from_all(abi);
-    let read = AccessFs::ReadFile | AccessFs::ReadDir;
-    let write =
-        everything & !AccessFs::Execute & !AccessFs::MakeChar & !AccessFs::MakeBlock & !AccessFs::MakeSock;
-    let ruleset = Ruleset::default().set_compatibility(CompatLevel::HardRequirement);
-    let mut ruleset = ruleset
-        .handle_access(everything)?
-        // It calls and is never called.
-        .handle_access(AccessNet::BindTcp)?
-        .create()?
-        .add_rule(PathBeneath::new(PathFd::new(directory)?, write))?;
-    // The resolver's files may be links into the run directory, of which only the network's part is opened.
-    for path in ["/etc", "/run/cofferdam/network", "/proc/meminfo"] {
-        if let Ok(file) = PathFd::new(path) {
-            let access = if Path::new(path).is_dir() { read } else { AccessFs::ReadFile.into() };
-            ruleset = ruleset.add_rule(PathBeneath::new(file, access))?;
-        }
-    }
-    ruleset.restrict_self()?;
-    Ok(())
 }
 
 #[cfg(test)]

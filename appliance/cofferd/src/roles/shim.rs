@@ -34,7 +34,6 @@ use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
 use cofferdam_workload::network::{self, Network};
 use cofferdam_workload::restart::{End, Policy};
-use cofferdam_workload::seccomp::Profile;
 use cofferdam_workload::status::{Reporter, State, Status};
 use cofferdam_workload::user::{self, Account};
 use cofferdam_workload::{environment, output, relay};
@@ -46,9 +45,10 @@ use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::pull::{Answer, image_dir};
+use super::{CONTAINER, PULL, Role};
 use crate::paths;
 use crate::system::client::vault::{Lease, LeaseError, lease};
-use crate::system::{cgroup, confine, files};
+use crate::system::{cgroup, files};
 
 /// One question to the vault; the answer to a missing secret comes as soon as it is put.
 const LEASE_WAIT: Duration = Duration::from_secs(25);
@@ -68,9 +68,12 @@ const MAX_ANSWER: u64 = 4096;
 const DRAIN: Duration = Duration::from_secs(5);
 
 /// Runs the service `name` until PID 1 says SIGTERM.
-pub(crate) fn run(name: &str) -> anyhow::Result<()> {
-    confine::undumpable()?;
-    Profile::shim()?.apply()?;
+///
+/// # Errors
+///
+/// The role cannot be confined, or what PID 1 wrote down for it cannot be read.
+pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
+    role.confine().context("cannot confine the role")?;
     let bytes = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
         .context("cannot read the declaration")?;
     let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
@@ -305,7 +308,7 @@ impl Shim<'_> {
             .context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         let (container, output) =
-            launch::start(&["cofferd", "container", name], &plan, &delivery, network, descriptor).await?;
+            launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, network, descriptor).await?;
         drop(delivery);
         let pid = container.pid();
         self.report(State::Running, |status| status.pid = pid)?;
@@ -406,7 +409,7 @@ fn group() -> anyhow::Result<Option<Leaf>> {
 async fn pull(name: &str) -> anyhow::Result<Answer> {
     let (writer, mut reader) = pipe::pipe().context("cannot make a pipe")?;
     let mut command = Command::new("/proc/self/exe");
-    command.args(["pull", name]).env_clear().stdin(Stdio::null());
+    command.args([PULL.name(), name]).env_clear().stdin(Stdio::null());
     command.stdout(writer.into_blocking_fd().context("cannot make a pipe")?);
     let mut child = Child(command.spawn().context("cannot start the pull")?);
     // The command holds the pipe's writing end.

@@ -137,6 +137,7 @@ pub(crate) fn appliance(tls_key: &str) -> Appliance {
         "declaration": declaration,
         "endpoint": "127.0.0.1:8443",
         "tls_key": tls_key,
+        "state": "memory",
         "event_log": log,
         "phases": [{"name": "mount", "ms": 3}],
         "registers": {"mrtd": "00".repeat(48)},

@@ -1,7 +1,7 @@
 //! The role that keeps the secrets: the only process that holds the vault's keys.
 //!
-//! PID 1 starts it with the master key in a sealed memfd at descriptor 3. It takes the key, closes the
-//! descriptor, confines itself, reads the measured declaration for who may lease what and whose
+//! PID 1 starts it with a copy of the master key at descriptor 3, in memory that the kernel itself does not map; the keys that
+//! it derives lie in such memory too. It takes the key, closes the descriptor, confines itself, reads the measured declaration for who may lease what and whose
 //! signatures count, opens its store and serves its socket. It has no network.
 //!
 //! The store is a file of ciphertext on a tmpfs, so that it outlives this process and not the
@@ -12,12 +12,13 @@ mod listen;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::{FileExt as _, OpenOptionsExt as _};
+use std::os::fd::OwnedFd;
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
 
-use anyhow::{Context as _, ensure};
+use anyhow::Context as _;
 use axum::Router;
 use axum::http::StatusCode;
 use cofferdam_declaration::Declaration;
@@ -26,11 +27,12 @@ use cofferdam_vault::{
     Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Reference, Rules, Store, StoreError,
     Vault, router,
 };
-use nix::fcntl::{FcntlArg, SealFlag, fcntl};
-use zeroize::Zeroizing;
 
 use crate::paths;
-use crate::system::{confine, files, sys};
+use crate::roles::appliance::Appliance;
+use crate::roles::{FRONT, PUBLISH, Role};
+use crate::system::sys::{self, SecretKeys, SecretMemory};
+use crate::system::{confine, files};
 
 /// Lines about requests that nobody authenticated, in each [`FLOOD_WINDOW`]. Anybody on the network can cause them, and the
 /// console is slow.
@@ -44,20 +46,20 @@ const FLOOD_WINDOW: Duration = Duration::from_secs(10);
 /// When the key is not there, the role cannot be confined, the declaration cannot be read or the socket not be made.
 /// A store that cannot be reached is one too, and PID 1 tries again; a store that was reached and does not open is
 /// not: the role serves its refusal.
-pub(crate) fn run() -> anyhow::Result<()> {
+pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     // Before the key is in this process's memory.
     confine::undumpable().context("cannot become unreadable for others")?;
-    let keys = Keys::derive(take_master_key()?)?;
-    for memory in keys.memory() {
-        sys::lock(memory).context("cannot lock the keys in memory")?;
-    }
-    confine::enter("vault").context("cannot confine the role")?;
+    let memory = SecretKeys::new().context("no memory for the keys")?;
+    let master = sys::inherited(paths::KEY_FD).context("no key at descriptor 3")?;
+    let keys = Keys::derive_into(Box::new(memory), take_key(master)?)?;
+    role.confine().context("cannot confine the role")?;
     let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
         .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
     let rules = rules(&Declaration::parse(&declaration)?)?;
+    let state = Appliance::read(Path::new(paths::APPLIANCE)).context("cannot read the facts of this boot")?.state;
     let service = match open(Path::new(paths::VAULT_STORE), keys) {
         Ok(store) => {
-            println!("vault: {} secrets; state: in memory only, lost at power-off", store.list().len());
+            println!("vault: {} secrets; state: {state}", store.list().len());
             router(Arc::new(Vault::new(store, rules, unix_now, Lines::default().sink())))
         }
         Err(error) if error.may_pass() => return Err(error).context("cannot open the store"),
@@ -79,24 +81,11 @@ pub(crate) fn run() -> anyhow::Result<()> {
     })
 }
 
-/// Reads the key from the memfd and closes the descriptor. The memfd is sealed, so what is read is what PID 1 wrote.
-fn take_master_key() -> anyhow::Result<MasterKey> {
-    let descriptor = sys::inherited(paths::KEY_FD).context("no key at descriptor 3")?;
-    let seals = fcntl(&descriptor, FcntlArg::F_GET_SEALS).context("the key is not in a memfd")?;
-    let seals = SealFlag::from_bits_truncate(seals);
-    ensure!(
-        seals.contains(SealFlag::F_SEAL_WRITE | SealFlag::F_SEAL_GROW | SealFlag::F_SEAL_SHRINK),
-        "the key's memfd is not sealed"
-    );
-    read_key(&File::from(descriptor))
-}
-
-fn read_key(file: &File) -> anyhow::Result<MasterKey> {
-    let mut key = Zeroizing::new([0; 32]);
-    // At offset 0 and not at the descriptor's, which is shared with the vault that read it before.
-    file.read_exact_at(&mut key[..], 0).context("cannot read the key")?;
-    ensure!(file.metadata().context("cannot read the key")?.len() == 32, "the key is not 32 bytes");
-    Ok(MasterKey::take(&mut key))
+/// Takes the key out of the memory that PID 1 handed over, which is cleared and closed by that.
+fn take_key(descriptor: OwnedFd) -> anyhow::Result<MasterKey> {
+    let mut memory = SecretMemory::open(descriptor).context("what is at descriptor 3 is no key")?;
+    let key: &mut [u8; 32] = memory.bytes_mut().try_into().context("the key is not 32 bytes")?;
+    Ok(MasterKey::take(key))
 }
 
 /// Who may do what, as the declaration says: each service leases what it refers to, `publish` the token.
@@ -108,16 +97,20 @@ fn rules(declaration: &Declaration) -> anyhow::Result<Rules> {
         }
     }
     if let Some(token) = &declaration.github.token {
-        grants.allow(paths::PUBLISH_UID, Reference::parse(&token.to_string())?);
+        grants.allow(uid(&PUBLISH)?, Reference::parse(&token.to_string())?);
     }
     let operators =
         declaration.operators.iter().map(|operator| (operator.name.as_str(), *operator.key.public()));
     Ok(Rules {
         grants,
         operators: Operators::new(operators)?,
-        front_uid: paths::FRONT_UID,
+        front_uid: uid(&FRONT)?,
         min_value: cofferdam_redact::MIN_SECRET,
     })
+}
+
+fn uid(role: &Role) -> anyhow::Result<u32> {
+    role.uid().with_context(|| format!("the role {} has no uid of its own", role.name()))
 }
 
 /// Opens the store, or makes it where there is none. A store is made beside its place and moved there when it is whole, so that

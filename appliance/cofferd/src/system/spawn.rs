@@ -15,7 +15,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::fd::{AsFd, AsRawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
@@ -32,13 +32,7 @@ use nix::unistd::{Gid, Pid, Uid, execve, setgroups, setresgid, setresuid, setsid
 
 use crate::paths;
 use crate::system::cgroup::{Cgroup, CgroupError};
-use crate::system::sys;
-
-/// The quote device, the registers and the firmware's tables. Covered for everybody who does not need them.
-pub(crate) const DEVICE_PATHS: [&str; 3] =
-    ["/sys/kernel/config/tsm", "/sys/devices/virtual/misc/tdx_guest", "/sys/firmware"];
-/// What stays covered for `evidence`, which asks for quotes and never touches a register.
-pub(crate) const REGISTER_PATHS: [&str; 2] = ["/sys/devices/virtual/misc/tdx_guest", "/sys/firmware"];
+use crate::system::sys::{self, SecretMemory};
 
 /// The whole setup is a few system calls; under software emulation they take some 50 ms. A child
 /// that says nothing for this long is broken, and PID 1 must not stand still with it.
@@ -87,6 +81,9 @@ pub enum Identity {
     },
 }
 
+/// A key that outlives the role's process.
+pub type KeyFile = Rc<SecretMemory>;
+
 /// Everything that decides what a started process is and sees.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -98,8 +95,8 @@ pub struct Spec {
     pub own_network: bool,
     /// Directories it must not see into.
     pub covered: &'static [&'static str],
-    /// A sealed memfd that it finds at descriptor 3.
-    pub key: Option<Rc<OwnedFd>>,
+    /// A key, of which it finds a copy of its own at descriptor 3.
+    pub key: Option<KeyFile>,
     /// Its control group. Only tests on a host without control groups leave it out.
     pub cgroup: Option<Cgroup>,
 }
@@ -325,9 +322,11 @@ fn descriptors(spec: &Spec) -> Result<(), StepError> {
     step("place standard input", sys::place(null.as_fd(), 0))?;
     step("mark descriptors", sys::close_on_exec_from(3))?;
     if let Some(key) = &spec.key {
-        // Opened anew, so that each run of the role reads it from its start.
-        let key = step("open the key", fs::File::open(format!("/proc/self/fd/{}", key.as_raw_fd())))?;
-        step("place the key", sys::place(key.as_fd(), paths::KEY_FD))?;
+        // A copy, so that what one run of the role does to its key does not reach the next.
+        let copy = step("copy the key", key.copy())?;
+        step("place the key", sys::place(copy.file(), paths::KEY_FD))?;
+        // Dropping it would clear what was just placed.
+        std::mem::forget(copy);
     }
     Ok(())
 }

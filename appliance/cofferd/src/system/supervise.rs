@@ -2,8 +2,8 @@
 //!
 //! # Duties
 //!
-//! - It is the only caller of wait4 in the appliance's process tree below PID 1: one call site,
-//!   [`Supervisor::reap`]. A second one would steal exit codes.
+//! - It is the only caller of wait4 in PID 1: one call site, [`Supervisor::reap`], for the roles and for every orphan. A
+//!   second one would steal exit codes. Shims and containers wait for their own children only.
 //! - A role that ends is started again, later and later while it keeps ending. Before that, what is left
 //!   in its control group is killed: no workload outlives its shim.
 //! - Every change of a role's state is in `/run/cofferdam/status.json`, replaced atomically.
@@ -123,12 +123,9 @@ struct Status<'a> {
     version: u32,
     phase: &'a str,
     parked: Option<&'a str>,
-    state: &'static str,
+    state: &'a str,
     roles: Vec<RoleStatus<'a>>,
 }
-
-/// Said on the console and in every status: until state can be sealed there is nothing else.
-pub(crate) const STATE: &str = "in memory only, lost at power-off";
 
 /// PID 1's view of its children.
 pub struct Supervisor {
@@ -136,6 +133,8 @@ pub struct Supervisor {
     power: PowerButtons,
     kept: Vec<Kept>,
     phase: &'static str,
+    /// How the appliance's state is kept, for people.
+    state: String,
     parked: Option<String>,
     ending: bool,
     changed: bool,
@@ -161,6 +160,7 @@ impl Supervisor {
             power,
             kept: Vec::new(),
             phase: "mount",
+            state: "not opened yet".to_owned(),
             parked: None,
             ending: false,
             changed: false,
@@ -172,6 +172,17 @@ impl Supervisor {
         self.phase = phase;
         self.changed = true;
         self.publish();
+    }
+
+    /// Says from now on that the appliance's state is kept like this.
+    pub(crate) fn state_is(&mut self, state: String) {
+        self.state = state;
+        self.changed = true;
+    }
+
+    /// How the appliance's state is kept, for people.
+    pub(crate) fn state(&self) -> &str {
+        &self.state
     }
 
     /// Listens to these power buttons from now on.
@@ -336,7 +347,7 @@ impl Supervisor {
             version: 1,
             phase: self.phase,
             parked: self.parked.as_deref(),
-            state: STATE,
+            state: &self.state,
             roles: self.kept.iter().map(Kept::status).collect(),
         };
         if let Ok(json) = serde_json::to_vec(&status)

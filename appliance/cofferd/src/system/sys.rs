@@ -9,28 +9,19 @@
 use std::ffi::CString;
 use std::net::{Ipv4Addr, SocketAddrV4};
 use std::os::fd::{AsRawFd, BorrowedFd};
-use std::ptr::NonNull;
 
 use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockaddrIn;
 
+mod secret;
+
+pub use self::secret::{SecretKeys, SecretMemory};
 pub use cofferdam_workload::sys::{
     close_on_exec_from, default_signals, fork, inherited, interface_up, leave, place, set_interface_address,
     set_interface_mask, set_interface_mtu,
 };
 
-/// Keeps the pages of this memory from being written to a swap device (mlock(2)) until the process ends.
-///
-/// # Errors
-///
-/// What mlock(2) says: `ENOMEM` beyond RLIMIT_MEMLOCK.
-pub(crate) fn lock(memory: &[u8]) -> Result<(), Errno> {
-    let start = NonNull::from(memory).cast::<libc::c_void>();
-    // SAFETY: the range is that of a live slice. mlock(2) reads and writes nothing there; it only
-    // marks the pages, which also lasts when the slice is gone.
-    unsafe { nix::sys::mman::mlock(start, memory.len()) }
-}
 /// Adds the default route over `gateway` (`SIOCADDRT`). `EEXIST` when there is one already.
 ///
 /// # Errors

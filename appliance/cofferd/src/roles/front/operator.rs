@@ -194,7 +194,7 @@ impl Records {
             "declaration": appliance.declaration,
             "endpoint": appliance.endpoint,
             "image": appliance.image,
-            "state": crate::system::supervise::STATE,
+            "state": appliance.state.to_string(),
             "registers": appliance.registers,
             "phases": appliance.phases,
             "phase": boot.get("phase"),

@@ -37,6 +37,7 @@ use super::tls::{self, Identity, TlsKey};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::tests::start as start_evidence;
 use crate::roles::testing::{appliance, platform, quote, respond, serve_unix};
+use crate::system::sys::SecretMemory;
 
 /// The port that the workload publishes, as far as the declaration goes: tests listen where the system lets them.
 const PUBLISHED: u16 = 443;
@@ -97,7 +98,7 @@ impl Room {
             backends: BTreeMap::from([(PUBLISHED, backend)]),
             proxy: Proxy::default(),
         });
-        let key = TlsKey::from_pkcs8(pkcs8).unwrap();
+        let key = key_of(&pkcs8);
         let identity = Arc::new(Identity::default());
         let until = super::attest(&site.evidence, &key, &identity).await;
         assert!(!until.has_come());
@@ -296,7 +297,7 @@ async fn without_evidence_there_is_no_certificate_and_with_it_there_is() {
     let pkcs8 = ratls::generate_key().unwrap();
     let facts = appliance(&ratls::key_sha256(&pkcs8).unwrap());
     std::fs::write(directory.path().join("appliance.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
-    let key = TlsKey::from_pkcs8(pkcs8).unwrap();
+    let key = key_of(&pkcs8);
     let desk = Desk::new(directory.path().join("evidence.sock"), directory.path().join("collateral.json"));
     let identity = Identity::default();
     let nobody = Source::from(IpAddr::from([192, 0, 2, 1]));
@@ -313,23 +314,29 @@ async fn without_evidence_there_is_no_certificate_and_with_it_there_is() {
 #[tokio::test]
 async fn evidence_about_another_key_makes_no_certificate() {
     let room = Room::open().await;
-    let other = TlsKey::from_pkcs8(ratls::generate_key().unwrap()).unwrap();
+    let other = key_of(&ratls::generate_key().unwrap());
     let error = super::attempt(&room.site.evidence, &other, &room.identity).await.unwrap_err();
     assert!(matches!(error, super::AttestError::OtherKey), "{error}");
 }
 
+/// The key as `front` holds it.
+fn key_of(pkcs8: &[u8]) -> TlsKey {
+    TlsKey::from_pkcs8(SecretMemory::holding(pkcs8).unwrap()).unwrap()
+}
+
 #[test]
-fn a_key_comes_over_a_descriptor_whatever_its_offset() {
-    use std::io::{Seek as _, Write as _};
+fn a_key_comes_in_memory_for_keys_or_not_at_all() {
     let pkcs8 = ratls::generate_key().unwrap();
-    let mut file = tempfile::tempfile().unwrap();
-    file.write_all(&pkcs8).unwrap();
-    let key = TlsKey::read(file.try_clone().unwrap()).unwrap();
+    let descriptor = |bytes: &[u8]| SecretMemory::holding(bytes).map(std::mem::ManuallyDrop::new).unwrap();
+    let handed = descriptor(&pkcs8);
+    let key = TlsKey::inherited(handed.file().try_clone_to_owned().unwrap()).unwrap();
     assert_eq!(key.pkcs8(), pkcs8.as_slice());
     assert_eq!(format!("{key:?}"), "[redacted:tls-key]");
-    file.rewind().unwrap();
-    file.write_all(b"no key").unwrap();
-    assert!(TlsKey::read(file).is_err());
+    let other = descriptor(b"no key");
+    assert!(TlsKey::inherited(other.file().try_clone_to_owned().unwrap()).is_err());
+    let mut plain = tempfile::tempfile().unwrap();
+    std::io::Write::write_all(&mut plain, &pkcs8).unwrap();
+    assert!(TlsKey::inherited(plain.into()).is_err());
 }
 
 #[tokio::test]
@@ -432,7 +439,7 @@ async fn evidence_relayed_onto_another_connection_is_refused() {
     let identity = Arc::new(Identity::default());
     let certificate =
         ratls::certificate(&own, b"{}", &["127.0.0.1".into()], clock::unix_now(), 3600).unwrap();
-    identity.replace(certificate, &TlsKey::from_pkcs8(own).unwrap(), Moment::at(u64::MAX));
+    identity.replace(certificate, &key_of(&own), Moment::at(u64::MAX));
     let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(identity).unwrap()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let middle = listener.local_addr().unwrap();

@@ -1,24 +1,23 @@
 //! The attested TLS identity: one key for the life of the boot, a certificate with evidence that is renewed.
 //!
-//! The private key is made by PID 1, arrives on an inherited descriptor and lives in this process's memory only.
+//! The private key is made by PID 1, arrives on an inherited descriptor and lives in this process's memory only: as it came in
+//! memory that the kernel does not map, and ready for handshakes where the TLS library keeps it.
 //! A handshake is served only while the certificate's evidence is valid: an expired certificate is not shown, the
 //! connection is refused. Sessions are never resumed, so that every client sees the certificate that holds now.
 
 use std::fmt;
-use std::os::unix::fs::FileExt as _;
+use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock};
 
+use nix::errno::Errno;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::server::{ClientHello, NoServerSessionStorage, ResolvesServerCert};
 use rustls::sign::{CertifiedKey, SigningKey};
 use rustls::{ServerConfig, ServerConnection};
-use zeroize::Zeroizing;
 
 use crate::roles::clock::Moment;
-
-/// Bound on the key's encoding in bytes; PKCS#8 of a P-256 key is 138.
-const MAX_KEY: usize = 1024;
+use crate::system::sys::SecretMemory;
 
 /// What a channel binding is exported under (RFC 9266 §2); the context is the zero-length string.
 const BINDING_LABEL: &[u8] = cofferdam_attest::operator::CHANNEL_BINDING_LABEL;
@@ -28,7 +27,7 @@ const BINDING_LABEL: &[u8] = cofferdam_attest::operator::CHANNEL_BINDING_LABEL;
 pub(crate) enum TlsError {
     /// The inherited descriptor cannot be read.
     #[error("cannot read the TLS key")]
-    ReadKey(#[source] std::io::Error),
+    ReadKey(#[source] Errno),
     /// What came over the descriptor is not a P-256 key in PKCS#8.
     #[error("the TLS key is not PKCS#8")]
     Key,
@@ -39,7 +38,7 @@ pub(crate) enum TlsError {
 
 /// The private key: as bytes, for signing certificates, and ready for handshakes.
 pub(crate) struct TlsKey {
-    pkcs8: Zeroizing<Vec<u8>>,
+    pkcs8: SecretMemory,
     signing: Arc<dyn SigningKey>,
 }
 
@@ -50,31 +49,27 @@ impl fmt::Debug for TlsKey {
 }
 
 impl TlsKey {
-    /// Reads the key from the descriptor that PID 1 handed over.
+    /// The key that PID 1 handed over.
     ///
     /// # Errors
-    /// When it cannot be read or is not PKCS#8.
-    pub(crate) fn read(source: std::fs::File) -> Result<Self, TlsError> {
-        let mut pkcs8 = Zeroizing::new(vec![0; MAX_KEY]);
-        // At the start, whatever offset the process that filled the memfd left behind.
-        let length = source.read_at(&mut pkcs8, 0).map_err(TlsError::ReadKey)?;
-        pkcs8.truncate(length);
-        Self::from_pkcs8(pkcs8)
+    /// When the descriptor is not memory for keys, or what lies there is not a key in PKCS#8.
+    pub(crate) fn inherited(descriptor: OwnedFd) -> Result<Self, TlsError> {
+        Self::from_pkcs8(SecretMemory::open(descriptor).map_err(TlsError::ReadKey)?)
     }
 
     /// A key from its PKCS#8 encoding.
     ///
     /// # Errors
     /// When it is not PKCS#8.
-    pub(crate) fn from_pkcs8(pkcs8: Zeroizing<Vec<u8>>) -> Result<Self, TlsError> {
-        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.as_slice()));
+    pub(crate) fn from_pkcs8(pkcs8: SecretMemory) -> Result<Self, TlsError> {
+        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.bytes()));
         let signing = aws_lc_rs::sign::any_ecdsa_type(&der).map_err(|_| TlsError::Key)?;
         Ok(Self { pkcs8, signing })
     }
 
     /// The PKCS#8 encoding, for signing a certificate.
     pub(crate) fn pkcs8(&self) -> &[u8] {
-        &self.pkcs8
+        self.pkcs8.bytes()
     }
 }
 

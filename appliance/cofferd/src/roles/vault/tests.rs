@@ -1,6 +1,5 @@
 //! The role without its process: key, rules, store file, socket, and the client that the other roles use.
 
-use std::os::fd::AsFd as _;
 use std::os::unix::fs::PermissionsExt as _;
 
 use base64::Engine as _;
@@ -10,7 +9,6 @@ use cofferdam_vault::wire::OperatorRequest;
 use cofferdam_vault::{Answer, SecretValue, fingerprint};
 use ed25519_dalek::{Signer as _, SigningKey};
 use hyper::Method;
-use nix::sys::memfd::{MFdFlags, memfd_create};
 
 use super::*;
 use crate::system::client;
@@ -62,7 +60,7 @@ fn put(vault: &Vault, key: &SigningKey, reference: &str, value: &[u8], connectio
     let path = format!("/.well-known/cofferdam/v1/secrets/{}", reference.strip_prefix("secret://").unwrap());
     let signature = key.sign(&signing_input("PUT", &path, &body, &[connection; 32]));
     vault.operate(
-        paths::FRONT_UID,
+        uid(&FRONT).unwrap(),
         &OperatorRequest {
             method: "PUT".into(),
             path,
@@ -82,8 +80,8 @@ fn each_service_is_granted_its_own_references_and_publish_the_token() {
     for (uid, password, key, token) in [
         (web, true, false, false),
         (db, true, true, false),
-        (paths::PUBLISH_UID, false, false, true),
-        (paths::FRONT_UID, false, false, false),
+        (uid(&PUBLISH).unwrap(), false, false, true),
+        (uid(&FRONT).unwrap(), false, false, false),
         (0, false, false, false),
         (paths::service_uid(2), false, false, false),
     ] {
@@ -147,18 +145,19 @@ fn a_store_is_made_once_and_then_only_opened() {
 }
 
 #[test]
-fn the_key_is_read_whole_from_a_sealed_memfd_again_and_again() {
-    let memfd = memfd_create("key", MFdFlags::MFD_ALLOW_SEALING | MFdFlags::MFD_CLOEXEC).unwrap();
-    nix::unistd::write(&memfd, &[7; 32]).unwrap();
-    let file = File::from(memfd.as_fd().try_clone_to_owned().unwrap());
-    // The write has left the shared offset at the end, as a former vault's read would.
-    for _ in 0..2 {
-        assert_eq!(Keys::derive(read_key(&file).unwrap()).unwrap().id(), keys(7).id());
+fn the_key_is_taken_whole_and_what_was_handed_over_is_cleared() {
+    let handed = SecretMemory::holding(&[7; 32]).unwrap();
+    let key = take_key(handed.file().try_clone_to_owned().unwrap()).unwrap();
+    assert_eq!(handed.bytes(), [0; 32]);
+    let memory = Box::new(SecretKeys::new().unwrap());
+    assert_eq!(Keys::derive_into(memory, key).unwrap().id(), keys(7).id());
+    for wrong in [31, 33] {
+        let handed = SecretMemory::holding(&vec![7; wrong]).unwrap();
+        assert!(take_key(handed.file().try_clone_to_owned().unwrap()).is_err(), "{wrong} bytes are no key");
     }
-    nix::unistd::write(&memfd, &[7]).unwrap();
-    assert!(read_key(&file).is_err(), "33 bytes are no key");
-    let short = tempfile::tempfile().unwrap();
-    assert!(read_key(&short).is_err());
+    let plain = tempfile::tempfile().unwrap();
+    plain.set_len(32).unwrap();
+    assert!(take_key(plain.into()).is_err());
 }
 
 #[test]

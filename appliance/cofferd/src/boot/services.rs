@@ -1,0 +1,143 @@
+//! The table of services: everything about a service that is not in the declaration itself is decided here, once.
+
+use std::path::Path;
+
+use cofferdam_declaration::Declaration;
+
+use super::numbers::{Exhausted, Numbers};
+use crate::paths;
+use crate::roles::PUBLISH;
+use crate::roles::facts::{Facts, Grant, OperatorFacts, ServiceFacts};
+use crate::system::cgroup;
+
+/// Resolves a declaration: numbers its services and says who may lease what.
+///
+/// # Errors
+///
+/// There is no number left for one of them.
+pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Result<Facts, Exhausted> {
+    let services = declaration.services.iter().map(|service| {
+        let number = numbers.of(&service.name)?;
+        let registry = declaration.registries.iter().find(|known| known.host == *service.image.registry());
+        Ok(ServiceFacts {
+            uid: number.uid(),
+            address: number.address(),
+            cgroup: cgroup::of_service(&service.name),
+            // Names are validated by the declaration: they cannot leave the directory.
+            directory: Path::new(paths::SERVICES_DIR).join(&service.name),
+            rootfs: Path::new(paths::ROOTFS_DIR).join(&service.name),
+            registry_ca: registry.and_then(|registry| registry.ca.clone()),
+            declared: service.clone(),
+        })
+    });
+    let services = services.collect::<Result<Vec<_>, Exhausted>>()?;
+    let leased = services.iter().flat_map(|service| {
+        service.declared.references().into_iter().map(|secret| Grant { uid: service.uid, secret: secret.clone() })
+    });
+    let token = declaration.github.token.iter().filter_map(|secret| {
+        let uid = PUBLISH.uid()?;
+        Some(Grant { uid, secret: secret.clone() })
+    });
+    let operators = declaration.operators.iter();
+    let operators = operators
+        .map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() });
+    Ok(Facts {
+        operators: operators.collect(),
+        github: declaration.github.clone(),
+        attestation: declaration.attestation.clone(),
+        grants: leased.chain(token).collect(),
+        services,
+    })
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::roles::testing::declaration;
+
+    fn services(names: &[&str]) -> Declaration {
+        let digest = "0".repeat(64);
+        let service = |name: &&str| {
+            format!("  {name}:\n    image: r.example:5000/{name}@sha256:{digest}\n    secrets: [secret://app/{name}/key]\n")
+        };
+        let text: String = names.iter().map(service).collect();
+        declaration(&format!("registries:\n  - host: r.example:5000\n    ca: |\n{}services:\n{text}", certificate()))
+    }
+
+    /// A certificate as a declaration holds it: indented.
+    fn certificate() -> String {
+        let key = cofferdam_attest::ratls::generate_key().unwrap();
+        let names = ["r.example".to_owned()];
+        let der = cofferdam_attest::ratls::certificate(&key, b"{}", &names, 1_700_000_000, 3600).unwrap();
+        let body = base64::Engine::encode(&base64::engine::general_purpose::STANDARD, der);
+        format!("      -----BEGIN CERTIFICATE-----\n      {body}\n      -----END CERTIFICATE-----\n")
+    }
+
+    fn known(facts: &Facts) -> Vec<(String, u32, std::net::Ipv4Addr)> {
+        let of = |service: &ServiceFacts| (service.declared.name.clone(), service.uid, service.address);
+        facts.services.iter().map(of).collect()
+    }
+
+    #[test]
+    fn a_service_keeps_its_ids_address_and_grants_when_others_come_go_and_move() {
+        let mut numbers = Numbers::default();
+        let first = resolve(&services(&["web", "db"]), &mut numbers).unwrap();
+        let later = resolve(&services(&["cache", "db", "queue", "web"]), &mut numbers).unwrap();
+        for service in &first.services {
+            let same = later.service(&service.declared.name).unwrap();
+            assert_eq!((same.uid, same.address, &same.cgroup), (service.uid, service.address, &service.cgroup));
+        }
+        for grant in &first.grants {
+            assert!(later.grants.contains(grant), "{grant:?}");
+        }
+        // A name that was away comes back as itself; its number was nobody's meanwhile.
+        let without = resolve(&services(&["queue", "new"]), &mut numbers).unwrap();
+        let back = resolve(&services(&["web"]), &mut numbers).unwrap();
+        assert_eq!(known(&back)[0], known(&first)[0]);
+        assert!(known(&without).iter().all(|new| known(&first).iter().all(|old| old.1 != new.1 && old.2 != new.2)));
+    }
+
+    #[test]
+    fn the_first_declaration_is_numbered_in_its_own_order() {
+        let facts = resolve(&services(&["web", "db"]), &mut Numbers::default()).unwrap();
+        let expected = [("web", 100_000, 1), ("db", 165_536, 2)];
+        for ((name, uid, address), (expected, base, last)) in known(&facts).iter().zip(expected) {
+            assert_eq!((name.as_str(), *uid, address.octets()), (expected, base, [169, 254, 1, last]));
+        }
+        let web = facts.service("web").unwrap();
+        assert_eq!(web.socket(8080), Path::new("/run/cofferdam/services/web/port-8080"));
+        assert_eq!(web.rootfs, Path::new("/run/cofferdam/rootfs/web"));
+        assert!(web.registry_ca.as_ref().unwrap().starts_with("-----BEGIN CERTIFICATE"));
+        assert!(facts.service("other").is_err());
+    }
+
+    #[test]
+    fn a_secret_is_granted_to_the_services_that_name_it_and_the_token_to_publish() {
+        let text = "github:\n  token: secret://cofferdam/github/token\nservices:\n  web:\n    image: r.example/a@sha256:DIGEST\n    \
+                    environment:\n      A: secret://app/x/y\n      B: plain\n  db:\n    image: r.example/a@sha256:DIGEST\n    \
+                    secrets: [secret://app/x/y, secret://app/x/z]\n";
+        let declared = declaration(&text.replace("DIGEST", &"0".repeat(64)));
+        let facts = resolve(&declared, &mut Numbers::default()).unwrap();
+        let grants: Vec<(u32, String)> =
+            facts.grants.iter().map(|grant| (grant.uid, grant.secret.to_string())).collect();
+        let expected = [
+            (100_000, "secret://app/x/y"),
+            (165_536, "secret://app/x/y"),
+            (165_536, "secret://app/x/z"),
+            (103, "secret://cofferdam/github/token"),
+        ];
+        assert_eq!(grants, expected.map(|(uid, secret)| (uid, secret.to_owned())));
+    }
+
+    #[test]
+    fn what_pid_1_writes_is_what_a_role_reads() {
+        let facts = resolve(&services(&["web", "db"]), &mut Numbers::default()).unwrap();
+        let folder = tempfile::tempdir().unwrap();
+        let path = folder.path().join("facts.json");
+        std::fs::write(&path, serde_json::to_vec(&facts).unwrap()).unwrap();
+        assert_eq!(Facts::read(&path).unwrap(), facts);
+        std::fs::write(&path, b"{}").unwrap();
+        assert!(Facts::read(&path).is_err());
+        assert!(Facts::read(&folder.path().join("none")).is_err());
+    }
+}

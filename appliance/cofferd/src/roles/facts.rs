@@ -1,0 +1,149 @@
+//! `facts.json`: what the declaration decides for the roles, as PID 1 resolved it once.
+//!
+//! PID 1 writes the file before the roles start. They read it and never the declaration: what a service is called, runs
+//! as, owns, may lease and is reached at is decided in one place. Nothing in it is secret.
+
+use std::net::Ipv4Addr;
+use std::path::{Path, PathBuf};
+
+use cofferdam_declaration::{Attestation, Github, SecretRef, Service};
+use serde::{Deserialize, Serialize};
+
+use crate::system::files;
+
+/// Bound on the file in bytes: a declaration has at most 1 MiB, and JSON writes a byte of it in at most six.
+const MAX_BYTES: u64 = 8 << 20;
+
+/// The decisions.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Facts {
+    /// Whose signatures count.
+    pub(crate) operators: Vec<OperatorFacts>,
+    /// Where releases go.
+    pub(crate) github: Github,
+    /// Where collateral comes from.
+    pub(crate) attestation: Attestation,
+    /// Who may lease what: the services and `publish`.
+    pub(crate) grants: Vec<Grant>,
+    /// The services in the order of the declaration.
+    pub(crate) services: Vec<ServiceFacts>,
+}
+
+/// An operator.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct OperatorFacts {
+    /// As declared.
+    pub(crate) name: String,
+    /// The Ed25519 public key, in hex.
+    #[serde(with = "hex")]
+    pub(crate) key: [u8; 32],
+}
+
+/// One secret that one peer may lease.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Grant {
+    /// The peer's uid, as the kernel tells it.
+    pub(crate) uid: u32,
+    /// The secret.
+    pub(crate) secret: SecretRef,
+}
+
+/// One service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct ServiceFacts {
+    /// The host uid and gid that is root inside its container: the first of its 65,536 ids.
+    pub(crate) uid: u32,
+    /// Under which the services that depend on it see it.
+    pub(crate) address: Ipv4Addr,
+    /// Its control group.
+    pub(crate) cgroup: PathBuf,
+    /// What others see of it: status, log, sockets. Owned by its shim.
+    pub(crate) directory: PathBuf,
+    /// The file system for its image, which only its shim sees into.
+    pub(crate) rootfs: PathBuf,
+    /// PEM certificates that alone are trusted for its image's registry; the appliance's bundle when absent.
+    pub(crate) registry_ca: Option<String>,
+    /// As it is declared.
+    pub(crate) declared: Service,
+}
+
+/// Why the facts are not known.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum FactsError {
+    /// The file is missing, unreadable or larger than PID 1 could have made it.
+    #[error("cannot read {}", path.display())]
+    Read {
+        /// The file.
+        path: PathBuf,
+        /// What the kernel said.
+        #[source]
+        source: std::io::Error,
+    },
+    /// The file is not of the shape of [`Facts`].
+    #[error("{} is not of the expected shape", path.display())]
+    Shape {
+        /// The file.
+        path: PathBuf,
+        /// Where and how it differs.
+        #[source]
+        source: serde_json::Error,
+    },
+    /// It knows no service of this name.
+    #[error("there is no service {0}")]
+    NoService(String),
+}
+
+impl Facts {
+    /// Reads the file that PID 1 wrote.
+    ///
+    /// # Errors
+    ///
+    /// [`FactsError`].
+    pub(crate) fn read(path: &Path) -> Result<Self, FactsError> {
+        let bytes = files::read_bounded(path, MAX_BYTES)
+            .map_err(|source| FactsError::Read { path: path.to_owned(), source })?;
+        serde_json::from_slice(&bytes).map_err(|source| FactsError::Shape { path: path.to_owned(), source })
+    }
+
+    /// The service of this name.
+    ///
+    /// # Errors
+    ///
+    /// [`FactsError::NoService`].
+    pub(crate) fn service(&self, name: &str) -> Result<&ServiceFacts, FactsError> {
+        let found = self.services.iter().find(|service| service.declared.name == name);
+        found.ok_or_else(|| FactsError::NoService(name.to_owned()))
+    }
+
+    /// The services that `service` depends on, in the order of the declaration.
+    pub(crate) fn dependencies(&self, service: &ServiceFacts) -> Vec<&ServiceFacts> {
+        let depends = |other: &&ServiceFacts| service.declared.depends_on.contains(&other.declared.name);
+        self.services.iter().filter(depends).collect()
+    }
+}
+
+impl ServiceFacts {
+    /// What its shim is doing.
+    pub(crate) fn status(&self) -> PathBuf {
+        self.directory.join("status.json")
+    }
+
+    /// Its redacted output as JSON lines.
+    pub(crate) fn log(&self) -> PathBuf {
+        self.directory.join("log")
+    }
+
+    /// The log before that one.
+    pub(crate) fn previous_log(&self) -> PathBuf {
+        self.directory.join("log.1")
+    }
+
+    /// A Unix socket that its shim relays to this port inside its network.
+    pub(crate) fn socket(&self, port: u16) -> PathBuf {
+        self.directory.join(format!("port-{port}"))
+    }
+}
