@@ -39,9 +39,9 @@ use self::proxy::{Backend, Proxy};
 use self::site::Site;
 use self::tls::{Identity, TlsKey};
 use crate::paths;
+use crate::roles::Role;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest};
-use crate::roles::Role;
 use crate::system::{confine, files, sys};
 
 /// Served always, so that an appliance can be operated whatever its services publish.

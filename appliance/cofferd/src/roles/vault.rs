@@ -56,7 +56,8 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
         .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
     let rules = rules(&Declaration::parse(&declaration)?)?;
-    let state = Appliance::read(Path::new(paths::APPLIANCE)).context("cannot read the facts of this boot")?.state;
+    let state =
+        Appliance::read(Path::new(paths::APPLIANCE)).context("cannot read the facts of this boot")?.state;
     let service = match open(Path::new(paths::VAULT_STORE), keys) {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());
