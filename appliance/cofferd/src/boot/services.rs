@@ -18,7 +18,6 @@ use crate::system::cgroup;
 pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Result<Facts, Exhausted> {
     let services = declaration.services.iter().map(|service| {
         let number = numbers.of(&service.name)?;
-        let registry = declaration.registries.iter().find(|known| known.host == *service.image.registry());
         Ok(ServiceFacts {
             uid: number.uid(),
             address: number.address(),
@@ -26,7 +25,6 @@ pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Resul
             // Names are validated by the declaration: they cannot leave the directory.
             directory: Path::new(paths::SERVICES_DIR).join(&service.name),
             rootfs: Path::new(paths::ROOTFS_DIR).join(&service.name),
-            registry_ca: registry.and_then(|registry| registry.ca.clone()),
             declared: service.clone(),
         })
     });
@@ -45,6 +43,7 @@ pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Resul
         operators: operators.collect(),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
+        registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
         services,
     })
@@ -107,7 +106,7 @@ mod tests {
         let web = facts.service("web").unwrap();
         assert_eq!(web.socket(8080), Path::new("/run/cofferdam/services/web/port-8080"));
         assert_eq!(web.rootfs, Path::new("/run/cofferdam/rootfs/web"));
-        assert!(web.registry_ca.as_ref().unwrap().starts_with("-----BEGIN CERTIFICATE"));
+        assert_eq!(facts.registries.len(), 1);
         assert!(facts.service("other").is_err());
     }
 
