@@ -3,9 +3,11 @@
 //! Responsible for every format that a relying party reads (claims, event log, quote, evidence document,
 //! RA-TLS certificate, reference values, appraisal policy) and for the one answer that matters: accepted,
 //! rejected, or could not check. The command line, the appliance and the simulator share this code, so what the
-//! appliance writes and what a client accepts cannot drift apart.
+//! appliance writes and what a client accepts cannot drift apart. It builds for WebAssembly, too, so that a browser decides alike:
+//! `ci/wasm` runs the frozen vectors there.
 //!
-//! It never reads a clock, a file or a socket: bytes, times and trust roots come in as arguments.
+//! It never reads a clock, a file or a socket: bytes, times and trust roots come in as arguments. With the feature `tls`, for
+//! programs that speak TLS, [`ratls`] also makes certificates and verifies them for rustls.
 
 pub mod appraise;
 pub mod ccel;

@@ -54,19 +54,16 @@ fn tests() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let key = key();
-    role(
-        "a role has its own uid, no capability, no network, and gets its key whole each time",
-        || {
-            for _ in 0..2 {
-                run(&spec(
-                    "probe-role",
-                    Identity::Role { uid: 101, gid: 101, capabilities: &[] },
-                    true,
-                    Some(key.clone()),
-                ));
-            }
-        },
-    );
+    role("a role has its own uid, no capability, no network, and gets its key whole each time", || {
+        for _ in 0..2 {
+            run(&spec(
+                "probe-role",
+                Identity::Role { uid: 101, gid: 101, capabilities: &[] },
+                true,
+                Some(key.clone()),
+            ));
+        }
+    });
     role("root without capabilities is not root", || {
         run(&spec("probe-root", Identity::Role { uid: 0, gid: 104, capabilities: &[] }, true, None));
     });

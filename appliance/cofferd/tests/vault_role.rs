@@ -222,8 +222,7 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
     let pid = role.0.id();
     for path in ["mem", "environ", "fd/3", "maps"] {
         let path = format!("/proc/{pid}/{path}");
-        let outcome =
-            Command::new("/bin/cat").arg(&path).uid(uid(&VAULT)).gid(uid(&VAULT)).output().unwrap();
+        let outcome = Command::new("/bin/cat").arg(&path).uid(uid(&VAULT)).gid(uid(&VAULT)).output().unwrap();
         assert!(!outcome.status.success() && outcome.stdout.is_empty(), "{path} was read");
     }
 
@@ -236,9 +235,7 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
 
     // With another key the store is neither opened nor replaced, and everybody is told.
     let role = VaultProcess::start(&master_key(8)).unwrap();
-    for (uid, question) in
-        [(web, "POST /v1/lease"), (uid(&FRONT), "POST /v1/operator"), (0, "GET /v1/key")]
-    {
+    for (uid, question) in [(web, "POST /v1/lease"), (uid(&FRONT), "POST /v1/operator"), (0, "GET /v1/key")] {
         let (status, body) = ask_as(uid, question, "{}");
         assert_eq!(status, 503);
         assert!(

@@ -6,7 +6,7 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::value::{ValueError, parse_decimal, deserialize_from_text, serialize_as_text};
+use crate::value::{ValueError, deserialize_from_text, parse_decimal, serialize_as_text};
 
 serialize_as_text!(Endpoint, RegistryHost, ImageReference, HttpsUrl);
 deserialize_from_text!(HttpsUrl, ImageReference, RegistryHost);

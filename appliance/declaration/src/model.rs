@@ -59,13 +59,24 @@ pub struct Attestation {
     pub ca: Option<String>,
 }
 
-/// A registry that needs its own certificate authority.
+/// What is known about a registry, or about a host that a registry sends to, such as its token service.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
     /// As it stands in image references.
     pub host: RegistryHost,
     /// PEM certificates that alone are trusted for this registry; the image's bundle when absent.
     pub ca: Option<String>,
+    /// As whom images are pulled from it; anonymously when absent.
+    pub login: Option<Login>,
+}
+
+/// A user of a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// 1 to 255 visible ASCII characters without a colon (RFC 7617 §2).
+    pub username: String,
+    /// Which secret is the password or access token. It is leased for the pull alone and reaches no workload.
+    pub password: SecretRef,
 }
 
 /// One workload.
@@ -153,6 +164,11 @@ pub enum Restart {
 }
 
 impl Declaration {
+    /// What is known about the registry of an image.
+    pub fn registry_of(&self, image: &ImageReference) -> Option<&Registry> {
+        self.registries.iter().find(|registry| registry.host == *image.registry())
+    }
+
     /// Looks a service up by its name.
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services.iter().find(|service| service.name == name)
@@ -166,7 +182,9 @@ impl Declaration {
     /// Every secret that anything in the declaration names, each once, in order.
     pub fn references(&self) -> Vec<&SecretRef> {
         let services = self.services.iter().flat_map(Service::references);
-        services.chain(&self.github.token).collect::<BTreeSet<_>>().into_iter().collect()
+        let logins = self.registries.iter().filter_map(|registry| registry.login.as_ref());
+        let appliance = self.github.token.iter().chain(logins.map(|login| &login.password));
+        services.chain(appliance).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The services in an order in which each comes after all that it depends on, and otherwise as

@@ -174,7 +174,10 @@ mod tests {
         assert_eq!(there.records().as_ptr().addr(), place);
         assert_eq!(there.hpke().as_ptr().addr(), place + 64);
         let usual = keys(1);
-        assert_eq!((there.records(), there.index(), there.public_key()), (usual.records(), usual.index(), usual.public_key()));
+        assert_eq!(
+            (there.records(), there.index(), there.public_key()),
+            (usual.records(), usual.index(), usual.public_key())
+        );
     }
 
     #[test]

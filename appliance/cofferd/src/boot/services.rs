@@ -30,15 +30,19 @@ pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Resul
     });
     let services = services.collect::<Result<Vec<_>, Exhausted>>()?;
     let leased = services.iter().flat_map(|service| {
-        service.declared.references().into_iter().map(|secret| Grant { uid: service.uid, secret: secret.clone() })
+        service
+            .declared
+            .references()
+            .into_iter()
+            .map(|secret| Grant { uid: service.uid, secret: secret.clone() })
     });
     let token = declaration.github.token.iter().filter_map(|secret| {
         let uid = PUBLISH.uid()?;
         Some(Grant { uid, secret: secret.clone() })
     });
     let operators = declaration.operators.iter();
-    let operators = operators
-        .map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() });
+    let operators =
+        operators.map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() });
     Ok(Facts {
         operators: operators.collect(),
         github: declaration.github.clone(),
@@ -57,10 +61,15 @@ mod tests {
     fn services(names: &[&str]) -> Declaration {
         let digest = "0".repeat(64);
         let service = |name: &&str| {
-            format!("  {name}:\n    image: r.example:5000/{name}@sha256:{digest}\n    secrets: [secret://app/{name}/key]\n")
+            format!(
+                "  {name}:\n    image: r.example:5000/{name}@sha256:{digest}\n    secrets: [secret://app/{name}/key]\n"
+            )
         };
         let text: String = names.iter().map(service).collect();
-        declaration(&format!("registries:\n  - host: r.example:5000\n    ca: |\n{}services:\n{text}", certificate()))
+        declaration(&format!(
+            "registries:\n  - host: r.example:5000\n    ca: |\n{}services:\n{text}",
+            certificate()
+        ))
     }
 
     /// A certificate as a declaration holds it: indented.
@@ -84,7 +93,10 @@ mod tests {
         let later = resolve(&services(&["cache", "db", "queue", "web"]), &mut numbers).unwrap();
         for service in &first.services {
             let same = later.service(&service.declared.name).unwrap();
-            assert_eq!((same.uid, same.address, &same.cgroup), (service.uid, service.address, &service.cgroup));
+            assert_eq!(
+                (same.uid, same.address, &same.cgroup),
+                (service.uid, service.address, &service.cgroup)
+            );
         }
         for grant in &first.grants {
             assert!(later.grants.contains(grant), "{grant:?}");
@@ -93,7 +105,11 @@ mod tests {
         let without = resolve(&services(&["queue", "new"]), &mut numbers).unwrap();
         let back = resolve(&services(&["web"]), &mut numbers).unwrap();
         assert_eq!(known(&back)[0], known(&first)[0]);
-        assert!(known(&without).iter().all(|new| known(&first).iter().all(|old| old.1 != new.1 && old.2 != new.2)));
+        assert!(
+            known(&without)
+                .iter()
+                .all(|new| known(&first).iter().all(|old| old.1 != new.1 && old.2 != new.2))
+        );
     }
 
     #[test]

@@ -38,10 +38,10 @@ use self::proxy::{Backend, Proxy};
 use self::site::Site;
 use self::tls::{Identity, TlsKey};
 use crate::paths;
+use crate::roles::Role;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, EvidenceRequest};
 use crate::roles::facts::{Facts, ServiceFacts};
-use crate::roles::Role;
 use crate::system::{confine, sys};
 
 /// Served always, so that an appliance can be operated whatever its services publish.
@@ -93,7 +93,8 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
 
 /// The site of this appliance.
 fn site(services: &[ServiceFacts]) -> Site {
-    let ports = services.iter().flat_map(|service| service.declared.ports.iter().map(move |port| (service, port)));
+    let ports =
+        services.iter().flat_map(|service| service.declared.ports.iter().map(move |port| (service, port)));
     let backends: BTreeMap<u16, Backend> = ports
         .map(|(service, port)| {
             let backend = Backend {

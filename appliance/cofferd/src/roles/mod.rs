@@ -17,7 +17,5 @@ mod vault;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub use self::table::{CONTAINER, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, ROLES, Role, SHIM, VAULT};
 pub(crate) use self::table::{Key, Starts, run};
-pub use self::table::{
-    CONTAINER, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, ROLES, Role, SHIM, VAULT,
-};

@@ -34,11 +34,11 @@ use self::release::{Attestation, Shelf};
 use self::status::{State, StatusFile};
 use self::web::WebError;
 use crate::paths;
+use crate::roles::Role;
 use crate::roles::appliance::{Appliance, ApplianceError};
 use crate::roles::clock::{self, Moment};
-use crate::roles::facts::Facts;
 use crate::roles::evidence::{AskError, EvidenceRequest, ask};
-use crate::roles::Role;
+use crate::roles::facts::Facts;
 use crate::system::client::vault::{self, LeaseError};
 use crate::system::files;
 

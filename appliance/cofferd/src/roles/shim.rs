@@ -300,7 +300,8 @@ impl Shim<'_> {
         let log = Log::open(&self.own.log(), &self.own.previous_log()).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         let (container, output) =
-            launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, network, descriptor).await?;
+            launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, network, descriptor)
+                .await?;
         drop(delivery);
         let pid = container.pid();
         self.report(State::Running, |status| status.pid = pid)?;

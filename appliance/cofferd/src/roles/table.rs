@@ -126,11 +126,7 @@ pub static NETWORK: Role = Role {
     who: Who::Own {
         uid: 105,
         gid: 105,
-        capabilities: &[
-            Capability::CAP_NET_ADMIN,
-            Capability::CAP_NET_RAW,
-            Capability::CAP_NET_BIND_SERVICE,
-        ],
+        capabilities: &[Capability::CAP_NET_ADMIN, Capability::CAP_NET_RAW, Capability::CAP_NET_BIND_SERVICE],
     },
     network: Network::Appliance,
     covered: DEVICE_PATHS,
@@ -257,11 +253,7 @@ pub static PULL: Role = Role {
     name: "pull",
     starts: Starts::Shim,
     // For owning files of the range, and for replacing what an earlier layer made unwritable.
-    who: Who::ServiceRootWith(&[
-        Capability::CAP_CHOWN,
-        Capability::CAP_DAC_OVERRIDE,
-        Capability::CAP_FOWNER,
-    ]),
+    who: Who::ServiceRootWith(&[Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER]),
     network: Network::Appliance,
     covered: DEVICE_PATHS,
     policy: Policy {
@@ -390,7 +382,11 @@ impl Role {
     /// # Errors
     ///
     /// The control group cannot be made.
-    pub(crate) fn spec(&self, service: Option<&ServiceFacts>, key: Option<KeyFile>) -> Result<Spec, CgroupError> {
+    pub(crate) fn spec(
+        &self,
+        service: Option<&ServiceFacts>,
+        key: Option<KeyFile>,
+    ) -> Result<Spec, CgroupError> {
         let limits = Limits { memory: self.memory, processes: Some(self.processes) };
         let (identity, cgroup) = match (self.who, service) {
             (Who::Own { uid, gid, capabilities }, _) => {
@@ -442,7 +438,9 @@ mod tests {
             _ => None,
         });
         let own: Vec<(u32, u32)> = own.collect();
-        for ids in [own.iter().map(|ids| ids.0).collect::<BTreeSet<_>>(), own.iter().map(|ids| ids.1).collect()] {
+        for ids in
+            [own.iter().map(|ids| ids.0).collect::<BTreeSet<_>>(), own.iter().map(|ids| ids.1).collect()]
+        {
             assert_eq!(ids.len(), own.len());
             assert!(ids.iter().all(|id| *id < NOBODY));
         }
@@ -476,7 +474,9 @@ mod tests {
 
     #[test]
     fn words_lead_to_a_role_or_to_nothing() {
-        for words in [&[][..], &["vault", "x"], &["shim"], &["shim", "a", "b"], &["container"], &["Vault"], &[""]] {
+        for words in
+            [&[][..], &["vault", "x"], &["shim"], &["shim", "a", "b"], &["container"], &["Vault"], &[""]]
+        {
             assert!(run(words, false).is_none(), "{words:?}");
         }
         // PID 1 of the appliance is no role, whatever the kernel's command line says.

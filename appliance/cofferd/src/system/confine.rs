@@ -83,7 +83,12 @@ const LANDLOCK: ABI = ABI::V6;
 /// # Errors
 ///
 /// [`ConfineError`]; the process may then be confined in part and has to end.
-pub(crate) fn enter(name: &str, policy: &Policy, writes: &[&Path], sockets: bool) -> Result<(), ConfineError> {
+pub(crate) fn enter(
+    name: &str,
+    policy: &Policy,
+    writes: &[&Path],
+    sockets: bool,
+) -> Result<(), ConfineError> {
     undumpable()?;
     // For whoever lists processes: after execve of /proc/self/exe it would be "exe".
     if let Ok(name) = std::ffi::CString::new(name) {
@@ -146,8 +151,7 @@ impl Policy {
 
 fn compile(name: &str, text: &str) -> Result<seccompiler::BpfProgram, ConfineError> {
     let arch = seccompiler::TargetArch::x86_64;
-    let mut programs =
-        seccompiler::compile_from_json(text.as_bytes(), arch).map_err(ConfineError::Filter)?;
+    let mut programs = seccompiler::compile_from_json(text.as_bytes(), arch).map_err(ConfineError::Filter)?;
     programs.remove(name).ok_or_else(|| ConfineError::OtherFilter(name.to_owned()))
 }
 
@@ -177,8 +181,7 @@ impl View {
 
 /// Everything but executing and making devices; sockets only for those who serve one.
 fn written(sockets: bool) -> BitFlags<AccessFs> {
-    let all =
-        AccessFs::from_all(LANDLOCK) & !AccessFs::Execute & !AccessFs::MakeBlock & !AccessFs::MakeChar;
+    let all = AccessFs::from_all(LANDLOCK) & !AccessFs::Execute & !AccessFs::MakeBlock & !AccessFs::MakeChar;
     if sockets { all } else { all & !AccessFs::MakeSock }
 }
 
