@@ -18,8 +18,9 @@ pub(crate) fn run(ui: &Ui, repository: &str, endpoint: &str, file: &Path, key: &
         return Err(Failure::usage(format!("{endpoint} is not HOST:PORT")));
     }
     if file.exists() {
-        return Err(Failure::usage(format!("{} exists already", file.display()))
-            .hint("`coffer check` says whether it is right"));
+        return Err(
+            Failure::usage(format!("{} already exists", file.display())).hint("`coffer check` checks it")
+        );
     }
     let (key, path, new) = OperatorKey::load_or_create(key)?;
     let text = format!(

@@ -101,14 +101,45 @@ fn serve(
         let (line, _) = request(&mut stream)?;
         let (status, body) = match line.split("evidence?nonce=").nth(1) {
             Some(rest) => evidence(rest, &stream.conn, *mood.lock().unwrap(), told)?,
-            None if line.starts_with("GET /.well-known/cofferdam/v1/status") => ("200 OK", b"{}".to_vec()),
-            None => ("200 OK", b"hello".to_vec()),
+            None => match line.split(' ').nth(1).and_then(|path| path.strip_prefix("/.well-known/cofferdam"))
+            {
+                Some(path) => operators(line.split(' ').next()?, path),
+                None => ("200 OK", b"hello".to_vec()),
+            },
         };
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all(&[head.as_bytes(), &body].concat()).ok()?;
         stream.flush().ok()?;
     }
 }
+
+/// What operators get: a service that runs and one that waits, two lines, one secret.
+fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
+    let lines = "{\"at\":\"2026-01-02T03:04:05.678Z\",\"stream\":\"stdout\",\"line\":\"listening with [redacted:key]\"}\n\
+                 {\"at\":\"2026-01-02T03:04:06.789Z\",\"stream\":\"stderr\",\"line\":\"\\u001b[2Ja prompt\"}\n";
+    match (method, path) {
+        ("GET", "/v1/status") => ("200 OK", STATUS.into()),
+        ("GET", "/v1/secrets") => ("200 OK", SECRETS.into()),
+        ("GET", path) if path.starts_with("/v1/logs?service=web&") => ("200 OK", lines.into()),
+        ("GET", path) if path.starts_with("/v1/logs?") => (
+            "404 Not Found",
+            r#"{"error":"there is no such service","hint":"`coffer status` lists them"}"#.into(),
+        ),
+        ("PUT", _) | ("DELETE", "/v1/secrets/demo/greeting/value") => ("204 No Content", Vec::new()),
+        ("DELETE", _) => ("404 Not Found", r#"{"error":"there is no such secret"}"#.into()),
+        _ => ("403 Forbidden", r#"{"error":"the key is no operator's"}"#.into()),
+    }
+}
+
+const SECRETS: &str = r#"{"secrets":[{"reference":"secret://demo/greeting/value","version":2,
+    "updated_at":"2026-01-02T03:04:05Z"}]}"#;
+const STATUS: &str = r#"{"repository":"acme/shop","commit":"0123456789abcdef0123456789abcdef01234567",
+    "endpoint":"shop.example:8443","state":"memory only: secrets are gone after a power-off",
+    "publish":{"state":"published","tag":"attest-20260102T030405Z-0a1b2c3d"},
+    "roles":[{"name":"vault","state":"running","restarts":0},{"name":"front","state":"running","restarts":1}],
+    "services":[{"name":"web","state":"running","restarts":0},
+        {"name":"worker","state":"waiting","restarts":0,"missing":["secret://demo/queue/password"]},
+        {"name":"broken","state":"failed","restarts":3,"detail":"the image has no such user"}]}"#;
 
 fn evidence(
     rest: &str,
