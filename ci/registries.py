@@ -48,7 +48,7 @@ def raw_signature(der):
 
 
 class Tokens(http.server.BaseHTTPRequestHandler):
-    """Makes a token for whoever knows the password (JSON Web Token, ES256, with the certificate)."""
+    """Makes a token for who knows the password (JSON Web Token, ES256, with the certificate)."""
 
     certificate = key = None
 
