@@ -6,9 +6,10 @@
 use std::fmt;
 use std::str::FromStr;
 
-use crate::value::{ValueError, parse_decimal, serialize_as_text};
+use crate::value::{ValueError, deserialize_from_text, parse_decimal, serialize_as_text};
 
 serialize_as_text!(Endpoint, RegistryHost, ImageReference, HttpsUrl);
+deserialize_from_text!(HttpsUrl, ImageReference, RegistryHost);
 
 /// Where clients reach the appliance: `host:port`. It becomes a claim, so its text is canonical.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]

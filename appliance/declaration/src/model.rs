@@ -1,4 +1,4 @@
-//! What a declaration says, in types that only a valid declaration fills.
+//! What a declaration says, in types that only a valid declaration fills, or somebody who reads back what was filled by one.
 //!
 //! Everything here is a plain value: nothing is read, dialled or started. Where Compose leaves something to
 //! defaults, the default is already filled in, so that no two readers can fill it in differently.
@@ -6,7 +6,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::address::{Endpoint, HttpsUrl, ImageReference, RegistryHost};
 use crate::value::{OperatorKey, Repository, SecretRef, Signal, User};
@@ -40,7 +40,7 @@ pub struct Operator {
 }
 
 /// The GitHub that holds the repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Github {
     /// Root of the REST API; `https://api.github.com` unless the declaration names another.
     pub api: HttpsUrl,
@@ -51,7 +51,7 @@ pub struct Github {
 }
 
 /// Where quotes' collateral comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attestation {
     /// Root of the provisioning certification service, without `/sgx/…`.
     pub collateral: HttpsUrl,
@@ -60,7 +60,7 @@ pub struct Attestation {
 }
 
 /// What is known about a registry, or about a host that a registry sends to, such as its token service.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
     /// As it stands in image references.
     pub host: RegistryHost,
@@ -71,7 +71,7 @@ pub struct Registry {
 }
 
 /// A user of a registry.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Login {
     /// 1 to 255 visible ASCII characters without a colon (RFC 7617 §2).
     pub username: String,
@@ -80,7 +80,7 @@ pub struct Login {
 }
 
 /// One workload.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// `[a-z0-9][a-z0-9-]{0,30}`: also its host name for the services that depend on it.
     pub name: String,
@@ -119,7 +119,7 @@ pub struct Service {
 pub const DEFAULT_STOP_GRACE_PERIOD: Duration = Duration::from_secs(10);
 
 /// The value of a variable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Value {
     /// The text itself.
@@ -129,7 +129,7 @@ pub enum Value {
 }
 
 /// A secret that is delivered as a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretFile {
     /// Which secret.
     pub source: SecretRef,
@@ -138,7 +138,7 @@ pub struct SecretFile {
 }
 
 /// A port of the appliance that leads to a port of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// On the appliance, TLS with the attested key.
     pub published: u16,
@@ -147,7 +147,7 @@ pub struct Port {
 }
 
 /// What happens when a service's process ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
     /// It stays ended.

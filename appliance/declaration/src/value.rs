@@ -8,7 +8,7 @@ use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// How a scheme marks a secret's reference; the same in a declaration and in an env file.
 pub const SECRET_SCHEME: &str = "secret://";
@@ -44,6 +44,20 @@ macro_rules! serialize_as_text {
     )*};
 }
 pub(crate) use serialize_as_text;
+
+macro_rules! deserialize_from_text {
+    ($($name:ty),*) => {$(
+        impl<'de> serde::Deserialize<'de> for $name {
+            fn deserialize<D: serde::Deserializer<'de>>(deserializer: D) -> Result<Self, D::Error> {
+                let text = <String as serde::Deserialize>::deserialize(deserializer)?;
+                text.parse().map_err(serde::de::Error::custom)
+            }
+        }
+    )*};
+}
+pub(crate) use deserialize_from_text;
+
+deserialize_from_text!(SecretRef);
 
 serialize_as_text!(Repository, SecretRef, OperatorKey);
 
@@ -240,7 +254,7 @@ impl fmt::Display for OperatorKey {
 }
 
 /// A signal by its number on x86-64 Linux (`signal(7)`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Signal(i32);
 
@@ -285,7 +299,7 @@ impl FromStr for Signal {
 }
 
 /// Numeric user and group inside the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct User {
     /// 0 to 65535: a service's user namespace maps 65536 ids.
     pub uid: u32,

@@ -18,7 +18,6 @@ use crate::system::cgroup;
 pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Result<Facts, Exhausted> {
     let services = declaration.services.iter().map(|service| {
         let number = numbers.of(&service.name)?;
-        let registry = declaration.registries.iter().find(|known| known.host == *service.image.registry());
         Ok(ServiceFacts {
             uid: number.uid(),
             address: number.address(),
@@ -26,25 +25,29 @@ pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Resul
             // Names are validated by the declaration: they cannot leave the directory.
             directory: Path::new(paths::SERVICES_DIR).join(&service.name),
             rootfs: Path::new(paths::ROOTFS_DIR).join(&service.name),
-            registry_ca: registry.and_then(|registry| registry.ca.clone()),
             declared: service.clone(),
         })
     });
     let services = services.collect::<Result<Vec<_>, Exhausted>>()?;
     let leased = services.iter().flat_map(|service| {
-        service.declared.references().into_iter().map(|secret| Grant { uid: service.uid, secret: secret.clone() })
+        service
+            .declared
+            .references()
+            .into_iter()
+            .map(|secret| Grant { uid: service.uid, secret: secret.clone() })
     });
     let token = declaration.github.token.iter().filter_map(|secret| {
         let uid = PUBLISH.uid()?;
         Some(Grant { uid, secret: secret.clone() })
     });
     let operators = declaration.operators.iter();
-    let operators = operators
-        .map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() });
+    let operators =
+        operators.map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() });
     Ok(Facts {
         operators: operators.collect(),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
+        registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
         services,
     })
@@ -58,10 +61,15 @@ mod tests {
     fn services(names: &[&str]) -> Declaration {
         let digest = "0".repeat(64);
         let service = |name: &&str| {
-            format!("  {name}:\n    image: r.example:5000/{name}@sha256:{digest}\n    secrets: [secret://app/{name}/key]\n")
+            format!(
+                "  {name}:\n    image: r.example:5000/{name}@sha256:{digest}\n    secrets: [secret://app/{name}/key]\n"
+            )
         };
         let text: String = names.iter().map(service).collect();
-        declaration(&format!("registries:\n  - host: r.example:5000\n    ca: |\n{}services:\n{text}", certificate()))
+        declaration(&format!(
+            "registries:\n  - host: r.example:5000\n    ca: |\n{}services:\n{text}",
+            certificate()
+        ))
     }
 
     /// A certificate as a declaration holds it: indented.
@@ -85,7 +93,10 @@ mod tests {
         let later = resolve(&services(&["cache", "db", "queue", "web"]), &mut numbers).unwrap();
         for service in &first.services {
             let same = later.service(&service.declared.name).unwrap();
-            assert_eq!((same.uid, same.address, &same.cgroup), (service.uid, service.address, &service.cgroup));
+            assert_eq!(
+                (same.uid, same.address, &same.cgroup),
+                (service.uid, service.address, &service.cgroup)
+            );
         }
         for grant in &first.grants {
             assert!(later.grants.contains(grant), "{grant:?}");
@@ -94,7 +105,11 @@ mod tests {
         let without = resolve(&services(&["queue", "new"]), &mut numbers).unwrap();
         let back = resolve(&services(&["web"]), &mut numbers).unwrap();
         assert_eq!(known(&back)[0], known(&first)[0]);
-        assert!(known(&without).iter().all(|new| known(&first).iter().all(|old| old.1 != new.1 && old.2 != new.2)));
+        assert!(
+            known(&without)
+                .iter()
+                .all(|new| known(&first).iter().all(|old| old.1 != new.1 && old.2 != new.2))
+        );
     }
 
     #[test]
@@ -107,7 +122,7 @@ mod tests {
         let web = facts.service("web").unwrap();
         assert_eq!(web.socket(8080), Path::new("/run/cofferdam/services/web/port-8080"));
         assert_eq!(web.rootfs, Path::new("/run/cofferdam/rootfs/web"));
-        assert!(web.registry_ca.as_ref().unwrap().starts_with("-----BEGIN CERTIFICATE"));
+        assert_eq!(facts.registries.len(), 1);
         assert!(facts.service("other").is_err());
     }
 

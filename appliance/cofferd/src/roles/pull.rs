@@ -7,13 +7,14 @@
 //! unpacking gains the files of that image, which it has anyway.
 
 use std::io::{self, Write};
+use std::path::Path;
 
 use anyhow::Context;
-use cofferdam_declaration::Declaration;
 use cofferdam_workload::pull::{self, Access, ImageDir, PullError};
 use serde::{Deserialize, Serialize};
 
 use super::Role;
+use super::facts::{Facts, ServiceFacts};
 use crate::paths;
 use crate::system::files;
 
@@ -33,9 +34,9 @@ pub(crate) struct Answer {
 }
 
 /// Where the image of a service is unpacked.
-pub(crate) fn image_dir(service: &str) -> ImageDir {
+pub(crate) fn image_dir(service: &ServiceFacts) -> ImageDir {
     // Not below the service's directory: /run is noexec.
-    ImageDir::at(paths::service_rootfs(service).join("image"))
+    ImageDir::at(service.rootfs.join("image"))
 }
 
 /// Pulls the image of the service `name`, says on standard output how that went, and ends.
@@ -44,24 +45,23 @@ pub(crate) fn image_dir(service: &str) -> ImageDir {
 ///
 /// The role cannot be confined, or what PID 1 wrote down for it cannot be read. A pull that fails is an answer.
 pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
-    let bytes = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
-        .context("cannot read the declaration")?;
-    let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
-    let service = declaration.service(name).context("the declaration has no such service")?;
-    let registry = declaration.registries.iter().find(|registry| registry.host == *service.image.registry());
+    let facts = Facts::read(Path::new(paths::FACTS))?;
+    let service = facts.service(name)?;
+    let host = service.declared.image.registry();
+    let registry = facts.registries.iter().find(|registry| registry.host == *host);
     let access = Access {
         bundle: files::read_bounded(BUNDLE, MAX_BUNDLE).unwrap_or_default(),
         registry: registry.and_then(|registry| registry.ca.clone()),
         hosts: std::collections::BTreeMap::new(),
         credentials: None,
     };
-    let directory = image_dir(name);
+    let directory = image_dir(service);
     directory.prepare().context("cannot make the image's directory")?;
     role.confine_with(&[directory.path()]).context("cannot confine the role")?;
     // A second installation of the same provider is refused, and is the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pulled = runtime.block_on(pull::pull(&service.image, access, &directory, true));
+    let pulled = runtime.block_on(pull::pull(&service.declared.image, access, &directory, true));
     let answer = match &pulled {
         Ok(()) => Answer { error: None, transient: false },
         Err(error) => Answer { error: Some(chain(error)), transient: error.is_transient() },

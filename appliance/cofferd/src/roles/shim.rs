@@ -24,7 +24,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_declaration::{Declaration, Service};
+use cofferdam_declaration::Service;
 use cofferdam_redact::Redactor;
 use cofferdam_vault::Reference;
 use cofferdam_workload::cgroup::Leaf;
@@ -32,7 +32,7 @@ use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::image::RunConfig;
 use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
-use cofferdam_workload::network::{self, Network};
+use cofferdam_workload::network::Network;
 use cofferdam_workload::restart::{End, Policy};
 use cofferdam_workload::status::{Reporter, State, Status};
 use cofferdam_workload::user::{self, Account};
@@ -44,6 +44,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
+use super::facts::{Facts, ServiceFacts};
 use super::pull::{Answer, image_dir};
 use super::{CONTAINER, PULL, Role};
 use crate::paths;
@@ -74,16 +75,15 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// The role cannot be confined, or what PID 1 wrote down for it cannot be read.
 pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     role.confine().context("cannot confine the role")?;
-    let bytes = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
-        .context("cannot read the declaration")?;
-    let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
-    let service = declaration.service(name).context("the declaration has no such service")?;
+    let facts = Facts::read(Path::new(paths::FACTS))?;
+    let own = facts.service(name)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut shim = Shim {
-            declaration: &declaration,
-            service,
-            status: Reporter::new(paths::service_status(name)),
+            own,
+            service: &own.declared,
+            dependencies: facts.dependencies(own),
+            status: Reporter::new(own.status()),
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
             restarts: 0,
             last: None,
@@ -93,8 +93,11 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
 }
 
 struct Shim<'a> {
-    declaration: &'a Declaration,
+    /// What PID 1 decided for the service.
+    own: &'a ServiceFacts,
+    /// The part of it that is declared.
     service: &'a Service,
+    dependencies: Vec<&'a ServiceFacts>,
     status: Reporter,
     stop: Signal,
     restarts: u32,
@@ -120,8 +123,8 @@ impl Shim<'_> {
     /// From nothing to the last restart. Returns when it was told to stop.
     async fn live(&mut self) -> anyhow::Result<()> {
         let image = or_stop!(self.image().await?);
-        let network =
-            Network::create(&self.dependency_indices()).context("cannot make the service's network")?;
+        let addresses: Vec<_> = self.dependencies.iter().map(|other| other.address).collect();
+        let network = Network::create(&addresses).context("cannot make the service's network")?;
         let network = Arc::new(network);
         let group = group()?;
         if let Err(error) = self.relays(&network).await {
@@ -180,7 +183,7 @@ impl Shim<'_> {
 
     /// Pulls the image, again and again until it is there.
     async fn image(&mut self) -> anyhow::Result<Until<RunConfig>> {
-        let directory = image_dir(&self.service.name);
+        let directory = image_dir(self.own);
         let mut wait = PULL_FIRST;
         if let Some(config) = directory.finished(&self.service.image) {
             return Ok(Until::Done(config));
@@ -247,9 +250,9 @@ impl Shim<'_> {
     /// Waits until every service that this one depends on runs.
     async fn dependencies(&mut self) -> anyhow::Result<Until<()>> {
         loop {
-            let late = self.service.depends_on.iter().find(|name| !runs(&paths::service_status(name)));
+            let late = self.dependencies.iter().find(|other| !runs(&other.status()));
             let Some(late) = late else { return Ok(Until::Done(())) };
-            let detail = format!("{late} has not started yet");
+            let detail = format!("{} has not started yet", late.declared.name);
             self.report(State::Waiting, |status| status.detail = Some(detail))?;
             if let Until::Stopped = self.until(sleep(DEPENDENCY_PAUSE)).await {
                 return Ok(Until::Stopped);
@@ -257,28 +260,18 @@ impl Shim<'_> {
         }
     }
 
-    fn dependency_indices(&self) -> Vec<usize> {
-        let services = self.declaration.services.iter().enumerate();
-        services
-            .filter(|(_, other)| self.service.depends_on.contains(&other.name))
-            .map(|(index, _)| index)
-            .collect()
-    }
-
     /// The service's ways in and out, made once: they outlive a restart of the workload.
     async fn relays(&self, network: &Arc<Network>) -> anyhow::Result<()> {
         for port in &self.service.ports {
-            let path = paths::service_port(&self.service.name, port.target);
+            let path = self.own.socket(port.target);
             relay::publish(&path, port.target, network)
                 .with_context(|| format!("cannot publish port {}", port.target))?;
         }
-        for (index, other) in self.declaration.services.iter().enumerate() {
-            if self.service.depends_on.contains(&other.name) {
-                for port in &other.ports {
-                    let path = paths::service_port(&other.name, port.target);
-                    let leads = relay::lead(network::address(index), port.target, path).await;
-                    leads.with_context(|| format!("cannot lead to {} port {}", other.name, port.target))?;
-                }
+        for other in &self.dependencies {
+            for port in &other.declared.ports {
+                let leads = relay::lead(other.address, port.target, other.socket(port.target)).await;
+                let name = &other.declared.name;
+                leads.with_context(|| format!("cannot lead to {name} port {}", port.target))?;
             }
         }
         Ok(())
@@ -293,7 +286,7 @@ impl Shim<'_> {
         group: Option<&Leaf>,
     ) -> anyhow::Result<Running> {
         self.report(State::Starting, |_| {})?;
-        let rootfs = image_dir(&self.service.name).rootfs();
+        let rootfs = image_dir(self.own).rootfs();
         let root =
             nix::fcntl::open(&rootfs, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
                 .context("cannot open the image")?;
@@ -304,8 +297,7 @@ impl Shim<'_> {
         let redactor =
             Redactor::new(lease.iter().map(|(reference, value)| (reference.as_str(), value.expose())))?;
         let name = &self.service.name;
-        let log = Log::open(&paths::service_log(name), &paths::service_log_previous(name))
-            .context("cannot open the log")?;
+        let log = Log::open(&self.own.log(), &self.own.previous_log()).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         let (container, output) =
             launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, network, descriptor)
@@ -323,7 +315,7 @@ impl Shim<'_> {
         Ok(Plan {
             rootfs,
             hostname: self.service.name.clone(),
-            hosts: hosts(self.declaration, self.service),
+            hosts: hosts(self.service, &self.dependencies),
             read_only: self.service.read_only,
             tmpfs: self.service.tmpfs.clone(),
             arguments: environment::arguments(self.service, image)?,
@@ -374,12 +366,10 @@ fn stop_signal(service: &Service, image: &RunConfig) -> i32 {
 }
 
 /// `/etc/hosts` of a service: itself, and those that it depends on.
-fn hosts(declaration: &Declaration, service: &Service) -> String {
+fn hosts(service: &Service, dependencies: &[&ServiceFacts]) -> String {
     let mut hosts = format!("127.0.0.1 localhost {}\n::1 localhost\n", service.name);
-    for (index, other) in declaration.services.iter().enumerate() {
-        if service.depends_on.contains(&other.name) {
-            hosts.push_str(&format!("{} {}\n", network::address(index), other.name));
-        }
+    for other in dependencies {
+        hosts.push_str(&format!("{} {}\n", other.address, other.declared.name));
     }
     hosts
 }
@@ -441,18 +431,17 @@ impl Drop for Child {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::roles::testing::{declaration, facts};
 
     #[test]
     fn hosts_name_only_what_a_service_depends_on() {
-        let digest = "0".repeat(64);
-        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
-        let text = format!(
-            "version: 1\nrepository: octo/app\nendpoint: api.example.org:443\noperators:\n  - name: alice\n    key: {key}\n\
-             services:\n  db:\n    image: r.example/db@sha256:{digest}\n  other:\n    image: r.example/o@sha256:{digest}\n  \
-             web:\n    image: r.example/web@sha256:{digest}\n    depends_on: [db]\n"
-        );
-        let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
-        let of = |name: &str| hosts(&declaration, declaration.service(name).unwrap());
+        let text = "services:\n  db:\n    image: r.example/db@sha256:DIGEST\n  other:\n    image: r.example/o@sha256:DIGEST\n  \
+                    web:\n    image: r.example/web@sha256:DIGEST\n    depends_on: [db]\n";
+        let facts = facts(&declaration(&text.replace("DIGEST", &"0".repeat(64))));
+        let of = |name: &str| {
+            let service = facts.service(name).unwrap();
+            hosts(&service.declared, &facts.dependencies(service))
+        };
         assert_eq!(of("web"), "127.0.0.1 localhost web\n::1 localhost\n169.254.1.1 db\n");
         assert_eq!(of("db"), "127.0.0.1 localhost db\n::1 localhost\n");
     }

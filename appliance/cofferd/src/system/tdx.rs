@@ -23,7 +23,7 @@ pub(crate) const REPORTS: &str = "/sys/kernel/config/tsm/report";
 /// The firmware's event log: the area that the ACPI table CCEL points at.
 pub(crate) const FIRMWARE_LOG: &str = "/sys/firmware/acpi/tables/data/CCEL";
 
-/// Registers that are read: name and whether it is one of our run-time registers.
+/// The names of the registers.
 const NAMES: [&str; 5] = ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"];
 
 /// Why a register could not be read or extended.
