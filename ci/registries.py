@@ -48,7 +48,7 @@ def raw_signature(der):
 
 
 class Tokens(http.server.BaseHTTPRequestHandler):
-    """Makes a token for who knows the password (JSON Web Token, ES256, with the certificate)."""
+    """Makes a token for whoever knows the password: a JSON Web Token with its certificate."""
 
     certificate = key = None
 
@@ -101,13 +101,13 @@ class Tokens(http.server.BaseHTTPRequestHandler):
 
 
 class PrivateRegistries:
-    """The two registries and the token service; a context manager. Ports: `basic`, `bearer`,
-    `tokens`.
+    """The registries and the token service; a context manager. Ports: `basic`, `closed` (the same
+    once more, for a client without credentials), `bearer`, `tokens`.
     """
 
     def __init__(self, world, realm_host):
         self.world, self.realm_host = world, realm_host
-        self.basic, self.bearer, self.tokens = free_port(), free_port(), free_port()
+        self.basic, self.closed, self.bearer, self.tokens = (free_port() for _ in range(4))
         self.server = None
 
     def __enter__(self):
@@ -121,7 +121,8 @@ class PrivateRegistries:
         threading.Thread(target=self.server.serve_forever, daemon=True).start()
         with open(world.path("htpasswd"), "w", encoding="utf-8") as file:
             file.write(HTPASSWD)
-        self.start("basic", self.basic, f"htpasswd: {{realm: r, path: {world.path('htpasswd')}}}")
+        for name, port in (("basic", self.basic), ("closed", self.closed)):
+            self.start(name, port, f"htpasswd: {{realm: r, path: {world.path('htpasswd')}}}")
         self.start(
             "bearer",
             self.bearer,

@@ -30,11 +30,10 @@ pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Resul
     });
     let services = services.collect::<Result<Vec<_>, Exhausted>>()?;
     let leased = services.iter().flat_map(|service| {
-        service
-            .declared
-            .references()
-            .into_iter()
-            .map(|secret| Grant { uid: service.uid, secret: secret.clone() })
+        let login =
+            declaration.registry_of(&service.declared.image).and_then(|registry| registry.login.as_ref());
+        let references = service.declared.references().into_iter().chain(login.map(|login| &login.password));
+        references.map(|secret| Grant { uid: service.uid, secret: secret.clone() })
     });
     let token = declaration.github.token.iter().filter_map(|secret| {
         let uid = PUBLISH.uid()?;
@@ -142,6 +141,21 @@ mod tests {
             (103, "secret://cofferdam/github/token"),
         ];
         assert_eq!(grants, expected.map(|(uid, secret)| (uid, secret.to_owned())));
+    }
+
+    #[test]
+    fn a_registrys_password_is_granted_to_the_services_that_have_images_there() {
+        let text = "registries:\n  - host: private.example\n    username: deploy\n    password: secret://registry/x/password\n\
+                    services:\n  web:\n    image: private.example/a@sha256:DIGEST\n  db:\n    image: r.example/a@sha256:DIGEST\n";
+        let declared = declaration(&text.replace("DIGEST", &"0".repeat(64)));
+        let facts = resolve(&declared, &mut Numbers::default()).unwrap();
+        let grants: Vec<(u32, String)> =
+            facts.grants.iter().map(|grant| (grant.uid, grant.secret.to_string())).collect();
+        assert_eq!(grants, [(100_000, "secret://registry/x/password".to_owned())]);
+        let login =
+            |name: &str| facts.registry(facts.service(name).unwrap()).and_then(|found| found.login.clone());
+        assert_eq!(login("web").unwrap().username, "deploy");
+        assert_eq!(login("db"), None);
     }
 
     #[test]

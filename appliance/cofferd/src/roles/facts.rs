@@ -119,6 +119,11 @@ impl Facts {
         found.ok_or_else(|| FactsError::NoService(name.to_owned()))
     }
 
+    /// What is known about the registry of a service's image.
+    pub(crate) fn registry(&self, service: &ServiceFacts) -> Option<&Registry> {
+        self.registries.iter().find(|registry| registry.host == *service.declared.image.registry())
+    }
+
     /// The services that `service` depends on, in the order of the declaration.
     pub(crate) fn dependencies(&self, service: &ServiceFacts) -> Vec<&ServiceFacts> {
         let depends = |other: &&ServiceFacts| service.declared.depends_on.contains(&other.declared.name);

@@ -5,7 +5,8 @@
 //!
 //! - Nothing of the service starts before everything that it needs is there; until then the status says what
 //!   is missing.
-//! - The image is pulled by a child that ends before the first secret is leased.
+//! - The image is pulled by a child that ends before the first secret of the workload is leased. The registry's password is
+//!   leased for that child alone, and the workload does not exist yet.
 //! - It leaves the appliance's network for good before the workload exists.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
 //!   runs: each start leases anew, so a changed secret arrives with a restart.
@@ -17,14 +18,14 @@
 //! - It parses nothing that the workload prints. What it relays, it does not look at.
 //! - It prints nothing that came from the workload to the console.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_declaration::Service;
+use cofferdam_declaration::{Login, SecretRef, Service};
 use cofferdam_redact::Redactor;
 use cofferdam_vault::Reference;
 use cofferdam_workload::cgroup::Leaf;
@@ -33,6 +34,7 @@ use cofferdam_workload::image::RunConfig;
 use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
 use cofferdam_workload::network::Network;
+use cofferdam_workload::pull::Credentials;
 use cofferdam_workload::restart::{End, Policy};
 use cofferdam_workload::status::{Reporter, State, Status};
 use cofferdam_workload::user::{self, Account};
@@ -45,7 +47,7 @@ use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
 use super::facts::{Facts, ServiceFacts};
-use super::pull::{Answer, image_dir};
+use super::pull::{Answer, MAX_PASSWORD, image_dir};
 use super::{CONTAINER, PULL, Role};
 use crate::paths;
 use crate::system::client::vault::{Lease, LeaseError, lease};
@@ -82,6 +84,7 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
         let mut shim = Shim {
             own,
             service: &own.declared,
+            login: facts.registry(own).and_then(|registry| registry.login.as_ref()),
             dependencies: facts.dependencies(own),
             status: Reporter::new(own.status()),
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
@@ -97,6 +100,8 @@ struct Shim<'a> {
     own: &'a ServiceFacts,
     /// The part of it that is declared.
     service: &'a Service,
+    /// As whom its image is pulled.
+    login: Option<&'a Login>,
     dependencies: Vec<&'a ServiceFacts>,
     status: Reporter,
     stop: Signal,
@@ -188,13 +193,21 @@ impl Shim<'_> {
         if let Some(config) = directory.finished(&self.service.image) {
             return Ok(Until::Done(config));
         }
-        self.report(State::Pulling, |_| {})?;
         loop {
-            let name = self.service.name.clone();
-            let answer = match self.until(pull(&name)).await {
-                Until::Done(answer) => answer
-                    .unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), transient: true }),
+            let credentials = match self.credentials().await? {
+                Until::Done(credentials) => credentials,
                 Until::Stopped => return Ok(Until::Stopped),
+            };
+            self.report(State::Pulling, |_| {})?;
+            let answer = match credentials {
+                Err(reason) => Answer { error: Some(reason), transient: false },
+                Ok(credentials) => match self.until(pull(&self.service.name, credentials)).await {
+                    Until::Done(answer) => answer.unwrap_or_else(|error| Answer {
+                        error: Some(format!("{error:#}")),
+                        transient: true,
+                    }),
+                    Until::Stopped => return Ok(Until::Stopped),
+                },
             };
             if let Some(config) = directory.finished(&self.service.image) {
                 return Ok(Until::Done(config));
@@ -209,9 +222,24 @@ impl Shim<'_> {
         }
     }
 
-    /// Leases the service's secrets; waits for as long as one is missing.
+    /// As whom the image is pulled: leased anew for each pull, so that a password that was wrong can be put right.
+    async fn credentials(&mut self) -> anyhow::Result<Until<Result<Option<Credentials>, String>>> {
+        let Some(login) = self.login else { return Ok(Until::Done(Ok(None))) };
+        let lease = match self.lease(vec![&login.password]).await? {
+            Until::Done(lease) => lease,
+            Until::Stopped => return Ok(Until::Stopped),
+        };
+        let value = lease.values().next().context("the vault leased nothing")?;
+        Ok(Until::Done(registry_user(login, value.expose()).map(Some)))
+    }
+
+    /// Leases the service's secrets.
     async fn secrets(&mut self) -> anyhow::Result<Until<Lease>> {
-        let references = self.service.references();
+        self.lease(self.service.references()).await
+    }
+
+    /// Leases all of these; waits for as long as one is missing.
+    async fn lease(&mut self, references: Vec<&SecretRef>) -> anyhow::Result<Until<Lease>> {
         let references: Result<Vec<_>, _> =
             references.into_iter().map(|reference| Reference::parse(&reference.to_string())).collect();
         let references = references.context("the declaration names a secret that the vault cannot")?;
@@ -396,15 +424,35 @@ fn group() -> anyhow::Result<Option<Leaf>> {
     Ok(Some(leaf))
 }
 
+/// The user of a registry with the password that the vault holds.
+fn registry_user(login: &Login, password: &[u8]) -> Result<Credentials, String> {
+    let refused = |why: &str| Err(format!("{} is no password: {why}", login.password));
+    let Ok(text) = std::str::from_utf8(password) else { return refused("it is not UTF-8") };
+    if text.len() > MAX_PASSWORD {
+        return refused(&format!("it is longer than {MAX_PASSWORD} bytes"));
+    }
+    if text.chars().any(char::is_control) {
+        return refused("there is a control character in it, such as a line break at its end");
+    }
+    Ok(Credentials { username: login.username.clone(), password: Zeroizing::new(text.to_owned()) })
+}
+
 /// Runs one pull to its end. The child dies with this future.
-async fn pull(name: &str) -> anyhow::Result<Answer> {
+async fn pull(name: &str, credentials: Option<Credentials>) -> anyhow::Result<Answer> {
     let (writer, mut reader) = pipe::pipe().context("cannot make a pipe")?;
     let mut command = Command::new("/proc/self/exe");
-    command.args([PULL.name(), name]).env_clear().stdin(Stdio::null());
+    let input = if credentials.is_some() { Stdio::piped() } else { Stdio::null() };
+    command.args([PULL.name(), name]).env_clear().stdin(input);
     command.stdout(writer.into_blocking_fd().context("cannot make a pipe")?);
     let mut child = Child(command.spawn().context("cannot start the pull")?);
     // The command holds the pipe's writing end.
     drop(command);
+    if let (Some(credentials), Some(mut input)) = (credentials, child.0.stdin.take()) {
+        // It fits into the pipe; a child that is gone already says why below.
+        let said =
+            Zeroizing::new(serde_json::to_vec(&credentials).context("cannot write down as whom to pull")?);
+        let _ = input.write_all(&said);
+    }
     let mut said = Vec::new();
     (&mut reader).take(MAX_ANSWER).read_to_end(&mut said).await.context("cannot hear from the pull")?;
     let status = child.wait()?;
@@ -432,6 +480,23 @@ impl Drop for Child {
 mod tests {
     use super::*;
     use crate::roles::testing::{declaration, facts};
+
+    #[test]
+    fn a_secret_that_cannot_be_a_password_is_said_to_be_none() {
+        let login =
+            Login { username: "deploy".into(), password: "secret://registry/x/password".parse().unwrap() };
+        let user = registry_user(&login, "pä:ss".as_bytes()).unwrap();
+        assert_eq!((user.username.as_str(), user.password.as_str()), ("deploy", "pä:ss"));
+        for (password, why) in [
+            (b"line\n".to_vec(), "line break"),
+            (vec![0xff], "UTF-8"),
+            (vec![b'a'; MAX_PASSWORD + 1], "longer"),
+        ] {
+            let error = registry_user(&login, &password).unwrap_err();
+            assert!(error.contains(why) && error.contains("secret://registry/x/password"), "{error}");
+            assert!(!error.contains("line\n"));
+        }
+    }
 
     #[test]
     fn hosts_name_only_what_a_service_depends_on() {

@@ -444,7 +444,7 @@ mod tests {
             assert_eq!(ids.len(), own.len());
             assert!(ids.iter().all(|id| *id < NOBODY));
         }
-        assert!(NOBODY < paths::SERVICE_UID_BASE);
+        const { assert!(NOBODY < paths::SERVICE_UID_BASE) };
     }
 
     #[test]
