@@ -192,7 +192,7 @@ impl<R: Reports> Attester<R> {
 }
 
 /// The device, which is used by one at a time.
-struct Desk<R> {
+struct QuoteService<R> {
     attester: Attester<R>,
     device: Semaphore,
 }
@@ -220,7 +220,7 @@ fn admit(peers: &[Arc<Peer>], uid: u32) -> Option<(Arc<Peer>, OwnedSemaphorePerm
 
 /// Serves callers whose uid is in `allowed` until the task is dropped.
 async fn serve<R: Reports + 'static>(listener: UnixListener, attester: Attester<R>, allowed: &[u32]) {
-    let desk = Arc::new(Desk { attester, device: Semaphore::new(1) });
+    let service = Arc::new(QuoteService { attester, device: Semaphore::new(1) });
     let peers: Vec<_> = allowed.iter().copied().map(Peer::new).collect();
     loop {
         let stream = match listener.accept().await {
@@ -233,19 +233,19 @@ async fn serve<R: Reports + 'static>(listener: UnixListener, attester: Attester<
         };
         let peer = stream.peer_cred().ok().and_then(|credentials| admit(&peers, credentials.uid()));
         let Some((peer, place)) = peer else { continue };
-        let desk = Arc::clone(&desk);
+        let service = Arc::clone(&service);
         tokio::spawn(async move {
-            let _ = tokio::time::timeout(CONNECTION_LIMIT, converse(stream, desk, peer)).await;
+            let _ = tokio::time::timeout(CONNECTION_LIMIT, converse(stream, service, peer)).await;
             drop(place);
         });
     }
 }
 
 /// One connection. What goes wrong on it concerns its peer alone.
-async fn converse<R: Reports + 'static>(stream: UnixStream, desk: Arc<Desk<R>>, peer: Arc<Peer>) {
+async fn converse<R: Reports + 'static>(stream: UnixStream, service: Arc<QuoteService<R>>, peer: Arc<Peer>) {
     let service = service_fn(move |request| {
-        let (desk, peer) = (Arc::clone(&desk), Arc::clone(&peer));
-        async move { Ok::<_, std::convert::Infallible>(answer(request, &desk, &peer).await) }
+        let (service, peer) = (Arc::clone(&service), Arc::clone(&peer));
+        async move { Ok::<_, std::convert::Infallible>(answer(request, &service, &peer).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
@@ -257,7 +257,7 @@ async fn converse<R: Reports + 'static>(stream: UnixStream, desk: Arc<Desk<R>>, 
 
 async fn answer<R: Reports + 'static>(
     request: Request<Incoming>,
-    desk: &Arc<Desk<R>>,
+    service: &Arc<QuoteService<R>>,
     peer: &Peer,
 ) -> Response<Body> {
     if request.uri().path() != ROUTE {
@@ -275,30 +275,30 @@ async fn answer<R: Reports + 'static>(
         Ok(request) => request,
         Err(_) => return refuse(StatusCode::BAD_REQUEST, "the request is not {nonce?, channel_binding?}"),
     };
-    attest(request, desk, peer).await
+    attest(request, service, peer).await
 }
 
 /// Takes a place in the peer's queue, then the device, then the quote.
 async fn attest<R: Reports + 'static>(
     request: EvidenceRequest,
-    desk: &Arc<Desk<R>>,
+    service: &Arc<QuoteService<R>>,
     peer: &Peer,
 ) -> Response<Body> {
     let busy = || refuse(StatusCode::SERVICE_UNAVAILABLE, "the quote device is busy");
     let Ok(_place) = peer.queue.try_acquire() else { return busy() };
     let Ok(Ok(_)) =
-        tokio::time::timeout(QUEUE_LIMIT, desk.device.acquire()).await.map(|p| p.map(|p| p.forget()))
+        tokio::time::timeout(QUEUE_LIMIT, service.device.acquire()).await.map(|p| p.map(|p| p.forget()))
     else {
         return busy();
     };
     // The device is given back by the thread that uses it: while one hangs, nobody else is let in.
-    let thread = Arc::clone(desk);
+    let thread = Arc::clone(service);
     let work = tokio::task::spawn_blocking(move || {
         let outcome = thread.attester.evidence(&request, clock::unix_now());
         thread.device.add_permits(1);
         outcome
     });
-    match tokio::time::timeout(desk.attester.limit, work).await {
+    match tokio::time::timeout(service.attester.limit, work).await {
         Ok(Ok(Ok(document))) => reply(StatusCode::OK, document),
         Ok(Ok(Err(error))) => {
             let text = error_chain(&error);

@@ -9,15 +9,15 @@
 //! renewal keeps failing until the end, handshakes are refused.
 
 mod evidence;
-mod foreign;
 mod listen;
 mod operator;
-mod patient;
 mod proxy;
 mod reply;
 mod site;
 mod source;
+mod stall;
 mod tls;
+mod untrusted_file;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -34,7 +34,7 @@ use cofferdam_protocol::json::JsonError;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
-use self::evidence::Desk;
+use self::evidence::EvidenceClient;
 use self::listen::Limits;
 use self::operator::{Operators, Records};
 use self::proxy::{Backend, Proxy};
@@ -81,12 +81,13 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         let until = attest(&site.evidence, &key, &identity).await;
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity))?));
         let limits = Limits::default();
-        let places = listen::places(&limits);
+        let connections = listen::connections(&limits);
         let ports: BTreeSet<u16> = site.backends.keys().copied().chain([ALWAYS]).collect();
         for port in ports {
             let listener = bind(port).await?;
-            let (acceptor, places, site) = (acceptor.clone(), Arc::clone(&places), Arc::clone(&site));
-            tokio::spawn(listen::serve(listener, port, acceptor, limits, places, site));
+            let (acceptor, connections, site) =
+                (acceptor.clone(), Arc::clone(&connections), Arc::clone(&site));
+            tokio::spawn(listen::serve(listener, port, acceptor, limits, connections, site));
         }
         println!("front: serving with an attested certificate");
         renew(&site.evidence, &key, &identity, until).await;
@@ -119,7 +120,10 @@ fn site(services: &[ServiceFacts]) -> Site {
             .collect(),
     };
     Site {
-        evidence: Desk::new(PathBuf::from(paths::EVIDENCE_SOCKET), PathBuf::from(paths::PUBLISH_COLLATERAL)),
+        evidence: EvidenceClient::new(
+            PathBuf::from(paths::EVIDENCE_SOCKET),
+            PathBuf::from(paths::PUBLISH_COLLATERAL),
+        ),
         operators: Operators::new(PathBuf::from(paths::VAULT_SOCKET), records),
         backends,
         proxy: Proxy::default(),
@@ -128,10 +132,10 @@ fn site(services: &[ServiceFacts]) -> Site {
 
 /// Gets evidence, puts it into a certificate and shows both from now on. Tries until it works; returns when the
 /// certificate has to be renewed.
-async fn attest(desk: &Desk, key: &TlsKey, identity: &Identity) -> Moment {
+async fn attest(client: &EvidenceClient, key: &TlsKey, identity: &Identity) -> Moment {
     let mut pause = FIRST_PAUSE;
     loop {
-        match attempt(desk, key, identity).await {
+        match attempt(client, key, identity).await {
             Ok(until) => return until,
             Err(error) => {
                 eprintln!("front: no attested certificate yet: {:#}", anyhow::Error::new(error));
@@ -157,8 +161,8 @@ enum AttestError {
     Write(#[from] JsonError),
 }
 
-async fn attempt(desk: &Desk, key: &TlsKey, identity: &Identity) -> Result<Moment, AttestError> {
-    let (evidence, claims) = desk.fetch(&EvidenceRequest::default()).await?;
+async fn attempt(client: &EvidenceClient, key: &TlsKey, identity: &Identity) -> Result<Moment, AttestError> {
+    let (evidence, claims) = client.fetch(&EvidenceRequest::default()).await?;
     let (issued, expires) = (claims.issued_at.unix(), claims.expires_at.unix());
     let now = clock::unix_now();
     if now >= expires {
@@ -171,7 +175,7 @@ async fn attempt(desk: &Desk, key: &TlsKey, identity: &Identity) -> Result<Momen
     }
     let expires = Moment::at(expires);
     identity.replace(certificate, key, expires);
-    desk.replace(evidence, expires);
+    client.replace(evidence, expires);
     Ok(Moment::at(ratls::renew_at(issued, lifetime)))
 }
 
@@ -193,10 +197,10 @@ fn certificate(
 }
 
 /// Renews for ever.
-async fn renew(desk: &Desk, key: &TlsKey, identity: &Identity, mut until: Moment) {
+async fn renew(client: &EvidenceClient, key: &TlsKey, identity: &Identity, mut until: Moment) {
     loop {
         until.wait().await;
-        until = attest(desk, key, identity).await;
+        until = attest(client, key, identity).await;
         println!("front: renewed the attested certificate");
     }
 }

@@ -34,7 +34,7 @@ use zeroize::Zeroizing;
 
 use self::collateral::{CollateralError, Pcs};
 use self::pck::{Pck, PckError};
-use self::release::{Attestation, Shelf};
+use self::release::{Attestation, ReleaseFiles};
 use self::status::StatusFile;
 use self::web::WebError;
 use crate::paths;
@@ -75,7 +75,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(settings, Places::default()));
+    runtime.block_on(serve(settings, Paths::default()));
     Ok(())
 }
 
@@ -103,7 +103,7 @@ impl Settings {
 
 /// The files and sockets of the role.
 #[derive(Debug, Clone)]
-struct Places {
+struct Paths {
     appliance: PathBuf,
     directory: PathBuf,
     evidence: PathBuf,
@@ -111,7 +111,7 @@ struct Places {
     bundle: PathBuf,
 }
 
-impl Default for Places {
+impl Default for Paths {
     fn default() -> Self {
         Self {
             appliance: PathBuf::from(paths::APPLIANCE),
@@ -123,7 +123,7 @@ impl Default for Places {
     }
 }
 
-impl Places {
+impl Paths {
     /// A file of the role's own directory.
     fn own(&self, name: &str) -> PathBuf {
         self.directory.join(name)
@@ -135,11 +135,11 @@ impl Places {
 type Known = Result<(Arc<Collateral>, u64), String>;
 
 /// Both loops, until the task is dropped.
-async fn serve(settings: Settings, places: Places) {
+async fn serve(settings: Settings, paths: Paths) {
     let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
     tokio::join!(
-        keep_collateral(&settings, &places, sender),
-        Publisher::new(settings.clone(), places.clone(), known).keep_published()
+        keep_collateral(&settings, &paths, sender),
+        Publisher::new(settings.clone(), paths.clone(), known).keep_published()
     );
 }
 
@@ -163,11 +163,11 @@ enum KeepError {
 }
 
 /// Keeps collateral in date, for ever.
-async fn keep_collateral(settings: &Settings, places: &Places, known: watch::Sender<Known>) {
+async fn keep_collateral(settings: &Settings, paths: &Paths, known: watch::Sender<Known>) {
     let mut pause = FIRST_PAUSE;
     let mut stored = true;
     loop {
-        match refresh(settings, places, std::mem::take(&mut stored), &known).await {
+        match refresh(settings, paths, std::mem::take(&mut stored), &known).await {
             Ok(until) => {
                 pause = FIRST_PAUSE;
                 Moment::at(until).wait().await;
@@ -193,13 +193,13 @@ async fn keep_collateral(settings: &Settings, places: &Places, known: watch::Sen
 /// Gets collateral, from a predecessor's file when that is in date, and says when to do it again.
 async fn refresh(
     settings: &Settings,
-    places: &Places,
+    paths: &Paths,
     stored: bool,
     known: &watch::Sender<Known>,
 ) -> Result<u64, KeepError> {
-    let (evidence, _) = ask(&places.evidence, &EvidenceRequest::default()).await?;
+    let (evidence, _) = ask(&paths.evidence, &EvidenceRequest::default()).await?;
     let pck = Pck::of(&quote::parse(&evidence.quote)?)?;
-    let path = places.own("collateral.json");
+    let path = paths.own("collateral.json");
     let now = clock::unix_now();
     let previous = if stored { read_collateral(&path) } else { None };
     let previous = previous
@@ -207,7 +207,7 @@ async fn refresh(
     let (until, collateral) = match previous {
         Some(previous) => previous,
         None => {
-            let authorities = web::authorities(settings.pcs_ca.as_deref(), &places.bundle)?;
+            let authorities = web::authorities(settings.pcs_ca.as_deref(), &paths.bundle)?;
             let pcs = Pcs::new(&settings.pcs, web::client(&authorities)?);
             let collateral = pcs.fetch(&pck, now).await?;
             files::replace(&path, &collateral.to_json()?).map_err(KeepError::Write)?;
@@ -265,17 +265,18 @@ impl PublishError {
 /// The loop that publishes.
 struct Publisher {
     settings: Settings,
-    places: Places,
+    paths: Paths,
     known: watch::Receiver<Known>,
     status: StatusFile,
-    shelf: Shelf,
+    files: ReleaseFiles,
 }
 
 impl Publisher {
-    fn new(settings: Settings, places: Places, known: watch::Receiver<Known>) -> Self {
-        let status = StatusFile::open(places.own("status.json"));
-        let shelf = Shelf { pending: places.own("pending.json"), published: places.own("attestation.json") };
-        Self { settings, places, known, status, shelf }
+    fn new(settings: Settings, paths: Paths, known: watch::Receiver<Known>) -> Self {
+        let status = StatusFile::open(paths.own("status.json"));
+        let files =
+            ReleaseFiles { pending: paths.own("pending.json"), published: paths.own("attestation.json") };
+        Self { settings, paths, known, status, files }
     }
 
     /// Keeps a true attestation published, for ever.
@@ -325,7 +326,7 @@ impl Publisher {
 
     /// Makes sure that a true attestation is published; returns when to look again.
     async fn ensure(&mut self, token: &SecretRef) -> Result<u64, PublishError> {
-        let appliance = appliance::read(&self.places.appliance)?;
+        let appliance = appliance::read(&self.paths.appliance)?;
         if let Some(kept) = self.kept(&appliance) {
             return Ok(kept);
         }
@@ -333,19 +334,19 @@ impl Publisher {
         let token = self.token(token).await?;
         let attestation = self.attestation(&appliance).await?;
         self.status.set(PublishState::Publishing, &format!("release {}", attestation.tag));
-        let authorities = web::authorities(self.settings.github_ca.as_deref(), &self.places.bundle)?;
+        let authorities = web::authorities(self.settings.github_ca.as_deref(), &self.paths.bundle)?;
         let client = Client::new(&self.settings.github, Some(token), Some(&authorities), USER_AGENT)?;
         let release = match release::publish(&client, &attestation).await {
             Ok(release) => release,
             Err(error) => {
                 if !error.is_transient() {
                     // It may be the document or the tag that is refused: the next attempt has others.
-                    self.shelf.discard();
+                    self.files.discard();
                 }
                 return Err(error.into());
             }
         };
-        self.shelf.finish().map_err(PublishError::Write)?;
+        self.files.finish().map_err(PublishError::Write)?;
         let until = attestation.renew_at().ok_or(PublishError::Malformed)?;
         self.status.published(
             attestation.tag.to_string(),
@@ -357,7 +358,7 @@ impl Publisher {
 
     /// When the attestation that is published has to be replaced; `None` when there is none or it is not true any more.
     fn kept(&mut self, appliance: &ApplianceFacts) -> Option<u64> {
-        let published = Attestation::read(&self.shelf.published)?;
+        let published = Attestation::read(&self.files.published)?;
         if !published.holds(appliance, clock::unix_now()) {
             return None;
         }
@@ -372,7 +373,7 @@ impl Publisher {
 
     /// The document to publish: the one that a killed predecessor was publishing if it is still true, else a new one.
     async fn attestation(&mut self, appliance: &ApplianceFacts) -> Result<Attestation, PublishError> {
-        let pending = Attestation::read(&self.shelf.pending);
+        let pending = Attestation::read(&self.files.pending);
         if let Some(pending) = pending.filter(|pending| pending.holds(appliance, clock::unix_now())) {
             return Ok(pending);
         }
@@ -381,25 +382,25 @@ impl Publisher {
             Ok(_) => return Err(PublishError::NoCollateral("what is known is out of date".to_owned())),
             Err(reason) => return Err(PublishError::NoCollateral(reason.clone())),
         };
-        let (evidence, _) = ask(&self.places.evidence, &EvidenceRequest::default()).await?;
+        let (evidence, _) = ask(&self.paths.evidence, &EvidenceRequest::default()).await?;
         let document = Evidence { collateral: Some((*collateral).clone()), ..evidence }.to_json()?;
         if document.len() > MAX_BYTES {
             return Err(PublishError::TooLarge(document.len()));
         }
         let attestation = Attestation::parse(document).ok_or(PublishError::Malformed)?;
-        self.shelf.begin(&attestation).map_err(PublishError::Write)?;
+        self.files.begin(&attestation).map_err(PublishError::Write)?;
         Ok(attestation)
     }
 
     /// Leases the token.
     async fn token(&mut self, reference: &SecretRef) -> Result<Zeroizing<String>, PublishError> {
         let asked = [reference.clone()];
-        let lease = vault::lease_at(&self.places.vault, &asked, Duration::ZERO).await;
+        let lease = vault::lease_at(&self.paths.vault, &asked, Duration::ZERO).await;
         let lease = match lease {
             Err(LeaseError::Missing(_)) => {
                 // Said before the wait, not after it.
                 self.status.set(PublishState::Waiting, &PublishError::NoToken(reference.clone()).to_string());
-                vault::lease_at(&self.places.vault, &asked, LEASE_WAIT).await
+                vault::lease_at(&self.paths.vault, &asked, LEASE_WAIT).await
             }
             lease => lease,
         };

@@ -92,7 +92,10 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
             restarts: 0,
             last: None,
         };
-        shim.live().await
+        match shim.live().await {
+            Ok(()) | Err(Interrupt::Stopped) => Ok(()),
+            Err(Interrupt::Failed(error)) => Err(error),
+        }
     })
 }
 
@@ -110,25 +113,21 @@ struct Shim<'a> {
     last: Option<End>,
 }
 
-/// Either what was waited for, or PID 1's word to stop.
-enum Until<T> {
-    Done(T),
+/// Why a step of the shim has no value.
+#[derive(Debug, thiserror::Error)]
+enum Interrupt {
+    /// PID 1 said SIGTERM.
+    #[error("the shim was told to stop")]
     Stopped,
-}
-
-macro_rules! or_stop {
-    ($waited:expr) => {
-        match $waited {
-            Until::Done(value) => value,
-            Until::Stopped => return Ok(()),
-        }
-    };
+    /// It cannot go on.
+    #[error(transparent)]
+    Failed(#[from] anyhow::Error),
 }
 
 impl Shim<'_> {
     /// From nothing to the last restart. Returns when it was told to stop.
-    async fn live(&mut self) -> anyhow::Result<()> {
-        let image = or_stop!(self.image().await?);
+    async fn live(&mut self) -> Result<(), Interrupt> {
+        let image = self.image().await?;
         let addresses: Vec<_> = self.dependencies.iter().map(|other| other.address).collect();
         let network = Network::create(&addresses).context("cannot make the service's network")?;
         let network = Arc::new(network);
@@ -141,11 +140,11 @@ impl Shim<'_> {
         }
         let mut policy = Policy::new(self.service.restart);
         loop {
-            let lease = or_stop!(self.secrets().await?);
-            or_stop!(self.dependencies().await?);
+            let lease = self.secrets().await?;
+            self.dependencies().await?;
             let started = Instant::now();
             let (end, reason) = match self.start(&image, &lease, &network, group.as_ref()).await {
-                Ok(running) => (or_stop!(self.watch(running).await?), None),
+                Ok(running) => (self.watch(running).await?, None),
                 Err(failure) => {
                     let code = failure.downcast_ref().map_or(126, |error| match error {
                         LaunchError::Failed { code, .. } => *code,
@@ -165,7 +164,7 @@ impl Shim<'_> {
             self.report(ServiceState::Restarting, |status| {
                 status.detail = Some(reason.unwrap_or_else(|| format!("again in {wait:?}")));
             })?;
-            or_stop!(self.until(sleep(wait)).await);
+            self.until(sleep(wait)).await?;
             self.restarts = self.restarts.saturating_add(1);
         }
     }
@@ -180,75 +179,65 @@ impl Shim<'_> {
         reported.context("cannot write the status")
     }
 
-    async fn until<T>(&mut self, waited: impl Future<Output = T>) -> Until<T> {
+    /// What was waited for, unless PID 1 says to stop meanwhile.
+    async fn until<T>(&mut self, waited: impl Future<Output = T>) -> Result<T, Interrupt> {
         tokio::select! {
-            _ = self.stop.recv() => Until::Stopped,
-            value = waited => Until::Done(value),
+            _ = self.stop.recv() => Err(Interrupt::Stopped),
+            value = waited => Ok(value),
         }
     }
 
     /// Pulls the image, again and again until it is there.
-    async fn image(&mut self) -> anyhow::Result<Until<RunConfig>> {
+    async fn image(&mut self) -> Result<RunConfig, Interrupt> {
         let directory = image_dir(self.own);
         let mut wait = PULL_FIRST;
         if let Some(config) = directory.finished(&self.service.image) {
-            return Ok(Until::Done(config));
+            return Ok(config);
         }
         loop {
-            let credentials = match self.credentials().await? {
-                Until::Done(credentials) => credentials,
-                Until::Stopped => return Ok(Until::Stopped),
-            };
+            let credentials = self.credentials().await?;
             self.report(ServiceState::Pulling, |_| {})?;
             let answer = match credentials {
                 Err(reason) => Answer { error: Some(reason), transient: false },
-                Ok(credentials) => match self.until(pull(&self.service.name, credentials)).await {
-                    Until::Done(answer) => answer.unwrap_or_else(|error| Answer {
-                        error: Some(format!("{error:#}")),
-                        transient: true,
-                    }),
-                    Until::Stopped => return Ok(Until::Stopped),
-                },
+                Ok(credentials) => {
+                    let pulled = self.until(pull(&self.service.name, credentials)).await?;
+                    pulled
+                        .unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), transient: true })
+                }
             };
             if let Some(config) = directory.finished(&self.service.image) {
-                return Ok(Until::Done(config));
+                return Ok(config);
             }
             let state = if answer.transient { ServiceState::Pulling } else { ServiceState::Failed };
             let detail = answer.error.unwrap_or_else(|| "the pulled image cannot be read back".to_owned());
             self.report(state, |status| status.detail = Some(detail))?;
-            if let Until::Stopped = self.until(sleep(wait)).await {
-                return Ok(Until::Stopped);
-            }
+            self.until(sleep(wait)).await?;
             wait = wait.saturating_mul(2).min(PULL_LONGEST);
         }
     }
 
     /// As whom the image is pulled: leased anew for each pull, so that a password that was wrong can be put right.
-    async fn credentials(&mut self) -> anyhow::Result<Until<Result<Option<Credentials>, String>>> {
-        let Some(login) = self.login else { return Ok(Until::Done(Ok(None))) };
-        let lease = match self.lease(vec![&login.password]).await? {
-            Until::Done(lease) => lease,
-            Until::Stopped => return Ok(Until::Stopped),
-        };
+    async fn credentials(&mut self) -> Result<Result<Option<Credentials>, String>, Interrupt> {
+        let Some(login) = self.login else { return Ok(Ok(None)) };
+        let lease = self.lease(vec![&login.password]).await?;
         let value = lease.values().next().context("the vault leased nothing")?;
-        Ok(Until::Done(registry_user(login, value.expose()).map(Some)))
+        Ok(registry_user(login, value.expose()).map(Some))
     }
 
     /// Leases the service's secrets.
-    async fn secrets(&mut self) -> anyhow::Result<Until<Lease>> {
+    async fn secrets(&mut self) -> Result<Lease, Interrupt> {
         self.lease(self.service.references()).await
     }
 
     /// Leases all of these; waits for as long as one is missing.
-    async fn lease(&mut self, references: Vec<&SecretRef>) -> anyhow::Result<Until<Lease>> {
+    async fn lease(&mut self, references: Vec<&SecretRef>) -> Result<Lease, Interrupt> {
         let references: Vec<_> = references.into_iter().cloned().collect();
         // The first answer comes at once, so that the status says soon what is missing.
         let mut wait = LEASE_FIRST;
         loop {
-            let error = match self.until(lease(&references, wait)).await {
-                Until::Stopped => return Ok(Until::Stopped),
-                Until::Done(Ok(lease)) => return Ok(Until::Done(lease)),
-                Until::Done(Err(error)) => error,
+            let error = match self.until(lease(&references, wait)).await? {
+                Ok(lease) => return Ok(lease),
+                Err(error) => error,
             };
             wait = LEASE_WAIT;
             let pause = match error {
@@ -266,22 +255,18 @@ impl Shim<'_> {
                     LEASE_PAUSE
                 }
             };
-            if let Until::Stopped = self.until(sleep(pause)).await {
-                return Ok(Until::Stopped);
-            }
+            self.until(sleep(pause)).await?;
         }
     }
 
     /// Waits until every service that this one depends on runs.
-    async fn dependencies(&mut self) -> anyhow::Result<Until<()>> {
+    async fn dependencies(&mut self) -> Result<(), Interrupt> {
         loop {
             let late = self.dependencies.iter().find(|other| !runs(&other.status()));
-            let Some(late) = late else { return Ok(Until::Done(())) };
+            let Some(late) = late else { return Ok(()) };
             let detail = format!("{} has not started yet", late.declared.name);
             self.report(ServiceState::Waiting, |status| status.detail = Some(detail))?;
-            if let Until::Stopped = self.until(sleep(DEPENDENCY_PAUSE)).await {
-                return Ok(Until::Stopped);
-            }
+            self.until(sleep(DEPENDENCY_PAUSE)).await?;
         }
     }
 
@@ -357,23 +342,22 @@ impl Shim<'_> {
     }
 
     /// Waits for the workload's end; on the word to stop, ends it in order.
-    async fn watch(&mut self, mut running: Running) -> anyhow::Result<Until<End>> {
-        let waited = self.until(running.container.ended()).await;
-        let end = match waited {
-            Until::Done(end) => Some(end?),
-            Until::Stopped => {
+    async fn watch(&mut self, mut running: Running) -> Result<End, Interrupt> {
+        let end = match self.until(running.container.ended()).await {
+            Ok(end) => Ok(end.context("cannot wait for the workload")?),
+            Err(interrupt) => {
                 running.container.signal(running.stop_signal);
                 let grace = self.service.stop_grace_period;
                 if timeout(grace, running.container.ended()).await.is_err() {
                     running.container.kill();
-                    running.container.ended().await?;
+                    running.container.ended().await.context("cannot wait for the workload")?;
                 }
-                None
+                Err(interrupt)
             }
         };
         // The container is gone, so its pipes end: everything in them is still to be logged.
         let _ = timeout(DRAIN, running.output).await;
-        Ok(end.map_or(Until::Stopped, Until::Done))
+        end
     }
 }
 

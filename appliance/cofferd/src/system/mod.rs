@@ -8,6 +8,7 @@ pub mod client;
 pub mod confine;
 pub(crate) mod console;
 pub(crate) mod power;
+pub(crate) mod quota;
 pub mod spawn;
 pub mod supervise;
 pub mod sys;

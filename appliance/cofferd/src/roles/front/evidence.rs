@@ -18,10 +18,11 @@ use cofferdam_protocol::evidence::{EvidenceRequest, MAX_DOCUMENT, MEDIA_TYPE, No
 use cofferdam_protocol::json::JsonError;
 use tokio::time::Instant;
 
-use super::source::{Places, Source};
-use super::{foreign, reply};
+use super::source::Source;
+use super::{reply, untrusted_file};
 use crate::roles::clock::Moment;
 use crate::roles::evidence::{AskError, ask};
+use crate::system::quota::Quota;
 
 /// Fresh quotes that may be under way or waiting: the evidence role serves one at a time, about one a second.
 const QUEUE: usize = 6;
@@ -39,23 +40,23 @@ const ALL: Rate = Rate { burst: 40, refill: Duration::from_millis(100) };
 
 /// Where evidence is handed out.
 #[derive(Debug)]
-pub(crate) struct Desk {
+pub(crate) struct EvidenceClient {
     socket: PathBuf,
     collateral: PathBuf,
     current: RwLock<Option<(Evidence, Moment)>>,
     buckets: Mutex<Buckets>,
-    queue: Arc<Places>,
+    queue: Arc<Quota<Source>>,
 }
 
-impl Desk {
-    /// A desk that asks the evidence role at `socket` and adds the collateral in that file when there is some.
+impl EvidenceClient {
+    /// A client that asks the evidence role at `socket` and adds the collateral in that file when there is some.
     pub(crate) fn new(socket: PathBuf, collateral: PathBuf) -> Self {
         Self {
             socket,
             collateral,
             current: RwLock::new(None),
             buckets: Mutex::new(Buckets::new(Instant::now())),
-            queue: Places::new(QUEUE, QUEUE_EACH),
+            queue: Quota::new(QUEUE, QUEUE_EACH),
         }
     }
 
@@ -131,8 +132,8 @@ impl Desk {
 
     fn with_collateral(&self, mut evidence: Evidence) -> Result<Vec<u8>, JsonError> {
         let limit = u64::try_from(MAX_DOCUMENT).unwrap_or(u64::MAX);
-        evidence.collateral =
-            foreign::contents(&self.collateral, limit).and_then(|bytes| Collateral::parse(&bytes).ok());
+        evidence.collateral = untrusted_file::contents(&self.collateral, limit)
+            .and_then(|bytes| Collateral::parse(&bytes).ok());
         let body = evidence.to_json()?;
         if body.len() <= MAX_DOCUMENT {
             return Ok(body);

@@ -1,9 +1,9 @@
 //! Listeners: TCP, TLS, HTTP/1.1, and every bound that a hostile peer runs into.
 //!
 //! axum's own accept loop offers no timer for request headers, so the loop is here, on hyper. A peer holds a
-//! place only while it makes progress: the handshake, the headers and the silence between requests are timed; what
+//! permit only while it makes progress: the handshake, the headers and the silence between requests are timed; what
 //! is written to it must be taken. The number of connections is fixed, over all and for each source; a connection for
-//! which there is no place is closed at once, so that one who has used up his own keeps nobody waiting behind him.
+//! which there is no permit is closed at once, so that a client that has used up its own keeps nobody waiting behind it.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
@@ -16,10 +16,11 @@ use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
-use super::patient::PatientStream;
 use super::site::Site;
-use super::source::{Place, Places, Source};
+use super::source::Source;
+use super::stall::StallTimeoutStream;
 use super::tls;
+use crate::system::quota::{Permit, Quota};
 
 /// Bounds on what a peer may take.
 #[derive(Debug, Clone, Copy)]
@@ -69,13 +70,13 @@ pub(crate) struct Peer {
     pub(crate) port: u16,
     /// RFC 9266 `tls-exporter` of this connection.
     pub(crate) channel_binding: [u8; 32],
-    /// Its place: whoever keeps the connection beyond HTTP, for a tunnel, keeps this with it.
-    pub(crate) place: Arc<Place>,
+    /// Its permit: whoever keeps the connection beyond HTTP, for a tunnel, keeps this with it.
+    pub(crate) permit: Arc<Permit<Source>>,
 }
 
-/// The places that all listeners share.
-pub(crate) fn places(limits: &Limits) -> Arc<Places> {
-    Places::new(limits.connections, limits.per_source)
+/// The connections that all listeners share.
+pub(crate) fn connections(limits: &Limits) -> Arc<Quota<Source>> {
+    Quota::new(limits.connections, limits.per_source)
 }
 
 /// Serves one published port until the task is dropped.
@@ -84,7 +85,7 @@ pub(crate) async fn serve(
     port: u16,
     acceptor: TlsAcceptor,
     limits: Limits,
-    places: Arc<Places>,
+    connections: Arc<Quota<Source>>,
     site: Arc<Site>,
 ) {
     let mut failing = false;
@@ -103,9 +104,9 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let Some(place) = places.take(Source::from(address.ip())) else { continue };
+        let Some(permit) = connections.take(Source::from(address.ip())) else { continue };
         let (acceptor, site) = (acceptor.clone(), Arc::clone(&site));
-        tokio::spawn(converse(stream, address, port, Arc::new(place), acceptor, limits, site));
+        tokio::spawn(converse(stream, address, port, Arc::new(permit), acceptor, limits, site));
     }
 }
 
@@ -114,7 +115,7 @@ async fn converse(
     stream: TcpStream,
     address: SocketAddr,
     port: u16,
-    place: Arc<Place>,
+    permit: Arc<Permit<Source>>,
     acceptor: TlsAcceptor,
     limits: Limits,
     site: Arc<Site>,
@@ -126,7 +127,7 @@ async fn converse(
         return;
     };
     let Some(channel_binding) = tls::channel_binding(stream.get_ref().1) else { return };
-    let peer = Peer { address, port, channel_binding, place };
+    let peer = Peer { address, port, channel_binding, permit };
 
     let service = service_fn(move |request| {
         let (site, peer) = (Arc::clone(&site), peer.clone());
@@ -136,7 +137,7 @@ async fn converse(
         .timer(TokioTimer::new())
         .header_read_timeout(limits.headers)
         .max_buf_size(limits.header_bytes)
-        .serve_connection(TokioIo::new(PatientStream::new(stream, limits.write)), service)
+        .serve_connection(TokioIo::new(StallTimeoutStream::new(stream, limits.write)), service)
         .with_upgrades()
         .await;
 }

@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 
 use super::listen::Peer;
-use super::{foreign, reply};
+use super::{reply, untrusted_file};
 use crate::roles::appliance;
 
 /// How long a body may take to arrive.
@@ -35,7 +35,7 @@ const REQUESTS: usize = 8;
 
 /// How long a request waits until it is one of these. Strangers' requests are among them, for only the vault can
 /// tell; it refuses one in a moment.
-const PLACE_LIMIT: Duration = Duration::from_secs(5);
+const PERMIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Bytes of each log file that are looked at; a shim rotates at 1 MiB.
 const LOG_BYTES: u64 = 1280 * 1024;
@@ -58,13 +58,13 @@ pub(crate) struct Records {
 pub(crate) struct Operators {
     vault: PathBuf,
     records: Records,
-    places: Semaphore,
+    requests: Semaphore,
 }
 
 impl Operators {
     /// The interface in front of the vault at `vault`.
     pub(crate) fn new(vault: PathBuf, records: Records) -> Self {
-        Self { vault, records, places: Semaphore::new(REQUESTS) }
+        Self { vault, records, requests: Semaphore::new(REQUESTS) }
     }
 
     /// Answers a request whose path, after the prefix, is `path`.
@@ -90,7 +90,7 @@ impl Operators {
                 }
                 Err(_) => return reply::error(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", None),
             };
-        let Ok(Ok(_place)) = tokio::time::timeout(PLACE_LIMIT, self.places.acquire()).await else {
+        let Ok(Ok(_permit)) = tokio::time::timeout(PERMIT_LIMIT, self.requests.acquire()).await else {
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many operators at once", 1);
         };
         let Ok(body) = Base64Bytes::new(body.to_vec()) else {
@@ -212,18 +212,18 @@ impl Records {
 
 /// What another role has written; `None` when there is nothing of that shape.
 fn written<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T, JsonError>) -> Option<T> {
-    parse(&foreign::contents(path, MAX_FILE as u64)?).ok()
+    parse(&untrusted_file::contents(path, MAX_FILE as u64)?).ok()
 }
 
 /// The last `count` complete lines over the present and the previous log.
 fn last_lines(directory: &Path, count: usize) -> Vec<u8> {
     // The present log first: if it is rotated in between, lines are seen twice rather than not at all.
-    let present = foreign::end(&directory.join("log"), LOG_BYTES).unwrap_or_default();
+    let present = untrusted_file::end(&directory.join("log"), LOG_BYTES).unwrap_or_default();
     let present = lines(&present);
     let missing = count.saturating_sub(present.len());
     let previous = match missing {
         0 => Vec::new(),
-        _ => foreign::end(&directory.join("log.1"), LOG_BYTES).unwrap_or_default(),
+        _ => untrusted_file::end(&directory.join("log.1"), LOG_BYTES).unwrap_or_default(),
     };
     let previous = lines(&previous);
     let skip = |lines: &[&[u8]], keep: usize| lines.len().saturating_sub(keep);

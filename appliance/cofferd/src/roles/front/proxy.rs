@@ -21,11 +21,12 @@ use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-use super::foreign;
 use super::listen::Peer;
-use super::patient::PatientBody;
 use super::reply;
-use super::source::Place;
+use super::source::Source;
+use super::stall::StallTimeoutBody;
+use super::untrusted_file;
+use crate::system::quota::Permit;
 
 /// Requests that workloads answer at one time. Below the number of connections, so that the appliance's own
 /// interface stays reachable when a workload hangs.
@@ -73,18 +74,18 @@ pub(crate) struct Backend {
     pub(crate) status: PathBuf,
 }
 
-/// What an answer or a tunnel holds until it ends: its place among the requests and the connection's own.
-type Held = (OwnedSemaphorePermit, Arc<Place>);
+/// What an answer or a tunnel holds until it ends: its permit among the requests and the connection's own.
+type Held = (OwnedSemaphorePermit, Arc<Permit<Source>>);
 
 /// The proxy over all ports.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    places: Arc<Semaphore>,
+    requests: Arc<Semaphore>,
 }
 
 impl Default for Proxy {
     fn default() -> Self {
-        Self { places: Arc::new(Semaphore::new(REQUESTS)) }
+        Self { requests: Arc::new(Semaphore::new(REQUESTS)) }
     }
 }
 
@@ -96,7 +97,7 @@ impl Proxy {
         peer: Peer,
         request: Request<Incoming>,
     ) -> Response<Body> {
-        let Ok(place) = Arc::clone(&self.places).try_acquire_owned() else {
+        let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many requests are being answered", 1);
         };
         let (request, tunnel) = match outgoing(request, &peer) {
@@ -104,7 +105,7 @@ impl Proxy {
             Err(reason) => return reply::error(StatusCode::BAD_REQUEST, reason, None),
         };
         let Some(stream) = connect(backend).await else { return unavailable(backend) };
-        exchange(backend, stream, request, tunnel, (place, peer.place)).await
+        exchange(backend, stream, request, tunnel, (permit, peer.permit)).await
     }
 }
 
@@ -160,7 +161,7 @@ fn outgoing(mut request: Request<Incoming>, peer: &Peer) -> Result<(Request<Body
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
     }
-    let body = Body::new(PatientBody::new(body, Some(BODY_LIMIT), ()));
+    let body = Body::new(StallTimeoutBody::new(body, Some(BODY_LIMIT), ()));
     Ok((Request::from_parts(parts, body), tunnel))
 }
 
@@ -206,7 +207,7 @@ async fn exchange(
     }
     remove_hop_by_hop(&mut parts.headers);
     parts.version = Version::HTTP_11;
-    Response::from_parts(parts, Body::new(PatientBody::new(body, None, held)))
+    Response::from_parts(parts, Body::new(StallTimeoutBody::new(body, None, held)))
 }
 
 /// Carries bytes both ways until both sides have ended or both are silent for too long.
@@ -339,7 +340,7 @@ fn broken(backend: &Backend) -> Response<Body> {
 /// are missing.
 fn service_state(backend: &Backend) -> Option<(ServiceState, Vec<SecretRef>)> {
     // Written by a shim, which is trusted with its own service only: bounded, no links, nothing but words.
-    let status = ServiceStatus::parse(&foreign::contents(&backend.status, MAX_FILE as u64)?).ok()?;
+    let status = ServiceStatus::parse(&untrusted_file::contents(&backend.status, MAX_FILE as u64)?).ok()?;
     let missing = status.missing.into_iter().take(8).collect();
     Some((status.state, missing))
 }

@@ -18,7 +18,7 @@ use cofferdam_protocol::evidence;
 use cofferdam_protocol::operator::{OPERATORS, PREFIX};
 use hyper::body::Incoming;
 
-use super::evidence::Desk;
+use super::evidence::EvidenceClient;
 use super::listen::Peer;
 use super::operator::Operators;
 use super::proxy::{Backend, Proxy};
@@ -33,7 +33,7 @@ const DECODINGS: usize = 3;
 #[derive(Debug)]
 pub(crate) struct Site {
     /// Evidence for anybody.
-    pub(crate) evidence: Desk,
+    pub(crate) evidence: EvidenceClient,
     /// The operators' interface.
     pub(crate) operators: Operators,
     /// The services behind the published ports.

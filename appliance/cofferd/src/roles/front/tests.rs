@@ -27,7 +27,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
-use super::evidence::Desk;
+use super::evidence::EvidenceClient;
 use super::listen::{self, Limits};
 use super::operator::{Operators, Records};
 use super::proxy::{Backend, Proxy};
@@ -93,7 +93,7 @@ impl Room {
             ],
         };
         let site = Arc::new(Site {
-            evidence: Desk::new(evidence, root.join("publish/collateral.json")),
+            evidence: EvidenceClient::new(evidence, root.join("publish/collateral.json")),
             operators: Operators::new(root.join("vault.sock"), records),
             backends: BTreeMap::from([(PUBLISHED, backend)]),
             proxy: Proxy::default(),
@@ -106,8 +106,8 @@ impl Room {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         let address = listener.local_addr().unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity)).unwrap()));
-        let places = listen::places(&limits);
-        tokio::spawn(listen::serve(listener, PUBLISHED, acceptor, limits, places, Arc::clone(&site)));
+        let connections = listen::connections(&limits);
+        tokio::spawn(listen::serve(listener, PUBLISHED, acceptor, limits, connections, Arc::clone(&site)));
         Self { directory, address, site, identity, key, tls_key, asked }
     }
 
@@ -299,17 +299,18 @@ async fn without_evidence_there_is_no_certificate_and_with_it_there_is() {
     let facts = appliance(&ratls::key_sha256(&pkcs8).unwrap());
     std::fs::write(directory.path().join("appliance.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
     let key = key_of(&pkcs8);
-    let desk = Desk::new(directory.path().join("evidence.sock"), directory.path().join("collateral.json"));
+    let client =
+        EvidenceClient::new(directory.path().join("evidence.sock"), directory.path().join("collateral.json"));
     let identity = Identity::default();
     let nobody = Source::from(IpAddr::from([192, 0, 2, 1]));
-    let waiting = super::attest(&desk, &key, &identity);
+    let waiting = super::attest(&client, &key, &identity);
     assert!(tokio::time::timeout(Duration::from_millis(400), waiting).await.is_err());
-    assert_eq!(desk.answer(None, nobody, &[0; 32]).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(client.answer(None, nobody, &[0; 32]).await.status(), StatusCode::SERVICE_UNAVAILABLE);
 
     let (machine, events) = (platform(), facts.event_log);
     start_evidence(directory.path(), &[], vec![me()], move |data| quote(&machine, &events, data));
-    super::attest(&desk, &key, &identity).await;
-    assert_eq!(desk.answer(None, nobody, &[0; 32]).await.status(), StatusCode::OK);
+    super::attest(&client, &key, &identity).await;
+    assert_eq!(client.answer(None, nobody, &[0; 32]).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
@@ -1026,7 +1027,7 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
     std::os::unix::fs::symlink(room.path("evidence.sock"), room.path("services/web/port-8080")).unwrap();
     let backend = Backend { uid: me() + 1, ..room.site.backends[&PUBLISHED].clone() };
     let site = Site {
-        evidence: Desk::new(room.path("evidence.sock"), room.path("publish/collateral.json")),
+        evidence: EvidenceClient::new(room.path("evidence.sock"), room.path("publish/collateral.json")),
         operators: Operators::new(
             room.path("vault.sock"),
             Records {
@@ -1048,7 +1049,7 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
         PUBLISHED,
         acceptor,
         limits,
-        listen::places(&limits),
+        listen::connections(&limits),
         Arc::new(site),
     ));
     let mut client = Client::over(dial(address, None).await.unwrap()).await;
@@ -1064,7 +1065,7 @@ async fn a_port_that_nobody_publishes_serves_the_appliance_only() {
     let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&room.identity)).unwrap()));
     let limits = Limits::default();
     let site = Arc::clone(&room.site);
-    tokio::spawn(listen::serve(listener, 9443, acceptor, limits, listen::places(&limits), site));
+    tokio::spawn(listen::serve(listener, 9443, acceptor, limits, listen::connections(&limits), site));
     let mut client = Client::over(dial(address, None).await.unwrap()).await;
     assert_eq!(client.get("/").await.status, StatusCode::NOT_FOUND);
     assert_eq!(client.get(&format!("{PREFIX}/evidence")).await.status, StatusCode::OK);
@@ -1130,13 +1131,14 @@ async fn a_listener_that_nobody_dials_takes_no_place() {
     let room = Room::open().await;
     let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&room.identity)).unwrap()));
     let limits = Limits { connections: 1, per_source: 1, ..Limits::default() };
-    let places = listen::places(&limits);
+    let connections = listen::connections(&limits);
     let mut addresses = Vec::new();
     for _ in 0..3 {
         let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
         addresses.push(listener.local_addr().unwrap());
-        let (acceptor, places, site) = (acceptor.clone(), Arc::clone(&places), Arc::clone(&room.site));
-        tokio::spawn(listen::serve(listener, PUBLISHED, acceptor, limits, places, site));
+        let (acceptor, connections, site) =
+            (acceptor.clone(), Arc::clone(&connections), Arc::clone(&room.site));
+        tokio::spawn(listen::serve(listener, PUBLISHED, acceptor, limits, connections, site));
         tokio::task::yield_now().await;
     }
     let dialled = tokio::time::timeout(Duration::from_secs(5), dial(addresses[2], None)).await;

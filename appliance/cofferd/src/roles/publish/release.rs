@@ -71,14 +71,14 @@ impl Attestation {
 
 /// The two files of a release.
 #[derive(Debug)]
-pub(crate) struct Shelf {
+pub(crate) struct ReleaseFiles {
     /// The document that is being published.
     pub(crate) pending: PathBuf,
     /// The document last published.
     pub(crate) published: PathBuf,
 }
 
-impl Shelf {
+impl ReleaseFiles {
     /// Puts a document where a successor finds it.
     ///
     /// # Errors

@@ -141,7 +141,7 @@ impl Github {
 struct World {
     directory: TempDir,
     settings: Settings,
-    places: Places,
+    paths: Paths,
     github: Arc<Github>,
     token: Arc<AtomicBool>,
     facts: ApplianceFacts,
@@ -204,22 +204,22 @@ impl World {
             async move { response }
         });
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-        let places = Places {
+        let paths = Paths {
             appliance: root.join("appliance.json"),
             directory: root.join("publish"),
             evidence,
             vault: root.join("vault.sock"),
             bundle: root.join("no-bundle"),
         };
-        Self { directory, settings, places, github, token, facts }
+        Self { directory, settings, paths, github, token, facts }
     }
 
     fn start(&self) -> JoinHandle<()> {
-        tokio::spawn(serve(self.settings.clone(), self.places.clone()))
+        tokio::spawn(serve(self.settings.clone(), self.paths.clone()))
     }
 
     fn status(&self) -> Option<PublishStatus> {
-        serde_json::from_slice(&std::fs::read(self.places.own("status.json")).ok()?).ok()
+        serde_json::from_slice(&std::fs::read(self.paths.own("status.json")).ok()?).ok()
     }
 
     /// Waits until the status is as wanted.
@@ -238,12 +238,12 @@ impl World {
     }
 
     fn published(&self) -> Attestation {
-        Attestation::read(&self.places.own("attestation.json")).unwrap()
+        Attestation::read(&self.paths.own("attestation.json")).unwrap()
     }
 
     /// A document as a predecessor would have made it.
     async fn document(&self) -> Attestation {
-        let (evidence, _) = ask(&self.places.evidence, &EvidenceRequest::default()).await.unwrap();
+        let (evidence, _) = ask(&self.paths.evidence, &EvidenceRequest::default()).await.unwrap();
         Attestation::parse(evidence.to_json().unwrap()).unwrap()
     }
 
@@ -294,7 +294,7 @@ async fn an_attestation_is_published_as_soon_as_the_token_is_there() {
         format!("{}/acme/room/releases/{}", world.github.root, attestation.tag)
     );
     assert_eq!(status.expires_at, Some(attestation.claims.expires_at));
-    assert!(!world.places.own("pending.json").exists());
+    assert!(!world.paths.own("pending.json").exists());
 
     // What is published is complete: everything but the firmware's reference values is checked, and holds.
     let roots = Roots::intel().with_pem(&platform().root_pem()).unwrap();
@@ -305,10 +305,10 @@ async fn an_attestation_is_published_as_soon_as_the_token_is_there() {
     for name in ["collateral", "quote_chain", "tcb_status", "report_data", "event_log"] {
         assert_eq!(appraisal.check(name).unwrap().outcome, Outcome::Pass, "{name}");
     }
-    assert_eq!(read_collateral(&world.places.own("collateral.json")), evidence.collateral);
+    assert_eq!(read_collateral(&world.paths.own("collateral.json")), evidence.collateral);
 
     // The token is nowhere but in the request.
-    for entry in std::fs::read_dir(&world.places.directory).unwrap() {
+    for entry in std::fs::read_dir(&world.paths.directory).unwrap() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
         assert!(!bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()));
     }
@@ -324,7 +324,7 @@ async fn a_restarted_role_keeps_what_is_still_true() {
     let _ = role.await;
     let requests = world.github.log.lock().unwrap().len();
     std::fs::write(
-        world.places.own("status.json"),
+        world.paths.own("status.json"),
         serde_json::to_vec(&PublishStatus { state: PublishState::Failed, ..before.clone() }).unwrap(),
     )
     .unwrap();
@@ -343,8 +343,8 @@ async fn an_attestation_of_another_boot_is_replaced() {
     let evidence = Evidence::parse(&other.document).unwrap();
     let claims = cofferdam_attest::claims::Claims { tls_key: [0xef; 32].into(), ..other.claims.clone() };
     other.document = Evidence { claims: claims.encode().unwrap(), ..evidence }.to_json().unwrap();
-    std::fs::write(world.places.own("attestation.json"), &other.document).unwrap();
-    std::fs::write(world.places.own("pending.json"), &other.document).unwrap();
+    std::fs::write(world.paths.own("attestation.json"), &other.document).unwrap();
+    std::fs::write(world.paths.own("pending.json"), &other.document).unwrap();
     let role = world.start();
     world.until_published().await;
     assert_eq!(world.published().claims.tls_key, world.facts.tls_key);
@@ -369,7 +369,7 @@ async fn an_attestation_holds_for_two_thirds_of_its_validity() {
 async fn a_half_made_draft_is_removed_and_nothing_else_is_touched() {
     let world = World::new().await;
     let pending = world.document().await;
-    std::fs::write(world.places.own("pending.json"), &pending.document).unwrap();
+    std::fs::write(world.paths.own("pending.json"), &pending.document).unwrap();
     world.hold("v1.0.0", false, Vec::new());
     world.hold("attest-20260101T000000Z-00000000", true, Vec::new());
     world.hold(
@@ -393,7 +393,7 @@ async fn a_half_made_draft_is_removed_and_nothing_else_is_touched() {
 async fn a_release_that_was_published_before_the_crash_is_taken_as_done() {
     let world = World::new().await;
     let pending = world.document().await;
-    std::fs::write(world.places.own("pending.json"), &pending.document).unwrap();
+    std::fs::write(world.paths.own("pending.json"), &pending.document).unwrap();
     world.hold(
         &pending.tag.to_string(),
         false,
@@ -440,7 +440,7 @@ async fn without_a_token_in_the_declaration_collateral_is_fetched_all_the_same()
     assert_eq!(status.state, PublishState::Waiting);
     assert!(status.detail.unwrap().contains("github.token"));
     for _ in 0..3000 {
-        if read_collateral(&world.places.own("collateral.json")).is_some() {
+        if read_collateral(&world.paths.own("collateral.json")).is_some() {
             role.abort();
             return;
         }
@@ -460,10 +460,10 @@ async fn only_the_declared_authority_is_believed() {
     assert!(failed.detail.unwrap().contains("unreachable"));
     role.abort();
     let _ = role.await;
-    std::fs::remove_file(world.places.own("collateral.json")).unwrap();
+    std::fs::remove_file(world.paths.own("collateral.json")).unwrap();
     world.settings.pcs_ca = github_ca;
-    std::fs::remove_file(world.places.own("status.json")).unwrap();
-    std::fs::remove_file(world.places.own("pending.json")).unwrap();
+    std::fs::remove_file(world.paths.own("status.json")).unwrap();
+    std::fs::remove_file(world.paths.own("pending.json")).unwrap();
     let role = world.start();
     let waiting =
         world.until(|s| s.detail.as_ref().is_some_and(|detail| detail.contains("cannot fetch"))).await;

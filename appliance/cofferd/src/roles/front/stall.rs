@@ -44,19 +44,19 @@ impl Stall {
 
 /// A stream whose peer has to keep reading what is written to it.
 #[derive(Debug)]
-pub(crate) struct PatientStream<S> {
+pub(crate) struct StallTimeoutStream<S> {
     inner: S,
     stall: Stall,
 }
 
-impl<S> PatientStream<S> {
+impl<S> StallTimeoutStream<S> {
     /// Gives the peer `limit` to take each piece that is written.
     pub(crate) fn new(inner: S, limit: Duration) -> Self {
         Self { inner, stall: Stall::new(limit) }
     }
 }
 
-impl<S: AsyncRead + Unpin> AsyncRead for PatientStream<S> {
+impl<S: AsyncRead + Unpin> AsyncRead for StallTimeoutStream<S> {
     fn poll_read(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -66,7 +66,7 @@ impl<S: AsyncRead + Unpin> AsyncRead for PatientStream<S> {
     }
 }
 
-impl<S: AsyncWrite + Unpin> AsyncWrite for PatientStream<S> {
+impl<S: AsyncWrite + Unpin> AsyncWrite for StallTimeoutStream<S> {
     fn poll_write(
         mut self: Pin<&mut Self>,
         context: &mut Context<'_>,
@@ -90,20 +90,20 @@ impl<S: AsyncWrite + Unpin> AsyncWrite for PatientStream<S> {
 /// A body whose sender has to keep sending. `G` is given back when the body ends or is dropped: a place in a
 /// queue, for instance.
 #[derive(Debug)]
-pub(crate) struct PatientBody<B, G> {
+pub(crate) struct StallTimeoutBody<B, G> {
     inner: B,
     stall: Option<Stall>,
     _guard: G,
 }
 
-impl<B, G> PatientBody<B, G> {
+impl<B, G> StallTimeoutBody<B, G> {
     /// Gives the sender `limit` for each frame, or for ever when it is `None`.
     pub(crate) fn new(inner: B, limit: Option<Duration>, guard: G) -> Self {
         Self { inner, stall: limit.map(Stall::new), _guard: guard }
     }
 }
 
-impl<B, G> Body for PatientBody<B, G>
+impl<B, G> Body for StallTimeoutBody<B, G>
 where
     B: Body<Data = Bytes> + Unpin,
     B::Error: Into<Box<dyn std::error::Error + Send + Sync>>,
