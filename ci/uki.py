@@ -204,7 +204,7 @@ def stub_byte(image):
     return image[:at] + b"e" + image[at + 1 :]
 
 
-def file_archive(name, content):
+def file_archive(name, content, mode=0o100444):
     """A cpio archive (newc) of one file, as it may follow an initramfs."""
 
     def entry(number, mode, name, content):
@@ -212,7 +212,7 @@ def file_archive(name, content):
         head = b"070701" + b"".join(b"%08X" % field for field in fields) + name.encode() + b"\0"
         return head + bytes(-len(head) % 4) + content + bytes(-len(content) % 4)
 
-    return entry(1, 0o100444, name, content) + entry(0, 0, "TRAILER!!!", b"")
+    return entry(1, mode, name, content) + entry(0, 0, "TRAILER!!!", b"")
 
 
 def initramfs(image):

@@ -140,6 +140,15 @@ class Simulated(unittest.TestCase):
                 boot.main(["image.efi", *options, "--print"])
             self.assertEqual(refused.exception.code, 2)
 
+    def test_a_clock_that_counts_instructions_takes_one_thread(self):
+        qemu = printed("image.efi", "--seed", "seed", "--icount", "0")[-1]
+        self.assertEqual(values(qemu, "-icount"), ["shift=0"])
+        self.assertEqual(values(qemu, "-accel"), ["tcg,thread=single"])
+        self.assertEqual(values(printed("image.efi", "--seed", "seed")[-1], "-icount"), [])
+        with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit) as refused:
+            boot.main(["image.efi", "--tdx", "--icount", "0", "--print"])
+        self.assertEqual(refused.exception.code, 2)
+
     def test_every_disk_is_read_only_and_the_network_card_brings_no_program(self):
         qemu = printed(
             "cofferdam-simulator.efi",

@@ -19,6 +19,7 @@ use x509_cert::der::Decode as _;
 
 use crate::evidence::Collateral;
 use crate::quote::Quote;
+pub use backend::OwnConfig;
 use backend::Refusal;
 use chain::{broken_signature, certificates, choose_root, is_self_signed};
 use endorsements::Windows;

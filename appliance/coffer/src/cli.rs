@@ -14,6 +14,9 @@ mod origin;
 pub(crate) use appraise::{Appraise, Expected, Format};
 use origin::Origins;
 
+/// The heading of what stands after a group with a heading of its own: none, as before the group.
+const OWN: Option<&'static str> = None;
+
 /// Verify a Cofferdam appliance and talk to exactly that machine.
 #[derive(Debug, Parser)]
 #[command(name = "coffer", version, disable_help_subcommand = true, max_term_width = 100)]
@@ -33,13 +36,13 @@ pub(crate) struct Global {
     /// Print one JSON object (JSON lines for streams)
     #[arg(short, long, global = true, env = "COFFER_JSON", value_parser = clap::builder::BoolishValueParser::new(), num_args = 0..=1, default_missing_value = "true", default_value = "false", require_equals = true, hide_default_value = true)]
     pub(crate) json: bool,
-    /// Say only what was asked for
+    /// Print the result and errors only
     #[arg(short, long, global = true)]
     pub(crate) quiet: bool,
-    /// Say more
+    /// Print more detail
     #[arg(short, long, global = true)]
     pub(crate) verbose: bool,
-    /// Never ask; fail where an answer would be needed
+    /// Never prompt; fail where an answer would be needed
     #[arg(long, global = true)]
     pub(crate) no_input: bool,
     /// Give up after this long (30s, 2m)
@@ -49,13 +52,13 @@ pub(crate) struct Global {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Verb {
-    /// Start a declaration and an operator's key
+    /// Write a first declaration and make an operator's key
     #[command(after_help = "Example:\n  coffer init acme/app --endpoint app.example.org:443")]
     Init {
         /// The repository that is the appliance's identity
         #[arg(value_name = "OWNER/REPO")]
         repository: Repository,
-        /// Where clients dial
+        /// Where clients connect
         #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8443")]
         endpoint: Endpoint,
         /// The declaration to write
@@ -95,7 +98,7 @@ pub(crate) enum Verb {
         /// Also write the verified evidence document to a file
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
-        /// The commit that the appliance has to run, when it is not what the default branch declares now
+        /// The commit that the appliance must run, if it is not the one that the default branch declares now
         #[arg(long, value_name = "SHA")]
         commit: Option<Commit>,
         #[command(flatten)]
@@ -111,13 +114,13 @@ pub(crate) enum Verb {
         #[command(flatten)]
         appliance: Appliance,
         /// The local address
-        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0")]
+        #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", help_heading = OWN)]
         listen: std::net::SocketAddr,
-        /// The published port to reach, when it is not the endpoint's own
-        #[arg(long, value_name = "PORT")]
+        /// The published port to reach, if it is not the endpoint's own
+        #[arg(long, value_name = "PORT", help_heading = OWN)]
         port: Option<NonZeroU16>,
     },
-    /// Put, list and remove secrets on a verified connection
+    /// Put, list and remove secrets over a verified connection
     Secret {
         #[command(subcommand)]
         action: Secret,
@@ -135,9 +138,10 @@ pub(crate) enum Verb {
         #[command(flatten)]
         appliance: Appliance,
         /// The service
+        #[arg(help_heading = OWN)]
         service: String,
-        /// How many lines
-        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000))]
+        /// How many lines to show, counted from the end
+        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = OWN)]
         tail: u32,
         #[command(flatten)]
         key: OperatorKey,
@@ -149,7 +153,7 @@ pub(crate) enum Verb {
     },
     /// Print the manual page
     Man {
-        /// Of one verb; of coffer itself without it
+        /// The verb whose page to print (default: coffer's own page)
         verb: Option<String>,
     },
     /// Print the version
@@ -158,7 +162,7 @@ pub(crate) enum Verb {
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secret {
-    /// Store a secret; its value is read from standard input or asked for
+    /// Store a secret; its value is read from standard input or prompted for
     #[command(
         after_help = "Examples:\n  printf %s \"$TOKEN\" | coffer secret put acme/app cofferdam/github/token\n  \
         coffer secret put acme/app secret://demo/greeting/value"
@@ -166,11 +170,11 @@ pub(crate) enum Secret {
     Put {
         #[command(flatten)]
         appliance: Appliance,
-        /// Which secret
-        #[arg(value_name = "NAMESPACE/NAME/FIELD", value_parser = secret)]
+        /// The secret's name
+        #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN, value_parser = secret)]
         name: SecretRef,
-        /// Keep one line feed at the end of the value (it is cut off by default)
-        #[arg(long)]
+        /// Keep a trailing newline in the value (one is removed by default)
+        #[arg(long, help_heading = OWN)]
         keep_newline: bool,
         #[command(flatten)]
         key: OperatorKey,
@@ -186,8 +190,8 @@ pub(crate) enum Secret {
     Rm {
         #[command(flatten)]
         appliance: Appliance,
-        /// Which secret
-        #[arg(value_name = "NAMESPACE/NAME/FIELD", value_parser = secret)]
+        /// The secret's name
+        #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN, value_parser = secret)]
         name: SecretRef,
         #[command(flatten)]
         key: OperatorKey,
@@ -200,10 +204,10 @@ pub(crate) struct Measure {
     /// The unified kernel image: gives RTMR1 and RTMR2
     #[arg(value_name = "UKI", required_unless_present_any = ["firmware", "mrtd", "explain"])]
     pub(crate) image: Option<PathBuf>,
-    /// The way of booting that RTMR1 and RTMR2 are for; may be repeated
+    /// How the image is booted, which RTMR1 and RTMR2 depend on; may be repeated
     #[arg(long, value_enum, value_name = "WAY", default_value = "tdx")]
     pub(crate) boot: Vec<Boot>,
-    /// What the image was built from and with (JSON of `ci/measurements`), to put beside its values
+    /// What the image was built from and with (JSON from `ci/measurements`), to store with its values
     #[arg(long, value_name = "FILE", requires = "image")]
     pub(crate) build: Option<PathBuf>,
     /// Write the image's reference values to a file
@@ -211,18 +215,18 @@ pub(crate) struct Measure {
     pub(crate) save: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) platform: MeasurePlatform,
-    /// Explain how the registers of this evidence document differ from the values of the command line
-    #[arg(long, value_name = "EVIDENCE")]
+    /// Explain how the registers in this evidence document differ from the values given on the command line
+    #[arg(long, value_name = "EVIDENCE", help_heading = OWN)]
     pub(crate) explain: Option<PathBuf>,
-    /// With --explain, an image that the machine may have been started with: what differs between the two is then proved
-    #[arg(long, value_name = "UKI", requires_all = ["image", "explain"])]
+    /// With --explain, an image that the machine may have been booted from: differences between the two are then proved
+    #[arg(long, value_name = "UKI", requires_all = ["image", "explain"], help_heading = OWN)]
     pub(crate) booted: Option<PathBuf>,
-    /// A further attestation root (PEM) that the evidence may be signed under, as of a simulated device; Intel's is built in. Only
+    /// An additional attestation root (PEM) that may have signed the evidence, such as a simulated device's; Intel's is built in. Only
     /// what a verified chain proves is called certain. Never taken from the environment
-    #[arg(long, value_name = "PEM", requires = "explain")]
+    #[arg(long, value_name = "PEM", requires = "explain", help_heading = OWN)]
     pub(crate) root: Option<PathBuf>,
     /// Further reference values to explain with: a file, a directory or github:OWNER/REPO@TAG; may be repeated
-    #[arg(long, value_name = "PATH", env = "COFFER_REFERENCE")]
+    #[arg(long, value_name = "PATH", env = "COFFER_REFERENCE", help_heading = OWN)]
     pub(crate) reference: Vec<String>,
     #[command(flatten)]
     pub(crate) github: Github,
@@ -235,10 +239,10 @@ pub(crate) struct MeasurePlatform {
     /// The TDVF firmware (.fd): gives MRTD and, as far as it is determined, RTMR0
     #[arg(long, value_name = "FD")]
     pub(crate) firmware: Option<PathBuf>,
-    /// MRTD as somebody states it, 96 hex digits, instead of a firmware to compute it from
+    /// A stated MRTD, 96 hex digits, instead of a firmware to compute it from
     #[arg(long, value_name = "HEX", conflicts_with = "firmware", value_parser = register)]
     pub(crate) mrtd: Option<Register>,
-    /// The machine's memory (4G, 2816M); without it, RTMR0's events that depend on the machine are left out
+    /// The machine's memory (4G, 2816M); without it, those events of RTMR0 that depend on the machine are left out
     #[arg(long, value_name = "SIZE", requires = "firmware", value_parser = mebibytes)]
     pub(crate) memory: Option<u64>,
     /// The machine's processors
@@ -273,11 +277,11 @@ pub(crate) type Register = [u8; 48];
 pub(crate) enum Boot {
     /// A TDX host with a TDVF firmware
     Tdx,
-    /// OVMF and a TPM below the simulated TDX device
+    /// OVMF and a TPM underneath the simulated TDX device
     Simulator,
     /// A TDX host whose hypervisor hands the image to the firmware (QEMU's -kernel)
     TdxKernel,
-    /// The same for the simulated TDX device
+    /// The same with the simulated TDX device
     SimulatorKernel,
 }
 
@@ -287,11 +291,11 @@ pub(crate) struct Appliance {
     /// The repository that is the appliance's identity
     #[arg(value_name = "OWNER/REPO")]
     pub(crate) repository: Repository,
-    /// Dial here instead of the published endpoint (before the first release attestation); the evidence is
+    /// Connect here instead of to the published endpoint (before the first release attestation); the evidence is
     /// verified all the same
     #[arg(long, value_name = "HOST:PORT", env = "COFFER_ENDPOINT")]
     pub(crate) endpoint: Option<Endpoint>,
-    /// The commit that the appliance has to run, when it is not what the default branch declares now
+    /// The commit that the appliance must run, if it is not the one that the default branch declares now
     #[arg(long, value_name = "SHA")]
     pub(crate) commit: Option<Commit>,
     #[command(flatten)]
@@ -310,7 +314,7 @@ pub(crate) struct Trust {
     /// repeated
     #[arg(long, value_name = "PATH", env = "COFFER_REFERENCE")]
     pub(crate) reference: Vec<String>,
-    /// A further attestation root that is accepted (PEM); Intel's is built in. What it vouches for is SIMULATED. Never
+    /// An additional attestation root to accept (PEM); Intel's is built in. What it vouches for is SIMULATED. Never
     /// taken from the environment
     #[arg(long, value_name = "PEM")]
     pub(crate) root: Option<PathBuf>,
@@ -325,10 +329,10 @@ pub(crate) struct Trust {
 pub(crate) struct Github {
     #[command(flatten)]
     pub(crate) origins: Origins,
-    /// The API's root; a GitHub Enterprise Server has it under https://HOST/api/v3
+    /// The root of GitHub's API; on a GitHub Enterprise Server, https://HOST/api/v3
     #[arg(long, value_name = "URL", env = "COFFER_GITHUB_API")]
     pub(crate) github_api: Option<String>,
-    /// The only certificate authority that is trusted for it (PEM), instead of the system's
+    /// The only certificate authority to trust for GitHub (PEM), instead of the system's
     #[arg(long, value_name = "PEM", env = "COFFER_GITHUB_CA")]
     pub(crate) github_ca: Option<PathBuf>,
 }
@@ -338,7 +342,7 @@ pub(crate) struct Github {
 pub(crate) struct OperatorKey {
     /// The operator's private key: Ed25519 in OpenSSH's format (default: operator.key in the user's
     /// configuration, then ~/.ssh/id_ed25519)
-    #[arg(long, value_name = "FILE", env = "COFFER_KEY")]
+    #[arg(long, value_name = "FILE", env = "COFFER_KEY", help_heading = OWN)]
     pub(crate) key: Option<PathBuf>,
 }
 

@@ -68,8 +68,8 @@ impl OperatorKey {
     }
 
     fn from_openssh(text: &[u8]) -> Result<Self, String> {
-        let private =
-            PrivateKey::from_openssh(text).map_err(|_| "not a private key in OpenSSH's format".to_owned())?;
+        let private = PrivateKey::from_openssh(text)
+            .map_err(|_| "not an Ed25519 private key in OpenSSH's format".to_owned())?;
         if private.is_encrypted() {
             return Err("the key is encrypted with a passphrase".to_owned());
         }

@@ -40,13 +40,18 @@ impl Ui {
 
     /// The result of a command: `text` for a person, `value` (an object) for a script.
     pub(crate) fn result(&self, text: &str, value: Value) {
+        if self.json {
+            self.text(&format!("{}\n", with_schema_version(value)));
+        } else {
+            self.text(text);
+        }
+    }
+
+    /// What is the same for a person and for a script.
+    pub(crate) fn text(&self, text: &str) {
         let mut out = std::io::stdout().lock();
         // A reader that closed the pipe wants no more output; there is nobody left to tell.
-        let _ = if self.json {
-            writeln!(out, "{}", with_schema_version(value))
-        } else {
-            write!(out, "{text}").and_then(|()| out.flush())
-        };
+        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
     }
 
     /// One line of a stream, as it is.
@@ -87,6 +92,7 @@ impl Ui {
     pub(crate) fn complaint(&self, failure: &Failure) {
         let lines = |text: &str| text.lines().map(printable).collect::<Vec<_>>().join("\n");
         match &failure.rendered {
+            Some(text) if text.is_empty() => {}
             Some(text) => complain(text.trim_end()),
             // The message's own lines are ours; what came from outside was made printable when it was put in.
             None => complain(&format!("error: {}", lines(&failure.message))),

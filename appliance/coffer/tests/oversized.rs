@@ -50,16 +50,3 @@ fn every_input_is_refused_before_it_is_read() {
         }
     }
 }
-
-#[test]
-fn a_value_without_an_end_is_refused() {
-    let output = Command::new(env!("CARGO_BIN_EXE_coffer"))
-        .args(["secret", "put", "acme/app", "demo/greeting/value", "--endpoint", "127.0.0.1:1"])
-        .env_clear()
-        .stdin(File::open("/dev/zero").unwrap())
-        .output()
-        .unwrap();
-    let said = String::from_utf8(output.stderr).unwrap();
-    assert_eq!(output.status.code(), Some(2), "{said}");
-    assert!(said.contains("the value has more than "), "{said}");
-}

@@ -15,7 +15,8 @@
 //! | `/print?line=TEXT` | prints a line |
 //! | `/attack?pid=N` | from a second process of the same user, attempts against process N (default: this one) |
 //! | `/dependency?host=H&port=P` | what another service answers to `GET /` |
-//! | `/exit?code=N`, `/crash` | ends |
+//! | `/stat?count=N` | how many of N stat calls found this program, and how many microseconds they took, as JSON |
+//! | `/exit?code=N`, `/crash` | ends; the first says so before |
 //!
 //! An attempt is `{"name":…,"refused":true,"answer":"EPERM"}`; `"answer"` is `ok` where it was let through.
 
@@ -28,7 +29,7 @@ use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
 use std::path::Path;
 use std::process::{Command, ExitCode};
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 const SECRET: &str = "GREETING_SECRET";
 
@@ -122,8 +123,15 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
                 Err(error) => ("502 Bad Gateway", format!("{error}\n")),
             };
         }
+        "/stat" => {
+            let count: u32 = parameter("count").and_then(|count| count.parse().ok()).unwrap_or(1);
+            let begun = Instant::now();
+            let found = (0..count).filter(|_| std::fs::metadata("/probe").is_ok()).count();
+            list([found.to_string(), begun.elapsed().as_micros().to_string()].into_iter())
+        }
         "/exit" => {
             let code = parameter("code").and_then(|code| code.parse().ok()).unwrap_or(0);
+            println!("probe ends");
             // SAFETY: exit_group(2) with a number.
             unsafe { syscall(231, code as c_long) };
             String::new()

@@ -6,6 +6,9 @@
 //!
 //! [`system`] is what is asked of the kernel, `boot` brings the machine from the kernel to its roles, [`roles`] holds these.
 
+// What other modules use says what it is.
+#![warn(clippy::missing_docs_in_private_items)]
+
 mod boot;
 pub mod paths;
 pub mod roles;

@@ -3,14 +3,12 @@
 //! PID 1 makes `/run/cofferdam` (a tmpfs, root, 0755) and the directories below it with the owners
 //! named here; a role writes only inside the directory it owns. Nothing here touches a file.
 
-use std::path::PathBuf;
-
 /// The tmpfs that holds everything the roles share. Root, 0755.
 pub const RUN: &str = "/run/cofferdam";
 /// What PID 1 measured and decided, for the roles to read. 0644, replaced atomically, written before the roles start.
 pub const APPLIANCE: &str = "/run/cofferdam/appliance.json";
-/// The exact bytes of the measured declaration. 0644.
-pub const DECLARATION: &str = "/run/cofferdam/declaration.yaml";
+/// What the declaration decides for the roles, as PID 1 resolved it. 0644, written before the roles start.
+pub const FACTS: &str = "/run/cofferdam/facts.json";
 /// What PID 1 knows of its roles: name, pid, restarts, state. 0644.
 pub const STATUS: &str = "/run/cofferdam/status.json";
 
@@ -56,50 +54,3 @@ pub const KEY_FD: i32 = 3;
 pub const SERVICE_UID_BASE: u32 = 100_000;
 /// Each service owns this many host ids, so that a container has the full 16-bit range.
 pub const SERVICE_UID_RANGE: u32 = 65_536;
-
-/// The host uid (and gid) that is root inside the container of the service at `index`, counted from 0
-/// in declaration order. The declaration holds at most 32 services, so this cannot overflow.
-pub fn service_uid(index: u32) -> u32 {
-    SERVICE_UID_BASE.saturating_add(index.saturating_mul(SERVICE_UID_RANGE))
-}
-
-/// `services/NAME/`. Service names are validated by the declaration: they cannot leave the directory.
-pub fn service_dir(name: &str) -> PathBuf {
-    PathBuf::from(SERVICES_DIR).join(name)
-}
-
-/// `rootfs/NAME/`.
-pub fn service_rootfs(name: &str) -> PathBuf {
-    PathBuf::from(ROOTFS_DIR).join(name)
-}
-
-/// `services/NAME/status.json`.
-pub fn service_status(name: &str) -> PathBuf {
-    service_dir(name).join("status.json")
-}
-
-/// `services/NAME/log`: redacted output as JSON lines.
-pub fn service_log(name: &str) -> PathBuf {
-    service_dir(name).join("log")
-}
-
-/// `services/NAME/log.1`: the previous log.
-pub fn service_log_previous(name: &str) -> PathBuf {
-    service_dir(name).join("log.1")
-}
-
-/// `services/NAME/port-N`: a Unix socket that the shim relays to port N inside the service's network.
-pub fn service_port(name: &str, port: u16) -> PathBuf {
-    service_dir(name).join(format!("port-{port}"))
-}
-
-#[cfg(test)]
-mod tests {
-    use super::*;
-
-    #[test]
-    fn a_services_files_are_below_its_name() {
-        assert_eq!(service_log_previous("web"), PathBuf::from("/run/cofferdam/services/web/log.1"));
-        assert_eq!(service_port("web", 8080), PathBuf::from("/run/cofferdam/services/web/port-8080"));
-    }
-}

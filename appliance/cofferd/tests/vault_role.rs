@@ -104,22 +104,23 @@ fn prepare(key: &SigningKey) {
     fs::create_dir_all(paths::VAULT_DIR).unwrap();
     fs::set_permissions(paths::VAULT_DIR, fs::Permissions::from_mode(0o711)).unwrap();
     std::os::unix::fs::chown(paths::VAULT_DIR, Some(uid(&VAULT)), Some(uid(&VAULT))).unwrap();
-    let public = key.verifying_key().to_bytes();
-    let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &public].concat();
-    let declaration = format!(
-        "version: 1\nrepository: octo/app\nendpoint: 127.0.0.1:8443\noperators:\n  - name: alice\n    key: ssh-ed25519 {} a\n\
-         services:\n  web:\n    image: r.example/web@sha256:{}\n    secrets: [{PASSWORD}]\n",
-        base64::encode(blob),
-        "0".repeat(64)
-    );
-    fs::write(paths::DECLARATION, declaration).unwrap();
-    let digest = format!("sha256:{}", "0".repeat(64));
     let facts = serde_json::json!({
+        "operators": [{"name": "alice", "key": hex::encode(key.verifying_key().to_bytes())}],
+        "github": {"api": "https://api.github.com", "token": null, "ca": null},
+        "attestation": {"collateral": "https://api.trustedservices.intel.com", "ca": null},
+        "registries": [],
+        "grants": [{"uid": 100_000, "secret": PASSWORD}],
+        "services": [],
+    });
+    fs::write(paths::FACTS, facts.to_string()).unwrap();
+    let (digest, zero) = (format!("sha256:{}", "0".repeat(64)), "0".repeat(96));
+    let appliance = serde_json::json!({
         "repository": "octo/app", "commit": "0".repeat(40), "declaration": digest, "endpoint": "127.0.0.1:8443",
-        "tls_key": digest, "state": "memory", "event_log": [], "phases": [], "registers": {},
+        "tls_key": digest, "state": "memory", "event_log": [], "phases": [],
+        "registers": {"mrtd": zero, "rtmr0": zero, "rtmr1": zero, "rtmr2": zero, "rtmr3": zero},
         "image": {"name": "cofferdam", "release": "0.1.0", "digests": {}},
     });
-    fs::write(paths::APPLIANCE, facts.to_string()).unwrap();
+    fs::write(paths::APPLIANCE, appliance.to_string()).unwrap();
 }
 
 fn master_key(byte: u8) -> SecretMemory {

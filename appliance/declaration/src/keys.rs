@@ -13,7 +13,7 @@ pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
 /// Keys of `attestation`.
 pub(crate) const ATTESTATION: &[&str] = &["collateral", "ca"];
 /// Keys of one registry.
-pub(crate) const REGISTRY: &[&str] = &["host", "ca"];
+pub(crate) const REGISTRY: &[&str] = &["host", "ca", "username", "password"];
 /// Keys of one service.
 pub(crate) const SERVICE: &[&str] = &[
     "image",

@@ -32,7 +32,7 @@ pub use cofferdam_protocol::{
 };
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
 pub use model::{
-    Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Operator, Port, Registry, Restart,
+    Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Operator, Port, Registry, Restart,
     SecretFile, Service, Value,
 };
 pub use read::MAX_SERVICES;

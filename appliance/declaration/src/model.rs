@@ -1,4 +1,4 @@
-//! What a declaration says, in types that only a valid declaration fills.
+//! What a declaration says, in types that only a valid declaration fills, or somebody who reads back what was filled by one.
 //!
 //! Everything here is a plain value: nothing is read, dialled or started. Where Compose leaves something to
 //! defaults, the default is already filled in, so that no two readers can fill it in differently.
@@ -9,7 +9,7 @@ use std::time::Duration;
 use cofferdam_protocol::{
     Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef,
 };
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 use crate::value::{Signal, User};
 
@@ -42,7 +42,7 @@ pub struct Operator {
 }
 
 /// The GitHub that holds the repository.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Github {
     /// Root of the REST API; `https://api.github.com` unless the declaration names another.
     pub api: HttpsUrl,
@@ -53,7 +53,7 @@ pub struct Github {
 }
 
 /// Where quotes' collateral comes from.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Attestation {
     /// Root of the provisioning certification service, without `/sgx/…`.
     pub collateral: HttpsUrl,
@@ -61,17 +61,28 @@ pub struct Attestation {
     pub ca: Option<String>,
 }
 
-/// A registry that needs its own certificate authority.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+/// What is known about a registry, or about a host that a registry sends to, such as its token service.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Registry {
     /// As it stands in image references.
     pub host: RegistryHost,
     /// PEM certificates that alone are trusted for this registry; the image's bundle when absent.
     pub ca: Option<String>,
+    /// As whom images are pulled from it; anonymously when absent.
+    pub login: Option<Login>,
+}
+
+/// A user of a registry.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Login {
+    /// 1 to 255 visible ASCII characters without a colon (RFC 7617 §2).
+    pub username: String,
+    /// Which secret is the password or access token. It is leased for the pull alone and reaches no workload.
+    pub password: SecretRef,
 }
 
 /// One workload.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
     /// `[a-z0-9][a-z0-9-]{0,30}`: also its host name for the services that depend on it.
     pub name: String,
@@ -110,7 +121,7 @@ pub struct Service {
 pub const DEFAULT_STOP_GRACE_PERIOD: Duration = Duration::from_secs(10);
 
 /// The value of a variable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
 pub enum Value {
     /// The text itself.
@@ -120,7 +131,7 @@ pub enum Value {
 }
 
 /// A secret that is delivered as a file.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretFile {
     /// Which secret.
     pub source: SecretRef,
@@ -129,7 +140,7 @@ pub struct SecretFile {
 }
 
 /// A port of the appliance that leads to a port of a service.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Port {
     /// On the appliance, TLS with the attested key.
     pub published: u16,
@@ -138,7 +149,7 @@ pub struct Port {
 }
 
 /// What happens when a service's process ends.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case")]
 pub enum Restart {
     /// It stays ended.
@@ -155,6 +166,11 @@ pub enum Restart {
 }
 
 impl Declaration {
+    /// What is known about the registry of an image.
+    pub fn registry_of(&self, image: &ImageReference) -> Option<&Registry> {
+        self.registries.iter().find(|registry| registry.host == *image.registry())
+    }
+
     /// Looks a service up by its name.
     pub fn service(&self, name: &str) -> Option<&Service> {
         self.services.iter().find(|service| service.name == name)
@@ -168,7 +184,9 @@ impl Declaration {
     /// Every secret that anything in the declaration names, each once, in order.
     pub fn references(&self) -> Vec<&SecretRef> {
         let services = self.services.iter().flat_map(Service::references);
-        services.chain(&self.github.token).collect::<BTreeSet<_>>().into_iter().collect()
+        let logins = self.registries.iter().filter_map(|registry| registry.login.as_ref());
+        let appliance = self.github.token.iter().chain(logins.map(|login| &login.password));
+        services.chain(appliance).collect::<BTreeSet<_>>().into_iter().collect()
     }
 
     /// The services in an order in which each comes after all that it depends on, and otherwise as

@@ -7,10 +7,10 @@ use std::collections::BTreeSet;
 
 use cofferdam_protocol::{HttpsUrl, SecretRef, WordError, base64, is_name, is_service_name, shorten};
 
-use crate::diagnostics::Collector;
+use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
-use crate::model::{Attestation, Declaration, Github, Operator, Registry};
+use crate::model::{Attestation, Declaration, Github, Login, Operator, Registry};
 use crate::read_service;
 use crate::rules;
 use crate::yaml::{Kind, Node};
@@ -20,6 +20,8 @@ pub const MAX_SERVICES: usize = 32;
 /// More people than this share a key management system, not a list in a file.
 const MAX_OPERATORS: usize = 32;
 const MAX_REGISTRIES: usize = 32;
+/// No registry has longer ones.
+const MAX_USERNAME: usize = 255;
 /// A few certificates; the whole web's bundle is about 200 KiB and belongs into the image.
 const MAX_PEM: usize = 64 * 1024;
 
@@ -43,8 +45,11 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let services = top
         .require("services", "name at least one: `services: {web: {image: …}}`", errors)
         .and_then(|node| services(node, errors));
-    if let (Some(services), Some(operators), Some(github)) = (&services, &operators, &github) {
-        rules::check(services, operators, github, top.get("github"), errors);
+    if let (Some(services), Some(operators), Some(github), Some(registries)) =
+        (&services, &operators, &github, &registries)
+    {
+        let own = rules::Own { github, github_node: top.get("github"), registries };
+        rules::check(services, operators, &own, errors);
     }
     let declaration = Declaration {
         repository: repository?,
@@ -52,7 +57,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         operators: operators?,
         github: github?,
         attestation: attestation?,
-        registries: registries?,
+        registries: registries?.into_iter().map(|read| read.registry).collect(),
         services: services?.into_iter().map(|read| read.service).collect(),
     };
     errors.is_empty().then_some(declaration)
@@ -127,22 +132,23 @@ fn github(node: Option<&Node>, errors: &mut Collector<'_>) -> Option<Github> {
     };
     let fields = Fields::open(node, "`github`", keys::GITHUB, &[], errors)?;
     let api = url(fields.get("api"), "`api`", DEFAULT_GITHUB, errors);
-    let token = fields.get("token").map(|node| token(node, errors));
+    let token = fields.get("token").map(|node| hidden_reference(node, "token", errors));
     let ca = fields.get("ca").map(|node| pem(node, errors));
     Some(Github { api: api?, token: optional(token)?, ca: optional(ca)? })
 }
 
-/// The token itself may have been written by mistake, so the source line is not shown.
-fn token(node: &Node, errors: &mut Collector<'_>) -> Option<SecretRef> {
+/// A reference where the secret itself may have been written by mistake, so the source line is not shown.
+fn hidden_reference(node: &Node, key: &str, errors: &mut Collector<'_>) -> Option<SecretRef> {
     let Kind::Scalar { text, .. } = &node.kind else {
-        fields::mismatch(node, "`token`", "a secret's reference", errors);
+        fields::mismatch(node, &format!("`{key}`"), "a secret's reference", errors);
         return None;
     };
+    let example =
+        if key == "token" { "secret://cofferdam/github/token" } else { "secret://registry/example/password" };
     let result = text.parse().map_err(|error: WordError| {
-        error.hint(
-            "write `token: secret://cofferdam/github/token` and put the token with `coffer secret put`; \
-             revoke it if it stood here",
-        )
+        error.hint(format!(
+            "write `{key}: {example}` and put the {key} with `coffer secret put`; revoke it if it stood here"
+        ))
     });
     result.map_err(|error| errors.hidden(node.place, error)).ok()
 }
@@ -157,7 +163,13 @@ fn attestation(node: Option<&Node>, errors: &mut Collector<'_>) -> Option<Attest
     Some(Attestation { collateral: collateral?, ca: optional(ca)? })
 }
 
-fn registries(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Registry>> {
+/// A registry, and where its password is named.
+pub(crate) struct ReadRegistry {
+    pub(crate) registry: Registry,
+    pub(crate) password: Option<Place>,
+}
+
+fn registries(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<ReadRegistry>> {
     let items = fields::list(node, "`registries`", errors)?;
     bounded(node, items.len(), MAX_REGISTRIES, "registries", errors)?;
     let mut hosts = BTreeSet::new();
@@ -165,15 +177,42 @@ fn registries(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Registry>> 
         let fields = Fields::open(item, "a registry", keys::REGISTRY, &[], errors)?;
         let node = fields.require("host", "write `host: registry.example.org:5000`", errors);
         let ca = fields.get("ca").map(|node| pem(node, errors));
+        let login = login(&fields, errors);
         let node = node?;
         let host: crate::RegistryHost = fields::parse(node, "`host`", errors)?;
         if !hosts.insert(host.clone()) {
             errors.error(node.place, format!("the registry {host} is given twice"));
             return None;
         }
-        Some(Registry { host, ca: optional(ca)? })
+        let registry = Registry { host, ca: optional(ca)?, login: login? };
+        Some(ReadRegistry { registry, password: fields.get("password").map(|node| node.place) })
     });
     collect(read)
+}
+
+/// The user of a registry: both parts or none. The outer `None` stands for a mistake.
+fn login(fields: &Fields<'_>, errors: &mut Collector<'_>) -> Option<Option<Login>> {
+    let (username, password) = match (fields.get("username"), fields.get("password")) {
+        (None, None) => return Some(None),
+        (Some(username), Some(password)) => (username, password),
+        (Some(node), None) => {
+            let hint =
+                "write `password: secret://registry/example/password`, and put it with `coffer secret put`";
+            errors.hinted(node.place, "there is a `username` and no `password`", hint);
+            return None;
+        }
+        (None, Some(node)) => {
+            errors.hinted(node.place, "there is a `password` and no `username`", "write `username: NAME`");
+            return None;
+        }
+    };
+    let name = fields::text(username, "`username`", errors)?;
+    let visible = |byte: u8| byte.is_ascii_graphic() && byte != b':';
+    if !(1..=MAX_USERNAME).contains(&name.len()) || !name.bytes().all(visible) {
+        errors.error(username.place, "a user name is 1 to 255 visible ASCII characters without a colon");
+        return None;
+    }
+    Some(Some(Login { username: name, password: hidden_reference(password, "password", errors)? }))
 }
 
 fn services(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<read_service::Read>> {

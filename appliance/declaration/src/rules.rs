@@ -4,9 +4,10 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cofferdam_protocol::shorten;
 
-use crate::diagnostics::Collector;
+use crate::diagnostics::{Collector, Place};
 use crate::keys::nearest;
 use crate::model::{Github, Operator};
+use crate::read::ReadRegistry;
 use crate::read_service::Read;
 use crate::yaml::{Kind, Node};
 
@@ -14,19 +15,20 @@ use crate::yaml::{Kind, Node};
 /// the token a talked-into workload could publish releases in the appliance's name.
 pub const APPLIANCE_NAMESPACE: &str = "cofferdam";
 
+/// What the appliance itself needs secrets for.
+pub(crate) struct Own<'a> {
+    pub(crate) github: &'a Github,
+    pub(crate) github_node: Option<&'a Node>,
+    pub(crate) registries: &'a [ReadRegistry],
+}
+
 /// Checks everything that needs all services.
-pub(crate) fn check(
-    services: &[Read],
-    operators: &[Operator],
-    github: &Github,
-    github_node: Option<&Node>,
-    errors: &mut Collector<'_>,
-) {
+pub(crate) fn check(services: &[Read], operators: &[Operator], own: &Own<'_>, errors: &mut Collector<'_>) {
     unique_ports(services, errors);
     known_dependencies(services, errors);
     no_cycles(services, errors);
-    grants(services, github, errors);
-    someone_can_put(services, operators, github_node, errors);
+    grants(services, own, errors);
+    someone_can_put(services, operators, own, errors);
 }
 
 fn unique_ports(services: &[Read], errors: &mut Collector<'_>) {
@@ -93,35 +95,47 @@ fn no_cycles(services: &[Read], errors: &mut Collector<'_>) {
     }
 }
 
-fn grants(services: &[Read], github: &Github, errors: &mut Collector<'_>) {
-    for (reference, place) in services.iter().flat_map(|read| &read.references) {
-        if reference.namespace() == APPLIANCE_NAMESPACE || github.token.as_ref() == Some(reference) {
+fn grants(services: &[Read], own: &Own<'_>, errors: &mut Collector<'_>) {
+    let logins =
+        own.registries.iter().filter_map(|read| Some((read.registry.login.as_ref()?, read.password?)));
+    let logins: Vec<_> = logins.map(|(login, place)| (&login.password, place)).collect();
+    let references = services.iter().flat_map(|read| &read.references);
+    // The shim leases a registry's password, so this holds for it as for what the workload gets.
+    for (reference, place) in references
+        .clone()
+        .map(|(reference, place)| (reference, place))
+        .chain(logins.iter().map(|(reference, place)| (*reference, place)))
+    {
+        if reference.namespace() == APPLIANCE_NAMESPACE || own.github.token.as_ref() == Some(reference) {
             errors.hinted(
                 *place,
                 "this secret is the appliance's own",
-                format!("put the service's secret into a namespace other than `{APPLIANCE_NAMESPACE}`"),
+                format!("put it into a namespace other than `{APPLIANCE_NAMESPACE}`"),
             );
+        }
+    }
+    for (reference, place) in references {
+        if logins.iter().any(|(password, _)| *password == reference) {
+            let hint = "a workload gets no registry's password: put what it needs under another name";
+            errors.hinted(*place, "this secret is a registry's password", hint);
         }
     }
 }
 
 /// Without an operator nobody can put a secret, and what needs one waits for ever.
-fn someone_can_put(
-    services: &[Read],
-    operators: &[Operator],
-    github: Option<&Node>,
-    errors: &mut Collector<'_>,
-) {
+fn someone_can_put(services: &[Read], operators: &[Operator], own: &Own<'_>, errors: &mut Collector<'_>) {
     if !operators.is_empty() {
         return;
     }
     let hint = "name one: `operators: [{name: alice, key: ssh-ed25519 AAAA…}]`";
-    let token = github.and_then(|node| match &node.kind {
+    let token = own.github_node.and_then(|node| match &node.kind {
         Kind::Map(entries) => entries.iter().find(|entry| entry.key == "token").map(|entry| entry.place),
         _ => None,
     });
-    let first = services.iter().flat_map(|read| &read.references).map(|(_, place)| *place).chain(token).min();
-    if let Some(place) = first {
+    let passwords = own.registries.iter().filter_map(|read| read.password);
+    let references = services.iter().flat_map(|read| &read.references).map(|(_, place)| *place);
+    let places: Vec<Place> = references.chain(token).chain(passwords).collect();
+    if let Some(place) = places.into_iter().min() {
         errors.hinted(place, "a secret is needed, and there is no operator who could put it", hint);
     }
 }

@@ -117,7 +117,7 @@ struct Attestation {
     ca: Option<Pem>,
 }
 
-/// A registry that needs its own certificate authority.
+/// What is known about a registry, or about a host that a registry sends to, such as its token service.
 #[derive(JsonSchema)]
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "described, never filled")]
@@ -127,6 +127,11 @@ struct Registry {
     host: String,
     /// PEM certificates that alone are trusted for this registry.
     ca: Option<Pem>,
+    /// As whom images are pulled; only together with `password`.
+    #[schemars(regex(pattern = r"^[!-9;-~]{1,255}$"))]
+    username: Option<String>,
+    /// The password or access token of `username`.
+    password: Option<Reference>,
 }
 
 /// One workload.

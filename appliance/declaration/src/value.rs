@@ -8,10 +8,10 @@ use std::str::FromStr;
 use std::time::Duration;
 
 use cofferdam_protocol::{WordError, parse_decimal};
-use serde::Serialize;
+use serde::{Deserialize, Serialize};
 
 /// A signal by its number on x86-64 Linux (`signal(7)`).
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
 pub struct Signal(i32);
 
@@ -56,7 +56,7 @@ impl FromStr for Signal {
 }
 
 /// Numeric user and group inside the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct User {
     /// 0 to 65535: a service's user namespace maps 65536 ids.
     pub uid: u32,

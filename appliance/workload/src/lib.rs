@@ -26,6 +26,9 @@
 //! dumpable like on any machine; whatever it was not given it still cannot reach. And a linker inside the
 //! container cannot read the ELF interpreter, so C programs are linked elsewhere.
 
+// What other modules use says what it is.
+#![warn(clippy::missing_docs_in_private_items)]
+
 pub mod cgroup;
 pub mod delivery;
 pub mod environment;

@@ -22,10 +22,10 @@ use crate::sys;
 const OUTER: &str = "shim";
 /// See [`OUTER`]: what a program expects an interface to be called.
 const INNER: &str = "eth0";
-/// The service's own address on the wire; dependencies are below.
+/// The service's own address on the wire.
 const OWN: Ipv4Addr = Ipv4Addr::new(169, 254, 1, 254);
 /// Link-local (RFC 3927): never routed, and no registry or operator uses it for anything else.
-const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 255, 0);
+const MASK: Ipv4Addr = Ipv4Addr::new(255, 255, 0, 0);
 
 /// The network namespaces of a service.
 #[derive(Debug)]
@@ -36,20 +36,14 @@ pub struct Network {
     inner: Option<File>,
 }
 
-/// The address under which a service sees the service at `index` of the declaration.
-pub fn address(index: usize) -> Ipv4Addr {
-    // At most 32 services.
-    Ipv4Addr::new(169, 254, 1, u8::try_from(index.saturating_add(1)).unwrap_or(u8::MAX))
-}
-
 impl Network {
-    /// Leaves the network that the caller is in for good and makes the service's. `dependencies` are the indices of the
-    /// services that it depends on.
+    /// Leaves the network that the caller is in for good and makes the service's. `dependencies` are the addresses under which
+    /// it sees the services that it depends on: link-local ones, each another, none of them its own end's (169.254.1.254).
     ///
     /// # Errors
     ///
     /// The kernel refuses, or has no virtual interfaces (module veth).
-    pub fn create(dependencies: &[usize]) -> io::Result<Self> {
+    pub fn create(dependencies: &[Ipv4Addr]) -> io::Result<Self> {
         let (home, _) = namespace()?;
         if dependencies.is_empty() {
             return Ok(Self { home, inner: None });
@@ -58,10 +52,10 @@ impl Network {
         setns(&home, CloneFlags::CLONE_NEWNET)?;
         wire(&inner)?;
         let outside = UdpSocket::bind("0.0.0.0:0")?;
-        for index in dependencies {
+        for (index, address) in dependencies.iter().enumerate() {
             // Further addresses of one interface have names of their own (netdevice(7), aliases).
             let alias = format!("{OUTER}:{index}");
-            sys::set_interface_address(outside.as_fd(), &alias, address(*index))?;
+            sys::set_interface_address(outside.as_fd(), &alias, *address)?;
             sys::set_interface_mask(outside.as_fd(), &alias, MASK)?;
         }
         sys::interface_up(outside.as_fd(), OUTER)?;
@@ -182,12 +176,6 @@ fn acknowledged(message: &[u8]) -> Option<i32> {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn services_are_seen_at_their_own_addresses() {
-        assert_eq!(address(0), Ipv4Addr::new(169, 254, 1, 1));
-        assert_eq!(address(31), Ipv4Addr::new(169, 254, 1, 32));
-    }
 
     #[test]
     fn attributes_are_padded_and_counted() {

@@ -443,6 +443,7 @@ fn remove(parent: &OwnedFd, name: &OsStr, path: &Path, depth: usize) -> Result<(
     }
 }
 
+/// What becomes of an error of a call that did `verb` to `path`.
 pub(crate) fn file(verb: &'static str, path: &Path) -> impl FnOnce(Errno) -> UnpackError {
     let path = path.to_owned();
     move |errno| UnpackError::File { verb, path, source: errno.into() }

@@ -111,7 +111,8 @@ fn to_qvl(collateral: &Collateral, quote_has_chain: bool) -> QuoteCollateralV3 {
 }
 
 /// dcap-qvl's audited parsers with our cryptography underneath.
-struct OwnConfig;
+#[derive(Debug)]
+pub struct OwnConfig;
 
 impl Config for OwnConfig {
     type X509 = X509CertBackend;
@@ -120,7 +121,8 @@ impl Config for OwnConfig {
 }
 
 /// The cryptography that DCAP needs: ECDSA P-256 with SHA-256, and two hashes.
-struct Crypto;
+#[derive(Debug)]
+pub struct Crypto;
 
 impl CryptoProvider for Crypto {
     fn sig_algo() -> &'static dyn SignatureVerificationAlgorithm {

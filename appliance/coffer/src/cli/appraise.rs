@@ -18,7 +18,7 @@ pub(crate) struct Appraise {
     /// A bare TDX quote
     #[arg(long, value_name = "FILE")]
     pub(crate) quote: Option<PathBuf>,
-    /// Collateral, when the document carries none or to use in its place
+    /// Collateral, for a document that carries none or to use instead of its own
     #[arg(long, value_name = "FILE")]
     pub(crate) collateral: Option<PathBuf>,
     /// The time to appraise at (default: now)
@@ -27,7 +27,7 @@ pub(crate) struct Appraise {
     /// What to print: every check by name, or an EAT Attestation Result (draft-ietf-rats-ear, JSON, not signed)
     #[arg(long, value_enum, value_name = "FORMAT", default_value = "checks")]
     pub(crate) format: Format,
-    /// Print the policy that applies, complete, and appraise nothing
+    /// Print the complete policy that applies, and appraise nothing
     #[arg(long, conflicts_with_all = ["file", "quote", "collateral", "at", "format"])]
     pub(crate) show_policy: bool,
     #[command(flatten)]
@@ -40,7 +40,7 @@ pub(crate) struct Appraise {
 
 /// What is known from elsewhere.
 #[derive(Debug, Args)]
-#[command(next_help_heading = "What the evidence has to say")]
+#[command(next_help_heading = "What the evidence must say")]
 pub(crate) struct Expected {
     /// The repository that it speaks for
     #[arg(long, value_name = "OWNER/REPO", conflicts_with = "quote")]
@@ -51,7 +51,7 @@ pub(crate) struct Expected {
     /// The declaration: its digest, or a file that holds it
     #[arg(long, value_name = "sha256:HEX|FILE", conflicts_with = "quote")]
     pub(crate) declaration: Option<String>,
-    /// Where clients dial
+    /// Where clients connect
     #[arg(long, value_name = "HOST:PORT", conflicts_with = "quote")]
     pub(crate) endpoint: Option<Endpoint>,
     /// The key seen on the connection: SHA-256 of its SubjectPublicKeyInfo

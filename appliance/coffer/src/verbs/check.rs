@@ -7,7 +7,7 @@ use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure, Outcome};
 use crate::files;
-use crate::ui::{Ui, with_schema_version};
+use crate::ui::Ui;
 
 pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
     if schema {
@@ -21,10 +21,11 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
             let services: Vec<&str> =
                 declaration.services.iter().map(|service| service.name.as_str()).collect();
             let text = format!(
-                "{}: {} with {} services: {}\n",
+                "{}: {} with {} service{}: {}\n",
                 path.display(),
                 declaration.repository,
                 services.len(),
+                if services.len() == 1 { "" } else { "s" },
                 services.join(", ")
             );
             ui.result(&text, json!({ "valid": true, "repository": declaration.repository.to_string(), "services": services }));
@@ -37,7 +38,7 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
                     .iter()
                     .map(|one| json!({ "message": one.message, "line": one.line, "column": one.column, "hint": one.hint }))
                     .collect();
-                println!("{}", with_schema_version(json!({ "valid": false, "errors": found })));
+                ui.result("", json!({ "valid": false, "errors": found }));
             }
             Err(Failure::new(Code::Usage, "the declaration is not valid").rendered(rendered))
         }

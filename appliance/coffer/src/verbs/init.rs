@@ -19,8 +19,9 @@ pub(crate) fn run(
     key: &cli::OperatorKey,
 ) -> Outcome {
     if file.exists() {
-        return Err(Failure::usage(format!("{} exists already", file.display()))
-            .hint("`coffer check` says whether it is right"));
+        return Err(
+            Failure::usage(format!("{} already exists", file.display())).hint("`coffer check` checks it")
+        );
     }
     let (key, path, new) = OperatorKey::load_or_create(key)?;
     let text = declaration(repository, endpoint, &key.public_line);

@@ -61,10 +61,12 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
             within(limit, logs::run(ui, &appliance, &service, tail, &key)).await
         }
         Verb::Completion { shell } => {
-            clap_complete::generate(shell, &mut Cli::command(), "coffer", &mut std::io::stdout());
+            let mut script = Vec::new();
+            clap_complete::generate(shell, &mut Cli::command(), "coffer", &mut script);
+            ui.text(&String::from_utf8_lossy(&script));
             Ok(())
         }
-        Verb::Man { verb } => man(verb.as_deref()),
+        Verb::Man { verb } => man(ui, verb.as_deref()),
         Verb::Version => {
             let version = env!("CARGO_PKG_VERSION");
             ui.result(&format!("coffer {version}\n"), json!({ "name": "coffer", "version": version }));
@@ -73,7 +75,7 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
     }
 }
 
-fn man(verb: Option<&str>) -> Outcome {
+fn man(ui: &Ui, verb: Option<&str>) -> Outcome {
     let mut command = Cli::command();
     command.build();
     let page = match verb {
@@ -85,9 +87,12 @@ fn man(verb: Option<&str>) -> Outcome {
             found.clone()
         }
     };
+    let mut text = Vec::new();
     clap_mangen::Man::new(page)
-        .render(&mut std::io::stdout())
-        .map_err(|error| Failure::failed(format!("cannot print the page: {error}")))
+        .render(&mut text)
+        .map_err(|error| Failure::failed(format!("cannot make the page: {error}")))?;
+    ui.text(&String::from_utf8_lossy(&text));
+    Ok(())
 }
 
 /// Opens the verified channel to an appliance: where to dial comes from the verified release attestation (or

@@ -10,6 +10,7 @@ use cofferdam_protocol::base64;
 use cofferdam_protocol::evidence::CHANNEL_BINDING_LABEL;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::json;
 
 use super::{Told, World, now};
 
@@ -101,13 +102,63 @@ fn serve(
         let (line, _) = request(&mut stream)?;
         let (status, body) = match line.split("evidence?nonce=").nth(1) {
             Some(rest) => evidence(rest, &stream.conn, *mood.lock().unwrap(), told)?,
-            None if line.starts_with("GET /.well-known/cofferdam/v1/status") => ("200 OK", b"{}".to_vec()),
-            None => ("200 OK", b"hello".to_vec()),
+            None => match line.split(' ').nth(1).and_then(|path| path.strip_prefix("/.well-known/cofferdam"))
+            {
+                Some(path) => operators(line.split(' ').next()?, path),
+                None => ("200 OK", b"hello".to_vec()),
+            },
         };
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
         stream.write_all(&[head.as_bytes(), &body].concat()).ok()?;
         stream.flush().ok()?;
     }
+}
+
+/// What operators get: a service that runs and one that waits, two lines, one secret.
+fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
+    let lines = "{\"at\":\"2026-01-02T03:04:05.678Z\",\"stream\":\"stdout\",\"line\":\"listening with [redacted:key]\"}\n\
+                 {\"at\":\"2026-01-02T03:04:06.789Z\",\"stream\":\"stderr\",\"line\":\"\\u001b[2Ja prompt\"}\n";
+    match (method, path) {
+        ("GET", "/v1/status") => ("200 OK", status()),
+        ("GET", "/v1/secrets") => ("200 OK", SECRETS.into()),
+        ("GET", path) if path.starts_with("/v1/logs?service=web&") => ("200 OK", lines.into()),
+        ("GET", path) if path.starts_with("/v1/logs?") => (
+            "404 Not Found",
+            r#"{"error":"there is no such service","hint":"`coffer status` lists them"}"#.into(),
+        ),
+        ("PUT", _) | ("DELETE", "/v1/secrets/demo/greeting/value") => ("204 No Content", Vec::new()),
+        ("DELETE", _) => ("404 Not Found", r#"{"error":"there is no such secret"}"#.into()),
+        _ => ("403 Forbidden", r#"{"error":"the key is no operator's"}"#.into()),
+    }
+}
+
+const SECRETS: &str = r#"{"secrets":[{"reference":"secret://demo/greeting/value","version":2,
+    "updated_at":"2026-01-02T03:04:05Z"}]}"#;
+/// Every member of a status, as the real one writes them.
+fn status() -> Vec<u8> {
+    let zero = "00".repeat(48);
+    let since = "2026-01-02T03:04:05.678Z";
+    let role =
+        |name: &str, restarts: u32| json!({"name": name, "pid": 7, "restarts": restarts, "state": "running"});
+    json!({
+        "repository": "acme/shop", "commit": "0123456789abcdef0123456789abcdef01234567",
+        "declaration": super::simulated::DIGEST, "endpoint": "shop.example:8443",
+        "image": {"name": "cofferdam", "release": "0.1.0", "digests": {}},
+        "state": "memory only: secrets are gone after a power-off",
+        "registers": {"mrtd": zero, "rtmr0": zero, "rtmr1": zero, "rtmr2": zero, "rtmr3": zero},
+        "phases": [{"name": "mount", "ms": 3}], "phase": "supervise",
+        "roles": [role("vault", 0), role("front", 1)],
+        "services": [
+            {"state": "running", "missing": [], "pid": 42, "restarts": 0, "since": since, "name": "web"},
+            {"state": "waiting", "missing": ["secret://demo/queue/password"], "restarts": 0, "since": since,
+             "name": "worker"},
+            {"state": "failed", "missing": [], "restarts": 3, "detail": "the image has no such user",
+             "since": since, "name": "broken"},
+        ],
+        "publish": {"state": "published", "tag": "attest-20260102T030405Z-0a1b2c3d", "at": "2026-01-02T03:05:00Z"},
+    })
+    .to_string()
+    .into_bytes()
 }
 
 fn evidence(

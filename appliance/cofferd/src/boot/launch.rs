@@ -20,9 +20,11 @@ use nix::mount::{MsFlags, mount};
 use super::Boot;
 use super::keys::{self, KeyError};
 use super::measure::Measured;
-use super::numbers::{Exhausted, Number};
+use super::numbers::Exhausted;
+use super::services;
 use super::unseal::Unsealed;
 use crate::paths;
+use crate::roles::facts::ServiceFacts;
 use crate::roles::{Key, ROLES, Role, SHIM, Starts};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
@@ -112,11 +114,11 @@ pub(super) fn establish(
 ) -> Result<Launched, LaunchError> {
     let Unsealed { state, vault_key, mut numbers } = unsealed;
     let (tls, tls_key) = keys::tls()?;
-    let services = measured.declaration.services.clone();
-    for Service { name, image, .. } in &services {
+    let facts = services::resolve(&measured.declaration, &mut numbers)?;
+    for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
         measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
     }
-    let names = services.iter().map(|service| service.name.clone()).collect();
+    let names = facts.services.iter().map(|service| service.declared.name.clone()).collect();
     measured.measure(&payload::Launch { services: names, tls_key })?;
 
     for path in DIRECTORIES {
@@ -125,8 +127,9 @@ pub(super) fn establish(
     for (path, uid, gid, mode) in ROLES.into_iter().filter_map(Role::directory) {
         files::directory(path, uid, gid, mode).map_err(file(path))?;
     }
-    files::replace(paths::DECLARATION, &measured.delivered.bytes).map_err(file(paths::DECLARATION))?;
-    let launched = Launched { appliance: facts(measured, tls_key, state, boot.phases.clone())? };
+    let json = json::to_vec(&facts).map_err(LaunchError::Encode)?;
+    files::replace(paths::FACTS, &json).map_err(file(paths::FACTS))?;
+    let launched = Launched { appliance: appliance(measured, tls_key, state, boot.phases.clone())? };
     launched.write()?;
     for (name, value) in launched.appliance.registers.named() {
         say(&format!("{name} {}", hex::encode(value)));
@@ -142,15 +145,15 @@ pub(super) fn establish(
             boot.supervisor.run_until(REACHABLE_WITHIN, || socket.exists());
         }
     }
-    for service in &services {
-        let spec = shim(numbers.of(&service.name)?, service)?;
-        let tier = Tier::Service { grace: service.stop_grace_period };
-        boot.supervisor.keep(format!("{} {}", SHIM.name(), service.name), tier, spec);
+    for service in &facts.services {
+        let spec = shim(service)?;
+        let tier = Tier::Service { grace: service.declared.stop_grace_period };
+        boot.supervisor.keep(format!("{} {}", SHIM.name(), service.declared.name), tier, spec);
     }
     Ok(launched)
 }
 
-fn facts(
+fn appliance(
     measured: Measured,
     tls_key: Digest,
     state: State,
@@ -182,23 +185,20 @@ fn own_digest() -> Result<Digest, LaunchError> {
 }
 
 /// The service's directory, the file system for its image, and what its shim starts as.
-fn shim(number: Number, service: &Service) -> Result<Spec, LaunchError> {
-    let base = number.uid();
-    let shown = paths::service_dir(&service.name);
-    files::directory(&shown, base, base, 0o755).map_err(file(&shown.to_string_lossy()))?;
-    let root = paths::service_rootfs(&service.name);
-    let root = root.to_string_lossy();
-    files::directory(root.as_ref(), base, base, 0o700).map_err(file(&root))?;
+fn shim(service: &ServiceFacts) -> Result<Spec, LaunchError> {
+    let uid = service.uid;
+    files::directory(&service.directory, uid, uid, 0o755).map_err(file(&service.directory))?;
+    files::directory(&service.rootfs, uid, uid, 0o700).map_err(file(&service.rootfs))?;
     // Its own tmpfs: /run is noexec, and one service's image cannot fill another's. Its pages count as the
     // service's, whose control group bounds them.
-    let options = format!("mode=0700,uid={base},gid={base}");
+    let options = format!("mode=0700,uid={uid},gid={uid}");
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("rootfs"), root.as_ref(), Some("tmpfs"), flags, Some(options.as_str()))
-        .map_err(|error| LaunchError::Mount(root.to_string(), error))?;
-    Ok(SHIM.spec(Some((&service.name, base)), None)?)
+    mount(Some("rootfs"), &service.rootfs, Some("tmpfs"), flags, Some(options.as_str()))
+        .map_err(|error| LaunchError::Mount(service.rootfs.display().to_string(), error))?;
+    Ok(SHIM.spec(Some(service), None)?)
 }
 
-fn file(path: &str) -> impl FnOnce(io::Error) -> LaunchError {
-    let path = path.to_owned();
+fn file(path: &(impl AsRef<Path> + ?Sized)) -> impl FnOnce(io::Error) -> LaunchError {
+    let path = path.as_ref().display().to_string();
     move |source| LaunchError::File(path, source)
 }

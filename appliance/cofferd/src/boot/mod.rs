@@ -18,6 +18,7 @@ mod measure;
 mod mount;
 mod network;
 mod numbers;
+mod services;
 mod unseal;
 
 use std::error::Error;
@@ -102,4 +103,10 @@ fn stuck(why: &str) -> ! {
     loop {
         std::thread::sleep(Duration::from_secs(3600));
     }
+}
+
+/// What the roles read about a declaration in the first boot of an appliance.
+#[cfg(test)]
+pub(crate) fn first_facts(declaration: &cofferdam_declaration::Declaration) -> crate::roles::facts::Facts {
+    services::resolve(declaration, &mut numbers::Numbers::default()).unwrap_or_else(|error| panic!("{error}"))
 }

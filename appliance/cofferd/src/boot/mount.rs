@@ -8,11 +8,13 @@ use std::io;
 use std::os::fd::AsFd;
 use std::path::Path;
 
+use cofferdam_declaration::MAX_SERVICES;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sys::stat::{Mode, umask};
 
 use crate::paths;
+use crate::roles::{ROLES, Role};
 use crate::system::cgroup::{self, CgroupError, Limits};
 use crate::system::sys;
 
@@ -28,6 +30,14 @@ pub(crate) enum MountError {
     /// A directory, device or kernel setting refused.
     #[error("cannot set up {0}")]
     File(String, #[source] io::Error),
+    /// Less memory than the roles alone may use.
+    #[error("this machine has {} MiB of memory, of which {} MiB are for the appliance itself", all >> 20, reserved >> 20)]
+    Small {
+        /// The machine's, in bytes.
+        all: u64,
+        /// What services cannot have, in bytes.
+        reserved: u64,
+    },
     /// Control groups cannot be made.
     #[error("cannot set up control groups")]
     Cgroup(#[from] CgroupError),
@@ -44,14 +54,17 @@ struct Entry {
 const LOCKED: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV).union(MsFlags::MS_NOEXEC);
 const DEVICES: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NOEXEC);
 
+/// Where roles and services leave what others read.
+const RUN: &str = "/run";
+
 const ENTRIES: [Entry; 9] = [
     Entry { target: "/proc", kind: "proc", flags: LOCKED, options: "" },
     Entry { target: "/sys", kind: "sysfs", flags: LOCKED, options: "" },
     Entry { target: "/dev", kind: "devtmpfs", flags: DEVICES, options: "mode=0755" },
     Entry { target: "/dev/pts", kind: "devpts", flags: DEVICES, options: "mode=0600,ptmxmode=0000" },
-    // Half of memory each is the kernel's default for a tmpfs. /run holds the vault's store and the
-    // services' logs, so it keeps it; /tmp is used by nobody.
-    Entry { target: "/run", kind: "tmpfs", flags: LOCKED, options: "mode=0755" },
+    // Its size is added: see `run_bytes`.
+    Entry { target: RUN, kind: "tmpfs", flags: LOCKED, options: "mode=0755" },
+    // Used by nobody.
     Entry { target: "/tmp", kind: "tmpfs", flags: LOCKED, options: "mode=1777,size=16m" },
     Entry { target: "/sys/kernel/security", kind: "securityfs", flags: LOCKED, options: "" },
     // nsdelegate: a service cannot move its processes out of its own groups.
@@ -129,9 +142,12 @@ const SETTINGS: &[Setting] = &[
     may("kernel/printk", "3 4 1 3"),
 ];
 
-/// What is left to the roles and the kernel when services use all that they may: 256 MiB for the
-/// roles' own limits in practice, 64 MiB for the kernel.
-const RESERVED_BYTES: u64 = 320 << 20;
+/// For the kernel and PID 1, beside the roles.
+const KERNEL_BYTES: u64 = 64 << 20;
+/// A service's two logs of 1 MiB each, its status and its sockets.
+const SERVICE_FILES: u64 = 3 << 20;
+/// The facts and the status that PID 1 writes.
+const OWN_FILES: u64 = 16 << 20;
 /// Over all services: a fork bomb stays far below the kernel's pid_max of 32768.
 const SERVICE_PROCESSES: u32 = 16_384;
 
@@ -143,18 +159,37 @@ const SERVICE_PROCESSES: u32 = 16_384;
 pub(crate) fn establish() -> Result<(), MountError> {
     umask(Mode::from_bits_truncate(0o022));
     for entry in &ENTRIES {
-        attach(entry)?;
+        let size = if entry.target == RUN { format!(",size={}", run_bytes()) } else { String::new() };
+        attach(entry, &size)?;
     }
     open_console()?;
     for setting in SETTINGS {
         apply(Path::new("/proc/sys"), setting)?;
     }
-    let memory = memory_bytes()?.saturating_sub(RESERVED_BYTES);
+    let (all, reserved) = (memory_bytes()?, reserved_bytes());
+    let memory = all.checked_sub(reserved).ok_or(MountError::Small { all, reserved })?;
     cgroup::prepare(
         cgroup::MOUNT.as_ref(),
         Limits { memory: Some(memory), processes: Some(SERVICE_PROCESSES) },
     )?;
     directory(paths::RUN)
+}
+
+/// What the roles may use together, each up to its own limit. Whatever the services do, this much is left to them.
+fn roles_bytes() -> u64 {
+    ROLES.into_iter().filter_map(Role::memory).sum()
+}
+
+/// What the services cannot have.
+fn reserved_bytes() -> u64 {
+    roles_bytes().saturating_add(KERNEL_BYTES)
+}
+
+/// The size of /run: a role that writes there meets its own limit, which counts these pages too, before the others find
+/// it full. It is a bound and takes no memory by itself.
+fn run_bytes() -> u64 {
+    let services = SERVICE_FILES.saturating_mul(MAX_SERVICES as u64);
+    roles_bytes().saturating_add(services).saturating_add(OWN_FILES)
 }
 
 /// Memory of the machine in bytes, as the kernel counts it.
@@ -172,7 +207,7 @@ fn total_memory(meminfo: &str) -> Option<u64> {
     line.trim().strip_suffix("kB")?.trim().parse::<u64>().ok()?.checked_mul(1024)
 }
 
-fn attach(entry: &Entry) -> Result<(), MountError> {
+fn attach(entry: &Entry, more: &str) -> Result<(), MountError> {
     // Without /proc there is no list, and then nothing but the initramfs is mounted that PID 1 cares for.
     let mounted = match fs::read_to_string("/proc/self/mountinfo") {
         Ok(list) => mount_points(&list).any(|point| point == entry.target),
@@ -185,7 +220,8 @@ fn attach(entry: &Entry) -> Result<(), MountError> {
     if !Path::new(entry.target).is_dir() {
         directory(entry.target)?;
     }
-    let options = (!entry.options.is_empty()).then_some(entry.options);
+    let options = format!("{}{more}", entry.options);
+    let options = (!options.is_empty()).then_some(options.as_str());
     mount(Some(entry.kind), entry.target, Some(entry.kind), entry.flags, options)
         .map_err(|error| MountError::Mount(entry.target, error))
 }
@@ -267,6 +303,17 @@ mod tests {
     fn the_machines_own_list_has_its_root() {
         let list = fs::read_to_string("/proc/self/mountinfo").unwrap();
         assert!(mount_points(&list).any(|point| point == "/"));
+    }
+
+    #[test]
+    fn every_role_meets_its_own_limit_before_run_is_full_or_the_machine_is() {
+        let limits: Vec<u64> = ROLES.into_iter().filter_map(Role::memory).collect();
+        assert_eq!(limits.len(), 5);
+        let sum: u64 = limits.iter().sum();
+        assert!(run_bytes() >= sum + 32 * 2 * (1 << 20), "{}", run_bytes());
+        assert!(reserved_bytes() > sum);
+        // The least machine that is worth having.
+        assert!(reserved_bytes() < 1 << 30, "{}", reserved_bytes());
     }
 
     #[test]

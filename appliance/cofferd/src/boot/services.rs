@@ -18,7 +18,6 @@ use crate::system::cgroup;
 pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Result<Facts, Exhausted> {
     let services = declaration.services.iter().map(|service| {
         let number = numbers.of(&service.name)?;
-        let registry = declaration.registries.iter().find(|known| known.host == *service.image.registry());
         Ok(ServiceFacts {
             uid: number.uid(),
             address: number.address(),
@@ -26,25 +25,28 @@ pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Resul
             // Names are validated by the declaration: they cannot leave the directory.
             directory: Path::new(paths::SERVICES_DIR).join(&service.name),
             rootfs: Path::new(paths::ROOTFS_DIR).join(&service.name),
-            registry_ca: registry.and_then(|registry| registry.ca.clone()),
             declared: service.clone(),
         })
     });
     let services = services.collect::<Result<Vec<_>, Exhausted>>()?;
     let leased = services.iter().flat_map(|service| {
-        service.declared.references().into_iter().map(|secret| Grant { uid: service.uid, secret: secret.clone() })
+        let login =
+            declaration.registry_of(&service.declared.image).and_then(|registry| registry.login.as_ref());
+        let references = service.declared.references().into_iter().chain(login.map(|login| &login.password));
+        references.map(|secret| Grant { uid: service.uid, secret: secret.clone() })
     });
     let token = declaration.github.token.iter().filter_map(|secret| {
         let uid = PUBLISH.uid()?;
         Some(Grant { uid, secret: secret.clone() })
     });
     let operators = declaration.operators.iter();
-    let operators = operators
-        .map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() });
+    let operators =
+        operators.map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() });
     Ok(Facts {
         operators: operators.collect(),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
+        registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
         services,
     })
@@ -58,10 +60,15 @@ mod tests {
     fn services(names: &[&str]) -> Declaration {
         let digest = "0".repeat(64);
         let service = |name: &&str| {
-            format!("  {name}:\n    image: r.example:5000/{name}@sha256:{digest}\n    secrets: [secret://app/{name}/key]\n")
+            format!(
+                "  {name}:\n    image: r.example:5000/{name}@sha256:{digest}\n    secrets: [secret://app/{name}/key]\n"
+            )
         };
         let text: String = names.iter().map(service).collect();
-        declaration(&format!("registries:\n  - host: r.example:5000\n    ca: |\n{}services:\n{text}", certificate()))
+        declaration(&format!(
+            "registries:\n  - host: r.example:5000\n    ca: |\n{}services:\n{text}",
+            certificate()
+        ))
     }
 
     /// A certificate as a declaration holds it: indented.
@@ -85,7 +92,10 @@ mod tests {
         let later = resolve(&services(&["cache", "db", "queue", "web"]), &mut numbers).unwrap();
         for service in &first.services {
             let same = later.service(&service.declared.name).unwrap();
-            assert_eq!((same.uid, same.address, &same.cgroup), (service.uid, service.address, &service.cgroup));
+            assert_eq!(
+                (same.uid, same.address, &same.cgroup),
+                (service.uid, service.address, &service.cgroup)
+            );
         }
         for grant in &first.grants {
             assert!(later.grants.contains(grant), "{grant:?}");
@@ -94,7 +104,11 @@ mod tests {
         let without = resolve(&services(&["queue", "new"]), &mut numbers).unwrap();
         let back = resolve(&services(&["web"]), &mut numbers).unwrap();
         assert_eq!(known(&back)[0], known(&first)[0]);
-        assert!(known(&without).iter().all(|new| known(&first).iter().all(|old| old.1 != new.1 && old.2 != new.2)));
+        assert!(
+            known(&without)
+                .iter()
+                .all(|new| known(&first).iter().all(|old| old.1 != new.1 && old.2 != new.2))
+        );
     }
 
     #[test]
@@ -107,7 +121,7 @@ mod tests {
         let web = facts.service("web").unwrap();
         assert_eq!(web.socket(8080), Path::new("/run/cofferdam/services/web/port-8080"));
         assert_eq!(web.rootfs, Path::new("/run/cofferdam/rootfs/web"));
-        assert!(web.registry_ca.as_ref().unwrap().starts_with("-----BEGIN CERTIFICATE"));
+        assert_eq!(facts.registries.len(), 1);
         assert!(facts.service("other").is_err());
     }
 
@@ -127,6 +141,21 @@ mod tests {
             (103, "secret://cofferdam/github/token"),
         ];
         assert_eq!(grants, expected.map(|(uid, secret)| (uid, secret.to_owned())));
+    }
+
+    #[test]
+    fn a_registrys_password_is_granted_to_the_services_that_have_images_there() {
+        let text = "registries:\n  - host: private.example\n    username: deploy\n    password: secret://registry/x/password\n\
+                    services:\n  web:\n    image: private.example/a@sha256:DIGEST\n  db:\n    image: r.example/a@sha256:DIGEST\n";
+        let declared = declaration(&text.replace("DIGEST", &"0".repeat(64)));
+        let facts = resolve(&declared, &mut Numbers::default()).unwrap();
+        let grants: Vec<(u32, String)> =
+            facts.grants.iter().map(|grant| (grant.uid, grant.secret.to_string())).collect();
+        assert_eq!(grants, [(100_000, "secret://registry/x/password".to_owned())]);
+        let login =
+            |name: &str| facts.registry(facts.service(name).unwrap()).and_then(|found| found.login.clone());
+        assert_eq!(login("web").unwrap().username, "deploy");
+        assert_eq!(login("db"), None);
     }
 
     #[test]

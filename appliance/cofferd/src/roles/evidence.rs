@@ -14,7 +14,6 @@
 mod ask;
 mod device;
 
-use std::os::unix::fs::PermissionsExt as _;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -43,10 +42,8 @@ use crate::paths;
 use crate::roles::appliance::{self, ApplianceError};
 use crate::roles::clock;
 use crate::roles::{FRONT, PUBLISH, Role};
-use crate::system::client;
-
-/// Where the kernel's TSM driver takes requests (configfs-tsm-report ABI).
-const DEVICE_ROOT: &str = "/sys/kernel/config/tsm/report";
+use crate::system::unix::bind;
+use crate::system::{client, tdx};
 
 /// How long claims hold, in seconds. A day is long enough to survive an outage of GitHub or of the PCS and
 /// short enough that a client that demands fresh evidence gets it: the certificate and the release are renewed
@@ -90,7 +87,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let device = Device::new(Configfs::new(DEVICE_ROOT));
+        let device = Device::new(Configfs::new(tdx::REPORTS));
         let removed = device.clear().context("cannot clear the quote device's directory")?;
         if removed > 0 {
             println!("evidence: removed {removed} requests of a predecessor");
@@ -98,7 +95,8 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         let vault_key = vault_key(Path::new(paths::VAULT_SOCKET), VAULT_LIMIT).await?;
         let attester =
             Attester { appliance: PathBuf::from(paths::APPLIANCE), device, vault_key, limit: QUOTE_LIMIT };
-        let listener = bind(Path::new(paths::EVIDENCE_SOCKET))?;
+        let listener = bind(Path::new(paths::EVIDENCE_SOCKET))
+            .with_context(|| format!("cannot listen on {}", paths::EVIDENCE_SOCKET))?;
         let callers: Vec<u32> = [&FRONT, &PUBLISH].into_iter().filter_map(Role::uid).collect();
         serve(listener, attester, &callers).await;
         Ok(())
@@ -191,20 +189,6 @@ impl<R: Reports> Attester<R> {
         };
         Ok(evidence.to_json()?)
     }
-}
-
-/// Makes the socket anew. Anybody may connect (0666); the peer's uid decides what it is told.
-fn bind(path: &Path) -> anyhow::Result<UnixListener> {
-    match std::fs::remove_file(path) {
-        Err(error) if error.kind() != std::io::ErrorKind::NotFound => {
-            return Err(error).with_context(|| format!("cannot remove the old {}", path.display()));
-        }
-        _ => {}
-    }
-    let listener = UnixListener::bind(path).with_context(|| format!("cannot bind {}", path.display()))?;
-    std::fs::set_permissions(path, std::fs::Permissions::from_mode(0o666))
-        .with_context(|| format!("cannot open {} to its callers", path.display()))?;
-    Ok(listener)
 }
 
 /// The device, which is used by one at a time.

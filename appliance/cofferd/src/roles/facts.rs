@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use cofferdam_declaration::{Attestation, Github, SecretRef, Service};
+use cofferdam_declaration::{Attestation, Github, Registry, SecretRef, Service};
 use serde::{Deserialize, Serialize};
 
 use crate::system::files;
@@ -24,6 +24,8 @@ pub(crate) struct Facts {
     pub(crate) github: Github,
     /// Where collateral comes from.
     pub(crate) attestation: Attestation,
+    /// What is known about the registries of images.
+    pub(crate) registries: Vec<Registry>,
     /// Who may lease what: the services and `publish`.
     pub(crate) grants: Vec<Grant>,
     /// The services in the order of the declaration.
@@ -65,8 +67,6 @@ pub(crate) struct ServiceFacts {
     pub(crate) directory: PathBuf,
     /// The file system for its image, which only its shim sees into.
     pub(crate) rootfs: PathBuf,
-    /// PEM certificates that alone are trusted for its image's registry; the appliance's bundle when absent.
-    pub(crate) registry_ca: Option<String>,
     /// As it is declared.
     pub(crate) declared: Service,
 }
@@ -117,6 +117,11 @@ impl Facts {
     pub(crate) fn service(&self, name: &str) -> Result<&ServiceFacts, FactsError> {
         let found = self.services.iter().find(|service| service.declared.name == name);
         found.ok_or_else(|| FactsError::NoService(name.to_owned()))
+    }
+
+    /// What is known about the registry of a service's image.
+    pub(crate) fn registry(&self, service: &ServiceFacts) -> Option<&Registry> {
+        self.registries.iter().find(|registry| registry.host == *service.declared.image.registry())
     }
 
     /// The services that `service` depends on, in the order of the declaration.

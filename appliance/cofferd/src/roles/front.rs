@@ -21,14 +21,13 @@ mod tls;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
-use std::path::PathBuf;
+use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context as _;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::ratls;
-use cofferdam_declaration::Declaration;
 use cofferdam_protocol::Endpoint;
 use cofferdam_protocol::evidence::EvidenceRequest;
 use cofferdam_protocol::json::JsonError;
@@ -45,7 +44,8 @@ use crate::paths;
 use crate::roles::Role;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::AskError;
-use crate::system::{confine, files, sys};
+use crate::roles::facts::{Facts, ServiceFacts};
+use crate::system::{confine, sys};
 
 /// Served always, so that an appliance can be operated whatever its services publish.
 const ALWAYS: u16 = 443;
@@ -61,16 +61,14 @@ const CERTIFICATE_EVIDENCE: usize = 32 * 1024;
 /// Runs the role until it is killed.
 ///
 /// # Errors
-/// When the key, the declaration or a port is not to be had.
+/// When the key, the facts of this boot or a port is not to be had.
 pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     // Before the key is in this process's memory.
     confine::undumpable().context("cannot become unreadable for others")?;
     let key = sys::inherited(paths::KEY_FD).context("no TLS key was handed over")?;
     let key = TlsKey::inherited(key)?;
     role.confine().context("cannot confine the role")?;
-    let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
-        .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
-    let declaration = Declaration::parse(&declaration).context("the measured declaration does not parse")?;
+    let facts = Facts::read(Path::new(paths::FACTS))?;
 
     let runtime = tokio::runtime::Builder::new_multi_thread()
         .worker_threads(2)
@@ -79,7 +77,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let identity = Arc::new(Identity::default());
-        let site = Arc::new(site(&declaration));
+        let site = Arc::new(site(&facts.services));
         let until = attest(&site.evidence, &key, &identity).await;
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity))?));
         let limits = Limits::default();
@@ -97,33 +95,27 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
 }
 
 /// The site of this appliance.
-fn site(declaration: &Declaration) -> Site {
-    let uid = |name: &str| {
-        let index = declaration.services.iter().position(|service| service.name == name);
-        // A published port names one of the declaration's services, of which there are at most 32.
-        paths::service_uid(index.and_then(|index| u32::try_from(index).ok()).unwrap_or(u32::MAX))
-    };
-    let backends: BTreeMap<u16, Backend> = declaration
-        .published()
-        .into_iter()
-        .map(|(published, (service, target))| {
+fn site(services: &[ServiceFacts]) -> Site {
+    let ports =
+        services.iter().flat_map(|service| service.declared.ports.iter().map(move |port| (service, port)));
+    let backends: BTreeMap<u16, Backend> = ports
+        .map(|(service, port)| {
             let backend = Backend {
-                service: service.name.clone(),
-                socket: paths::service_port(&service.name, target),
-                uid: uid(&service.name),
-                status: paths::service_status(&service.name),
+                service: service.declared.name.clone(),
+                socket: service.socket(port.target),
+                uid: service.uid,
+                status: service.status(),
             };
-            (published, backend)
+            (port.published, backend)
         })
         .collect();
     let records = Records {
         appliance: PathBuf::from(paths::APPLIANCE),
         roles: PathBuf::from(paths::STATUS),
         publish: PathBuf::from(paths::PUBLISH_STATUS),
-        services: declaration
-            .services
+        services: services
             .iter()
-            .map(|service| (service.name.clone(), paths::service_dir(&service.name)))
+            .map(|service| (service.declared.name.clone(), service.directory.clone()))
             .collect(),
     };
     Site {

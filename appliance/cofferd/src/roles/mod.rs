@@ -1,8 +1,10 @@
-//! The roles: what each may do is in one table, what each does in a file named as on the command line.
+//! The roles: what each may do is in one table, what each does in the module of its name. Beside them: the facts that PID 1 writes
+//! down for them, and what several of them use.
 
 pub(crate) mod appliance;
 pub(crate) mod clock;
 mod evidence;
+pub(crate) mod facts;
 mod front;
 mod network;
 mod publish;

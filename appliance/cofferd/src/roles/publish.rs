@@ -23,7 +23,6 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cofferdam_attest::evidence::{Collateral, Evidence, MAX_BYTES};
 use cofferdam_attest::quote;
-use cofferdam_declaration::Declaration;
 use cofferdam_github::{Client, GithubError};
 use cofferdam_protocol::evidence::EvidenceRequest;
 use cofferdam_protocol::facts::ApplianceFacts;
@@ -43,6 +42,7 @@ use crate::roles::Role;
 use crate::roles::appliance::{self, ApplianceError};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, ask};
+use crate::roles::facts::Facts;
 use crate::system::client::vault::{self, LeaseError};
 use crate::system::files;
 
@@ -65,15 +65,12 @@ const LEASE_WAIT: Duration = Duration::from_secs(25);
 /// Runs the role until it is killed.
 ///
 /// # Errors
-/// When the role cannot be confined, or the facts of this boot or the declaration cannot be read.
+/// When the role cannot be confined, or the facts of this boot cannot be read.
 pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     role.confine().context("cannot confine the role")?;
     // The HTTP client takes the process's provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
-        .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
-    let declaration = Declaration::parse(&declaration).context("the measured declaration does not parse")?;
-    let settings = Settings::of(&declaration);
+    let settings = Settings::of(Facts::read(Path::new(paths::FACTS))?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -93,13 +90,13 @@ struct Settings {
 }
 
 impl Settings {
-    fn of(declaration: &Declaration) -> Self {
+    fn of(facts: Facts) -> Self {
         Self {
-            github: declaration.github.api.to_string(),
-            github_ca: declaration.github.ca.clone(),
-            token: declaration.github.token.clone(),
-            pcs: declaration.attestation.collateral.to_string(),
-            pcs_ca: declaration.attestation.ca.clone(),
+            github: facts.github.api.to_string(),
+            github_ca: facts.github.ca,
+            token: facts.github.token,
+            pcs: facts.attestation.collateral.to_string(),
+            pcs_ca: facts.attestation.ca,
         }
     }
 }

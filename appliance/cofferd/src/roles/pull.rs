@@ -1,20 +1,23 @@
-//! The role that fetches one service's image: it has the network and no secret.
+//! The role that fetches one service's image: it has the network and no secret of the workload.
 //!
-//! A shim starts it before it leases anything and waits for its answer, one JSON object on standard output.
+//! A shim starts it before it leases anything for the workload and waits for its answer, one JSON object on standard output.
+//! On standard input it gets the registry's user and password, when the image is not pulled anonymously.
 //! It runs as root of the service's user namespace with three capabilities (to own and replace
 //! files of the range), sees only the service's image directory (Landlock), and may open
 //! no Unix socket (seccomp), because the vault would take it for the shim. So an image that breaks the
 //! unpacking gains the files of that image, which it has anyway.
 
-use std::io::{self, Write};
+use std::io::{self, Read, Write};
+use std::path::Path;
 
 use anyhow::Context;
-use cofferdam_declaration::Declaration;
-use cofferdam_protocol::error_chain;
-use cofferdam_workload::pull::{self, Access, ImageDir, PullError};
+use cofferdam_protocol::{error_chain, read};
+use cofferdam_workload::pull::{self, Access, Credentials, ImageDir, PullError};
 use serde::{Deserialize, Serialize};
+use zeroize::Zeroizing;
 
 use super::Role;
+use super::facts::{Facts, ServiceFacts};
 use crate::paths;
 use crate::system::files;
 
@@ -22,6 +25,12 @@ use crate::system::files;
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
 /// Debian's bundle has some 220 KiB.
 const MAX_BUNDLE: u64 = 4 << 20;
+
+/// Longest password of a registry, in bytes. Tokens have up to some 2 KiB.
+pub(crate) const MAX_PASSWORD: usize = 4096;
+/// Of the JSON object with it: no byte becomes more than six, and the user's name has at most 255. It fits into a pipe, so that a
+/// shim never waits for its child to read.
+const MAX_CREDENTIALS: usize = 32 << 10;
 
 /// How a pull ended; the shim reads it from standard output.
 #[derive(Debug, Serialize, Deserialize)]
@@ -34,9 +43,9 @@ pub(crate) struct Answer {
 }
 
 /// Where the image of a service is unpacked.
-pub(crate) fn image_dir(service: &str) -> ImageDir {
+pub(crate) fn image_dir(service: &ServiceFacts) -> ImageDir {
     // Not below the service's directory: /run is noexec.
-    ImageDir::at(paths::service_rootfs(service).join("image"))
+    ImageDir::at(service.rootfs.join("image"))
 }
 
 /// Pulls the image of the service `name`, says on standard output how that went, and ends.
@@ -45,24 +54,22 @@ pub(crate) fn image_dir(service: &str) -> ImageDir {
 ///
 /// The role cannot be confined, or what PID 1 wrote down for it cannot be read. A pull that fails is an answer.
 pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
-    let bytes = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
-        .context("cannot read the declaration")?;
-    let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
-    let service = declaration.service(name).context("the declaration has no such service")?;
-    let registry = declaration.registries.iter().find(|registry| registry.host == *service.image.registry());
+    let facts = Facts::read(Path::new(paths::FACTS))?;
+    let service = facts.service(name)?;
+    let hosts = facts.registries.iter().filter_map(|known| Some((known.host.to_string(), known.ca.clone()?)));
     let access = Access {
         bundle: files::read_bounded(BUNDLE, MAX_BUNDLE).unwrap_or_default(),
-        registry: registry.and_then(|registry| registry.ca.clone()),
-        hosts: std::collections::BTreeMap::new(),
-        credentials: None,
+        registry: facts.registry(service).and_then(|registry| registry.ca.clone()),
+        hosts: hosts.collect(),
+        credentials: credentials(io::stdin().lock())?,
     };
-    let directory = image_dir(name);
+    let directory = image_dir(service);
     directory.prepare().context("cannot make the image's directory")?;
     role.confine_with(&[directory.path()]).context("cannot confine the role")?;
     // A second installation of the same provider is refused, and is the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pulled = runtime.block_on(pull::pull(&service.image, access, &directory, true));
+    let pulled = runtime.block_on(pull::pull(&service.declared.image, access, &directory, true));
     let answer = match &pulled {
         Ok(()) => Answer { error: None, transient: false },
         Err(error) => Answer { error: Some(line(error)), transient: error.is_transient() },
@@ -73,6 +80,17 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     Ok(())
 }
 
+/// As whom to pull; nothing at all stands for nobody.
+fn credentials(input: impl Read) -> anyhow::Result<Option<Credentials>> {
+    // What the reading of too much needs is there, so that the buffer does not grow.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_CREDENTIALS + 1));
+    read::bounded_into(input, MAX_CREDENTIALS as u64, &mut bytes).context("cannot hear as whom to pull")?;
+    if bytes.is_empty() {
+        return Ok(None);
+    }
+    serde_json::from_slice(&bytes).map(Some).context("what the shim says is no user and password")
+}
+
 /// The error with its causes, on one line and bounded: part of it may be a registry's own words.
 fn line(error: &PullError) -> String {
     error_chain(error).chars().map(|c| if c.is_control() { ' ' } else { c }).take(600).collect()
@@ -81,6 +99,19 @@ fn line(error: &PullError) -> String {
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn credentials_are_whole_or_an_error_and_nothing_is_nobody() {
+        let sent =
+            Credentials { username: "u".repeat(255), password: Zeroizing::new("\u{1}".repeat(MAX_PASSWORD)) };
+        let bytes = serde_json::to_vec(&sent).unwrap();
+        assert!(bytes.len() < MAX_CREDENTIALS);
+        let heard = credentials(bytes.as_slice()).unwrap().unwrap();
+        assert_eq!((heard.username, heard.password), (sent.username, sent.password));
+        assert!(credentials(io::empty()).unwrap().is_none());
+        assert!(credentials(&bytes[..bytes.len() - 1]).is_err());
+        assert!(credentials(io::repeat(b' ')).is_err());
+    }
 
     #[test]
     fn errors_are_one_bounded_line() {

@@ -5,7 +5,8 @@
 //!
 //! - Nothing of the service starts before everything that it needs is there; until then the status says what
 //!   is missing.
-//! - The image is pulled by a child that ends before the first secret is leased.
+//! - The image is pulled by a child that ends before the first secret of the workload is leased. The registry's password is
+//!   leased for that child alone, and the workload does not exist yet.
 //! - It leaves the appliance's network for good before the workload exists.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
 //!   runs: each start leases anew, so a changed secret arrives with a restart.
@@ -17,14 +18,15 @@
 //! - It parses nothing that the workload prints. What it relays, it does not look at.
 //! - It prints nothing that came from the workload to the console.
 
-use std::io;
+use std::io::{self, Write as _};
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
 use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_declaration::{Declaration, Service};
+use cofferdam_declaration::{Login, Service};
+use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::status::{ServiceState, ServiceStatus};
 use cofferdam_redact::Redactor;
 use cofferdam_workload::cgroup::Leaf;
@@ -32,7 +34,8 @@ use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::image::RunConfig;
 use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
-use cofferdam_workload::network::{self, Network};
+use cofferdam_workload::network::Network;
+use cofferdam_workload::pull::Credentials;
 use cofferdam_workload::restart::{End, Policy};
 use cofferdam_workload::status::Reporter;
 use cofferdam_workload::user::{self, Account};
@@ -44,7 +47,8 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::pull::{Answer, image_dir};
+use super::facts::{Facts, ServiceFacts};
+use super::pull::{Answer, MAX_PASSWORD, image_dir};
 use super::{CONTAINER, PULL, Role};
 use crate::paths;
 use crate::system::client::vault::{Lease, LeaseError, lease};
@@ -74,16 +78,16 @@ const DRAIN: Duration = Duration::from_secs(5);
 /// The role cannot be confined, or what PID 1 wrote down for it cannot be read.
 pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     role.confine().context("cannot confine the role")?;
-    let bytes = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
-        .context("cannot read the declaration")?;
-    let declaration = Declaration::parse(&bytes).context("cannot parse the declaration")?;
-    let service = declaration.service(name).context("the declaration has no such service")?;
+    let facts = Facts::read(Path::new(paths::FACTS))?;
+    let own = facts.service(name)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
         let mut shim = Shim {
-            declaration: &declaration,
-            service,
-            status: Reporter::new(paths::service_status(name)),
+            own,
+            service: &own.declared,
+            login: facts.registry(own).and_then(|registry| registry.login.as_ref()),
+            dependencies: facts.dependencies(own),
+            status: Reporter::new(own.status()),
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
             restarts: 0,
             last: None,
@@ -93,8 +97,13 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
 }
 
 struct Shim<'a> {
-    declaration: &'a Declaration,
+    /// What PID 1 decided for the service.
+    own: &'a ServiceFacts,
+    /// The part of it that is declared.
     service: &'a Service,
+    /// As whom its image is pulled.
+    login: Option<&'a Login>,
+    dependencies: Vec<&'a ServiceFacts>,
     status: Reporter,
     stop: Signal,
     restarts: u32,
@@ -120,8 +129,8 @@ impl Shim<'_> {
     /// From nothing to the last restart. Returns when it was told to stop.
     async fn live(&mut self) -> anyhow::Result<()> {
         let image = or_stop!(self.image().await?);
-        let network =
-            Network::create(&self.dependency_indices()).context("cannot make the service's network")?;
+        let addresses: Vec<_> = self.dependencies.iter().map(|other| other.address).collect();
+        let network = Network::create(&addresses).context("cannot make the service's network")?;
         let network = Arc::new(network);
         let group = group()?;
         if let Err(error) = self.relays(&network).await {
@@ -180,18 +189,26 @@ impl Shim<'_> {
 
     /// Pulls the image, again and again until it is there.
     async fn image(&mut self) -> anyhow::Result<Until<RunConfig>> {
-        let directory = image_dir(&self.service.name);
+        let directory = image_dir(self.own);
         let mut wait = PULL_FIRST;
         if let Some(config) = directory.finished(&self.service.image) {
             return Ok(Until::Done(config));
         }
-        self.report(ServiceState::Pulling, |_| {})?;
         loop {
-            let name = self.service.name.clone();
-            let answer = match self.until(pull(&name)).await {
-                Until::Done(answer) => answer
-                    .unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), transient: true }),
+            let credentials = match self.credentials().await? {
+                Until::Done(credentials) => credentials,
                 Until::Stopped => return Ok(Until::Stopped),
+            };
+            self.report(ServiceState::Pulling, |_| {})?;
+            let answer = match credentials {
+                Err(reason) => Answer { error: Some(reason), transient: false },
+                Ok(credentials) => match self.until(pull(&self.service.name, credentials)).await {
+                    Until::Done(answer) => answer.unwrap_or_else(|error| Answer {
+                        error: Some(format!("{error:#}")),
+                        transient: true,
+                    }),
+                    Until::Stopped => return Ok(Until::Stopped),
+                },
             };
             if let Some(config) = directory.finished(&self.service.image) {
                 return Ok(Until::Done(config));
@@ -206,9 +223,24 @@ impl Shim<'_> {
         }
     }
 
-    /// Leases the service's secrets; waits for as long as one is missing.
+    /// As whom the image is pulled: leased anew for each pull, so that a password that was wrong can be put right.
+    async fn credentials(&mut self) -> anyhow::Result<Until<Result<Option<Credentials>, String>>> {
+        let Some(login) = self.login else { return Ok(Until::Done(Ok(None))) };
+        let lease = match self.lease(vec![&login.password]).await? {
+            Until::Done(lease) => lease,
+            Until::Stopped => return Ok(Until::Stopped),
+        };
+        let value = lease.values().next().context("the vault leased nothing")?;
+        Ok(Until::Done(registry_user(login, value.expose()).map(Some)))
+    }
+
+    /// Leases the service's secrets.
     async fn secrets(&mut self) -> anyhow::Result<Until<Lease>> {
-        let references = self.service.references();
+        self.lease(self.service.references()).await
+    }
+
+    /// Leases all of these; waits for as long as one is missing.
+    async fn lease(&mut self, references: Vec<&SecretRef>) -> anyhow::Result<Until<Lease>> {
         let references: Vec<_> = references.into_iter().cloned().collect();
         // The first answer comes at once, so that the status says soon what is missing.
         let mut wait = LEASE_FIRST;
@@ -243,9 +275,9 @@ impl Shim<'_> {
     /// Waits until every service that this one depends on runs.
     async fn dependencies(&mut self) -> anyhow::Result<Until<()>> {
         loop {
-            let late = self.service.depends_on.iter().find(|name| !runs(&paths::service_status(name)));
+            let late = self.dependencies.iter().find(|other| !runs(&other.status()));
             let Some(late) = late else { return Ok(Until::Done(())) };
-            let detail = format!("{late} has not started yet");
+            let detail = format!("{} has not started yet", late.declared.name);
             self.report(ServiceState::Waiting, |status| status.detail = Some(detail))?;
             if let Until::Stopped = self.until(sleep(DEPENDENCY_PAUSE)).await {
                 return Ok(Until::Stopped);
@@ -253,28 +285,18 @@ impl Shim<'_> {
         }
     }
 
-    fn dependency_indices(&self) -> Vec<usize> {
-        let services = self.declaration.services.iter().enumerate();
-        services
-            .filter(|(_, other)| self.service.depends_on.contains(&other.name))
-            .map(|(index, _)| index)
-            .collect()
-    }
-
     /// The service's ways in and out, made once: they outlive a restart of the workload.
     async fn relays(&self, network: &Arc<Network>) -> anyhow::Result<()> {
         for port in &self.service.ports {
-            let path = paths::service_port(&self.service.name, port.target);
+            let path = self.own.socket(port.target);
             relay::publish(&path, port.target, network)
                 .with_context(|| format!("cannot publish port {}", port.target))?;
         }
-        for (index, other) in self.declaration.services.iter().enumerate() {
-            if self.service.depends_on.contains(&other.name) {
-                for port in &other.ports {
-                    let path = paths::service_port(&other.name, port.target);
-                    let leads = relay::lead(network::address(index), port.target, path).await;
-                    leads.with_context(|| format!("cannot lead to {} port {}", other.name, port.target))?;
-                }
+        for other in &self.dependencies {
+            for port in &other.declared.ports {
+                let leads = relay::lead(other.address, port.target, other.socket(port.target)).await;
+                let name = &other.declared.name;
+                leads.with_context(|| format!("cannot lead to {name} port {}", port.target))?;
             }
         }
         Ok(())
@@ -289,7 +311,7 @@ impl Shim<'_> {
         group: Option<&Leaf>,
     ) -> anyhow::Result<Running> {
         self.report(ServiceState::Starting, |_| {})?;
-        let rootfs = image_dir(&self.service.name).rootfs();
+        let rootfs = image_dir(self.own).rootfs();
         let root =
             nix::fcntl::open(&rootfs, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
                 .context("cannot open the image")?;
@@ -300,8 +322,7 @@ impl Shim<'_> {
         let redactor =
             Redactor::new(lease.iter().map(|(reference, value)| (reference.as_str(), value.expose())))?;
         let name = &self.service.name;
-        let log = Log::open(&paths::service_log(name), &paths::service_log_previous(name))
-            .context("cannot open the log")?;
+        let log = Log::open(&self.own.log(), &self.own.previous_log()).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         let (container, output) =
             launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, network, descriptor)
@@ -319,7 +340,7 @@ impl Shim<'_> {
         Ok(Plan {
             rootfs,
             hostname: self.service.name.clone(),
-            hosts: hosts(self.declaration, self.service),
+            hosts: hosts(self.service, &self.dependencies),
             read_only: self.service.read_only,
             tmpfs: self.service.tmpfs.clone(),
             arguments: environment::arguments(self.service, image)?,
@@ -369,12 +390,10 @@ fn stop_signal(service: &Service, image: &RunConfig) -> i32 {
 }
 
 /// `/etc/hosts` of a service: itself, and those that it depends on.
-fn hosts(declaration: &Declaration, service: &Service) -> String {
+fn hosts(service: &Service, dependencies: &[&ServiceFacts]) -> String {
     let mut hosts = format!("127.0.0.1 localhost {}\n::1 localhost\n", service.name);
-    for (index, other) in declaration.services.iter().enumerate() {
-        if service.depends_on.contains(&other.name) {
-            hosts.push_str(&format!("{} {}\n", network::address(index), other.name));
-        }
+    for other in dependencies {
+        hosts.push_str(&format!("{} {}\n", other.address, other.declared.name));
     }
     hosts
 }
@@ -401,15 +420,35 @@ fn group() -> anyhow::Result<Option<Leaf>> {
     Ok(Some(leaf))
 }
 
+/// The user of a registry with the password that the vault holds.
+fn registry_user(login: &Login, password: &[u8]) -> Result<Credentials, String> {
+    let refused = |why: &str| Err(format!("{} is no password: {why}", login.password));
+    let Ok(text) = std::str::from_utf8(password) else { return refused("it is not UTF-8") };
+    if text.len() > MAX_PASSWORD {
+        return refused(&format!("it is longer than {MAX_PASSWORD} bytes"));
+    }
+    if text.chars().any(char::is_control) {
+        return refused("there is a control character in it, such as a line break at its end");
+    }
+    Ok(Credentials { username: login.username.clone(), password: Zeroizing::new(text.to_owned()) })
+}
+
 /// Runs one pull to its end. The child dies with this future.
-async fn pull(name: &str) -> anyhow::Result<Answer> {
+async fn pull(name: &str, credentials: Option<Credentials>) -> anyhow::Result<Answer> {
     let (writer, mut reader) = pipe::pipe().context("cannot make a pipe")?;
     let mut command = Command::new("/proc/self/exe");
-    command.args([PULL.name(), name]).env_clear().stdin(Stdio::null());
+    let input = if credentials.is_some() { Stdio::piped() } else { Stdio::null() };
+    command.args([PULL.name(), name]).env_clear().stdin(input);
     command.stdout(writer.into_blocking_fd().context("cannot make a pipe")?);
     let mut child = Child(command.spawn().context("cannot start the pull")?);
     // The command holds the pipe's writing end.
     drop(command);
+    if let (Some(credentials), Some(mut input)) = (credentials, child.0.stdin.take()) {
+        // It fits into the pipe; a child that is gone already says why below.
+        let said =
+            Zeroizing::new(serde_json::to_vec(&credentials).context("cannot write down as whom to pull")?);
+        let _ = input.write_all(&said);
+    }
     let mut said = Vec::new();
     (&mut reader).take(MAX_ANSWER).read_to_end(&mut said).await.context("cannot hear from the pull")?;
     let status = child.wait()?;
@@ -436,18 +475,34 @@ impl Drop for Child {
 #[cfg(test)]
 mod tests {
     use super::*;
+    use crate::roles::testing::{declaration, facts};
+
+    #[test]
+    fn a_secret_that_cannot_be_a_password_is_said_to_be_none() {
+        let login =
+            Login { username: "deploy".into(), password: "secret://registry/x/password".parse().unwrap() };
+        let user = registry_user(&login, "pä:ss".as_bytes()).unwrap();
+        assert_eq!((user.username.as_str(), user.password.as_str()), ("deploy", "pä:ss"));
+        for (password, why) in [
+            (b"line\n".to_vec(), "line break"),
+            (vec![0xff], "UTF-8"),
+            (vec![b'a'; MAX_PASSWORD + 1], "longer"),
+        ] {
+            let error = registry_user(&login, &password).unwrap_err();
+            assert!(error.contains(why) && error.contains("secret://registry/x/password"), "{error}");
+            assert!(!error.contains("line\n"));
+        }
+    }
 
     #[test]
     fn hosts_name_only_what_a_service_depends_on() {
-        let digest = "0".repeat(64);
-        let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
-        let text = format!(
-            "version: 1\nrepository: octo/app\nendpoint: api.example.org:443\noperators:\n  - name: alice\n    key: {key}\n\
-             services:\n  db:\n    image: r.example/db@sha256:{digest}\n  other:\n    image: r.example/o@sha256:{digest}\n  \
-             web:\n    image: r.example/web@sha256:{digest}\n    depends_on: [db]\n"
-        );
-        let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{error}"));
-        let of = |name: &str| hosts(&declaration, declaration.service(name).unwrap());
+        let text = "services:\n  db:\n    image: r.example/db@sha256:DIGEST\n  other:\n    image: r.example/o@sha256:DIGEST\n  \
+                    web:\n    image: r.example/web@sha256:DIGEST\n    depends_on: [db]\n";
+        let facts = facts(&declaration(&text.replace("DIGEST", &"0".repeat(64))));
+        let of = |name: &str| {
+            let service = facts.service(name).unwrap();
+            hosts(&service.declared, &facts.dependencies(service))
+        };
         assert_eq!(of("web"), "127.0.0.1 localhost web\n::1 localhost\n169.254.1.1 db\n");
         assert_eq!(of("db"), "127.0.0.1 localhost db\n::1 localhost\n");
     }

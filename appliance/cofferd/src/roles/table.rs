@@ -9,6 +9,7 @@ use caps::Capability;
 use cofferdam_workload::seccomp;
 use landlock::AccessNet;
 
+use super::facts::ServiceFacts;
 use super::{evidence, front, network, publish, pull, shim, vault};
 use crate::paths;
 use crate::system::cgroup::{Cgroup, CgroupError, Limits};
@@ -376,15 +377,14 @@ impl Role {
         confine::enter(self.name, &self.policy, &writes, self.socket.is_some())
     }
 
-    /// How PID 1 starts it, with a new control group. A role of a service gets the service's name as its argument and runs as
-    /// root of the ids from `service`'s second part on.
+    /// How PID 1 starts it, with a new control group. A role of a service gets the service's name as its argument.
     ///
     /// # Errors
     ///
     /// The control group cannot be made.
     pub(crate) fn spec(
         &self,
-        service: Option<(&str, u32)>,
+        service: Option<&ServiceFacts>,
         key: Option<KeyFile>,
     ) -> Result<Spec, CgroupError> {
         let limits = Limits { memory: self.memory, processes: Some(self.processes) };
@@ -392,14 +392,16 @@ impl Role {
             (Who::Own { uid, gid, capabilities }, _) => {
                 (Identity::Role { uid, gid, capabilities }, Cgroup::role(self.name, limits)?)
             }
-            (_, Some((name, base))) => (Identity::Shim { base }, Cgroup::service(name, limits)?),
+            (_, Some(service)) => {
+                (Identity::Shim { base: service.uid }, Cgroup::service(&service.cgroup, limits)?)
+            }
             // A contradiction in the table, which a test excludes: it runs as nobody.
             (_, None) => (
                 Identity::Role { uid: NOBODY, gid: NOBODY, capabilities: &[] },
                 Cgroup::role(self.name, limits)?,
             ),
         };
-        let words = [self.name].into_iter().chain(service.map(|(name, _)| name));
+        let words = [self.name].into_iter().chain(service.map(|service| service.declared.name.as_str()));
         Ok(Spec {
             arguments: words.map(str::to_owned).collect(),
             identity,
@@ -442,7 +444,7 @@ mod tests {
             assert_eq!(ids.len(), own.len());
             assert!(ids.iter().all(|id| *id < NOBODY));
         }
-        assert!(NOBODY < paths::SERVICE_UID_BASE);
+        const { assert!(NOBODY < paths::SERVICE_UID_BASE) };
     }
 
     #[test]

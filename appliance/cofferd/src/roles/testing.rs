@@ -10,6 +10,7 @@ use axum::http::{Request, Response};
 use cofferdam_attest::event_log::payload::{self, Payload as _};
 use cofferdam_attest::event_log::{self, Event, Register};
 use cofferdam_attest::ratls;
+use cofferdam_declaration::Declaration;
 use cofferdam_protocol::facts::{ApplianceFacts, ImageInfo, Phase, Registers};
 use cofferdam_protocol::state::State;
 use cofferdam_protocol::{Commit, Digest, base64};
@@ -22,6 +23,7 @@ use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 
 use super::clock;
+use super::facts::Facts;
 
 /// The commit of every declaration here.
 const COMMIT: [u8; 20] = [0x12; 20];
@@ -44,7 +46,9 @@ where
 
 /// A TLS server for 127.0.0.1 on a port of the system's choice.
 pub(crate) struct TlsServer {
+    /// Where it is dialled.
     pub(crate) listener: TcpListener,
+    /// Its side of the handshake.
     pub(crate) acceptor: TlsAcceptor,
     /// `https://127.0.0.1:PORT`.
     pub(crate) root: String,
@@ -53,6 +57,7 @@ pub(crate) struct TlsServer {
 }
 
 impl TlsServer {
+    /// A server with a certificate of its own, that answers nothing yet.
     pub(crate) async fn bind() -> Self {
         let key = ratls::generate_key().unwrap();
         let name = ["127.0.0.1".to_owned()];
@@ -146,6 +151,20 @@ pub(crate) fn appliance(tls_key: &Digest) -> ApplianceFacts {
             digests: Default::default(),
         },
     }
+}
+
+/// A declaration of the repository `octo/app` with these sections besides.
+pub(crate) fn declaration(sections: &str) -> Declaration {
+    let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIJdD7y3aLq454yWBdwLWbieU1ebz9/cu7/QEXn9OIeZJ";
+    let text = format!(
+        "version: 1\nrepository: octo/app\nendpoint: api.example.org:443\noperators:\n  - name: alice\n    key: {key}\n{sections}"
+    );
+    Declaration::parse(text.as_bytes()).unwrap_or_else(|error| panic!("{error}"))
+}
+
+/// What PID 1 of a first boot makes of it.
+pub(crate) fn facts(declaration: &Declaration) -> Facts {
+    crate::boot::first_facts(declaration)
 }
 
 /// A simulated platform; the same one every time.

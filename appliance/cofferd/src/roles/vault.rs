@@ -1,7 +1,7 @@
 //! The role that keeps the secrets: the only process that holds the vault's keys.
 //!
 //! PID 1 starts it with a copy of the master key at descriptor 3, in memory that the kernel itself does not map; the keys that
-//! it derives lie in such memory too. It takes the key, closes the descriptor, confines itself, reads the measured declaration for who may lease what and whose
+//! it derives lie in such memory too. It takes the key, closes the descriptor, confines itself, reads who may lease what and whose
 //! signatures count, opens its store and serves its socket. It has no network.
 //!
 //! The store is a file of ciphertext on a tmpfs, so that it outlives this process and not the
@@ -21,7 +21,6 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use axum::Router;
 use axum::http::StatusCode;
-use cofferdam_declaration::Declaration;
 use cofferdam_protocol::json;
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_vault::{
@@ -32,9 +31,10 @@ use cofferdam_vault::{
 use crate::paths;
 use crate::roles::appliance;
 use crate::roles::clock::unix_now;
-use crate::roles::{FRONT, PUBLISH, Role};
+use crate::roles::facts::Facts;
+use crate::roles::{FRONT, Role};
 use crate::system::sys::{self, SecretKeys, SecretMemory};
-use crate::system::{confine, files};
+use crate::system::{confine, unix};
 
 /// Lines about requests that nobody authenticated, in each [`FLOOD_WINDOW`]. Anybody on the network can cause them, and the
 /// console is slow.
@@ -55,11 +55,8 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let master = sys::inherited(paths::KEY_FD).context("no key at descriptor 3")?;
     let keys = Keys::derive_into(Box::new(memory), take_key(master)?)?;
     role.confine().context("cannot confine the role")?;
-    let declaration = files::read_bounded(paths::DECLARATION, cofferdam_declaration::MAX_BYTES as u64)
-        .with_context(|| format!("cannot read {}", paths::DECLARATION))?;
-    let rules = rules(&Declaration::parse(&declaration)?)?;
-    let state =
-        appliance::read(Path::new(paths::APPLIANCE)).context("cannot read the facts of this boot")?.state;
+    let rules = rules(&Facts::read(Path::new(paths::FACTS))?)?;
+    let state = appliance::read(Path::new(paths::APPLIANCE))?.state;
     let service = match open(Path::new(paths::VAULT_STORE), keys) {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());
@@ -77,7 +74,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
-        let listener = listen::bind(Path::new(paths::VAULT_SOCKET))
+        let listener = unix::bind(Path::new(paths::VAULT_SOCKET))
             .with_context(|| format!("cannot listen on {}", paths::VAULT_SOCKET))?;
         listen::serve(listener, service).await;
         Ok(())
@@ -91,29 +88,19 @@ fn take_key(descriptor: OwnedFd) -> anyhow::Result<MasterKey> {
     Ok(MasterKey::take(key))
 }
 
-/// Who may do what, as the declaration says: each service leases what it refers to, `publish` the token.
-fn rules(declaration: &Declaration) -> anyhow::Result<Rules> {
+/// Who may do what: who leases which secret, and whose signatures count.
+fn rules(facts: &Facts) -> anyhow::Result<Rules> {
     let mut grants = Grants::default();
-    for (index, service) in (0..).zip(&declaration.services) {
-        for reference in service.references() {
-            grants.allow(paths::service_uid(index), reference.clone());
-        }
+    for grant in &facts.grants {
+        grants.allow(grant.uid, grant.secret.clone());
     }
-    if let Some(token) = &declaration.github.token {
-        grants.allow(uid(&PUBLISH)?, token.clone());
-    }
-    let operators =
-        declaration.operators.iter().map(|operator| (operator.name.as_str(), *operator.key.public()));
+    let operators = facts.operators.iter().map(|operator| (operator.name.as_str(), operator.key));
     Ok(Rules {
         grants,
         operators: Operators::new(operators)?,
-        front_uid: uid(&FRONT)?,
+        front_uid: FRONT.uid().context("the front has no uid of its own")?,
         min_value: cofferdam_redact::MIN_SECRET,
     })
-}
-
-fn uid(role: &Role) -> anyhow::Result<u32> {
-    role.uid().with_context(|| format!("the role {} has no uid of its own", role.name()))
 }
 
 /// Opens the store, or makes it where there is none. A store is made beside its place and moved there when it is whole, so that

@@ -55,6 +55,11 @@ pub struct Cgroup {
     path: PathBuf,
 }
 
+/// Where the group of a service is.
+pub(crate) fn of_service(name: &str) -> PathBuf {
+    Path::new(MOUNT).join("services").join(name)
+}
+
 /// Enables the controllers at the top and makes the parents of all groups.
 ///
 /// # Errors
@@ -87,9 +92,9 @@ impl Cgroup {
         Self::create(Path::new(MOUNT).join("cofferdam").join(name), limits)
     }
 
-    /// Makes the group of a service.
-    pub(crate) fn service(name: &str, limits: Limits) -> Result<Self, CgroupError> {
-        Self::create(Path::new(MOUNT).join("services").join(name), limits)
+    /// Makes the group of a service, at the place that [`of_service`] gives it.
+    pub(crate) fn service(path: &Path, limits: Limits) -> Result<Self, CgroupError> {
+        Self::create(path.to_owned(), limits)
     }
 
     fn create(path: PathBuf, limits: Limits) -> Result<Self, CgroupError> {

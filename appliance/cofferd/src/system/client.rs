@@ -171,6 +171,10 @@ pub(crate) mod vault {
         lease_at(Path::new(paths::VAULT_SOCKET), references, wait).await
     }
 
+    /// The same from the vault at `socket`.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
     pub(crate) async fn lease_at(
         socket: &Path,
         references: &[SecretRef],

@@ -12,5 +12,6 @@ pub mod spawn;
 pub mod supervise;
 pub mod sys;
 pub(crate) mod tdx;
+pub(crate) mod unix;
 
 pub(crate) use cofferdam_workload::files;

@@ -206,6 +206,8 @@ impl PublishState {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct StatusReply {
+    /// GitHub repository that is the appliance's identity.
+    pub repository: Repository,
     /// Commit of the declaration.
     pub commit: Commit,
     /// Digest of the declaration's exact bytes.
@@ -214,50 +216,48 @@ pub struct StatusReply {
     pub endpoint: Endpoint,
     /// Name, release and digests of the image.
     pub image: ImageInfo,
-    /// The stage of the boot; null while PID 1 has said none.
-    pub phase: Option<String>,
-    /// Stages of the boot with their durations, in order.
-    pub phases: Vec<Phase>,
-    /// What `publish` is doing; null while it has said nothing.
-    pub publish: Option<PublishStatus>,
+    /// What becomes of the vault's state, in words.
+    pub state: String,
     /// The measurement registers.
     pub registers: Registers,
-    /// GitHub repository that is the appliance's identity.
-    pub repository: Repository,
+    /// Stages of the boot with their durations, in order.
+    pub phases: Vec<Phase>,
+    /// The stage of the boot; null while PID 1 has said none.
+    pub phase: Option<String>,
     /// The roles and shims; null while PID 1 has said nothing.
     pub roles: Option<Vec<RoleStatus>>,
     /// The services in the declaration's order.
     pub services: Vec<NamedService>,
-    /// What becomes of the vault's state, in words.
-    pub state: String,
+    /// What `publish` is doing; null while it has said nothing.
+    pub publish: Option<PublishStatus>,
 }
 
 /// A service's status under its name; what the shim has not said is left out.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct NamedService {
-    /// As [`ServiceStatus::detail`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
-    /// As [`ServiceStatus::exit_code`].
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub exit_code: Option<i32>,
+    /// As [`ServiceStatus::state`].
+    pub state: ServiceState,
     /// As [`ServiceStatus::missing`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub missing: Option<Vec<SecretRef>>,
-    /// The service's name.
-    pub name: String,
     /// As [`ServiceStatus::pid`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub pid: Option<i32>,
     /// As [`ServiceStatus::restarts`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub restarts: Option<u32>,
+    /// As [`ServiceStatus::exit_code`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// As [`ServiceStatus::detail`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
     /// As [`ServiceStatus::since`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<TimestampMillis>,
-    /// As [`ServiceStatus::state`].
-    pub state: ServiceState,
+    /// The service's name.
+    pub name: String,
 }
 
 impl NamedService {

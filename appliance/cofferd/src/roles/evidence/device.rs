@@ -33,6 +33,7 @@ pub(crate) enum DeviceError {
     Io {
         /// What was tried.
         step: &'static str,
+        /// What the kernel said.
         #[source]
         source: io::Error,
     },

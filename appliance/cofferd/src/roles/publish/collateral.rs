@@ -44,6 +44,7 @@ pub(crate) enum CollateralError {
     Fetch {
         /// Which one.
         what: &'static str,
+        /// How that ended.
         #[source]
         source: WebError,
     },

@@ -35,6 +35,7 @@ pub(crate) enum WebError {
     Unreachable {
         /// Who was asked.
         host: String,
+        /// What the client met.
         #[source]
         source: reqwest::Error,
     },

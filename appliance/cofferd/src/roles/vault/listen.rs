@@ -5,10 +5,6 @@
 //! loop has no timer for request headers, so the loop is here, on hyper.
 
 use std::collections::BTreeMap;
-use std::fs::{self, Permissions};
-use std::io;
-use std::os::unix::fs::PermissionsExt as _;
-use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::Duration;
 
@@ -35,20 +31,6 @@ const CONNECTION: Duration = Duration::from_secs(120);
 const BUFFER: usize = 16 * 1024;
 /// Pause after accept(2) failed: out of descriptors, for which somebody else has to let go.
 const PAUSE: Duration = Duration::from_millis(100);
-
-/// Makes the socket anew; one that a former vault left is removed.
-///
-/// # Errors
-/// What unlink(2), bind(2) and chmod(2) say.
-pub(super) fn bind(path: &Path) -> io::Result<UnixListener> {
-    match fs::remove_file(path) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
-        _ => {}
-    }
-    let listener = UnixListener::bind(path)?;
-    fs::set_permissions(path, Permissions::from_mode(0o666))?;
-    Ok(listener)
-}
 
 /// Serves until the task is dropped.
 pub(super) async fn serve(listener: UnixListener, router: Router) {

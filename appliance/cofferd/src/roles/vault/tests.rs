@@ -3,6 +3,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 
 use cofferdam_attest::operator::seal_secret;
+use cofferdam_declaration::Declaration;
 use cofferdam_protocol::operator::{PREFIX, secret_path, signing_input};
 use cofferdam_protocol::vault::{MAX_REFERENCES, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, Fingerprint, SecretRef, SecretValue, base64};
@@ -11,6 +12,8 @@ use ed25519_dalek::{Signer as _, SigningKey};
 use hyper::Method;
 
 use super::*;
+use crate::roles::PUBLISH;
+use crate::roles::testing::facts;
 use crate::system::client;
 use crate::system::client::vault::{Lease, LeaseError};
 
@@ -60,7 +63,7 @@ fn put(vault: &Vault, key: &SigningKey, name: &str, value: &[u8], connection: u8
     let path = format!("{PREFIX}{}", secret_path(&reference(name)));
     let signature = key.sign(&signing_input("PUT", &path, &body, &[connection; 32]));
     vault.operate(
-        uid(&FRONT).unwrap(),
+        FRONT.uid().unwrap(),
         &OperatorRequest {
             method: "PUT".into(),
             path,
@@ -74,16 +77,16 @@ fn put(vault: &Vault, key: &SigningKey, name: &str, value: &[u8], connection: u8
 
 #[test]
 fn each_service_is_granted_its_own_references_and_publish_the_token() {
-    let rules = rules(&declaration(&SigningKey::from_bytes(&[3; 32]))).unwrap();
-    let (web, db) = (paths::service_uid(0), paths::service_uid(1));
+    let rules = rules(&facts(&declaration(&SigningKey::from_bytes(&[3; 32])))).unwrap();
+    let (web, db) = (100_000, 165_536);
     let allowed = |uid, text| rules.grants.allows(uid, &reference(text));
     for (uid, password, key, token) in [
         (web, true, false, false),
         (db, true, true, false),
-        (uid(&PUBLISH).unwrap(), false, false, true),
-        (uid(&FRONT).unwrap(), false, false, false),
+        (PUBLISH.uid().unwrap(), false, false, true),
+        (FRONT.uid().unwrap(), false, false, false),
         (0, false, false, false),
-        (paths::service_uid(2), false, false, false),
+        (231_072, false, false, false),
     ] {
         assert_eq!(allowed(uid, "secret://app/db/password"), password, "{uid}");
         assert_eq!(allowed(uid, "secret://app/db/key"), key, "{uid}");
@@ -95,7 +98,7 @@ fn each_service_is_granted_its_own_references_and_publish_the_token() {
 fn what_the_vault_takes_the_redactor_can_hide() {
     let key = SigningKey::from_bytes(&[3; 32]);
     let store = Store::create(cofferdam_vault::InMemoryBackend::new(), keys(1)).unwrap();
-    let vault = Vault::new(store, rules(&declaration(&key)).unwrap(), || 0, |_| {});
+    let vault = Vault::new(store, rules(&facts(&declaration(&key))).unwrap(), || 0, |_| {});
     let password = "secret://app/db/password";
     for (value, connection) in [
         (&b"abc"[..], 1),
@@ -165,7 +168,7 @@ fn a_parked_vault_says_why_to_everybody() {
     block_on(async {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("vault.sock");
-        let listener = listen::bind(&socket).unwrap();
+        let listener = unix::bind(&socket).unwrap();
         let serving = tokio::spawn(listen::serve(
             listener,
             parked("the store was sealed under another master key").unwrap(),
@@ -196,13 +199,13 @@ struct Running {
 impl Running {
     fn start(granted: &[&str], key: &SigningKey) -> Self {
         let directory = tempfile::tempdir().unwrap();
-        let mut rules = rules(&declaration(key)).unwrap();
+        let mut rules = rules(&facts(&declaration(key))).unwrap();
         for text in granted {
             rules.grants.allow(nix::unistd::geteuid().as_raw(), reference(text));
         }
         let store = open(&directory.path().join("store.redb"), keys(1)).unwrap();
         let vault = Arc::new(Vault::new(store, rules, || 0, |_| {}));
-        let listener = listen::bind(&directory.path().join("vault.sock")).unwrap();
+        let listener = unix::bind(&directory.path().join("vault.sock")).unwrap();
         let serving = tokio::spawn(listen::serve(listener, router(vault.clone())));
         Self { directory, vault, serving }
     }
@@ -268,7 +271,7 @@ fn a_lease_outlasts_a_restart_of_the_vault() {
         let waiting = running.lease(&one, Duration::from_secs(60));
         let restarting = async {
             tokio::time::sleep(Duration::from_millis(100)).await;
-            listen::serve(listen::bind(&socket).unwrap(), router(running.vault.clone())).await;
+            listen::serve(unix::bind(&socket).unwrap(), router(running.vault.clone())).await;
         };
         let lease = tokio::select! {
             lease = waiting => lease.unwrap(),
