@@ -64,7 +64,7 @@ fn observe(arguments: impl Iterator<Item = String>) {
             }
             sleep(SAMPLE);
         }
-        println!("idle: [{samples}]");
+        println!("idle: {samples}\nidle: all");
         loop {
             sleep(PERIOD);
             println!("memory: {{{}}}", memory().join(","));

@@ -2,15 +2,12 @@
 //!
 //! The appliance has no such door and no switch to open one; yet a test must see what happens when a role dies. So the
 //! hand belongs to the simulated *machine*, which exists in no production image. It can do one thing, and
-//! one that every host can do to the whole machine anyway: end a process. It also says how much memory each role
-//! takes, for the benchmark; it never reads what is in it. It is not there unless the host attached a second serial port.
+//! one that every host can do to the whole machine anyway: end a process. It is not there unless the host attached a
+//! second serial port.
 //!
 //! Protocol: one line in, one line of JSON out. `kill ROLE` (`kill vault`, `kill shim web`) sends SIGKILL to the process
-//! that PID 1 started as `cofferd ROLE`: `{"killed":true,"pid":N}` or `{"killed":false,"error":"…"}`. `memory` lists the
-//! proportional set size (Linux `Documentation/filesystems/proc.rst`, smaps_rollup) of PID 1 and its roles:
-//! `{"pss_kib":{"vault":N,…}}`.
+//! that PID 1 started as `cofferd ROLE`: `{"killed":true,"pid":N}` or `{"killed":false,"error":"…"}`.
 
-use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt};
@@ -56,12 +53,6 @@ pub fn serve() -> io::Result<()> {
     converse(&port, &port, Path::new("/proc"))
 }
 
-/// The memory of PID 1 and its roles.
-#[derive(Debug, Serialize)]
-struct Memory {
-    pss_kib: BTreeMap<String, u64>,
-}
-
 fn converse(from: impl Read, mut to: impl Write, proc: &Path) -> io::Result<()> {
     let mut from = BufReader::new(from);
     loop {
@@ -70,10 +61,7 @@ fn converse(from: impl Read, mut to: impl Write, proc: &Path) -> io::Result<()> 
             return Ok(());
         }
         let line = String::from_utf8_lossy(&line);
-        let mut answer = match line.trim() {
-            "memory" => serde_json::to_vec(&Memory { pss_kib: memory(proc) }),
-            line => serde_json::to_vec(&handle(line, proc)),
-        }?;
+        let mut answer = serde_json::to_vec(&handle(&line, proc))?;
         answer.push(b'\n');
         to.write_all(&answer)?;
         to.flush()?;
@@ -83,7 +71,7 @@ fn converse(from: impl Read, mut to: impl Write, proc: &Path) -> io::Result<()> 
 fn handle(line: &str, proc: &Path) -> Answer {
     let refused = |error: String| Answer { killed: false, pid: None, error: Some(error) };
     let Some(role) = line.trim().strip_prefix("kill ") else {
-        return refused("the requests are: kill ROLE, memory".to_owned());
+        return refused("the request is: kill ROLE".to_owned());
     };
     let pids = role_processes(proc, role);
     match pids.as_slice() {
@@ -97,35 +85,18 @@ fn handle(line: &str, proc: &Path) -> Answer {
 
 /// Children of PID 1 that execute the same program as it with `role` as their arguments.
 fn role_processes(proc: &Path, role: &str) -> Vec<i32> {
-    roles(proc).into_iter().filter(|(_, arguments)| arguments == role).map(|(pid, _)| pid).collect()
-}
-
-/// Children of PID 1 that execute the same program as it, with their arguments.
-fn roles(proc: &Path) -> Vec<(i32, String)> {
     let Ok(program) = fs::metadata(proc.join("1/exe")) else { return Vec::new() };
     let Ok(entries) = fs::read_dir(proc) else { return Vec::new() };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| *pid > 1)
-        .filter_map(|pid| {
+        .filter(|pid| {
             let process = proc.join(pid.to_string());
-            let exe = fs::metadata(process.join("exe")).ok()?;
-            let role =
-                (exe.dev(), exe.ino()) == (program.dev(), program.ino()) && parent(&process) == Some(1);
-            role.then(|| arguments(&process)).flatten().map(|arguments| (pid, arguments))
+            let same = fs::metadata(process.join("exe"))
+                .is_ok_and(|exe| (exe.dev(), exe.ino()) == (program.dev(), program.ino()));
+            same && parent(&process) == Some(1) && arguments(&process).as_deref() == Some(role)
         })
         .collect()
-}
-
-/// The proportional set size in KiB of each role, and of PID 1 under the name `init`.
-fn memory(proc: &Path) -> BTreeMap<String, u64> {
-    let all = roles(proc).into_iter().chain([(1, "init".to_owned())]);
-    all.filter_map(|(pid, name)| {
-        let rollup = fs::read_to_string(proc.join(pid.to_string()).join("smaps_rollup")).ok()?;
-        let line = rollup.lines().find_map(|line| line.strip_prefix("Pss:"))?;
-        Some((name, line.trim().strip_suffix(" kB")?.parse().ok()?))
-    })
-    .collect()
 }
 
 /// The fourth field of `stat` (proc_pid_stat(5)); the second may hold anything, so it is counted from its end.
@@ -187,8 +158,8 @@ mod tests {
         for (line, error) in [
             ("kill vault\n", "2 processes run as vault, expected one"),
             ("kill front\n", "0 processes run as front, expected one"),
-            ("read vault\n", "the requests are: kill ROLE, memory"),
-            ("\n", "the requests are: kill ROLE, memory"),
+            ("read vault\n", "the request is: kill ROLE"),
+            ("\n", "the request is: kill ROLE"),
         ] {
             let expected = Answer { killed: false, pid: None, error: Some(error.to_owned()) };
             assert_eq!(handle(line, proc.path()), expected);
@@ -204,20 +175,6 @@ mod tests {
         let lines: Vec<&str> = text.lines().collect();
         assert_eq!(lines.len(), 2);
         assert_eq!(lines[0], r#"{"killed":false,"error":"0 processes run as a, expected one"}"#);
-    }
-
-    #[test]
-    fn memory_is_listed_by_role() {
-        let proc = fake(&[(20, 1, "cofferd vault", true), (23, 1, "probe front", false)]);
-        for (pid, kib) in [(1, 800), (20, 2048), (23, 9)] {
-            let rollup = format!(
-                "5600-7fff ---p 00000000 00:00 0 [rollup]\nRss: 1 kB\nPss:     {kib} kB\nPss_Dirty: 3 kB\n"
-            );
-            fs::write(proc.path().join(format!("{pid}/smaps_rollup")), rollup).unwrap();
-        }
-        let mut out = Vec::new();
-        converse(&b"memory\n"[..], &mut out, proc.path()).unwrap();
-        assert_eq!(String::from_utf8(out).unwrap(), "{\"pss_kib\":{\"init\":800,\"vault\":2048}}\n");
     }
 
     #[test]
