@@ -4,6 +4,8 @@
 //! not check" ([`Outcome::CouldNotCheck`]) are different answers everywhere: the first rejects, the second never accepts. A comparison
 //! that nobody asked for is [`Outcome::NotChecked`] and is reported, not hidden.
 
+use cofferdam_protocol::evidence::{ChannelBinding, Nonce};
+use cofferdam_protocol::{Commit, Digest, Endpoint, Repository, error_chain, hex};
 use serde::{Serialize, Serializer};
 
 use crate::claims::Claims;
@@ -158,20 +160,20 @@ pub struct QuoteFacts {
 /// What a relying party expects. Everything is optional; what is absent is reported as not checked.
 #[derive(Debug, Clone, Default)]
 pub struct Expectations {
-    /// `owner/repo` that was asked for.
-    pub repository: Option<String>,
-    /// Commit of the declaration, 40 hex digits.
-    pub commit: Option<String>,
-    /// Endpoint, `host:port`, as the declaration in the repository says.
-    pub endpoint: Option<String>,
-    /// `sha256:<64 hex>` of the SubjectPublicKeyInfo seen on the connection.
-    pub tls_key: Option<String>,
+    /// Repository that was asked for.
+    pub repository: Option<Repository>,
+    /// Commit of the declaration.
+    pub commit: Option<Commit>,
+    /// Endpoint, as the declaration in the repository says.
+    pub endpoint: Option<Endpoint>,
+    /// Digest of the SubjectPublicKeyInfo seen on the connection.
+    pub tls_key: Option<Digest>,
     /// Nonce that was sent.
-    pub nonce: Option<Vec<u8>>,
+    pub nonce: Option<Nonce>,
     /// RFC 9266 channel binding of the connection that the evidence came over.
-    pub channel_binding: Option<[u8; 32]>,
-    /// `sha256:<64 hex>` of `cofferdam.yaml` in the repository at the claimed commit.
-    pub declaration: Option<String>,
+    pub channel_binding: Option<ChannelBinding>,
+    /// Digest of `cofferdam.yaml` in the repository at the claimed commit.
+    pub declaration: Option<Digest>,
     /// Tag of the release that carried the document.
     pub tag: Option<crate::release::Tag>,
     /// Reference values of images and platforms; empty when there are none.
@@ -198,7 +200,7 @@ pub fn appraise_document(
         }
         Err(error) => {
             let mut appraisal = Appraisal::default();
-            appraisal.fail("document", causes(&error));
+            appraisal.fail("document", error_chain(&error));
             appraisal
         }
     }
@@ -383,18 +385,6 @@ impl QuoteFacts {
 
 fn hex_bytes<S: Serializer, const N: usize>(bytes: &[u8; N], serializer: S) -> Result<S::Ok, S::Error> {
     serializer.serialize_str(&hex::encode(bytes))
-}
-
-/// An error with its sources on one line.
-fn causes(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(error) = source {
-        text.push_str(": ");
-        text.push_str(&error.to_string());
-        source = error.source();
-    }
-    text
 }
 
 #[cfg(test)]

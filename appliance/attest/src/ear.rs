@@ -6,8 +6,9 @@
 
 use std::collections::BTreeMap;
 
+use cofferdam_protocol::Digest;
+use cofferdam_protocol::json::JsonError;
 use serde::Serialize;
-use sha2::{Digest as _, Sha256};
 
 use crate::appraise::{Appraisal, Outcome, Verdict};
 use crate::policy::Policy;
@@ -115,8 +116,10 @@ struct Submodule {
 
 impl Ear {
     /// The result of `appraisal` under `policy`, made at `now` by the program `build`.
-    #[must_use]
-    pub fn new(appraisal: &Appraisal, policy: &Policy, build: &str, now: u64) -> Self {
+    ///
+    /// # Errors
+    /// The policy cannot be written, so that it has no name.
+    pub fn new(appraisal: &Appraisal, policy: &Policy, build: &str, now: u64) -> Result<Self, JsonError> {
         let named = |outcome| {
             let checks = appraisal.checks.iter().filter(|check| check.outcome == outcome);
             checks.map(|check| check.name).collect()
@@ -127,22 +130,22 @@ impl Ear {
         let submodule = Submodule {
             ear_status: tier,
             ear_trustworthiness_vector: vector(appraisal),
-            ear_appraisal_policy_ids: [policy_id(policy)],
-            eat_nonce: accepted.and_then(|claims| claims.nonce.clone()),
+            ear_appraisal_policy_ids: [policy_id(policy)?],
+            eat_nonce: accepted.and_then(|claims| claims.nonce.as_ref().map(ToString::to_string)),
             failed: named(Outcome::Fail),
             unknown: named(Outcome::CouldNotCheck),
         };
-        Self {
+        Ok(Self {
             eat_profile: PROFILE,
             iat: now,
-            exp: accepted.and_then(|claims| claims.expires_unix()),
+            exp: accepted.map(|claims| claims.expires_at.unix()),
             ear_status: tier,
             ear_verifier_id: VerifierId {
                 developer: "https://github.com/cofferdam/cofferdam",
                 build: build.to_owned(),
             },
             submods: BTreeMap::from([(SUBMODULE, submodule)]),
-        }
+        })
     }
 
     /// The overall tier.
@@ -152,10 +155,12 @@ impl Ear {
     }
 }
 
-/// Names a policy by its contents: the SHA-256 of the complete policy as [`Policy::to_json`] writes it.
-#[must_use]
-pub fn policy_id(policy: &Policy) -> String {
-    format!("urn:cofferdam:policy:sha256:{}", hex::encode(Sha256::digest(policy.to_json())))
+/// Names a policy by its contents: the digest of the complete policy as [`Policy::to_json`] writes it.
+///
+/// # Errors
+/// The policy cannot be written.
+pub fn policy_id(policy: &Policy) -> Result<String, JsonError> {
+    Ok(format!("urn:cofferdam:policy:{}", Digest::of(policy.to_json()?)))
 }
 
 fn tier(appraisal: &Appraisal) -> Tier {

@@ -3,20 +3,16 @@
 //! Strict by intent: unknown fields, duplicate keys, bytes after the object and anything above 256 KiB are refused, so that
 //! two verifiers can never read the same document differently. JSON white space is not significant.
 
-use std::collections::BTreeMap;
-
+use cofferdam_protocol::base64;
+use cofferdam_protocol::json::{self, JsonError};
 use serde::{Deserialize, Serialize};
 
 use crate::claims;
 use crate::event_log::{Event, MAX_EVENTS};
 use crate::quote;
-use crate::strict::{self, JsonError};
 
-/// Largest accepted document in bytes.
-pub const MAX_BYTES: usize = 256 * 1024;
-
-/// Media type of the document, as carried in RA-TLS certificates and HTTP.
-pub const MEDIA_TYPE: &str = "application/vnd.cofferdam.evidence+json";
+pub use cofferdam_protocol::evidence::{MAX_DOCUMENT as MAX_BYTES, MEDIA_TYPE};
+pub use cofferdam_protocol::facts::ImageInfo;
 
 /// Name of the release asset.
 pub const ASSET_NAME: &str = "attestation.json";
@@ -34,19 +30,6 @@ pub struct Evidence {
     pub collateral: Option<Collateral>,
     /// The image that says to have booted; unproven until the registers match reference values.
     pub image: ImageInfo,
-}
-
-/// What the appliance says about its image. A hint for finding reference values, never a proof.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct ImageInfo {
-    /// Name of the image: `cofferdam`.
-    pub name: String,
-    /// Its release, `0.1.0`.
-    pub release: String,
-    /// Digests of its parts, `sha256:<64 hex>` by name.
-    #[serde(deserialize_with = "strict::unique_map")]
-    pub digests: BTreeMap<String, String>,
 }
 
 /// DCAP collateral of one quote, in the JSON shape that dcap-qvl writes: PEM chains and JSON texts as strings,
@@ -87,12 +70,15 @@ impl Collateral {
     /// # Errors
     /// [`JsonError`] when it is too large or not of this shape.
     pub fn parse(json: &[u8]) -> Result<Self, JsonError> {
-        strict::from_json(json, MAX_BYTES)
+        json::from_json(json, MAX_BYTES)
     }
 
     /// The collateral file.
-    pub fn to_json(&self) -> Vec<u8> {
-        serde_json::to_vec(self).unwrap_or_default()
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn to_json(&self) -> Result<Vec<u8>, JsonError> {
+        json::to_vec(self)
     }
 }
 
@@ -102,7 +88,7 @@ impl Evidence {
     /// # Errors
     /// [`EvidenceError`] says which rule of the format is broken.
     pub fn parse(json: &[u8]) -> Result<Self, EvidenceError> {
-        let wire: Wire = strict::from_json(json, MAX_BYTES).map_err(EvidenceError::Json)?;
+        let wire: Wire = json::from_json(json, MAX_BYTES).map_err(EvidenceError::Json)?;
         if wire.version != 1 {
             return Err(EvidenceError::Version(wire.version));
         }
@@ -115,14 +101,7 @@ impl Evidence {
         if wire.event_log.len() > MAX_EVENTS {
             return Err(EvidenceError::Field { name: "event_log" });
         }
-        let named = |text: &str| {
-            (1..=128).contains(&text.len()) && text.bytes().all(|b| b.is_ascii_graphic() || b == b' ')
-        };
-        let image_ok = named(&wire.image.name)
-            && named(&wire.image.release)
-            && wire.image.digests.len() <= 64
-            && wire.image.digests.iter().all(|(name, digest)| named(name) && strict::is_sha256(digest));
-        if !image_ok {
+        if !wire.image.is_bounded() {
             return Err(EvidenceError::Field { name: "image" });
         }
         let Wire { claims, quote, event_log, collateral, image, .. } = wire;
@@ -130,7 +109,10 @@ impl Evidence {
     }
 
     /// The document's bytes, on one line without a newline.
-    pub fn to_json(&self) -> Vec<u8> {
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn to_json(&self) -> Result<Vec<u8>, JsonError> {
         let wire = Wire {
             version: 1,
             claims: self.claims.clone(),
@@ -139,7 +121,7 @@ impl Evidence {
             collateral: self.collateral.clone(),
             image: self.image.clone(),
         };
-        serde_json::to_vec(&wire).unwrap_or_default()
+        json::to_vec(&wire)
     }
 }
 
@@ -148,9 +130,9 @@ impl Evidence {
 #[serde(deny_unknown_fields)]
 struct Wire {
     version: u32,
-    #[serde(with = "strict::base64_bytes")]
+    #[serde(with = "base64::bytes")]
     claims: Vec<u8>,
-    #[serde(with = "strict::base64_bytes")]
+    #[serde(with = "base64::bytes")]
     quote: Vec<u8>,
     event_log: Vec<Event>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

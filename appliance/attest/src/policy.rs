@@ -8,10 +8,11 @@
 use std::fmt;
 use std::sync::LazyLock;
 
+use cofferdam_protocol::hex;
+use cofferdam_protocol::json::{self, JsonError};
 use serde_json::Value;
 
 use crate::event_log::Register;
-use crate::strict::{self, JsonError};
 
 mod wire;
 
@@ -133,16 +134,16 @@ impl Policy {
         if json.len() > MAX_BYTES || !extends(&json) {
             return complete(&json)?.check();
         }
-        let overrides: Overrides = strict::from_json(&json, MAX_BYTES).map_err(PolicyError::Json)?;
+        let overrides: Overrides = json::from_json(&json, MAX_BYTES).map_err(PolicyError::Json)?;
         overrides.over(complete(&without_comments(DEFAULT_TEXT.as_bytes())?)?)?.check()
     }
 
     /// The policy as a complete file, indented, with a final newline.
-    #[must_use]
-    pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(&Wire::from(self)).unwrap_or_default();
-        json.push(b'\n');
-        json
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn to_json(&self) -> Result<Vec<u8>, JsonError> {
+        json::to_vec_pretty(&Wire::from(self))
     }
 
     /// Accepts no quote at all.
@@ -188,7 +189,7 @@ fn without_comments(text: &[u8]) -> Result<Vec<u8>, PolicyError> {
 }
 
 fn complete(json: &[u8]) -> Result<Wire, PolicyError> {
-    strict::from_json(json, MAX_BYTES).map_err(PolicyError::Json)
+    json::from_json(json, MAX_BYTES).map_err(PolicyError::Json)
 }
 
 /// Why a policy file was refused.
@@ -313,7 +314,7 @@ mod tests {
             "ab".repeat(48)
         );
         for policy in [Policy::default(), overriding(&every).unwrap()] {
-            assert_eq!(Policy::parse(&policy.to_json()).unwrap(), policy);
+            assert_eq!(Policy::parse(&policy.to_json().unwrap()).unwrap(), policy);
         }
         for bad in
             ["[\"ppid:01\"]", "[\"*\", \"*\"]", "[\"fmspc:{id}\"]", "[\"ABCDEF6789abcdef0123456789abcdef\"]"]

@@ -13,7 +13,7 @@
 //! is not used: the record's media type says exactly what the bytes are.
 
 use ciborium::Value;
-use sha2::{Digest as _, Sha256};
+use cofferdam_protocol::Digest;
 use x509_cert::Certificate;
 use x509_cert::der::{Decode as _, Encode as _};
 
@@ -75,18 +75,18 @@ pub fn evidence_from_certificate(der: &[u8]) -> Result<Option<Vec<u8>>, RatlsErr
     }
 }
 
-/// `sha256:<64 hex>` of a certificate's SubjectPublicKeyInfo, to compare with the claim `tls_key`.
+/// Digest of a certificate's SubjectPublicKeyInfo, to compare with the claim `tls_key`.
 ///
 /// # Errors
 /// [`RatlsError::Malformed`] when the bytes are no certificate.
-pub fn spki_sha256(cert_der: &[u8]) -> Result<String, RatlsError> {
+pub fn spki_sha256(cert_der: &[u8]) -> Result<Digest, RatlsError> {
     let certificate = Certificate::from_der(cert_der).map_err(|_| RatlsError::Malformed)?;
     let spki = certificate
         .tbs_certificate()
         .subject_public_key_info()
         .to_der()
         .map_err(|_| RatlsError::Malformed)?;
-    Ok(format!("sha256:{}", hex::encode(Sha256::digest(&spki))))
+    Ok(Digest::of(&spki))
 }
 
 /// When a certificate begins and ceases to be valid, seconds since the Unix epoch.

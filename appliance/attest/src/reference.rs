@@ -6,11 +6,12 @@
 //! is appraised. The predicted events travel along, each with what produces it, so that a mismatch can be explained.
 //! What only a simulated TD produces is marked so, and is never compared with hardware.
 
+use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::{Digest, hex};
 use serde::{Deserialize, Serialize};
 
 use crate::event_log::{Event, MAX_EVENTS, Register};
 use crate::evidence::ImageInfo;
-use crate::strict::{self, JsonError};
 
 mod build;
 mod predicted;
@@ -66,10 +67,10 @@ pub struct Boot {
     #[serde(default, skip_serializing_if = "BootSource::is_disk")]
     pub source: BootSource,
     /// What the firmware loads.
-    #[serde(with = "strict::register_hex")]
+    #[serde(with = "hex::array")]
     pub rtmr1: Register,
     /// What boot stub and kernel measure.
-    #[serde(with = "strict::register_hex")]
+    #[serde(with = "hex::array")]
     pub rtmr2: Register,
     /// The events of both, in order.
     pub events: Vec<PredictedEvent>,
@@ -120,7 +121,7 @@ pub struct PlatformReference {
     /// MRTD, one value per order in which a hypervisor may add the firmware's pages.
     pub mrtd: Vec<Mrtd>,
     /// RTMR0, where firmware and shape determine all of it.
-    #[serde(default, skip_serializing_if = "Option::is_none", with = "strict::register_option")]
+    #[serde(default, skip_serializing_if = "Option::is_none", with = "hex::array_option")]
     pub rtmr0: Option<Register>,
     /// The events of RTMR0 that are determined, in order; all of them when `rtmr0` is there.
     #[serde(default, skip_serializing_if = "Vec::is_empty")]
@@ -134,8 +135,8 @@ pub struct PlatformReference {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct FirmwareInfo {
-    /// `sha256:<64 hex>` of the firmware file.
-    pub sha256: String,
+    /// Digest of the firmware file.
+    pub sha256: Digest,
     /// Its file name.
     pub file: String,
     /// The distribution's package that holds it.
@@ -169,7 +170,7 @@ pub struct Mrtd {
     /// The order.
     pub order: PageOrder,
     /// The value.
-    #[serde(with = "strict::register_hex")]
+    #[serde(with = "hex::array")]
     pub value: Register,
 }
 
@@ -215,7 +216,7 @@ impl Half {
     /// # Errors
     /// [`ReferenceError`], also when the events of a register do not replay to its value.
     pub fn parse(json: &[u8]) -> Result<Self, ReferenceError> {
-        let half: Self = strict::from_json(json, MAX_BYTES).map_err(ReferenceError::Json)?;
+        let half: Self = json::from_json(json, MAX_BYTES).map_err(ReferenceError::Json)?;
         match &half {
             Self::Image(image) => image.check()?,
             Self::Platform(platform) => platform.check()?,
@@ -224,11 +225,11 @@ impl Half {
     }
 
     /// The file: indented JSON with a final newline, the same bytes for the same values.
-    #[must_use]
-    pub fn to_json(&self) -> Vec<u8> {
-        let mut json = serde_json::to_vec_pretty(self).unwrap_or_default();
-        json.push(b'\n');
-        json
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn to_json(&self) -> Result<Vec<u8>, JsonError> {
+        json::to_vec_pretty(self)
     }
 }
 

@@ -5,56 +5,66 @@
 
 use std::fmt;
 
+use cofferdam_protocol::{Timestamp, hex};
+
 use crate::claims::{self, Claims};
 
+/// What a tag begins with.
+const PREFIX: &str = "attest-";
+
 /// A parsed tag.
-#[derive(Debug, Clone, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct Tag {
-    /// Time of the claims, RFC 3339 as in [`Claims::issued_at`].
-    pub issued_at: String,
-    /// First 8 hex digits of the claims digest.
-    pub digest: String,
+    /// Time of the claims, [`Claims::issued_at`].
+    pub issued_at: Timestamp,
+    /// Beginning of the claims digest.
+    pub digest: DigestPrefix,
 }
 
-/// First 8 hex digits of [`claims::report_data`].
-pub fn digest_prefix(claims: &[u8]) -> String {
-    let mut digest = hex::encode(claims::report_data(claims));
-    digest.truncate(8);
-    digest
+/// The first 4 bytes of [`claims::report_data`], in text 8 hex digits.
+#[derive(Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub struct DigestPrefix(pub [u8; 4]);
+
+impl DigestPrefix {
+    /// That of the exact bytes of claims.
+    pub fn of(claims: &[u8]) -> Self {
+        let [a, b, c, d, ..] = claims::report_data(claims);
+        Self([a, b, c, d])
+    }
+}
+
+impl fmt::Display for DigestPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&hex::encode(self.0))
+    }
+}
+
+impl fmt::Debug for DigestPrefix {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        fmt::Display::fmt(self, f)
+    }
 }
 
 impl Tag {
     /// The tag for the exact bytes of claims; `None` when they do not decode.
     pub fn for_claims(bytes: &[u8]) -> Option<Self> {
         let claims = Claims::decode(bytes).ok()?;
-        Some(Self { issued_at: claims.issued_at, digest: digest_prefix(bytes) })
+        Some(Self { issued_at: claims.issued_at, digest: DigestPrefix::of(bytes) })
     }
 
     /// Parses a tag name; `None` when it is not a release attestation's.
     pub fn parse(name: &str) -> Option<Self> {
-        let (time, digest) = name.strip_prefix("attest-")?.split_once('-')?;
-        let hex = digest.len() == 8 && digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if !hex || time.len() != 16 || !time.is_ascii() {
-            return None;
-        }
-        let part = |range| time.get(range);
-        let issued_at = format!(
-            "{}-{}-{}T{}:{}:{}Z",
-            part(0..4)?,
-            part(4..6)?,
-            part(6..8)?,
-            part(9..11)?,
-            part(11..13)?,
-            part(13..15)?
-        );
-        let tag = Self { issued_at, digest: digest.to_owned() };
-        (claims::parse_time(&tag.issued_at).is_some() && tag.to_string() == name).then_some(tag)
+        let (time, digest) = name.strip_prefix(PREFIX)?.split_once('-')?;
+        Some(Self {
+            issued_at: Timestamp::from_compact(time)?,
+            digest: DigestPrefix(hex::decode_array(digest)?),
+        })
     }
 }
 
 impl fmt::Display for Tag {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "attest-{}-{}", self.issued_at.replace(['-', ':'], ""), self.digest)
+        write!(f, "{PREFIX}{}-{}", self.issued_at.compact(), self.digest)
     }
 }
 
@@ -66,7 +76,7 @@ mod tests {
     fn tags_round_trip_and_nothing_else_parses() {
         let name = "attest-20260102T030405Z-0a1b2c3d";
         let tag = Tag::parse(name).unwrap();
-        assert_eq!(tag.issued_at, "2026-01-02T03:04:05Z");
+        assert_eq!(tag.issued_at.to_string(), "2026-01-02T03:04:05Z");
         assert_eq!(tag.to_string(), name);
         for bad in [
             "attest-20260102T030405Z-0A1b2c3d",

@@ -7,7 +7,7 @@ mod common;
 use cofferdam_attest::appraise::{
     Appraisal, Expectations, Outcome, Roots, Verdict, appraise, appraise_document, appraise_quote,
 };
-use cofferdam_attest::claims::{Claims, format_time};
+use cofferdam_attest::claims::Claims;
 use cofferdam_attest::event_log::payload::Payload as _;
 use cofferdam_attest::event_log::{Event, event_digest};
 use cofferdam_attest::evidence::{Collateral, Evidence};
@@ -15,7 +15,8 @@ use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote::attributes;
 use cofferdam_attest::reference::{BootPlatform, PlatformReference, ReferenceValues};
 use cofferdam_attest::release::Tag;
-use common::{Fixture, NOW, detail, failed, names, own_events, platform};
+use cofferdam_protocol::evidence::Nonce;
+use common::{Fixture, NOW, detail, failed, names, own_events, platform, time, word};
 use tdx_sim::{CollateralOptions, QuoteFlaw, TdReport};
 
 #[test]
@@ -521,7 +522,7 @@ fn a_log_that_replays_but_breaks_the_rules_is_rejected() {
     borrowed[5].payload = Some(b"{}".to_vec());
     assert!(failed(&with(borrowed)).contains(&"event_order"));
     let mut foreign = own();
-    foreign[1] = common::appliance(&common::DIGEST.replace('1', "4")).event();
+    foreign[1] = common::appliance(&common::DIGEST.replace('1', "4")).event().unwrap();
     assert_eq!(failed(&with(foreign)), ["event_payloads"]);
     let mut malformed = own();
     malformed[2] = Event::new("machine", r#"{"cpus":2,"memory_mib":2048,"extra":1}"#);
@@ -563,7 +564,7 @@ fn tampered(change: impl Fn(&mut Claims), expected: &dyn Fn(&Fixture) -> Expecta
     let mut evidence = fixture.evidence();
     let mut claims = fixture.claims.clone();
     change(&mut claims);
-    evidence.claims = claims.encode();
+    evidence.claims = claims.encode().unwrap();
     fixture.appraise_with(&evidence, &expected(&fixture))
 }
 
@@ -571,11 +572,11 @@ fn tampered(change: impl Fn(&mut Claims), expected: &dyn Fn(&Fixture) -> Expecta
 fn a_tampered_claim_is_rejected_by_its_name() {
     type Change = fn(&mut Claims);
     let cases: [(&str, Change); 5] = [
-        ("repository", |c| c.repository = "mallory/shop".into()),
-        ("commit", |c| c.commit = "9".repeat(40)),
-        ("declaration", |c| c.declaration = format!("sha256:{}", "9".repeat(64))),
-        ("endpoint", |c| c.endpoint = "mallory.example:443".into()),
-        ("tls_key", |c| c.tls_key = format!("sha256:{}", "9".repeat(64))),
+        ("repository", |c| c.repository = word("mallory/shop")),
+        ("commit", |c| c.commit = [0x99; 20].into()),
+        ("declaration", |c| c.declaration = [0x99; 32].into()),
+        ("endpoint", |c| c.endpoint = word("mallory.example:443")),
+        ("tls_key", |c| c.tls_key = [0x99; 32].into()),
     ];
     for (name, change) in cases {
         let appraisal = tampered(change, &Fixture::expectations);
@@ -590,11 +591,11 @@ fn a_tampered_claim_is_named_offline_where_the_event_log_knows_it() {
     let offline = |_: &Fixture| Expectations::default();
     type Change = fn(&mut Claims);
     let cases: [(&str, Change); 5] = [
-        ("repository", |c| c.repository = "mallory/shop".into()),
-        ("commit", |c| c.commit = "9".repeat(40)),
-        ("declaration", |c| c.declaration = format!("sha256:{}", "9".repeat(64))),
-        ("endpoint", |c| c.endpoint = "mallory.example:443".into()),
-        ("tls_key", |c| c.tls_key = format!("sha256:{}", "9".repeat(64))),
+        ("repository", |c| c.repository = word("mallory/shop")),
+        ("commit", |c| c.commit = [0x99; 20].into()),
+        ("declaration", |c| c.declaration = [0x99; 32].into()),
+        ("endpoint", |c| c.endpoint = word("mallory.example:443")),
+        ("tls_key", |c| c.tls_key = [0x99; 32].into()),
     ];
     for (name, change) in cases {
         assert_eq!(failed(&tampered(change, &offline)), ["report_data", name]);
@@ -608,12 +609,12 @@ fn a_tampered_claim_is_named_offline_where_the_event_log_knows_it() {
 #[test]
 fn a_tampered_time_is_named_even_offline() {
     let offline = |_: &Fixture| Expectations::default();
-    let later = |c: &mut Claims| c.expires_at = format_time(NOW + 3 * 86_400).unwrap();
+    let later = |c: &mut Claims| c.expires_at = time(NOW + 3 * 86_400);
     assert!(detail(&tampered(later, &offline), "report_data").ends_with("expires_at was changed"));
-    let fresher = |c: &mut Claims| c.issued_at = format_time(NOW - 17).unwrap();
+    let fresher = |c: &mut Claims| c.issued_at = time(NOW - 17);
     assert!(detail(&tampered(fresher, &offline), "report_data").ends_with("issued_at was changed"));
     let tagged = |fixture: &Fixture| Expectations {
-        tag: Tag::for_claims(&fixture.claims.encode()),
+        tag: Tag::for_claims(&fixture.claims.encode().unwrap()),
         ..Expectations::default()
     };
     assert_eq!(failed(&tampered(fresher, &tagged)), ["report_data", "claims", "issued_at"]);
@@ -625,13 +626,13 @@ fn claims_that_the_quote_commits_to_still_have_to_be_the_expected_ones() {
     let evidence = fixture.evidence();
     type Change = fn(&mut Expectations);
     let cases: [(&str, Change); 8] = [
-        ("repository", |e| e.repository = Some("acme/other".into())),
-        ("commit", |e| e.commit = Some("8".repeat(40))),
-        ("declaration", |e| e.declaration = Some(format!("sha256:{}", "8".repeat(64)))),
-        ("endpoint", |e| e.endpoint = Some("other.example:1".into())),
-        ("tls_key", |e| e.tls_key = Some(format!("sha256:{}", "8".repeat(64)))),
-        ("nonce", |e| e.nonce = Some(vec![1; 32])),
-        ("channel_binding", |e| e.channel_binding = Some([1; 32])),
+        ("repository", |e| e.repository = Some(word("acme/other"))),
+        ("commit", |e| e.commit = Some([0x88; 20].into())),
+        ("declaration", |e| e.declaration = Some([0x88; 32].into())),
+        ("endpoint", |e| e.endpoint = Some(word("other.example:1"))),
+        ("tls_key", |e| e.tls_key = Some([0x88; 32].into())),
+        ("nonce", |e| e.nonce = Some(Nonce::new(vec![1; 32]).unwrap())),
+        ("channel_binding", |e| e.channel_binding = Some([1; 32].into())),
         ("claims", |e| e.tag = Tag::parse("attest-20270115T075000Z-00000000")),
     ];
     for (name, change) in cases {
@@ -644,12 +645,12 @@ fn claims_that_the_quote_commits_to_still_have_to_be_the_expected_ones() {
 #[test]
 fn nonce_and_channel_binding_are_bound_through_the_claims() {
     let mut fixture = Fixture::default();
-    fixture.claims.nonce = Some("AQEBAQEBAQEBAQEBAQEBAQ==".into());
-    fixture.claims.channel_binding = Some("AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI=".into());
+    fixture.claims.nonce = Some(word("AQEBAQEBAQEBAQEBAQEBAQ=="));
+    fixture.claims.channel_binding = Some(word("AgICAgICAgICAgICAgICAgICAgICAgICAgICAgICAgI="));
     let evidence = fixture.evidence();
     let expected = |nonce: u8, binding: u8| Expectations {
-        nonce: Some(vec![nonce; 16]),
-        channel_binding: Some([binding; 32]),
+        nonce: Some(Nonce::new(vec![nonce; 16]).unwrap()),
+        channel_binding: Some([binding; 32].into()),
         ..fixture.expectations()
     };
     assert_eq!(fixture.appraise_with(&evidence, &expected(1, 2)).verdict(), Verdict::Accepted);
@@ -661,8 +662,8 @@ fn nonce_and_channel_binding_are_bound_through_the_claims() {
 fn claims_are_refused_outside_their_time() {
     let with = |issued: u64, expires: u64| {
         let mut fixture = Fixture::default();
-        fixture.claims.issued_at = format_time(issued).unwrap();
-        fixture.claims.expires_at = format_time(expires).unwrap();
+        fixture.claims.issued_at = time(issued);
+        fixture.claims.expires_at = time(expires);
         failed(&fixture.appraise(&fixture.evidence()))
     };
     assert!(with(NOW + 299, NOW + 86_400).is_empty());
@@ -696,7 +697,7 @@ fn a_document_is_read_strictly() {
     let roots = common::roots(&fixture.platform);
     let with =
         |json: &[u8]| appraise_document(json, &fixture.expectations(), &Policy::default(), &roots, NOW);
-    let honest = fixture.evidence().to_json();
+    let honest = fixture.evidence().to_json().unwrap();
     assert_eq!(with(&honest).verdict(), Verdict::Accepted);
     assert_eq!(Evidence::parse(&honest).unwrap(), fixture.evidence());
     let text = String::from_utf8(honest).unwrap();

@@ -9,13 +9,15 @@ use std::path::Path;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::appraise::{Check, Outcome};
-use cofferdam_attest::claims::{Claims, parse_time, report_data};
+use cofferdam_attest::claims::{Claims, report_data};
 use cofferdam_attest::ear::Ear;
 use cofferdam_attest::event_log::{Event, replay};
-use cofferdam_attest::operator::{Authorization, SealedSecret, open_secret, signing_input, vault_public_key};
+use cofferdam_attest::operator::{open_secret, vault_public_key};
 use cofferdam_attest::policy::Policy;
+use cofferdam_attest::ratls;
 use cofferdam_attest::release::Tag;
-use cofferdam_attest::{ratls, strict};
+use cofferdam_protocol::operator::{Authorization, SealedSecret, signing_input};
+use cofferdam_protocol::{Timestamp, json as strict};
 use serde_json::{Value, json};
 use vector::patched;
 use verifier::appraised;
@@ -89,14 +91,17 @@ fn operator() {
         let private: [u8; 32] = bytes(case, "private_key").try_into().unwrap();
         assert_eq!(vault_public_key(&private).unwrap().as_slice(), bytes(case, "public_key"));
         let sealed: SealedSecret = serde_json::from_value(case["sealed"].clone()).unwrap();
-        assert_eq!(*open_secret(&private, text(case, "reference"), &sealed).unwrap(), bytes(case, "value"));
+        assert_eq!(
+            *open_secret(&private, &text(case, "reference").parse().unwrap(), &sealed).unwrap(),
+            bytes(case, "value")
+        );
     }
     for header in list(&file["authorization"], "accepted") {
         let header = header.as_str().unwrap();
-        assert_eq!(Authorization::parse(header).unwrap().to_string(), header);
+        assert_eq!(header.parse::<Authorization>().unwrap().to_string(), header);
     }
     for header in list(&file["authorization"], "refused") {
-        assert_eq!(Authorization::parse(header.as_str().unwrap()), None, "{header}");
+        assert!(header.as_str().unwrap().parse::<Authorization>().is_err(), "{header}");
     }
 }
 
@@ -105,7 +110,7 @@ fn certificates() {
     for case in list(&vectors("ratls.json"), "certificates") {
         let der = bytes(case, "certificate");
         assert_eq!(ratls::evidence_from_certificate(&der).unwrap().unwrap(), bytes(case, "evidence"));
-        assert_eq!(ratls::spki_sha256(&der).unwrap(), text(case, "spki"));
+        assert_eq!(ratls::spki_sha256(&der).unwrap().to_string(), text(case, "spki"));
     }
 }
 
@@ -148,8 +153,9 @@ fn ear() {
         let of_name = list(&evidence, "cases").iter().find(|case| case["name"] == name).unwrap();
         let input = patched(&evidence["input"], &of_name["patch"]);
         let appraisal = appraised(&input, &of_name["text"]).unwrap();
-        let now = parse_time(text(&input, "at")).unwrap();
-        let mut ear = serde_json::to_value(Ear::new(&appraisal, &Policy::default(), "", now)).unwrap();
+        let now = text(&input, "at").parse().map(Timestamp::unix).unwrap();
+        let mut ear =
+            serde_json::to_value(Ear::new(&appraisal, &Policy::default(), "", now).unwrap()).unwrap();
         ear.as_object_mut().unwrap().remove("ear_verifier_id").unwrap();
         let submodule = ear["submods"]["cofferdam"].as_object_mut().unwrap();
         submodule.remove("ear_appraisal_policy_ids").unwrap();

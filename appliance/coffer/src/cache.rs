@@ -7,7 +7,7 @@
 
 use std::collections::HashMap;
 use std::fs::{self, DirBuilder, OpenOptions};
-use std::io::{Read as _, Write as _};
+use std::io::Write as _;
 use std::os::unix::fs::{DirBuilderExt as _, MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
 use std::sync::Mutex;
@@ -15,6 +15,7 @@ use std::time::SystemTime;
 
 use aws_lc_rs::hmac;
 use cofferdam_github as github;
+use cofferdam_protocol::{hex, read};
 use nix::unistd::geteuid;
 use zeroize::Zeroizing;
 
@@ -208,8 +209,7 @@ fn read_regular(path: &Path, most: usize) -> Option<Vec<u8>> {
     let limit = u64::try_from(most).ok()?;
     let about = fs::symlink_metadata(path).ok().filter(|about| about.is_file() && about.len() <= limit)?;
     let mut bytes = Vec::with_capacity(usize::try_from(about.len()).ok()?);
-    fs::File::open(path).ok()?.take(limit.saturating_add(1)).read_to_end(&mut bytes).ok()?;
-    (bytes.len() <= most).then_some(bytes)
+    read::bounded_into(fs::File::open(path).ok()?, limit, &mut bytes).ok().map(|()| bytes)
 }
 
 #[cfg(test)]

@@ -9,12 +9,14 @@
 use std::sync::Arc;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::URL_SAFE_NO_PAD;
 use cofferdam_attest::appraise::{Appraisal, Expectations};
 use cofferdam_attest::claims::Claims;
-use cofferdam_attest::evidence::{self, Evidence};
+use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::ratls::{self, Refusal};
+use cofferdam_protocol::evidence::{self, ChannelBinding, Nonce};
+use cofferdam_protocol::operator::{MAX_REPLY, PREFIX};
+use cofferdam_protocol::reply::{ErrorReply, JSON};
+use cofferdam_protocol::{Digest, Endpoint, Repository};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
 use hyper::body::Bytes;
 use hyper::client::conn::http1;
@@ -31,21 +33,17 @@ use crate::operator_key::OperatorKey;
 use crate::reach::{Obstacle, endpoint_hint};
 use crate::trust::{Trust, holds_until, unix_now};
 
-/// Everything that belongs to the appliance itself lies under this path.
-pub(crate) const PREFIX: &str = "/.well-known/cofferdam";
 /// A busy appliance is asked this often, and after this pause: its own limits refill within a second.
 const BUSY_ATTEMPTS: u32 = 5;
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
 /// Bound on connecting, before TLS.
 const CONNECT: Duration = Duration::from_secs(10);
-/// Largest reply of the operator API: 10,000 log lines.
-const LARGEST_REPLY: usize = 32 << 20;
 
 /// A connection to an appliance that was verified on it.
 pub(crate) struct Channel {
     sender: http1::SendRequest<Full<Bytes>>,
     host: String,
-    binding: [u8; 32],
+    binding: ChannelBinding,
     pub(crate) claims: Claims,
     pub(crate) appraisal: Appraisal,
     /// When the appraisal ceases to hold, seconds since the Unix epoch.
@@ -81,7 +79,7 @@ pub(crate) enum NotDialled {
 
 impl NotDialled {
     /// The failure for `endpoint`. Where a key is attested (`expected`) a refusal is false; without one nobody knows who answered.
-    pub(crate) fn failure(self, endpoint: &str, expected: bool) -> Failure {
+    pub(crate) fn failure(self, endpoint: &Endpoint, expected: bool) -> Failure {
         let refusal = match self {
             Self::Failed(failure) => return failure,
             Self::Refused(refusal) => refusal,
@@ -102,8 +100,8 @@ impl NotDialled {
     }
 }
 
-/// Opens a TLS 1.3 connection to `endpoint` (`host:port`). With `pin` it has to be the holder of that key.
-pub(crate) async fn dial(endpoint: &str, pin: Option<&str>) -> Result<Dialled, NotDialled> {
+/// Opens a TLS 1.3 connection to `endpoint`. With `pin` it has to be the holder of that key.
+pub(crate) async fn dial(endpoint: &Endpoint, pin: Option<Digest>) -> Result<Dialled, NotDialled> {
     let unreachable = |what: &str, error: &(dyn std::error::Error + 'static)| {
         NotDialled::Failed(
             Failure::could_not_check(format!("cannot {what} {endpoint}: {}", chain(error)))
@@ -111,14 +109,14 @@ pub(crate) async fn dial(endpoint: &str, pin: Option<&str>) -> Result<Dialled, N
         )
     };
     let usage = |words: String| NotDialled::Failed(Failure::usage(words));
-    let (host, _) = endpoint.rsplit_once(':').ok_or_else(|| usage(format!("{endpoint} is not HOST:PORT")))?;
-    let name = ServerName::try_from(host.trim_matches(['[', ']']).to_owned())
+    let host = endpoint.host();
+    let name = ServerName::try_from(host.to_owned())
         .map_err(|_| usage(format!("{host} is not a host name or an address")))?;
-    let config = ratls::client_config(pin.map(str::to_owned)).map_err(|error| {
+    let config = ratls::client_config(pin).map_err(|error| {
         NotDialled::Failed(Failure::failed(format!("cannot prepare TLS: {}", chain(&error))))
     })?;
     let silent = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
-    let tcp = timeout(CONNECT, TcpStream::connect(endpoint)).await.map_err(silent).flatten();
+    let tcp = timeout(CONNECT, TcpStream::connect((host, endpoint.port()))).await.map_err(silent).flatten();
     let tcp = tcp.map_err(|error| unreachable("reach", &error))?;
     tcp.set_nodelay(true).map_err(|error| unreachable("set up", &error))?;
     let stream =
@@ -138,14 +136,14 @@ impl Channel {
     /// this endpoint, by a release attestation or earlier (`known`), something else than evidence is a false answer; without
     /// one nobody knows who answers.
     pub(crate) async fn open(
-        endpoint: &str,
-        repository: &str,
+        endpoint: &Endpoint,
+        repository: &Repository,
         trust: &Trust,
         release: Option<&Claims>,
-        known: Option<&str>,
+        known: Option<Digest>,
     ) -> Outcome<Self> {
         let expected = release.is_some() || known.is_some();
-        let dialled = dial(endpoint, release.map(|claims| claims.tls_key.as_str())).await;
+        let dialled = dial(endpoint, release.map(|claims| claims.tls_key)).await;
         let Dialled { stream, peer } = dialled.map_err(|error| error.failure(endpoint, expected))?;
         let lost = |error: hyper::Error| Failure::could_not_check(format!("{endpoint}: {}", chain(&error)));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
@@ -153,21 +151,22 @@ impl Channel {
         tokio::spawn(connection);
         let mut nonce = [0_u8; 32];
         getrandom::fill(&mut nonce).map_err(|_| Failure::failed("the system gives no random numbers"))?;
-        let path = format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce));
-        let reply = ask_for_evidence(&mut sender, endpoint, &path).await;
-        let evidence = evidence_in(reply, endpoint, expected)?;
+        let nonce = Nonce::new(nonce.to_vec()).map_err(|error| Failure::failed(error.message))?;
+        let shown = endpoint.to_string();
+        let reply = ask_for_evidence(&mut sender, &shown, &evidence::target(&nonce)).await;
+        let evidence = evidence_in(reply, &shown, expected)?;
         let expectations = Expectations {
-            repository: Some(repository.to_owned()),
+            repository: Some(repository.clone()),
             tls_key: Some(peer.tls_key),
-            nonce: Some(nonce.to_vec()),
+            nonce: Some(nonce),
             channel_binding: Some(peer.channel_binding),
-            commit: release.map(|claims| claims.commit.clone()),
-            declaration: release.map(|claims| claims.declaration.clone()),
+            commit: release.map(|claims| claims.commit),
+            declaration: release.map(|claims| claims.declaration),
             endpoint: release.map(|claims| claims.endpoint.clone()),
             ..trust.expectations()
         };
         let judged = trust.appraise(&evidence, &expectations, unix_now()?);
-        judged.accept(endpoint)?;
+        judged.accept(&shown)?;
         let appraisal = judged.appraisal;
         let claims = Claims::decode(&evidence.claims).map_err(|error| {
             Failure::rejected(format!("the claims of {endpoint} are malformed: {}", chain(&error)))
@@ -179,7 +178,7 @@ impl Channel {
         }
         let expires_unix = holds_until(&claims, &appraisal, trust.max_age_s());
         let binding = peer.channel_binding;
-        Ok(Self { sender, host: endpoint.to_owned(), binding, claims, appraisal, expires_unix })
+        Ok(Self { sender, host: shown, binding, claims, appraisal, expires_unix })
     }
 
     /// One request of the operator API, signed for this connection.
@@ -191,8 +190,8 @@ impl Channel {
         body: Vec<u8>,
     ) -> Outcome<Reply> {
         let path = format!("{PREFIX}{path}");
-        let authorization = key.authorization(method, &path, &body, &self.binding);
-        exchange(&mut self.sender, &self.host, method, &path, body.into(), Some(authorization), LARGEST_REPLY)
+        let authorization = key.authorization(method, &path, &body, self.binding.as_bytes());
+        exchange(&mut self.sender, &self.host, method, &path, body.into(), Some(authorization), MAX_REPLY)
             .await
             .map_err(|broken| Failure::could_not_check(broken.what))
     }
@@ -222,7 +221,8 @@ async fn ask_for_evidence(
 ) -> Result<Reply, Broken> {
     let mut attempt = 1;
     loop {
-        let reply = exchange(sender, endpoint, "GET", path, Bytes::new(), None, evidence::MAX_BYTES).await?;
+        let reply =
+            exchange(sender, endpoint, "GET", path, Bytes::new(), None, evidence::MAX_DOCUMENT).await?;
         let busy = matches!(reply.status, StatusCode::TOO_MANY_REQUESTS | StatusCode::SERVICE_UNAVAILABLE);
         if !busy || attempt == BUSY_ATTEMPTS {
             return Ok(reply);
@@ -249,7 +249,7 @@ async fn exchange(
         request = request.header("authorization", value);
     }
     if !body.is_empty() {
-        request = request.header("content-type", "application/json");
+        request = request.header("content-type", JSON);
     }
     let request = request.body(Full::new(body)).map_err(|error| lost(&error))?;
     let response = sender.send_request(request).await;
@@ -266,20 +266,15 @@ async fn exchange(
     Ok(Reply { status, body })
 }
 
-/// The failure that an error reply stands for: `{"error": …, "hint": …}` with its status.
+/// The failure that an error reply stands for, with its status.
 pub(crate) fn refusal(reply: &Reply, what: &str) -> Failure {
-    #[derive(serde::Deserialize)]
-    struct Body {
-        error: String,
-        hint: Option<String>,
-    }
     let (code, generic) = match reply.status {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => (Code::NotAllowed, "not allowed"),
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => (Code::NotReady, "not ready"),
         StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => (Code::Usage, "refused"),
         _ => (Code::Failed, "failed"),
     };
-    match serde_json::from_slice::<Body>(&reply.body) {
+    match ErrorReply::parse(&reply.body) {
         Ok(body) => {
             let failure = Failure::new(code, format!("{what}: {}", crate::ui::printable(&body.error)));
             match body.hint {

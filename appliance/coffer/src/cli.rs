@@ -1,15 +1,17 @@
 //! The command line: one definition that generates parsing, help, completions and man pages.
 
+use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
 use clap::{Args, Parser, Subcommand};
 use cofferdam_attest::reference::ProcessorId;
+use cofferdam_protocol::{Commit, Endpoint, Repository, SECRET_SCHEME, SecretRef, WordError, hex};
 
 mod appraise;
 mod origin;
 
-pub(crate) use appraise::{Appraise, Expected, Format, digest};
+pub(crate) use appraise::{Appraise, Expected, Format};
 use origin::Origins;
 
 /// The heading of what stands after a group with a heading of its own: none, as before the group.
@@ -55,10 +57,10 @@ pub(crate) enum Verb {
     Init {
         /// The repository that is the appliance's identity
         #[arg(value_name = "OWNER/REPO")]
-        repository: String,
+        repository: Repository,
         /// Where clients connect
         #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8443")]
-        endpoint: String,
+        endpoint: Endpoint,
         /// The declaration to write
         #[arg(long, value_name = "FILE", default_value = "cofferdam.yaml")]
         file: PathBuf,
@@ -92,13 +94,13 @@ pub(crate) enum Verb {
     Verify {
         /// The repository
         #[arg(value_name = "OWNER/REPO")]
-        repository: String,
+        repository: Repository,
         /// Also write the verified evidence document to a file
         #[arg(long, value_name = "FILE")]
         save: Option<PathBuf>,
         /// The commit that the appliance must run, if it is not the one that the default branch declares now
-        #[arg(long, value_name = "SHA", value_parser = commit)]
-        commit: Option<String>,
+        #[arg(long, value_name = "SHA")]
+        commit: Option<Commit>,
         #[command(flatten)]
         trust: Trust,
         #[command(flatten)]
@@ -116,7 +118,7 @@ pub(crate) enum Verb {
         listen: std::net::SocketAddr,
         /// The published port to reach, if it is not the endpoint's own
         #[arg(long, value_name = "PORT", help_heading = OWN)]
-        port: Option<u16>,
+        port: Option<NonZeroU16>,
     },
     /// Put, list and remove secrets over a verified connection
     Secret {
@@ -169,8 +171,8 @@ pub(crate) enum Secret {
         #[command(flatten)]
         appliance: Appliance,
         /// The secret's name
-        #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN)]
-        name: String,
+        #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN, value_parser = secret)]
+        name: SecretRef,
         /// Keep a trailing newline in the value (one is removed by default)
         #[arg(long, help_heading = OWN)]
         keep_newline: bool,
@@ -189,8 +191,8 @@ pub(crate) enum Secret {
         #[command(flatten)]
         appliance: Appliance,
         /// The secret's name
-        #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN)]
-        name: String,
+        #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN, value_parser = secret)]
+        name: SecretRef,
         #[command(flatten)]
         key: OperatorKey,
     },
@@ -288,14 +290,14 @@ pub(crate) enum Boot {
 pub(crate) struct Appliance {
     /// The repository that is the appliance's identity
     #[arg(value_name = "OWNER/REPO")]
-    pub(crate) repository: String,
+    pub(crate) repository: Repository,
     /// Connect here instead of to the published endpoint (before the first release attestation); the evidence is
     /// verified all the same
     #[arg(long, value_name = "HOST:PORT", env = "COFFER_ENDPOINT")]
-    pub(crate) endpoint: Option<String>,
+    pub(crate) endpoint: Option<Endpoint>,
     /// The commit that the appliance must run, if it is not the one that the default branch declares now
-    #[arg(long, value_name = "SHA", value_parser = commit)]
-    pub(crate) commit: Option<String>,
+    #[arg(long, value_name = "SHA")]
+    pub(crate) commit: Option<Commit>,
     #[command(flatten)]
     pub(crate) trust: Trust,
     #[command(flatten)]
@@ -344,15 +346,13 @@ pub(crate) struct OperatorKey {
     pub(crate) key: Option<PathBuf>,
 }
 
-/// A whole commit: an abbreviation names whatever GitHub finds first.
-fn commit(text: &str) -> Result<String, String> {
-    let hex = text.len() == 40 && text.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
-    if hex { Ok(text.to_owned()) } else { Err("a commit is 40 lower-case hexadecimal digits".to_owned()) }
+/// A secret's reference, given as `ns/name/field` or `secret://ns/name/field`.
+fn secret(text: &str) -> Result<SecretRef, WordError> {
+    if text.starts_with(SECRET_SCHEME) { text.parse() } else { format!("{SECRET_SCHEME}{text}").parse() }
 }
 
 fn register(text: &str) -> Result<Register, String> {
-    let bytes = hex::decode(text).ok().and_then(|bytes| bytes.try_into().ok());
-    bytes.ok_or_else(|| "a register is 96 hex digits".to_owned())
+    hex::decode_array(&text.to_ascii_lowercase()).ok_or_else(|| "a register is 96 hex digits".to_owned())
 }
 
 /// `4G`, `2816M`; in MiB.

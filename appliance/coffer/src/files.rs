@@ -4,9 +4,10 @@
 //! than one byte over the limit.
 
 use std::fs::File;
-use std::io::Read as _;
+use std::io::ErrorKind;
 use std::path::Path;
 
+use cofferdam_protocol::read;
 use zeroize::Zeroizing;
 
 use crate::failure::{Failure, Outcome};
@@ -26,20 +27,18 @@ pub(crate) fn read_secret(path: &Path, largest: usize) -> Outcome<Zeroizing<Vec<
     }
     // Reserved once, so that no half-read copy stays behind when the buffer grows.
     let mut bytes = Zeroizing::new(Vec::with_capacity(largest.min(1 << 20).saturating_add(1)));
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).map_err(failed(path))?;
-    if bytes.len() > largest {
-        return Err(too_large());
+    match read::bounded_into(file, limit, &mut bytes) {
+        Ok(()) => Ok(bytes),
+        Err(error) if error.kind() == ErrorKind::FileTooLarge => Err(too_large()),
+        Err(error) => Err(failed(path)(error)),
     }
-    Ok(bytes)
 }
 
 /// Reads the first `largest` bytes of a file and, if it has more, one byte of those: for a format that judges its own size.
 pub(crate) fn read_beginning(path: &Path, largest: usize) -> Outcome<Vec<u8>> {
     let (file, _) = open(path)?;
     let limit = u64::try_from(largest).unwrap_or(u64::MAX).saturating_add(1);
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).map_err(failed(path))?;
-    Ok(bytes)
+    read::beginning(file, limit).map_err(failed(path))
 }
 
 /// The file and, where it is a regular one, its length.

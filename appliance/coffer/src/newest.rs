@@ -11,10 +11,11 @@ use std::collections::HashMap;
 use std::task::Poll;
 
 use cofferdam_attest::appraise::{Check, Expectations, Outcome as CheckOutcome, Verdict};
-use cofferdam_attest::claims::{self, Claims};
+use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::{ASSET_NAME, Evidence};
 use cofferdam_attest::release::Tag;
 use cofferdam_github::GithubError;
+use cofferdam_protocol::{Commit, Digest, Repository};
 
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::source::{CLOCK_SKEW_S, Candidate, Candidates, DECLARATION, Source};
@@ -66,15 +67,15 @@ enum Judgement {
 
 /// One search over the candidates of a repository.
 struct Search<'a> {
-    repository: &'a str,
-    commit: Option<&'a str>,
+    repository: &'a Repository,
+    commit: Option<Commit>,
     trust: &'a Trust,
     source: &'a Source,
     now: u64,
     downloads: usize,
     downloaded: u64,
     /// What GitHub could not be asked about the commits so far.
-    commits: HashMap<String, Option<String>>,
+    commits: HashMap<Commit, Option<String>>,
     hint: Option<String>,
     skipped: Skipped,
     /// What explains best, so far, why nothing was accepted.
@@ -83,8 +84,8 @@ struct Search<'a> {
 
 /// The newest release attestation of `repository` that is accepted, or why there is none.
 pub(crate) async fn newest(
-    repository: &str,
-    commit: Option<&str>,
+    repository: &Repository,
+    commit: Option<Commit>,
     trust: &Trust,
     source: &Source,
 ) -> Outcome<Found> {
@@ -131,7 +132,7 @@ impl Search<'_> {
         for (candidate, document) in batch.into_iter().zip(documents) {
             // An appraisal computes: whatever else runs, and the caller's limit on time, have their turn in between.
             tokio::task::yield_now().await;
-            let tag = candidate.tag.clone();
+            let tag = candidate.tag;
             match self.judge(candidate, document).await? {
                 Judgement::Verified(found) if found.verdict == Verdict::Accepted => return Ok(Some(*found)),
                 Judgement::Verified(found) => {
@@ -208,8 +209,8 @@ impl Search<'_> {
 
     fn expectations(&self, tag: &Tag) -> Expectations {
         Expectations {
-            repository: Some(self.repository.to_owned()),
-            tag: Some(tag.clone()),
+            repository: Some(self.repository.clone()),
+            tag: Some(*tag),
             ..self.trust.expectations()
         }
     }
@@ -250,9 +251,9 @@ impl Search<'_> {
             let detail = format!("{DECLARATION} at {} is not a declaration", claims.commit);
             return check(CheckOutcome::Fail, detail);
         };
-        expectations.declaration = Some(cofferdam_declaration::digest(&bytes));
-        expectations.endpoint = Some(declared.endpoint.to_string());
-        if declared.repository.to_string() != claims.repository {
+        expectations.declaration = Some(Digest::of(&bytes));
+        expectations.endpoint = Some(declared.endpoint.clone());
+        if declared.repository != claims.repository {
             return check(
                 CheckOutcome::Fail,
                 format!("{DECLARATION} declares {}, not {}", declared.repository, claims.repository),
@@ -274,7 +275,7 @@ impl Search<'_> {
         let failed = asked.as_ref().err().filter(|failure| failure.code != Code::Rejected);
         self.hint = failed.and_then(|failure| failure.hint.clone()).or(self.hint.take());
         let failed = failed.map(|failure| failure.message.clone());
-        self.commits.insert(claims.commit.clone(), failed);
+        self.commits.insert(claims.commit, failed);
         asked
     }
 }
@@ -303,9 +304,7 @@ const DECLARATION_CHECK: &str = "repository_declaration";
 /// the answer says what is wrong with it.
 fn current(candidates: Candidates, oldest: u64) -> (Vec<Candidate>, Skipped) {
     let Candidates { mut list, other, future, without_document, complete } = candidates;
-    let recent = list.iter().take_while(|candidate| {
-        claims::parse_time(&candidate.tag.issued_at).is_some_and(|issued| issued >= oldest)
-    });
+    let recent = list.iter().take_while(|candidate| candidate.tag.issued_at.unix() >= oldest);
     let kept = recent.count().max(1).min(list.len());
     let old = list.len().saturating_sub(kept);
     list.truncate(kept);

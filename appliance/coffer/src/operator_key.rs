@@ -7,10 +7,11 @@ use std::io::Write as _;
 use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
 use std::path::{Path, PathBuf};
 
-use cofferdam_attest::operator;
+use cofferdam_protocol::operator::{self, Authorization};
+use cofferdam_protocol::{Fingerprint, OperatorKey as PublicKey, WordError};
 use ed25519_dalek::{Signer as _, SigningKey};
 use ssh_key::private::{Ed25519Keypair, KeypairData};
-use ssh_key::{HashAlg, LineEnding, PrivateKey};
+use ssh_key::{LineEnding, PrivateKey};
 use zeroize::Zeroizing;
 
 use crate::cli;
@@ -22,10 +23,9 @@ const LARGEST_KEY_FILE: usize = 16 * 1024;
 /// A key that can sign requests to the operator API.
 pub(crate) struct OperatorKey {
     signing: SigningKey,
-    /// `SHA256:…`, as `ssh-keygen -l` shows it.
-    pub(crate) fingerprint: String,
     /// The line that a declaration names: `ssh-ed25519 AAAA… comment`.
     pub(crate) public_line: String,
+    public: PublicKey,
 }
 
 impl OperatorKey {
@@ -78,11 +78,13 @@ impl OperatorKey {
         };
         let seed = Zeroizing::new(pair.private.to_bytes());
         let public_line = private.public_key().to_openssh().map_err(|_| "no public half".to_owned())?;
-        Ok(Self {
-            signing: SigningKey::from_bytes(&seed),
-            fingerprint: private.fingerprint(HashAlg::Sha256).to_string(),
-            public_line,
-        })
+        let public = public_line.parse().map_err(|error: WordError| error.message)?;
+        Ok(Self { signing: SigningKey::from_bytes(&seed), public_line, public })
+    }
+
+    /// As `ssh-keygen -l` shows it.
+    pub(crate) fn fingerprint(&self) -> Fingerprint {
+        self.public.fingerprint()
     }
 
     /// The `Authorization` header of one request on one TLS connection.
@@ -94,9 +96,8 @@ impl OperatorKey {
         channel_binding: &[u8; 32],
     ) -> String {
         let input = operator::signing_input(method, path, body, channel_binding);
-        let signature = self.signing.sign(&input).to_bytes();
-        let authorization = operator::Authorization { key: self.fingerprint.clone(), signature };
-        authorization.to_string()
+        let signature = self.signing.sign(&input).to_bytes().into();
+        Authorization { key: self.fingerprint(), signature }.to_string()
     }
 }
 
@@ -159,12 +160,12 @@ mod tests {
         assert_eq!(std::fs::metadata(&path).unwrap().permissions().mode() & 0o777, 0o600);
         let (again, _, new) = OperatorKey::load_or_create(&options).unwrap();
         assert!(!new);
-        assert_eq!((&made.fingerprint, &made.public_line), (&again.fingerprint, &again.public_line));
+        assert_eq!((made.fingerprint(), &made.public_line), (again.fingerprint(), &again.public_line));
         let header = made.authorization("PUT", "/p", b"body", &[7; 32]);
-        let parsed = operator::Authorization::parse(&header).unwrap();
-        assert_eq!(parsed.key, made.fingerprint);
+        let parsed: Authorization = header.parse().unwrap();
+        assert_eq!(parsed.key, made.fingerprint());
         let input = operator::signing_input("PUT", "/p", b"body", &[7; 32]);
-        let signature = ed25519_dalek::Signature::from_bytes(&parsed.signature);
+        let signature = ed25519_dalek::Signature::from_bytes(parsed.signature.as_bytes());
         assert!(made.signing.verifying_key().verify(&input, &signature).is_ok());
     }
 

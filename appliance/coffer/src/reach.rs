@@ -7,6 +7,7 @@ use std::error::Error;
 use std::io;
 
 use cofferdam_github::{Client, GithubError};
+use cofferdam_protocol::Endpoint;
 
 /// Where proxies are named (as the HTTP client reads them).
 const PROXIES: [&str; 4] = ["HTTPS_PROXY", "https_proxy", "ALL_PROXY", "all_proxy"];
@@ -116,8 +117,8 @@ fn hint_for_github(obstacle: Obstacle, host: &str, proxy: Option<&str>) -> Strin
 }
 
 /// What to try where an appliance's `endpoint` gave no answer.
-pub(crate) fn endpoint_hint(obstacle: Obstacle, endpoint: &str) -> String {
-    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
+pub(crate) fn endpoint_hint(obstacle: Obstacle, endpoint: &Endpoint) -> String {
+    let host = endpoint.host();
     match obstacle {
         Obstacle::Name => {
             format!("is the endpoint spelled right? `getent hosts {host}` shows whether its name resolves here")

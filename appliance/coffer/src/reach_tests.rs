@@ -4,6 +4,7 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use cofferdam_attest::ratls;
+use cofferdam_protocol::Digest;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
@@ -162,7 +163,8 @@ async fn each_way_of_not_reaching_an_appliance_has_its_hint_and_is_could_not_che
         (portal.as_str(), "something else listens there"),
         (cut.as_str(), "no attested certificate yet"),
     ] {
-        let failure = channel::dial(endpoint, None).await.err().unwrap().failure(endpoint, true);
+        let dialled: Endpoint = endpoint.parse().unwrap();
+        let failure = channel::dial(&dialled, None).await.err().unwrap().failure(&dialled, true);
         assert_eq!(failure.code, Code::CouldNotCheck, "{}", failure.message);
         assert!(failure.message.contains(endpoint), "{}", failure.message);
         assert!(
@@ -172,14 +174,16 @@ async fn each_way_of_not_reaching_an_appliance_has_its_hint_and_is_could_not_che
         );
     }
     for obstacle in [Obstacle::NoRoute, Obstacle::Silent] {
-        assert!(endpoint_hint(obstacle, "appliance.example:8443").contains("appliance.example"));
+        assert!(
+            endpoint_hint(obstacle, &"appliance.example:8443".parse().unwrap()).contains("appliance.example")
+        );
     }
 }
 
 #[tokio::test]
 async fn a_certificate_outside_its_time_is_false_only_where_a_key_is_attested() {
     for from in [now() - 3600 - 400, now() + 400] {
-        let endpoint = server(Manner::Tls(from)).await;
+        let endpoint: Endpoint = server(Manner::Tls(from)).await.parse().unwrap();
         for (expected, code) in [(true, Code::Rejected), (false, Code::CouldNotCheck)] {
             let failure = channel::dial(&endpoint, None).await.err().unwrap().failure(&endpoint, expected);
             assert_eq!(failure.code, code, "{}", failure.message);
@@ -191,12 +195,12 @@ async fn a_certificate_outside_its_time_is_false_only_where_a_key_is_attested() 
 
 #[tokio::test]
 async fn another_key_than_the_release_attests_is_false() {
-    let endpoint = server(Manner::Tls(now() - 60)).await;
+    let endpoint: Endpoint = server(Manner::Tls(now() - 60)).await.parse().unwrap();
     let shown = channel::dial(&endpoint, None).await.ok().unwrap().peer.tls_key;
-    let other = format!("sha256:{}", "0".repeat(64));
-    let failure = channel::dial(&endpoint, Some(&other)).await.err().unwrap().failure(&endpoint, true);
+    let other = Digest::from([0; 32]);
+    let failure = channel::dial(&endpoint, Some(other)).await.err().unwrap().failure(&endpoint, true);
     assert_eq!(failure.code, Code::Rejected);
     let words = format!("tls_key: {endpoint} shows {shown}, the release attestation says {other}");
     assert_eq!(failure.message, words);
-    assert!(channel::dial(&endpoint, Some(&shown)).await.is_ok());
+    assert!(channel::dial(&endpoint, Some(shown)).await.is_ok());
 }

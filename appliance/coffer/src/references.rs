@@ -5,9 +5,9 @@
 
 use std::path::{Path, PathBuf};
 
-use cofferdam_attest::claims::Repository;
 use cofferdam_attest::reference::{Half, MAX_BYTES, MAX_HALVES, ReferenceValues};
 use cofferdam_github::Requests;
+use cofferdam_protocol::Repository;
 
 use crate::cli;
 use crate::failure::{Failure, Outcome};
@@ -92,12 +92,11 @@ async fn from_release(
     release: &str,
     github: &cli::Github,
 ) -> Outcome<Requests> {
-    let parsed = release.split_once('@').filter(|(repository, tag)| {
-        Repository::parse(repository).is_some() && !tag.is_empty() && !tag.starts_with('-')
-    });
-    let (repository, tag) =
-        parsed.ok_or_else(|| Failure::usage(format!("{RELEASE}{release} is not {RELEASE}OWNER/REPO@TAG")))?;
-    let source = Source::new(repository, github)?;
+    let parsed = release.split_once('@').filter(|(_, tag)| !tag.is_empty() && !tag.starts_with('-'));
+    let (repository, tag) = parsed
+        .and_then(|(repository, tag)| Some((repository.parse::<Repository>().ok()?, tag)))
+        .ok_or_else(|| Failure::usage(format!("{RELEASE}{release} is not {RELEASE}OWNER/REPO@TAG")))?;
+    let source = Source::new(&repository, github)?;
     let wanted = |name: &str| name.starts_with(ASSET_PREFIX) && name.ends_with(SUFFIX);
     let assets = source.assets(tag, wanted, MAX_BYTES, MAX_HALVES).await?;
     if assets.is_empty() {

@@ -16,6 +16,7 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::Duration;
 
+use cofferdam_protocol::{Digest, Endpoint};
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
 use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
@@ -38,8 +39,8 @@ const MAX_STREAMS: usize = 1_024;
 /// The attested peer, as of one verification.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub(crate) struct Peer {
-    pub(crate) endpoint: String,
-    pub(crate) tls_key: String,
+    pub(crate) endpoint: Endpoint,
+    pub(crate) tls_key: Digest,
     pub(crate) renew_unix: u64,
     pub(crate) expires_unix: u64,
     pub(crate) simulated: bool,
@@ -63,7 +64,7 @@ pub(crate) trait World: Send + Sync + 'static {
     /// Verifies the appliance anew, knowing the key that was attested before.
     fn verify(&self, last: &Peer) -> impl Future<Output = Outcome<Peer>> + Send;
     /// Opens a connection to the peer; the key that the other end holds comes with it.
-    fn dial(&self, endpoint: &str) -> impl Future<Output = Outcome<(Self::Remote, String)>> + Send;
+    fn dial(&self, endpoint: &Endpoint) -> impl Future<Output = Outcome<(Self::Remote, Digest)>> + Send;
     /// Says something that a person must not miss.
     fn warn(&self, text: &str);
     /// Says why a connection or a renewal failed.

@@ -103,8 +103,8 @@ impl Local for Pipe {
 
 fn peer(key: &str, now: u64) -> Peer {
     Peer {
-        endpoint: "appliance:443".to_owned(),
-        tls_key: key.to_owned(),
+        endpoint: "appliance:443".parse().unwrap(),
+        tls_key: Digest::of(key),
         renew_unix: now + RENEW,
         expires_unix: now + VALIDITY,
         simulated: false,
@@ -146,13 +146,13 @@ impl World for Fake {
     }
 
     /// Answers each byte with the same byte.
-    async fn dial(&self, _endpoint: &str) -> Outcome<(DuplexStream, String)> {
+    async fn dial(&self, _endpoint: &Endpoint) -> Outcome<(DuplexStream, Digest)> {
         let (near, mut far) = duplex(64);
         tokio::spawn(async move {
             let mut byte = [0];
             while far.read_exact(&mut byte).await.is_ok() && far.write_all(&byte).await.is_ok() {}
         });
-        Ok((near, self.sky.key.lock().unwrap().clone()))
+        Ok((near, Digest::of(self.sky.key.lock().unwrap().as_bytes())))
     }
 
     fn warn(&self, text: &str) {

@@ -7,10 +7,11 @@ use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
-use cofferdam_attest::claims::{self, Claims};
+use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence;
 use cofferdam_attest::release::Tag;
 use cofferdam_github::{self as github, Asset, GithubError, Head, Requests};
+use cofferdam_protocol::{Commit, Digest, Repository};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
@@ -30,7 +31,7 @@ pub(crate) const DECLARATION: &str = "cofferdam.yaml";
 /// A reader of one repository.
 pub(crate) struct Source {
     client: github::Client,
-    repository: claims::Repository,
+    repository: Repository,
     head: OnceCell<Head>,
     /// How long GitHub asked to wait at most, in seconds.
     asked_to_wait: AtomicU64,
@@ -67,9 +68,8 @@ pub(crate) struct Candidates {
 }
 
 impl Source {
-    pub(crate) fn new(repository: &str, options: &cli::Github) -> Outcome<Self> {
-        let repository = claims::Repository::parse(repository)
-            .ok_or_else(|| Failure::usage(format!("{repository} is not OWNER/REPO")))?;
+    pub(crate) fn new(repository: &Repository, options: &cli::Github) -> Outcome<Self> {
+        let repository = repository.clone();
         let ca = options.github_ca.as_ref().map(|path| files::read_text(path, 256 << 10)).transpose()?;
         let api = options.github_api.as_deref().unwrap_or(github::DEFAULT_API);
         // The token is optional: public repositories are read without one.
@@ -142,7 +142,7 @@ impl Source {
     /// operator who has left since. Who wants an older one names its `commit`.
     ///
     /// Returns the declaration's bytes.
-    pub(crate) async fn declaration(&self, claims: &Claims, commit: Option<&str>) -> Outcome<Vec<u8>> {
+    pub(crate) async fn declaration(&self, claims: &Claims, commit: Option<Commit>) -> Outcome<Vec<u8>> {
         if let Some(commit) = commit.filter(|commit| *commit != claims.commit) {
             return Err(Failure::rejected(format!(
                 "commit: the appliance runs {}, {commit} was asked for",
@@ -150,9 +150,9 @@ impl Source {
             )));
         }
         let head = self.head().await?;
-        self.in_history(&claims.commit, head).await?;
-        let bytes = self.file(&claims.commit).await?;
-        let digest = cofferdam_declaration::digest(&bytes);
+        self.in_history(claims.commit, head).await?;
+        let bytes = self.file(claims.commit).await?;
+        let digest = Digest::of(&bytes);
         if digest != claims.declaration {
             return Err(Failure::rejected(format!(
                 "declaration: the appliance measured {}, {} at {} has {digest}",
@@ -162,7 +162,7 @@ impl Source {
         }
         // The bytes, and not whether git names the file as changed: a symbolic link stays the same when its target changes.
         let settled = commit.is_some() || head.commit == claims.commit;
-        if settled || self.file(&head.commit).await? == bytes {
+        if settled || self.file(head.commit).await? == bytes {
             return Ok(bytes);
         }
         Err(Failure::rejected(format!(
@@ -176,7 +176,7 @@ impl Source {
     }
 
     /// Insists that `commit` is in the history of the default branch.
-    async fn in_history(&self, commit: &str, head: &Head) -> Outcome {
+    async fn in_history(&self, commit: Commit, head: &Head) -> Outcome {
         if head.commit == commit {
             return Ok(());
         }
@@ -186,15 +186,17 @@ impl Source {
                 self.repository
             ))
         };
-        match self.client.compare(&self.repository, commit, &head.commit).await {
+        match self.client.compare(&self.repository, commit, head.commit).await {
             Ok(found) if found.merge_base == commit => Ok(()),
             Ok(_) | Err(GithubError::Unrelated) => Err(foreign()),
             // GitHub does not say why. That there is no such commit it says only when that one is asked for.
-            Err(GithubError::NotFound) => match self.client.commit(&self.repository, commit).await {
-                Err(GithubError::Refused(_)) => Err(foreign()),
-                Err(error) => Err(self.failure("read the history", &error)),
-                Ok(_) => Err(self.failure("read the history", &GithubError::NotFound)),
-            },
+            Err(GithubError::NotFound) => {
+                match self.client.commit(&self.repository, &commit.to_string()).await {
+                    Err(GithubError::Refused(_)) => Err(foreign()),
+                    Err(error) => Err(self.failure("read the history", &error)),
+                    Ok(_) => Err(self.failure("read the history", &GithubError::NotFound)),
+                }
+            }
             Err(error) => Err(self.failure("read the history", &error)),
         }
     }
@@ -206,10 +208,10 @@ impl Source {
     }
 
     /// The declaration at a whole commit. That it is not there is an answer; that the commit cannot be seen is none.
-    async fn file(&self, at: &str) -> Outcome<Vec<u8>> {
-        match self.client.contents(&self.repository, DECLARATION, at).await {
+    async fn file(&self, at: Commit) -> Outcome<Vec<u8>> {
+        match self.client.contents(&self.repository, DECLARATION, &at.to_string()).await {
             Ok(bytes) => Ok(bytes),
-            Err(GithubError::NotFound) => match self.client.commit(&self.repository, at).await {
+            Err(GithubError::NotFound) => match self.client.commit(&self.repository, &at.to_string()).await {
                 Ok(_) => Err(Failure::rejected(format!(
                     "commit: {} has no {DECLARATION} at {at}",
                     self.repository
@@ -250,7 +252,7 @@ impl Source {
 
 /// The tags whose releases may be the answer: those of the time that counts, or else the newest.
 fn wanted(tags: &[String], now: u64, oldest: u64) -> HashSet<String> {
-    let issued = |name: &String| claims::parse_time(&Tag::parse(name)?.issued_at);
+    let issued = |name: &String| Some(Tag::parse(name)?.issued_at.unix());
     let past = tags.iter().filter_map(|name| Some((issued(name)?, name)));
     let past: Vec<(u64, &String)> =
         past.filter(|(issued, _)| *issued <= now.saturating_add(CLOCK_SKEW_S)).collect();
@@ -262,7 +264,7 @@ fn wanted(tags: &[String], now: u64, oldest: u64) -> HashSet<String> {
 /// Sorts releases into those that may be attestations and the others. Drafts are nobody's word yet.
 fn sort(listed: github::Listed, now: u64) -> Candidates {
     // A tag from the future is nobody's: without this, one release could blind every client for good.
-    let latest = claims::format_time(now.saturating_add(CLOCK_SKEW_S)).unwrap_or_default();
+    let latest = now.saturating_add(CLOCK_SKEW_S);
     let mut found = Candidates { complete: listed.complete, ..Candidates::default() };
     for release in listed.releases.into_iter().filter(|release| !release.draft) {
         let Some(tag) = Tag::parse(&release.tag_name) else {
@@ -273,7 +275,7 @@ fn sort(listed: github::Listed, now: u64) -> Candidates {
             asset.name == evidence::ASSET_NAME && (1..=evidence::MAX_BYTES as u64).contains(&asset.size)
         };
         match release.assets.into_iter().find(fits) {
-            _ if tag.issued_at > latest => found.future += 1,
+            _ if tag.issued_at.unix() > latest => found.future += 1,
             None => found.without_document += 1,
             Some(asset) => found.list.push(Candidate {
                 tag,
@@ -289,9 +291,15 @@ fn sort(listed: github::Listed, now: u64) -> Candidates {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_protocol::Timestamp;
+
     use super::*;
 
     const NOW: &str = "2026-06-01T12:00:00Z";
+
+    fn now() -> u64 {
+        NOW.parse().map(Timestamp::unix).unwrap()
+    }
 
     fn release(tag: &str, draft: bool, assets: &[(&str, u64)]) -> github::Release {
         let asset = |(name, size): &(&str, u64)| Asset {
@@ -332,10 +340,10 @@ mod tests {
             release("v1.0.0", false, document),
         ];
         let listed = github::Listed { releases, complete: true };
-        let found = sort(listed, claims::parse_time(NOW).unwrap());
-        let digests: Vec<&str> =
-            found.list.iter().map(|candidate| candidate.tag.digest.trim_start_matches('0')).collect();
-        assert_eq!(digests, ["3", "2", "1"]);
+        let found = sort(listed, now());
+        let digests: Vec<String> =
+            found.list.iter().map(|candidate| candidate.tag.digest.to_string()).collect();
+        assert_eq!(digests, ["00000003", "00000002", "00000001"]);
         assert_eq!((found.other, found.future, found.without_document), (2, 2, 3));
         assert!(found.complete);
     }
@@ -346,7 +354,7 @@ mod tests {
         let client = github::Client::new(&format!("https://{closed}/api/v3"), None, None, "coffer").unwrap();
         let source = Source {
             client: client.with_deadline(Duration::from_millis(100)),
-            repository: claims::Repository::parse("acme/shop").unwrap(),
+            repository: "acme/shop".parse().unwrap(),
             head: OnceCell::new(),
             asked_to_wait: AtomicU64::new(0),
         };
@@ -358,7 +366,7 @@ mod tests {
 
     #[test]
     fn the_tags_that_matter_are_those_of_the_time_that_counts_or_else_the_newest() {
-        let now = claims::parse_time(NOW).unwrap();
+        let now = now();
         let tags = ["20260601T120000Z", "20260601T110000Z", "20260501T110000Z", "20270101T000000Z", "junk"]
             .map(|time| format!("attest-{time}-00000000"));
         let of = |times: &[&str]| -> HashSet<String> {

@@ -12,6 +12,7 @@ use cofferdam_attest::quote;
 use cofferdam_attest::reference::ReferenceValues;
 use cofferdam_github::Requests;
 use cofferdam_measure::explain::{self, Explanation};
+use cofferdam_protocol::unix_seconds;
 use serde_json::{Value, json};
 
 use crate::cli;
@@ -58,7 +59,7 @@ impl Trust {
             None => Policy::default(),
         };
         let (reference, requests) = references::load(&options.reference, github).await?;
-        let inputs = Inputs::new(options, github, &policy);
+        let inputs = Inputs::new(options, github, &policy).map_err(|error| Failure::failed(chain(&error)))?;
         Ok(Self { roots, policy, reference, inputs, requests })
     }
 
@@ -112,11 +113,9 @@ pub(crate) fn roots(further: Option<&Path>) -> Outcome<Roots> {
 }
 
 /// Until when what was accepted holds, seconds since the Unix epoch: the claims expire, they reach the age that the policy
-/// accepts, or a part of the collateral expires. 0 when the claims have no times.
+/// accepts, or a part of the collateral expires.
 pub(crate) fn holds_until(claims: &Claims, appraisal: &Appraisal, max_age_s: u64) -> u64 {
-    let (Some(issued), Some(expires)) = (claims.issued_unix(), claims.expires_unix()) else {
-        return 0;
-    };
+    let (issued, expires) = (claims.issued_at.unix(), claims.expires_at.unix());
     let collateral = appraisal.platform.as_ref().map(|platform| platform.collateral_expires);
     let collateral = collateral.filter(|expires| *expires > 0).unwrap_or(u64::MAX);
     expires.min(issued.saturating_add(max_age_s)).min(collateral)
@@ -206,15 +205,14 @@ pub(crate) fn named(path: &Path, error: &dyn std::error::Error) -> Failure {
 
 /// Seconds since the Unix epoch by this machine's clock.
 pub(crate) fn unix_now() -> Outcome<u64> {
-    std::time::SystemTime::now()
-        .duration_since(std::time::UNIX_EPOCH)
-        .map(|elapsed| elapsed.as_secs())
-        .map_err(|_| Failure::could_not_check("this machine's clock is before 1970"))
+    match unix_seconds(std::time::SystemTime::now()) {
+        0 => Err(Failure::could_not_check("this machine's clock is before 1970")),
+        now => Ok(now),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_attest::claims::parse_time;
     use cofferdam_attest::dcap::Platform;
 
     use super::*;
@@ -248,20 +246,20 @@ mod tests {
     fn an_appraisal_holds_until_the_first_of_expiry_age_and_collateral_ends() {
         let claims = Claims {
             version: 1,
-            repository: "acme/shop".into(),
-            commit: String::new(),
-            declaration: String::new(),
-            endpoint: String::new(),
-            tls_key: String::new(),
-            vault_key: String::new(),
-            issued_at: "2026-01-02T00:00:00Z".into(),
-            expires_at: "2026-01-03T00:00:00Z".into(),
+            repository: "acme/shop".parse().unwrap(),
+            commit: [0x22; 20].into(),
+            declaration: [0x11; 32].into(),
+            endpoint: "shop.example:8443".parse().unwrap(),
+            tls_key: [0x33; 32].into(),
+            vault_key: [0; 32].into(),
+            issued_at: "2026-01-02T00:00:00Z".parse().unwrap(),
+            expires_at: "2026-01-03T00:00:00Z".parse().unwrap(),
             sealed: false,
             state_epoch: 0,
             nonce: None,
             channel_binding: None,
         };
-        let issued = parse_time(&claims.issued_at).unwrap();
+        let issued = claims.issued_at.unix();
         for (max_age_s, collateral, after_s) in [
             (u64::MAX, None, 86_400),
             (172_800, Some(issued + 172_800), 86_400),
@@ -275,7 +273,5 @@ mod tests {
             let holds = holds_until(&claims, &appraisal, max_age_s);
             assert_eq!(holds - issued, after_s, "{max_age_s} {collateral:?}");
         }
-        let timeless = Claims { issued_at: "yesterday".into(), ..claims };
-        assert_eq!(holds_until(&timeless, &Appraisal::default(), 3_600), 0);
     }
 }

@@ -14,14 +14,14 @@ use std::os::unix::process::CommandExt as _;
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, Instant};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use cofferd::paths;
 use cofferd::roles::{FRONT, PUBLISH, Role, VAULT};
 use cofferd::system::client;
 use cofferd::system::sys::SecretMemory;
-use cofferdam_attest::operator::{seal_secret, signing_input};
-use cofferdam_vault::wire::{KeyReply, OperatorRequest};
+use cofferdam_attest::operator::seal_secret;
+use cofferdam_protocol::operator::signing_input;
+use cofferdam_protocol::vault::{KeyReply, OperatorRequest};
+use cofferdam_protocol::{Base64Bytes, Fingerprint, base64};
 use ed25519_dalek::{Signer as _, SigningKey};
 use hyper::Method;
 use nix::fcntl::{FcntlArg, FdFlag, fcntl};
@@ -80,16 +80,17 @@ fn lease_as(uid: u32) -> (u16, String) {
 }
 
 fn operate(uid: u32, key: &SigningKey, vault_key: &[u8; 32]) -> (u16, String) {
-    let body = serde_json::to_vec(&seal_secret(vault_key, PASSWORD, VALUE).unwrap()).unwrap();
+    let body =
+        serde_json::to_vec(&seal_secret(vault_key, &PASSWORD.parse().unwrap(), VALUE).unwrap()).unwrap();
     let path = "/.well-known/cofferdam/v1/secrets/app/db/password";
     let signature = key.sign(&signing_input("PUT", path, &body, &[5; 32])).to_bytes();
     let request = OperatorRequest {
         method: "PUT".into(),
         path: path.into(),
-        body: STANDARD.encode(&body),
-        channel_binding: STANDARD.encode([5; 32]),
-        key: cofferdam_vault::fingerprint(&key.verifying_key().to_bytes()),
-        signature: STANDARD.encode(signature),
+        body: Base64Bytes::new(body).unwrap(),
+        channel_binding: [5; 32].into(),
+        key: Fingerprint::of(&key.verifying_key().to_bytes()),
+        signature: signature.into(),
     };
     ask_as(uid, "POST /v1/operator", &serde_json::to_string(&request).unwrap())
 }
@@ -113,10 +114,11 @@ fn prepare(key: &SigningKey) {
         "services": [],
     });
     fs::write(paths::FACTS, facts.to_string()).unwrap();
-    let digest = format!("sha256:{}", "0".repeat(64));
+    let (digest, zero) = (format!("sha256:{}", "0".repeat(64)), "0".repeat(96));
     let appliance = serde_json::json!({
         "repository": "octo/app", "commit": "0".repeat(40), "declaration": digest, "endpoint": "127.0.0.1:8443",
-        "tls_key": digest, "state": "memory", "event_log": [], "phases": [], "registers": {},
+        "tls_key": digest, "state": "memory", "event_log": [], "phases": [],
+        "registers": {"mrtd": zero, "rtmr0": zero, "rtmr1": zero, "rtmr2": zero, "rtmr3": zero},
         "image": {"name": "cofferdam", "release": "0.1.0", "digests": {}},
     });
     fs::write(paths::APPLIANCE, appliance.to_string()).unwrap();
@@ -204,7 +206,7 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
     let (status, body) = ask_as(web, "GET /v1/key", "");
     assert_eq!(status, 200);
     let reply: KeyReply = serde_json::from_str(&body).unwrap();
-    let vault_key: [u8; 32] = STANDARD.decode(reply.public_key).unwrap().try_into().unwrap();
+    let vault_key: [u8; 32] = reply.public_key.into();
 
     assert_eq!(lease_as(web).0, 409);
     for stranger in [web, uid(&PUBLISH), 0] {
@@ -212,7 +214,7 @@ fn a_confined_vault_serves_its_peers_and_survives_a_kill() {
     }
     assert_eq!(operate(uid(&FRONT), &SigningKey::from_bytes(&[4; 32]), &vault_key).0, 401);
     assert_eq!(operate(uid(&FRONT), &key, &vault_key).0, 200);
-    let leased = format!("{{\"values\":{{\"{PASSWORD}\":\"{}\"}}}}", STANDARD.encode(VALUE));
+    let leased = format!("{{\"values\":{{\"{PASSWORD}\":\"{}\"}}}}", base64::encode(VALUE));
     assert_eq!(lease_as(web), (200, leased.clone()));
     for stranger in [165_536, uid(&PUBLISH), uid(&FRONT), 65_534, 0] {
         assert_eq!(lease_as(stranger).0, 403, "uid {stranger} leases");

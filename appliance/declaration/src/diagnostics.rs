@@ -8,6 +8,7 @@
 
 use std::fmt::{self, Write as _};
 
+use cofferdam_protocol::visible;
 use serde::Serialize;
 
 /// More errors than this help nobody; the last one then says how many were left out.
@@ -122,12 +123,12 @@ impl<'s> Collector<'s> {
         self.add(place, message.into(), Some(hint.into()), false);
     }
 
-    pub(crate) fn value(&mut self, place: Place, error: crate::value::ValueError) {
+    pub(crate) fn value(&mut self, place: Place, error: cofferdam_protocol::WordError) {
         self.add(place, error.message, error.hint, false);
     }
 
     /// An error about a value that may be a credential: the source line is shown only up to the value.
-    pub(crate) fn hidden(&mut self, place: Place, error: crate::value::ValueError) {
+    pub(crate) fn hidden(&mut self, place: Place, error: cofferdam_protocol::WordError) {
         self.add(place, error.message, error.hint, true);
     }
 
@@ -182,25 +183,5 @@ impl Excerpt {
             caret += 1;
         }
         Self { text, caret, width }
-    }
-}
-
-/// At most `max` characters of a text from outside, without control characters, for use in a message.
-pub(crate) fn shorten(text: &str, max: usize) -> String {
-    let mut short: String = text.chars().take(max).map(visible).collect();
-    if text.chars().nth(max).is_some() {
-        short.push('…');
-    }
-    short
-}
-
-/// Control characters and those that reorder text become a visible stand-in of the same width.
-fn visible(c: char) -> char {
-    if c == '\t' {
-        '→'
-    } else if c.is_control() || crate::yaml::is_deceptive(c) {
-        '\u{fffd}'
-    } else {
-        c
     }
 }

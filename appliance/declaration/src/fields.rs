@@ -6,9 +6,10 @@
 
 use std::str::FromStr;
 
-use crate::diagnostics::{Collector, Place, shorten};
+use cofferdam_protocol::{WordError, shorten};
+
+use crate::diagnostics::{Collector, Place};
 use crate::keys::{NOT_YET, Unsupported, nearest};
-use crate::value::ValueError;
 use crate::yaml::{Entry, Kind, Node};
 
 /// The keys of one mapping, taken one by one; what is left at the end is an error.
@@ -145,7 +146,7 @@ pub(crate) fn text(node: &Node, what: &str, errors: &mut Collector<'_>) -> Optio
 }
 
 /// A scalar that is one of this crate's small values.
-pub(crate) fn parse<T: FromStr<Err = ValueError>>(
+pub(crate) fn parse<T: FromStr<Err = WordError>>(
     node: &Node,
     what: &str,
     errors: &mut Collector<'_>,
@@ -155,11 +156,7 @@ pub(crate) fn parse<T: FromStr<Err = ValueError>>(
 }
 
 /// The value, or its error at the node's place.
-pub(crate) fn checked<T>(
-    node: &Node,
-    result: Result<T, ValueError>,
-    errors: &mut Collector<'_>,
-) -> Option<T> {
+pub(crate) fn checked<T>(node: &Node, result: Result<T, WordError>, errors: &mut Collector<'_>) -> Option<T> {
     result.map_err(|error| errors.value(node.place, error)).ok()
 }
 
@@ -243,12 +240,12 @@ fn misreading(text: &str) -> Option<&'static str> {
 
 /// `$$` is a dollar, as in Compose. Any other `$` would be a variable there, and there is no environment
 /// here to take one from: the file is measured and means one thing.
-fn undollar(text: &str) -> Result<String, ValueError> {
+fn undollar(text: &str) -> Result<String, WordError> {
     if !text.contains('$') {
         return Ok(text.to_owned());
     }
     if text.replace("$$", "").contains('$') {
-        return Err(ValueError::new("`$` stands for a variable in Compose, and there are none here")
+        return Err(WordError::new("`$` stands for a variable in Compose, and there are none here")
             .hint("write $$ for a dollar sign; for a secret write secret://namespace/name/field"));
     }
     Ok(text.replace("$$", "$"))

@@ -5,8 +5,8 @@
 //! bytes give the same answer in the appliance, on an operator's machine and in a test. It takes Compose's
 //! words where Compose has one, and refuses every Compose key it does not honour, with the reason.
 //!
-//! Measuring comes first and is not this crate's work: the digest of the bytes ([`digest`]) is in the event log
-//! before anything here looks at them.
+//! Measuring comes first and is not this crate's work: the digest of the bytes is in the event log before anything here
+//! looks at them. The words that other rooms share (repository, endpoint, references, …) are `cofferdam_protocol`'s.
 //!
 //! ```
 //! use cofferdam_declaration::Declaration;
@@ -15,7 +15,6 @@
 //! assert!(wrong.to_string().contains("did you mean `services`?"));
 //! ```
 
-mod address;
 mod diagnostics;
 mod fields;
 mod keys;
@@ -27,7 +26,10 @@ mod schema;
 mod value;
 mod yaml;
 
-pub use address::{Endpoint, HttpsUrl, ImageReference, RegistryHost};
+pub use cofferdam_protocol::{
+    Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
+    WordError as ValueError,
+};
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
 pub use model::{
     Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Operator, Port, Registry, Restart,
@@ -36,7 +38,7 @@ pub use model::{
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;
 pub use schema::json_schema;
-pub use value::{OperatorKey, Repository, SECRET_SCHEME, SecretRef, Signal, User, ValueError};
+pub use value::{Signal, User};
 pub use yaml::{MAX_BYTES, MAX_DEPTH};
 
 impl Declaration {
@@ -76,6 +78,5 @@ impl Declaration {
 
 /// The digest by which a declaration is measured and claimed: `sha256:<64 hex>` of its exact bytes.
 pub fn digest(bytes: &[u8]) -> String {
-    use sha2::Digest as _;
-    format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)))
+    cofferdam_protocol::Digest::of(bytes).to_string()
 }

@@ -6,10 +6,12 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
+use cofferdam_protocol::{
+    Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef,
+};
 use serde::{Deserialize, Serialize};
 
-use crate::address::{Endpoint, HttpsUrl, ImageReference, RegistryHost};
-use crate::value::{OperatorKey, Repository, SecretRef, Signal, User};
+use crate::value::{Signal, User};
 
 /// A parsed and validated `cofferdam.yaml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]

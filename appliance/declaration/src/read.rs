@@ -5,14 +5,14 @@
 
 use std::collections::BTreeSet;
 
-use crate::address::HttpsUrl;
-use crate::diagnostics::{Collector, Place, shorten};
+use cofferdam_protocol::{HttpsUrl, SecretRef, WordError, base64, is_name, is_service_name, shorten};
+
+use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{Attestation, Declaration, Github, Login, Operator, Registry};
 use crate::read_service;
 use crate::rules;
-use crate::value::{SecretRef, ValueError, is_name, is_service_name};
 use crate::yaml::{Kind, Node};
 
 /// As many services as the address plan and one small machine hold.
@@ -145,7 +145,7 @@ fn hidden_reference(node: &Node, key: &str, errors: &mut Collector<'_>) -> Optio
     };
     let example =
         if key == "token" { "secret://cofferdam/github/token" } else { "secret://registry/example/password" };
-    let result = text.parse().map_err(|error: ValueError| {
+    let result = text.parse().map_err(|error: WordError| {
         error.hint(format!(
             "write `{key}: {example}` and put the {key} with `coffer secret put`; revoke it if it stood here"
         ))
@@ -260,7 +260,7 @@ fn pem(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
     let text = fields::text(node, "`ca`", errors)?;
     let error = match check_pem(&text) {
         Ok(()) => return Some(text),
-        Err(why) => ValueError::new(format!("not certificates in PEM: {why}"))
+        Err(why) => WordError::new(format!("not certificates in PEM: {why}"))
             .hint("write `ca: |` and below it, indented, one or more BEGIN CERTIFICATE blocks"),
     };
     errors.hidden(node.place, error);
@@ -268,7 +268,6 @@ fn pem(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
 }
 
 fn check_pem(text: &str) -> Result<(), &'static str> {
-    use base64::Engine as _;
     if text.len() > MAX_PEM {
         return Err("longer than 64 KiB");
     }
@@ -280,16 +279,15 @@ fn check_pem(text: &str) -> Result<(), &'static str> {
     for line in text.lines().map(str::trim_end).filter(|line| !line.is_empty()) {
         match (line, &mut body) {
             ("-----BEGIN CERTIFICATE-----", None) => body = Some(String::new()),
-            ("-----END CERTIFICATE-----", Some(base64)) => {
-                let der = base64::engine::general_purpose::STANDARD.decode(&*base64);
+            ("-----END CERTIFICATE-----", Some(lines)) => {
                 // 0x30: a certificate is an ASN.1 SEQUENCE (RFC 5280, 4.1).
-                if !der.is_ok_and(|der| der.first() == Some(&0x30)) {
+                if !base64::decode(&*lines).is_some_and(|der| der.first() == Some(&0x30)) {
                     return Err("a block does not decode");
                 }
                 certificates += 1;
                 body = None;
             }
-            (line, Some(base64)) if !line.starts_with("-----") => base64.push_str(line),
+            (line, Some(lines)) if !line.starts_with("-----") => lines.push_str(line),
             _ => return Err("there is something else than certificates"),
         }
     }

@@ -6,13 +6,14 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use crate::address::parse_port;
-use crate::diagnostics::{Collector, Place, shorten};
+use cofferdam_protocol::{SECRET_SCHEME, SecretRef, WordError, parse_decimal, parse_port, shorten};
+
+use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
 use crate::read::{bounded, collect, optional};
-use crate::value::{SECRET_SCHEME, SecretRef, ValueError, parse_decimal, parse_duration};
+use crate::value::parse_duration;
 use crate::yaml::{Entry, Kind, Node};
 
 /// The kernel's MAX_ARG_STRLEN is 128 KiB for one argument or variable; half leaves room for the name.
@@ -293,21 +294,19 @@ fn ports(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<(Port, Place)>> 
     collect(read)
 }
 
-fn short_port(text: &str) -> Result<Port, ValueError> {
+fn short_port(text: &str) -> Result<Port, WordError> {
     let (pair, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
     if protocol != "tcp" {
-        return Err(ValueError::new("only TCP ports can be published: clients reach them over TLS"));
+        return Err(WordError::new("only TCP ports can be published: clients reach them over TLS"));
     }
     if pair.contains('-') {
-        return Err(
-            ValueError::new("ranges of ports are not supported").hint("write one entry for each port")
-        );
+        return Err(WordError::new("ranges of ports are not supported").hint("write one entry for each port"));
     }
     match pair.split(':').collect::<Vec<_>>().as_slice() {
         [published, target] => Ok(Port { published: parse_port(published)?, target: parse_port(target)? }),
-        [target] => Err(ValueError::new("the port on the appliance is not given")
+        [target] => Err(WordError::new("the port on the appliance is not given")
             .hint(format!("write \"PUBLISHED:{0}\", for example \"443:{0}\"", shorten(target, 12)))),
-        _ => Err(ValueError::new("not PUBLISHED:TARGET").hint(
+        _ => Err(WordError::new("not PUBLISHED:TARGET").hint(
             "write \"443:8080\"; a published port is open on the appliance's address, so no address is given",
         )),
     }

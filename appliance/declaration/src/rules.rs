@@ -2,7 +2,9 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use crate::diagnostics::{Collector, Place, shorten};
+use cofferdam_protocol::shorten;
+
+use crate::diagnostics::{Collector, Place};
 use crate::keys::nearest;
 use crate::model::{Github, Operator};
 use crate::read::ReadRegistry;

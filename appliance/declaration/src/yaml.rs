@@ -7,9 +7,10 @@
 
 use std::collections::BTreeMap;
 
+use cofferdam_protocol::{is_deceptive, shorten};
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
-use crate::diagnostics::{Collector, Place, shorten};
+use crate::diagnostics::{Collector, Place};
 
 /// A declaration is a page or two of text; this is far above any and far below what hurts.
 pub const MAX_BYTES: usize = 1024 * 1024;
@@ -87,11 +88,6 @@ pub(crate) fn read(source: &str, errors: &mut Collector<'_>) -> Option<Node> {
         aliases_reported: false,
     };
     reader.document()
-}
-
-/// Characters that change what a person believes the line says, without being visible.
-pub(crate) fn is_deceptive(c: char) -> bool {
-    matches!(c, '\u{200b}'..='\u{200f}' | '\u{2028}'..='\u{202e}' | '\u{2060}'..='\u{2069}' | '\u{feff}')
 }
 
 /// Refuses control and deceptive characters anywhere: a declaration is reviewed by people, and what

@@ -108,5 +108,5 @@ fn services_start_after_what_they_depend_on() {
 #[test]
 fn a_fingerprint_is_the_one_that_ssh_keygen_prints() {
     let key: OperatorKey = KEY.parse().unwrap();
-    assert_eq!(key.fingerprint(), "SHA256:FUpPB8Yt+27pXaYVpX/7AA0zsPCNk1u40XQHJy0g1Hs");
+    assert_eq!(key.fingerprint().to_string(), "SHA256:FUpPB8Yt+27pXaYVpX/7AA0zsPCNk1u40XQHJy0g1Hs");
 }

@@ -11,8 +11,7 @@ use serde::{Deserialize, Serialize};
 
 use super::transport::Kind;
 use super::{Client, Commit, GithubError, authorize, check_ref, extend};
-use cofferdam_attest::claims::Repository;
-use cofferdam_attest::strict;
+use cofferdam_protocol::{Commit as CommitId, Repository};
 
 /// Largest accepted comparison in bytes: it carries the patches of up to 300 files.
 const MAX_COMPARISON: usize = 16 * 1024 * 1024;
@@ -33,8 +32,8 @@ const LS_REFS: &str = "0014command=ls-refs\n0001000csymrefs\n0014ref-prefix HEAD
 pub struct Head {
     /// Its name without `refs/heads/`.
     pub branch: String,
-    /// 40 hex digits.
-    pub commit: String,
+    /// Its commit.
+    pub commit: CommitId,
     /// All tags that begin with `attest-`, when the server said them: each published release has one, not each has a release.
     pub tags: Option<Vec<String>>,
 }
@@ -43,8 +42,8 @@ pub struct Head {
 /// and follows it when it is asked for the file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Comparison {
-    /// Their best common ancestor, 40 hex digits. It is the base itself exactly when the base is in the history of the head.
-    pub merge_base: String,
+    /// Their best common ancestor. It is the base itself exactly when the base is in the history of the head.
+    pub merge_base: CommitId,
 }
 
 impl Client {
@@ -56,9 +55,7 @@ impl Client {
         check_ref(at)?;
         let mut url = self.url(repository, &["commits"], &[])?;
         extend(&mut url, &at.split('/').collect::<Vec<_>>())?;
-        let commit: Commit = self.get(url).await?;
-        check_sha(&commit.sha)?;
-        Ok(commit)
+        self.get(url).await
     }
 
     /// The default branch and its head, by one request of git's own protocol, which the API's limit does not count: the server
@@ -108,7 +105,7 @@ impl Client {
         struct Object {
             #[serde(rename = "type")]
             kind: String,
-            sha: String,
+            sha: CommitId,
         }
         let Named { default_branch: branch } = self.get(self.url(repository, &[], &[])?).await?;
         check_branch(&branch)?;
@@ -118,7 +115,6 @@ impl Client {
         if found.name != format!("refs/heads/{branch}") || found.object.kind != "commit" {
             return Err(GithubError::Malformed("another ref than was asked for".to_owned()));
         }
-        check_sha(&found.object.sha)?;
         Ok(Head { branch, commit: found.object.sha, tags: None })
     }
 
@@ -129,14 +125,9 @@ impl Client {
     pub async fn compare(
         &self,
         repository: &Repository,
-        base: &str,
-        head: &str,
+        base: CommitId,
+        head: CommitId,
     ) -> Result<Comparison, GithubError> {
-        for commit in [base, head] {
-            if !strict::is_lower_hex(commit, 40) {
-                return Err(GithubError::Config("commits are compared by their whole names"));
-            }
-        }
         // The list of commits is not needed: the shortest page of it.
         let span = format!("{base}...{head}");
         let url = self.url(repository, &["compare", &span], &[("per_page", "1"), ("page", "1")])?;
@@ -146,16 +137,16 @@ impl Client {
         }
         let answer: Compared = self.get_up_to(url.clone(), MAX_COMPARISON).await?;
         let comparison = answer.check(base)?;
-        self.remember(url.as_str(), &serde_json::to_vec(&comparison).unwrap_or_default());
+        if let Ok(bytes) = serde_json::to_vec(&comparison) {
+            self.remember(url.as_str(), &bytes);
+        }
         Ok(comparison)
     }
 
     /// Where git's protocol is spoken for a repository.
     fn git_url(&self, repository: &Repository) -> Result<Url, GithubError> {
-        let repository = Repository::parse(&repository.to_string())
-            .ok_or(GithubError::Config("repository is not OWNER/REPO"))?;
         let mut url = self.pages().ok_or(GithubError::Config("where git is spoken is not known"))?;
-        extend(&mut url, &[&repository.owner, &format!("{}.git", repository.name), "git-upload-pack"])?;
+        extend(&mut url, &[repository.owner(), &format!("{}.git", repository.name()), "git-upload-pack"])?;
         Ok(url)
     }
 }
@@ -170,14 +161,13 @@ struct Compared {
 
 #[derive(Deserialize)]
 struct Named {
-    sha: String,
+    sha: CommitId,
 }
 
 impl Compared {
     /// The comparison, when it is one with `base` and does not contradict itself.
-    fn check(self, base: &str) -> Result<Comparison, GithubError> {
+    fn check(self, base: CommitId) -> Result<Comparison, GithubError> {
         let merge_base = self.merge_base_commit.sha;
-        check_sha(&merge_base)?;
         let within = matches!(self.status.as_str(), "ahead" | "identical");
         if self.base_commit.sha != base || within != (merge_base == base) {
             return Err(GithubError::Malformed("a comparison that contradicts itself".to_owned()));
@@ -198,29 +188,19 @@ fn parse_head(body: &[u8]) -> Option<Head> {
         rest = tail;
         let mut words = line.trim_end_matches('\n').split(' ');
         let (object, name) = (words.next()?, words.next()?);
-        if !strict::is_lower_hex(object, 40) {
-            return None;
-        }
+        let object: CommitId = object.parse().ok()?;
         match (name.strip_prefix("refs/tags/"), words.next()) {
             (Some(tag), _) => tags.push(tag.to_owned()),
             (None, Some(target)) if name == "HEAD" && head.is_none() => {
                 let branch = target.strip_prefix("symref-target:refs/heads/")?;
                 check_branch(branch).ok()?;
-                head = Some((branch.to_owned(), object.to_owned()));
+                head = Some((branch.to_owned(), object));
             }
             // What was not asked for.
             (None, _) => return None,
         }
     }
     head.map(|(branch, commit)| Head { branch, commit, tags: Some(tags) })
-}
-
-fn check_sha(sha: &str) -> Result<(), GithubError> {
-    if strict::is_lower_hex(sha, 40) {
-        Ok(())
-    } else {
-        Err(GithubError::Malformed("commit without a SHA-1 name".to_owned()))
-    }
 }
 
 /// A branch's name goes into a path and onto a terminal.
@@ -257,7 +237,7 @@ mod tests {
         let good = line(&format!("{commit} HEAD symref-target:refs/heads/release/1\n")) + "0000";
         let head = |tags: &[&str]| Head {
             branch: "release/1".to_owned(),
-            commit: commit.to_owned(),
+            commit: commit.parse().unwrap(),
             tags: Some(tags.iter().map(|tag| (*tag).to_owned()).collect()),
         };
         assert_eq!(parse_head(good.as_bytes()), Some(head(&[])));
@@ -287,26 +267,25 @@ mod tests {
 
     #[test]
     fn a_comparison_is_of_what_was_asked_or_refused() {
-        let (base, other) = ("a".repeat(40), "b".repeat(40));
-        let answer = |status: &str, of: &str, merge_base: &str| Compared {
+        let (base, other) = (CommitId::from([0xaa; 20]), CommitId::from([0xbb; 20]));
+        let answer = |status: &str, of: CommitId, merge_base: CommitId| Compared {
             status: status.to_owned(),
-            base_commit: Named { sha: of.to_owned() },
-            merge_base_commit: Named { sha: merge_base.to_owned() },
+            base_commit: Named { sha: of },
+            merge_base_commit: Named { sha: merge_base },
         };
         for (status, merge_base) in
-            [("ahead", &base), ("identical", &base), ("behind", &other), ("diverged", &other)]
+            [("ahead", base), ("identical", base), ("behind", other), ("diverged", other)]
         {
-            assert_eq!(answer(status, &base, merge_base).check(&base).unwrap().merge_base, *merge_base);
+            assert_eq!(answer(status, base, merge_base).check(base).unwrap().merge_base, merge_base);
         }
         for (status, of, merge_base) in [
-            ("ahead", &other, &base),
-            ("ahead", &base, &other),
-            ("behind", &base, &base),
-            ("diverged", &base, &base),
-            ("new", &base, &base),
+            ("ahead", other, base),
+            ("ahead", base, other),
+            ("behind", base, base),
+            ("diverged", base, base),
+            ("new", base, base),
         ] {
-            assert!(answer(status, of, merge_base).check(&base).is_err(), "{status}");
+            assert!(answer(status, of, merge_base).check(base).is_err(), "{status}");
         }
-        assert!(answer("behind", &base, "short").check(&base).is_err());
     }
 }

@@ -18,7 +18,7 @@ use reqwest::{Method, Url};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use cofferdam_attest::claims::Repository;
+use cofferdam_protocol::{Repository, base64, hex};
 
 mod cache;
 mod history;
@@ -187,10 +187,8 @@ impl Client {
         parts: &[&str],
         query: &[(&str, &str)],
     ) -> Result<Url, GithubError> {
-        let repository = Repository::parse(&repository.to_string())
-            .ok_or(GithubError::Config("repository is not OWNER/REPO"))?;
         let mut url = self.root.clone();
-        extend(&mut url, &["repos", &repository.owner, &repository.name])?;
+        extend(&mut url, &["repos", repository.owner(), repository.name()])?;
         extend(&mut url, parts)?;
         if !query.is_empty() {
             url.query_pairs_mut().extend_pairs(query);
@@ -218,9 +216,8 @@ fn bearer(token: &str) -> Result<HeaderValue, GithubError> {
 
 /// The token as the password of a user whose name GitHub does not look at.
 fn basic(token: &str) -> Result<HeaderValue, GithubError> {
-    use base64::Engine as _;
     let pair = Zeroizing::new(format!("x-access-token:{}", token.trim()));
-    let encoded = Zeroizing::new(base64::engine::general_purpose::STANDARD.encode(pair.as_bytes()));
+    let encoded = Zeroizing::new(base64::encode(pair.as_bytes()));
     secret(&Zeroizing::new(format!("Basic {}", encoded.as_str())))
 }
 
@@ -255,10 +252,6 @@ fn check_ref(at: &str) -> Result<(), GithubError> {
         && at.bytes().all(plain)
         && at.split('/').all(|part| !matches!(part, "" | "." | ".."));
     if fine { Ok(()) } else { Err(GithubError::Config("branch, tag or commit is not plain")) }
-}
-
-fn sha256(bytes: &[u8]) -> String {
-    format!("sha256:{}", hex::encode(Sha256::digest(bytes)))
 }
 
 #[cfg(test)]

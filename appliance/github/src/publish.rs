@@ -6,8 +6,8 @@ use reqwest::header::CONTENT_TYPE;
 use serde::Serialize;
 
 use super::transport::{self, Kind};
-use super::{Asset, Client, GithubError, MAX_JSON, NewAsset, NewRelease, Release, api, authorize, sha256};
-use cofferdam_attest::claims::Repository;
+use super::{Asset, Client, GithubError, MAX_JSON, NewAsset, NewRelease, Release, api, authorize};
+use cofferdam_protocol::{Digest, Repository};
 
 /// An attestation never takes the place of the project's own release under `/releases/latest`.
 const NOT_LATEST: &str = "false";
@@ -184,5 +184,5 @@ fn holds(release: &Release, new: &NewAsset) -> bool {
 fn is_copy(known: &Asset, new: &NewAsset) -> bool {
     known.name == new.name
         && known.size == new.bytes.len() as u64
-        && known.digest.as_ref().is_none_or(|digest| *digest == sha256(&new.bytes))
+        && known.digest.as_ref().is_none_or(|digest| *digest == Digest::of(&new.bytes).to_string())
 }

@@ -8,11 +8,8 @@ use serde::{Deserialize, Serialize};
 
 use super::transport::Kind;
 use super::types::File;
-use super::{
-    Asset, Client, GithubError, MAX_FILE, MAX_JSON, Release, api, authorize, check_ref, extend, sha256,
-};
-use cofferdam_attest::claims::Repository;
-use cofferdam_attest::strict;
+use super::{Asset, Client, GithubError, MAX_FILE, MAX_JSON, Release, api, authorize, check_ref, extend};
+use cofferdam_protocol::{Commit as CommitId, Digest, Repository, base64};
 
 /// Releases asked for at once, GitHub's largest page.
 pub const PAGE: usize = 100;
@@ -56,7 +53,7 @@ impl Client {
         check_ref(at)?;
         let mut url = self.url(repository, &["contents"], &[("ref", at)])?;
         extend(&mut url, &parts)?;
-        let settled = strict::is_lower_hex(at, 40);
+        let settled = at.parse::<CommitId>().is_ok();
         let name = format!("bytes of {url}");
         if let Some(known) = self.cached(&name).filter(|_| settled) {
             return Ok(known);
@@ -137,7 +134,9 @@ impl Client {
         }
         let found = Page { etag: etag.unwrap_or_default(), more, releases };
         if !found.etag.is_empty() {
-            self.remember(url.as_str(), &serde_json::to_vec(&found).unwrap_or_default());
+            if let Ok(bytes) = serde_json::to_vec(&found) {
+                self.remember(url.as_str(), &bytes);
+            }
         }
         Ok(found)
     }
@@ -238,7 +237,7 @@ impl File {
             return Err(GithubError::Malformed("not a file, or too large for the API".to_owned()));
         }
         let text: String = self.content.unwrap_or_default().split_ascii_whitespace().collect();
-        match strict::unb64(&text) {
+        match base64::decode(&text) {
             Some(bytes) if bytes.len() <= MAX_FILE && bytes.len() as u64 == self.size => Ok(bytes),
             _ => Err(GithubError::Malformed("contents that are not base64 of the stated size".to_owned())),
         }
@@ -247,7 +246,7 @@ impl File {
 
 fn check_asset(asset: &Asset, bytes: Vec<u8>) -> Result<Vec<u8>, GithubError> {
     let size_ok = bytes.len() as u64 == asset.size;
-    let digest_ok = asset.digest.as_ref().is_none_or(|digest| *digest == sha256(&bytes));
+    let digest_ok = asset.digest.as_ref().is_none_or(|digest| *digest == Digest::of(&bytes).to_string());
     if size_ok && digest_ok {
         Ok(bytes)
     } else {

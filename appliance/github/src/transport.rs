@@ -8,7 +8,7 @@ use reqwest::{StatusCode, Url, redirect, tls};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
 
-use cofferdam_attest::claims;
+use cofferdam_protocol::{Timestamp, unix_seconds};
 
 /// Bound on connecting.
 const CONNECT: Duration = Duration::from_secs(10);
@@ -300,7 +300,7 @@ const UNRELATED: &str = "No common ancestor";
 /// What a limit says to a person.
 fn limit_words(retry_after: Duration, resets_at: Option<u64>) -> String {
     let seconds = retry_after.as_secs();
-    match resets_at.and_then(claims::format_time) {
+    match resets_at.and_then(Timestamp::from_unix) {
         Some(at) => format!("GitHub's rate limit is used up; it resets at {at}, in {seconds} s"),
         None => format!("GitHub asks to wait {seconds} s before the next request"),
     }
@@ -316,7 +316,7 @@ fn retry_after(headers: &HeaderMap) -> Duration {
     if let Some(seconds) = number("retry-after") {
         return Duration::from_secs(seconds.min(LONGEST_WAIT_S));
     }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default().as_secs();
+    let now = unix_seconds(SystemTime::now());
     match number("x-ratelimit-reset") {
         Some(reset) => Duration::from_secs(reset.saturating_sub(now).clamp(1, LONGEST_WAIT_S)),
         None => Duration::from_secs(60),

@@ -1,5 +1,6 @@
 //! What GitHub's answers and requests look like, reduced to what is used. GitHub adds fields as it likes: unknown ones are ignored.
 
+use cofferdam_protocol::Commit as CommitId;
 use serde::{Deserialize, Serialize};
 
 /// A published or draft release.
@@ -48,8 +49,8 @@ pub struct Asset {
 /// A commit.
 #[derive(Debug, Clone, PartialEq, Eq, Deserialize)]
 pub struct Commit {
-    /// 40 hex digits.
-    pub sha: String,
+    /// Its whole name.
+    pub sha: CommitId,
     /// What it says about itself.
     pub commit: CommitDetail,
 }
@@ -76,7 +77,7 @@ pub struct NewRelease {
     /// Name of the tag to make.
     pub tag_name: String,
     /// Commit to tag.
-    pub target_commitish: String,
+    pub target_commitish: CommitId,
     /// Title.
     pub name: String,
     /// Text.

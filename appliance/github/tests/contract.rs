@@ -8,9 +8,9 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Stdio};
 use std::time::{Duration, SystemTime};
 
-use cofferdam_attest::claims::Repository;
 use cofferdam_attest::ratls;
 use cofferdam_github::{Client, GithubError, NewAsset, NewRelease};
+use cofferdam_protocol::{Commit, Repository};
 use zeroize::Zeroizing;
 
 struct Development {
@@ -108,25 +108,25 @@ impl Development {
 #[tokio::test]
 async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
     let Some(development) = start() else { return };
-    let repository = Repository::parse("acme/shop").unwrap();
+    let repository: Repository = "acme/shop".parse().unwrap();
     let client = development.client(Some("dev-token"));
     let commit = client.commit(&repository, "main").await.unwrap();
-    let file = client.contents(&repository, "cofferdam.yaml", &commit.sha).await.unwrap();
+    let file = client.contents(&repository, "cofferdam.yaml", &commit.sha.to_string()).await.unwrap();
     assert_eq!(file, b"version: 1\n");
     for client in [&client, &development.client(None)] {
         let head = client.default_head(&repository).await.unwrap();
         assert_eq!((head.branch.as_str(), &head.commit), ("main", &commit.sha));
         assert_eq!(client.requests().git, 1);
     }
-    let same = client.compare(&repository, &commit.sha, &commit.sha).await.unwrap();
+    let same = client.compare(&repository, commit.sha, commit.sha).await.unwrap();
     assert_eq!(same.merge_base, commit.sha);
-    let unknown = client.compare(&repository, &"0".repeat(40), &commit.sha).await;
+    let unknown = client.compare(&repository, Commit::from([0; 20]), commit.sha).await;
     assert!(matches!(unknown, Err(GithubError::NotFound)));
-    let missing = client.contents(&repository, "missing.yaml", &commit.sha).await;
+    let missing = client.contents(&repository, "missing.yaml", &commit.sha.to_string()).await;
     assert!(matches!(missing, Err(GithubError::NotFound)));
     let new = NewRelease {
         tag_name: "attest-20260102T030405Z-0a1b2c3d".into(),
-        target_commitish: commit.sha.clone(),
+        target_commitish: commit.sha,
         name: "Attestation".into(),
         body: "Evidence of one boot.".into(),
     };

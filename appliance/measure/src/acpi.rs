@@ -8,11 +8,11 @@
 
 use std::collections::BTreeMap;
 use std::fs::File;
-use std::io::Read as _;
 use std::path::Path;
 
 use cofferdam_attest::event_log::Register;
 use cofferdam_attest::reference::{Cause, MachineShape, PredictedEvent};
+use cofferdam_protocol::Digest;
 use serde::Deserialize;
 use sha2::{Digest as _, Sha384};
 
@@ -53,7 +53,7 @@ const MOST_FILES: usize = 16;
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct AcpiTables {
     machine: MachineShape,
-    firmware: Option<String>,
+    firmware: Option<Digest>,
     files: BTreeMap<String, Vec<u8>>,
     smbios: Option<Smbios>,
 }
@@ -66,7 +66,7 @@ struct Machine {
     memory_mib: u64,
     cpus: u32,
     #[serde(default)]
-    firmware: Option<String>,
+    firmware: Option<Digest>,
     #[serde(rename = "arguments")]
     _arguments: Vec<String>,
 }
@@ -152,10 +152,10 @@ impl AcpiTables {
         }
     }
 
-    /// Refuses tables that another firmware left, when they say which it was; `sha256` is `sha256:<64 hex>` of the file.
-    pub(crate) fn check_firmware(&self, sha256: &str) -> Result<(), AcpiError> {
+    /// Refuses tables that another firmware left, when they say which it was; `sha256` is the digest of the file.
+    pub(crate) fn check_firmware(&self, sha256: &Digest) -> Result<(), AcpiError> {
         match &self.firmware {
-            Some(other) if other != sha256 => Err(AcpiError::OtherFirmware(other.clone())),
+            Some(other) if other != sha256 => Err(AcpiError::OtherFirmware(*other)),
             _ => Ok(()),
         }
     }
@@ -266,14 +266,16 @@ fn read(folder: &Path, name: &str) -> Result<Option<Vec<u8>>, AcpiError> {
         Err(error) => return Err(failed(error)),
     };
     let about = file.metadata().map_err(failed)?;
-    let mut bytes = Vec::new();
-    if !about.is_file() || about.len() <= LARGEST as u64 {
-        file.take(LARGEST as u64 + 1).read_to_end(&mut bytes).map_err(failed)?;
-        if bytes.len() <= LARGEST {
-            return Ok(Some(bytes));
-        }
+    if about.is_file() && about.len() > LARGEST as u64 {
+        return Err(AcpiError::TooLarge(name.to_owned()));
     }
-    Err(AcpiError::TooLarge(name.to_owned()))
+    match cofferdam_protocol::read::bounded(file, LARGEST as u64) {
+        Ok(bytes) => Ok(Some(bytes)),
+        Err(error) if error.kind() == std::io::ErrorKind::FileTooLarge => {
+            Err(AcpiError::TooLarge(name.to_owned()))
+        }
+        Err(error) => Err(failed(error)),
+    }
 }
 
 /// Why a folder of tables was refused.
@@ -308,7 +310,7 @@ pub enum AcpiError {
     Smbios(#[source] SmbiosError),
     /// Boot variables and device registers are another firmware's.
     #[error("the tables were taken with another firmware, {0}")]
-    OtherFirmware(String),
+    OtherFirmware(Digest),
     /// They are of another machine than the one asked for.
     #[error("the tables are of a machine with {found} {what}, not {wanted}")]
     OtherMachine {

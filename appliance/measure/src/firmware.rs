@@ -10,7 +10,7 @@ use cofferdam_attest::event_log::Register;
 use cofferdam_attest::reference::{
     Alternative, Cause, FirmwareInfo, MachineShape, PlatformReference, PredictedEvent, Reason, replay,
 };
-use sha2::{Digest as _, Sha256, Sha384};
+use sha2::{Digest as _, Sha384};
 
 use crate::acpi::{AcpiError, AcpiTables};
 use crate::hob::{self, HobError};
@@ -108,7 +108,7 @@ pub fn predict(
         shape.memory_mib.checked_mul(1 << 20).ok_or(FirmwareError::Hob(HobError::TooMuch(u64::MAX)))?;
     let list = hob::measured(&tdvf, memory).map_err(FirmwareError::Hob)?;
     let configuration = tdvf.raw(tdvf.only(SectionKind::Cfv).map_err(FirmwareError::Tdvf)?);
-    let sha256 = format!("sha256:{}", hex::encode(Sha256::digest(firmware)));
+    let sha256 = cofferdam_protocol::Digest::of(firmware);
     if let Some(acpi) = acpi {
         acpi.check(shape).map_err(FirmwareError::Acpi)?;
         acpi.check_firmware(&sha256).map_err(FirmwareError::Acpi)?;

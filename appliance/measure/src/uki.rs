@@ -11,7 +11,7 @@ use cofferdam_attest::evidence::ImageInfo;
 use cofferdam_attest::reference::{
     Alternative, Boot, BootPlatform, BootSource, Build, Cause, ImageReference, PredictedEvent, Reason, replay,
 };
-use sha2::{Digest as _, Sha256, Sha384};
+use sha2::{Digest as _, Sha384};
 
 use crate::pe::{Image, PeError};
 use crate::qemu;
@@ -78,13 +78,13 @@ fn alternatives(image: &Image<'_>) -> Vec<Alternative> {
 }
 
 /// SHA-256 of the image and of its parts.
-fn digests(uki: &[u8], image: &Image<'_>) -> BTreeMap<String, String> {
+fn digests(uki: &[u8], image: &Image<'_>) -> BTreeMap<String, cofferdam_protocol::Digest> {
     let parts = [("kernel", ".linux"), ("initrd", ".initrd"), ("command_line", ".cmdline")];
     let parts = parts.into_iter().filter_map(|(name, section)| Some((name, image.section(section)?)));
     [("uki", uki)]
         .into_iter()
         .chain(parts)
-        .map(|(name, bytes)| (name.to_owned(), format!("sha256:{}", hex::encode(Sha256::digest(bytes)))))
+        .map(|(name, bytes)| (name.to_owned(), cofferdam_protocol::Digest::of(bytes)))
         .collect()
 }
 

@@ -450,7 +450,7 @@ fn rtmr0_of_newer_firmware_is_there_for_a_named_processor_and_only_for_it() {
     assert_ne!(other.reference.rtmr0, named.reference.rtmr0);
     // Half and back.
     let half = Half::Platform(named.reference);
-    assert_eq!(Half::parse(&half.to_json()).unwrap(), half);
+    assert_eq!(Half::parse(&half.to_json().unwrap()).unwrap(), half);
     // Tables that name none are the same for all; firmware that measures none ignores the option.
     let none = of(&taken(&[structure(16, 0x1000, 0x17, &[])]), Some(processor));
     assert_eq!(none.open, []);

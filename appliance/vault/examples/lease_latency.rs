@@ -13,10 +13,8 @@ use std::sync::Arc;
 use std::time::{Duration, Instant};
 
 use axum::body::Body;
-use cofferdam_vault::{
-    FileBackend, Grants, Keys, MasterKey, Operators, Peer, Reference, Rules, SecretValue, Store, Vault,
-    router,
-};
+use cofferdam_protocol::{SecretRef, SecretValue};
+use cofferdam_vault::{FileBackend, Grants, Keys, MasterKey, Operators, Peer, Rules, Store, Vault, router};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::service::{Service as _, service_fn};
@@ -37,7 +35,7 @@ fn main() -> Outcome<()> {
     let mut master = [0; 32];
     getrandom::fill(&mut master)?;
     let store = Store::create(FileBackend::new(file)?, Keys::derive(MasterKey::take(&mut master))?)?;
-    let reference = Reference::parse(REFERENCE)?;
+    let reference = REFERENCE.parse::<SecretRef>()?;
     store.put(&SecretValue::new(reference.clone(), vec![b'x'; 64]), 0, &[0; 32])?;
     let mut grants = Grants::default();
     grants.allow(0, reference.clone());

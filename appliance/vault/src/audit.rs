@@ -1,12 +1,12 @@
 //! One line per operation: who, what, how it ended; never a value.
 //!
 //! A line is made of validated parts only (uids, references, fingerprints, fixed words), so a peer can
-//! put nothing of its own into it, and it is at most 14 KiB long ([`MAX_REFERENCES`](crate::wire::MAX_REFERENCES)
+//! put nothing of its own into it, and it is at most 14 KiB long ([`MAX_REFERENCES`](cofferdam_protocol::vault::MAX_REFERENCES)
 //! references of 200 bytes).
 
 use std::fmt;
 
-use crate::Reference;
+use cofferdam_protocol::{Fingerprint, SecretRef};
 
 /// What happened. [`fmt::Display`] writes the line, without a line feed.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -16,9 +16,9 @@ pub struct Audit<'a> {
     /// The operation.
     pub operation: Operation,
     /// Fingerprint of the operator, once authenticated.
-    pub operator: Option<&'a str>,
+    pub operator: Option<Fingerprint>,
     /// What it was about.
-    pub references: &'a [Reference],
+    pub references: &'a [SecretRef],
     /// How it ended: the HTTP status of the answer.
     pub status: u16,
 }

@@ -5,20 +5,20 @@
 
 use std::collections::BTreeSet;
 
-use crate::Reference;
+use cofferdam_protocol::SecretRef;
 
 /// The set of grants. Built once, before the vault serves.
 #[derive(Clone, Debug, Default, PartialEq, Eq)]
-pub struct Grants(BTreeSet<(u32, Reference)>);
+pub struct Grants(BTreeSet<(u32, SecretRef)>);
 
 impl Grants {
     /// Lets the peer with this uid lease this reference.
-    pub fn allow(&mut self, uid: u32, reference: Reference) {
+    pub fn allow(&mut self, uid: u32, reference: SecretRef) {
         self.0.insert((uid, reference));
     }
 
     /// Whether the peer with this uid may lease this reference.
-    pub fn allows(&self, uid: u32, reference: &Reference) -> bool {
+    pub fn allows(&self, uid: u32, reference: &SecretRef) -> bool {
         self.0.contains(&(uid, reference.clone()))
     }
 }
@@ -30,7 +30,7 @@ mod tests {
     #[test]
     fn a_grant_is_one_uid_and_one_reference() {
         let (a, b) =
-            (Reference::parse("secret://a/b/c").unwrap(), Reference::parse("secret://a/b/cc").unwrap());
+            ("secret://a/b/c".parse::<SecretRef>().unwrap(), "secret://a/b/cc".parse::<SecretRef>().unwrap());
         let mut grants = Grants::default();
         assert!(!grants.allows(0, &a), "root is granted nothing by itself");
         grants.allow(100_000, a.clone());

@@ -17,12 +17,12 @@
 use std::fmt;
 use std::ops::DerefMut;
 
-use cofferdam_attest::operator::{self, SealedSecret};
+use cofferdam_attest::operator;
+use cofferdam_protocol::operator::SealedSecret;
+use cofferdam_protocol::{SecretRef, SecretValue};
 use hkdf::Hkdf;
 use sha2::Sha256;
 use zeroize::{Zeroize, ZeroizeOnDrop, Zeroizing};
-
-use crate::{Reference, SecretValue};
 
 const SALT: &[u8] = b"cofferdam/vault/v1";
 /// Length of [`Keys::id`] in bytes: enough to tell keys apart in an error message, too short to be anything else.
@@ -109,8 +109,8 @@ impl Keys {
     ///
     /// # Errors
     /// [`UnsealError`], the same for every cause.
-    pub fn unseal(&self, reference: &Reference, sealed: &SealedSecret) -> Result<SecretValue, UnsealError> {
-        operator::open_secret(self.hpke(), reference.as_str(), sealed)
+    pub fn unseal(&self, reference: &SecretRef, sealed: &SealedSecret) -> Result<SecretValue, UnsealError> {
+        operator::open_secret(self.hpke(), reference, sealed)
             .map(|value| SecretValue::new(reference.clone(), value))
             .map_err(|_| UnsealError)
     }
@@ -201,9 +201,9 @@ mod tests {
     #[test]
     fn a_sealed_secret_opens_only_here_and_only_under_its_reference() {
         let (here, elsewhere) = (keys(1), keys(2));
-        let reference = Reference::parse("secret://app/db/password").unwrap();
-        let other = Reference::parse("secret://app/db/user").unwrap();
-        let sealed = operator::seal_secret(&here.public_key(), reference.as_str(), b"correct horse").unwrap();
+        let reference = "secret://app/db/password".parse::<SecretRef>().unwrap();
+        let other = "secret://app/db/user".parse::<SecretRef>().unwrap();
+        let sealed = operator::seal_secret(&here.public_key(), &reference, b"correct horse").unwrap();
         assert_eq!(here.unseal(&reference, &sealed).unwrap().expose(), b"correct horse");
         assert!(here.unseal(&other, &sealed).is_err());
         assert!(elsewhere.unseal(&reference, &sealed).is_err());

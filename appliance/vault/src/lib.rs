@@ -6,7 +6,8 @@
 //!
 //! It never opens a file or a socket, reads a clock or starts a process: the storage backend, the peer's
 //! identity, the time and the place where audit lines go come in as arguments. It never hands a secret to
-//! an operator, and it never decides anything by what a client says about itself.
+//! an operator, and it never decides anything by what a client says about itself. What travels over its socket is
+//! [`cofferdam_protocol::vault`]'s.
 //!
 //! Secrets are not compared anywhere in here. What is compared in secret are authentication tags, in constant time, by
 //! the libraries that make them.
@@ -23,22 +24,17 @@ mod keys;
 mod operate;
 mod operators;
 pub mod record;
-mod reference;
 mod router;
-mod secret;
 pub mod store;
 mod vault;
-pub mod wire;
 
 pub use audit::{Audit, Operation};
 pub use grants::Grants;
 pub use keys::{DeriveError, KeyMemory, Keys, MasterKey, UnsealError};
 pub use operate::Answer;
-pub use operators::{AuthenticationError, KeyError, Operator, Operators, Signed, fingerprint};
+pub use operators::{AuthenticationError, KeyError, Operator, Operators, Signed};
 pub use redb::StorageBackend;
 pub use redb::backends::{FileBackend, InMemoryBackend};
-pub use reference::{Reference, ReferenceError};
 pub use router::{Peer, router};
-pub use secret::SecretValue;
 pub use store::{Entry, Store, StoreError};
 pub use vault::{LeaseError, MAX_WAITERS, MAX_WAITERS_PER_PEER, Rules, Vault};

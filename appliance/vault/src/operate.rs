@@ -15,24 +15,17 @@
 //! `PUT` and bring an old secret back.
 
 use axum::http::StatusCode;
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use cofferdam_attest::operator::SealedSecret;
+use cofferdam_protocol::operator::{LOGS, MAX_TARGET, PREFIX, SEAL_TAG, SECRETS, STATUS, SealedSecret};
+use cofferdam_protocol::reply::ErrorReply;
+use cofferdam_protocol::vault::{OperatorRequest, SecretEntry, SecretsReply};
+use cofferdam_protocol::{Fingerprint, SECRET_SCHEME, SecretRef, Timestamp, WordError, json};
 use serde::Serialize;
 use sha2::{Digest as _, Sha256};
-use time::OffsetDateTime;
-use time::format_description::well_known::Rfc3339;
 
 use crate::audit::{Audit, Operation};
 use crate::operators::{AuthenticationError, Signed};
 use crate::store::{Entry, MAX_VALUE, RequestId};
-use crate::wire::{ErrorReply, OperatorRequest, SecretEntry, SecretsReply};
-use crate::{Reference, StoreError, Vault};
-
-/// Under which the front serves the operator API.
-const PREFIX: &str = "/.well-known/cofferdam";
-/// Longest path and query in bytes: a reference needs 230, a query on logs a few more.
-const MAX_PATH: usize = 1024;
+use crate::{StoreError, Vault};
 
 /// What the operator gets: a status and, unless it is 204, a JSON body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -48,17 +41,10 @@ struct Refusal(StatusCode, String, Option<&'static str>);
 
 /// What a request asks for, once it is known.
 enum Verb {
-    Put(Reference),
+    Put(SecretRef),
     List,
-    Remove(Reference),
+    Remove(SecretRef),
     Allow,
-}
-
-/// The decoded fields of a request.
-struct Decoded {
-    body: Vec<u8>,
-    channel_binding: [u8; 32],
-    signature: [u8; 64],
 }
 
 impl Vault {
@@ -68,7 +54,7 @@ impl Vault {
             Audit { uid, operation: Operation::Authenticate, operator: None, references: &[], status: 0 };
         let mut subject = Vec::new();
         let mut operator = None;
-        let outcome = self.authenticate(uid, request).and_then(|(decoded, fingerprint)| {
+        let outcome = self.authenticate(uid, request).and_then(|fingerprint| {
             operator = Some(fingerprint);
             let verb = route(&request.method, &request.path)?;
             (event.operation, subject) = match &verb {
@@ -77,20 +63,15 @@ impl Vault {
                 Verb::Remove(reference) => (Operation::Remove, vec![reference.clone()]),
                 Verb::Allow => (Operation::Allow, Vec::new()),
             };
-            self.carry_out(&verb, &decoded)
+            self.carry_out(&verb, request)
         });
         let answer = outcome.unwrap_or_else(Refusal::into_answer);
-        self.audit(&Audit {
-            operator: operator.as_deref(),
-            references: &subject,
-            status: answer.status.as_u16(),
-            ..event
-        });
+        self.audit(&Audit { operator, references: &subject, status: answer.status.as_u16(), ..event });
         answer
     }
 
-    /// Returns the decoded request and the operator's fingerprint.
-    fn authenticate(&self, uid: u32, request: &OperatorRequest) -> Result<(Decoded, String), Refusal> {
+    /// Returns the operator's fingerprint.
+    fn authenticate(&self, uid: u32, request: &OperatorRequest) -> Result<Fingerprint, Refusal> {
         if uid != self.rules.front_uid {
             return Err(Refusal(
                 StatusCode::FORBIDDEN,
@@ -98,15 +79,15 @@ impl Vault {
                 Some("operators speak to the appliance's endpoint"),
             ));
         }
-        let decoded = decode(request)?;
+        check_target(request)?;
         let signed = Signed {
             method: &request.method,
             path: &request.path,
-            body: &decoded.body,
-            channel_binding: &decoded.channel_binding,
+            body: request.body.as_bytes(),
+            channel_binding: request.channel_binding.as_bytes(),
         };
         let operator =
-            self.rules.operators.authenticate(&request.key, &decoded.signature, signed).map_err(|error| {
+            self.rules.operators.authenticate(&request.key, &request.signature, signed).map_err(|error| {
                 let hint = match error {
                     AuthenticationError::UnknownKey => "use a key listed under operators in cofferdam.yaml",
                     AuthenticationError::Signature => {
@@ -115,12 +96,11 @@ impl Vault {
                 };
                 Refusal(StatusCode::UNAUTHORIZED, error.to_string(), Some(hint))
             })?;
-        let fingerprint = operator.fingerprint.clone();
-        Ok((decoded, fingerprint))
+        Ok(operator.fingerprint)
     }
 
-    fn carry_out(&self, verb: &Verb, request: &Decoded) -> Result<Answer, Refusal> {
-        let id: RequestId = Sha256::digest(request.signature).into();
+    fn carry_out(&self, verb: &Verb, request: &OperatorRequest) -> Result<Answer, Refusal> {
+        let id: RequestId = Sha256::digest(request.signature.as_bytes()).into();
         match verb {
             Verb::Allow => Ok(Answer::empty()),
             Verb::List => {
@@ -128,7 +108,7 @@ impl Vault {
                 Answer::json(StatusCode::OK, &SecretsReply { secrets })
             }
             Verb::Put(reference) => {
-                let entry = self.put(reference, &request.body, &id)?;
+                let entry = self.put(reference, request.body.as_bytes(), &id)?;
                 Answer::json(StatusCode::OK, &describe(entry))
             }
             Verb::Remove(reference) => {
@@ -138,16 +118,15 @@ impl Vault {
         }
     }
 
-    fn put(&self, reference: &Reference, body: &[u8], id: &RequestId) -> Result<Entry, Refusal> {
-        let sealed: SealedSecret = serde_json::from_slice(body).map_err(|_| {
+    fn put(&self, reference: &SecretRef, body: &[u8], id: &RequestId) -> Result<Entry, Refusal> {
+        let sealed = SealedSecret::parse(body).map_err(|_| {
             Refusal(
                 StatusCode::BAD_REQUEST,
                 "the body is not a sealed secret".into(),
                 Some("use coffer secret put"),
             )
         })?;
-        // The tag that AES-256-GCM appends.
-        if sealed.ciphertext.len() > MAX_VALUE + 16 {
+        if sealed.ciphertext.as_bytes().len() > MAX_VALUE + SEAL_TAG {
             return Err(refuse(StoreError::TooLong));
         }
         let secret = self.store.keys().unseal(reference, &sealed).map_err(|error| {
@@ -177,7 +156,7 @@ impl Answer {
     }
 
     fn json(status: StatusCode, body: &impl Serialize) -> Result<Self, Refusal> {
-        match serde_json::to_vec(body) {
+        match json::to_vec(body) {
             Ok(body) => Ok(Self { status, body }),
             Err(_) => {
                 Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the answer cannot be written".into(), None))
@@ -188,32 +167,26 @@ impl Answer {
 
 impl Refusal {
     fn into_answer(self) -> Answer {
-        let reply = ErrorReply { error: self.1, hint: self.2.map(str::to_owned) };
-        Answer { status: self.0, body: serde_json::to_vec(&reply).unwrap_or_default() }
+        match json::to_vec(&ErrorReply::new(self.1, self.2)) {
+            Ok(body) => Answer { status: self.0, body },
+            // Two strings always serialise; were that to fail, an answer without words is still a refusal.
+            Err(_) => Answer { status: StatusCode::INTERNAL_SERVER_ERROR, body: Vec::new() },
+        }
     }
 }
 
-/// Checks shapes and bounds before anything is verified.
-fn decode(request: &OperatorRequest) -> Result<Decoded, Refusal> {
+/// Checks shape and bound of what is signed as text before anything is verified.
+fn check_target(request: &OperatorRequest) -> Result<(), Refusal> {
     let bad = |what: &str| Refusal(StatusCode::BAD_REQUEST, format!("{what} is malformed"), None);
     let path_is_plain =
         request.path.starts_with('/') && request.path.bytes().all(|byte| byte.is_ascii_graphic());
-    if !path_is_plain || request.path.len() > MAX_PATH {
+    if !path_is_plain || request.path.len() > MAX_TARGET {
         return Err(bad("path"));
     }
-    if !matches!(request.method.as_str(), "GET" | "PUT" | "DELETE" | "POST" | "HEAD" | "PATCH" | "OPTIONS") {
-        return Err(bad("method"));
+    match request.method.as_str() {
+        "GET" | "PUT" | "DELETE" | "POST" | "HEAD" | "PATCH" | "OPTIONS" => Ok(()),
+        _ => Err(bad("method")),
     }
-    let fixed = |text: &str| STANDARD.decode(text).ok();
-    Ok(Decoded {
-        body: fixed(&request.body).ok_or_else(|| bad("body"))?,
-        channel_binding: fixed(&request.channel_binding)
-            .and_then(|bytes| bytes.try_into().ok())
-            .ok_or_else(|| bad("channel_binding"))?,
-        signature: fixed(&request.signature)
-            .and_then(|bytes| bytes.try_into().ok())
-            .ok_or_else(|| bad("signature"))?,
-    })
 }
 
 fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
@@ -226,18 +199,20 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
     let not_allowed =
         || Refusal(StatusCode::METHOD_NOT_ALLOWED, "the resource does not have this method".into(), None);
     match (path, query) {
-        ("/v1/status" | "/v1/logs", _) => match method {
+        (STATUS | LOGS, _) => match method {
             "GET" => Ok(Verb::Allow),
             _ => Err(not_allowed()),
         },
-        ("/v1/secrets", None) => match method {
+        (SECRETS, None) => match method {
             "GET" => Ok(Verb::List),
             _ => Err(not_allowed()),
         },
         (path, None) => {
-            let name = path.strip_prefix("/v1/secrets/").ok_or_else(not_found)?;
-            let reference = Reference::parse(&format!("secret://{name}"))
-                .map_err(|error| Refusal(StatusCode::BAD_REQUEST, error.to_string(), None))?;
+            let name =
+                path.strip_prefix(SECRETS).and_then(|rest| rest.strip_prefix('/')).ok_or_else(not_found)?;
+            let reference: SecretRef = format!("{SECRET_SCHEME}{name}")
+                .parse()
+                .map_err(|error: WordError| Refusal(StatusCode::BAD_REQUEST, error.message, None))?;
             match method {
                 "PUT" => Ok(Verb::Put(reference)),
                 "DELETE" => Ok(Verb::Remove(reference)),
@@ -267,10 +242,7 @@ fn refuse(error: StoreError) -> Refusal {
 }
 
 fn describe(entry: Entry) -> SecretEntry {
-    let at = i64::try_from(entry.updated_at)
-        .ok()
-        .and_then(|seconds| OffsetDateTime::from_unix_timestamp(seconds).ok());
-    // The clock is the host's: a year beyond 9999 has no RFC 3339 form and is shown as the epoch.
-    let updated_at = at.unwrap_or(OffsetDateTime::UNIX_EPOCH).format(&Rfc3339).unwrap_or_default();
+    // The clock is the host's: a year beyond 9999 has no text and is shown as the epoch.
+    let updated_at = Timestamp::from_unix(entry.updated_at).unwrap_or(Timestamp::EPOCH);
     SecretEntry { reference: entry.reference, version: entry.version, updated_at }
 }

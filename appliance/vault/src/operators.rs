@@ -6,23 +6,21 @@
 
 use std::collections::BTreeMap;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD_NO_PAD;
-use cofferdam_attest::operator::signing_input;
-use ed25519_dalek::{Signature, VerifyingKey};
-use sha2::{Digest as _, Sha256};
+use cofferdam_protocol::Fingerprint;
+use cofferdam_protocol::operator::{Signature, signing_input};
+use ed25519_dalek::VerifyingKey;
 
 /// The operators, by the fingerprint of their key.
 #[derive(Clone, Debug, Default)]
-pub struct Operators(BTreeMap<String, Operator>);
+pub struct Operators(BTreeMap<Fingerprint, Operator>);
 
 /// One operator.
 #[derive(Clone, Debug)]
 pub struct Operator {
     /// The name in the declaration.
     pub name: String,
-    /// Fingerprint of the key, `SHA256:…` as OpenSSH prints it.
-    pub fingerprint: String,
+    /// Fingerprint of the key.
+    pub fingerprint: Fingerprint,
     key: VerifyingKey,
 }
 
@@ -68,8 +66,8 @@ impl Operators {
             if key.is_weak() {
                 return Err(KeyError(name.to_owned()));
             }
-            let fingerprint = fingerprint(&bytes);
-            operators.insert(fingerprint.clone(), Operator { name: name.to_owned(), fingerprint, key });
+            let fingerprint = Fingerprint::of(&bytes);
+            operators.insert(fingerprint, Operator { name: name.to_owned(), fingerprint, key });
         }
         Ok(Self(operators))
     }
@@ -81,43 +79,25 @@ impl Operators {
     /// [`AuthenticationError`].
     pub fn authenticate(
         &self,
-        fingerprint: &str,
-        signature: &[u8; 64],
+        fingerprint: &Fingerprint,
+        signature: &Signature,
         request: Signed<'_>,
     ) -> Result<&Operator, AuthenticationError> {
         let operator = self.0.get(fingerprint).ok_or(AuthenticationError::UnknownKey)?;
         let input = signing_input(request.method, request.path, request.body, request.channel_binding);
         operator
             .key
-            .verify_strict(&input, &Signature::from_bytes(signature))
+            .verify_strict(&input, &ed25519_dalek::Signature::from_bytes(signature.as_bytes()))
             .map_err(|_| AuthenticationError::Signature)?;
         Ok(operator)
     }
 }
 
-/// The fingerprint that OpenSSH prints for an Ed25519 public key: SHA-256 over the key's wire form (RFC 8709 §4),
-/// base64 without padding.
-pub fn fingerprint(key: &[u8; 32]) -> String {
-    let wire = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], key].concat();
-    format!("SHA256:{}", STANDARD_NO_PAD.encode(Sha256::digest(wire)))
-}
-
 #[cfg(test)]
 mod tests {
-    use base64::engine::general_purpose::STANDARD;
     use ed25519_dalek::{Signer as _, SigningKey};
 
     use super::*;
-
-    #[test]
-    fn the_fingerprint_is_opensshs() {
-        // A key made for this test with `ssh-keygen -t ed25519`, and what `ssh-keygen -l` says about it.
-        let line = include_str!("../tests/data/operator.pub");
-        let blob = STANDARD.decode(line.split(' ').nth(1).unwrap()).unwrap();
-        let key: [u8; 32] = blob[blob.len() - 32..].try_into().unwrap();
-        let printed = include_str!("../tests/data/operator.fingerprint");
-        assert_eq!(printed.split(' ').nth(1).unwrap(), fingerprint(&key));
-    }
 
     #[test]
     fn weak_and_impossible_keys_are_refused() {
@@ -146,7 +126,7 @@ mod tests {
         let good = sign(&key, request);
         let check = |signature: &[u8; 64], request| {
             operators
-                .authenticate(&fingerprint(&public), signature, request)
+                .authenticate(&Fingerprint::of(&public), &Signature::from(*signature), request)
                 .map(|operator| operator.name.clone())
         };
         assert_eq!(check(&good, request).unwrap(), "alice");
@@ -165,7 +145,11 @@ mod tests {
         assert_eq!(check(&sign(&other, request), request), refused);
         assert_eq!(
             operators
-                .authenticate(&fingerprint(&other.verifying_key().to_bytes()), &good, request)
+                .authenticate(
+                    &Fingerprint::of(&other.verifying_key().to_bytes()),
+                    &Signature::from(good),
+                    request
+                )
                 .map(|_| ()),
             Err(AuthenticationError::UnknownKey)
         );

@@ -24,10 +24,11 @@
 
 use aes_gcm::aead::{Aead as _, KeyInit as _, Payload};
 use aes_gcm::{Aes256Gcm, Nonce};
+use cofferdam_protocol::{SecretRef, SecretValue};
 use zeroize::Zeroizing;
 
+use crate::Keys;
 use crate::keys::KEY_ID;
-use crate::{Keys, Reference, SecretValue};
 
 const FORMAT: u8 = 1;
 const DOMAIN: &[u8] = b"cofferdam/vault/record/v1";
@@ -99,7 +100,7 @@ pub fn seal(
 ///
 /// # Errors
 /// [`RecordError`] for everything that is not exactly what [`seal`] made for this reference.
-pub fn open(keys: &Keys, reference: &Reference, record: &[u8]) -> Result<(Header, SecretValue), RecordError> {
+pub fn open(keys: &Keys, reference: &SecretRef, record: &[u8]) -> Result<(Header, SecretValue), RecordError> {
     let header_bytes = record.first_chunk::<HEADER>().ok_or(RecordError::Truncated)?;
     let header = decode_header(record)?;
     if header.key_id != keys.id() {
@@ -165,7 +166,7 @@ fn encode_header(header: &Header) -> [u8; HEADER] {
     bytes
 }
 
-fn associated_data(purpose: &[u8], reference: &Reference, header: &[u8; HEADER]) -> Vec<u8> {
+fn associated_data(purpose: &[u8], reference: &SecretRef, header: &[u8; HEADER]) -> Vec<u8> {
     [DOMAIN, purpose, reference.as_str().as_bytes(), header].join(&0)
 }
 
@@ -192,7 +193,7 @@ mod tests {
     }
 
     fn secret(reference: &str, value: &[u8]) -> SecretValue {
-        SecretValue::new(Reference::parse(reference).unwrap(), value.to_vec())
+        SecretValue::new(reference.parse::<SecretRef>().unwrap(), value.to_vec())
     }
 
     fn sealed(value: &SecretValue, version: u64) -> Vec<u8> {
@@ -280,7 +281,7 @@ mod tests {
 
         #[test]
         fn any_bytes_are_refused(bytes in prop::collection::vec(any::<u8>(), 0..300)) {
-            prop_assert!(open(&keys(1), &Reference::parse("secret://a/b/c").unwrap(), &bytes).is_err());
+            prop_assert!(open(&keys(1), &"secret://a/b/c".parse::<SecretRef>().unwrap(), &bytes).is_err());
         }
     }
 }

@@ -12,17 +12,16 @@ use axum::extract::{Extension, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
+use cofferdam_protocol::SecretRef;
+use cofferdam_protocol::reply::{ErrorReply, JSON};
+use cofferdam_protocol::vault::{
+    KEY, KeyReply, LEASE, LeaseReply, LeaseRequest, MAX_REFERENCES, MAX_REQUEST, MAX_WAIT_MS, MissingReply,
+    OPERATOR, OperatorRequest,
+};
 use serde::{Serialize, de::DeserializeOwned};
-use zeroize::Zeroizing;
 
 use crate::audit::{Audit, Operation};
-use crate::wire::{
-    ErrorReply, KeyReply, LeaseRequest, MAX_REFERENCES, MAX_REQUEST, MAX_WAIT_MS, MissingReply,
-    OperatorRequest,
-};
-use crate::{LeaseError, Reference, SecretValue, Vault};
+use crate::{LeaseError, Vault};
 
 /// How long a peer may take to send a body. It is local and a body is at most 128 KiB: a second would do.
 const BODY_TIME: Duration = Duration::from_secs(5);
@@ -35,12 +34,12 @@ pub struct Peer {
     pub uid: u32,
 }
 
-/// `GET /v1/key`, `POST /v1/lease`, `POST /v1/operator`; everything else is 404 or 405.
+/// `GET` [`KEY`], `POST` [`LEASE`], `POST` [`OPERATOR`]; everything else is 404 or 405.
 pub fn router(vault: Arc<Vault>) -> Router {
     Router::new()
-        .route("/v1/key", get(key))
-        .route("/v1/lease", post(lease))
-        .route("/v1/operator", post(operator))
+        .route(KEY, get(key))
+        .route(LEASE, post(lease))
+        .route(OPERATOR, post(operator))
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource", None))
         .method_not_allowed_fallback(async || {
             problem(StatusCode::METHOD_NOT_ALLOWED, "the resource does not have this method", None)
@@ -49,7 +48,7 @@ pub fn router(vault: Arc<Vault>) -> Router {
 }
 
 async fn key(State(vault): State<Arc<Vault>>) -> Response {
-    json(StatusCode::OK, &KeyReply { public_key: STANDARD.encode(vault.public_key()) })
+    json(StatusCode::OK, &KeyReply { public_key: vault.public_key().into() })
 }
 
 async fn lease(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>, body: Body) -> Response {
@@ -65,12 +64,12 @@ async fn lease(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>
         let error = format!("a lease is for 1 to {MAX_REFERENCES} references");
         return problem(StatusCode::BAD_REQUEST, &error, None);
     }
-    let references: Vec<Reference> =
+    let references: Vec<SecretRef> =
         request.references.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
     let outcome = vault.lease(peer.uid, &references, Duration::from_millis(request.wait_ms)).await;
     let response = match outcome {
-        Ok(values) => match write_lease(&values) {
-            Some(body) => ([(header::CONTENT_TYPE, "application/json")], Body::from(body)).into_response(),
+        Ok(values) => match LeaseReply::write(&values).map(Bytes::from_owner) {
+            Some(body) => ([(header::CONTENT_TYPE, JSON)], Body::from(body)).into_response(),
             None => problem(StatusCode::SERVICE_UNAVAILABLE, "the answer cannot be written", None),
         },
         Err(LeaseError::Missing(missing)) => json(StatusCode::CONFLICT, &MissingReply { missing }),
@@ -101,36 +100,7 @@ async fn operator(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Pe
     if answer.body.is_empty() {
         return answer.status.into_response();
     }
-    (answer.status, [(header::CONTENT_TYPE, "application/json")], answer.body).into_response()
-}
-
-/// `{"values":{"secret://…":"base64",…}}` in one buffer of the right size from the start, which is cleared when the last
-/// byte has been sent; a serializer would leave copies of the values behind as it grows.
-fn write_lease(values: &[SecretValue]) -> Option<Bytes> {
-    const OPEN: &[u8] = b"{\"values\":{";
-    const CLOSE: &[u8] = b"}}";
-    let mut length = OPEN.len() + CLOSE.len();
-    for value in values {
-        // Two pairs of quotes, a colon, a comma.
-        length += value.reference().as_str().len() + base64::encoded_len(value.expose().len(), true)? + 6;
-    }
-    let mut buffer = Zeroizing::new(Vec::with_capacity(length));
-    buffer.extend_from_slice(OPEN);
-    for (position, value) in values.iter().enumerate() {
-        if position > 0 {
-            buffer.push(b',');
-        }
-        // A reference holds nothing that JSON escapes.
-        buffer.push(b'"');
-        buffer.extend_from_slice(value.reference().as_str().as_bytes());
-        buffer.extend_from_slice(b"\":\"");
-        let start = buffer.len();
-        buffer.resize(start + base64::encoded_len(value.expose().len(), true)?, 0);
-        STANDARD.encode_slice(value.expose(), buffer.get_mut(start..)?).ok()?;
-        buffer.push(b'"');
-    }
-    buffer.extend_from_slice(CLOSE);
-    Some(Bytes::from_owner(buffer))
+    (answer.status, [(header::CONTENT_TYPE, JSON)], answer.body).into_response()
 }
 
 /// Reads a bounded body within [`BODY_TIME`] and parses it; the error is the answer.
@@ -167,12 +137,12 @@ async fn collect(mut body: Body) -> Option<Vec<u8>> {
 }
 
 fn problem(status: StatusCode, error: &str, hint: Option<&str>) -> Response {
-    json(status, &ErrorReply { error: error.to_owned(), hint: hint.map(str::to_owned) })
+    json(status, &ErrorReply::new(error, hint))
 }
 
 fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
-        Ok(body) => (status, [(header::CONTENT_TYPE, "application/json")], body).into_response(),
+        Ok(body) => (status, [(header::CONTENT_TYPE, JSON)], body).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
     }
 }

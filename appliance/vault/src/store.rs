@@ -17,19 +17,20 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::io::ErrorKind;
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
+use cofferdam_protocol::{SecretRef, SecretValue, WordError};
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
     StorageBackend, TableDefinition, WriteTransaction,
 };
 use sha2::{Digest as _, Sha256};
 
+use crate::Keys;
 use crate::record::{self, RecordError};
-use crate::{Keys, Reference, ReferenceError, SecretValue};
 
 /// Most records in a store: 32 services with 31 secrets each. It bounds memory and the time to open.
 pub const MAX_RECORDS: usize = 1000;
 /// Longest value in bytes: the longest that travels sealed.
-pub const MAX_VALUE: usize = cofferdam_attest::operator::MAX_SECRET;
+pub const MAX_VALUE: usize = cofferdam_protocol::operator::MAX_SECRET;
 /// How many carried-out requests are remembered against replay; the oldest is then forgotten.
 /// 16,384 of 40 bytes: far more changes than an appliance sees between two boots, well under 1 MiB.
 pub const MAX_SPENT: usize = 16_384;
@@ -55,7 +56,7 @@ pub struct Store {
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub struct Entry {
     /// The name of the record.
-    pub reference: Reference,
+    pub reference: SecretRef,
     /// Counts the puts under this name since it was last absent, from 1.
     pub version: u64,
     /// Unix seconds of the wall clock at the put.
@@ -90,14 +91,14 @@ pub enum StoreError {
     #[error("the store was altered: {reference}")]
     Record {
         /// Which record.
-        reference: Reference,
+        reference: SecretRef,
         /// What is wrong with it.
         #[source]
         source: RecordError,
     },
     /// A record under a name that is none.
     #[error("the store was altered: a record has an impossible name")]
-    Name(#[source] ReferenceError),
+    Name(#[source] WordError),
     /// A new record could not be sealed.
     #[error("the secret cannot be sealed")]
     Seal(#[source] RecordError),
@@ -142,7 +143,7 @@ impl StoreError {
 struct State {
     /// Counts the changes of the store.
     generation: u64,
-    records: BTreeMap<Reference, Row>,
+    records: BTreeMap<SecretRef, Row>,
     spent: BTreeSet<RequestId>,
     /// Key of the next row in [`SPENT`].
     next_spent: u64,
@@ -239,7 +240,7 @@ impl Store {
     /// # Errors
     /// [`StoreError::Missing`] when there is none, [`StoreError::Spent`], or a failure of the database; nothing has
     /// changed then.
-    pub fn remove(&self, reference: &Reference, request: &RequestId) -> Result<(), StoreError> {
+    pub fn remove(&self, reference: &SecretRef, request: &RequestId) -> Result<(), StoreError> {
         let mut state = self.lock();
         let mut next = state.clone();
         if next.spent.contains(request) {
@@ -262,7 +263,7 @@ impl Store {
     ///
     /// # Errors
     /// [`StoreError::Altered`] or [`StoreError::Record`] when the record is not the one that was last put.
-    pub fn get(&self, reference: &Reference) -> Result<Option<SecretValue>, StoreError> {
+    pub fn get(&self, reference: &SecretRef) -> Result<Option<SecretValue>, StoreError> {
         // Held to the end, so that no put comes between the digest and the record it belongs to.
         let state = self.lock();
         let Some(expected) = state.records.get(reference).map(|row| row.digest) else { return Ok(None) };
@@ -279,7 +280,7 @@ impl Store {
     }
 
     /// Whether there is a record under a reference.
-    pub fn contains(&self, reference: &Reference) -> bool {
+    pub fn contains(&self, reference: &SecretRef) -> bool {
         self.lock().records.contains_key(reference)
     }
 
@@ -329,7 +330,7 @@ impl State {
 
         for row in transaction.open_table(RECORDS).map_err(database_error)?.iter().map_err(database_error)? {
             let (name, sealed) = row.map_err(database_error)?;
-            let reference = Reference::parse(name.value()).map_err(StoreError::Name)?;
+            let reference = name.value().parse::<SecretRef>().map_err(StoreError::Name)?;
             let (header, _) = record::open(keys, &reference, sealed.value())
                 .map_err(|source| StoreError::Record { reference: reference.clone(), source })?;
             let row = Row {
@@ -461,7 +462,7 @@ mod tests {
         store.commit(transaction, &state).unwrap();
         *store.lock() = state;
 
-        let secret = SecretValue::new(Reference::parse("secret://a/b/c").unwrap(), b"value".to_vec());
+        let secret = SecretValue::new("secret://a/b/c".parse::<SecretRef>().unwrap(), b"value".to_vec());
         let put = |number| store.put(&secret, 0, &request(number)).map(|entry| entry.version);
         assert!(matches!(put(0), Err(StoreError::Spent)));
         assert_eq!(put(MAX_SPENT as u64).unwrap(), 1);

@@ -5,10 +5,11 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use cofferdam_protocol::{SecretRef, SecretValue};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
-use crate::{Audit, Grants, Operators, Reference, SecretValue, Store, StoreError};
+use crate::{Audit, Grants, Operators, Store, StoreError};
 
 /// Most leases that wait at the same time, of all peers: 32 services and `publish` with room for each to be
 /// restarted while its former wait is still open.
@@ -46,10 +47,10 @@ pub struct Vault {
 pub enum LeaseError {
     /// At least one reference is not granted to this peer. It says nothing about what is stored.
     #[error("not granted: {}", list(.0))]
-    NotGranted(Vec<Reference>),
+    NotGranted(Vec<SecretRef>),
     /// These references hold no secret, and the wait is over.
     #[error("missing: {}", list(.0))]
-    Missing(Vec<Reference>),
+    Missing(Vec<SecretRef>),
     /// Too many leases are waiting.
     #[error("too many leases are waiting")]
     Busy,
@@ -89,7 +90,7 @@ impl Vault {
     pub async fn lease(
         &self,
         uid: u32,
-        references: &[Reference],
+        references: &[SecretRef],
         wait: Duration,
     ) -> Result<Vec<SecretValue>, LeaseError> {
         let refused: Vec<_> = references
@@ -125,7 +126,7 @@ impl Vault {
     }
 
     /// All values, or `None` when one has been removed in the meantime.
-    fn read_all(&self, references: &[Reference]) -> Result<Option<Vec<SecretValue>>, LeaseError> {
+    fn read_all(&self, references: &[SecretRef]) -> Result<Option<Vec<SecretValue>>, LeaseError> {
         references
             .iter()
             .map(|reference| self.store.get(reference))
@@ -186,6 +187,6 @@ impl Drop for Place {
     }
 }
 
-fn list(references: &[Reference]) -> String {
-    references.iter().map(Reference::as_str).collect::<Vec<_>>().join(", ")
+fn list(references: &[SecretRef]) -> String {
+    references.iter().map(SecretRef::as_str).collect::<Vec<_>>().join(", ")
 }

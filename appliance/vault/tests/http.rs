@@ -12,8 +12,9 @@ use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cofferdam_protocol::reply::ErrorReply;
+use cofferdam_protocol::vault::{KeyReply, MAX_REQUEST, MissingReply};
 use cofferdam_vault::store::MAX_VALUE;
-use cofferdam_vault::wire::{ErrorReply, KeyReply, MAX_REQUEST, MissingReply};
 use cofferdam_vault::{MAX_WAITERS, MAX_WAITERS_PER_PEER, Peer, Rules, Store, Vault, router};
 use common::*;
 use hyper::service::Service as _;
@@ -53,7 +54,7 @@ fn value(reply: &[u8], name: &str) -> Vec<u8> {
 }
 
 fn missing(reply: &[u8]) -> Vec<String> {
-    serde_json::from_slice::<MissingReply>(reply).unwrap().missing.into_iter().map(String::from).collect()
+    serde_json::from_slice::<MissingReply>(reply).unwrap().missing.iter().map(ToString::to_string).collect()
 }
 
 fn start() -> (Arc<Vault>, Router) {
@@ -68,7 +69,7 @@ async fn anybody_may_have_the_public_key() {
         let (status, body) = send(&router, Some(uid), "GET", "/v1/key", "").await;
         assert_eq!(status, StatusCode::OK);
         let reply: KeyReply = serde_json::from_slice(&body).unwrap();
-        assert_eq!(STANDARD.decode(reply.public_key).unwrap(), vault.public_key());
+        assert_eq!(*reply.public_key.as_bytes(), vault.public_key());
     }
 }
 
@@ -299,7 +300,7 @@ async fn the_largest_lease_is_whole() {
     let references: Vec<_> = names.iter().map(String::as_str).collect();
     let (status, body) = lease(&router(vault), SERVICE, &references, 0).await;
     assert_eq!(status, StatusCode::OK);
-    assert!(body.len() <= cofferdam_vault::wire::MAX_REPLY);
+    assert!(body.len() <= cofferdam_protocol::vault::MAX_REPLY);
     for (number, name) in names.iter().enumerate() {
         assert_eq!(value(&body, name), content(number));
     }

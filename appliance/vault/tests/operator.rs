@@ -7,9 +7,12 @@ mod common;
 use std::sync::{Arc, Mutex};
 
 use axum::http::StatusCode;
-use cofferdam_attest::operator::{SealedSecret, seal_secret};
+use cofferdam_attest::operator::seal_secret;
+use cofferdam_protocol::operator::SealedSecret;
+use cofferdam_protocol::reply::ErrorReply;
+use cofferdam_protocol::vault::{OperatorRequest, SecretEntry, SecretsReply};
+use cofferdam_protocol::{Base64Bytes, Fingerprint};
 use cofferdam_vault::store::MAX_VALUE;
-use cofferdam_vault::wire::{ErrorReply, SecretEntry, SecretsReply};
 use cofferdam_vault::{Answer, Store, Vault};
 use common::*;
 use ed25519_dalek::SigningKey;
@@ -41,8 +44,8 @@ fn an_operator_puts_lists_and_removes() {
     let answer = put(&vault, PASSWORD, VALUE);
     assert_eq!(answer.status, StatusCode::OK);
     let entry: SecretEntry = serde_json::from_slice(&answer.body).unwrap();
-    let first =
-        SecretEntry { reference: reference(PASSWORD), version: 1, updated_at: "2023-11-14T22:13:20Z".into() };
+    let updated_at = "2023-11-14T22:13:20Z".parse().unwrap();
+    let first = SecretEntry { reference: reference(PASSWORD), version: 1, updated_at };
     assert_eq!(entry, first);
     assert_eq!(put(&vault, PASSWORD, b"another value").status, StatusCode::OK);
     assert_eq!(put(&vault, USER, b"a user's name").status, StatusCode::OK);
@@ -152,10 +155,11 @@ fn a_secret_is_sealed_to_this_appliance_and_this_name() {
         assert_eq!(answer.status, StatusCode::BAD_REQUEST);
         assert!(error(&answer).hint.unwrap().contains("verify it again"));
     }
-    let good = seal_secret(&vault.public_key(), PASSWORD, VALUE).unwrap();
-    for position in 0..good.ciphertext.len() {
-        let mut altered = good.clone();
-        altered.ciphertext[position] ^= 1;
+    let good = seal_secret(&vault.public_key(), &reference(PASSWORD), VALUE).unwrap();
+    for position in 0..good.ciphertext.as_bytes().len() {
+        let mut ciphertext = good.ciphertext.as_bytes().to_vec();
+        ciphertext[position] ^= 1;
+        let altered = SealedSecret { ciphertext: Base64Bytes::new(ciphertext).unwrap(), ..good.clone() };
         let body = serde_json::to_vec(&altered).unwrap();
         let answer = vault.operate(FRONT, &signed("PUT", &path(PASSWORD), &body, &id()));
         assert_eq!(answer.status, StatusCode::BAD_REQUEST, "byte {position}");
@@ -208,7 +212,8 @@ fn values_are_neither_too_long_nor_too_short() {
         assert!(error(&answer).hint.unwrap().contains("use a longer one"));
     }
     // A client that does not check: one byte more than fits.
-    let long = SealedSecret { enc: vec![0; 32], ciphertext: vec![0; MAX_VALUE + 17] };
+    let long =
+        SealedSecret { enc: [0; 32].into(), ciphertext: Base64Bytes::new(vec![0; MAX_VALUE + 17]).unwrap() };
     let body = serde_json::to_vec(&long).unwrap();
     let answer = vault.operate(FRONT, &signed("PUT", &path(USER), &body, &id()));
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
@@ -242,12 +247,12 @@ fn a_body_is_exactly_a_sealed_secret() {
 fn fields_of_the_wrong_shape_are_refused_before_they_are_verified() {
     let vault = fresh();
     let good = signed("GET", "/v1/secrets", b"", &id());
-    for wrong in ["", "AAAA", "not base64!", &"A".repeat(1000), "AA==\n"] {
-        for field in 0..2 {
-            let mut request = good.clone();
-            let target = if field == 0 { &mut request.channel_binding } else { &mut request.signature };
-            *target = wrong.to_owned();
-            assert_eq!(vault.operate(FRONT, &request).status, StatusCode::BAD_REQUEST, "{wrong}");
+    let injected = "SHA256:\nvault: audit: put uid=0 status=200";
+    for wrong in ["", "AAAA", "not base64!", &"A".repeat(1000), "AA==\n", injected] {
+        for field in ["channel_binding", "signature", "key"] {
+            let mut request = serde_json::to_value(&good).unwrap();
+            request[field] = wrong.into();
+            assert!(serde_json::from_value::<OperatorRequest>(request).is_err(), "{field} {wrong}");
         }
     }
     for method in ["", "get", "G\0T", "GET ", "BREW"] {
@@ -287,8 +292,7 @@ fn an_audit_line_has_no_value_and_nothing_of_a_strangers_choosing() {
     ask(&vault, "GET", "/v1/logs?service=x");
     ask(&vault, "DELETE", &path(PASSWORD));
     let stranger = SigningKey::from_bytes(&[4; 32]);
-    let mut request = signed_by(&stranger, "PUT", "/v1/secrets/audit:/put/uid=0", b"", &id());
-    request.key = "SHA256:\nvault: audit: put uid=0 status=200".into();
+    let request = signed_by(&stranger, "PUT", "/v1/secrets/audit:/put/uid=0", b"", &id());
     vault.operate(FRONT, &request);
     let operator = signed("GET", "/", b"", &id()).key;
     assert_eq!(
@@ -343,9 +347,16 @@ proptest! {
     }
 
     #[test]
-    fn any_request_is_answered(method in ".{0,8}", path in ".{0,40}", body in ".{0,40}", binding in ".{0,50}", key in ".{0,60}", signature in ".{0,100}") {
+    fn any_request_is_answered(method in ".{0,8}", path in ".{0,40}", body in any::<Vec<u8>>(), binding in any::<[u8; 32]>(), key in any::<[u8; 32]>(), signature in proptest::collection::vec(any::<u8>(), 64..=64)) {
         let vault = fresh();
-        let request = cofferdam_vault::wire::OperatorRequest { method, path, body, channel_binding: binding, key, signature };
+        let request = OperatorRequest {
+            method,
+            path,
+            body: Base64Bytes::new(body).unwrap(),
+            channel_binding: binding.into(),
+            key: Fingerprint::of(&key),
+            signature: (&signature[..]).try_into().map(|bytes: [u8; 64]| bytes.into()).unwrap(),
+        };
         let status = vault.operate(FRONT, &request).status;
         prop_assert!(status == StatusCode::BAD_REQUEST || status == StatusCode::UNAUTHORIZED);
     }

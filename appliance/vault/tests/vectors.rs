@@ -6,7 +6,8 @@ use std::cell::Cell;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cofferdam_vault::{Keys, MasterKey, Reference, SecretValue, record};
+use cofferdam_protocol::{SecretRef, SecretValue};
+use cofferdam_vault::{Keys, MasterKey, record};
 use serde_json::Value;
 
 fn vectors() -> Value {
@@ -37,7 +38,7 @@ fn records_are_written_and_read_as_in_the_vectors() {
     let vectors = vectors();
     let keys = keys(&vectors);
     for vector in vectors["records"].as_array().unwrap() {
-        let reference = Reference::parse(vector["reference"].as_str().unwrap()).unwrap();
+        let reference = vector["reference"].as_str().unwrap().parse::<SecretRef>().unwrap();
         let (version, updated_at) = (number(&vector["version"]), number(&vector["updated_at"]));
         let (header, value) = record::open(&keys, &reference, &bytes(&vector["record"])).unwrap();
         assert_eq!((header.version, header.updated_at), (version, updated_at));
@@ -63,7 +64,7 @@ fn what_the_vectors_refuse_is_refused() {
     let refused = vectors["refused"].as_array().unwrap();
     assert!(refused.len() > 10);
     for vector in refused {
-        let reference = Reference::parse(vector["reference"].as_str().unwrap()).unwrap();
+        let reference = vector["reference"].as_str().unwrap().parse::<SecretRef>().unwrap();
         assert!(record::open(&keys, &reference, &bytes(&vector["record"])).is_err(), "{}", vector["why"]);
     }
 }

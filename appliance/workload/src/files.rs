@@ -1,9 +1,11 @@
 //! Files that others read while they are written, directories with an owner, and bounded reads of files that others made.
 
 use std::fs;
-use std::io::{self, Read, Write};
+use std::io::{self, Write};
 use std::os::unix::fs::{OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
+
+use cofferdam_protocol::read;
 
 /// Replaces `path` by a file with these bytes, mode 0644: a reader sees the old bytes or the new, never a mix.
 ///
@@ -40,9 +42,7 @@ pub fn directory(path: impl AsRef<Path>, uid: u32, gid: u32, mode: u32) -> io::R
 ///
 /// What the file system says; `FileTooLarge` when there is more.
 pub fn read_bounded(path: impl AsRef<Path>, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    fs::File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit { Err(io::ErrorKind::FileTooLarge.into()) } else { Ok(bytes) }
+    read::bounded(fs::File::open(path)?, limit)
 }
 
 #[cfg(test)]

@@ -4,6 +4,7 @@
 //! reached from a digest that the measured declaration holds, so a document is what its publisher made,
 //! but the publisher is not trusted to be careful or kind.
 
+use cofferdam_protocol::Digest;
 use serde::{Deserialize, Serialize};
 
 /// Manifests and indexes: the size that registries commonly accept.
@@ -48,35 +49,6 @@ pub enum ImageError {
     /// A value that cannot be an argument or a variable.
     #[error("the image's configuration holds a zero byte in its {0}")]
     ZeroByte(&'static str),
-}
-
-/// A SHA-256 digest, as text `sha256:<64 hex>`.
-#[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Digest(String);
-
-impl Digest {
-    /// Checks a digest's form; `what` names its owner in the error.
-    ///
-    /// # Errors
-    ///
-    /// Another algorithm, another length, upper case.
-    pub(crate) fn parse(text: &str, what: &'static str) -> Result<Self, ImageError> {
-        let hex = text.strip_prefix("sha256:").ok_or(ImageError::Digest(what))?;
-        if hex.len() != 64 || !hex.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f')) {
-            return Err(ImageError::Digest(what));
-        }
-        Ok(Self(text.to_owned()))
-    }
-
-    /// The digest of some bytes' SHA-256.
-    pub(crate) fn of_hash(hash: &[u8]) -> Self {
-        Self(format!("sha256:{}", hex::encode(hash)))
-    }
-
-    /// `sha256:<64 hex>`.
-    pub(crate) fn as_str(&self) -> &str {
-        &self.0
-    }
 }
 
 /// A blob that is still to be fetched: its digest and its exact size in bytes.
@@ -140,7 +112,8 @@ struct Platform {
 
 impl Descriptor {
     fn blob(&self, what: &'static str) -> Result<Blob, ImageError> {
-        Ok(Blob { digest: Digest::parse(&self.digest, what)?, size: self.size })
+        let digest = self.digest.parse().map_err(|_| ImageError::Digest(what))?;
+        Ok(Blob { digest, size: self.size })
     }
 }
 
@@ -281,7 +254,7 @@ mod tests {
             HEX.replace('0', "f"),
         );
         let Manifest::Index(blob) = manifest(index.as_bytes()).unwrap() else { panic!("not an index") };
-        assert_eq!((blob.digest.as_str(), blob.size), (format!("sha256:{HEX}").as_str(), 2));
+        assert_eq!((blob.digest.to_string(), blob.size), (format!("sha256:{HEX}"), 2));
         let other = index.replace("amd64", "riscv64");
         assert!(matches!(manifest(other.as_bytes()), Err(ImageError::NoPlatform)));
     }

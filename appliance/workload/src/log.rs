@@ -9,33 +9,12 @@ use std::fs::{File, OpenOptions};
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
-use serde::Serialize;
+use cofferdam_protocol::log::{LogLine, MAX_LINE, Stream};
 
 use crate::status::now;
 
 /// When a file is full, in bytes.
 const ROTATE_AT: u64 = 1 << 20;
-/// The longest piece of a line, in bytes before JSON's escapes.
-const MAX_LINE: usize = 16 << 10;
-
-/// Which output a line came from.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
-#[serde(rename_all = "lowercase")]
-pub(crate) enum Stream {
-    /// Standard output.
-    Stdout,
-    /// Standard error.
-    Stderr,
-}
-
-#[derive(Serialize)]
-struct Line<'a> {
-    at: String,
-    stream: Stream,
-    line: &'a str,
-    #[serde(skip_serializing_if = "std::ops::Not::not")]
-    partial: bool,
-}
 
 /// Writes the two files.
 #[derive(Debug)]
@@ -60,7 +39,7 @@ impl Log {
 
     fn write(&mut self, stream: Stream, line: &[u8], partial: bool) -> io::Result<()> {
         let line = String::from_utf8_lossy(line);
-        let mut bytes = serde_json::to_vec(&Line { at: now(), stream, line: &line, partial })?;
+        let mut bytes = serde_json::to_vec(&LogLine { at: now(), stream, line, partial })?;
         bytes.push(b'\n');
         if self.size > 0 && self.size.saturating_add(bytes.len() as u64) > ROTATE_AT {
             std::fs::rename(&self.path, &self.previous)?;

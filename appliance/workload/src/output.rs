@@ -6,6 +6,7 @@
 
 use std::time::Duration;
 
+use cofferdam_protocol::log::Stream;
 use cofferdam_redact::Redactor;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
@@ -13,7 +14,7 @@ use tokio::time::{Instant, timeout_at};
 use zeroize::Zeroize;
 
 use crate::launch::Output;
-use crate::log::{Lines, Log, Stream};
+use crate::log::{Lines, Log};
 
 /// Silence after which what is held back is let go.
 const IDLE: Duration = Duration::from_secs(1);

@@ -8,10 +8,10 @@ use std::fs::{self, File};
 use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
-use cofferdam_declaration::ImageReference;
+use cofferdam_protocol::{Digest, ImageReference};
 use nix::fcntl::OFlag;
 
-use crate::image::{self, Blob, Compression, Digest, ImageError, Manifest, RunConfig};
+use crate::image::{self, Blob, Compression, ImageError, Manifest, RunConfig};
 use crate::registry::{Patience, Registry, RegistryError};
 use crate::unpack::{UnpackError, Unpacker};
 use crate::{files, guard};
@@ -165,8 +165,7 @@ async fn pull_from(
     own: bool,
 ) -> Result<(), PullError> {
     let mut registry = Registry::new(base, image.repository(), access, Patience::default())?;
-    let pinned = Digest::parse(&image.digest_text(), "image")?;
-    let (config, layers) = resolve(&mut registry, pinned).await?;
+    let (config, layers) = resolve(&mut registry, image.digest()).await?;
     let promised = layers.iter().fold(0_u64, |sum, (blob, _)| sum.saturating_add(blob.size));
     if promised > budget {
         return Err(PullError::NoRoom(budget));

@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cofferdam_protocol::Digest;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::image::{Blob, Digest, ImageError, short};
+use crate::image::{Blob, ImageError, short};
 
 /// How long a registry may take.
 #[derive(Debug, Clone, Copy)]
@@ -119,9 +120,9 @@ pub enum RegistryError {
         /// What was asked for.
         what: &'static str,
         /// As pinned.
-        expected: String,
+        expected: Digest,
         /// As received.
-        got: String,
+        got: Digest,
     },
     /// A document is not what it should be.
     #[error(transparent)]
@@ -241,7 +242,7 @@ impl Registry {
     ///
     /// [`RegistryError`].
     pub(crate) async fn manifest(&mut self, digest: &Digest, limit: u64) -> Result<Vec<u8>, RegistryError> {
-        let path = format!("manifests/{}", digest.as_str());
+        let path = format!("manifests/{}", digest);
         for attempt in 1.. {
             let mut bytes = Vec::new();
             let request = Request { path: &path, accept: crate::image::MANIFEST_TYPES, what: "manifest" };
@@ -265,7 +266,7 @@ impl Registry {
         sink: &mut W,
         rewind: impl Fn(&mut W) -> std::io::Result<()>,
     ) -> Result<(), RegistryError> {
-        let path = format!("blobs/{}", blob.digest.as_str());
+        let path = format!("blobs/{}", blob.digest);
         for attempt in 1.. {
             rewind(sink).map_err(|error| RegistryError::Store(what, error))?;
             let request = Request { path: &path, accept: "*/*", what };
@@ -456,10 +457,9 @@ async fn receive(
     if let Some(size) = size.filter(|size| *size != got) {
         return Err(RegistryError::TooShort { what, size, got });
     }
-    let actual = Digest::of_hash(&hash.finalize());
+    let actual = Digest::from(<[u8; 32]>::from(hash.finalize()));
     if actual != *digest {
-        let (expected, got) = (digest.as_str().to_owned(), actual.as_str().to_owned());
-        return Err(RegistryError::Lies { what, expected, got });
+        return Err(RegistryError::Lies { what, expected: *digest, got: actual });
     }
     Ok(())
 }
@@ -603,7 +603,7 @@ mod tests {
     }
 
     fn blob(body: &[u8]) -> Blob {
-        Blob { digest: Digest::of_hash(&Sha256::digest(body)), size: body.len() as u64 }
+        Blob { digest: Digest::of(body), size: body.len() as u64 }
     }
 
     async fn fetch(server: &Server, blob: &Blob) -> Result<Vec<u8>, RegistryError> {
@@ -622,7 +622,7 @@ mod tests {
         let server = Server::new(move |_, _| ok(&served));
         assert_eq!(fetch(&server, &expected).await.unwrap(), body);
         let line = server.seen.lock().unwrap()[0].clone();
-        assert_eq!(line, format!("GET /v2/team/app/blobs/{} HTTP/1.1", expected.digest.as_str()));
+        assert_eq!(line, format!("GET /v2/team/app/blobs/{} HTTP/1.1", expected.digest));
     }
 
     #[tokio::test]
@@ -630,7 +630,7 @@ mod tests {
         let server = Server::new(|_, _| ok(b"other"));
         let error = fetch(&server, &blob(b"right")).await.unwrap_err();
         assert!(matches!(error, RegistryError::Lies { .. }), "{error}");
-        assert!(error.to_string().contains(blob(b"right").digest.as_str()), "{error}");
+        assert!(error.to_string().contains(&blob(b"right").digest.to_string()), "{error}");
         assert_eq!(server.requests(), 1);
     }
 
@@ -721,7 +721,7 @@ mod tests {
         let body = b"layer".to_vec();
         let (expected, served) = (blob(&body), body.clone());
         let server = Server::new(move |line, authorization| match authorization {
-            Some(RIGHT) if line.contains(blob(b"layer").digest.as_str()) => ok(&served),
+            Some(RIGHT) if line.contains(&blob(b"layer").digest.to_string()) => ok(&served),
             Some(RIGHT) => status("404 Not Found", ""),
             _ => status("401 Unauthorized", "WWW-Authenticate: Basic realm=\"r\"\r\n"),
         });

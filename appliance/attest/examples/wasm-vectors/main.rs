@@ -15,13 +15,15 @@ use std::sync::Mutex;
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::appraise::Outcome;
-use cofferdam_attest::claims::{Claims, parse_time, report_data};
+use cofferdam_attest::claims::{Claims, report_data};
 use cofferdam_attest::ear::Ear;
 use cofferdam_attest::event_log::{Event, replay};
-use cofferdam_attest::operator::{Authorization, SealedSecret, open_secret, signing_input, vault_public_key};
+use cofferdam_attest::operator::{open_secret, vault_public_key};
 use cofferdam_attest::policy::Policy;
+use cofferdam_attest::ratls;
 use cofferdam_attest::release::Tag;
-use cofferdam_attest::{ratls, strict};
+use cofferdam_protocol::operator::{Authorization, SealedSecret, signing_input};
+use cofferdam_protocol::{Timestamp, json as strict};
 use serde_json::{Value, json};
 
 #[path = "../../tests/common/vector.rs"]
@@ -93,13 +95,13 @@ fn evidence(honest: &Value, case: &Value) -> Value {
         .flat_map(of)
         .map(|check| check.detail.as_str())
         .collect();
-    let now = parse_time(input["at"].as_str().unwrap()).unwrap();
+    let now = input["at"].as_str().unwrap().parse().map(Timestamp::unix).unwrap();
     json!({
         "verdict": appraisal.verdict(),
         "failed": named(Outcome::Fail),
         "unknown": named(Outcome::CouldNotCheck),
         "reasons": reasons,
-        "ear": Ear::new(&appraisal, &Policy::default(), "", now),
+        "ear": Ear::new(&appraisal, &Policy::default(), "", now).unwrap(),
     })
 }
 
@@ -142,14 +144,15 @@ fn operator(file: &Value) -> Value {
     let sealed = each(&file["sealed"], |case| {
         let private: [u8; 32] = bytes(case, "private_key").try_into().unwrap();
         let sealed: SealedSecret = serde_json::from_value(case["sealed"].clone()).unwrap();
-        let value = open_secret(&private, case["reference"].as_str().unwrap(), &sealed).unwrap();
+        let value =
+            open_secret(&private, &case["reference"].as_str().unwrap().parse().unwrap(), &sealed).unwrap();
         json!({
             "public_key": STANDARD.encode(vault_public_key(&private).unwrap()),
             "value": STANDARD.encode(&*value),
         })
     });
     let headers = both(&file["authorization"], |header| {
-        Authorization::parse(header.as_str().unwrap()).map(|header| header.to_string()).into()
+        header.as_str().unwrap().parse::<Authorization>().ok().map(|header| header.to_string()).into()
     });
     json!([requests, sealed, headers])
 }

@@ -3,14 +3,18 @@
 //! Changing any byte of the claims breaks `report_data`. So that a person learns which claim was changed, every claim is also
 //! compared with each independent source of it: the measured events, the release's tag, the caller's expectations.
 
-use crate::appraise::{Appraisal, Expectations, Outcome, causes};
-use crate::claims::{Claims, format_time, parse_time, report_data};
-use crate::event_log::Event;
-use crate::event_log::payload::{Appliance, Declaration, Launch, Payload as _};
+use std::str::FromStr;
+
+use cofferdam_protocol::{Repository, Timestamp, error_chain, json};
+
+use crate::appraise::{Appraisal, Expectations, Outcome};
+use crate::claims::{Claims, report_data};
+use crate::event_log::payload::{Appliance, Declaration, Launch, Payload};
+use crate::event_log::{Event, MAX_PAYLOAD};
 use crate::evidence::Evidence;
 use crate::policy::Policy;
 use crate::quote::Quote;
-use crate::{release, strict};
+use crate::release;
 
 /// Claims that are compared by value: name, value in the claims, where else the value is known.
 struct Comparison {
@@ -34,7 +38,7 @@ pub(super) fn check(
             if bound == Some(false) {
                 appraisal.fail("report_data", "the quote does not commit to these claims");
             }
-            appraisal.fail("claims", causes(&error));
+            appraisal.fail("claims", error_chain(&error));
             return;
         }
     };
@@ -51,7 +55,7 @@ pub(super) fn check(
         _ => appraisal.fail("report_data", "no quote to compare with"),
     }
     if let Some(tag) = &expected.tag {
-        let prefix = release::digest_prefix(&evidence.claims);
+        let prefix = release::DigestPrefix::of(&evidence.claims);
         if prefix == tag.digest {
             appraisal.pass("claims", format!("digest begins with {prefix}, as the release's tag says"));
         } else {
@@ -72,54 +76,69 @@ pub(super) fn check(
 }
 
 fn comparisons(claims: &Claims, events: &[Event], expected: &Expectations) -> Vec<Comparison> {
-    let declaration = events.iter().find_map(Declaration::read);
-    let appliance = events.iter().find_map(Appliance::read);
-    let launch = events.iter().find_map(Launch::read);
-    let logged = |value: Option<String>| value.map(|value| ("the event log says", value));
-    let wanted = |value: &Option<String>| value.clone().map(|value| ("expected", value));
-    let comparison = |name, claimed: &str, sources: [Option<(&'static str, String)>; 2]| Comparison {
-        name,
-        claimed: Some(claimed.to_owned()),
-        sources: sources.into_iter().flatten().collect(),
-    };
-    let on_request = |name, claimed: &Option<String>, wanted: Option<String>| Comparison {
-        name,
-        claimed: claimed.clone(),
-        sources: wanted.map(|value| ("expected", value)).into_iter().collect(),
-    };
+    fn comparison<T: ToString>(
+        name: &'static str,
+        claimed: Option<&T>,
+        logged: Option<String>,
+        wanted: Option<&T>,
+    ) -> Comparison {
+        let logged = logged.map(|value| ("the event log says", value));
+        let wanted = wanted.map(|value| ("expected", value.to_string()));
+        Comparison {
+            name,
+            claimed: claimed.map(T::to_string),
+            sources: logged.into_iter().chain(wanted).collect(),
+        }
+    }
     vec![
         comparison(
             "repository",
-            &claims.repository,
-            [logged(appliance.as_ref().map(|a| a.repository.clone())), wanted(&expected.repository)],
+            Some(&claims.repository),
+            logged::<Appliance>(events, "repository"),
+            expected.repository.as_ref(),
         ),
         comparison(
             "commit",
-            &claims.commit,
-            [logged(declaration.as_ref().map(|d| d.commit.clone())), wanted(&expected.commit)],
+            Some(&claims.commit),
+            logged::<Declaration>(events, "commit"),
+            expected.commit.as_ref(),
         ),
         comparison(
             "declaration",
-            &claims.declaration,
-            [logged(declaration.map(|d| d.digest)), wanted(&expected.declaration)],
+            Some(&claims.declaration),
+            logged::<Declaration>(events, "digest"),
+            expected.declaration.as_ref(),
         ),
         comparison(
             "endpoint",
-            &claims.endpoint,
-            [logged(appliance.map(|a| a.endpoint)), wanted(&expected.endpoint)],
+            Some(&claims.endpoint),
+            logged::<Appliance>(events, "endpoint"),
+            expected.endpoint.as_ref(),
         ),
         comparison(
             "tls_key",
-            &claims.tls_key,
-            [logged(launch.map(|launch| launch.tls_key)), wanted(&expected.tls_key)],
+            Some(&claims.tls_key),
+            logged::<Launch>(events, "tls_key"),
+            expected.tls_key.as_ref(),
         ),
-        on_request("nonce", &claims.nonce, expected.nonce.as_deref().map(strict::b64)),
-        on_request(
+        comparison("nonce", claims.nonce.as_ref(), None, expected.nonce.as_ref()),
+        comparison(
             "channel_binding",
-            &claims.channel_binding,
-            expected.channel_binding.as_ref().map(|bytes| strict::b64(bytes)),
+            claims.channel_binding.as_ref(),
+            None,
+            expected.channel_binding.as_ref(),
         ),
     ]
+}
+
+/// What the first event of this name says about `member`, as text: a payload that is malformed is refused elsewhere, and what it
+/// says still differs from the claim.
+fn logged<P: Payload>(events: &[Event], member: &str) -> Option<String> {
+    let mut named = events.iter().filter(|event| event.mr == 3 && event.event == P::NAME);
+    named.find_map(|event| {
+        let payload: serde_json::Value = json::from_json(event.payload.as_deref()?, MAX_PAYLOAD).ok()?;
+        payload.get(member)?.as_str().map(str::to_owned)
+    })
 }
 
 fn compare(appraisal: &mut Appraisal, comparison: Comparison) {
@@ -140,9 +159,11 @@ fn compare(appraisal: &mut Appraisal, comparison: Comparison) {
 
 /// Equality of a claim with a source; GitHub's names do not depend on case.
 fn same(name: &str, claimed: Option<&str>, value: &str) -> bool {
-    claimed.is_some_and(|claimed| {
-        claimed == value || (name == "repository" && claimed.eq_ignore_ascii_case(value))
-    })
+    let same_repository = |claimed: &str| {
+        let parsed = |text: &str| text.parse::<Repository>().ok();
+        parsed(claimed).zip(parsed(value)).is_some_and(|(one, other)| one.is_same(&other))
+    };
+    claimed.is_some_and(|claimed| claimed == value || (name == "repository" && same_repository(claimed)))
 }
 
 /// `sealed` has to be what was measured.
@@ -155,11 +176,8 @@ fn seal_flags(appraisal: &mut Appraisal, claims: &Claims, events: &[Event]) {
 
 /// Not from the future, not too old, not expired, not valid for too long, and of the time that the release's tag says.
 fn times(appraisal: &mut Appraisal, claims: &Claims, expected: &Expectations, policy: &Policy, now: u64) {
-    let (Some(issued), Some(expires)) = (claims.issued_unix(), claims.expires_unix()) else {
-        appraisal.fail("issued_at", "not a time");
-        return;
-    };
-    let at = format_time(now).unwrap_or_default();
+    let (issued, expires) = (claims.issued_at.unix(), claims.expires_at.unix());
+    let at = Timestamp::shown(now);
     let mut problems = Vec::new();
     if issued > now.saturating_add(policy.clock_skew_s) {
         problems.push(format!("{} is in the future at {at}", claims.issued_at));
@@ -186,7 +204,7 @@ fn times(appraisal: &mut Appraisal, claims: &Claims, expected: &Expectations, po
             policy.max_validity_s
         ));
     }
-    appraisal.require("expires_at", claims.expires_at.clone(), &problems);
+    appraisal.require("expires_at", claims.expires_at.to_string(), &problems);
 }
 
 /// Which claim was changed after the quote was made? The sources' values are put instead of the claimed ones: when the
@@ -205,7 +223,8 @@ fn name_the_change(claims: &Claims, comparisons: &[Comparison], quote: &Quote, p
             None => {}
         }
     }
-    let commits = |candidate: &Claims| report_data(&candidate.encode()) == quote.report_data;
+    let commits =
+        |candidate: &Claims| candidate.encode().is_ok_and(|bytes| report_data(&bytes) == quote.report_data);
     if !differing.is_empty() && commits(&restored) {
         return format!("{} was changed", differing.join(" and "));
     }
@@ -223,16 +242,21 @@ fn name_the_change(claims: &Claims, comparisons: &[Comparison], quote: &Quote, p
     }
 }
 
+/// Puts a source's value into the claim of this name; what is no such value could not have been claimed.
 fn put(claims: &mut Claims, name: &str, value: &str) {
-    let value = value.to_owned();
+    fn set<T: FromStr>(claim: &mut T, value: &str) {
+        if let Ok(value) = value.parse() {
+            *claim = value;
+        }
+    }
     match name {
-        "repository" => claims.repository = value,
-        "commit" => claims.commit = value,
-        "declaration" => claims.declaration = value,
-        "endpoint" => claims.endpoint = value,
-        "tls_key" => claims.tls_key = value,
-        "nonce" => claims.nonce = Some(value),
-        "channel_binding" => claims.channel_binding = Some(value),
+        "repository" => set(&mut claims.repository, value),
+        "commit" => set(&mut claims.commit, value),
+        "declaration" => set(&mut claims.declaration, value),
+        "endpoint" => set(&mut claims.endpoint, value),
+        "tls_key" => set(&mut claims.tls_key, value),
+        "nonce" => claims.nonce = value.parse().ok(),
+        "channel_binding" => claims.channel_binding = value.parse().ok(),
         _ => {}
     }
 }
@@ -240,13 +264,13 @@ fn put(claims: &mut Claims, name: &str, value: &str) {
 /// The validity is a whole number of minutes, so one changed time can be found from the other: at most
 /// `max_validity_s / 60` candidates each (about 10,000 hashes for a week).
 fn search_times(claims: &Claims, policy: &Policy, commits: &dyn Fn(&Claims) -> bool) -> Option<&'static str> {
-    let issued = parse_time(&claims.issued_at)?;
-    let expires = parse_time(&claims.expires_at)?;
+    let (issued, expires) = (claims.issued_at.unix(), claims.expires_at.unix());
     let steps = (policy.max_validity_s / 60).min(MAX_SEARCH);
     (1..=steps).find_map(|minutes| {
         let span = minutes * 60;
-        let later = Claims { expires_at: format_time(issued.checked_add(span)?)?, ..claims.clone() };
-        let earlier = Claims { issued_at: format_time(expires.saturating_sub(span))?, ..claims.clone() };
+        let later = Claims { expires_at: Timestamp::from_unix(issued.checked_add(span)?)?, ..claims.clone() };
+        let earlier =
+            Claims { issued_at: Timestamp::from_unix(expires.saturating_sub(span))?, ..claims.clone() };
         if commits(&later) {
             Some("expires_at")
         } else if commits(&earlier) {

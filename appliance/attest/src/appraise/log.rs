@@ -1,12 +1,12 @@
 //! RTMR3: the appliance's own events have to replay to the quote, in the order that gives them their meaning.
 
+use cofferdam_protocol::hex;
+
 use crate::appraise::Appraisal;
-use crate::claims::{Repository, is_endpoint};
 use crate::event_log::payload::{Appliance, Declaration, Image, Launch, Machine, Payload, State};
 use crate::event_log::{self, Event};
 use crate::policy::Policy;
 use crate::quote::Quote;
-use crate::strict;
 
 /// Events that come exactly once before the images, in this order.
 const OPENING: [&str; 4] = [Declaration::NAME, Appliance::NAME, Machine::NAME, State::NAME];
@@ -89,16 +89,12 @@ fn payloads(ours: &[&Event]) -> Vec<String> {
     let mut problems = Vec::new();
     for event in ours {
         let fine = match event.event.as_str() {
-            Declaration::NAME => Declaration::read(event)
-                .is_some_and(|d| strict::is_sha256(&d.digest) && strict::is_lower_hex(&d.commit, 40)),
-            Appliance::NAME => Appliance::read(event)
-                .is_some_and(|a| Repository::parse(&a.repository).is_some() && is_endpoint(&a.endpoint)),
+            Declaration::NAME => Declaration::read(event).is_some(),
+            Appliance::NAME => Appliance::read(event).is_some(),
             Machine::NAME => Machine::read(event).is_some(),
             State::NAME => State::read(event).is_some(),
-            Image::NAME => Image::read(event).is_some_and(|image| {
-                image.reference.rsplit_once('@').is_some_and(|(_, d)| strict::is_sha256(d))
-            }),
-            Launch::NAME => Launch::read(event).is_some_and(|launch| strict::is_sha256(&launch.tls_key)),
+            Image::NAME => Image::read(event).is_some(),
+            Launch::NAME => Launch::read(event).is_some(),
             _ => true,
         };
         if !fine {

@@ -1,7 +1,8 @@
 //! What the quote says about its TD and the platform under it, against the policy.
 
+use cofferdam_protocol::{Timestamp, hex};
+
 use crate::appraise::{Appraisal, Outcome};
-use crate::claims::{format_time, parse_time};
 use crate::dcap::{DcapError, Platform, Stage};
 use crate::event_log::Register;
 use crate::policy::{Accepted, Device, Policy};
@@ -134,7 +135,7 @@ pub(super) fn check(appraisal: &mut Appraisal, found: Platform, policy: &Policy,
     } else {
         appraisal.pass("trust_root", "Intel SGX Root CA");
     }
-    let expires = format_time(found.collateral_expires).unwrap_or_default();
+    let expires = Timestamp::shown(found.collateral_expires);
     match &found.expired {
         Some(expired) => {
             let detail = format!("{expired}; what follows is as of {expires}");
@@ -201,10 +202,10 @@ fn tcb_date(appraisal: &mut Appraisal, found: &Platform, policy: &Policy, now: u
     let Some(least) = policy.min_tcb_date else {
         return appraisal.push("tcb_date", Outcome::NotChecked, format!("{date}; none is demanded"));
     };
-    let wanted = format_time(least).unwrap_or_default();
+    let wanted = Timestamp::shown(least);
     let end = least.saturating_add(policy.tcb_date_grace_s);
-    let until = format_time(end).unwrap_or_default();
-    match parse_time(date) {
+    let until = Timestamp::shown(end);
+    match date.parse().ok().map(Timestamp::unix) {
         Some(level) if level >= least => appraisal.pass("tcb_date", date.clone()),
         Some(_) if policy.tcb_date_grace_s > 0 && now <= end => {
             appraisal.pass("tcb_date", format!("{date}, before {wanted}; tolerated until {until}"));

@@ -1,5 +1,7 @@
 //! MRTD and RTMR0-2 against reference values, with the first event that explains a difference.
 
+use cofferdam_protocol::hex;
+
 use crate::appraise::{Appraisal, Outcome};
 use crate::event_log::{self, Event, Register};
 use crate::policy::Policy;

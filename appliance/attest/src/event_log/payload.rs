@@ -3,11 +3,12 @@
 //! The appliance writes them through [`Payload::event`] and a verifier reads them through [`Payload::read`], so
 //! both sides agree on names and shapes.
 
+use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::{Commit, Digest, Endpoint, ImageReference, Repository};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
 use super::{Event, MAX_PAYLOAD};
-use crate::strict;
 
 /// A payload that belongs to exactly one event name.
 pub trait Payload: Serialize + DeserializeOwned {
@@ -15,9 +16,11 @@ pub trait Payload: Serialize + DeserializeOwned {
     const NAME: &'static str;
 
     /// The event to measure and to log.
-    fn event(&self) -> Event {
-        // Structs of strings, numbers, booleans and lists always serialise.
-        Event::new(Self::NAME, serde_json::to_vec(self).unwrap_or_default())
+    ///
+    /// # Errors
+    /// The payload cannot be written: nothing is measured then.
+    fn event(&self) -> Result<Event, JsonError> {
+        Ok(Event::new(Self::NAME, json::to_vec(self)?))
     }
 
     /// Reads the payload of `event`; `None` when it is another event or malformed.
@@ -25,7 +28,7 @@ pub trait Payload: Serialize + DeserializeOwned {
         if event.mr != 3 || event.event != Self::NAME {
             return None;
         }
-        strict::from_json(event.payload.as_deref()?, MAX_PAYLOAD).ok()
+        json::from_json(event.payload.as_deref()?, MAX_PAYLOAD).ok()
     }
 }
 
@@ -33,25 +36,25 @@ pub trait Payload: Serialize + DeserializeOwned {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Declaration {
-    /// `sha256:<64 hex>` of the exact bytes.
-    pub digest: String,
+    /// Digest of the exact bytes.
+    pub digest: Digest,
     /// Where it came from: `disk`.
     pub source: String,
-    /// Commit that its source claims, 40 lower-case hex digits.
-    pub commit: String,
+    /// Commit that its source claims.
+    pub commit: Commit,
 }
 
 /// Whose appliance this is.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Appliance {
-    /// `owner/repo`.
-    pub repository: String,
-    /// `sha256:<64 hex>` of the declaration that says so.
-    pub declaration: String,
-    /// `host:port` that clients dial. The verifier compares it with the claim of the same name, so that a changed
+    /// GitHub repository that is its identity.
+    pub repository: Repository,
+    /// Digest of the declaration that says so.
+    pub declaration: Digest,
+    /// Where clients dial. The verifier compares it with the claim of the same name, so that a changed
     /// claim is named and not merely refused.
-    pub endpoint: String,
+    pub endpoint: Endpoint,
 }
 
 /// Parameters that the host chose.
@@ -80,8 +83,8 @@ pub struct State {
 pub struct Image {
     /// Service that runs it.
     pub service: String,
-    /// Reference by digest, `host/name@sha256:…`.
-    pub reference: String,
+    /// Reference by digest.
+    pub reference: ImageReference,
 }
 
 /// The launch boundary.
@@ -90,9 +93,9 @@ pub struct Image {
 pub struct Launch {
     /// Names of the services, in the declaration's order.
     pub services: Vec<String>,
-    /// `sha256:<64 hex>` of the TLS key's SubjectPublicKeyInfo: the key is made before the launch boundary, so no
+    /// Digest of the TLS key's SubjectPublicKeyInfo: the key is made before the launch boundary, so no
     /// later process can bring its own. The verifier compares it with the claim of the same name.
-    pub tls_key: String,
+    pub tls_key: Digest,
 }
 
 impl Payload for Declaration {

@@ -1,12 +1,11 @@
 //! The JSON shape of a policy: complete, or as overrides of the default one.
 
+use cofferdam_protocol::{Timestamp, hex};
 use serde::{Deserialize, Serialize};
 
 use super::{Accepted, Device, Policy, PolicyError};
-use crate::claims::{format_time, parse_time};
 use crate::event_log::{self, Register};
 use crate::quote::{attributes, xfam};
-use crate::strict;
 
 /// Statuses that Intel defines (PCS API v4 `tcbStatus`, and DCAP's relaunch advice for TDX 1.5). `Revoked` is absent: no policy can accept it.
 const STATUSES: &[&str] = &[
@@ -140,17 +139,17 @@ impl Wire {
             mr_owner_config: demanded("mr_owner_config", &self.mr_owner_config)?,
             min_tcb_date: match self.min_tcb_date.as_str() {
                 NONE => None,
-                date => Some(parse_time(date).ok_or_else(|| value("min_tcb_date", date))?),
+                date => Some(date.parse().map_err(|_| value("min_tcb_date", date)).map(Timestamp::unix)?),
             },
             tcb_date_grace_s: self.tcb_date_grace_s,
             min_tee_tcb_svn: match self.min_tee_tcb_svn.as_str() {
                 NONE => [0; 16],
-                svn => bytes(svn).ok_or_else(|| value("min_tee_tcb_svn", svn))?,
+                svn => hex::decode_array(svn).ok_or_else(|| value("min_tee_tcb_svn", svn))?,
             },
             min_tdx_module_svn: self.min_tdx_module_svn,
             min_qe_svn: self.min_qe_svn,
             min_pce_svn: self.min_pce_svn,
-            accepted_mr_seam: accepted("accepted_mr_seam", &self.accepted_mr_seam, strict::register)?,
+            accepted_mr_seam: accepted("accepted_mr_seam", &self.accepted_mr_seam, hex::decode_array)?,
             accepted_devices: accepted("accepted_devices", &self.accepted_devices, device)?,
             tolerated_advisories: accepted("tolerated_advisories", &self.tolerated_advisories, |text| {
                 is_advisory(text).then(|| text.to_owned())
@@ -227,7 +226,10 @@ impl From<&Policy> for Wire {
             rejected_advisories: policy.rejected_advisories.clone(),
             tolerated_advisories: listed(&policy.tolerated_advisories, String::clone),
             min_tcb_evaluation_data_number: policy.min_tcb_evaluation_data_number,
-            min_tcb_date: policy.min_tcb_date.and_then(format_time).unwrap_or_else(none),
+            min_tcb_date: policy
+                .min_tcb_date
+                .and_then(Timestamp::from_unix)
+                .map_or_else(none, |date| date.to_string()),
             tcb_date_grace_s: policy.tcb_date_grace_s,
             min_tee_tcb_svn: match policy.min_tee_tcb_svn {
                 svn if svn == [0; 16] => none(),
@@ -280,7 +282,7 @@ fn bits(name: &'static str, list: &[String], names: &[(u64, &str)]) -> Result<u6
 fn demanded(name: &'static str, text: &str) -> Result<Register, PolicyError> {
     match text {
         "zero" => Ok([0; 48]),
-        hex => strict::register(hex).ok_or_else(|| value(name, hex)),
+        digits => hex::decode_array(digits).ok_or_else(|| value(name, digits)),
     }
 }
 
@@ -310,18 +312,8 @@ fn listed<T>(accepted: &Accepted<T>, write: impl Fn(&T) -> String) -> Vec<String
 /// `ppid:` or `instance:` and 32 hex digits.
 fn device(text: &str) -> Option<Device> {
     match text.split_once(':')? {
-        ("ppid", id) => bytes(id).map(Device::Ppid),
-        ("instance", id) => bytes(id).map(Device::Instance),
+        ("ppid", id) => hex::decode_array(id).map(Device::Ppid),
+        ("instance", id) => hex::decode_array(id).map(Device::Instance),
         _ => None,
     }
-}
-
-/// 16 bytes from exactly 32 lower-case hex digits.
-fn bytes(text: &str) -> Option<[u8; 16]> {
-    if !strict::is_lower_hex(text, 32) {
-        return None;
-    }
-    let mut out = [0; 16];
-    hex::decode_to_slice(text, &mut out).ok()?;
-    Some(out)
 }

@@ -8,6 +8,8 @@
 use std::error::Error;
 use std::sync::Arc;
 
+use cofferdam_protocol::evidence::{CHANNEL_BINDING_LABEL, ChannelBinding};
+use cofferdam_protocol::{Digest, Timestamp};
 use rustls::client::danger::{HandshakeSignatureValid, ServerCertVerified, ServerCertVerifier};
 use rustls::crypto::{CryptoProvider, aws_lc_rs as provider, verify_tls13_signature};
 use rustls::pki_types::{CertificateDer, ServerName, UnixTime};
@@ -17,19 +19,17 @@ use rustls::{
 };
 
 use super::{RatlsError, spki_sha256, validity};
-use crate::claims::format_time;
-use crate::operator::CHANNEL_BINDING_LABEL;
 
 /// Tolerated difference between the client's clock and a certificate's dates, seconds.
 const SKEW: u64 = 300;
 
 /// A TLS 1.3 client that accepts a self-signed certificate by its key. With `pin` only the key with that
-/// `sha256:<64 hex>` passes. Without, any key passes that the peer proves to hold: use that connection for nothing
+/// digest passes. Without, any key passes that the peer proves to hold: use that connection for nothing
 /// but fetching evidence whose claims bind its channel and its key.
 ///
 /// # Errors
 /// [`RatlsError::Tls`] when the provider cannot do TLS 1.3.
-pub fn client_config(pin: Option<String>) -> Result<ClientConfig, RatlsError> {
+pub fn client_config(pin: Option<Digest>) -> Result<ClientConfig, RatlsError> {
     let crypto = Arc::new(provider::default_provider());
     let verifier = Arc::new(KeyVerifier { pin, crypto: Arc::clone(&crypto) });
     let mut config = ClientConfig::builder_with_provider(crypto)
@@ -45,10 +45,10 @@ pub fn client_config(pin: Option<String>) -> Result<ClientConfig, RatlsError> {
 /// Who is at the other end of a connection after its handshake.
 #[derive(Debug, Clone, PartialEq, Eq)]
 pub struct Peer {
-    /// `sha256:<64 hex>` of the SubjectPublicKeyInfo of the key that it proved to hold.
-    pub tls_key: String,
+    /// Digest of the SubjectPublicKeyInfo of the key that it proved to hold.
+    pub tls_key: Digest,
     /// RFC 9266 channel binding of the connection (`tls-exporter`).
-    pub channel_binding: [u8; 32],
+    pub channel_binding: ChannelBinding,
 }
 
 /// Reads the other end's key and the channel's binding from a connection made with [`client_config`].
@@ -65,6 +65,7 @@ pub fn peer(connection: &ClientConnection) -> Result<Peer, Refusal> {
     let tls_key = spki_sha256(certificate).map_err(|_| Refusal::Malformed)?;
     let channel_binding = connection
         .export_keying_material([0; 32], CHANNEL_BINDING_LABEL, Some(&[]))
+        .map(ChannelBinding::from)
         .map_err(|_| Refusal::NoBinding)?;
     Ok(Peer { tls_key, channel_binding })
 }
@@ -79,7 +80,7 @@ pub enum Refusal {
     #[error("its certificate is malformed")]
     Malformed,
     /// The certificate's time has not come.
-    #[error("its certificate is valid from {} on, and it is {}", time(*from), time(*now))]
+    #[error("its certificate is valid from {} on, and it is {}", Timestamp::shown(*from), Timestamp::shown(*now))]
     NotYetValid {
         /// Begin of its validity, seconds since the Unix epoch.
         from: u64,
@@ -87,7 +88,7 @@ pub enum Refusal {
         now: u64,
     },
     /// The certificate's time is over.
-    #[error("its certificate was valid until {}, and it is {}", time(*until), time(*now))]
+    #[error("its certificate was valid until {}, and it is {}", Timestamp::shown(*until), Timestamp::shown(*now))]
     Expired {
         /// End of its validity, seconds since the Unix epoch.
         until: u64,
@@ -97,10 +98,10 @@ pub enum Refusal {
     /// It holds another key.
     #[error("it shows the key {found}, {pinned} is attested")]
     OtherKey {
-        /// `sha256:<64 hex>` of the key that was shown.
-        found: String,
+        /// Digest of the key that was shown.
+        found: Digest,
         /// That of the attested one.
-        pinned: String,
+        pinned: Digest,
     },
     /// The session was resumed, which shows no certificate.
     #[error("it resumed a session instead of showing its certificate")]
@@ -136,14 +137,10 @@ impl From<Refusal> for rustls::Error {
     }
 }
 
-fn time(unix: u64) -> String {
-    format_time(unix).unwrap_or_else(|| unix.to_string())
-}
-
 /// Accepts certificates by key and dates, never by issuer or name.
 #[derive(Debug)]
 struct KeyVerifier {
-    pin: Option<String>,
+    pin: Option<Digest>,
     crypto: Arc<CryptoProvider>,
 }
 
@@ -151,10 +148,8 @@ impl KeyVerifier {
     /// The key first: where another machine answers, that is the reason, whatever its clock says.
     fn judge(&self, certificate: &[u8], now: u64) -> Result<(), Refusal> {
         let found = spki_sha256(certificate).map_err(|_| Refusal::Malformed)?;
-        if let Some(pin) = &self.pin
-            && *pin != found
-        {
-            return Err(Refusal::OtherKey { found, pinned: pin.clone() });
+        if let Some(pinned) = self.pin.filter(|pin| *pin != found) {
+            return Err(Refusal::OtherKey { found, pinned });
         }
         let (from, until) = validity(certificate).map_err(|_| Refusal::Malformed)?;
         if now.saturating_add(SKEW) < from {

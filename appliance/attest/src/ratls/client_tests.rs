@@ -71,7 +71,7 @@ fn connect(config: &Arc<ClientConfig>, address: SocketAddr) -> std::io::Result<C
 /// Connects once to a server that shows `certificate`.
 fn attempt(
     (key, certificate): &(Vec<u8>, Vec<u8>),
-    pin: Option<String>,
+    pin: Option<Digest>,
 ) -> (std::io::Result<ClientConnection>, Vec<[u8; 32]>) {
     let (address, serving) = serve(config(key, certificate, &rustls::version::TLS13), 1);
     let connected = connect(&Arc::new(client_config(pin).unwrap()), address);
@@ -79,7 +79,7 @@ fn attempt(
 }
 
 /// The reason for which the same is refused.
-fn refusal(identity: &(Vec<u8>, Vec<u8>), pin: Option<String>) -> Option<Refusal> {
+fn refusal(identity: &(Vec<u8>, Vec<u8>), pin: Option<Digest>) -> Option<Refusal> {
     let (connected, bindings) = attempt(identity, pin);
     assert_eq!(bindings, [[0; 32]; 0], "nothing was served");
     Refusal::behind(&connected.unwrap_err()).cloned()
@@ -89,11 +89,11 @@ fn refusal(identity: &(Vec<u8>, Vec<u8>), pin: Option<String>) -> Option<Refusal
 fn the_other_end_is_known_by_its_key_and_the_channel_by_its_binding() {
     let shown = identity(now() - 60);
     let key = key_sha256(&shown.0).unwrap();
-    for pin in [None, Some(key.clone())] {
+    for pin in [None, Some(key)] {
         let (connected, bindings) = attempt(&shown, pin);
         let peer = peer(&connected.unwrap()).unwrap();
         assert_eq!(peer.tls_key, key);
-        assert_eq!(bindings, [peer.channel_binding]);
+        assert_eq!(bindings, [<[u8; 32]>::from(peer.channel_binding)]);
     }
     let (first, second) = (attempt(&shown, None).1, attempt(&shown, None).1);
     assert_ne!(first, second, "each connection has its own binding");
@@ -103,12 +103,12 @@ fn the_other_end_is_known_by_its_key_and_the_channel_by_its_binding() {
 fn another_key_than_the_attested_one_is_refused_by_name() {
     let (shown, attested) = (identity(now() - 60), generate_key().unwrap());
     let (found, pinned) = (key_sha256(&shown.0).unwrap(), key_sha256(&attested).unwrap());
-    let refused = refusal(&shown, Some(pinned.clone()));
-    assert_eq!(refused, Some(Refusal::OtherKey { found: found.clone(), pinned: pinned.clone() }));
+    let refused = refusal(&shown, Some(pinned));
+    assert_eq!(refused, Some(Refusal::OtherKey { found: found, pinned: pinned }));
     // The same where the certificate's time is over as well.
     let expired = identity(now() - MAX_LIFETIME);
     let found = key_sha256(&expired.0).unwrap();
-    assert_eq!(refusal(&expired, Some(pinned.clone())), Some(Refusal::OtherKey { found, pinned }));
+    assert_eq!(refusal(&expired, Some(pinned)), Some(Refusal::OtherKey { found, pinned }));
 }
 
 #[test]

@@ -4,6 +4,7 @@ use aws_lc_rs::encoding::AsDer as _;
 use aws_lc_rs::rand::SystemRandom;
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_ASN1_SIGNING, EcdsaKeyPair, KeyPair as _};
 use ciborium::Value;
+use cofferdam_protocol::Digest;
 use rcgen::{CertificateParams, CustomExtension, DnType, SerialNumber, SigningKey};
 use sha2::{Digest as _, Sha256};
 use time::OffsetDateTime;
@@ -25,14 +26,13 @@ pub fn generate_key() -> Result<Zeroizing<Vec<u8>>, RatlsError> {
     Ok(Zeroizing::new(document.as_ref().to_vec()))
 }
 
-/// The claim `tls_key` of a P-256 key in PKCS#8 DER: `sha256:<64 hex>` of its SubjectPublicKeyInfo.
+/// The claim `tls_key` of a P-256 key in PKCS#8 DER: the digest of its SubjectPublicKeyInfo.
 ///
 /// # Errors
 /// [`RatlsError::Key`] when it is not such a key.
-pub fn key_sha256(key_pkcs8: &[u8]) -> Result<String, RatlsError> {
-    let spki =
-        Key::load(key_pkcs8)?.pair.public_key().as_der().map_err(|_| RatlsError::Key)?.as_ref().to_vec();
-    Ok(format!("sha256:{}", hex::encode(Sha256::digest(&spki))))
+pub fn key_sha256(key_pkcs8: &[u8]) -> Result<Digest, RatlsError> {
+    let spki = Key::load(key_pkcs8)?.pair.public_key().as_der().map_err(|_| RatlsError::Key)?;
+    Ok(Digest::of(spki.as_ref()))
 }
 
 /// Makes the certificate (DER) for a P-256 key in PKCS#8 DER.

@@ -2,10 +2,10 @@
 
 use std::collections::BTreeMap;
 
+use cofferdam_protocol::hex;
 use serde::{Deserialize, Serialize};
 
 use crate::event_log::{self, Event, Register};
-use crate::strict;
 
 /// One event that firmware, boot stub or kernel will measure.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -16,7 +16,7 @@ pub struct PredictedEvent {
     /// Its type, `EV_…` (TCG PC Client Platform Firmware Profile).
     pub event: String,
     /// What the register is extended with.
-    #[serde(with = "strict::register_hex")]
+    #[serde(with = "hex::array")]
     pub digest: Register,
     /// What produces it.
     pub cause: Cause,
@@ -96,7 +96,7 @@ pub struct Alternative {
     /// The predicted event.
     pub of: Cause,
     /// What is measured in its place.
-    #[serde(with = "strict::register_hex")]
+    #[serde(with = "hex::array")]
     pub digest: Register,
     /// Why.
     pub reason: Reason,

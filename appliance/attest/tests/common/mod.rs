@@ -3,7 +3,7 @@
 #![allow(dead_code, unreachable_pub, clippy::unwrap_used, clippy::panic)]
 
 use cofferdam_attest::appraise::{Appraisal, Expectations, Outcome, Roots, appraise};
-use cofferdam_attest::claims::{Claims, format_time, report_data};
+use cofferdam_attest::claims::{Claims, report_data};
 use cofferdam_attest::event_log::payload::{
     Appliance, Declaration, Image, Launch, Machine, Payload as _, State,
 };
@@ -14,11 +14,26 @@ use cofferdam_attest::reference::{
     Boot, BootPlatform, BootSource, Cause, ImageReference, Mrtd, PageOrder, PlatformReference,
     PredictedEvent, ReferenceValues,
 };
+use cofferdam_protocol::Timestamp;
 use tdx_sim::{CollateralOptions, Platform, Seed, TdReport};
 
 pub const NOW: u64 = 1_800_000_000;
 pub const DIGEST: &str = "sha256:1111111111111111111111111111111111111111111111111111111111111111";
 pub const COMMIT: &str = "2222222222222222222222222222222222222222";
+
+/// A word of the protocol from its text.
+pub fn word<T: std::str::FromStr<Err: std::fmt::Debug>>(text: &str) -> T {
+    text.parse().unwrap()
+}
+
+pub fn time(unix: u64) -> Timestamp {
+    Timestamp::from_unix(unix).unwrap()
+}
+
+/// The digest of the TLS key.
+pub fn key() -> cofferdam_protocol::Digest {
+    word(&DIGEST.replace('1', "3"))
+}
 
 pub fn platform(seed: u8) -> Platform {
     Platform::from_seed(Seed::from_bytes(&[seed; 32]).unwrap()).unwrap()
@@ -52,34 +67,36 @@ pub fn firmware_events() -> Vec<Event> {
 
 pub fn appliance(declaration: &str) -> Appliance {
     Appliance {
-        repository: "acme/shop".into(),
-        declaration: declaration.into(),
-        endpoint: "shop.example:8443".into(),
+        repository: word("acme/shop"),
+        declaration: word(declaration),
+        endpoint: word("shop.example:8443"),
     }
 }
 
 pub fn own_events() -> Vec<Event> {
-    vec![
-        Declaration { digest: DIGEST.into(), source: "disk".into(), commit: COMMIT.into() }.event(),
+    [
+        Declaration { digest: word(DIGEST), source: "disk".into(), commit: word(COMMIT) }.event(),
         appliance(DIGEST).event(),
         Machine { cpus: 2, memory_mib: 2048 }.event(),
         State { kind: "memory".into(), fresh: true }.event(),
-        Image { service: "web".into(), reference: format!("registry.example/web@{DIGEST}") }.event(),
-        Launch { services: vec!["web".into()], tls_key: DIGEST.replace('1', "3") }.event(),
+        Image { service: "web".into(), reference: word(&format!("registry.example/web@{DIGEST}")) }.event(),
+        Launch { services: vec!["web".into()], tls_key: key() }.event(),
     ]
+    .map(Result::unwrap)
+    .into()
 }
 
 pub fn claims() -> Claims {
     Claims {
         version: 1,
-        repository: "acme/shop".into(),
-        commit: COMMIT.into(),
-        declaration: DIGEST.into(),
-        endpoint: "shop.example:8443".into(),
-        tls_key: DIGEST.replace('1', "3"),
-        vault_key: "AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA=".into(),
-        issued_at: format_time(NOW - 600).unwrap(),
-        expires_at: format_time(NOW - 600 + 86_400).unwrap(),
+        repository: word("acme/shop"),
+        commit: word(COMMIT),
+        declaration: word(DIGEST),
+        endpoint: word("shop.example:8443"),
+        tls_key: key(),
+        vault_key: [0; 32].into(),
+        issued_at: time(NOW - 600),
+        expires_at: time(NOW - 600 + 86_400),
         sealed: false,
         state_epoch: 0,
         nonce: None,
@@ -157,14 +174,14 @@ impl Default for Fixture {
 
 impl Fixture {
     pub fn report(&self) -> TdReport {
-        let mut report = TdReport::new(registers(&self.events), report_data(&self.claims.encode()));
+        let mut report = TdReport::new(registers(&self.events), report_data(&self.claims.encode().unwrap()));
         (self.change_report)(&mut report);
         report
     }
 
     pub fn evidence(&self) -> Evidence {
         Evidence {
-            claims: self.claims.encode(),
+            claims: self.claims.encode().unwrap(),
             quote: self.platform.quote(&self.report()),
             event_log: self.events.clone(),
             collateral: Some(collateral(&self.platform, self.options)),
@@ -174,11 +191,11 @@ impl Fixture {
 
     pub fn expectations(&self) -> Expectations {
         Expectations {
-            repository: Some("acme/shop".into()),
-            commit: Some(COMMIT.into()),
-            endpoint: Some("shop.example:8443".into()),
-            tls_key: Some(DIGEST.replace('1', "3")),
-            declaration: Some(DIGEST.into()),
+            repository: Some(word("acme/shop")),
+            commit: Some(word(COMMIT)),
+            endpoint: Some(word("shop.example:8443")),
+            tls_key: Some(key()),
+            declaration: Some(word(DIGEST)),
             reference: reference(),
             ..Expectations::default()
         }

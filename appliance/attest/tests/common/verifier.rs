@@ -2,14 +2,12 @@
 
 #![allow(clippy::unwrap_used)]
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::appraise::{Appraisal, Expectations, Roots, appraise, appraise_document};
-use cofferdam_attest::claims::parse_time;
 use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::reference::Half;
 use cofferdam_attest::release::Tag;
+use cofferdam_protocol::Timestamp;
 use serde_json::Value;
 
 /// Appraises a vector's input as `coffer appraise` does; an error when what the relying party brought is unusable.
@@ -33,7 +31,7 @@ pub(crate) fn appraised(input: &Value, steps: &Value) -> Result<Appraisal, Strin
         let half = Half::parse(half.to_string().as_bytes()).map_err(|error| words(&error))?;
         expected.reference.add(half).map_err(|error| words(&error))?;
     }
-    let now = parse_time(input["at"].as_str().unwrap()).unwrap();
+    let now = input["at"].as_str().unwrap().parse().map(Timestamp::unix).unwrap();
     let document = super::vector::document(input, steps);
     let given = match &input["collateral"] {
         Value::Null => None,
@@ -50,17 +48,18 @@ pub(crate) fn appraised(input: &Value, steps: &Value) -> Result<Appraisal, Strin
 }
 
 fn expectations(members: &Value) -> Expectations {
-    let member = |name: &str| members[name].as_str().map(str::to_owned);
+    fn member<T: std::str::FromStr<Err: std::fmt::Debug>>(members: &Value, name: &str) -> Option<T> {
+        members[name].as_str().map(|text| text.parse().unwrap())
+    }
     Expectations {
-        repository: member("repository"),
-        commit: member("commit"),
-        endpoint: member("endpoint"),
-        tls_key: member("tls_key"),
-        nonce: member("nonce").map(|nonce| STANDARD.decode(nonce).unwrap()),
-        channel_binding: member("channel_binding")
-            .map(|binding| STANDARD.decode(binding).unwrap().try_into().unwrap()),
-        declaration: member("declaration"),
-        tag: member("tag").map(|tag| Tag::parse(&tag).unwrap()),
+        repository: member(members, "repository"),
+        commit: member(members, "commit"),
+        endpoint: member(members, "endpoint"),
+        tls_key: member(members, "tls_key"),
+        nonce: member(members, "nonce"),
+        channel_binding: member(members, "channel_binding"),
+        declaration: member(members, "declaration"),
+        tag: members["tag"].as_str().map(|tag| Tag::parse(tag).unwrap()),
         ..Expectations::default()
     }
 }

@@ -3,6 +3,7 @@
 use cofferdam_attest::appraise::Verdict;
 use cofferdam_attest::evidence::ASSET_NAME;
 use cofferdam_attest::release::Tag;
+use cofferdam_protocol::Repository;
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure};
@@ -47,7 +48,7 @@ impl Skipped {
     }
 
     /// The failure when there is not even an appraisal to show.
-    pub(super) fn failure(&self, repository: &str) -> Failure {
+    pub(super) fn failure(&self, repository: &Repository) -> Failure {
         if self.rejected + self.unknown + self.unread == 0 {
             let mut message = format!("{repository} has no release attestation");
             if !self.complete {
@@ -116,10 +117,12 @@ fn looked_at() -> usize {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_attest::release::DigestPrefix;
+
     use super::*;
 
     fn tag(n: u32) -> Tag {
-        Tag { issued_at: "2026-01-02T03:04:05Z".to_owned(), digest: format!("{n:08x}") }
+        Tag { issued_at: "2026-01-02T03:04:05Z".parse().unwrap(), digest: DigestPrefix(n.to_be_bytes()) }
     }
 
     fn skipped(rejected: u32, unknown: u32) -> Skipped {
@@ -142,7 +145,7 @@ mod tests {
         assert_eq!(Skipped { unread: 1, ..skipped(5, 0) }.verdict(), Verdict::CouldNotCheck);
         assert_eq!(Skipped { complete: false, ..skipped(5, 0) }.verdict(), Verdict::CouldNotCheck);
         for (skipped, code) in [(skipped(2, 0), 3), (skipped(2, 1), 6), (skipped(0, 0), 6)] {
-            assert_eq!(skipped.failure("acme/app").code as u8, code);
+            assert_eq!(skipped.failure(&"acme/app".parse().unwrap()).code as u8, code);
         }
     }
 

@@ -5,6 +5,7 @@ use std::fmt::Write as _;
 use cofferdam_attest::ear::policy_id;
 use cofferdam_attest::policy::Policy;
 use cofferdam_github::DEFAULT_API;
+use cofferdam_protocol::json::JsonError;
 use serde_json::{Value, json};
 
 use crate::cache;
@@ -35,7 +36,7 @@ pub(crate) struct Inputs {
 }
 
 impl Inputs {
-    pub(crate) fn new(trust: &cli::Trust, github: &cli::Github, policy: &Policy) -> Self {
+    pub(crate) fn new(trust: &cli::Trust, github: &cli::Github, policy: &Policy) -> Result<Self, JsonError> {
         let input =
             |member, words, value: String, from, variable| Input { member, words, value, from, variable };
         let path = |path: &std::path::Path| path.display().to_string();
@@ -71,7 +72,7 @@ impl Inputs {
             let from = if named { "environment" } else { "default" };
             input("cache_key", "key of what GitHub said earlier", path(&key), from, "XDG_STATE_HOME")
         }));
-        Self { inputs, policy_id: policy_id(policy) }
+        Ok(Self { inputs, policy_id: policy_id(policy)? })
     }
 
     /// What was named, a line each; what is built in is not.

@@ -3,14 +3,15 @@
 use std::path::Path;
 
 use cofferdam_attest::appraise::Expectations;
-use cofferdam_attest::claims::{self, Claims};
+use cofferdam_attest::claims::Claims;
 use cofferdam_attest::ear::Ear;
 use cofferdam_attest::evidence::{self, Collateral, Evidence};
 use cofferdam_attest::quote;
+use cofferdam_protocol::{Digest, WordError};
 use serde_json::Value;
 
 use crate::cli::{Appraise, Expected, Format};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, chain};
 use crate::files;
 use crate::trust::{self, Judged, Trust, named, unix_now};
 use crate::ui::{Ui, printable};
@@ -20,15 +21,13 @@ const LARGEST_DECLARATION: usize = 1 << 20;
 
 pub(crate) fn run(ui: &Ui, given: &Appraise, trust: &Trust) -> Outcome {
     if given.show_policy {
-        let json = trust.policy.to_json();
+        let json = trust.policy.to_json().map_err(|error| Failure::failed(chain(&error)))?;
         let value: Value = serde_json::from_slice(&json).unwrap_or_default();
         ui.result(&String::from_utf8_lossy(&json), value);
         return Ok(());
     }
-    let now = match &given.at {
-        Some(text) => claims::parse_time(text).ok_or_else(|| {
-            Failure::usage(format!("{text} is not a time")).hint("a time looks like 2026-01-02T03:04:05Z")
-        })?,
+    let now = match given.at {
+        Some(at) => at.unix(),
         None => unix_now()?,
     };
     let collateral = given.collateral.as_deref().map(read_collateral).transpose()?;
@@ -57,7 +56,7 @@ pub(crate) fn run(ui: &Ui, given: &Appraise, trust: &Trust) -> Outcome {
     };
     match given.format {
         Format::Checks => print_checks(ui, &judged, &what, claims),
-        Format::Ear => print_ear(ui, &judged, trust, now),
+        Format::Ear => print_ear(ui, &judged, trust, now)?,
     }
     judged.accept(&what).map_err(|failure| if ui.json { failure.rendered("") } else { failure })?;
     ui.note(&format!("{what}: {}", judged.appraisal.verdict().name()));
@@ -73,22 +72,22 @@ fn expectations(expected: &Expected, trust: &Trust) -> Outcome<Expectations> {
     let declaration = expected.declaration.as_deref().map(declaration_digest).transpose()?;
     Ok(Expectations {
         repository: expected.repository.clone(),
-        commit: expected.commit.clone(),
+        commit: expected.commit,
         declaration,
         endpoint: expected.endpoint.clone(),
-        tls_key: expected.tls_key.clone(),
-        nonce: expected.nonce.as_ref().map(|nonce| nonce.0.clone()),
+        tls_key: expected.tls_key,
+        nonce: expected.nonce.clone(),
         channel_binding: expected.channel_binding,
-        tag: expected.tag.clone(),
+        tag: expected.tag,
         ..trust.expectations()
     })
 }
 
 /// `sha256:…` as it is, or the digest of a file.
-fn declaration_digest(given: &str) -> Outcome<String> {
-    match given.starts_with("sha256:") {
-        true => crate::cli::digest(given).map_err(|reason| Failure::usage(format!("{given}: {reason}"))),
-        false => Ok(cofferdam_declaration::digest(&files::read(Path::new(given), LARGEST_DECLARATION)?)),
+fn declaration_digest(given: &str) -> Outcome<Digest> {
+    match given.starts_with(Digest::PREFIX) {
+        true => given.parse().map_err(|error: WordError| Failure::usage(format!("{given}: {error}"))),
+        false => Ok(Digest::of(files::read(Path::new(given), LARGEST_DECLARATION)?)),
     }
 }
 
@@ -108,10 +107,13 @@ fn print_checks(ui: &Ui, judged: &Judged, what: &str, claims: Option<Claims>) {
 }
 
 /// The claims set alone: with `--json` it bears a `schema_version` more, which its readers ignore.
-fn print_ear(ui: &Ui, judged: &Judged, trust: &Trust, now: u64) {
+fn print_ear(ui: &Ui, judged: &Judged, trust: &Trust, now: u64) -> Outcome {
+    let failed = |error: &dyn std::error::Error| Failure::failed(format!("cannot write the result: {error}"));
     let build = concat!("coffer ", env!("CARGO_PKG_VERSION"));
-    let ear = serde_json::to_value(Ear::new(&judged.appraisal, &trust.policy, build, now));
-    let ear = ear.unwrap_or_default();
-    let text = serde_json::to_string_pretty(&ear).unwrap_or_default();
+    let ear = Ear::new(&judged.appraisal, &trust.policy, build, now)
+        .map_err(|error| Failure::failed(chain(&error)))?;
+    let ear = serde_json::to_value(ear).map_err(|error| failed(&error))?;
+    let text = serde_json::to_string_pretty(&ear).map_err(|error| failed(&error))?;
     ui.result(&format!("{text}\n"), ear);
+    Ok(())
 }

@@ -5,8 +5,10 @@
 //! long is the session's to say ([`crate::session`]); here it gets its listener, its clock and its verification.
 
 use std::net::SocketAddr;
+use std::num::NonZeroU16;
 use std::time::{Duration, Instant};
 
+use cofferdam_protocol::{Digest, Endpoint};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
@@ -23,7 +25,7 @@ pub(crate) async fn run(
     ui: &Ui,
     options: cli::Appliance,
     listen: SocketAddr,
-    port: Option<u16>,
+    port: Option<NonZeroU16>,
     limit: Duration,
 ) -> Outcome {
     let peer = within(limit, verify(ui, &options, port, None)).await?;
@@ -51,7 +53,7 @@ pub(crate) async fn run(
 struct Network {
     ui: Ui,
     options: cli::Appliance,
-    port: Option<u16>,
+    port: Option<NonZeroU16>,
     listener: TcpListener,
     /// The time by both clocks when the session began.
     begun: (u64, Instant),
@@ -77,7 +79,7 @@ impl World for Network {
         verify(&self.ui, &self.options, self.port, Some(last)).await
     }
 
-    async fn dial(&self, endpoint: &str) -> Outcome<(TlsStream<TcpStream>, String)> {
+    async fn dial(&self, endpoint: &Endpoint) -> Outcome<(TlsStream<TcpStream>, Digest)> {
         // The session compares the key itself: another one is news to it, and not only a failure.
         let dialled = channel::dial(endpoint, None).await.map_err(|error| error.failure(endpoint, true))?;
         Ok((dialled.stream, dialled.peer.tls_key))
@@ -98,20 +100,22 @@ impl Local for TcpStream {
     }
 }
 
-async fn verify(ui: &Ui, options: &cli::Appliance, port: Option<u16>, last: Option<&Peer>) -> Outcome<Peer> {
-    let channel = super::open(ui, options, last.map(|peer| peer.tls_key.as_str())).await?;
+async fn verify(
+    ui: &Ui,
+    options: &cli::Appliance,
+    port: Option<NonZeroU16>,
+    last: Option<&Peer>,
+) -> Outcome<Peer> {
+    let channel = super::open(ui, options, last.map(|peer| peer.tls_key)).await?;
     let claims = &channel.claims;
     let dialled = options.endpoint.as_ref().unwrap_or(&claims.endpoint);
-    let endpoint = match (port, dialled.rsplit_once(':')) {
-        (Some(port), Some((host, _))) => format!("{host}:{port}"),
-        _ => dialled.clone(),
-    };
+    let endpoint = port.map_or_else(|| dialled.clone(), |port| dialled.with_port(port));
     let expires_unix = channel.expires_unix;
     // Renewed at two thirds of what is left, so that an outage has a third of it to pass.
     let renew_unix = expires_unix.saturating_sub(expires_unix.saturating_sub(unix_now()?) / 3);
     Ok(Peer {
         endpoint,
-        tls_key: claims.tls_key.clone(),
+        tls_key: claims.tls_key,
         renew_unix,
         expires_unix,
         simulated: channel.appraisal.simulated,

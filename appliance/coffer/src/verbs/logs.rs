@@ -1,11 +1,12 @@
 //! `coffer logs`: a service's output, already redacted inside the appliance.
 
+use cofferdam_protocol::log::LogLine;
+use cofferdam_protocol::operator::{LOGS, LogsQuery, MAX_TAIL};
 use hyper::StatusCode;
-use serde_json::Value;
 
 use crate::channel::refusal;
 use crate::cli;
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::ui::{Ui, printable, with_schema_version};
 
@@ -24,18 +25,20 @@ pub(crate) async fn run(
     }
     let key = OperatorKey::load(key)?;
     let mut channel = super::open(ui, appliance, None).await?;
-    let reply =
-        channel.request(&key, "GET", &format!("/v1/logs?service={service}&tail={tail}"), Vec::new()).await?;
+    let query = LogsQuery { service, tail: usize::try_from(tail).unwrap_or(MAX_TAIL) };
+    let reply = channel.request(&key, "GET", &format!("{LOGS}?{query}"), Vec::new()).await?;
     if reply.status != StatusCode::OK {
         return Err(refusal(&reply, "no logs"));
     }
     for raw in reply.body.split(|byte| *byte == b'\n').filter(|line| !line.is_empty()) {
-        let entry: Value = serde_json::from_slice(raw)
-            .map_err(|error| Failure::failed(format!("a line of the log is malformed: {error}")))?;
+        let malformed = |error: &dyn std::error::Error| {
+            Failure::failed(format!("a line of the log is malformed: {}", chain(error)))
+        };
+        let entry = LogLine::parse(raw).map_err(|error| malformed(&error))?;
         let shown = if ui.json {
-            with_schema_version(entry).to_string()
+            with_schema_version(serde_json::to_value(&entry).map_err(|error| malformed(&error))?).to_string()
         } else {
-            printable(entry.get("line").and_then(Value::as_str).unwrap_or_default())
+            printable(&entry.line)
         };
         if ui.line(&shown).is_err() {
             break;

@@ -81,7 +81,7 @@ pub(crate) async fn run(ui: &Ui, options: &Measure) -> Outcome {
 
 /// Writes a half that every verifier will read again.
 fn save(path: &Path, half: &Half) -> Outcome {
-    let json = half.to_json();
+    let json = half.to_json().map_err(|error| Failure::failed(chain(&error)))?;
     Half::parse(&json)
         .map_err(|error| Failure::failed(format!("cannot save {}: {}", path.display(), chain(&error))))?;
     files::write(path, &json)

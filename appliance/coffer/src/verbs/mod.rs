@@ -12,6 +12,7 @@ mod verify;
 
 use clap::CommandFactory as _;
 use cofferdam_github::Requests;
+use cofferdam_protocol::Digest;
 use serde_json::json;
 use zeroize::Zeroizing;
 
@@ -28,7 +29,7 @@ use crate::within;
 pub(crate) fn secret_value(cli: &Cli) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
     match &cli.verb {
         Verb::Secret { action: cli::Secret::Put { name, keep_newline, .. } } => {
-            secret::read_value(&reference(name)?.to_string(), *keep_newline, cli.global.no_input).map(Some)
+            secret::read_value(name, *keep_newline, cli.global.no_input).map(Some)
         }
         _ => Ok(None),
     }
@@ -49,7 +50,7 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
             let work = async {
                 let trust = Trust::load(&trust, &github).await?;
                 let source = Source::new(&repository, &github)?;
-                verify::run(ui, &repository, save.as_deref(), commit.as_deref(), &trust, &source).await
+                verify::run(ui, &repository, save.as_deref(), commit, &trust, &source).await
             };
             within(limit, work).await
         }
@@ -97,7 +98,7 @@ fn man(ui: &Ui, verb: Option<&str>) -> Outcome {
 /// Opens the verified channel to an appliance: where to dial comes from the verified release attestation (or
 /// `--endpoint`), what answers is verified again on the connection itself, and its declaration is compared with the
 /// repository's. `known` is the TLS key that an earlier verification attested there, if there was one.
-async fn open(ui: &Ui, options: &cli::Appliance, known: Option<&str>) -> Outcome<Channel> {
+async fn open(ui: &Ui, options: &cli::Appliance, known: Option<Digest>) -> Outcome<Channel> {
     let trust = Trust::load(&options.trust, &options.github).await?;
     let source = Source::new(&options.repository, &options.github)?;
     let opened = open_from(ui, options, known, &trust, &source).await;
@@ -108,16 +109,14 @@ async fn open(ui: &Ui, options: &cli::Appliance, known: Option<&str>) -> Outcome
 async fn open_from(
     ui: &Ui,
     options: &cli::Appliance,
-    known: Option<&str>,
+    known: Option<Digest>,
     trust: &Trust,
     source: &Source,
 ) -> Outcome<Channel> {
     let release = match &options.endpoint {
         Some(_) => None,
         None => Some(
-            verify::verified_release(ui, &options.repository, options.commit.as_deref(), trust, source)
-                .await?
-                .claims,
+            verify::verified_release(ui, &options.repository, options.commit, trust, source).await?.claims,
         ),
     };
     let endpoint = match (&options.endpoint, &release) {
@@ -126,7 +125,7 @@ async fn open_from(
         (None, None) => return Err(Failure::usage("no endpoint")),
     };
     let channel = Channel::open(&endpoint, &options.repository, trust, release.as_ref(), known).await?;
-    source.declaration(&channel.claims, options.commit.as_deref()).await?;
+    source.declaration(&channel.claims, options.commit).await?;
     if channel.appraisal.simulated {
         ui.warn("SIMULATED: this appliance runs on a simulated TDX device");
     }
@@ -141,12 +140,4 @@ fn say_requests(ui: &Ui, asked: Requests) {
         "GitHub: {} API requests ({} unchanged), {} of git, {} to storage",
         asked.api, asked.unchanged, asked.git, asked.storage
     ));
-}
-
-/// A secret's reference, given as `ns/name/field` or `secret://ns/name/field`.
-fn reference(text: &str) -> Outcome<cofferdam_declaration::SecretRef> {
-    let full = if text.starts_with("secret://") { text.to_owned() } else { format!("secret://{text}") };
-    full.parse().map_err(|error: cofferdam_declaration::ValueError| {
-        Failure::usage(format!("{text}: {}", error.message)).hint("a secret is named NAMESPACE/NAME/FIELD")
-    })
 }

@@ -2,74 +2,67 @@
 
 use std::fmt::Write as _;
 
+use cofferdam_protocol::json;
+use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
+use cofferdam_protocol::status::{RoleState, ServiceState, StatusReply};
 use hyper::StatusCode;
-use serde_json::Value;
 
 use crate::channel::refusal;
 use crate::cli;
-use crate::failure::{Code, Failure, Outcome};
+use crate::failure::{Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::ui::{Tone, Ui, printable};
 
 pub(crate) async fn run(ui: &Ui, appliance: &cli::Appliance, key: &cli::OperatorKey) -> Outcome {
     let key = OperatorKey::load(key)?;
     let mut channel = super::open(ui, appliance, None).await?;
-    let reply = channel.request(&key, "GET", "/v1/status", Vec::new()).await?;
+    let reply = channel.request(&key, "GET", STATUS, Vec::new()).await?;
     if reply.status != StatusCode::OK {
         return Err(refusal(&reply, "no status"));
     }
-    let status: Value = serde_json::from_slice(&reply.body).map_err(|error| {
-        Failure::new(Code::Failed, format!("the appliance's status is malformed: {error}"))
-    })?;
-    ui.result(&text(ui, &status), status);
+    let malformed = |error: &dyn std::error::Error| {
+        Failure::failed(format!("the appliance's status is malformed: {}", chain(error)))
+    };
+    let status: StatusReply = json::from_json(&reply.body, MAX_REPLY).map_err(|error| malformed(&error))?;
+    let shown = serde_json::to_value(&status).map_err(|error| malformed(&error))?;
+    ui.result(&text(ui, &status), shown);
     Ok(())
 }
 
-fn text(ui: &Ui, status: &Value) -> String {
+fn text(ui: &Ui, status: &StatusReply) -> String {
     let mut out = String::new();
-    let word = |value: &Value, name: &str| {
-        value.get(name).and_then(Value::as_str).map(printable).unwrap_or_default()
-    };
-    let _ = writeln!(
-        out,
-        "{}  commit {:.12}  {}",
-        word(status, "repository"),
-        word(status, "commit"),
-        word(status, "endpoint")
-    );
-    let _ = writeln!(out, "state: {}", word(status, "state"));
-    if let Some(publish) = status.get("publish") {
-        let _ = writeln!(
-            out,
-            "attestation: {} {}",
-            word(publish, "state"),
-            [word(publish, "tag"), word(publish, "detail")].join(" ").trim()
-        );
+    let _ =
+        writeln!(out, "{}  commit {:.12}  {}", status.repository, status.commit.to_string(), status.endpoint);
+    let _ = writeln!(out, "state: {}", printable(&status.state));
+    if let Some(publish) = &status.publish {
+        let tag = publish.tag.as_deref().map(printable).unwrap_or_default();
+        let detail = publish.detail.as_deref().map(printable).unwrap_or_default();
+        let _ = writeln!(out, "attestation: {} {}", publish.state.as_str(), format!("{tag} {detail}").trim());
     }
-    for (title, list) in [("roles", status.get("roles")), ("services", status.get("services"))] {
-        let _ = writeln!(out, "{title}:");
-        for entry in list.and_then(Value::as_array).into_iter().flatten() {
-            let state = word(entry, "state");
-            let tone = match state.as_str() {
-                "running" => Tone::Good,
-                "failed" => Tone::Bad,
-                _ => Tone::Unsure,
-            };
-            let restarts = entry.get("restarts").and_then(Value::as_u64).unwrap_or(0);
-            let _ = write!(
-                out,
-                "  {:16} {} restarts {restarts}",
-                word(entry, "name"),
-                ui.tone(tone, &format!("{state:10}"))
-            );
-            for missing in
-                entry.get("missing").and_then(Value::as_array).into_iter().flatten().filter_map(Value::as_str)
-            {
-                let _ = write!(out, "  missing {}", printable(missing));
-            }
-            let detail = word(entry, "detail");
-            let _ = writeln!(out, "{}{detail}", if detail.is_empty() { "" } else { "  " });
+    let _ = writeln!(out, "roles:");
+    for role in status.roles.iter().flatten() {
+        let tone = if role.state == RoleState::Running { Tone::Good } else { Tone::Unsure };
+        let _ = writeln!(out, "{}", row(ui, &role.name, tone, role.state.as_str(), role.restarts));
+    }
+    let _ = writeln!(out, "services:");
+    for service in &status.services {
+        let tone = match service.state {
+            ServiceState::Running => Tone::Good,
+            ServiceState::Failed => Tone::Bad,
+            _ => Tone::Unsure,
+        };
+        let restarts = service.restarts.unwrap_or(0);
+        let _ = write!(out, "{}", row(ui, &service.name, tone, service.state.as_str(), restarts));
+        for missing in service.missing.iter().flatten() {
+            let _ = write!(out, "  missing {missing}");
         }
+        let detail = service.detail.as_deref().map(printable).unwrap_or_default();
+        let _ = writeln!(out, "{}{detail}", if detail.is_empty() { "" } else { "  " });
     }
     out
+}
+
+/// The beginning of a line: name, state and restarts.
+fn row(ui: &Ui, name: &str, tone: Tone, state: &str, restarts: u32) -> String {
+    format!("  {:16} {} restarts {restarts}", printable(name), ui.tone(tone, &format!("{state:10}")))
 }

@@ -5,6 +5,7 @@ use std::path::Path;
 
 use cofferdam_attest::appraise::Verdict;
 use cofferdam_github::Requests;
+use cofferdam_protocol::{Commit, Repository};
 use serde_json::{Value, json};
 
 use crate::failure::{Failure, Outcome};
@@ -16,9 +17,9 @@ use crate::ui::{Tone, Ui};
 
 pub(crate) async fn run(
     ui: &Ui,
-    repository: &str,
+    repository: &Repository,
     save: Option<&Path>,
-    commit: Option<&str>,
+    commit: Option<Commit>,
     trust: &Trust,
     source: &Source,
 ) -> Outcome {
@@ -39,8 +40,8 @@ pub(crate) async fn run(
 /// The newest release attestation, accepted; anything else is a failure.
 pub(crate) async fn verified_release(
     ui: &Ui,
-    repository: &str,
-    commit: Option<&str>,
+    repository: &Repository,
+    commit: Option<Commit>,
     trust: &Trust,
     source: &Source,
 ) -> Outcome<Verified> {
@@ -56,7 +57,7 @@ pub(crate) async fn verified_release(
     }
 }
 
-fn failure(repository: &str, found: &Found) -> Option<Failure> {
+fn failure(repository: &Repository, found: &Found) -> Option<Failure> {
     let verified = &found.verified;
     let what = format!("release attestation {} of {repository}", verified.tag);
     // What is shown may be false where the answer is open: something else could not be checked.
@@ -75,7 +76,7 @@ fn failure(repository: &str, found: &Found) -> Option<Failure> {
     Some(failure)
 }
 
-fn print(ui: &Ui, repository: &str, found: &Found, asked: Requests) {
+fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
     let mut text = String::new();
     let verified = &found.verified;
     let claims = &verified.claims;

@@ -5,11 +5,12 @@ use std::net::{TcpListener, TcpStream};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use cofferdam_attest::{operator, ratls};
+use cofferdam_protocol::base64;
+use cofferdam_protocol::evidence::CHANNEL_BINDING_LABEL;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
+use serde_json::json;
 
 use super::{Told, World, now};
 
@@ -38,7 +39,7 @@ impl Simulated {
     pub fn start() -> Self {
         let key = ratls::generate_key().unwrap();
         let der = ratls::certificate(&key, b"{}", &["127.0.0.1".to_owned()], now() - 60, 86_400).unwrap();
-        let tls_key = ratls::spki_sha256(&der).unwrap();
+        let tls_key = ratls::spki_sha256(&der).unwrap().to_string();
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = ServerConfig::builder_with_provider(provider)
             .with_safe_default_protocol_versions()
@@ -61,7 +62,7 @@ impl Simulated {
                 std::thread::spawn(move || serve(config, stream, &mood, &told));
             }
         });
-        let vault_key = STANDARD.encode(operator::generate_vault_key().1);
+        let vault_key = base64::encode(operator::generate_vault_key().1);
         Self { endpoint, mood, told, tls_key, vault_key }
     }
 
@@ -118,7 +119,7 @@ fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
     let lines = "{\"at\":\"2026-01-02T03:04:05.678Z\",\"stream\":\"stdout\",\"line\":\"listening with [redacted:key]\"}\n\
                  {\"at\":\"2026-01-02T03:04:06.789Z\",\"stream\":\"stderr\",\"line\":\"\\u001b[2Ja prompt\"}\n";
     match (method, path) {
-        ("GET", "/v1/status") => ("200 OK", STATUS.into()),
+        ("GET", "/v1/status") => ("200 OK", status()),
         ("GET", "/v1/secrets") => ("200 OK", SECRETS.into()),
         ("GET", path) if path.starts_with("/v1/logs?service=web&") => ("200 OK", lines.into()),
         ("GET", path) if path.starts_with("/v1/logs?") => (
@@ -133,13 +134,32 @@ fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
 
 const SECRETS: &str = r#"{"secrets":[{"reference":"secret://demo/greeting/value","version":2,
     "updated_at":"2026-01-02T03:04:05Z"}]}"#;
-const STATUS: &str = r#"{"repository":"acme/shop","commit":"0123456789abcdef0123456789abcdef01234567",
-    "endpoint":"shop.example:8443","state":"memory only: secrets are gone after a power-off",
-    "publish":{"state":"published","tag":"attest-20260102T030405Z-0a1b2c3d"},
-    "roles":[{"name":"vault","state":"running","restarts":0},{"name":"front","state":"running","restarts":1}],
-    "services":[{"name":"web","state":"running","restarts":0},
-        {"name":"worker","state":"waiting","restarts":0,"missing":["secret://demo/queue/password"]},
-        {"name":"broken","state":"failed","restarts":3,"detail":"the image has no such user"}]}"#;
+/// Every member of a status, as the real one writes them.
+fn status() -> Vec<u8> {
+    let zero = "00".repeat(48);
+    let since = "2026-01-02T03:04:05.678Z";
+    let role =
+        |name: &str, restarts: u32| json!({"name": name, "pid": 7, "restarts": restarts, "state": "running"});
+    json!({
+        "repository": "acme/shop", "commit": "0123456789abcdef0123456789abcdef01234567",
+        "declaration": super::simulated::DIGEST, "endpoint": "shop.example:8443",
+        "image": {"name": "cofferdam", "release": "0.1.0", "digests": {}},
+        "state": "memory only: secrets are gone after a power-off",
+        "registers": {"mrtd": zero, "rtmr0": zero, "rtmr1": zero, "rtmr2": zero, "rtmr3": zero},
+        "phases": [{"name": "mount", "ms": 3}], "phase": "supervise",
+        "roles": [role("vault", 0), role("front", 1)],
+        "services": [
+            {"state": "running", "missing": [], "pid": 42, "restarts": 0, "since": since, "name": "web"},
+            {"state": "waiting", "missing": ["secret://demo/queue/password"], "restarts": 0, "since": since,
+             "name": "worker"},
+            {"state": "failed", "missing": [], "restarts": 3, "detail": "the image has no such user",
+             "since": since, "name": "broken"},
+        ],
+        "publish": {"state": "published", "tag": "attest-20260102T030405Z-0a1b2c3d", "at": "2026-01-02T03:05:00Z"},
+    })
+    .to_string()
+    .into_bytes()
+}
 
 fn evidence(
     rest: &str,
@@ -147,8 +167,8 @@ fn evidence(
     mood: Mood,
     told: &Mutex<Option<Told>>,
 ) -> Option<(&'static str, Vec<u8>)> {
-    let nonce = URL_SAFE_NO_PAD.decode(rest.split(' ').next()?).ok()?;
-    let label = operator::CHANNEL_BINDING_LABEL;
+    let nonce = base64::decode_url(rest.split(' ').next()?)?;
+    let label = CHANNEL_BINDING_LABEL;
     let mut binding = connection.export_keying_material([0_u8; 32], label, Some(&[])).ok()?;
     match mood {
         Mood::Honest => {}

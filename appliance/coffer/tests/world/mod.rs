@@ -14,22 +14,24 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, Output, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use cofferdam_attest::claims::{Claims, format_time, report_data};
+use cofferdam_attest::claims::{Claims, report_data};
 use cofferdam_attest::event_log::payload::{
     Appliance, Declaration, Image, Launch, Machine, Payload as _, State,
 };
 use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::ratls;
 use cofferdam_attest::reference::Half;
-use cofferdam_attest::release::Tag;
+use cofferdam_attest::release::{DigestPrefix, Tag};
+use cofferdam_protocol::evidence::Nonce;
+use cofferdam_protocol::{Digest, base64};
 use serde_json::{Value, json};
 use tdx_sim::{CollateralOptions, TdReport};
 
 pub mod appliance;
 #[path = "../../../attest/tests/common/mod.rs"]
 pub mod simulated;
+
+use simulated::{time, word};
 
 pub const REPOSITORY: &str = "acme/shop";
 pub const TOKEN: &str = "development-token";
@@ -56,40 +58,45 @@ impl Told {
     /// The evidence document.
     pub fn document(&self) -> Vec<u8> {
         let platform = simulated::platform(1);
-        let own = vec![
+        let own = [
             Declaration {
-                digest: self.declaration.clone(),
+                digest: word(&self.declaration),
                 source: "disk".into(),
-                commit: self.commit.clone(),
+                commit: word(&self.commit),
             }
             .event(),
             Appliance {
-                repository: REPOSITORY.into(),
-                declaration: self.declaration.clone(),
-                endpoint: self.endpoint.clone(),
+                repository: word(REPOSITORY),
+                declaration: word(&self.declaration),
+                endpoint: word(&self.endpoint),
             }
             .event(),
             Machine { cpus: 2, memory_mib: 2048 }.event(),
             State { kind: "memory".into(), fresh: true }.event(),
-            Image { service: "web".into(), reference: format!("registry.example/web@{}", simulated::DIGEST) }
-                .event(),
-            Launch { services: vec!["web".into()], tls_key: self.tls_key.clone() }.event(),
-        ];
-        let event_log = [simulated::firmware_events(), own].concat();
+            Image {
+                service: "web".into(),
+                reference: word(&format!("registry.example/web@{}", simulated::DIGEST)),
+            }
+            .event(),
+            Launch { services: vec!["web".into()], tls_key: word(&self.tls_key) }.event(),
+        ]
+        .map(Result::unwrap);
+        let event_log = [simulated::firmware_events(), own.into()].concat();
         let claims = Claims {
-            repository: REPOSITORY.into(),
-            commit: self.commit.clone(),
-            declaration: self.declaration.clone(),
-            endpoint: self.endpoint.clone(),
-            tls_key: self.tls_key.clone(),
-            vault_key: self.vault_key.clone(),
-            issued_at: format_time(self.issued).unwrap(),
-            expires_at: format_time(self.issued + self.validity).unwrap(),
-            nonce: self.nonce.as_ref().map(|nonce| STANDARD.encode(nonce)),
-            channel_binding: self.binding.map(|binding| STANDARD.encode(binding)),
+            repository: word(REPOSITORY),
+            commit: word(&self.commit),
+            declaration: word(&self.declaration),
+            endpoint: word(&self.endpoint),
+            tls_key: word(&self.tls_key),
+            vault_key: word(&self.vault_key),
+            issued_at: time(self.issued),
+            expires_at: time(self.issued + self.validity),
+            nonce: self.nonce.clone().map(|nonce| Nonce::new(nonce).unwrap()),
+            channel_binding: self.binding.map(Into::into),
             ..simulated::claims()
         }
-        .encode();
+        .encode()
+        .unwrap();
         let report = TdReport::new(simulated::registers(&event_log), report_data(&claims));
         let collateral = platform.collateral(now(), CollateralOptions::default()).unwrap().to_json().unwrap();
         let evidence = Evidence {
@@ -99,7 +106,7 @@ impl Told {
             collateral: Some(Collateral::parse(collateral.as_bytes()).unwrap()),
             image: simulated::image(),
         };
-        evidence.to_json()
+        evidence.to_json().unwrap()
     }
 }
 
@@ -111,7 +118,8 @@ pub fn tag_of(document: &[u8]) -> String {
 
 /// A tag of a release attestation that was issued at this time.
 pub fn tag_at(issued: u64, n: usize) -> String {
-    Tag { issued_at: format_time(issued).unwrap(), digest: format!("{n:08x}") }.to_string()
+    let digest = DigestPrefix(u32::try_from(n).unwrap().to_be_bytes());
+    Tag { issued_at: time(issued), digest }.to_string()
 }
 
 /// The GitHub, the repository and the user's home.
@@ -158,7 +166,8 @@ impl World {
         let halves =
             [Half::Image(references.images[0].clone()), Half::Platform(references.platforms[0].clone())];
         for (n, half) in halves.iter().enumerate() {
-            std::fs::write(folder.path().join(format!("reference-{n}.json")), half.to_json()).unwrap();
+            std::fs::write(folder.path().join(format!("reference-{n}.json")), half.to_json().unwrap())
+                .unwrap();
         }
         let world = Self {
             folder,
@@ -235,10 +244,10 @@ impl World {
     pub fn told(&self, commit: &str, operator: &str, age: u64) -> Told {
         Told {
             commit: commit.to_owned(),
-            declaration: cofferdam_declaration::digest(self.declaration(operator).as_bytes()),
+            declaration: Digest::of(self.declaration(operator)).to_string(),
             endpoint: self.endpoint.clone(),
-            tls_key: simulated::DIGEST.replace('1', "3"),
-            vault_key: simulated::claims().vault_key,
+            tls_key: simulated::key().to_string(),
+            vault_key: simulated::claims().vault_key.to_string(),
             issued: now() - age,
             validity: 86_400,
             nonce: None,
@@ -253,13 +262,12 @@ impl World {
             self.next_id - 1
         };
         let id = number();
-        let at = format_time(now()).unwrap();
+        let at = time(now());
         let asset = |(name, bytes): &(&str, &[u8])| {
-            use sha2::Digest as _;
             json!({
                 "id": number(), "name": name, "label": null, "size": bytes.len(), "at": at,
-                "content_type": "application/json", "data": STANDARD.encode(bytes),
-                "digest": format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes))),
+                "content_type": "application/json", "data": base64::encode(bytes),
+                "digest": Digest::of(bytes),
             })
         };
         let assets: Vec<Value> = assets.iter().map(asset).collect();
@@ -390,7 +398,7 @@ pub fn said(output: &Output) -> String {
 }
 
 pub fn pem(label: &str, der: &[u8]) -> String {
-    let text = STANDARD.encode(der);
+    let text = base64::encode(der);
     let lines: Vec<&str> =
         text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))

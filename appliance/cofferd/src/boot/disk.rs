@@ -12,6 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
+use cofferdam_protocol::Commit;
+
 use crate::system::files;
 
 /// What the host has to call the disk (virtio-blk serial, at most 20 bytes).
@@ -55,8 +57,8 @@ pub(crate) enum DiskError {
 /// A declaration as the host handed it over: not parsed, and not to be before it is measured.
 #[derive(Debug, PartialEq, Eq)]
 pub(crate) struct Delivered {
-    /// The commit that it claims to come from, 40 lower-case hex digits.
-    pub(crate) commit: String,
+    /// The commit that it claims to come from.
+    pub(crate) commit: Commit,
     /// Its exact bytes.
     pub(crate) bytes: Vec<u8>,
 }
@@ -122,17 +124,16 @@ fn take_apart(disk: &[u8]) -> Result<Delivered, DiskError> {
 }
 
 /// Exactly three words with one space between them.
-fn parse_header(header: &[u8]) -> Option<(String, usize)> {
+fn parse_header(header: &[u8]) -> Option<(Commit, usize)> {
     let header = std::str::from_utf8(header).ok()?;
     let mut words = header.split(' ');
     let (magic, commit, length) = (words.next()?, words.next()?, words.next()?);
-    let hex = commit.len() == 40 && commit.bytes().all(|byte| matches!(byte, b'0'..=b'9' | b'a'..=b'f'));
     // One way to write a number: digits, no leading zero.
     let decimal = length.bytes().all(|byte| byte.is_ascii_digit()) && !length.starts_with('0');
-    if magic != MAGIC || !hex || !decimal || words.next().is_some() {
+    if magic != MAGIC || !decimal || words.next().is_some() {
         return None;
     }
-    Some((commit.to_owned(), length.parse().ok()?))
+    Some((commit.parse().ok()?, length.parse().ok()?))
 }
 
 #[cfg(test)]
@@ -156,7 +157,7 @@ mod tests {
     fn a_disk_gives_back_the_exact_bytes() {
         let body = b"version: 1\n\0\0";
         let delivered = take_apart(&disk(&header("13"), body)).unwrap();
-        assert_eq!(delivered, Delivered { commit: COMMIT.to_owned(), bytes: body.to_vec() });
+        assert_eq!(delivered, Delivered { commit: COMMIT.parse().unwrap(), bytes: body.to_vec() });
         // A body that ends exactly at a sector's end has no padding.
         let exact = vec![b'x'; SECTOR * 2 - header("954").len()];
         assert_eq!(exact.len(), 954);

@@ -4,10 +4,10 @@
 
 use std::rc::Rc;
 
+use cofferdam_protocol::Digest;
 use nix::errno::Errno;
 use p256::elliptic_curve::Generate;
 use p256::pkcs8::{EncodePrivateKey, EncodePublicKey};
-use sha2::{Digest, Sha256};
 
 use crate::system::spawn::KeyFile;
 use crate::system::sys::SecretMemory;
@@ -37,16 +37,16 @@ pub(crate) fn master() -> Result<KeyFile, KeyError> {
     Ok(Rc::new(memory))
 }
 
-/// A P-256 key as PKCS#8 DER, and the SHA-256 of its SubjectPublicKeyInfo DER as `sha256:<64 hex>`.
+/// A P-256 key as PKCS#8 DER, and the digest of its SubjectPublicKeyInfo DER.
 ///
 /// # Errors
 ///
 /// [`KeyError`].
-pub(crate) fn tls() -> Result<(KeyFile, String), KeyError> {
+pub(crate) fn tls() -> Result<(KeyFile, Digest), KeyError> {
     let key = p256::SecretKey::try_generate().map_err(KeyError::Random)?;
     let private = key.to_pkcs8_der().map_err(|error| KeyError::Encode(error.into()))?;
     let public = key.public_key().to_public_key_der().map_err(|error| KeyError::Encode(error.into()))?;
-    let digest = format!("sha256:{}", hex::encode(Sha256::digest(public.as_bytes())));
+    let digest = Digest::of(public.as_bytes());
     let memory = SecretMemory::holding(private.as_bytes()).map_err(KeyError::Memory)?;
     Ok((Rc::new(memory), digest))
 }
@@ -69,6 +69,6 @@ mod tests {
         let (key, digest) = tls().unwrap();
         let secret = p256::SecretKey::from_pkcs8_der(key.bytes()).unwrap();
         let public = secret.public_key().to_public_key_der().unwrap();
-        assert_eq!(digest, format!("sha256:{}", hex::encode(Sha256::digest(public.as_bytes()))));
+        assert_eq!(digest, Digest::of(public.as_bytes()));
     }
 }

@@ -4,16 +4,18 @@
 //! that every evidence document claims. That key is drawn here, anew at each boot.
 
 use std::fs;
-use std::io::{self, Read};
+use std::io;
 use std::path::Path;
 use std::time::Duration;
 
 use cofferdam_attest::event_log::payload;
-use cofferdam_attest::evidence::ImageInfo;
-use cofferdam_declaration::{Service, digest};
+use cofferdam_declaration::Service;
+use cofferdam_protocol::Digest;
+use cofferdam_protocol::facts::{ApplianceFacts, ImageInfo, Phase};
+use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::state::State;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
-use sha2::{Digest, Sha256};
 
 use super::Boot;
 use super::keys::{self, KeyError};
@@ -23,9 +25,7 @@ use super::numbers::Exhausted;
 use super::services;
 use super::unseal::Unsealed;
 use crate::paths;
-use crate::roles::appliance::{Appliance, Phase};
 use crate::roles::facts::ServiceFacts;
-use crate::roles::state::State;
 use crate::roles::{Key, ROLES, Role, SHIM, Starts};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
@@ -60,12 +60,12 @@ pub(crate) enum LaunchError {
     Numbers(#[from] Exhausted),
     /// The facts of this boot cannot be written as JSON.
     #[error("cannot encode the facts of this boot")]
-    Encode(#[source] serde_json::Error),
+    Encode(#[source] JsonError),
 }
 
 /// The facts of this boot, as the roles read them.
 pub(crate) struct Launched {
-    appliance: Appliance,
+    appliance: ApplianceFacts,
 }
 
 impl Launched {
@@ -80,7 +80,7 @@ impl Launched {
     }
 
     fn write(&self) -> Result<(), LaunchError> {
-        let json = serde_json::to_vec(&self.appliance).map_err(LaunchError::Encode)?;
+        let json = json::to_vec(&self.appliance).map_err(LaunchError::Encode)?;
         files::replace(paths::APPLIANCE, &json).map_err(file(paths::APPLIANCE))
     }
 }
@@ -120,10 +120,10 @@ pub(super) fn establish(
     let (tls, tls_key) = keys::tls()?;
     let facts = services::resolve(&measured.declaration, &mut numbers, mounts::services_bytes()?)?;
     for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
-        measured.measure(&payload::Image { service: name.clone(), reference: image.to_string() })?;
+        measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
     }
     let names = facts.services.iter().map(|service| service.declared.name.clone()).collect();
-    measured.measure(&payload::Launch { services: names, tls_key: tls_key.clone() })?;
+    measured.measure(&payload::Launch { services: names, tls_key })?;
 
     for path in DIRECTORIES {
         files::directory(path, 0, 0, 0o755).map_err(file(path))?;
@@ -131,12 +131,12 @@ pub(super) fn establish(
     for (path, uid, gid, mode) in ROLES.into_iter().filter_map(Role::directory) {
         files::directory(path, uid, gid, mode).map_err(file(path))?;
     }
-    let json = serde_json::to_vec(&facts).map_err(LaunchError::Encode)?;
+    let json = json::to_vec(&facts).map_err(LaunchError::Encode)?;
     files::replace(paths::FACTS, &json).map_err(file(paths::FACTS))?;
     let launched = Launched { appliance: appliance(measured, tls_key, state, boot.phases.clone())? };
     launched.write()?;
-    for (name, value) in &launched.appliance.registers {
-        say(&format!("{name} {value}"));
+    for (name, value) in launched.appliance.registers.named() {
+        say(&format!("{name} {}", hex::encode(value)));
     }
 
     // In the order in which they need each other, each given a moment to be reachable: a role that finds nobody
@@ -159,16 +159,16 @@ pub(super) fn establish(
 
 fn appliance(
     measured: Measured,
-    tls_key: String,
+    tls_key: Digest,
     state: State,
     phases: Vec<Phase>,
-) -> Result<Appliance, LaunchError> {
+) -> Result<ApplianceFacts, LaunchError> {
     let Measured { registers, log, delivered, declaration } = measured;
-    Ok(Appliance {
-        repository: declaration.repository.to_string(),
+    Ok(ApplianceFacts {
+        repository: declaration.repository,
         commit: delivered.commit,
-        declaration: digest(&delivered.bytes),
-        endpoint: declaration.endpoint.to_string(),
+        declaration: Digest::of(&delivered.bytes),
+        endpoint: declaration.endpoint,
         tls_key,
         state,
         event_log: log,
@@ -182,21 +182,10 @@ fn appliance(
     })
 }
 
-/// Read at once when hashing the program: few system calls, little memory.
-const BLOCK: usize = 64 << 10;
-
-/// SHA-256 of the program that is running.
-fn own_digest() -> Result<String, LaunchError> {
-    let mut hash = Sha256::new();
-    let mut program = fs::File::open("/proc/self/exe").map_err(file("/proc/self/exe"))?;
-    let mut block = vec![0_u8; BLOCK];
-    loop {
-        match program.read(&mut block).map_err(file("/proc/self/exe"))? {
-            0 => break,
-            length => hash.update(block.get(..length).unwrap_or_default()),
-        }
-    }
-    Ok(format!("sha256:{}", hex::encode(hash.finalize())))
+/// Digest of the program that is running.
+fn own_digest() -> Result<Digest, LaunchError> {
+    let program = fs::File::open("/proc/self/exe").map_err(file("/proc/self/exe"))?;
+    Digest::of_reader(program).map_err(file("/proc/self/exe"))
 }
 
 /// The service's directory, the file system for its image, and what its shim starts as.

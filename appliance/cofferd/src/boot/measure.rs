@@ -4,7 +4,6 @@
 //! the stage `unseal`, `image` and `launch` in the stage of that name. The firmware's own log is read here and must
 //! replay to RTMR0-2: evidence whose log does not explain its registers would convince nobody.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io;
 use std::path::Path;
@@ -12,7 +11,9 @@ use std::path::Path;
 use cofferdam_attest::ccel::{self, CcelError};
 use cofferdam_attest::event_log::payload::{self, Payload};
 use cofferdam_attest::event_log::{Event, replay};
-use cofferdam_declaration::{Declaration, digest};
+use cofferdam_declaration::Declaration;
+use cofferdam_protocol::Digest;
+use cofferdam_protocol::facts::Registers as Values;
 
 use super::disk::{self, Delivered, DiskError};
 use super::mount::{self, MountError};
@@ -103,14 +104,14 @@ pub(crate) fn establish() -> Result<Measured, MeasureError> {
     explain(&log, &registers.all()?)?;
 
     let delivered = disk::read()?;
-    let digest = digest(&delivered.bytes);
+    let digest = Digest::of(&delivered.bytes);
     let source = "disk".to_owned();
-    let commit = delivered.commit.clone();
-    measure(&registers, &mut log, &payload::Declaration { digest: digest.clone(), source, commit })?;
+    let commit = delivered.commit;
+    measure(&registers, &mut log, &payload::Declaration { digest, source, commit })?;
     let declaration = parse(&delivered.bytes)?;
 
-    let repository = declaration.repository.to_string();
-    let endpoint = declaration.endpoint.to_string();
+    let repository = declaration.repository.clone();
+    let endpoint = declaration.endpoint.clone();
     measure(&registers, &mut log, &payload::Appliance { repository, declaration: digest, endpoint })?;
     let memory_mib = mount::memory_bytes()? >> 20;
     measure(&registers, &mut log, &payload::Machine { cpus: processors()?, memory_mib })?;
@@ -118,17 +119,16 @@ pub(crate) fn establish() -> Result<Measured, MeasureError> {
 }
 
 fn measure(registers: &Registers, log: &mut Vec<Event>, payload: &impl Payload) -> Result<(), TdxError> {
-    let event = payload.event();
+    let event = payload.event()?;
     registers.measure(&replay(log, 3), &event)?;
     log.push(event);
     Ok(())
 }
 
 /// The log has to lead to exactly what registers 0 to 2 hold.
-fn explain(log: &[Event], registers: &BTreeMap<String, String>) -> Result<(), MeasureError> {
-    for mr in 0..=2_u8 {
-        let replayed = hex::encode(replay(log, mr));
-        if registers.get(&format!("rtmr{mr}")) != Some(&replayed) {
+fn explain(log: &[Event], registers: &Values) -> Result<(), MeasureError> {
+    for (mr, held) in [(0, registers.rtmr0), (1, registers.rtmr1), (2, registers.rtmr2)] {
+        if held != replay(log, mr) {
             return Err(MeasureError::Unexplained(mr));
         }
     }
@@ -179,13 +179,12 @@ mod tests {
     fn a_log_that_leads_elsewhere_is_named_by_its_register() {
         let event = Event { mr: 1, event: "EV_IPL".to_owned(), digest: Some([7; 48]), payload: None };
         let log = vec![event];
-        let zero = hex::encode([0; 48]);
-        let mut registers: BTreeMap<String, String> =
-            (0..=3).map(|mr| (format!("rtmr{mr}"), zero.clone())).collect();
+        let zero = [0; 48];
+        let mut registers = Values { mrtd: zero, rtmr0: zero, rtmr1: zero, rtmr2: zero, rtmr3: zero };
         assert!(matches!(explain(&log, &registers), Err(MeasureError::Unexplained(1))));
-        registers.insert("rtmr1".to_owned(), hex::encode(replay(&log, 1)));
+        registers.rtmr1 = replay(&log, 1);
         explain(&log, &registers).unwrap();
-        registers.remove("rtmr2");
+        registers.rtmr2 = [7; 48];
         assert!(matches!(explain(&log, &registers), Err(MeasureError::Unexplained(2))));
     }
 

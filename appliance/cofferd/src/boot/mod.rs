@@ -24,12 +24,13 @@ mod unseal;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
+use cofferdam_protocol::error_chain;
+use cofferdam_protocol::facts::Phase;
 use nix::sys::reboot::set_cad_enabled;
 
-use crate::roles::appliance::Phase;
 use crate::system::console::say;
 use crate::system::power::PowerButtons;
-use crate::system::supervise::{Supervisor, chain};
+use crate::system::supervise::Supervisor;
 
 /// Why the boot stopped: the last line on the console.
 struct Parked {
@@ -48,7 +49,7 @@ struct Boot {
 pub(crate) fn run(words: &[&str]) -> ! {
     let supervisor = match Supervisor::new() {
         Ok(supervisor) => supervisor,
-        Err(error) => stuck(&chain(&error)),
+        Err(error) => stuck(&error_chain(&error)),
     };
     // Ctrl-alt-del is SIGINT from now on. Refused only to a process that is not privileged, which PID 1 is.
     let _ = set_cad_enabled(false);
@@ -76,7 +77,7 @@ fn stages(boot: &mut Boot) -> Result<(), Parked> {
     boot.supervisor.state_is(unsealed.state.to_string());
     let launched = boot.stage("launch", |boot| launch::establish(boot, measured, unsealed))?;
     // Once more, now that the last stage's duration is known.
-    launched.publish(&boot.phases).map_err(|error| Parked { stage: "launch", why: chain(&error) })
+    launched.publish(&boot.phases).map_err(|error| Parked { stage: "launch", why: error_chain(&error) })
 }
 
 impl Boot {
@@ -88,7 +89,7 @@ impl Boot {
     ) -> Result<T, Parked> {
         self.supervisor.enter(stage);
         let started = Instant::now();
-        let outcome = establish(self).map_err(|error| Parked { stage, why: chain(&error) })?;
+        let outcome = establish(self).map_err(|error| Parked { stage, why: error_chain(&error) })?;
         let ms = u64::try_from(started.elapsed().as_millis()).unwrap_or(u64::MAX);
         say(&format!("{stage}: {ms} ms"));
         self.phases.push(Phase { name: stage.to_owned(), ms });

@@ -7,9 +7,9 @@ use cofferdam_attest::event_log::payload;
 use super::keys::{self, KeyError};
 use super::measure::Measured;
 use super::numbers::Numbers;
-use crate::roles::state::State;
 use crate::system::spawn::KeyFile;
 use crate::system::tdx::TdxError;
+use cofferdam_protocol::state::State;
 
 /// Why the stage failed.
 #[derive(Debug, thiserror::Error)]

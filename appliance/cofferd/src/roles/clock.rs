@@ -1,8 +1,9 @@
 //! The host's wall clock. It decides only what certificates and claims need, and it may shorten what it cannot
 //! lengthen: a [`Moment`] also comes when the monotonic clock says that the time until it has passed.
 
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
+use cofferdam_protocol::unix_seconds;
 use tokio::time::Instant;
 
 /// Longest single sleep towards a moment of the wall clock, so that a clock that the host moves is noticed.
@@ -13,7 +14,7 @@ const FURTHEST: Duration = Duration::from_secs(400 * 24 * 60 * 60);
 
 /// Seconds since the Unix epoch; 0 for a clock before it.
 pub(crate) fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    unix_seconds(SystemTime::now())
 }
 
 /// A time of the wall clock, seen from now: a host that turns its clock back does not put it off.

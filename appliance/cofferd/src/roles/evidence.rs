@@ -21,23 +21,25 @@ use std::time::Duration;
 use anyhow::Context as _;
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Request, Response, StatusCode, header};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::claims::{self, Claims};
 use cofferdam_attest::event_log;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::quote;
+use cofferdam_protocol::evidence::{EvidenceRequest, MAX_REQUEST, ROUTE, VaultKey};
+use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::reply::{ErrorReply, JSON};
+use cofferdam_protocol::vault::{KEY, KeyReply};
+use cofferdam_protocol::{Timestamp, error_chain};
 use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
-use serde::Deserialize;
 use tokio::net::{UnixListener, UnixStream};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
-pub(crate) use self::ask::{AskError, EvidenceRequest, ask};
+pub(crate) use self::ask::{AskError, ask};
 use self::device::{Configfs, Device, DeviceError, Reports};
 use crate::paths;
-use crate::roles::appliance::{Appliance, ApplianceError};
+use crate::roles::appliance::{self, ApplianceError};
 use crate::roles::clock;
 use crate::roles::{FRONT, PUBLISH, Role};
 use crate::system::unix::bind;
@@ -62,9 +64,6 @@ const CONNECTIONS: usize = 16;
 
 /// How long a connection may last whatever happens on it: as long as a peer waits for its one answer.
 const CONNECTION_LIMIT: Duration = Duration::from_secs(30);
-
-/// A request is two short base64 strings.
-const MAX_REQUEST: usize = 1024;
 
 /// How long a peer may take to send its request.
 const REQUEST_LIMIT: Duration = Duration::from_secs(5);
@@ -107,10 +106,6 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
 /// Why there is no evidence.
 #[derive(Debug, thiserror::Error)]
 enum EvidenceError {
-    #[error("the nonce is not base64 of 16 to 64 bytes")]
-    Nonce,
-    #[error("the channel binding is not base64 of 32 bytes")]
-    ChannelBinding,
     #[error("the facts of this boot are not available")]
     Appliance(#[from] ApplianceError),
     #[error("no quote")]
@@ -125,13 +120,15 @@ enum EvidenceError {
     Clock,
     #[error("the claims of this boot are malformed")]
     Claims(#[source] claims::ClaimsError),
+    #[error("what is to be quoted cannot be written")]
+    Write(#[from] JsonError),
 }
 
 /// Everything that goes into evidence.
 struct Attester<R> {
     appliance: PathBuf,
     device: Device<R>,
-    vault_key: String,
+    vault_key: VaultKey,
     /// How long one quote may take.
     limit: Duration,
 }
@@ -139,10 +136,6 @@ struct Attester<R> {
 impl<R: Reports> Attester<R> {
     /// An evidence document without collateral. Blocks on the device.
     fn evidence(&self, request: &EvidenceRequest, now: u64) -> Result<Vec<u8>, EvidenceError> {
-        sized(request.nonce.as_deref(), 16..=64).then_some(()).ok_or(EvidenceError::Nonce)?;
-        sized(request.channel_binding.as_deref(), 32..=32)
-            .then_some(())
-            .ok_or(EvidenceError::ChannelBinding)?;
         let mut attempt: u32 = 1;
         loop {
             let outcome = self.attempt(request, now);
@@ -155,7 +148,7 @@ impl<R: Reports> Attester<R> {
     }
 
     fn attempt(&self, request: &EvidenceRequest, now: u64) -> Result<Vec<u8>, EvidenceError> {
-        let appliance = Appliance::read(&self.appliance)?;
+        let appliance = appliance::read(&self.appliance)?;
         let claims = Claims {
             version: 1,
             repository: appliance.repository,
@@ -163,16 +156,16 @@ impl<R: Reports> Attester<R> {
             declaration: appliance.declaration,
             endpoint: appliance.endpoint,
             tls_key: appliance.tls_key,
-            vault_key: self.vault_key.clone(),
-            issued_at: claims::format_time(now).ok_or(EvidenceError::Clock)?,
-            expires_at: claims::format_time(now.saturating_add(VALIDITY)).ok_or(EvidenceError::Clock)?,
+            vault_key: self.vault_key,
+            issued_at: Timestamp::from_unix(now).ok_or(EvidenceError::Clock)?,
+            expires_at: Timestamp::from_unix(now.saturating_add(VALIDITY)).ok_or(EvidenceError::Clock)?,
             // As the verifier sees it: what is not measured is not claimed.
             sealed: appliance.event_log.iter().any(|event| event.mr == 3 && event.event == "sealed"),
             state_epoch: appliance.state.epoch(),
             nonce: request.nonce.clone(),
-            channel_binding: request.channel_binding.clone(),
+            channel_binding: request.channel_binding,
         }
-        .encode();
+        .encode()?;
         Claims::decode(&claims).map_err(EvidenceError::Claims)?;
 
         let report_data = claims::report_data(&claims);
@@ -194,13 +187,8 @@ impl<R: Reports> Attester<R> {
             collateral: None,
             image: appliance.image,
         };
-        Ok(evidence.to_json())
+        Ok(evidence.to_json()?)
     }
-}
-
-/// Whether `text` is absent or standard base64 of so many bytes.
-fn sized(text: Option<&str>, range: std::ops::RangeInclusive<usize>) -> bool {
-    text.is_none_or(|text| STANDARD.decode(text).is_ok_and(|bytes| range.contains(&bytes.len())))
 }
 
 /// The device, which is used by one at a time.
@@ -272,7 +260,7 @@ async fn answer<R: Reports + 'static>(
     desk: &Arc<Desk<R>>,
     peer: &Peer,
 ) -> Response<Body> {
-    if request.uri().path() != "/v1/evidence" {
+    if request.uri().path() != ROUTE {
         return refuse(StatusCode::NOT_FOUND, "only /v1/evidence is here");
     }
     if request.method() != Method::POST {
@@ -283,7 +271,7 @@ async fn answer<R: Reports + 'static>(
         Ok(Ok(body)) => body,
         _ => return refuse(StatusCode::BAD_REQUEST, "the request is too large or came too slowly"),
     };
-    let request = match serde_json::from_slice::<EvidenceRequest>(&body) {
+    let request = match EvidenceRequest::parse(&body) {
         Ok(request) => request,
         Err(_) => return refuse(StatusCode::BAD_REQUEST, "the request is not {nonce?, channel_binding?}"),
     };
@@ -311,12 +299,9 @@ async fn attest<R: Reports + 'static>(
         outcome
     });
     match tokio::time::timeout(desk.attester.limit, work).await {
-        Ok(Ok(Ok(document))) => json(StatusCode::OK, document),
-        Ok(Ok(Err(error @ (EvidenceError::Nonce | EvidenceError::ChannelBinding)))) => {
-            refuse(StatusCode::BAD_REQUEST, &error.to_string())
-        }
+        Ok(Ok(Ok(document))) => reply(StatusCode::OK, document),
         Ok(Ok(Err(error))) => {
-            let text = format!("{:#}", anyhow::Error::new(error));
+            let text = error_chain(&error);
             eprintln!("evidence: {text}");
             refuse(StatusCode::SERVICE_UNAVAILABLE, &text)
         }
@@ -326,29 +311,26 @@ async fn attest<R: Reports + 'static>(
 }
 
 fn refuse(status: StatusCode, error: &str) -> Response<Body> {
-    let mut response = json(status, serde_json::json!({ "error": error }).to_string());
+    let mut response = match json::to_vec(&ErrorReply::new(error, None)) {
+        Ok(body) => reply(status, body),
+        // One string always serialises; were that to fail, an answer without words is still a refusal.
+        Err(_) => reply(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
+    };
     if status == StatusCode::SERVICE_UNAVAILABLE {
         response.headers_mut().insert(header::RETRY_AFTER, header::HeaderValue::from_static("1"));
     }
     response
 }
 
-fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
+fn reply(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     let mut response = Response::new(Body::from(body.into()));
     *response.status_mut() = status;
-    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static("application/json"));
+    response.headers_mut().insert(header::CONTENT_TYPE, header::HeaderValue::from_static(JSON));
     response
 }
 
-/// The vault's answer to `GET /v1/key`.
-#[derive(Debug, Deserialize)]
-#[serde(deny_unknown_fields)]
-struct VaultKey {
-    public_key: String,
-}
-
 /// Asks the vault for its public key until it answers.
-async fn vault_key(socket: &Path, limit: Duration) -> anyhow::Result<String> {
+async fn vault_key(socket: &Path, limit: Duration) -> anyhow::Result<VaultKey> {
     let asking = async {
         let mut pause = Duration::from_millis(50);
         loop {
@@ -363,12 +345,12 @@ async fn vault_key(socket: &Path, limit: Duration) -> anyhow::Result<String> {
     tokio::time::timeout(limit, asking).await.context("the vault did not answer in time")
 }
 
-async fn ask_vault_key(socket: &Path) -> anyhow::Result<String> {
+async fn ask_vault_key(socket: &Path) -> anyhow::Result<VaultKey> {
     let (status, body) =
-        client::request(socket, Method::GET, "/v1/key", Vec::new(), MAX_REQUEST, REQUEST_LIMIT).await?;
+        client::request(socket, Method::GET, KEY, Vec::new(), MAX_REQUEST, REQUEST_LIMIT).await?;
     anyhow::ensure!(status == StatusCode::OK, "the vault answered {status}");
-    let key: VaultKey = serde_json::from_slice(&body).context("the vault's answer is not {public_key}")?;
-    anyhow::ensure!(sized(Some(&key.public_key), 32..=32), "the vault's key is not 32 bytes");
+    let key: KeyReply =
+        json::from_json(&body, MAX_REQUEST).context("the vault's answer is not {public_key}")?;
     Ok(key.public_key)
 }
 
@@ -376,6 +358,8 @@ async fn ask_vault_key(socket: &Path) -> anyhow::Result<String> {
 pub(crate) mod tests {
     use std::sync::atomic::{AtomicBool, AtomicU32, Ordering};
 
+    use cofferdam_protocol::evidence::Nonce;
+    use cofferdam_protocol::{Digest, base64};
     use serde_json::json;
     use tempfile::TempDir;
     use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -389,8 +373,8 @@ pub(crate) mod tests {
         role.uid().unwrap()
     }
 
-    fn key() -> String {
-        format!("sha256:{}", "cd".repeat(32))
+    fn key() -> Digest {
+        Digest::from([0xcd; 32])
     }
 
     /// A role whose device has measured `events`, or what the file says.
@@ -415,7 +399,7 @@ pub(crate) mod tests {
         let attester = Attester {
             appliance: directory.join("appliance.json"),
             device: Device::new(fake),
-            vault_key: STANDARD.encode([9; 32]),
+            vault_key: [9; 32].into(),
             // Short for a device that is going to hang, so that the test is.
             limit: if mischief.is_empty() { QUOTE_LIMIT } else { Duration::from_millis(1500) },
         };
@@ -446,17 +430,18 @@ pub(crate) mod tests {
     async fn evidence_holds_what_was_asked_for_and_what_is_true() {
         let (_directory, socket) = role(&[], me(), honest());
         let request = EvidenceRequest {
-            nonce: Some(STANDARD.encode([1; 32])),
-            channel_binding: Some(STANDARD.encode([2; 32])),
+            nonce: Some(Nonce::new(vec![1; 32]).unwrap()),
+            channel_binding: Some([2; 32].into()),
         };
         let before = clock::unix_now();
         let (evidence, claims) = ask(&socket, &request).await.unwrap();
         assert_eq!((claims.nonce, claims.channel_binding), (request.nonce, request.channel_binding));
-        assert_eq!((claims.repository.as_str(), claims.endpoint.as_str()), ("acme/room", "127.0.0.1:8443"));
-        assert_eq!((claims.tls_key, claims.vault_key), (key(), STANDARD.encode([9; 32])));
-        let issued = claims::parse_time(&claims.issued_at).unwrap();
+        assert_eq!(claims.repository.to_string(), "acme/room");
+        assert_eq!(claims.endpoint.to_string(), "127.0.0.1:8443");
+        assert_eq!((claims.tls_key, claims.vault_key), (key(), [9; 32].into()));
+        let issued = claims.issued_at.unix();
         assert!((before..=clock::unix_now()).contains(&issued));
-        assert_eq!(claims::parse_time(&claims.expires_at), Some(issued + VALIDITY));
+        assert_eq!(claims.expires_at.unix(), issued + VALIDITY);
         let quote = quote::parse(&evidence.quote).unwrap();
         assert_eq!(quote.report_data, claims::report_data(&evidence.claims));
         assert_eq!(quote.rtmr[3], event_log::replay(&evidence.event_log, 3));
@@ -522,12 +507,11 @@ pub(crate) mod tests {
     #[tokio::test]
     async fn malformed_requests_are_refused() {
         let (_directory, socket) = role(&[], me(), honest());
-        let sizes = [(Some(15), None), (Some(65), None), (Some(0), None), (None, Some(31)), (None, Some(33))];
-        for (nonce, binding) in sizes {
-            let encode = |size: usize| STANDARD.encode(vec![1; size]);
-            let request = EvidenceRequest { nonce: nonce.map(encode), channel_binding: binding.map(encode) };
-            assert!(refusal(ask(&socket, &request).await).contains("is not base64 of"), "{request:?}");
-        }
+        let sizes =
+            [("nonce", 15), ("nonce", 65), ("nonce", 0), ("channel_binding", 31), ("channel_binding", 33)];
+        let of_size =
+            |(name, size): (&str, usize)| format!(r#"{{"{name}":"{}"}}"#, base64::encode(vec![1; size]));
+        let sizes: Vec<String> = sizes.map(of_size).into();
         let long = format!(r#"{{"nonce":"{}"}}"#, "A".repeat(2000));
         for body in [
             "",
@@ -536,12 +520,13 @@ pub(crate) mod tests {
             r#"{"endpoint":"evil:443"}"#,
             r#"{"nonce":"AA==","nonce":"AA=="}"#,
             &long,
-        ] {
+        ]
+        .into_iter()
+        .chain(sizes.iter().map(String::as_str))
+        {
             let limit = Duration::from_secs(5);
             let (status, _) =
-                client::request(&socket, Method::POST, "/v1/evidence", body.to_owned(), 4096, limit)
-                    .await
-                    .unwrap();
+                client::request(&socket, Method::POST, ROUTE, body.to_owned(), 4096, limit).await.unwrap();
             assert_eq!(status, StatusCode::BAD_REQUEST, "{body}");
         }
     }
@@ -649,11 +634,11 @@ pub(crate) mod tests {
                 let answer = match asked.fetch_add(1, Ordering::Relaxed) {
                     0 => respond(503, json!({"error": "opening the store"})),
                     1 => respond(200, json!({"public_key": "AAAA"})),
-                    _ => respond(200, json!({"public_key": STANDARD.encode([9; 32])})),
+                    _ => respond(200, json!({"public_key": base64::encode([9; 32])})),
                 };
                 async move { answer }
             });
         });
-        assert_eq!(vault_key(&socket, Duration::from_secs(20)).await.unwrap(), STANDARD.encode([9; 32]));
+        assert_eq!(vault_key(&socket, Duration::from_secs(20)).await.unwrap(), [9; 32].into());
     }
 }

@@ -28,6 +28,9 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::ratls;
+use cofferdam_protocol::Endpoint;
+use cofferdam_protocol::evidence::EvidenceRequest;
+use cofferdam_protocol::json::JsonError;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -40,7 +43,7 @@ use self::tls::{Identity, TlsKey};
 use crate::paths;
 use crate::roles::Role;
 use crate::roles::clock::{self, Moment};
-use crate::roles::evidence::{AskError, EvidenceRequest};
+use crate::roles::evidence::AskError;
 use crate::roles::facts::{Facts, ServiceFacts};
 use crate::system::{confine, sys};
 
@@ -149,22 +152,21 @@ enum AttestError {
     #[error("the evidence is about another TLS key than the one that was handed over")]
     OtherKey,
     #[error("the certificate cannot be made")]
-    Certificate(#[source] ratls::RatlsError),
+    Certificate(#[from] ratls::RatlsError),
+    #[error("the evidence cannot be written")]
+    Write(#[from] JsonError),
 }
 
 async fn attempt(desk: &Desk, key: &TlsKey, identity: &Identity) -> Result<Moment, AttestError> {
     let (evidence, claims) = desk.fetch(&EvidenceRequest::default()).await?;
-    let (Some(issued), Some(expires)) = (claims.issued_unix(), claims.expires_unix()) else {
-        return Err(AttestError::Validity);
-    };
+    let (issued, expires) = (claims.issued_at.unix(), claims.expires_at.unix());
     let now = clock::unix_now();
     if now >= expires {
         return Err(AttestError::Validity);
     }
     let lifetime = expires.saturating_sub(issued);
-    let certificate = certificate(evidence.clone(), &claims.endpoint, key, issued, lifetime)
-        .map_err(AttestError::Certificate)?;
-    if ratls::spki_sha256(&certificate).map_err(AttestError::Certificate)? != claims.tls_key {
+    let certificate = certificate(evidence.clone(), &claims.endpoint, key, issued, lifetime)?;
+    if ratls::spki_sha256(&certificate)? != claims.tls_key {
         return Err(AttestError::OtherKey);
     }
     let expires = Moment::at(expires);
@@ -176,19 +178,18 @@ async fn attempt(desk: &Desk, key: &TlsKey, identity: &Identity) -> Result<Momen
 /// The certificate with the evidence in it, valid exactly as long as the claims.
 fn certificate(
     mut evidence: Evidence,
-    endpoint: &str,
+    endpoint: &Endpoint,
     key: &TlsKey,
     issued: u64,
     lifetime: u64,
-) -> Result<Vec<u8>, ratls::RatlsError> {
-    if evidence.to_json().len() > CERTIFICATE_EVIDENCE {
+) -> Result<Vec<u8>, AttestError> {
+    if evidence.to_json()?.len() > CERTIFICATE_EVIDENCE {
         for event in evidence.event_log.iter_mut().filter(|event| event.digest.is_some()) {
             event.payload = None;
         }
     }
-    let host = endpoint.rsplit_once(':').map_or(endpoint, |(host, _)| host);
-    let names = [host.trim_matches(['[', ']']).to_owned()];
-    ratls::certificate(key.pkcs8(), &evidence.to_json(), &names, issued, lifetime)
+    let names = [endpoint.host().to_owned()];
+    Ok(ratls::certificate(key.pkcs8(), &evidence.to_json()?, &names, issued, lifetime)?)
 }
 
 /// Renews for ever.

@@ -10,7 +10,6 @@ mod network;
 mod publish;
 mod pull;
 mod shim;
-pub(crate) mod state;
 mod table;
 mod vault;
 

@@ -24,20 +24,24 @@ use anyhow::Context as _;
 use cofferdam_attest::evidence::{Collateral, Evidence, MAX_BYTES};
 use cofferdam_attest::quote;
 use cofferdam_github::{Client, GithubError};
-use cofferdam_vault::Reference;
+use cofferdam_protocol::evidence::EvidenceRequest;
+use cofferdam_protocol::facts::ApplianceFacts;
+use cofferdam_protocol::json::JsonError;
+use cofferdam_protocol::status::PublishState;
+use cofferdam_protocol::{SecretRef, error_chain};
 use tokio::sync::watch;
 use zeroize::Zeroizing;
 
 use self::collateral::{CollateralError, Pcs};
 use self::pck::{Pck, PckError};
 use self::release::{Attestation, Shelf};
-use self::status::{State, StatusFile};
+use self::status::StatusFile;
 use self::web::WebError;
 use crate::paths;
 use crate::roles::Role;
-use crate::roles::appliance::{Appliance, ApplianceError};
+use crate::roles::appliance::{self, ApplianceError};
 use crate::roles::clock::{self, Moment};
-use crate::roles::evidence::{AskError, EvidenceRequest, ask};
+use crate::roles::evidence::{AskError, ask};
 use crate::roles::facts::Facts;
 use crate::system::client::vault::{self, LeaseError};
 use crate::system::files;
@@ -66,7 +70,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     role.confine().context("cannot confine the role")?;
     // The HTTP client takes the process's provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let settings = Settings::of(Facts::read(Path::new(paths::FACTS))?)?;
+    let settings = Settings::of(Facts::read(Path::new(paths::FACTS))?);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -80,21 +84,20 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
 struct Settings {
     github: String,
     github_ca: Option<String>,
-    token: Option<Reference>,
+    token: Option<SecretRef>,
     pcs: String,
     pcs_ca: Option<String>,
 }
 
 impl Settings {
-    fn of(facts: Facts) -> anyhow::Result<Self> {
-        let token = facts.github.token.as_ref().map(|token| Reference::parse(&token.to_string()));
-        Ok(Self {
+    fn of(facts: Facts) -> Self {
+        Self {
             github: facts.github.api.to_string(),
             github_ca: facts.github.ca,
-            token: token.transpose().context("the token's reference is not one of the vault's")?,
+            token: facts.github.token,
             pcs: facts.attestation.collateral.to_string(),
             pcs_ca: facts.attestation.ca,
-        })
+        }
     }
 }
 
@@ -155,6 +158,8 @@ enum KeepError {
     Web(#[from] WebError),
     #[error("the collateral cannot be written down")]
     Write(#[source] std::io::Error),
+    #[error(transparent)]
+    Encode(#[from] JsonError),
 }
 
 /// Keeps collateral in date, for ever.
@@ -168,7 +173,7 @@ async fn keep_collateral(settings: &Settings, places: &Places, known: watch::Sen
                 Moment::at(until).wait().await;
             }
             Err(error) => {
-                let text = format!("{:#}", anyhow::Error::new(error));
+                let text = error_chain(&error);
                 eprintln!("publish: no fresh collateral: {text}");
                 // What is known stays in use until it is out of date.
                 known.send_if_modified(|known| {
@@ -205,7 +210,7 @@ async fn refresh(
             let authorities = web::authorities(settings.pcs_ca.as_deref(), &places.bundle)?;
             let pcs = Pcs::new(&settings.pcs, web::client(&authorities)?);
             let collateral = pcs.fetch(&pck, now).await?;
-            files::replace(&path, &collateral.to_json()).map_err(KeepError::Write)?;
+            files::replace(&path, &collateral.to_json()?).map_err(KeepError::Write)?;
             (collateral::valid_until(&collateral, &pck, now)?, collateral)
         }
     };
@@ -226,7 +231,7 @@ enum PublishError {
     #[error("there is no evidence")]
     Ask(#[from] AskError),
     #[error("waiting for the GitHub token: no secret yet for {0}")]
-    NoToken(Reference),
+    NoToken(SecretRef),
     #[error("waiting for the vault")]
     Vault(#[source] LeaseError),
     #[error("the GitHub token is not text")]
@@ -239,6 +244,8 @@ enum PublishError {
     Malformed,
     #[error("cannot write down what is being published")]
     Write(#[source] std::io::Error),
+    #[error("the evidence cannot be written")]
+    Encode(#[from] JsonError),
     #[error(transparent)]
     Authorities(#[from] WebError),
     #[error("cannot publish")]
@@ -247,10 +254,10 @@ enum PublishError {
 
 impl PublishError {
     /// Whether it is somebody else's turn.
-    fn state(&self) -> State {
+    fn state(&self) -> PublishState {
         match self {
-            Self::NoToken(_) | Self::Vault(_) | Self::NoCollateral(_) | Self::Ask(_) => State::Waiting,
-            _ => State::Failed,
+            Self::NoToken(_) | Self::Vault(_) | Self::NoCollateral(_) | Self::Ask(_) => PublishState::Waiting,
+            _ => PublishState::Failed,
         }
     }
 }
@@ -275,7 +282,7 @@ impl Publisher {
     async fn keep_published(mut self) {
         let Some(token) = self.settings.token.clone() else {
             let detail = "the declaration names no GitHub token (github.token): nothing is published";
-            self.status.set(State::Waiting, detail);
+            self.status.set(PublishState::Waiting, detail);
             return;
         };
         let mut pause = FIRST_PAUSE;
@@ -296,7 +303,7 @@ impl Publisher {
     /// Says what went wrong and waits until another attempt makes sense. False when the wait was for something that
     /// has come, so that the next pause is short.
     async fn after(&mut self, error: &PublishError, pause: Duration) -> bool {
-        self.status.set(error.state(), &chain(error));
+        self.status.set(error.state(), &error_chain(error));
         match error {
             // The vault has waited already.
             PublishError::NoToken(_) => false,
@@ -317,15 +324,15 @@ impl Publisher {
     }
 
     /// Makes sure that a true attestation is published; returns when to look again.
-    async fn ensure(&mut self, token: &Reference) -> Result<u64, PublishError> {
-        let appliance = Appliance::read(&self.places.appliance)?;
+    async fn ensure(&mut self, token: &SecretRef) -> Result<u64, PublishError> {
+        let appliance = appliance::read(&self.places.appliance)?;
         if let Some(kept) = self.kept(&appliance) {
             return Ok(kept);
         }
         // In this order, so that a person who looks sees first what they can do something about.
         let token = self.token(token).await?;
         let attestation = self.attestation(&appliance).await?;
-        self.status.set(State::Publishing, &format!("release {}", attestation.tag));
+        self.status.set(PublishState::Publishing, &format!("release {}", attestation.tag));
         let authorities = web::authorities(self.settings.github_ca.as_deref(), &self.places.bundle)?;
         let client = Client::new(&self.settings.github, Some(token), Some(&authorities), USER_AGENT)?;
         let release = match release::publish(&client, &attestation).await {
@@ -340,26 +347,31 @@ impl Publisher {
         };
         self.shelf.finish().map_err(PublishError::Write)?;
         let until = attestation.renew_at().ok_or(PublishError::Malformed)?;
-        self.status.published(attestation.tag, Some(release.html_url), attestation.claims.expires_at);
+        self.status.published(
+            attestation.tag.to_string(),
+            Some(release.html_url),
+            attestation.claims.expires_at,
+        );
         Ok(until)
     }
 
     /// When the attestation that is published has to be replaced; `None` when there is none or it is not true any more.
-    fn kept(&mut self, appliance: &Appliance) -> Option<u64> {
+    fn kept(&mut self, appliance: &ApplianceFacts) -> Option<u64> {
         let published = Attestation::read(&self.shelf.published)?;
         if !published.holds(appliance, clock::unix_now()) {
             return None;
         }
         let until = published.renew_at()?;
         let previous = self.status.status();
-        let same = previous.tag.as_deref() == Some(published.tag.as_str());
+        let tag = published.tag.to_string();
+        let same = previous.tag.as_ref() == Some(&tag);
         let url = previous.release_url.clone().filter(|_| same);
-        self.status.published(published.tag, url, published.claims.expires_at);
+        self.status.published(tag, url, published.claims.expires_at);
         Some(until)
     }
 
     /// The document to publish: the one that a killed predecessor was publishing if it is still true, else a new one.
-    async fn attestation(&mut self, appliance: &Appliance) -> Result<Attestation, PublishError> {
+    async fn attestation(&mut self, appliance: &ApplianceFacts) -> Result<Attestation, PublishError> {
         let pending = Attestation::read(&self.shelf.pending);
         if let Some(pending) = pending.filter(|pending| pending.holds(appliance, clock::unix_now())) {
             return Ok(pending);
@@ -370,7 +382,7 @@ impl Publisher {
             Err(reason) => return Err(PublishError::NoCollateral(reason.clone())),
         };
         let (evidence, _) = ask(&self.places.evidence, &EvidenceRequest::default()).await?;
-        let document = Evidence { collateral: Some((*collateral).clone()), ..evidence }.to_json();
+        let document = Evidence { collateral: Some((*collateral).clone()), ..evidence }.to_json()?;
         if document.len() > MAX_BYTES {
             return Err(PublishError::TooLarge(document.len()));
         }
@@ -380,13 +392,13 @@ impl Publisher {
     }
 
     /// Leases the token.
-    async fn token(&mut self, reference: &Reference) -> Result<Zeroizing<String>, PublishError> {
+    async fn token(&mut self, reference: &SecretRef) -> Result<Zeroizing<String>, PublishError> {
         let asked = [reference.clone()];
         let lease = vault::lease_at(&self.places.vault, &asked, Duration::ZERO).await;
         let lease = match lease {
             Err(LeaseError::Missing(_)) => {
                 // Said before the wait, not after it.
-                self.status.set(State::Waiting, &PublishError::NoToken(reference.clone()).to_string());
+                self.status.set(PublishState::Waiting, &PublishError::NoToken(reference.clone()).to_string());
                 vault::lease_at(&self.places.vault, &asked, LEASE_WAIT).await
             }
             lease => lease,
@@ -401,22 +413,6 @@ impl Publisher {
             Err(error) => Err(PublishError::Vault(error)),
         }
     }
-}
-
-/// An error with its causes, on one line.
-fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut source = error.source();
-    while let Some(cause) = source {
-        let cause_text = cause.to_string();
-        // Transparent errors repeat their source.
-        if !text.ends_with(&cause_text) {
-            text.push_str(": ");
-            text.push_str(&cause_text);
-        }
-        source = cause.source();
-    }
-    text
 }
 
 #[cfg(test)]

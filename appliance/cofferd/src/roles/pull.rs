@@ -11,6 +11,7 @@ use std::io::{self, Read, Write};
 use std::path::Path;
 
 use anyhow::Context;
+use cofferdam_protocol::{error_chain, read};
 use cofferdam_workload::pull::{self, Access, Credentials, ImageDir, PullError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -71,7 +72,7 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     let pulled = runtime.block_on(pull::pull(&service.declared.image, access, &directory, true));
     let answer = match &pulled {
         Ok(()) => Answer { error: None, transient: false },
-        Err(error) => Answer { error: Some(chain(error)), transient: error.is_transient() },
+        Err(error) => Answer { error: Some(line(error)), transient: error.is_transient() },
     };
     let mut out = io::stdout().lock();
     serde_json::to_writer(&mut out, &answer)?;
@@ -81,9 +82,9 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
 
 /// As whom to pull; nothing at all stands for nobody.
 fn credentials(input: impl Read) -> anyhow::Result<Option<Credentials>> {
-    // One byte too many is a broken end of a JSON object, so an error.
-    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_CREDENTIALS));
-    input.take(MAX_CREDENTIALS as u64).read_to_end(&mut bytes).context("cannot hear as whom to pull")?;
+    // What the reading of too much needs is there, so that the buffer does not grow.
+    let mut bytes = Zeroizing::new(Vec::with_capacity(MAX_CREDENTIALS + 1));
+    read::bounded_into(input, MAX_CREDENTIALS as u64, &mut bytes).context("cannot hear as whom to pull")?;
     if bytes.is_empty() {
         return Ok(None);
     }
@@ -91,14 +92,8 @@ fn credentials(input: impl Read) -> anyhow::Result<Option<Credentials>> {
 }
 
 /// The error with its causes, on one line and bounded: part of it may be a registry's own words.
-fn chain(error: &PullError) -> String {
-    let mut text = error.to_string();
-    let mut source = std::error::Error::source(error);
-    while let Some(cause) = source {
-        text = format!("{text}: {cause}");
-        source = cause.source();
-    }
-    text.chars().map(|c| if c.is_control() { ' ' } else { c }).take(600).collect()
+fn line(error: &PullError) -> String {
+    error_chain(error).chars().map(|c| if c.is_control() { ' ' } else { c }).take(600).collect()
 }
 
 #[cfg(test)]
@@ -121,7 +116,7 @@ mod tests {
     #[test]
     fn errors_are_one_bounded_line() {
         let error = PullError::Write(io::Error::other("a\nb\u{1b}[2J".repeat(500)));
-        let line = chain(&error);
+        let line = line(&error);
         assert!(line.chars().count() <= 600 && !line.chars().any(char::is_control), "{line}");
     }
 }

@@ -25,9 +25,10 @@ use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_declaration::{Login, SecretRef, Service};
+use cofferdam_declaration::{Login, Service};
+use cofferdam_protocol::SecretRef;
+use cofferdam_protocol::status::{ServiceState, ServiceStatus};
 use cofferdam_redact::Redactor;
-use cofferdam_vault::Reference;
 use cofferdam_workload::cgroup::Leaf;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::image::RunConfig;
@@ -36,7 +37,7 @@ use cofferdam_workload::log::Log;
 use cofferdam_workload::network::Network;
 use cofferdam_workload::pull::Credentials;
 use cofferdam_workload::restart::{End, Policy};
-use cofferdam_workload::status::{Reporter, State, Status};
+use cofferdam_workload::status::Reporter;
 use cofferdam_workload::user::{self, Account};
 use cofferdam_workload::{environment, output, relay};
 use nix::fcntl::OFlag;
@@ -137,7 +138,7 @@ impl Shim<'_> {
         let group = group(self.memory)?;
         if let Err(error) = self.relays(&network).await {
             // Another start would meet the same: it is the declaration that has to change.
-            self.report(State::Failed, |status| status.detail = Some(format!("{error:#}")))?;
+            self.report(ServiceState::Failed, |status| status.detail = Some(format!("{error:#}")))?;
             self.stop.recv().await;
             return Ok(());
         }
@@ -159,12 +160,12 @@ impl Shim<'_> {
             drop(lease);
             self.last = Some(end);
             let Some(wait) = policy.next(end, started.elapsed()) else {
-                let state = if reason.is_some() { State::Failed } else { State::Exited };
+                let state = if reason.is_some() { ServiceState::Failed } else { ServiceState::Exited };
                 self.report(state, |status| status.detail = reason)?;
                 self.stop.recv().await;
                 return Ok(());
             };
-            self.report(State::Restarting, |status| {
+            self.report(ServiceState::Restarting, |status| {
                 status.detail = Some(reason.unwrap_or_else(|| format!("again in {wait:?}")));
             })?;
             or_stop!(self.until(sleep(wait)).await);
@@ -172,7 +173,7 @@ impl Shim<'_> {
         }
     }
 
-    fn report(&mut self, state: State, change: impl FnOnce(&mut Status)) -> anyhow::Result<()> {
+    fn report(&mut self, state: ServiceState, change: impl FnOnce(&mut ServiceStatus)) -> anyhow::Result<()> {
         let (restarts, exit_code) = (self.restarts, self.last.map(End::code));
         let reported = self.status.report(state, |status| {
             status.restarts = restarts;
@@ -201,7 +202,7 @@ impl Shim<'_> {
                 Until::Done(credentials) => credentials,
                 Until::Stopped => return Ok(Until::Stopped),
             };
-            self.report(State::Pulling, |_| {})?;
+            self.report(ServiceState::Pulling, |_| {})?;
             let answer = match credentials {
                 Err(reason) => Answer { error: Some(reason), transient: false },
                 Ok(credentials) => match self.until(pull(&self.service.name, credentials)).await {
@@ -215,7 +216,7 @@ impl Shim<'_> {
             if let Some(config) = directory.finished(&self.service.image) {
                 return Ok(Until::Done(config));
             }
-            let state = if answer.transient { State::Pulling } else { State::Failed };
+            let state = if answer.transient { ServiceState::Pulling } else { ServiceState::Failed };
             let detail = answer.error.unwrap_or_else(|| "the pulled image cannot be read back".to_owned());
             self.report(state, |status| status.detail = Some(detail))?;
             if let Until::Stopped = self.until(sleep(wait)).await {
@@ -243,9 +244,7 @@ impl Shim<'_> {
 
     /// Leases all of these; waits for as long as one is missing.
     async fn lease(&mut self, references: Vec<&SecretRef>) -> anyhow::Result<Until<Lease>> {
-        let references: Result<Vec<_>, _> =
-            references.into_iter().map(|reference| Reference::parse(&reference.to_string())).collect();
-        let references = references.context("the declaration names a secret that the vault cannot")?;
+        let references: Vec<_> = references.into_iter().cloned().collect();
         // The first answer comes at once, so that the status says soon what is missing.
         let mut wait = LEASE_FIRST;
         loop {
@@ -257,15 +256,13 @@ impl Shim<'_> {
             wait = LEASE_WAIT;
             let pause = match error {
                 LeaseError::Missing(missing) => {
-                    let missing: Vec<_> =
-                        missing.iter().map(|reference| reference.as_str().to_owned()).collect();
-                    self.report(State::Waiting, |status| status.missing = missing)?;
+                    self.report(ServiceState::Waiting, |status| status.missing = missing)?;
                     Duration::ZERO
                 }
                 error => {
                     let state = match error {
-                        LeaseError::Refused(_) | LeaseError::Malformed => State::Failed,
-                        _ => State::Waiting,
+                        LeaseError::Refused(_) | LeaseError::Malformed => ServiceState::Failed,
+                        _ => ServiceState::Waiting,
                     };
                     let detail = format!("{:#}", anyhow::Error::new(error));
                     self.report(state, |status| status.detail = Some(detail))?;
@@ -284,7 +281,7 @@ impl Shim<'_> {
             let late = self.dependencies.iter().find(|other| !runs(&other.status()));
             let Some(late) = late else { return Ok(Until::Done(())) };
             let detail = format!("{} has not started yet", late.declared.name);
-            self.report(State::Waiting, |status| status.detail = Some(detail))?;
+            self.report(ServiceState::Waiting, |status| status.detail = Some(detail))?;
             if let Until::Stopped = self.until(sleep(DEPENDENCY_PAUSE)).await {
                 return Ok(Until::Stopped);
             }
@@ -316,7 +313,7 @@ impl Shim<'_> {
         network: &Network,
         group: Option<&Leaf>,
     ) -> anyhow::Result<Running> {
-        self.report(State::Starting, |_| {})?;
+        self.report(ServiceState::Starting, |_| {})?;
         let rootfs = image_dir(self.own).rootfs();
         let root =
             nix::fcntl::open(&rootfs, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
@@ -335,7 +332,7 @@ impl Shim<'_> {
                 .await?;
         drop(delivery);
         let pid = container.pid();
-        self.report(State::Running, |status| status.pid = pid)?;
+        self.report(ServiceState::Running, |status| status.pid = pid)?;
         let output = tokio::spawn(output::pump(output, redactor, log));
         Ok(Running { container, output, stop_signal: stop_signal(self.service, image) })
     }
@@ -358,8 +355,7 @@ impl Shim<'_> {
 
     fn deliver(&self, image: &RunConfig, account: &Account, lease: &Lease) -> anyhow::Result<Delivery> {
         Ok(environment::deliver(self.service, image, &account.home, |reference| {
-            let reference = Reference::parse(&reference.to_string()).ok()?;
-            Some(Zeroizing::new(lease.get(&reference)?.expose().to_vec()))
+            Some(Zeroizing::new(lease.get(reference)?.expose().to_vec()))
         })?)
     }
 
@@ -408,7 +404,7 @@ fn hosts(service: &Service, dependencies: &[&ServiceFacts]) -> String {
 /// Whether a service's status says that it runs. What cannot be read says nothing.
 fn runs(path: &Path) -> bool {
     let Ok(bytes) = files::read_bounded(path, 64 << 10) else { return false };
-    serde_json::from_slice::<Status>(&bytes).is_ok_and(|status| status.state == State::Running)
+    ServiceStatus::parse(&bytes).is_ok_and(|status| status.state == ServiceState::Running)
 }
 
 /// The container's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.

@@ -7,27 +7,26 @@ use std::sync::Arc;
 
 use axum::body::{Body, Bytes};
 use axum::http::{Request, Response};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::event_log::payload::{self, Payload as _};
 use cofferdam_attest::event_log::{self, Event, Register};
 use cofferdam_attest::ratls;
 use cofferdam_declaration::Declaration;
+use cofferdam_protocol::facts::{ApplianceFacts, ImageInfo, Phase, Registers};
+use cofferdam_protocol::state::State;
+use cofferdam_protocol::{Commit, Digest, base64};
 use hyper::service::service_fn;
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::PrivatePkcs8KeyDer;
-use serde_json::json;
 use tdx_sim::{Platform, Seed, TdReport};
 use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, UnixListener};
 use tokio_rustls::TlsAcceptor;
 
-use super::appliance::Appliance;
 use super::clock;
 use super::facts::Facts;
 
 /// The commit of every declaration here.
-const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+const COMMIT: [u8; 20] = [0x12; 20];
 
 /// Serves HTTP/1.1 at `path` until the test's runtime ends. Bodies are collected before `handler` sees them.
 pub(crate) fn serve_unix<F, A>(path: &Path, handler: F)
@@ -63,7 +62,7 @@ impl TlsServer {
         let key = ratls::generate_key().unwrap();
         let name = ["127.0.0.1".to_owned()];
         let certificate = ratls::certificate(&key, b"{}", &name, clock::unix_now() - 60, 3600).unwrap();
-        let body = STANDARD.encode(&certificate);
+        let body = base64::encode(&certificate);
         let ca = format!("-----BEGIN CERTIFICATE-----\n{body}\n-----END CERTIFICATE-----\n");
         let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
         let config = rustls::ServerConfig::builder_with_provider(provider)
@@ -124,31 +123,34 @@ pub(crate) fn respond(status: u16, body: serde_json::Value) -> Response<Body> {
 }
 
 /// The facts of a boot with these mr-3 events and this TLS key.
-pub(crate) fn appliance(tls_key: &str) -> Appliance {
-    let declaration = format!("sha256:{}", "ab".repeat(32));
-    let (repository, endpoint) = ("acme/room".to_owned(), "127.0.0.1:8443".to_owned());
-    let source = "disk".to_owned();
-    let event_log = vec![
-        payload::Declaration { digest: declaration.clone(), source, commit: COMMIT.to_owned() }.event(),
-        payload::Appliance { repository, declaration: declaration.clone(), endpoint }.event(),
+pub(crate) fn appliance(tls_key: &Digest) -> ApplianceFacts {
+    let (declaration, commit) = (Digest::from([0xab; 32]), Commit::from(COMMIT));
+    let (repository, endpoint) = ("acme/room".parse().unwrap(), "127.0.0.1:8443".parse().unwrap());
+    let identity = payload::Appliance { repository, declaration, endpoint };
+    let event_log = [
+        payload::Declaration { digest: declaration, source: "disk".to_owned(), commit }.event(),
+        identity.event(),
         payload::Machine { cpus: 2, memory_mib: 2048 }.event(),
         payload::State { kind: "memory".to_owned(), fresh: true }.event(),
-        payload::Launch { services: Vec::new(), tls_key: tls_key.to_owned() }.event(),
+        payload::Launch { services: Vec::new(), tls_key: *tls_key }.event(),
     ];
-    let log = serde_json::to_value(&event_log).unwrap();
-    serde_json::from_value(json!({
-        "repository": "acme/room",
-        "commit": COMMIT,
-        "declaration": declaration,
-        "endpoint": "127.0.0.1:8443",
-        "tls_key": tls_key,
-        "state": "memory",
-        "event_log": log,
-        "phases": [{"name": "mount", "ms": 3}],
-        "registers": {"mrtd": "00".repeat(48)},
-        "image": {"name": "cofferdam", "release": "0.1.0", "digests": {}},
-    }))
-    .unwrap()
+    let zero = [0; 48];
+    ApplianceFacts {
+        repository: identity.repository,
+        commit,
+        declaration,
+        endpoint: identity.endpoint,
+        tls_key: *tls_key,
+        state: State::Memory,
+        event_log: event_log.map(Result::unwrap).into(),
+        phases: vec![Phase { name: "mount".to_owned(), ms: 3 }],
+        registers: Registers { mrtd: zero, rtmr0: zero, rtmr1: zero, rtmr2: zero, rtmr3: zero },
+        image: ImageInfo {
+            name: "cofferdam".to_owned(),
+            release: "0.1.0".to_owned(),
+            digests: Default::default(),
+        },
+    }
 }
 
 /// A declaration of the repository `octo/app` with these sections besides.

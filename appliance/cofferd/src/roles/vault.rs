@@ -16,19 +16,21 @@ use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
-use std::time::{Duration, Instant, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, Instant};
 
 use anyhow::Context as _;
 use axum::Router;
 use axum::http::StatusCode;
-use cofferdam_vault::wire::ErrorReply;
+use cofferdam_protocol::json;
+use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_vault::{
-    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Reference, Rules, Store, StoreError,
-    Vault, router,
+    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Rules, Store, StoreError, Vault,
+    router,
 };
 
 use crate::paths;
-use crate::roles::appliance::Appliance;
+use crate::roles::appliance;
+use crate::roles::clock::unix_now;
 use crate::roles::facts::Facts;
 use crate::roles::{FRONT, Role};
 use crate::system::sys::{self, SecretKeys, SecretMemory};
@@ -54,7 +56,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let keys = Keys::derive_into(Box::new(memory), take_key(master)?)?;
     role.confine().context("cannot confine the role")?;
     let rules = rules(&Facts::read(Path::new(paths::FACTS))?)?;
-    let state = Appliance::read(Path::new(paths::APPLIANCE))?.state;
+    let state = appliance::read(Path::new(paths::APPLIANCE))?.state;
     let service = match open(Path::new(paths::VAULT_STORE), keys) {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());
@@ -64,7 +66,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));
             println!("vault: parked: {reason}");
-            parked(&reason)
+            parked(&reason)?
         }
     };
     let runtime = tokio::runtime::Builder::new_current_thread()
@@ -90,7 +92,7 @@ fn take_key(descriptor: OwnedFd) -> anyhow::Result<MasterKey> {
 fn rules(facts: &Facts) -> anyhow::Result<Rules> {
     let mut grants = Grants::default();
     for grant in &facts.grants {
-        grants.allow(grant.uid, Reference::parse(&grant.secret.to_string())?);
+        grants.allow(grant.uid, grant.secret.clone());
     }
     let operators = facts.operators.iter().map(|operator| (operator.name.as_str(), operator.key));
     Ok(Rules {
@@ -131,22 +133,12 @@ fn backend(file: File) -> Result<FileBackend, StoreError> {
 }
 
 /// Answers everything with the reason why there is no vault.
-fn parked(reason: &str) -> Router {
-    let reply = ErrorReply {
-        error: format!("the vault is parked: {reason}"),
-        hint: Some(
-            "nothing was changed or lost by this; to start over with an empty vault restart the appliance"
-                .into(),
-        ),
-    };
-    let body = serde_json::to_string(&reply).unwrap_or_default();
-    Router::new().fallback(async move || {
-        (StatusCode::SERVICE_UNAVAILABLE, [(axum::http::header::CONTENT_TYPE, "application/json")], body)
-    })
-}
-
-fn unix_now() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+fn parked(reason: &str) -> anyhow::Result<Router> {
+    let hint = "nothing was changed or lost by this; to start over with an empty vault restart the appliance";
+    let body = json::to_vec(&ErrorReply::new(format!("the vault is parked: {reason}"), Some(hint)))?;
+    Ok(Router::new().fallback(async move || {
+        (StatusCode::SERVICE_UNAVAILABLE, [(axum::http::header::CONTENT_TYPE, JSON)], body)
+    }))
 }
 
 /// Writes audit lines to the console, and not more than [`FLOOD_LINES`] that a stranger caused.

@@ -11,9 +11,8 @@ use std::pin::Pin;
 use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody as _};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use cofferdam_vault::{Reference, SecretValue};
+use cofferdam_protocol::reply::JSON;
+use cofferdam_protocol::{SecretRef, SecretValue};
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -79,7 +78,7 @@ async fn exchange(
         hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.map_err(ClientError::Exchange)?;
     let mut request = Request::builder().method(method).uri(path).header(header::HOST, "localhost");
     if !body.is_empty() {
-        request = request.header(header::CONTENT_TYPE, "application/json");
+        request = request.header(header::CONTENT_TYPE, JSON);
     }
     let request = request.body(Body::from(body)).map_err(ClientError::Request)?;
     let asking = async {
@@ -125,15 +124,16 @@ async fn collect(mut body: Incoming, max: usize) -> Result<Zeroizing<Vec<u8>>, C
 
 /// Asking the vault.
 pub(crate) mod vault {
-    use cofferdam_vault::wire::{self, ErrorReply, LeaseRequest, MissingReply};
-    use serde::Deserialize;
+    use cofferdam_protocol::json;
+    use cofferdam_protocol::reply::ErrorReply;
+    use cofferdam_protocol::vault::{LEASE, LeaseReply, LeaseRequest, MAX_REPLY, MAX_WAIT_MS, MissingReply};
     use tokio::time::Instant;
 
     use super::*;
     use crate::paths;
 
     /// What a lease brings: the values by their references. It prints as names only.
-    pub(crate) type Lease = BTreeMap<Reference, SecretValue>;
+    pub(crate) type Lease = BTreeMap<SecretRef, SecretValue>;
 
     /// How long the vault may take beyond the wait that it was asked for.
     const GRACE: Duration = Duration::from_secs(5);
@@ -147,7 +147,7 @@ pub(crate) mod vault {
     pub(crate) enum LeaseError {
         /// These references hold no secret; the wait is over. Ask again.
         #[error("no secret yet for {}", names(.0))]
-        Missing(Vec<Reference>),
+        Missing(Vec<SecretRef>),
         /// The vault refuses for good: not granted to this uid, or not a valid request.
         #[error("the vault refuses: {0}")]
         Refused(String),
@@ -167,7 +167,7 @@ pub(crate) mod vault {
     ///
     /// # Errors
     /// [`LeaseError`].
-    pub(crate) async fn lease(references: &[Reference], wait: Duration) -> Result<Lease, LeaseError> {
+    pub(crate) async fn lease(references: &[SecretRef], wait: Duration) -> Result<Lease, LeaseError> {
         lease_at(Path::new(paths::VAULT_SOCKET), references, wait).await
     }
 
@@ -177,7 +177,7 @@ pub(crate) mod vault {
     /// [`LeaseError`].
     pub(crate) async fn lease_at(
         socket: &Path,
-        references: &[Reference],
+        references: &[SecretRef],
         wait: Duration,
     ) -> Result<Lease, LeaseError> {
         if references.is_empty() {
@@ -205,23 +205,22 @@ pub(crate) mod vault {
         }
     }
 
-    async fn ask(socket: &Path, references: &[Reference], wait: Duration) -> Result<Lease, LeaseError> {
-        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).min(wire::MAX_WAIT_MS);
+    async fn ask(socket: &Path, references: &[SecretRef], wait: Duration) -> Result<Lease, LeaseError> {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).min(MAX_WAIT_MS);
         let request = LeaseRequest { references: references.to_vec(), wait_ms };
-        let body = serde_json::to_vec(&request).map_err(|_| LeaseError::Malformed)?;
+        let body = json::to_vec(&request).map_err(|_| LeaseError::Malformed)?;
         let limit = Duration::from_millis(wait_ms) + GRACE;
-        let (status, body) = super::request(socket, Method::POST, "/v1/lease", body, wire::MAX_REPLY, limit)
+        let (status, body) = super::request(socket, Method::POST, LEASE, body, MAX_REPLY, limit)
             .await
             .map_err(LeaseError::Unreachable)?;
         match status {
-            StatusCode::OK => parse(&body, references),
-            StatusCode::CONFLICT => match serde_json::from_slice::<MissingReply>(&body) {
+            StatusCode::OK => LeaseReply::read(&body, references).map_err(|_| LeaseError::Malformed),
+            StatusCode::CONFLICT => match json::from_json::<MissingReply>(&body, MAX_REPLY) {
                 Ok(reply) => Err(LeaseError::Missing(reply.missing)),
                 Err(_) => Err(LeaseError::Malformed),
             },
             status => {
-                let text = serde_json::from_slice::<ErrorReply>(&body)
-                    .map_or_else(|_| status.to_string(), |reply| reply.error);
+                let text = ErrorReply::parse(&body).map_or_else(|_| status.to_string(), |reply| reply.error);
                 if status.is_client_error() {
                     Err(LeaseError::Refused(text))
                 } else {
@@ -231,26 +230,7 @@ pub(crate) mod vault {
         }
     }
 
-    /// Borrowed from the reply, so that no copy of a value is made before it is decoded.
-    #[derive(Deserialize)]
-    #[serde(deny_unknown_fields)]
-    struct LeaseReply<'a> {
-        #[serde(borrow)]
-        values: BTreeMap<&'a str, &'a str>,
-    }
-
-    fn parse(body: &[u8], references: &[Reference]) -> Result<Lease, LeaseError> {
-        let reply: LeaseReply<'_> = serde_json::from_slice(body).map_err(|_| LeaseError::Malformed)?;
-        let mut lease = Lease::new();
-        for reference in references {
-            let text = reply.values.get(reference.as_str()).ok_or(LeaseError::Malformed)?;
-            let value = STANDARD.decode(text).map(Zeroizing::new).map_err(|_| LeaseError::Malformed)?;
-            lease.insert(reference.clone(), SecretValue::new(reference.clone(), value));
-        }
-        if lease.len() == reply.values.len() { Ok(lease) } else { Err(LeaseError::Malformed) }
-    }
-
-    fn names(references: &[Reference]) -> String {
-        references.iter().map(Reference::as_str).collect::<Vec<_>>().join(", ")
+    fn names(references: &[SecretRef]) -> String {
+        references.iter().map(SecretRef::as_str).collect::<Vec<_>>().join(", ")
     }
 }

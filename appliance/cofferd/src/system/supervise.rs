@@ -20,6 +20,8 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use cofferdam_protocol::status::{BootStatus, RoleState, RoleStatus};
+use cofferdam_protocol::{error_chain, json};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -27,7 +29,6 @@ use nix::sys::signal::{SigSet, Signal, kill};
 use nix::sys::signalfd::{SfdFlags, SignalFd};
 use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sync};
-use serde::Serialize;
 
 use crate::paths;
 use crate::system::console::say;
@@ -106,25 +107,6 @@ struct Kept {
     due: Option<Instant>,
     runs: u32,
     backoff: Backoff,
-}
-
-/// One row of `status.json`.
-#[derive(Debug, Serialize, PartialEq, Eq)]
-struct RoleStatus<'a> {
-    name: &'a str,
-    pid: Option<i32>,
-    restarts: u32,
-    state: &'static str,
-}
-
-/// `/run/cofferdam/status.json`.
-#[derive(Debug, Serialize)]
-struct Status<'a> {
-    version: u32,
-    phase: &'a str,
-    parked: Option<&'a str>,
-    state: &'a str,
-    roles: Vec<RoleStatus<'a>>,
 }
 
 /// PID 1's view of its children.
@@ -332,7 +314,12 @@ impl Supervisor {
                 Err(error) => {
                     let delay = kept.backoff.after(Duration::ZERO);
                     kept.due = Some(now + delay);
-                    say(&format!("{}: {}, again in {} ms", kept.name, chain(&error), delay.as_millis()));
+                    say(&format!(
+                        "{}: {}, again in {} ms",
+                        kept.name,
+                        error_chain(&error),
+                        delay.as_millis()
+                    ));
                 }
             }
         }
@@ -343,14 +330,14 @@ impl Supervisor {
         if !self.changed {
             return;
         }
-        let status = Status {
+        let status = BootStatus {
             version: 1,
-            phase: self.phase,
-            parked: self.parked.as_deref(),
-            state: &self.state,
+            phase: self.phase.to_owned(),
+            parked: self.parked.clone(),
+            state: self.state.clone(),
             roles: self.kept.iter().map(Kept::status).collect(),
         };
-        if let Ok(json) = serde_json::to_vec(&status)
+        if let Ok(json) = json::to_vec(&status)
             && files::replace(paths::STATUS, &json).is_ok()
         {
             self.changed = false;
@@ -407,14 +394,14 @@ impl Supervisor {
 }
 
 impl Kept {
-    fn status(&self) -> RoleStatus<'_> {
+    fn status(&self) -> RoleStatus {
         let state = match (self.pid, self.due) {
-            (Some(_), _) => "running",
-            (None, Some(_)) => "restarting",
-            (None, None) => "stopped",
+            (Some(_), _) => RoleState::Running,
+            (None, Some(_)) => RoleState::Restarting,
+            (None, None) => RoleState::Stopped,
         };
         let pid = self.pid.map(Pid::as_raw);
-        RoleStatus { name: &self.name, pid, restarts: self.runs.saturating_sub(1), state }
+        RoleStatus { name: self.name.clone(), pid, restarts: self.runs.saturating_sub(1), state }
     }
 }
 
@@ -425,18 +412,6 @@ impl Tier {
             Self::Role => ROLE_GRACE,
         }
     }
-}
-
-/// An error with its sources, on one line.
-pub(crate) fn chain(error: &dyn std::error::Error) -> String {
-    let mut text = error.to_string();
-    let mut next = error.source();
-    while let Some(source) = next {
-        text.push_str(": ");
-        text.push_str(&source.to_string());
-        next = source.source();
-    }
-    text
 }
 
 #[cfg(test)]
@@ -459,11 +434,5 @@ mod tests {
         assert_eq!(Tier::Service { grace: Duration::from_secs(9_999) }.grace(), GRACE_MAX);
         assert_eq!(Tier::Service { grace: Duration::MAX }.grace(), GRACE_MAX);
         assert_eq!(Tier::Role.grace(), ROLE_GRACE);
-    }
-
-    #[test]
-    fn errors_are_told_with_their_causes() {
-        let error = SuperviseError::Signals(Errno::EMFILE);
-        assert_eq!(chain(&error), "cannot receive signals: EMFILE: Too many open files");
     }
 }

@@ -7,12 +7,13 @@
 //! Every extension is read back and compared with what it must be: a device that does not do as it is told
 //! cannot carry evidence.
 
-use std::collections::BTreeMap;
 use std::fs;
 use std::io::{self, Write};
 use std::path::{Path, PathBuf};
 
 use cofferdam_attest::event_log::{Event, Register, extend};
+use cofferdam_protocol::facts::Registers as Values;
+use cofferdam_protocol::json::JsonError;
 
 use crate::system::files;
 
@@ -22,9 +23,6 @@ pub(crate) const MEASUREMENTS: &str = "/sys/devices/virtual/misc/tdx_guest/measu
 pub(crate) const REPORTS: &str = "/sys/kernel/config/tsm/report";
 /// The firmware's event log: the area that the ACPI table CCEL points at.
 pub(crate) const FIRMWARE_LOG: &str = "/sys/firmware/acpi/tables/data/CCEL";
-
-/// The names of the registers.
-const NAMES: [&str; 5] = ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"];
 
 /// Why a register could not be read or extended.
 #[derive(Debug, thiserror::Error)]
@@ -44,6 +42,9 @@ pub(crate) enum TdxError {
     /// The register does not hold what the extension must have made of it.
     #[error("register 3 holds another value than the event {0} must have given it")]
     Mismatch(String),
+    /// What would be measured cannot be written: nothing is measured instead.
+    #[error("the event has no payload to measure")]
+    Payload(#[from] JsonError),
 }
 
 /// The registers of this machine.
@@ -70,13 +71,19 @@ impl Registers {
         bytes.try_into().map_err(|_| TdxError::Length(name.to_owned()))
     }
 
-    /// All registers by name, in lower-case hex.
+    /// All registers.
     ///
     /// # Errors
     ///
     /// As [`Registers::read`].
-    pub(crate) fn all(&self) -> Result<BTreeMap<String, String>, TdxError> {
-        NAMES.into_iter().map(|name| Ok((name.to_owned(), hex::encode(self.read(name)?)))).collect()
+    pub(crate) fn all(&self) -> Result<Values, TdxError> {
+        Ok(Values {
+            mrtd: self.read("mrtd")?,
+            rtmr0: self.read("rtmr0")?,
+            rtmr1: self.read("rtmr1")?,
+            rtmr2: self.read("rtmr2")?,
+            rtmr3: self.read("rtmr3")?,
+        })
     }
 
     /// Extends RTMR3 with one of our events and makes sure that it happened, and nothing else did: `before` is what
@@ -112,7 +119,7 @@ pub(crate) mod tests {
     /// A directory with register files. Plain files do not extend: writing replaces their bytes.
     pub(crate) fn fake() -> tempfile::TempDir {
         let directory = tempfile::tempdir().unwrap();
-        for name in NAMES {
+        for name in ["mrtd", "rtmr0", "rtmr1", "rtmr2", "rtmr3"] {
             fs::write(directory.path().join(format!("{name}:sha384")), [0; 48]).unwrap();
         }
         directory
@@ -122,7 +129,7 @@ pub(crate) mod tests {
     fn registers_are_read_whole_or_not_at_all() {
         let directory = fake();
         let registers = Registers::new(directory.path());
-        assert_eq!(registers.all().unwrap().len(), 5);
+        assert_eq!(registers.all().unwrap().rtmr3, [0; 48]);
         for wrong in [47, 49] {
             fs::write(directory.path().join("rtmr1:sha384"), vec![0; wrong]).unwrap();
             assert!(registers.read("rtmr1").is_err(), "{wrong} bytes");

@@ -2,6 +2,7 @@
 
 use cofferdam_attest::event_log::{self, Event, MAX_EVENTS, Register};
 use cofferdam_attest::reference::{Alternative, PredictedEvent};
+use cofferdam_protocol::hex;
 
 use super::align::{self, Pair};
 use super::{RegisterComparison, Status, render};

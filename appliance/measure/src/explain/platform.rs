@@ -5,6 +5,7 @@ use cofferdam_attest::quote::Quote;
 use cofferdam_attest::reference::{
     Cause, MachineShape, PageOrder, PlatformReference, Reason, ReferenceValues,
 };
+use cofferdam_protocol::hex;
 
 use super::align::Pair;
 use super::analysis::Analysis;

@@ -6,6 +6,7 @@
 use std::fmt;
 
 use cofferdam_attest::reference::Reason;
+use cofferdam_protocol::hex;
 
 use super::align::Pair;
 use super::analysis::{Analysis, LogState};

@@ -5,14 +5,11 @@
 use std::io;
 use std::sync::{Arc, Mutex};
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use cofferdam_attest::operator::{seal_secret, signing_input};
-use cofferdam_vault::wire::OperatorRequest;
-use cofferdam_vault::{
-    Grants, Keys, MasterKey, Operators, Reference, Rules, SecretValue, StorageBackend, Store, Vault,
-    fingerprint,
-};
+use cofferdam_attest::operator::seal_secret;
+use cofferdam_protocol::operator::signing_input;
+use cofferdam_protocol::vault::OperatorRequest;
+use cofferdam_protocol::{Base64Bytes, Fingerprint, SecretRef, SecretValue};
+use cofferdam_vault::{Grants, Keys, MasterKey, Operators, Rules, StorageBackend, Store, Vault};
 use ed25519_dalek::{Signer as _, SigningKey};
 
 /// The front's uid in these tests.
@@ -31,8 +28,8 @@ pub(crate) fn keys(byte: u8) -> Keys {
     Keys::derive(MasterKey::take(&mut [byte; 32])).unwrap()
 }
 
-pub(crate) fn reference(text: &str) -> Reference {
-    Reference::parse(text).unwrap()
+pub(crate) fn reference(text: &str) -> SecretRef {
+    text.parse().unwrap()
 }
 
 pub(crate) fn secret(name: &str, value: &[u8]) -> SecretValue {
@@ -123,16 +120,16 @@ pub(crate) fn signed_by(
     OperatorRequest {
         method: method.into(),
         path: path.into(),
-        body: STANDARD.encode(body),
-        channel_binding: STANDARD.encode(binding),
-        key: fingerprint(&key.verifying_key().to_bytes()),
-        signature: STANDARD.encode(signature.to_bytes()),
+        body: Base64Bytes::new(body.to_vec()).unwrap(),
+        channel_binding: (*binding).into(),
+        key: Fingerprint::of(&key.verifying_key().to_bytes()),
+        signature: signature.to_bytes().into(),
     }
 }
 
 /// The body of a put.
 pub(crate) fn sealed(vault: &Vault, name: &str, value: &[u8]) -> Vec<u8> {
-    serde_json::to_vec(&seal_secret(&vault.public_key(), name, value).unwrap()).unwrap()
+    serde_json::to_vec(&seal_secret(&vault.public_key(), &reference(name), value).unwrap()).unwrap()
 }
 
 /// The operator API's path of a secret.

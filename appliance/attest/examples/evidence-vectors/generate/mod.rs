@@ -111,7 +111,7 @@ fn honest() -> Value {
     let fixture = Fixture::default();
     let reference = common::reference();
     let halves = [Half::Image(reference.images[0].clone()), Half::Platform(reference.platforms[0].clone())];
-    let halves: Vec<Value> = halves.iter().map(|half| value(&half.to_json())).collect();
+    let halves: Vec<Value> = halves.iter().map(|half| value(&half.to_json().unwrap())).collect();
     let policy: String =
         policy::DEFAULT_TEXT.lines().filter(|line| !line.trim_start().starts_with("//")).collect();
     let (document, quote) = document(&fixture.evidence());
@@ -134,14 +134,14 @@ fn value(json: &[u8]) -> Value {
 /// The document without its quote, and the quote's base64 in two parts: header, body and signature (and two bytes of the
 /// attestation key, to make the first part's length a multiple of three), then what is the same in nearly every case.
 fn document(evidence: &Evidence) -> (Value, Value) {
-    let mut document = value(&evidence.to_json());
+    let mut document = value(&evidence.to_json().unwrap());
     document.as_object_mut().unwrap().remove("quote");
     let (first, second) = evidence.quote.split_at(evidence.quote.len().min(forge::KEY + 2));
     (document, json!([STANDARD.encode(first), STANDARD.encode(second)]))
 }
 
 fn collateral(collateral: &Collateral) -> Value {
-    value(&collateral.to_json())
+    value(&collateral.to_json().unwrap())
 }
 
 /// The value with its keys sorted, whatever serde_json was built with, one space deep per level below the file's.

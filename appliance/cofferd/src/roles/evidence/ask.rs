@@ -6,24 +6,14 @@ use std::time::Duration;
 use axum::http::{Method, StatusCode};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::{Evidence, MAX_BYTES};
-use serde::{Deserialize, Serialize};
+use cofferdam_protocol::evidence::{EvidenceRequest, ROUTE};
+use cofferdam_protocol::json;
+use cofferdam_protocol::reply::ErrorReply;
 
 use crate::system::client::{self, ClientError};
 
 /// How long an answer may take: the queue in front of the device, then the device.
 const LIMIT: Duration = Duration::from_secs(30);
-
-/// What a caller may choose. Both are standard base64 with padding.
-#[derive(Debug, Default, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub(crate) struct EvidenceRequest {
-    /// 16 to 64 bytes.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) nonce: Option<String>,
-    /// The 32 bytes of RFC 9266 `tls-exporter`.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub(crate) channel_binding: Option<String>,
-}
 
 /// Why there is no evidence now.
 #[derive(Debug, thiserror::Error)]
@@ -39,23 +29,16 @@ pub(crate) enum AskError {
     Malformed,
 }
 
-/// Why a request was refused.
-#[derive(Deserialize)]
-struct Refusal {
-    error: String,
-}
-
 /// Asks the evidence role for a document without collateral.
 ///
 /// # Errors
 /// When it does not answer, refuses, or answers with something that is not evidence.
 pub(crate) async fn ask(socket: &Path, request: &EvidenceRequest) -> Result<(Evidence, Claims), AskError> {
-    let body = serde_json::to_vec(request).map_err(|_| AskError::Malformed)?;
-    let (status, body) = client::request(socket, Method::POST, "/v1/evidence", body, MAX_BYTES, LIMIT)
-        .await
-        .map_err(AskError::Ask)?;
+    let body = json::to_vec(request).map_err(|_| AskError::Malformed)?;
+    let (status, body) =
+        client::request(socket, Method::POST, ROUTE, body, MAX_BYTES, LIMIT).await.map_err(AskError::Ask)?;
     if status != StatusCode::OK {
-        let refusal = serde_json::from_slice::<Refusal>(&body);
+        let refusal = ErrorReply::parse(&body);
         return Err(AskError::Refused(refusal.map_or_else(|_| status.to_string(), |refusal| refusal.error)));
     }
     let evidence = Evidence::parse(&body).map_err(|_| AskError::Malformed)?;

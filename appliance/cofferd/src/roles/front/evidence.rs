@@ -12,18 +12,16 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Response, StatusCode};
-use base64::Engine as _;
-use base64::alphabet;
-use base64::engine::DecodePaddingMode;
-use base64::engine::general_purpose::{GeneralPurpose, GeneralPurposeConfig, STANDARD};
 use cofferdam_attest::claims::Claims;
-use cofferdam_attest::evidence::{Collateral, Evidence, MAX_BYTES, MEDIA_TYPE};
+use cofferdam_attest::evidence::{Collateral, Evidence};
+use cofferdam_protocol::evidence::{EvidenceRequest, MAX_DOCUMENT, MEDIA_TYPE, Nonce, parse_query};
+use cofferdam_protocol::json::JsonError;
 use tokio::time::Instant;
 
 use super::source::{Places, Source};
 use super::{foreign, reply};
 use crate::roles::clock::Moment;
-use crate::roles::evidence::{AskError, EvidenceRequest, ask};
+use crate::roles::evidence::{AskError, ask};
 
 /// Fresh quotes that may be under way or waiting: the evidence role serves one at a time, about one a second.
 const QUEUE: usize = 6;
@@ -38,12 +36,6 @@ const EACH: Rate = Rate { burst: 20, refill: Duration::from_millis(200) };
 
 /// What all get together: twice as much, so that one source leaves half of it to the others.
 const ALL: Rate = Rate { burst: 40, refill: Duration::from_millis(100) };
-
-/// The nonce in the query: URL-safe alphabet, padding as the client likes.
-const URL_SAFE: GeneralPurpose = GeneralPurpose::new(
-    &alphabet::URL_SAFE,
-    GeneralPurposeConfig::new().with_decode_padding_mode(DecodePaddingMode::Indifferent),
-);
 
 /// Where evidence is handed out.
 #[derive(Debug)]
@@ -94,7 +86,7 @@ impl Desk {
                 Some("ask with ?nonce=<base64url of 16 to 64 random bytes>, or without a query"),
             ),
             Ok(None) => self.present(),
-            Ok(Some(nonce)) => self.fresh(&nonce, source, channel_binding).await,
+            Ok(Some(nonce)) => self.fresh(nonce, source, channel_binding).await,
         }
     }
 
@@ -106,7 +98,7 @@ impl Desk {
         }
     }
 
-    async fn fresh(&self, nonce: &[u8], source: Source, channel_binding: &[u8; 32]) -> Response<Body> {
+    async fn fresh(&self, nonce: Nonce, source: Source, channel_binding: &[u8; 32]) -> Response<Body> {
         let now = Instant::now();
         let wait = self.buckets.lock().unwrap_or_else(PoisonError::into_inner).take(source, now);
         if let Err(wait) = wait {
@@ -121,10 +113,8 @@ impl Desk {
             let text = "too many fresh quotes are under way";
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, text, 2);
         };
-        let request = EvidenceRequest {
-            nonce: Some(STANDARD.encode(nonce)),
-            channel_binding: Some(STANDARD.encode(channel_binding)),
-        };
+        let request =
+            EvidenceRequest { nonce: Some(nonce), channel_binding: Some((*channel_binding).into()) };
         match self.fetch(&request).await {
             Ok((evidence, _)) => self.document(evidence),
             Err(error) => reply::later(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), 1),
@@ -132,33 +122,23 @@ impl Desk {
     }
 
     /// The document with the collateral that is known now, as long as both fit the format's bound.
-    fn document(&self, mut evidence: Evidence) -> Response<Body> {
-        let limit = u64::try_from(MAX_BYTES).unwrap_or(u64::MAX);
-        evidence.collateral =
-            foreign::read(&self.collateral, limit).and_then(|bytes| Collateral::parse(&bytes).ok());
-        let mut body = evidence.to_json();
-        if body.len() > MAX_BYTES {
-            evidence.collateral = None;
-            body = evidence.to_json();
+    fn document(&self, evidence: Evidence) -> Response<Body> {
+        match self.with_collateral(evidence) {
+            Ok(body) => reply::typed(StatusCode::OK, body, MEDIA_TYPE),
+            Err(error) => reply::error(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string(), None),
         }
-        reply::typed(StatusCode::OK, body, MEDIA_TYPE)
     }
-}
 
-/// The nonce of the query, when there is one.
-fn parse_query(query: Option<&str>) -> Result<Option<Vec<u8>>, &'static str> {
-    let Some(query) = query else { return Ok(None) };
-    let value = query.strip_prefix("nonce=").ok_or("the query is not `nonce=…`")?;
-    // 64 bytes are 88 characters with padding, which a client may have percent-encoded.
-    if value.len() > 96 {
-        return Err("the nonce is longer than 64 bytes");
-    }
-    let value = value.replace("%3D", "=").replace("%3d", "=");
-    let nonce = URL_SAFE.decode(value).map_err(|_| "the nonce is not base64url")?;
-    if (16..=64).contains(&nonce.len()) {
-        Ok(Some(nonce))
-    } else {
-        Err("the nonce is not 16 to 64 bytes long")
+    fn with_collateral(&self, mut evidence: Evidence) -> Result<Vec<u8>, JsonError> {
+        let limit = u64::try_from(MAX_DOCUMENT).unwrap_or(u64::MAX);
+        evidence.collateral =
+            foreign::contents(&self.collateral, limit).and_then(|bytes| Collateral::parse(&bytes).ok());
+        let body = evidence.to_json()?;
+        if body.len() <= MAX_DOCUMENT {
+            return Ok(body);
+        }
+        evidence.collateral = None;
+        evidence.to_json()
     }
 }
 
@@ -233,27 +213,6 @@ impl Buckets {
 #[cfg(test)]
 mod tests {
     use super::*;
-
-    #[test]
-    fn a_query_is_one_nonce_or_nothing() {
-        assert_eq!(parse_query(None), Ok(None));
-        assert_eq!(parse_query(Some("nonce=AAAAAAAAAAAAAAAAAAAAAA")), Ok(Some(vec![0; 16])));
-        assert_eq!(parse_query(Some("nonce=AAAAAAAAAAAAAAAAAAAAAA==")), Ok(Some(vec![0; 16])));
-        assert_eq!(parse_query(Some("nonce=AAAAAAAAAAAAAAAAAAAAAA%3D%3D")), Ok(Some(vec![0; 16])));
-        let long = format!("nonce={}", "A".repeat(87));
-        for bad in [
-            "",
-            "nonce",
-            "nonce=",
-            "nonce=AAAA",
-            "nonce=+/+/AAAAAAAAAAAAAAAAAA",
-            "nonce=AAAAAAAAAAAAAAAAAAAAAA&nonce=AAAAAAAAAAAAAAAAAAAAAA",
-            "x=1&nonce=AAAAAAAAAAAAAAAAAAAAAA",
-            long.as_str(),
-        ] {
-            assert!(parse_query(Some(bad)).is_err(), "{bad}");
-        }
-    }
 
     #[test]
     fn the_bucket_empties_and_fills() {

@@ -4,29 +4,23 @@
 //! else in its place: links are not followed, anything but a regular file is refused, and the size is bounded.
 
 use std::fs::{File, OpenOptions};
-use std::io::{Read as _, Seek as _, SeekFrom};
+use std::io::{Seek as _, SeekFrom};
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
-/// Bound on a status file in bytes.
-pub(crate) const STATUS_LIMIT: u64 = 64 * 1024;
+use cofferdam_protocol::read;
 
 /// The file's bytes; `None` when it is not there, not a regular file, unreadable or larger than `limit` bytes.
-pub(crate) fn read(path: &Path, limit: u64) -> Option<Vec<u8>> {
-    let file = open(path)?;
-    let mut bytes = Vec::new();
-    file.take(limit.saturating_add(1)).read_to_end(&mut bytes).ok()?;
-    (u64::try_from(bytes.len()).ok()? <= limit).then_some(bytes)
+pub(crate) fn contents(path: &Path, limit: u64) -> Option<Vec<u8>> {
+    read::bounded(open(path)?, limit).ok()
 }
 
 /// The last `limit` bytes of the file, or all of it.
-pub(crate) fn read_end(path: &Path, limit: u64) -> Option<Vec<u8>> {
+pub(crate) fn end(path: &Path, limit: u64) -> Option<Vec<u8>> {
     let mut file = open(path)?;
     let length = file.metadata().ok()?.len();
     file.seek(SeekFrom::Start(length.saturating_sub(limit))).ok()?;
-    let mut bytes = Vec::new();
-    file.take(limit).read_to_end(&mut bytes).ok()?;
-    Some(bytes)
+    read::beginning(file, limit).ok()
 }
 
 fn open(path: &Path) -> Option<File> {

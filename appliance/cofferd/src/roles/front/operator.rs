@@ -10,20 +10,19 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode, header};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use cofferdam_attest::operator::Authorization;
+use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::operator::{Authorization, JSON_LINES, LOGS, LogsQuery, MAX_BODY, STATUS};
+use cofferdam_protocol::status::{
+    BootStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
+};
+use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, OPERATOR, OperatorRequest};
+use cofferdam_protocol::{Base64Bytes, error_chain};
 use hyper::body::Incoming;
-use serde::Serialize;
-use serde_json::{Map, Value, json};
 use tokio::sync::Semaphore;
 
 use super::listen::Peer;
 use super::{foreign, reply};
-use crate::roles::appliance::Appliance;
-
-/// Largest body in bytes: a sealed secret of 64 KiB is 88 KiB of base64.
-const MAX_BODY: usize = 128 * 1024;
+use crate::roles::appliance;
 
 /// How long a body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(20);
@@ -31,19 +30,12 @@ const BODY_LIMIT: Duration = Duration::from_secs(20);
 /// How long the vault may take.
 const VAULT_LIMIT: Duration = Duration::from_secs(20);
 
-/// Largest answer of the vault in bytes: a listing of references.
-const MAX_ANSWER: usize = 1024 * 1024;
-
 /// Requests that the vault is asked about at one time. Operators are people and scripts.
 const REQUESTS: usize = 8;
 
 /// How long a request waits until it is one of these. Strangers' requests are among them, for only the vault can
 /// tell; it refuses one in a moment.
 const PLACE_LIMIT: Duration = Duration::from_secs(5);
-
-/// Lines of a log without `tail`, and the most that can be asked for.
-const TAIL: usize = 100;
-const MAX_TAIL: usize = 10_000;
 
 /// Bytes of each log file that are looked at; a shim rotates at 1 MiB.
 const LOG_BYTES: u64 = 1280 * 1024;
@@ -67,17 +59,6 @@ pub(crate) struct Operators {
     vault: PathBuf,
     records: Records,
     places: Semaphore,
-}
-
-/// What the vault is asked.
-#[derive(Serialize)]
-struct Question<'a> {
-    method: &'a str,
-    path: &'a str,
-    body: String,
-    channel_binding: String,
-    key: &'a str,
-    signature: String,
 }
 
 impl Operators {
@@ -112,14 +93,20 @@ impl Operators {
         let Ok(Ok(_place)) = tokio::time::timeout(PLACE_LIMIT, self.places.acquire()).await else {
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many operators at once", 1);
         };
-        let target = parts.uri.path_and_query().map_or("", |target| target.as_str());
-        let question = Question {
-            method: parts.method.as_str(),
-            path: target,
-            body: STANDARD.encode(&body),
-            channel_binding: STANDARD.encode(peer.channel_binding),
-            key: &authorization.key,
-            signature: STANDARD.encode(authorization.signature),
+        let Ok(body) = Base64Bytes::new(body.to_vec()) else {
+            return reply::error(
+                StatusCode::PAYLOAD_TOO_LARGE,
+                "the body is larger than a sealed secret",
+                None,
+            );
+        };
+        let question = OperatorRequest {
+            method: parts.method.to_string(),
+            path: parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned(),
+            body,
+            channel_binding: peer.channel_binding.into(),
+            key: authorization.key,
+            signature: authorization.signature,
         };
         let (status, answer) = match self.ask(&question).await {
             Ok(answered) => answered,
@@ -129,8 +116,8 @@ impl Operators {
             return reply::json(status, answer);
         }
         match (&parts.method, path) {
-            (&Method::GET, "/v1/status") => self.records.status(),
-            (&Method::GET, "/v1/logs") => self.records.logs(parts.uri.query()),
+            (&Method::GET, STATUS) => self.records.status(),
+            (&Method::GET, LOGS) => self.records.logs(parts.uri.query()),
             _ => {
                 let mut response = Response::new(Body::empty());
                 *response.status_mut() = StatusCode::NO_CONTENT;
@@ -139,16 +126,19 @@ impl Operators {
         }
     }
 
-    async fn ask(&self, question: &Question<'_>) -> Result<(StatusCode, axum::body::Bytes), Response<Body>> {
+    async fn ask(
+        &self,
+        question: &OperatorRequest,
+    ) -> Result<(StatusCode, axum::body::Bytes), Response<Body>> {
         // Not printed: anybody can make this happen as often as he likes, and PID 1 says when the vault is gone.
         let unreachable = || reply::later(StatusCode::SERVICE_UNAVAILABLE, "the vault does not answer", 1);
-        let body = serde_json::to_vec(question).map_err(|_| unreachable())?;
+        let body = json::to_vec(question).map_err(|_| unreachable())?;
         crate::system::client::request(
             &self.vault,
             Method::POST,
-            "/v1/operator",
+            OPERATOR,
             body,
-            MAX_ANSWER,
+            MAX_OPERATOR_REPLY,
             VAULT_LIMIT,
         )
         .await
@@ -163,51 +153,47 @@ fn authorization(request: &Request<Incoming>) -> Option<Authorization> {
     if values.next().is_some() {
         return None;
     }
-    Authorization::parse(value)
+    value.parse().ok()
 }
 
 impl Records {
     /// Everything an operator wants to see at one glance, as one object.
     fn status(&self) -> Response<Body> {
-        let appliance = match Appliance::read(&self.appliance) {
+        let appliance = match appliance::read(&self.appliance) {
             Ok(appliance) => appliance,
             Err(error) => {
-                return reply::error(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None);
+                return reply::error(StatusCode::SERVICE_UNAVAILABLE, &error_chain(&error), None);
             }
         };
-        let services: Vec<Value> = self
-            .services
-            .iter()
-            .map(|(name, directory)| {
-                let mut status = match document(&directory.join("status.json")) {
-                    Some(Value::Object(status)) => status,
-                    _ => Map::from_iter([("state".to_owned(), json!("pending"))]),
-                };
-                status.insert("name".to_owned(), json!(name));
-                Value::Object(status)
-            })
-            .collect();
-        let boot = document(&self.roles).unwrap_or_default();
-        let status = json!({
-            "repository": appliance.repository,
-            "commit": appliance.commit,
-            "declaration": appliance.declaration,
-            "endpoint": appliance.endpoint,
-            "image": appliance.image,
-            "state": appliance.state.to_string(),
-            "registers": appliance.registers,
-            "phases": appliance.phases,
-            "phase": boot.get("phase"),
-            "roles": boot.get("roles"),
-            "services": services,
-            "publish": document(&self.publish),
+        let services = self.services.iter().map(|(name, directory)| {
+            let status = written(&directory.join("status.json"), ServiceStatus::parse);
+            NamedService::new(name.clone(), status)
         });
-        reply::json(StatusCode::OK, status.to_string())
+        let boot = written(&self.roles, BootStatus::parse);
+        let (phase, roles) = boot.map(|boot| (boot.phase, boot.roles)).unzip();
+        let status = StatusReply {
+            commit: appliance.commit,
+            declaration: appliance.declaration,
+            endpoint: appliance.endpoint,
+            image: appliance.image,
+            phase,
+            phases: appliance.phases,
+            publish: written(&self.publish, PublishStatus::parse),
+            registers: appliance.registers,
+            repository: appliance.repository,
+            roles,
+            services: services.collect(),
+            state: appliance.state.to_string(),
+        };
+        match json::to_vec(&status) {
+            Ok(body) => reply::json(StatusCode::OK, body),
+            Err(error) => reply::error(StatusCode::INTERNAL_SERVER_ERROR, &error.to_string(), None),
+        }
     }
 
     /// The end of a service's log as JSON lines, oldest first.
     fn logs(&self, query: Option<&str>) -> Response<Body> {
-        let (name, tail) = match parse_query(query) {
+        let LogsQuery { service, tail } = match LogsQuery::parse(query) {
             Ok(asked) => asked,
             Err(reason) => {
                 let hint = "ask with ?service=NAME&tail=N";
@@ -215,46 +201,29 @@ impl Records {
             }
         };
         // Only names that the declaration has become paths.
-        let Some((_, directory)) = self.services.iter().find(|(known, _)| known == name) else {
+        let Some((_, directory)) = self.services.iter().find(|(known, _)| known == service) else {
             let known: Vec<&str> = self.services.iter().map(|(name, _)| name.as_str()).collect();
             let hint = format!("the declaration has {}", known.join(", "));
             return reply::error(StatusCode::NOT_FOUND, "there is no such service", Some(&hint));
         };
-        reply::typed(StatusCode::OK, last_lines(directory, tail), "application/jsonl")
+        reply::typed(StatusCode::OK, last_lines(directory, tail), JSON_LINES)
     }
 }
 
-/// A JSON document that another role has written; `None` when there is none.
-fn document(path: &Path) -> Option<Value> {
-    serde_json::from_slice(&foreign::read(path, foreign::STATUS_LIMIT)?).ok()
-}
-
-/// `service` and `tail`, each at most once, nothing else.
-fn parse_query(query: Option<&str>) -> Result<(&str, usize), &'static str> {
-    let mut service = None;
-    let mut tail = None;
-    for pair in query.unwrap_or_default().split('&') {
-        match pair.split_once('=') {
-            Some(("service", name)) if service.is_none() => service = Some(name),
-            Some(("tail", count)) if tail.is_none() => {
-                tail = Some(count.parse().map_err(|_| "`tail` is not a number")?);
-            }
-            _ => return Err("the query is not `service` and `tail`, each once"),
-        }
-    }
-    let service = service.ok_or("`service` is missing")?;
-    Ok((service, tail.unwrap_or(TAIL).min(MAX_TAIL)))
+/// What another role has written; `None` when there is nothing of that shape.
+fn written<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T, JsonError>) -> Option<T> {
+    parse(&foreign::contents(path, MAX_FILE as u64)?).ok()
 }
 
 /// The last `count` complete lines over the present and the previous log.
 fn last_lines(directory: &Path, count: usize) -> Vec<u8> {
     // The present log first: if it is rotated in between, lines are seen twice rather than not at all.
-    let present = foreign::read_end(&directory.join("log"), LOG_BYTES).unwrap_or_default();
+    let present = foreign::end(&directory.join("log"), LOG_BYTES).unwrap_or_default();
     let present = lines(&present);
     let missing = count.saturating_sub(present.len());
     let previous = match missing {
         0 => Vec::new(),
-        _ => foreign::read_end(&directory.join("log.1"), LOG_BYTES).unwrap_or_default(),
+        _ => foreign::end(&directory.join("log.1"), LOG_BYTES).unwrap_or_default(),
     };
     let previous = lines(&previous);
     let skip = |lines: &[&[u8]], keep: usize| lines.len().saturating_sub(keep);

@@ -14,9 +14,10 @@ use axum::body::Body;
 use axum::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
 };
+use cofferdam_protocol::SecretRef;
+use cofferdam_protocol::status::{MAX_FILE, ServiceState, ServiceStatus};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
-use serde::Deserialize;
 use tokio::net::UnixStream;
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
@@ -70,14 +71,6 @@ pub(crate) struct Backend {
     pub(crate) uid: u32,
     /// The shim's account of the service's state.
     pub(crate) status: PathBuf,
-}
-
-/// The part of a service's status that is told to whoever finds it not answering.
-#[derive(Debug, Deserialize)]
-struct ServiceState {
-    state: String,
-    #[serde(default)]
-    missing: Vec<String>,
 }
 
 /// What an answer or a tunnel holds until it ends: its place among the requests and the connection's own.
@@ -315,11 +308,12 @@ fn remove_forwarded(headers: &mut HeaderMap) {
 /// 503: nobody listens for the service; says what its shim last said about it.
 fn unavailable(backend: &Backend) -> Response<Body> {
     let text = match service_state(backend) {
-        Some(status) if !status.missing.is_empty() => {
-            format!("service {} is {}: {} missing", backend.service, status.state, status.missing.join(", "))
+        Some((state, missing)) if !missing.is_empty() => {
+            let missing: Vec<&str> = missing.iter().map(SecretRef::as_str).collect();
+            format!("service {} is {}: {} missing", backend.service, state.as_str(), missing.join(", "))
         }
-        Some(status) => {
-            format!("service {} is {} and does not accept connections", backend.service, status.state)
+        Some((state, _)) => {
+            format!("service {} is {} and does not accept connections", backend.service, state.as_str())
         }
         None => format!("service {} has not started", backend.service),
     };
@@ -333,7 +327,7 @@ fn unavailable(backend: &Backend) -> Response<Body> {
 /// for the shim accepts in the place of a service that is about to start.
 fn broken(backend: &Backend) -> Response<Body> {
     match service_state(backend) {
-        Some(status) if status.state == "running" => {
+        Some((ServiceState::Running, _)) => {
             let text = format!("service {} closed the connection without a complete answer", backend.service);
             reply::error(StatusCode::BAD_GATEWAY, &text, Some("`coffer logs` shows what the service says"))
         }
@@ -341,14 +335,11 @@ fn broken(backend: &Backend) -> Response<Body> {
     }
 }
 
-fn service_state(backend: &Backend) -> Option<ServiceState> {
-    // Written by a shim, which is trusted with its own service only: bounded, no links, strings cut short.
-    let mut state: ServiceState =
-        serde_json::from_slice(&foreign::read(&backend.status, foreign::STATUS_LIMIT)?).ok()?;
-    state.state.retain(|c| c.is_ascii_lowercase());
-    state
-        .missing
-        .retain(|reference| reference.len() <= 256 && reference.bytes().all(|b| b.is_ascii_graphic()));
-    state.missing.truncate(8);
-    Some(state)
+/// The part of a service's status that is told to whoever finds it not answering: where it is, and some of the secrets that
+/// are missing.
+fn service_state(backend: &Backend) -> Option<(ServiceState, Vec<SecretRef>)> {
+    // Written by a shim, which is trusted with its own service only: bounded, no links, nothing but words.
+    let status = ServiceStatus::parse(&foreign::contents(&backend.status, MAX_FILE as u64)?).ok()?;
+    let missing = status.missing.into_iter().take(8).collect();
+    Some((status.state, missing))
 }

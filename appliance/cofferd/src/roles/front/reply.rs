@@ -2,10 +2,11 @@
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Response, StatusCode, header};
+use cofferdam_protocol::reply::{ErrorReply, JSON};
 
 /// A JSON document as it is.
 pub(crate) fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
-    typed(status, body, "application/json")
+    typed(status, body, JSON)
 }
 
 /// A body of the given media type that nobody may keep.
@@ -20,11 +21,11 @@ pub(crate) fn typed(status: StatusCode, body: impl Into<Bytes>, media_type: &'st
 
 /// `{"error":…,"hint":…?}`.
 pub(crate) fn error(status: StatusCode, error: &str, hint: Option<&str>) -> Response<Body> {
-    let body = match hint {
-        Some(hint) => serde_json::json!({ "error": error, "hint": hint }),
-        None => serde_json::json!({ "error": error }),
-    };
-    json(status, body.to_string())
+    match cofferdam_protocol::json::to_vec(&ErrorReply::new(error, hint)) {
+        Ok(body) => json(status, body),
+        // Two strings always serialise; were that to fail, an answer without words is still a refusal.
+        Err(_) => json(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
+    }
 }
 
 /// An [`error`] that goes away by itself; `seconds` is when to ask again.

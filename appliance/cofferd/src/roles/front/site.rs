@@ -14,6 +14,8 @@ use std::collections::BTreeMap;
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
+use cofferdam_protocol::evidence;
+use cofferdam_protocol::operator::{OPERATORS, PREFIX};
 use hyper::body::Incoming;
 
 use super::evidence::Desk;
@@ -22,9 +24,6 @@ use super::operator::Operators;
 use super::proxy::{Backend, Proxy};
 use super::reply;
 use super::source::Source;
-
-/// Everything under it is answered by the appliance and never by a workload (RFC 8615 well-known path).
-pub(crate) const PREFIX: &str = "/.well-known/cofferdam";
 
 /// Times that percent-encoding is undone when a path is checked for [`PREFIX`] in disguise. Frameworks decode
 /// once, careless stacks twice.
@@ -58,14 +57,14 @@ impl Site {
     /// Answers one request.
     pub(crate) async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
         match place(request.uri().path()) {
-            Place::Own("/evidence") => {
+            Place::Own(evidence::PATH) => {
                 if request.method() != Method::GET {
                     return reply::error(StatusCode::METHOD_NOT_ALLOWED, "evidence is read with GET", None);
                 }
                 let source = Source::from(peer.address.ip());
                 self.evidence.answer(request.uri().query(), source, &peer.channel_binding).await
             }
-            Place::Own(path) if path.starts_with("/v1/") => {
+            Place::Own(path) if path.starts_with(OPERATORS) => {
                 let path = path.to_owned();
                 self.operators.answer(&path, peer, request).await
             }

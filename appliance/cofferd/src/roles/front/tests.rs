@@ -8,15 +8,15 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, header};
-use base64::Engine as _;
-use base64::engine::general_purpose::{STANDARD, URL_SAFE_NO_PAD};
 use cofferdam_attest::appraise::{self, Expectations, Outcome, Verdict};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Evidence, MEDIA_TYPE};
-use cofferdam_attest::operator::{Authorization, signing_input};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::ratls;
+use cofferdam_protocol::evidence::Nonce;
+use cofferdam_protocol::operator::{Authorization, PREFIX, signing_input};
+use cofferdam_protocol::{Digest, Fingerprint, base64};
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -31,7 +31,7 @@ use super::evidence::Desk;
 use super::listen::{self, Limits};
 use super::operator::{Operators, Records};
 use super::proxy::{Backend, Proxy};
-use super::site::{PREFIX, Site};
+use super::site::Site;
 use super::source::Source;
 use super::tls::{self, Identity, TlsKey};
 use crate::roles::clock::{self, Moment};
@@ -53,7 +53,7 @@ struct Room {
     site: Arc<Site>,
     identity: Arc<Identity>,
     key: TlsKey,
-    tls_key: String,
+    tls_key: Digest,
     /// Requests that the vault was asked about.
     asked: Arc<Mutex<Vec<Value>>>,
 }
@@ -116,7 +116,7 @@ impl Room {
     }
 
     async fn dial(&self) -> TlsStream<TcpStream> {
-        dial(self.address, Some(self.tls_key.clone())).await.unwrap()
+        dial(self.address, Some(self.tls_key)).await.unwrap()
     }
 
     async fn client(&self) -> Client {
@@ -149,7 +149,7 @@ fn start_vault(socket: &Path, asked: Arc<Mutex<Vec<Value>>>) {
 
 fn judge(operator: &VerifyingKey, question: &Value) -> Response<Body> {
     let text = |name: &str| question[name].as_str().unwrap().to_owned();
-    let bytes = |name: &str| STANDARD.decode(text(name)).unwrap();
+    let bytes = |name: &str| base64::decode(text(name)).unwrap();
     let binding: [u8; 32] = bytes("channel_binding").try_into().unwrap();
     let signature: [u8; 64] = bytes("signature").try_into().unwrap();
     let input = signing_input(&text("method"), &text("path"), &bytes("body"), &binding);
@@ -172,11 +172,11 @@ fn operator() -> SigningKey {
     SigningKey::from_bytes(&[5; 32])
 }
 
-async fn dial(address: SocketAddr, pin: Option<String>) -> std::io::Result<TlsStream<TcpStream>> {
+async fn dial(address: SocketAddr, pin: Option<Digest>) -> std::io::Result<TlsStream<TcpStream>> {
     shake_hands(TcpStream::connect(address).await?, pin).await
 }
 
-async fn shake_hands(stream: TcpStream, pin: Option<String>) -> std::io::Result<TlsStream<TcpStream>> {
+async fn shake_hands(stream: TcpStream, pin: Option<Digest>) -> std::io::Result<TlsStream<TcpStream>> {
     let config = ratls::client_config(pin).unwrap();
     let name = ServerName::try_from("127.0.0.1").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
@@ -236,8 +236,9 @@ impl Client {
 
     async fn signed(&mut self, key: &SigningKey, method: Method, path: &str, body: &[u8]) -> Answer {
         let path = format!("{PREFIX}{path}");
-        let signature = key.sign(&signing_input(method.as_str(), &path, body, &self.binding)).to_bytes();
-        let fingerprint = cofferdam_vault::fingerprint(&key.verifying_key().to_bytes());
+        let signature =
+            key.sign(&signing_input(method.as_str(), &path, body, &self.binding)).to_bytes().into();
+        let fingerprint = Fingerprint::of(&key.verifying_key().to_bytes());
         let authorization = Authorization { key: fingerprint, signature }.to_string();
         let request = Request::builder()
             .method(method)
@@ -344,12 +345,13 @@ async fn a_large_firmware_log_still_fits_into_the_certificate() {
     let room = Room::open().await;
     let (mut evidence, claims) = room.site.evidence.fetch(&Default::default()).await.unwrap();
     let firmware = json!({"mr": 0, "event": "EV_EFI_VARIABLE_DRIVER_CONFIG", "digest": "ab".repeat(48),
-        "payload": STANDARD.encode([7; 1000])});
+        "payload": base64::encode([7; 1000])});
     let firmware: cofferdam_attest::event_log::Event = serde_json::from_value(firmware).unwrap();
     evidence.event_log.extend(std::iter::repeat_n(firmware, 100));
-    assert!(evidence.to_json().len() > ratls::MAX_EVIDENCE);
-    let issued = claims.issued_unix().unwrap();
-    let certificate = super::certificate(evidence, "[::1]:443", &room.key, issued, 3600).unwrap();
+    assert!(evidence.to_json().unwrap().len() > ratls::MAX_EVIDENCE);
+    let issued = claims.issued_at.unix();
+    let certificate =
+        super::certificate(evidence, &"[::1]:443".parse().unwrap(), &room.key, issued, 3600).unwrap();
     let carried = ratls::evidence_from_certificate(&certificate).unwrap().unwrap();
     let carried = Evidence::parse(&carried).unwrap();
     assert_eq!(carried.event_log.len(), 105);
@@ -382,10 +384,10 @@ async fn the_certificate_is_renewed_at_two_thirds_and_shown_from_then_on() {
 /// What a careful client expects on this connection.
 fn expectations(room: &Room, nonce: &[u8], binding: [u8; 32]) -> Expectations {
     Expectations {
-        repository: Some("acme/room".into()),
-        tls_key: Some(room.tls_key.clone()),
-        nonce: Some(nonce.to_vec()),
-        channel_binding: Some(binding),
+        repository: Some("acme/room".parse().unwrap()),
+        tls_key: Some(room.tls_key),
+        nonce: Some(Nonce::new(nonce.to_vec()).unwrap()),
+        channel_binding: Some(binding.into()),
         ..Expectations::default()
     }
 }
@@ -407,16 +409,12 @@ async fn fresh_evidence_is_bound_to_nonce_and_connection_and_verifies() {
     write_collateral(&room);
     let mut client = room.client().await;
     let nonce = [0xfb; 32];
-    let answer = client.get(&format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce))).await;
+    let answer = client.get(&format!("{PREFIX}/evidence?nonce={}", base64::encode_url(nonce))).await;
     assert_eq!(answer.status, StatusCode::OK);
     assert_eq!(answer.headers[header::CONTENT_TYPE], MEDIA_TYPE);
     let claims = Claims::decode(&Evidence::parse(&answer.body).unwrap().claims).unwrap();
-    assert_eq!(
-        claims.channel_binding,
-        Some(STANDARD.encode(client.binding)),
-        "exporter of client and server"
-    );
-    assert_eq!(claims.nonce, Some(STANDARD.encode(nonce)));
+    assert_eq!(claims.channel_binding, Some(client.binding.into()), "exporter of client and server");
+    assert_eq!(claims.nonce.unwrap().as_bytes(), nonce);
     let appraisal = judge_evidence(&answer.body, &expectations(&room, &nonce, client.binding));
     assert_eq!(appraisal.failures().collect::<Vec<_>>(), Vec::<&appraise::Check>::new());
     for name in ["quote_chain", "report_data", "nonce", "channel_binding", "tls_key", "event_log"] {
@@ -455,7 +453,7 @@ async fn evidence_relayed_onto_another_connection_is_refused() {
     assert_eq!(shown, his_key);
     let mut client = Client::over(stream).await;
     let nonce = [3; 16];
-    let answer = client.get(&format!("{PREFIX}/evidence?nonce={}", URL_SAFE_NO_PAD.encode(nonce))).await;
+    let answer = client.get(&format!("{PREFIX}/evidence?nonce={}", base64::encode_url(nonce))).await;
     assert_eq!(answer.status, StatusCode::OK, "the evidence itself is genuine");
     let expected = Expectations { tls_key: Some(shown), ..expectations(&room, &nonce, client.binding) };
     let appraisal = judge_evidence(&answer.body, &expected);
@@ -488,7 +486,7 @@ async fn evidence_without_a_nonce_is_that_of_the_certificate_and_gets_collateral
 async fn malformed_nonces_are_refused() {
     let room = Room::open().await;
     let mut client = room.client().await;
-    let long = URL_SAFE_NO_PAD.encode([0; 65]);
+    let long = base64::encode_url([0; 65]);
     for query in [
         "nonce=",
         "nonce=AAAA",
@@ -510,7 +508,7 @@ async fn malformed_nonces_are_refused() {
 async fn who_asks_for_too_many_quotes_is_told_when_to_come_back() {
     let room = Room::open().await;
     let mut client = room.client().await;
-    let nonce = URL_SAFE_NO_PAD.encode([1; 16]);
+    let nonce = base64::encode_url([1; 16]);
     let mut refused = None;
     for _ in 0..200 {
         let answer = client.get(&format!("{PREFIX}/evidence?nonce={nonce}")).await;
@@ -553,8 +551,8 @@ async fn operators_requests_reach_the_vault_as_they_were_signed() {
     assert_eq!(keys, ["body", "channel_binding", "key", "method", "path", "signature"]);
     assert_eq!(asked[1]["method"], "PUT");
     assert_eq!(asked[1]["path"], format!("{PREFIX}/v1/secrets/a/b/c?x=%20"));
-    assert_eq!(asked[1]["body"], STANDARD.encode(b"{\"enc\":1}"));
-    assert_eq!(asked[1]["channel_binding"], STANDARD.encode(client.binding));
+    assert_eq!(asked[1]["body"], base64::encode(b"{\"enc\":1}"));
+    assert_eq!(asked[1]["channel_binding"], base64::encode(client.binding));
 }
 
 #[tokio::test]
@@ -581,8 +579,9 @@ async fn only_operators_see_status_and_logs() {
     // A signature made for one connection is nothing on another.
     let signature = operator()
         .sign(&signing_input("GET", &format!("{PREFIX}/v1/status"), b"", &client.binding))
-        .to_bytes();
-    let key = cofferdam_vault::fingerprint(&operator().verifying_key().to_bytes());
+        .to_bytes()
+        .into();
+    let key = Fingerprint::of(&operator().verifying_key().to_bytes());
     let request = Request::get(format!("{PREFIX}/v1/status"))
         .header("host", "x")
         .header(header::AUTHORIZATION, Authorization { key, signature }.to_string())
@@ -674,8 +673,8 @@ async fn a_body_beyond_the_largest_secret_is_refused() {
 #[tokio::test]
 async fn bodies_that_do_not_come_keep_no_operator_out() {
     let room = Room::open().await;
-    let key = cofferdam_vault::fingerprint(&operator().verifying_key().to_bytes());
-    let authorization = Authorization { key, signature: [0; 64] }.to_string();
+    let key = Fingerprint::of(&operator().verifying_key().to_bytes());
+    let authorization = Authorization { key, signature: [0; 64].into() }.to_string();
     let head = format!(
         "PUT {PREFIX}/v1/secrets/a/b/c HTTP/1.1\r\nhost: x\r\nauthorization: {authorization}\r\n\
          expect: 100-continue\r\ncontent-length: 9\r\n\r\n"

@@ -9,6 +9,7 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock};
 
+use cofferdam_protocol::evidence::CHANNEL_BINDING_LABEL;
 use nix::errno::Errno;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -18,9 +19,6 @@ use rustls::{ServerConfig, ServerConnection};
 
 use crate::roles::clock::Moment;
 use crate::system::sys::SecretMemory;
-
-/// What a channel binding is exported under (RFC 9266 §2); the context is the zero-length string.
-const BINDING_LABEL: &[u8] = cofferdam_attest::operator::CHANNEL_BINDING_LABEL;
 
 /// Why there is no TLS.
 #[derive(Debug, thiserror::Error)]
@@ -122,5 +120,5 @@ pub(crate) fn server_config(identity: Arc<Identity>) -> Result<ServerConfig, Tls
 /// The `tls-exporter` channel binding of RFC 9266 §2: label, zero-length context, 32 bytes. `None` before the
 /// handshake is complete.
 pub(crate) fn channel_binding(connection: &ServerConnection) -> Option<[u8; 32]> {
-    connection.export_keying_material([0; 32], BINDING_LABEL, Some(b"")).ok()
+    connection.export_keying_material([0; 32], CHANNEL_BINDING_LABEL, Some(b"")).ok()
 }

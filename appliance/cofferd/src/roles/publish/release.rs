@@ -8,13 +8,14 @@
 use std::io;
 use std::path::{Path, PathBuf};
 
-use cofferdam_attest::claims::{Claims, Repository};
+use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::{ASSET_NAME, Evidence, MAX_BYTES};
 use cofferdam_attest::ratls;
 use cofferdam_attest::release::Tag;
 use cofferdam_github::{Client, GithubError, NewAsset, NewRelease, Release};
+use cofferdam_protocol::Repository;
+use cofferdam_protocol::facts::ApplianceFacts;
 
-use crate::roles::appliance::Appliance;
 use crate::system::files;
 
 /// Pages of releases on which a half-made draft is looked for. It would be the newest.
@@ -26,7 +27,7 @@ pub(crate) struct Attestation {
     /// The exact bytes of the asset.
     pub(crate) document: Vec<u8>,
     /// The tag that belongs to the claims.
-    pub(crate) tag: String,
+    pub(crate) tag: Tag,
     /// The claims inside.
     pub(crate) claims: Claims,
     evidence: Evidence,
@@ -37,7 +38,7 @@ impl Attestation {
     pub(crate) fn parse(document: Vec<u8>) -> Option<Self> {
         let evidence = Evidence::parse(&document).ok()?;
         let claims = Claims::decode(&evidence.claims).ok()?;
-        let tag = Tag::for_claims(&evidence.claims)?.to_string();
+        let tag = Tag::for_claims(&evidence.claims)?;
         Some(Self { document, tag, claims, evidence })
     }
 
@@ -48,13 +49,13 @@ impl Attestation {
 
     /// When it has to be replaced, in seconds since the Unix epoch: at two thirds of its validity.
     pub(crate) fn renew_at(&self) -> Option<u64> {
-        let issued = self.claims.issued_unix()?;
-        Some(ratls::renew_at(issued, self.claims.expires_unix()?.checked_sub(issued)?))
+        let issued = self.claims.issued_at.unix();
+        Some(ratls::renew_at(issued, self.claims.expires_at.unix().checked_sub(issued)?))
     }
 
     /// Whether it still says the truth about this boot and is not yet due for renewal. The TLS key is new with every
     /// boot, so nothing of another boot passes. A clock before `issued_at` was moved by the host: made again.
-    pub(crate) fn holds(&self, appliance: &Appliance, now: u64) -> bool {
+    pub(crate) fn holds(&self, appliance: &ApplianceFacts, now: u64) -> bool {
         let claims = &self.claims;
         claims.repository == appliance.repository
             && claims.commit == appliance.commit
@@ -63,7 +64,7 @@ impl Attestation {
             && claims.tls_key == appliance.tls_key
             && self.evidence.event_log == appliance.event_log
             && self.evidence.image == appliance.image
-            && claims.issued_unix().is_some_and(|issued| issued <= now)
+            && claims.issued_at.unix() <= now
             && self.renew_at().is_some_and(|until| now < until)
     }
 }
@@ -107,12 +108,11 @@ impl Shelf {
 /// What GitHub says.
 pub(crate) async fn publish(client: &Client, attestation: &Attestation) -> Result<Release, GithubError> {
     let claims = &attestation.claims;
-    let repository = Repository::parse(&claims.repository)
-        .ok_or(GithubError::Config("the repository's name is not one that GitHub gives"))?;
-    remove_half_made(client, &repository, &attestation.tag).await?;
+    let tag = attestation.tag.to_string();
+    remove_half_made(client, &claims.repository, &tag).await?;
     let new = NewRelease {
-        tag_name: attestation.tag.clone(),
-        target_commitish: claims.commit.clone(),
+        tag_name: tag,
+        target_commitish: claims.commit,
         name: format!("Attestation of {}, {}", claims.endpoint, claims.issued_at),
         body: text(attestation),
     };
@@ -121,7 +121,7 @@ pub(crate) async fn publish(client: &Client, attestation: &Attestation) -> Resul
         content_type: "application/json",
         bytes: attestation.document.clone(),
     };
-    client.publish(&repository, &new, &[asset]).await
+    client.publish(&claims.repository, &new, &[asset]).await
 }
 
 /// Removes drafts of this tag: only a predecessor of this role, killed while it published this very document, can have

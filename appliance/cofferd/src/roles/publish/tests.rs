@@ -5,16 +5,15 @@ use std::sync::atomic::{AtomicBool, Ordering};
 
 use axum::body::{Body, Bytes};
 use axum::http::{Method, Request, Response, StatusCode, header};
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::appraise::{self, Expectations, Outcome};
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::policy::Policy;
+use cofferdam_protocol::status::PublishStatus;
+use cofferdam_protocol::{Digest, base64};
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::task::JoinHandle;
 
-use super::status::Status;
 use super::*;
 use crate::roles::evidence::tests::start as start_evidence;
 use crate::roles::testing::{TlsServer, appliance, platform, quote as quoted, respond, serve_unix};
@@ -120,8 +119,7 @@ impl Github {
     fn show(&self, held: &Held) -> Value {
         let assets: Vec<Value> = (held.assets.iter())
             .map(|(name, bytes)| {
-                use sha2::Digest as _;
-                let digest = format!("sha256:{}", hex::encode(sha2::Sha256::digest(bytes)));
+                let digest = Digest::of(bytes);
                 json!({"id": 1, "name": name, "size": bytes.len(), "digest": digest, "state": "uploaded"})
             })
             .collect();
@@ -146,7 +144,7 @@ struct World {
     places: Places,
     github: Arc<Github>,
     token: Arc<AtomicBool>,
-    facts: Appliance,
+    facts: ApplianceFacts,
 }
 
 impl World {
@@ -154,7 +152,7 @@ impl World {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         std::fs::create_dir(root.join("publish")).unwrap();
-        let facts = appliance(&format!("sha256:{}", "cd".repeat(32)));
+        let facts = appliance(&Digest::from([0xcd; 32]));
         std::fs::write(root.join("appliance.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
         let (machine, events) = (platform(), facts.event_log.clone());
         let me = nix::unistd::getuid().as_raw();
@@ -176,7 +174,7 @@ impl World {
                 }
                 match granted.load(Ordering::Relaxed) {
                     true => {
-                        respond(200, json!({"values": {REFERENCE: STANDARD.encode(format!("{TOKEN}\n"))}}))
+                        respond(200, json!({"values": {REFERENCE: base64::encode(format!("{TOKEN}\n"))}}))
                     }
                     false => respond(409, json!({"missing": [REFERENCE]})),
                 }
@@ -196,7 +194,7 @@ impl World {
         let settings = Settings {
             github: server.root.clone(),
             github_ca: Some(server.ca.clone()),
-            token: Some(Reference::parse(REFERENCE).unwrap()),
+            token: Some(REFERENCE.parse().unwrap()),
             pcs: pcs.0,
             pcs_ca: Some(pcs.1),
         };
@@ -220,12 +218,12 @@ impl World {
         tokio::spawn(serve(self.settings.clone(), self.places.clone()))
     }
 
-    fn status(&self) -> Option<Status> {
+    fn status(&self) -> Option<PublishStatus> {
         serde_json::from_slice(&std::fs::read(self.places.own("status.json")).ok()?).ok()
     }
 
     /// Waits until the status is as wanted.
-    async fn until(&self, wanted: impl Fn(&Status) -> bool) -> Status {
+    async fn until(&self, wanted: impl Fn(&PublishStatus) -> bool) -> PublishStatus {
         for _ in 0..3000 {
             if let Some(status) = self.status().filter(|status| wanted(status)) {
                 return status;
@@ -235,8 +233,8 @@ impl World {
         panic!("not in time: {:?}, {:?}", self.status(), self.github.log.lock().unwrap());
     }
 
-    async fn until_published(&self) -> Status {
-        self.until(|status| status.state == State::Published).await
+    async fn until_published(&self) -> PublishStatus {
+        self.until(|status| status.state == PublishState::Published).await
     }
 
     fn published(&self) -> Attestation {
@@ -246,7 +244,7 @@ impl World {
     /// A document as a predecessor would have made it.
     async fn document(&self) -> Attestation {
         let (evidence, _) = ask(&self.places.evidence, &EvidenceRequest::default()).await.unwrap();
-        Attestation::parse(evidence.to_json()).unwrap()
+        Attestation::parse(evidence.to_json().unwrap()).unwrap()
     }
 
     fn hold(&self, tag: &str, draft: bool, assets: Vec<(String, Bytes)>) {
@@ -268,7 +266,7 @@ async fn an_attestation_is_published_as_soon_as_the_token_is_there() {
     world.token.store(false, Ordering::Relaxed);
     let role = world.start();
     let waiting = world.until(|status| status.detail.is_some()).await;
-    assert_eq!(waiting.state, State::Waiting);
+    assert_eq!(waiting.state, PublishState::Waiting);
     assert!(waiting.detail.unwrap().contains(REFERENCE));
     assert!(world.github.log.lock().unwrap().is_empty());
 
@@ -277,31 +275,31 @@ async fn an_attestation_is_published_as_soon_as_the_token_is_there() {
     let releases = world.github.published();
     assert_eq!(releases.len(), 1);
     let attestation = world.published();
-    assert_eq!(releases[0].tag, attestation.tag);
+    assert_eq!(releases[0].tag, attestation.tag.to_string());
     assert_eq!(
         releases[0].assets,
         [("attestation.json".to_owned(), Bytes::from(attestation.document.clone()))]
     );
     let request = &releases[0].request;
-    assert_eq!(request["target_commitish"], world.facts.commit.as_str());
+    assert_eq!(request["target_commitish"], world.facts.commit.to_string());
     assert!(request["body"].as_str().unwrap().contains("coffer verify acme/room"));
     assert_eq!(
         (&request["draft"], &request["make_latest"]),
         (&json!(true), &json!("false")),
         "a draft first"
     );
-    assert_eq!(status.tag.as_deref(), Some(attestation.tag.as_str()));
+    assert_eq!(status.tag.as_deref(), Some(attestation.tag.to_string().as_str()));
     assert_eq!(
         status.release_url.unwrap(),
         format!("{}/acme/room/releases/{}", world.github.root, attestation.tag)
     );
-    assert_eq!(status.expires_at.as_deref(), Some(attestation.claims.expires_at.as_str()));
+    assert_eq!(status.expires_at, Some(attestation.claims.expires_at));
     assert!(!world.places.own("pending.json").exists());
 
     // What is published is complete: everything but the firmware's reference values is checked, and holds.
     let roots = Roots::intel().with_pem(&platform().root_pem()).unwrap();
     let evidence = Evidence::parse(&attestation.document).unwrap();
-    let expected = Expectations { repository: Some("acme/room".into()), ..Expectations::default() };
+    let expected = Expectations { repository: Some("acme/room".parse().unwrap()), ..Expectations::default() };
     let appraisal = appraise::appraise(&evidence, &expected, &Policy::default(), &roots, clock::unix_now());
     assert_eq!(appraisal.failures().count(), 0, "{:#?}", appraisal.checks);
     for name in ["collateral", "quote_chain", "tcb_status", "report_data", "event_log"] {
@@ -327,7 +325,7 @@ async fn a_restarted_role_keeps_what_is_still_true() {
     let requests = world.github.log.lock().unwrap().len();
     std::fs::write(
         world.places.own("status.json"),
-        serde_json::to_vec(&Status { state: State::Failed, ..before.clone() }).unwrap(),
+        serde_json::to_vec(&PublishStatus { state: PublishState::Failed, ..before.clone() }).unwrap(),
     )
     .unwrap();
     let role = world.start();
@@ -343,11 +341,8 @@ async fn an_attestation_of_another_boot_is_replaced() {
     let world = World::new().await;
     let mut other = world.document().await;
     let evidence = Evidence::parse(&other.document).unwrap();
-    let claims = cofferdam_attest::claims::Claims {
-        tls_key: format!("sha256:{}", "ef".repeat(32)),
-        ..other.claims.clone()
-    };
-    other.document = Evidence { claims: claims.encode(), ..evidence }.to_json();
+    let claims = cofferdam_attest::claims::Claims { tls_key: [0xef; 32].into(), ..other.claims.clone() };
+    other.document = Evidence { claims: claims.encode().unwrap(), ..evidence }.to_json().unwrap();
     std::fs::write(world.places.own("attestation.json"), &other.document).unwrap();
     std::fs::write(world.places.own("pending.json"), &other.document).unwrap();
     let role = world.start();
@@ -360,7 +355,7 @@ async fn an_attestation_of_another_boot_is_replaced() {
 async fn an_attestation_holds_for_two_thirds_of_its_validity() {
     let world = World::new().await;
     let attestation = world.document().await;
-    let issued = attestation.claims.issued_unix().unwrap();
+    let issued = attestation.claims.issued_at.unix();
     assert_eq!(attestation.renew_at(), Some(issued + 16 * 3600));
     let holds = |now| attestation.holds(&world.facts, now);
     assert!(holds(issued) && holds(issued + 16 * 3600 - 1));
@@ -377,13 +372,17 @@ async fn a_half_made_draft_is_removed_and_nothing_else_is_touched() {
     std::fs::write(world.places.own("pending.json"), &pending.document).unwrap();
     world.hold("v1.0.0", false, Vec::new());
     world.hold("attest-20260101T000000Z-00000000", true, Vec::new());
-    world.hold(&pending.tag, true, vec![("attestation.json".into(), Bytes::from_static(b"half"))]);
+    world.hold(
+        &pending.tag.to_string(),
+        true,
+        vec![("attestation.json".into(), Bytes::from_static(b"half"))],
+    );
     let role = world.start();
     world.until_published().await;
     let releases = world.github.releases.lock().unwrap().clone();
     let shown: Vec<_> = releases.iter().map(|held| (held.tag.as_str(), held.draft)).collect();
-    let expected =
-        [("v1.0.0", false), ("attest-20260101T000000Z-00000000", true), (pending.tag.as_str(), false)];
+    let tag = pending.tag.to_string();
+    let expected = [("v1.0.0", false), ("attest-20260101T000000Z-00000000", true), (tag.as_str(), false)];
     assert_eq!(shown, expected);
     assert_eq!(releases[2].assets[0].1, pending.document, "the very document that was under way");
     assert_eq!(world.published().document, pending.document);
@@ -395,10 +394,14 @@ async fn a_release_that_was_published_before_the_crash_is_taken_as_done() {
     let world = World::new().await;
     let pending = world.document().await;
     std::fs::write(world.places.own("pending.json"), &pending.document).unwrap();
-    world.hold(&pending.tag, false, vec![("attestation.json".into(), pending.document.clone().into())]);
+    world.hold(
+        &pending.tag.to_string(),
+        false,
+        vec![("attestation.json".into(), pending.document.clone().into())],
+    );
     let role = world.start();
     let status = world.until_published().await;
-    assert_eq!(status.tag.as_deref(), Some(pending.tag.as_str()));
+    assert_eq!(status.tag.as_deref(), Some(pending.tag.to_string().as_str()));
     assert_eq!(world.github.published().len(), 1);
     let writes = world.github.log.lock().unwrap().iter().filter(|line| !line.starts_with("GET")).count();
     assert_eq!(writes, 0);
@@ -417,11 +420,11 @@ async fn a_github_that_misbehaves_is_said_so_and_tried_again() {
         limited,
     ];
     let role = world.start();
-    let failed = world.until(|status| status.state == State::Failed).await;
+    let failed = world.until(|status| status.state == PublishState::Failed).await;
     let detail = failed.detail.unwrap();
     assert!(detail.contains("GitHub") && detail.contains("Resource not accessible"), "{detail}");
     let failed = world.until(|s| s.detail.as_ref().is_some_and(|detail| detail.contains("malformed"))).await;
-    assert_eq!((failed.state, failed.tag), (State::Failed, None));
+    assert_eq!((failed.state, failed.tag), (PublishState::Failed, None));
     world.until_published().await;
     assert_eq!(world.github.published().len(), 1);
     assert!(!world.github.releases.lock().unwrap().iter().any(|held| held.draft));
@@ -434,7 +437,7 @@ async fn without_a_token_in_the_declaration_collateral_is_fetched_all_the_same()
     world.settings.token = None;
     let role = world.start();
     let status = world.until(|status| status.detail.is_some()).await;
-    assert_eq!(status.state, State::Waiting);
+    assert_eq!(status.state, PublishState::Waiting);
     assert!(status.detail.unwrap().contains("github.token"));
     for _ in 0..3000 {
         if read_collateral(&world.places.own("collateral.json")).is_some() {
@@ -453,7 +456,7 @@ async fn only_the_declared_authority_is_believed() {
     // Each server with the other's authority.
     world.settings.github_ca = world.settings.pcs_ca.clone();
     let role = world.start();
-    let failed = world.until(|status| status.state == State::Failed).await;
+    let failed = world.until(|status| status.state == PublishState::Failed).await;
     assert!(failed.detail.unwrap().contains("unreachable"));
     role.abort();
     let _ = role.await;
@@ -464,7 +467,7 @@ async fn only_the_declared_authority_is_believed() {
     let role = world.start();
     let waiting =
         world.until(|s| s.detail.as_ref().is_some_and(|detail| detail.contains("cannot fetch"))).await;
-    assert_eq!(waiting.state, State::Waiting);
+    assert_eq!(waiting.state, PublishState::Waiting);
     assert!(waiting.detail.unwrap().contains("waiting for collateral"));
     role.abort();
     assert!(world.directory.path().join("publish").exists());
@@ -532,11 +535,11 @@ async fn a_provisioning_service_that_misbehaves_gives_no_collateral() {
             assert!(matches!(error, CollateralError::Malformed { .. }), "{part}: {error}");
         }
         let endless = serve_with(part, Some(vec![b' '; 1 << 20])).await.unwrap_err();
-        assert!(super::chain(&endless).contains("more than"), "{part}: {endless}");
+        assert!(error_chain(&endless).contains("more than"), "{part}: {endless}");
     }
     // Without the list of its own a service is taken for Intel's, and the root says where the list is.
     let elsewhere = serve_with("rootcacrl", None).await.unwrap_err();
-    assert!(super::chain(&elsewhere).contains("simulated.invalid"), "{elsewhere}");
+    assert!(error_chain(&elsewhere).contains("simulated.invalid"), "{elsewhere}");
 }
 
 #[test]

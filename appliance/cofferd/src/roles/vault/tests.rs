@@ -2,12 +2,12 @@
 
 use std::os::unix::fs::PermissionsExt as _;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
-use cofferdam_attest::operator::{seal_secret, signing_input};
+use cofferdam_attest::operator::seal_secret;
 use cofferdam_declaration::Declaration;
-use cofferdam_vault::wire::OperatorRequest;
-use cofferdam_vault::{Answer, SecretValue, fingerprint};
+use cofferdam_protocol::operator::{PREFIX, secret_path, signing_input};
+use cofferdam_protocol::vault::{MAX_REFERENCES, OperatorRequest};
+use cofferdam_protocol::{Base64Bytes, Fingerprint, SecretRef, SecretValue, base64};
+use cofferdam_vault::Answer;
 use ed25519_dalek::{Signer as _, SigningKey};
 use hyper::Method;
 
@@ -45,7 +45,7 @@ fn block_on<F: Future>(future: F) -> F::Output {
 fn declaration(key: &SigningKey) -> Declaration {
     let public = key.verifying_key().to_bytes();
     let blob = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], &public].concat();
-    let line = format!("ssh-ed25519 {} alice@laptop", STANDARD.encode(blob));
+    let line = format!("ssh-ed25519 {} alice@laptop", base64::encode(blob));
     Declaration::parse(DECLARATION.replace("OPERATOR", &line).as_bytes()).unwrap()
 }
 
@@ -53,24 +53,24 @@ fn keys(byte: u8) -> Keys {
     Keys::derive(MasterKey::take(&mut [byte; 32])).unwrap()
 }
 
-fn reference(text: &str) -> Reference {
-    Reference::parse(text).unwrap()
+fn reference(text: &str) -> SecretRef {
+    text.parse().unwrap()
 }
 
-fn put(vault: &Vault, key: &SigningKey, reference: &str, value: &[u8], connection: u8) -> Answer {
-    let sealed = seal_secret(&vault.public_key(), reference, value).unwrap();
+fn put(vault: &Vault, key: &SigningKey, name: &str, value: &[u8], connection: u8) -> Answer {
+    let sealed = seal_secret(&vault.public_key(), &reference(name), value).unwrap();
     let body = serde_json::to_vec(&sealed).unwrap();
-    let path = format!("/.well-known/cofferdam/v1/secrets/{}", reference.strip_prefix("secret://").unwrap());
+    let path = format!("{PREFIX}{}", secret_path(&reference(name)));
     let signature = key.sign(&signing_input("PUT", &path, &body, &[connection; 32]));
     vault.operate(
         FRONT.uid().unwrap(),
         &OperatorRequest {
             method: "PUT".into(),
             path,
-            body: STANDARD.encode(&body),
-            channel_binding: STANDARD.encode([connection; 32]),
-            key: fingerprint(&key.verifying_key().to_bytes()),
-            signature: STANDARD.encode(signature.to_bytes()),
+            body: Base64Bytes::new(body).unwrap(),
+            channel_binding: [connection; 32].into(),
+            key: Fingerprint::of(&key.verifying_key().to_bytes()),
+            signature: signature.to_bytes().into(),
         },
     )
 }
@@ -114,7 +114,7 @@ fn what_the_vault_takes_the_redactor_can_hide() {
         let hidden = cofferdam_redact::Redactor::new([(password, value)]).is_ok();
         assert_eq!(taken, hidden, "{value:.20?}");
     }
-    const { assert!(cofferdam_redact::MAX_SECRETS >= cofferdam_vault::wire::MAX_REFERENCES) };
+    const { assert!(cofferdam_redact::MAX_SECRETS >= MAX_REFERENCES) };
 }
 
 #[test]
@@ -169,8 +169,10 @@ fn a_parked_vault_says_why_to_everybody() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("vault.sock");
         let listener = unix::bind(&socket).unwrap();
-        let serving =
-            tokio::spawn(listen::serve(listener, parked("the store was sealed under another master key")));
+        let serving = tokio::spawn(listen::serve(
+            listener,
+            parked("the store was sealed under another master key").unwrap(),
+        ));
         for (method, path) in
             [(Method::GET, "/v1/key"), (Method::POST, "/v1/lease"), (Method::POST, "/v1/operator")]
         {

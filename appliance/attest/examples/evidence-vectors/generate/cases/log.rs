@@ -198,7 +198,7 @@ fn payloads(honest: &Value) -> Vec<Case> {
             "another-declaration",
             "`appliance` names another declaration",
             1,
-            common::appliance(&digest.replace('1', "4")).event(),
+            common::appliance(&digest.replace('1', "4")).event().unwrap(),
             only,
             "another declaration",
         ),
@@ -315,5 +315,6 @@ fn measured(honest: &Value, name: &str, about: &str, own: Vec<Event>) -> Case {
 
 fn image(service: &str, digit: char) -> Event {
     let digest = common::DIGEST.replace('1', &digit.to_string());
-    Image { service: service.into(), reference: format!("registry.example/web@{digest}") }.event()
+    let reference = common::word(&format!("registry.example/web@{digest}"));
+    Image { service: service.into(), reference }.event().unwrap()
 }

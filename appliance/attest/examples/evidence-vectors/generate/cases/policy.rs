@@ -312,6 +312,6 @@ fn times(honest: &Value) -> Vec<Case> {
 
 /// Claims that were issued so many seconds after the appraisal.
 fn issued(later: u64) -> cofferdam_attest::claims::Claims {
-    let issued_at = cofferdam_attest::claims::format_time(common::NOW + later).unwrap();
+    let issued_at = common::time(common::NOW + later);
     cofferdam_attest::claims::Claims { issued_at, ..common::claims() }
 }

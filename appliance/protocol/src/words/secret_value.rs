@@ -4,25 +4,25 @@ use std::fmt;
 
 use zeroize::Zeroizing;
 
-use crate::Reference;
+use super::secret_ref::SecretRef;
 
 /// The plaintext of one secret together with its name.
 ///
 /// It is cleared when dropped, cannot be cloned or compared by accident, and prints as
 /// `[redacted:NAME]`.
 pub struct SecretValue {
-    reference: Reference,
+    reference: SecretRef,
     bytes: Zeroizing<Vec<u8>>,
 }
 
 impl SecretValue {
     /// Takes over the plaintext. The vector's whole capacity is cleared when the value is dropped.
-    pub fn new(reference: Reference, bytes: impl Into<Zeroizing<Vec<u8>>>) -> Self {
+    pub fn new(reference: SecretRef, bytes: impl Into<Zeroizing<Vec<u8>>>) -> Self {
         Self { reference, bytes: bytes.into() }
     }
 
     /// The name of the secret.
-    pub fn reference(&self) -> &Reference {
+    pub fn reference(&self) -> &SecretRef {
         &self.reference
     }
 
@@ -50,7 +50,7 @@ mod tests {
 
     #[test]
     fn a_secret_prints_as_its_name_only() {
-        let reference = Reference::parse("secret://app/db/password").unwrap();
+        let reference: SecretRef = "secret://app/db/password".parse().unwrap();
         let secret = SecretValue::new(reference, b"correct horse".to_vec());
         assert_eq!(
             format!("{secret:?} {secret}"),

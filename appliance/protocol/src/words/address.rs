@@ -1,15 +1,17 @@
-//! The values of a declaration that say where something is: endpoints, registries, images, URLs.
+//! The words that say where something is: endpoints, registries, images, URLs.
 //!
 //! A host's text is canonical, because it is compared byte by byte in claims and against certificates: lower
 //! case, and an address in the one form that every resolver reads alike.
 
 use std::fmt;
+use std::num::NonZeroU16;
 use std::str::FromStr;
 
-use crate::value::{ValueError, deserialize_from_text, parse_decimal, serialize_as_text};
+use super::digest::Digest;
+use super::error::WordError;
+use super::text::{as_text, parse_decimal, shorten};
 
-serialize_as_text!(Endpoint, RegistryHost, ImageReference, HttpsUrl);
-deserialize_from_text!(HttpsUrl, ImageReference, RegistryHost);
+as_text!(Endpoint, RegistryHost, ImageReference, HttpsUrl);
 
 /// Where clients reach the appliance: `host:port`. It becomes a claim, so its text is canonical.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -28,14 +30,20 @@ impl Endpoint {
     pub fn port(&self) -> u16 {
         self.port
     }
+
+    /// Another port of the same host.
+    #[must_use]
+    pub fn with_port(&self, port: NonZeroU16) -> Self {
+        Self { host: self.host.clone(), port: port.get() }
+    }
 }
 
 impl FromStr for Endpoint {
-    type Err = ValueError;
+    type Err = WordError;
 
-    fn from_str(text: &str) -> Result<Self, ValueError> {
+    fn from_str(text: &str) -> Result<Self, WordError> {
         let wrong = |why: String| {
-            ValueError::new(format!("not an endpoint: {why}"))
+            WordError::new(format!("not an endpoint: {why}"))
                 .hint("write the host and the port that clients dial, for example api.example.org:443")
         };
         if text.contains("://") {
@@ -70,11 +78,11 @@ impl RegistryHost {
 }
 
 impl FromStr for RegistryHost {
-    type Err = ValueError;
+    type Err = WordError;
 
-    fn from_str(text: &str) -> Result<Self, ValueError> {
+    fn from_str(text: &str) -> Result<Self, WordError> {
         let wrong = |why: String| {
-            ValueError::new(format!("not a registry's host: {why}"))
+            WordError::new(format!("not a registry's host: {why}"))
                 .hint("write host or host:port, for example ghcr.io or registry.example.org:5000")
         };
         if text.contains('/') {
@@ -104,7 +112,7 @@ impl fmt::Display for RegistryHost {
 pub struct ImageReference {
     registry: RegistryHost,
     repository: String,
-    digest: [u8; 32],
+    digest: Digest,
 }
 
 impl ImageReference {
@@ -118,43 +126,36 @@ impl ImageReference {
         &self.repository
     }
 
-    /// SHA-256 of the image's manifest or index.
-    pub fn digest(&self) -> &[u8; 32] {
-        &self.digest
-    }
-
-    /// The digest as OCI writes it, `sha256:<64 hex>`.
-    pub fn digest_text(&self) -> String {
-        format!("sha256:{}", hex::encode(self.digest))
+    /// Digest of the image's manifest or index.
+    pub fn digest(&self) -> Digest {
+        self.digest
     }
 }
 
 impl FromStr for ImageReference {
-    type Err = ValueError;
+    type Err = WordError;
 
     /// The grammar of the OCI distribution specification ("Pulling manifests"), with the registry and
     /// the digest required.
-    fn from_str(text: &str) -> Result<Self, ValueError> {
+    fn from_str(text: &str) -> Result<Self, WordError> {
         let Some((name, digest)) = text.split_once('@') else {
-            return Err(ValueError::new("the image is not pinned by a digest").hint(
+            return Err(WordError::new("the image is not pinned by a digest").hint(
                 "write registry/name@sha256:<64 hex>; `skopeo inspect docker://IMAGE` prints the digest",
             ));
         };
-        let digest = digest
-            .strip_prefix("sha256:")
-            .ok_or_else(|| ValueError::new("the image's digest is not a sha256 digest"))?;
-        let mut bytes = [0; 32];
-        let lower_hex = digest.bytes().all(|b| matches!(b, b'0'..=b'9' | b'a'..=b'f'));
-        if !lower_hex || hex::decode_to_slice(digest, &mut bytes).is_err() {
-            return Err(ValueError::new("the image's digest is not 64 lower-case hexadecimal digits"));
+        if !digest.starts_with(Digest::PREFIX) {
+            return Err(WordError::new("the image's digest is not a sha256 digest"));
         }
+        let digest = digest
+            .parse()
+            .map_err(|_| WordError::new("the image's digest is not 64 lower-case hexadecimal digits"))?;
         let (registry, path) = match name.split_once('/') {
             Some((host, path)) if host.contains(['.', ':']) || host == "localhost" => (host, path),
             _ => {
-                return Err(ValueError::new("the image's registry is not named").hint(format!(
+                return Err(WordError::new("the image's registry is not named").hint(format!(
                     "there is no default registry; for Docker Hub write docker.io/{}{}",
                     if name.contains('/') { "" } else { "library/" },
-                    crate::diagnostics::shorten(text, 160),
+                    shorten(text, 160),
                 )));
             }
         };
@@ -165,24 +166,24 @@ impl FromStr for ImageReference {
                     && !tag.starts_with(['.', '-'])
                     && tag.bytes().all(|b| b.is_ascii_alphanumeric() || matches!(b, b'_' | b'.' | b'-'));
                 if !tag_ok {
-                    return Err(ValueError::new("the image's tag is not a tag"));
+                    return Err(WordError::new("the image's tag is not a tag"));
                 }
                 path
             }
             None => path,
         };
         if path.len() > 255 || !path.split('/').all(is_repository_component) {
-            return Err(ValueError::new("the image's name is not an OCI repository name").hint(
+            return Err(WordError::new("the image's name is not an OCI repository name").hint(
                 "it is lower case: letters, digits, and single . _ - between them, parts joined by /",
             ));
         }
-        Ok(Self { registry, repository: path.to_owned(), digest: bytes })
+        Ok(Self { registry, repository: path.to_owned(), digest })
     }
 }
 
 impl fmt::Display for ImageReference {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "{}/{}@{}", self.registry, self.repository, self.digest_text())
+        write!(f, "{}/{}@{}", self.registry, self.repository, self.digest)
     }
 }
 
@@ -198,10 +199,10 @@ impl HttpsUrl {
 }
 
 impl FromStr for HttpsUrl {
-    type Err = ValueError;
+    type Err = WordError;
 
-    fn from_str(text: &str) -> Result<Self, ValueError> {
-        let wrong = |why: String| ValueError::new(format!("not an https URL: {why}"));
+    fn from_str(text: &str) -> Result<Self, WordError> {
+        let wrong = |why: String| WordError::new(format!("not an https URL: {why}"));
         if text.len() > 1024 {
             return Err(wrong("it is longer than 1024 bytes".into()));
         }
@@ -239,26 +240,29 @@ impl fmt::Display for HttpsUrl {
     }
 }
 
-/// A TCP port, 1 to 65535.
-pub(crate) fn parse_port(text: &str) -> Result<u16, ValueError> {
+/// A TCP port, 1 to 65535, in decimal.
+///
+/// # Errors
+/// Anything else.
+pub fn parse_port(text: &str) -> Result<u16, WordError> {
     parse_decimal(text)
         .and_then(|port| u16::try_from(port).ok())
         .filter(|port| *port != 0)
-        .ok_or_else(|| ValueError::new("a port is a decimal number from 1 to 65535"))
+        .ok_or_else(|| WordError::new("a port is a decimal number from 1 to 65535"))
 }
 
 /// A host in canonical text: a lower-case DNS name (RFC 1123), IPv4, or bracketed IPv6 (returned bare).
-fn parse_host(text: &str) -> Result<String, ValueError> {
+fn parse_host(text: &str) -> Result<String, WordError> {
     if let Some(inner) = text.strip_prefix('[').and_then(|text| text.strip_suffix(']')) {
         let address: std::net::Ipv6Addr =
-            inner.parse().map_err(|_| ValueError::new("the brackets hold no IPv6 address"))?;
+            inner.parse().map_err(|_| WordError::new("the brackets hold no IPv6 address"))?;
         if address.to_string() != inner {
-            return Err(ValueError::new(format!("the IPv6 address is not in its shortest form, {address}")));
+            return Err(WordError::new(format!("the IPv6 address is not in its shortest form, {address}")));
         }
         return Ok(inner.to_owned());
     }
     if text.bytes().any(|b| b.is_ascii_uppercase()) {
-        return Err(ValueError::new("the host has upper-case letters"));
+        return Err(WordError::new("the host has upper-case letters"));
     }
     let label_ok = |label: &str| {
         (1..=63).contains(&label.len())
@@ -267,7 +271,7 @@ fn parse_host(text: &str) -> Result<String, ValueError> {
             && !label.ends_with('-')
     };
     if text.len() > 253 || !text.split('.').all(label_ok) {
-        return Err(ValueError::new("the host is neither a DNS name nor an address"));
+        return Err(WordError::new("the host is neither a DNS name nor an address"));
     }
     // A name whose last label is a number is an IPv4 address to every resolver, in strange notations too.
     let last_is_number = text
@@ -275,7 +279,7 @@ fn parse_host(text: &str) -> Result<String, ValueError> {
         .next()
         .is_some_and(|label| label.bytes().all(|b| b.is_ascii_digit()) || label.starts_with("0x"));
     if last_is_number && text.parse::<std::net::Ipv4Addr>().is_err() {
-        return Err(ValueError::new("the host is not an IPv4 address in its usual form"));
+        return Err(WordError::new("the host is not an IPv4 address in its usual form"));
     }
     Ok(text.to_owned())
 }

@@ -7,7 +7,7 @@ use serde::{Deserialize, Serialize};
 /// How the state is kept. What is claimed and said about it follows from this value alone.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
-pub(crate) enum State {
+pub enum State {
     /// In memory, under a key that was drawn at this boot.
     Memory,
     /// On a disk, under a key that is not there: there is no vault.
@@ -21,7 +21,7 @@ pub(crate) enum State {
 
 impl State {
     /// The claim `state_epoch`: 0 for a state that is fresh or not open.
-    pub(crate) fn epoch(self) -> u64 {
+    pub fn epoch(self) -> u64 {
         match self {
             Self::Memory | Self::Sealed => 0,
             Self::Open { epoch } => epoch,

@@ -1,0 +1,23 @@
+//! The messages: every request, reply, status and log line that crosses a socket or stands in a file that another process reads.
+//!
+//! | module | between | |
+//! |---|---|---|
+//! | [`vault`] | `front`, `publish`, `evidence`, shims → vault | over its Unix socket |
+//! | [`operator`] | an operator → `front` → vault | signed requests of the operators' interface |
+//! | [`event`] | PID 1 → roles, appliance → verifier | one measured event, in facts and in evidence |
+//! | [`evidence`] | anybody → `front` → `evidence` | evidence, on request with a nonce |
+//! | [`facts`] | PID 1 → roles | `appliance.json` |
+//! | [`state`] | PID 1 → roles | how the appliance keeps its state |
+//! | [`status`] | PID 1, shims, `publish` → `front` → an operator | who is doing what |
+//! | [`log`] | a shim → `front` → an operator | one line of a service's log |
+//! | [`reply`] | everybody | what an error looks like |
+
+pub mod event;
+pub mod evidence;
+pub mod facts;
+pub mod log;
+pub mod operator;
+pub mod reply;
+pub mod state;
+pub mod status;
+pub mod vault;

@@ -1,0 +1,289 @@
+//! Who is doing what: the files in which PID 1, the shims and `publish` say it, and the one object that an operator gets.
+
+use serde::{Deserialize, Serialize};
+
+use super::facts::{ImageInfo, Phase, Registers};
+use crate::json::{self, JsonError};
+use crate::{Commit, Digest, Endpoint, Repository, SecretRef, Timestamp, TimestampMillis};
+
+/// Bound on each of the files in bytes.
+pub const MAX_FILE: usize = 64 * 1024;
+
+/// PID 1's `status.json`.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct BootStatus {
+    /// Format version: 1.
+    pub version: u32,
+    /// The stage of the boot, then `supervise`, `parked` or `power-off`.
+    pub phase: String,
+    /// Why the boot stopped, when it did.
+    pub parked: Option<String>,
+    /// What becomes of the vault's state, in words.
+    pub state: String,
+    /// The roles and shims in the order in which they were started.
+    pub roles: Vec<RoleStatus>,
+}
+
+impl BootStatus {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It is too large or not of this shape.
+    pub fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
+        json::from_json(bytes, MAX_FILE)
+    }
+}
+
+/// One role or shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RoleStatus {
+    /// Its name as on the command line.
+    pub name: String,
+    /// Its process, while there is one.
+    pub pid: Option<i32>,
+    /// How often it was started again.
+    pub restarts: u32,
+    /// What it is doing.
+    pub state: RoleState,
+}
+
+/// What a role is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum RoleState {
+    /// It runs.
+    Running,
+    /// It ended and will be started again.
+    Restarting,
+    /// It ended, and the machine is ending too.
+    Stopped,
+}
+
+impl RoleState {
+    /// The word in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Running => "running",
+            Self::Restarting => "restarting",
+            Self::Stopped => "stopped",
+        }
+    }
+}
+
+/// `services/NAME/status.json`, written by the service's shim.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ServiceStatus {
+    /// Where it is.
+    pub state: ServiceState,
+    /// Secrets that hold no value yet; empty unless it waits for them.
+    pub missing: Vec<SecretRef>,
+    /// The workload's process, in the appliance's own counting.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// How often the workload was started again.
+    pub restarts: u32,
+    /// How the workload last ended; 128 and the signal's number for a signal.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// One line for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// When it came to this.
+    pub since: TimestampMillis,
+}
+
+impl ServiceStatus {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It is too large or not of this shape.
+    pub fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
+        json::from_json(bytes, MAX_FILE)
+    }
+}
+
+/// Where a service is on its way.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum ServiceState {
+    /// Its shim has not said anything yet, or nothing that can be read.
+    Pending,
+    /// Its image is being fetched; `detail` says what went wrong last, if anything.
+    Pulling,
+    /// Secrets are missing (`missing`), or a service that it depends on has not started (`detail`).
+    Waiting,
+    /// The container is being made.
+    Starting,
+    /// The workload runs.
+    Running,
+    /// The workload ended and will start again.
+    Restarting,
+    /// The workload ended and stays ended.
+    Exited,
+    /// It cannot be started as it is; `detail` says why.
+    Failed,
+}
+
+impl ServiceState {
+    /// The word in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Pending => "pending",
+            Self::Pulling => "pulling",
+            Self::Waiting => "waiting",
+            Self::Starting => "starting",
+            Self::Running => "running",
+            Self::Restarting => "restarting",
+            Self::Exited => "exited",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// `publish/status.json`. `tag`, `release_url` and `expires_at` are those of the last release that was published in this boot,
+/// whatever has happened since.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PublishStatus {
+    /// What the role is doing.
+    pub state: PublishState,
+    /// Why, or what for.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// Tag of the release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub tag: Option<String>,
+    /// Its page for people.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub release_url: Option<String>,
+    /// Since when the state is what it is.
+    pub at: Timestamp,
+    /// When the published claims cease to hold.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub expires_at: Option<Timestamp>,
+}
+
+impl PublishStatus {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It is too large or not of this shape.
+    pub fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
+        json::from_json(bytes, MAX_FILE)
+    }
+}
+
+/// What `publish` is doing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum PublishState {
+    /// Something that somebody else has to provide is missing.
+    Waiting,
+    /// A release is being made.
+    Publishing,
+    /// A true attestation is published.
+    Published,
+    /// An attempt failed; there will be another.
+    Failed,
+}
+
+impl PublishState {
+    /// The word in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Waiting => "waiting",
+            Self::Publishing => "publishing",
+            Self::Published => "published",
+            Self::Failed => "failed",
+        }
+    }
+}
+
+/// Reply 200 of `GET` [`super::operator::STATUS`]: everything that an operator wants to see at one glance.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StatusReply {
+    /// GitHub repository that is the appliance's identity.
+    pub repository: Repository,
+    /// Commit of the declaration.
+    pub commit: Commit,
+    /// Digest of the declaration's exact bytes.
+    pub declaration: Digest,
+    /// Where clients dial.
+    pub endpoint: Endpoint,
+    /// Name, release and digests of the image.
+    pub image: ImageInfo,
+    /// What becomes of the vault's state, in words.
+    pub state: String,
+    /// The measurement registers.
+    pub registers: Registers,
+    /// Stages of the boot with their durations, in order.
+    pub phases: Vec<Phase>,
+    /// The stage of the boot; null while PID 1 has said none.
+    pub phase: Option<String>,
+    /// The roles and shims; null while PID 1 has said nothing.
+    pub roles: Option<Vec<RoleStatus>>,
+    /// The services in the declaration's order.
+    pub services: Vec<NamedService>,
+    /// What `publish` is doing; null while it has said nothing.
+    pub publish: Option<PublishStatus>,
+}
+
+/// A service's status under its name; what the shim has not said is left out.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct NamedService {
+    /// As [`ServiceStatus::state`].
+    pub state: ServiceState,
+    /// As [`ServiceStatus::missing`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub missing: Option<Vec<SecretRef>>,
+    /// As [`ServiceStatus::pid`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub pid: Option<i32>,
+    /// As [`ServiceStatus::restarts`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub restarts: Option<u32>,
+    /// As [`ServiceStatus::exit_code`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub exit_code: Option<i32>,
+    /// As [`ServiceStatus::detail`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
+    /// As [`ServiceStatus::since`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub since: Option<TimestampMillis>,
+    /// The service's name.
+    pub name: String,
+}
+
+impl NamedService {
+    /// The status of the service `name`, as far as its shim has said one.
+    pub fn new(name: String, status: Option<ServiceStatus>) -> Self {
+        match status {
+            Some(status) => Self {
+                detail: status.detail,
+                exit_code: status.exit_code,
+                missing: Some(status.missing),
+                name,
+                pid: status.pid,
+                restarts: Some(status.restarts),
+                since: Some(status.since),
+                state: status.state,
+            },
+            None => Self {
+                detail: None,
+                exit_code: None,
+                missing: None,
+                name,
+                pid: None,
+                restarts: None,
+                since: None,
+                state: ServiceState::Pending,
+            },
+        }
+    }
+}

@@ -1,0 +1,102 @@
+//! The frozen messages of `policy/vectors/messages.json`: another implementation can run the same file. A change there is a
+//! change of a wire format.
+
+#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+
+use cofferdam_protocol::evidence::{self, EvidenceRequest};
+use cofferdam_protocol::facts::ApplianceFacts;
+use cofferdam_protocol::log::LogLine;
+use cofferdam_protocol::operator::{LogsQuery, SealedSecret};
+use cofferdam_protocol::reply::ErrorReply;
+use cofferdam_protocol::status::{BootStatus, PublishStatus, ServiceStatus, StatusReply};
+use cofferdam_protocol::vault::{
+    KeyReply, LeaseReply, LeaseRequest, MissingReply, OperatorRequest, SecretEntry, SecretsReply,
+};
+use cofferdam_protocol::{SecretRef, json};
+use serde::Serialize;
+use serde::de::DeserializeOwned;
+use serde_json::Value;
+
+fn vectors() -> Value {
+    serde_json::from_str(include_str!("../../../policy/vectors/messages.json")).unwrap()
+}
+
+/// Reads a message of any kind and writes it again; `None` when it is refused.
+fn again<T: DeserializeOwned + Serialize>(text: &str) -> Option<String> {
+    let message: T = json::from_json(text.as_bytes(), 1 << 20).ok()?;
+    Some(String::from_utf8(json::to_vec(&message).unwrap()).unwrap())
+}
+
+/// A lease is read for what was asked for, and never by the general parser.
+fn leased(text: &str) -> Option<String> {
+    let asked: [SecretRef; 2] =
+        ["secret://app/db/password", "secret://app/db/user"].map(|text| text.parse().unwrap());
+    let values: Vec<_> = LeaseReply::read(text.as_bytes(), &asked).ok()?.into_values().collect();
+    Some(String::from_utf8(LeaseReply::write(&values).unwrap().to_vec()).unwrap())
+}
+
+fn reader(name: &str) -> fn(&str) -> Option<String> {
+    match name {
+        "vault/key" => again::<KeyReply>,
+        "vault/lease" => again::<LeaseRequest>,
+        "vault/leased" => leased,
+        "vault/missing" => again::<MissingReply>,
+        "vault/operator" => again::<OperatorRequest>,
+        "vault/secret" => again::<SecretEntry>,
+        "vault/secrets" => again::<SecretsReply>,
+        "reply/error" => again::<ErrorReply>,
+        "operator/sealed" => again::<SealedSecret>,
+        "evidence/request" => again::<EvidenceRequest>,
+        "status/boot" => again::<BootStatus>,
+        "status/service" => again::<ServiceStatus>,
+        "status/publish" => again::<PublishStatus>,
+        "status/reply" => again::<StatusReply>,
+        "facts/appliance" => again::<ApplianceFacts>,
+        "log/line" => again::<LogLine<'static>>,
+        other => panic!("no reader for {other}"),
+    }
+}
+
+#[test]
+fn every_message_is_read_and_written_as_frozen_and_nothing_else_is_read() {
+    let file = vectors();
+    let messages = file["messages"].as_array().unwrap();
+    assert_eq!(messages.len(), 16);
+    for message in messages {
+        let name = message["name"].as_str().unwrap();
+        let read = reader(name);
+        for text in message["accepted"].as_array().unwrap() {
+            let text = text.as_str().unwrap();
+            assert_eq!(read(text).as_deref(), Some(text), "{name}");
+        }
+        for case in message["refused"].as_array().unwrap() {
+            assert_eq!(read(case["text"].as_str().unwrap()), None, "{name}: {}", case["why"]);
+        }
+    }
+}
+
+#[test]
+fn queries_mean_what_they_say() {
+    let file = vectors();
+    let texts = |list: &Value| -> Vec<String> {
+        list.as_array().unwrap().iter().map(|text| text.as_str().unwrap().to_owned()).collect()
+    };
+    let queries = &file["queries"];
+    for case in queries["evidence"]["accepted"].as_array().unwrap() {
+        let nonce = evidence::parse_query(case["query"].as_str()).unwrap().unwrap();
+        assert_eq!(nonce.to_string(), case["nonce"].as_str().unwrap());
+    }
+    for query in texts(&queries["evidence"]["refused"]) {
+        assert!(evidence::parse_query(Some(&query)).is_err(), "{query}");
+    }
+    for case in queries["logs"]["accepted"].as_array().unwrap() {
+        let query = LogsQuery::parse(case["query"].as_str()).unwrap();
+        assert_eq!(
+            (query.service, query.tail as u64),
+            (case["service"].as_str().unwrap(), case["tail"].as_u64().unwrap())
+        );
+    }
+    for query in texts(&queries["logs"]["refused"]) {
+        assert!(LogsQuery::parse(Some(&query)).is_err(), "{query}");
+    }
+}
