@@ -11,8 +11,9 @@ use std::path::{Path, PathBuf};
 
 /// Enough for any server, too few for a fork bomb to hurt the neighbours.
 const MAX_PROCESSES: u64 = 4096;
-/// The part of the machine's memory, in percent, that one workload may take before it is the one that is ended.
-const MEMORY_PERCENT: u64 = 75;
+/// The part, in percent, of what all services may use that one workload may take. It meets this limit before the services meet
+/// theirs, so that it is the one that is ended, and neither its shim nor a neighbour.
+const MEMORY_PERCENT: u64 = 90;
 
 /// The container's group.
 #[derive(Debug)]
@@ -22,8 +23,8 @@ pub struct Leaf {
 }
 
 impl Leaf {
-    /// Makes the leaf below `mount` and ends whatever an earlier container left in it. `total` is the
-    /// machine's memory in bytes.
+    /// Makes the leaf below `mount` and ends whatever an earlier container left in it. `total` is what all
+    /// services may use together, in bytes.
     ///
     /// # Errors
     ///
@@ -64,4 +65,26 @@ fn write(path: &Path, text: &str) -> io::Result<()> {
         .open(path)
         .and_then(|mut file| file.write_all(text.as_bytes()))
         .map_err(named)
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_workload_meets_its_limit_before_the_services_meet_theirs() {
+        let mount = tempfile::tempdir().unwrap();
+        let leaf = mount.path().join("workload");
+        fs::create_dir(&leaf).unwrap();
+        let files =
+            ["cgroup.subtree_control", "workload/pids.max", "workload/memory.max", "workload/cgroup.kill"];
+        for file in files {
+            fs::write(mount.path().join(file), "").unwrap();
+        }
+        let total = 1 << 30;
+        Leaf::create(mount.path(), total).unwrap();
+        let limit: u64 = fs::read_to_string(leaf.join("memory.max")).unwrap().parse().unwrap();
+        assert!(limit < total && limit > total / 2, "{limit}");
+        assert_eq!(fs::read_to_string(leaf.join("cgroup.kill")).unwrap(), "1");
+    }
 }

@@ -109,6 +109,7 @@ impl PullError {
                     | RegistryError::Slow(_)
                     | RegistryError::TooShort { .. }
                     | RegistryError::Status { .. }
+                    | RegistryError::Missing(_)
             )
         )
     }
@@ -423,7 +424,7 @@ mod tests {
         documents[0] = manifest.replace(&promised, &digest(&other)).into_bytes();
         let pulled = attempt(documents, 1 << 20).await;
         let error = pulled.outcome.unwrap_err();
-        assert!(matches!(error, PullError::Registry(RegistryError::Status { status: 404, .. })), "{error}");
+        assert!(matches!(error, PullError::Registry(RegistryError::Missing("layer"))), "{error}");
         assert!(error.is_transient(), "the registry may still get it");
         assert_eq!(fs::read_dir(pulled.folder.path().join("image/rootfs")).unwrap().count(), 0);
     }

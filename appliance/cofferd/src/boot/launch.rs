@@ -20,6 +20,7 @@ use nix::mount::{MsFlags, mount};
 use super::Boot;
 use super::keys::{self, KeyError};
 use super::measure::Measured;
+use super::mount::{self as mounts, MountError};
 use super::numbers::Exhausted;
 use super::services;
 use super::unseal::Unsealed;
@@ -51,6 +52,9 @@ pub(crate) enum LaunchError {
     /// A service's file system.
     #[error("cannot mount {0}")]
     Mount(String, #[source] Errno),
+    /// The machine's memory.
+    #[error(transparent)]
+    Memory(#[from] MountError),
     /// A service.
     #[error("cannot number the services")]
     Numbers(#[from] Exhausted),
@@ -114,7 +118,7 @@ pub(super) fn establish(
 ) -> Result<Launched, LaunchError> {
     let Unsealed { state, vault_key, mut numbers } = unsealed;
     let (tls, tls_key) = keys::tls()?;
-    let facts = services::resolve(&measured.declaration, &mut numbers)?;
+    let facts = services::resolve(&measured.declaration, &mut numbers, mounts::services_bytes()?)?;
     for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
         measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
     }

@@ -108,5 +108,6 @@ fn stuck(why: &str) -> ! {
 /// What the roles read about a declaration in the first boot of an appliance.
 #[cfg(test)]
 pub(crate) fn first_facts(declaration: &cofferdam_declaration::Declaration) -> crate::roles::facts::Facts {
-    services::resolve(declaration, &mut numbers::Numbers::default()).unwrap_or_else(|error| panic!("{error}"))
+    services::resolve(declaration, &mut numbers::Numbers::default(), 1 << 30)
+        .unwrap_or_else(|error| panic!("{error}"))
 }

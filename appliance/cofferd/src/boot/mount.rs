@@ -166,11 +166,9 @@ pub(crate) fn establish() -> Result<(), MountError> {
     for setting in SETTINGS {
         apply(Path::new("/proc/sys"), setting)?;
     }
-    let (all, reserved) = (memory_bytes()?, reserved_bytes());
-    let memory = all.checked_sub(reserved).ok_or(MountError::Small { all, reserved })?;
     cgroup::prepare(
         cgroup::MOUNT.as_ref(),
-        Limits { memory: Some(memory), processes: Some(SERVICE_PROCESSES) },
+        Limits { memory: Some(services_bytes()?), processes: Some(SERVICE_PROCESSES) },
     )?;
     directory(paths::RUN)
 }
@@ -183,6 +181,16 @@ fn roles_bytes() -> u64 {
 /// What the services cannot have.
 fn reserved_bytes() -> u64 {
     roles_bytes().saturating_add(KERNEL_BYTES)
+}
+
+/// What all services may use together: what is left to them of the machine.
+///
+/// # Errors
+///
+/// [`MountError::Small`]; /proc/meminfo is not as it has always been.
+pub(super) fn services_bytes() -> Result<u64, MountError> {
+    let (all, reserved) = (memory_bytes()?, reserved_bytes());
+    all.checked_sub(reserved).ok_or(MountError::Small { all, reserved })
 }
 
 /// The size of /run: a role that writes there meets its own limit, which counts these pages too, before the others find

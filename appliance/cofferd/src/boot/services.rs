@@ -10,12 +10,17 @@ use crate::roles::PUBLISH;
 use crate::roles::facts::{Facts, Grant, OperatorFacts, ServiceFacts};
 use crate::system::cgroup;
 
-/// Resolves a declaration: numbers its services and says who may lease what.
+/// Resolves a declaration: numbers its services and says who may lease what. `memory` is what all services may use together, in
+/// bytes.
 ///
 /// # Errors
 ///
 /// There is no number left for one of them.
-pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Result<Facts, Exhausted> {
+pub(super) fn resolve(
+    declaration: &Declaration,
+    numbers: &mut Numbers,
+    memory: u64,
+) -> Result<Facts, Exhausted> {
     let services = declaration.services.iter().map(|service| {
         let number = numbers.of(&service.name)?;
         Ok(ServiceFacts {
@@ -48,6 +53,7 @@ pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Resul
         attestation: declaration.attestation.clone(),
         registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
+        services_memory: memory,
         services,
     })
 }
@@ -56,6 +62,8 @@ pub(super) fn resolve(declaration: &Declaration, numbers: &mut Numbers) -> Resul
 mod tests {
     use super::*;
     use crate::roles::testing::declaration;
+
+    const MEMORY: u64 = 1 << 30;
 
     fn services(names: &[&str]) -> Declaration {
         let digest = "0".repeat(64);
@@ -88,8 +96,8 @@ mod tests {
     #[test]
     fn a_service_keeps_its_ids_address_and_grants_when_others_come_go_and_move() {
         let mut numbers = Numbers::default();
-        let first = resolve(&services(&["web", "db"]), &mut numbers).unwrap();
-        let later = resolve(&services(&["cache", "db", "queue", "web"]), &mut numbers).unwrap();
+        let first = resolve(&services(&["web", "db"]), &mut numbers, MEMORY).unwrap();
+        let later = resolve(&services(&["cache", "db", "queue", "web"]), &mut numbers, MEMORY).unwrap();
         for service in &first.services {
             let same = later.service(&service.declared.name).unwrap();
             assert_eq!(
@@ -101,8 +109,8 @@ mod tests {
             assert!(later.grants.contains(grant), "{grant:?}");
         }
         // A name that was away comes back as itself; its number was nobody's meanwhile.
-        let without = resolve(&services(&["queue", "new"]), &mut numbers).unwrap();
-        let back = resolve(&services(&["web"]), &mut numbers).unwrap();
+        let without = resolve(&services(&["queue", "new"]), &mut numbers, MEMORY).unwrap();
+        let back = resolve(&services(&["web"]), &mut numbers, MEMORY).unwrap();
         assert_eq!(known(&back)[0], known(&first)[0]);
         assert!(
             known(&without)
@@ -113,7 +121,7 @@ mod tests {
 
     #[test]
     fn the_first_declaration_is_numbered_in_its_own_order() {
-        let facts = resolve(&services(&["web", "db"]), &mut Numbers::default()).unwrap();
+        let facts = resolve(&services(&["web", "db"]), &mut Numbers::default(), MEMORY).unwrap();
         let expected = [("web", 100_000, 1), ("db", 165_536, 2)];
         for ((name, uid, address), (expected, base, last)) in known(&facts).iter().zip(expected) {
             assert_eq!((name.as_str(), *uid, address.octets()), (expected, base, [169, 254, 1, last]));
@@ -131,7 +139,7 @@ mod tests {
                     environment:\n      A: secret://app/x/y\n      B: plain\n  db:\n    image: r.example/a@sha256:DIGEST\n    \
                     secrets: [secret://app/x/y, secret://app/x/z]\n";
         let declared = declaration(&text.replace("DIGEST", &"0".repeat(64)));
-        let facts = resolve(&declared, &mut Numbers::default()).unwrap();
+        let facts = resolve(&declared, &mut Numbers::default(), MEMORY).unwrap();
         let grants: Vec<(u32, String)> =
             facts.grants.iter().map(|grant| (grant.uid, grant.secret.to_string())).collect();
         let expected = [
@@ -148,7 +156,7 @@ mod tests {
         let text = "registries:\n  - host: private.example\n    username: deploy\n    password: secret://registry/x/password\n\
                     services:\n  web:\n    image: private.example/a@sha256:DIGEST\n  db:\n    image: r.example/a@sha256:DIGEST\n";
         let declared = declaration(&text.replace("DIGEST", &"0".repeat(64)));
-        let facts = resolve(&declared, &mut Numbers::default()).unwrap();
+        let facts = resolve(&declared, &mut Numbers::default(), MEMORY).unwrap();
         let grants: Vec<(u32, String)> =
             facts.grants.iter().map(|grant| (grant.uid, grant.secret.to_string())).collect();
         assert_eq!(grants, [(100_000, "secret://registry/x/password".to_owned())]);
@@ -160,7 +168,7 @@ mod tests {
 
     #[test]
     fn what_pid_1_writes_is_what_a_role_reads() {
-        let facts = resolve(&services(&["web", "db"]), &mut Numbers::default()).unwrap();
+        let facts = resolve(&services(&["web", "db"]), &mut Numbers::default(), MEMORY).unwrap();
         let folder = tempfile::tempdir().unwrap();
         let path = folder.path().join("facts.json");
         std::fs::write(&path, serde_json::to_vec(&facts).unwrap()).unwrap();

@@ -28,6 +28,8 @@ pub(crate) struct Facts {
     pub(crate) registries: Vec<Registry>,
     /// Who may lease what: the services and `publish`.
     pub(crate) grants: Vec<Grant>,
+    /// Bytes of memory that all services may use together.
+    pub(crate) services_memory: u64,
     /// The services in the order of the declaration.
     pub(crate) services: Vec<ServiceFacts>,
 }

@@ -87,6 +87,7 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
             service: &own.declared,
             login: facts.registry(own).and_then(|registry| registry.login.as_ref()),
             dependencies: facts.dependencies(own),
+            memory: facts.services_memory,
             status: Reporter::new(own.status()),
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
             restarts: 0,
@@ -107,6 +108,8 @@ struct Shim<'a> {
     /// As whom its image is pulled.
     login: Option<&'a Login>,
     dependencies: Vec<&'a ServiceFacts>,
+    /// Bytes that all services may use together.
+    memory: u64,
     status: Reporter,
     stop: Signal,
     restarts: u32,
@@ -131,7 +134,7 @@ impl Shim<'_> {
         let addresses: Vec<_> = self.dependencies.iter().map(|other| other.address).collect();
         let network = Network::create(&addresses).context("cannot make the service's network")?;
         let network = Arc::new(network);
-        let group = group()?;
+        let group = group(self.memory)?;
         if let Err(error) = self.relays(&network).await {
             // Another start would meet the same: it is the declaration that has to change.
             self.report(ServiceState::Failed, |status| status.detail = Some(format!("{error:#}")))?;
@@ -389,18 +392,12 @@ fn runs(path: &Path) -> bool {
 }
 
 /// The container's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
-fn group() -> anyhow::Result<Option<Leaf>> {
+fn group(memory: u64) -> anyhow::Result<Option<Leaf>> {
     let mount = Path::new(cgroup::MOUNT);
     if !mount.join("cgroup.controllers").exists() {
         return Ok(None);
     }
-    let info = files::read_bounded("/proc/meminfo", 64 << 10).context("cannot read the memory's size")?;
-    let info = String::from_utf8_lossy(&info);
-    let total =
-        info.lines().find_map(|line| line.strip_prefix("MemTotal:")?.split_whitespace().next()?.parse().ok());
-    let total: u64 = total.context("cannot read the memory's size")?;
-    let leaf = Leaf::create(mount, total.saturating_mul(1024))
-        .context("cannot make the workload's control group")?;
+    let leaf = Leaf::create(mount, memory).context("cannot make the workload's control group")?;
     Ok(Some(leaf))
 }
 
