@@ -596,13 +596,17 @@ async fn status_is_what_the_roles_have_written() {
     let room = Room::open().await;
     std::fs::write(
         room.path("status.json"),
-        r#"{"version":1,"phase":"supervise","roles":[{"name":"vault","pid":7,"restarts":1,"state":"running"}]}"#,
+        r#"{"version":1,"phase":"supervise","state":"in memory only, lost at power-off","roles":[{"name":"vault","pid":7,"restarts":1,"state":"running"}]}"#,
     )
     .unwrap();
     let web =
-        r#"{"state":"waiting","missing":["secret://a/b/c"],"restarts":2,"since":"2026-01-01T00:00:00Z"}"#;
+        r#"{"state":"waiting","missing":["secret://a/b/c"],"restarts":2,"since":"2026-01-01T00:00:00.000Z"}"#;
     std::fs::write(room.path("services/web/status.json"), web).unwrap();
-    std::fs::write(room.path("publish/status.json"), r#"{"state":"published","tag":"attest-x"}"#).unwrap();
+    std::fs::write(
+        room.path("publish/status.json"),
+        r#"{"state":"published","tag":"attest-x","at":"2026-01-01T00:00:00Z"}"#,
+    )
+    .unwrap();
     let answer = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
     assert_eq!(answer.status, StatusCode::OK);
     let status = answer.json();
@@ -993,7 +997,7 @@ async fn a_service_that_does_not_answer_is_described() {
         (answer.status, answer.error()),
         (StatusCode::SERVICE_UNAVAILABLE, "service web has not started".into())
     );
-    let waiting = r#"{"state":"waiting","missing":["secret://app/db/password"],"restarts":0,"since":"2026-01-01T00:00:00Z"}"#;
+    let waiting = r#"{"state":"waiting","missing":["secret://app/db/password"],"restarts":0,"since":"2026-01-01T00:00:00.000Z"}"#;
     std::fs::write(room.path("services/web/status.json"), waiting).unwrap();
     let answer = client.get("/").await;
     assert_eq!(answer.error(), "service web is waiting: secret://app/db/password missing");
@@ -1012,7 +1016,8 @@ async fn a_service_that_does_not_answer_is_described() {
         StatusCode::SERVICE_UNAVAILABLE,
         "the shim accepts for a service that has not started"
     );
-    let running = r#"{"state":"running","missing":[],"pid":9,"restarts":0,"since":"2026-01-01T00:00:00Z"}"#;
+    let running =
+        r#"{"state":"running","missing":[],"pid":9,"restarts":0,"since":"2026-01-01T00:00:00.000Z"}"#;
     std::fs::write(room.path("services/web/status.json"), running).unwrap();
     let answer = client.get("/").await;
     assert_eq!(answer.status, StatusCode::BAD_GATEWAY);
