@@ -5,7 +5,7 @@
 
 use cofferdam_protocol::base64;
 use cofferdam_protocol::json::{self, JsonError};
-use serde::{Deserialize, Serialize};
+use serde::{Deserialize, Deserializer, Serialize};
 
 use crate::claims;
 use crate::event_log::{Event, MAX_EVENTS};
@@ -137,7 +137,14 @@ struct Wire {
     event_log: Vec<Event>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     collateral: Option<Collateral>,
+    #[serde(deserialize_with = "image")]
     image: ImageInfo,
+}
+
+/// As its type reads it, with the member's name in the reason when it does not.
+fn image<'de, D: Deserializer<'de>>(deserializer: D) -> Result<ImageInfo, D::Error> {
+    ImageInfo::deserialize(deserializer)
+        .map_err(|error| serde::de::Error::custom(format!("`image`: {error}")))
 }
 
 /// Why a document is not evidence.

@@ -2,8 +2,8 @@
 //!
 //! What a request looks like and what its signature covers is [`cofferdam_protocol::operator`]'s.
 
+use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::operator::{MAX_SECRET, SEAL_TAG, SealedSecret};
-use cofferdam_protocol::{Base64Bytes, SecretRef};
 use hpke::aead::AesGcm256;
 use hpke::kdf::HkdfSha256;
 use hpke::kem::{Kem as _, X25519HkdfSha256};
@@ -55,7 +55,7 @@ pub fn seal_secret(
         reference.as_str().as_bytes(),
     )
     .map_err(|_| OperatorError::Key)?;
-    let ciphertext = Base64Bytes::new(ciphertext).map_err(|_| OperatorError::TooLong)?;
+    let ciphertext = cofferdam_protocol::Base64Bytes::new(ciphertext).map_err(|_| OperatorError::TooLong)?;
     Ok(SealedSecret { enc: <[u8; 32]>::from(enc.to_bytes()).into(), ciphertext })
 }
 

@@ -190,13 +190,11 @@ impl Source {
             Ok(found) if found.merge_base == commit => Ok(()),
             Ok(_) | Err(GithubError::Unrelated) => Err(foreign()),
             // GitHub does not say why. That there is no such commit it says only when that one is asked for.
-            Err(GithubError::NotFound) => {
-                match self.client.commit(&self.repository, &commit.to_string()).await {
-                    Err(GithubError::Refused(_)) => Err(foreign()),
-                    Err(error) => Err(self.failure("read the history", &error)),
-                    Ok(_) => Err(self.failure("read the history", &GithubError::NotFound)),
-                }
-            }
+            Err(GithubError::NotFound) => match self.client.commit(&self.repository, commit).await {
+                Err(GithubError::Refused(_)) => Err(foreign()),
+                Err(error) => Err(self.failure("read the history", &error)),
+                Ok(_) => Err(self.failure("read the history", &GithubError::NotFound)),
+            },
             Err(error) => Err(self.failure("read the history", &error)),
         }
     }
@@ -209,9 +207,9 @@ impl Source {
 
     /// The declaration at a whole commit. That it is not there is an answer; that the commit cannot be seen is none.
     async fn file(&self, at: Commit) -> Outcome<Vec<u8>> {
-        match self.client.contents(&self.repository, DECLARATION, &at.to_string()).await {
+        match self.client.contents(&self.repository, DECLARATION, at).await {
             Ok(bytes) => Ok(bytes),
-            Err(GithubError::NotFound) => match self.client.commit(&self.repository, &at.to_string()).await {
+            Err(GithubError::NotFound) => match self.client.commit(&self.repository, at).await {
                 Ok(_) => Err(Failure::rejected(format!(
                     "commit: {} has no {DECLARATION} at {at}",
                     self.repository

@@ -10,7 +10,7 @@ use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize};
 
 use super::transport::Kind;
-use super::{Client, Commit, GithubError, authorize, check_ref, extend};
+use super::{Client, Commit, GithubError, authorize, extend};
 use cofferdam_protocol::{Commit as CommitId, Repository};
 
 /// Largest accepted comparison in bytes: it carries the patches of up to 300 files.
@@ -47,15 +47,16 @@ pub struct Comparison {
 }
 
 impl Client {
-    /// The commit that a branch, tag or (abbreviated) commit names.
+    /// What a commit says about itself.
     ///
     /// # Errors
     /// [`GithubError`]; `NotFound` or `Refused` when there is none.
-    pub async fn commit(&self, repository: &Repository, at: &str) -> Result<Commit, GithubError> {
-        check_ref(at)?;
-        let mut url = self.url(repository, &["commits"], &[])?;
-        extend(&mut url, &at.split('/').collect::<Vec<_>>())?;
-        self.get(url).await
+    pub async fn commit(&self, repository: &Repository, at: CommitId) -> Result<Commit, GithubError> {
+        let found: Commit = self.get(self.url(repository, &["commits", &at.to_string()], &[])?).await?;
+        if found.sha != at {
+            return Err(GithubError::Malformed("another commit than was asked for".to_owned()));
+        }
+        Ok(found)
     }
 
     /// The default branch and its head, by one request of git's own protocol, which the API's limit does not count: the server

@@ -245,13 +245,13 @@ fn extend(url: &mut Url, parts: &[&str]) -> Result<(), GithubError> {
     Ok(())
 }
 
-/// A ref that is one: bounded, printable, no path tricks.
-fn check_ref(at: &str) -> Result<(), GithubError> {
+/// A tag that is one: bounded, printable, no path tricks.
+fn check_tag(at: &str) -> Result<(), GithubError> {
     let plain = |b: u8| b.is_ascii_alphanumeric() || matches!(b, b'.' | b'_' | b'-' | b'/');
     let fine = (1..=200).contains(&at.len())
         && at.bytes().all(plain)
         && at.split('/').all(|part| !matches!(part, "" | "." | ".."));
-    if fine { Ok(()) } else { Err(GithubError::Config("branch, tag or commit is not plain")) }
+    if fine { Ok(()) } else { Err(GithubError::Config("tag is not plain")) }
 }
 
 #[cfg(test)]

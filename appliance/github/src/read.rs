@@ -8,7 +8,7 @@ use serde::{Deserialize, Serialize};
 
 use super::transport::Kind;
 use super::types::File;
-use super::{Asset, Client, GithubError, MAX_FILE, MAX_JSON, Release, api, authorize, check_ref, extend};
+use super::{Asset, Client, GithubError, MAX_FILE, MAX_JSON, Release, api, authorize, check_tag, extend};
 use cofferdam_protocol::{Commit as CommitId, Digest, Repository, base64};
 
 /// Releases asked for at once, GitHub's largest page.
@@ -35,34 +35,30 @@ struct Page {
 }
 
 impl Client {
-    /// The bytes of a file of at most [`MAX_FILE`] at a branch, tag or commit; of a symbolic link those of the file that it points
-    /// to in the same repository. At a whole commit they cannot change, so the cache may answer.
+    /// The bytes of a file of at most [`MAX_FILE`] at a commit; of a symbolic link those of the file that it points to in the same
+    /// repository. They cannot change, so the cache may answer.
     ///
     /// # Errors
-    /// [`GithubError`]; `NotFound` when the repository, the ref or the file does not exist (or is not visible).
+    /// [`GithubError`]; `NotFound` when the repository, the commit or the file does not exist (or is not visible).
     pub async fn contents(
         &self,
         repository: &Repository,
         path: &str,
-        at: &str,
+        at: CommitId,
     ) -> Result<Vec<u8>, GithubError> {
         let parts: Vec<&str> = path.split('/').collect();
         if path.len() > 512 || parts.iter().any(|part| matches!(*part, "" | "." | "..")) {
             return Err(GithubError::Config("path of a file is not plain and relative"));
         }
-        check_ref(at)?;
-        let mut url = self.url(repository, &["contents"], &[("ref", at)])?;
+        let mut url = self.url(repository, &["contents"], &[("ref", &at.to_string())])?;
         extend(&mut url, &parts)?;
-        let settled = at.parse::<CommitId>().is_ok();
         let name = format!("bytes of {url}");
-        if let Some(known) = self.cached(&name).filter(|_| settled) {
+        if let Some(known) = self.cached(&name) {
             return Ok(known);
         }
         let file: File = self.get(url).await?;
         let bytes = file.bytes()?;
-        if settled {
-            self.remember(&name, &bytes);
-        }
+        self.remember(&name, &bytes);
         Ok(bytes)
     }
 
@@ -146,7 +142,7 @@ impl Client {
     /// # Errors
     /// [`GithubError`]; `NotFound` when there is none.
     pub async fn release_by_tag(&self, repository: &Repository, tag: &str) -> Result<Release, GithubError> {
-        check_ref(tag)?;
+        check_tag(tag)?;
         self.get(self.url(repository, &["releases", "tags", tag], &[])?).await
     }
 

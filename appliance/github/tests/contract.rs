@@ -110,19 +110,20 @@ async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
     let Some(development) = start() else { return };
     let repository: Repository = "acme/shop".parse().unwrap();
     let client = development.client(Some("dev-token"));
-    let commit = client.commit(&repository, "main").await.unwrap();
-    let file = client.contents(&repository, "cofferdam.yaml", &commit.sha.to_string()).await.unwrap();
+    let head = client.default_head(&repository).await.unwrap();
+    let commit = client.commit(&repository, head.commit).await.unwrap();
+    let file = client.contents(&repository, "cofferdam.yaml", commit.sha).await.unwrap();
     assert_eq!(file, b"version: 1\n");
-    for client in [&client, &development.client(None)] {
+    for (client, asked) in [(&client, 2), (&development.client(None), 1)] {
         let head = client.default_head(&repository).await.unwrap();
         assert_eq!((head.branch.as_str(), &head.commit), ("main", &commit.sha));
-        assert_eq!(client.requests().git, 1);
+        assert_eq!(client.requests().git, asked);
     }
     let same = client.compare(&repository, commit.sha, commit.sha).await.unwrap();
     assert_eq!(same.merge_base, commit.sha);
     let unknown = client.compare(&repository, Commit::from([0; 20]), commit.sha).await;
     assert!(matches!(unknown, Err(GithubError::NotFound)));
-    let missing = client.contents(&repository, "missing.yaml", &commit.sha.to_string()).await;
+    let missing = client.contents(&repository, "missing.yaml", commit.sha).await;
     assert!(matches!(missing, Err(GithubError::NotFound)));
     let new = NewRelease {
         tag_name: "attest-20260102T030405Z-0a1b2c3d".into(),

@@ -10,7 +10,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::ratls;
 use cofferdam_github::{Asset, Cache, Client, GithubError, Head, NewAsset, NewRelease, Release, Requests};
-use cofferdam_protocol::{Digest, Repository};
+use cofferdam_protocol::{Commit, Digest, Repository};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
@@ -182,6 +182,15 @@ impl Cache for Memory {
     }
 }
 
+fn commit_json(sha: &str) -> String {
+    format!(r#"{{"sha":"{sha}","commit":{{"message":"","committer":null}}}}"#)
+}
+
+/// A commit.
+fn at() -> Commit {
+    [0xaa; 20].into()
+}
+
 fn new_release() -> NewRelease {
     NewRelease {
         tag_name: "attest-20260102T030405Z-0a1b2c3d".into(),
@@ -202,10 +211,12 @@ fn new_asset() -> NewAsset {
 #[tokio::test]
 async fn contents_are_asked_for_at_a_commit_and_decoded() {
     let server = Server::start(vec![step("GET ", 200, file_json())]).await;
-    let contents = server.client().contents(&repository(), "dir/a b?.yaml", "main").await.unwrap();
+    let contents = server.client().contents(&repository(), "dir/a b?.yaml", at()).await.unwrap();
     assert_eq!(contents, b"hello world");
     let request = server.seen()[0].to_lowercase();
-    assert!(server.lines()[0].ends_with("/api/v3/repos/acme/shop/contents/dir/a%20b%3F.yaml?ref=main"));
+    let whole = "aaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaaa";
+    let path = format!("/api/v3/repos/acme/shop/contents/dir/a%20b%3F.yaml?ref={whole}");
+    assert!(server.lines()[0].ends_with(&path));
     assert!(request.contains(&format!("authorization: bearer {TOKEN}")));
     assert!(request.contains("user-agent: cofferdam-test/1"));
     assert!(request.contains("accept: application/vnd.github+json"));
@@ -217,16 +228,13 @@ async fn nothing_is_asked_with_names_that_are_tricks() {
     let client = server.client();
     for path in ["", "/etc/passwd", "../x", "a/../b", "a//b", "./a"] {
         assert!(
-            matches!(client.contents(&repository(), path, "main").await, Err(GithubError::Config(_))),
+            matches!(client.contents(&repository(), path, at()).await, Err(GithubError::Config(_))),
             "{path}"
         );
     }
-    for at in ["", "..", "a/../b", "a b", "a?b", "a#b", "/a"] {
-        assert!(matches!(client.commit(&repository(), at).await, Err(GithubError::Config(_))), "{at}");
-        assert!(
-            matches!(client.release_by_tag(&repository(), at).await, Err(GithubError::Config(_))),
-            "{at}"
-        );
+    for tag in ["", "..", "a/../b", "a b", "a?b", "a#b", "/a"] {
+        let asked = client.release_by_tag(&repository(), tag).await;
+        assert!(matches!(asked, Err(GithubError::Config(_))), "{tag}");
     }
     for name in ["acme", "acme/..", "../shop", "acme/a/b", "ac me/shop", "acme/", "/shop", "-a/b"] {
         assert!(name.parse::<Repository>().is_err(), "{name}");
@@ -263,12 +271,13 @@ async fn errors_are_told_apart() {
         Step("GET ", 301, vec![("Location", "{root}/repositories/1".to_owned())], String::new()),
         step("GET ", 302, ""),
         step("GET ", 400, "<html>"),
+        step("GET ", 200, commit_json(&"b".repeat(40))),
     ])
     .await;
     let client = server.client();
     let mut errors = Vec::new();
-    for _ in 0..10 {
-        errors.push(client.commit(&repository(), "main").await.unwrap_err());
+    for _ in 0..11 {
+        errors.push(client.commit(&repository(), at()).await.unwrap_err());
     }
     assert!(matches!(errors[0], GithubError::NotFound));
     assert!(matches!(&errors[1], GithubError::Unauthorized(text) if text == "Bad credentials"));
@@ -282,13 +291,14 @@ async fn errors_are_told_apart() {
     assert!(matches!(errors[7], GithubError::Moved));
     assert!(matches!(&errors[8], GithubError::Malformed(_)));
     assert!(matches!(&errors[9], GithubError::Refused(text) if !text.contains('<')));
+    assert!(matches!(&errors[10], GithubError::Malformed(text) if text.contains("another commit")));
     let transient: Vec<bool> = errors.iter().map(GithubError::is_transient).collect();
     assert_eq!(transient.iter().filter(|is| **is).count(), 1);
     for error in &errors {
         assert!(!format!("{error} {error:?}").contains(TOKEN));
     }
     assert!(!format!("{client:?}").contains(TOKEN));
-    assert_eq!(server.seen().len(), 10, "none of these is retried");
+    assert_eq!(server.seen().len(), 11, "none of these is retried");
 }
 
 #[tokio::test]
@@ -314,7 +324,7 @@ async fn only_github_itself_refuses_a_token() {
     let server = Server::start(steps).await;
     let client = server.client();
     for _ in 0..2 {
-        let portal = client.commit(&repository(), "main").await.unwrap_err();
+        let portal = client.commit(&repository(), at()).await.unwrap_err();
         assert!(matches!(&portal, GithubError::Malformed(text) if !text.contains('<')), "{portal:?}");
         for _ in 0..2 {
             let storage = client.download(&repository(), &asset, 9).await.unwrap_err();
@@ -343,7 +353,7 @@ async fn failures_of_the_server_are_retried_and_its_pace_is_kept() {
     ])
     .await;
     let begun = Instant::now();
-    assert_eq!(server.client().commit(&repository(), "main").await.unwrap().sha.to_string(), "a".repeat(40));
+    assert_eq!(server.client().commit(&repository(), at()).await.unwrap().sha.to_string(), "a".repeat(40));
     assert!(
         begun.elapsed() >= Duration::from_millis(1_500),
         "0.5 s back-off, then the 1 s that was asked for"
@@ -358,7 +368,7 @@ async fn the_callers_deadline_bounds_everything() {
             .await;
     let client = server.client().with_deadline(Duration::from_millis(800));
     let begun = Instant::now();
-    let error = client.commit(&repository(), "main").await.unwrap_err();
+    let error = client.commit(&repository(), at()).await.unwrap_err();
     assert!(
         matches!(&error, GithubError::Server { status: 502, message } if message == "bad gateway"),
         "{error:?}"
@@ -367,13 +377,13 @@ async fn the_callers_deadline_bounds_everything() {
 
     let silent = Server::start(vec![step("GET ", 0, "")]).await;
     let client = silent.client().with_deadline(Duration::from_millis(300));
-    assert!(matches!(client.commit(&repository(), "main").await, Err(GithubError::Timeout)));
+    assert!(matches!(client.commit(&repository(), at()).await, Err(GithubError::Timeout)));
 
     let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let root = format!("https://{}", nobody.local_addr().unwrap());
     drop(nobody);
     let client = Client::new(&root, None, None, "x").unwrap().with_deadline(Duration::from_millis(300));
-    assert!(matches!(client.commit(&repository(), "main").await, Err(GithubError::Unreachable(_))));
+    assert!(matches!(client.commit(&repository(), at()).await, Err(GithubError::Unreachable(_))));
 }
 
 #[tokio::test]
@@ -383,7 +393,7 @@ async fn a_server_of_another_authority_is_not_talked_to() {
         let token = Some(Zeroizing::new(TOKEN.to_owned()));
         let client =
             Client::new(&server.root, token, ca, "x").unwrap().with_deadline(Duration::from_millis(300));
-        assert!(matches!(client.commit(&repository(), "main").await, Err(GithubError::Unreachable(_))));
+        assert!(matches!(client.commit(&repository(), at()).await, Err(GithubError::Unreachable(_))));
     }
     assert!(server.seen().is_empty());
 }
@@ -507,31 +517,24 @@ async fn what_cannot_change_is_asked_once() {
         step("GET ", 200, file_json()),
         step("GET ", 200, comparison("ahead", &old, &old, "")),
         step("GET ", 200, "12345"),
-        step("GET ", 200, file_json()),
-        step("GET ", 200, file_json()),
         step("GET ", 200, "54321"),
     ])
     .await;
     let memory = Arc::new(Memory::default());
     let client = server.client().with_cache(Arc::clone(&memory) as Arc<dyn Cache>);
     for _ in 0..2 {
-        assert_eq!(client.contents(&repository(), "x", &old).await.unwrap(), b"hello world");
+        assert_eq!(client.contents(&repository(), "x", at()).await.unwrap(), b"hello world");
         let found = client.compare(&repository(), old.parse().unwrap(), new.parse().unwrap()).await.unwrap();
         assert_eq!(found.merge_base.to_string(), old);
         assert_eq!(client.download(&repository(), &asset, 9).await.unwrap(), b"12345");
     }
     assert_eq!(server.seen().len(), 3);
-    // A branch moves: asked each time.
-    for _ in 0..2 {
-        client.contents(&repository(), "x", "main").await.unwrap();
-    }
-    assert_eq!(server.seen().len(), 5);
     // What is not what the release says is not taken from the cache either, and asked for anew.
     for value in memory.0.lock().unwrap().values_mut() {
         value.reverse();
     }
     assert!(client.download(&repository(), &asset, 9).await.is_err());
-    assert_eq!(server.seen().len(), 6);
+    assert_eq!(server.seen().len(), 4);
 }
 
 #[tokio::test]
@@ -539,13 +542,12 @@ async fn another_token_or_authority_has_another_cache() {
     let file = || step("GET ", 200, file_json());
     let server = Server::start(vec![file(), file(), file()]).await;
     let memory: Arc<dyn Cache> = Arc::new(Memory::default());
-    let at = "a".repeat(40);
     let root = format!("{}/api/v3", server.root);
     let doubled = server.ca.repeat(2);
     for (token, ca) in [(Some("one"), &server.ca), (None, &server.ca), (None, &doubled)] {
         let token = token.map(|token| Zeroizing::new(token.to_owned()));
         let client = Client::new(&root, token, Some(ca), "x").unwrap().with_cache(Arc::clone(&memory));
-        client.contents(&repository(), "x", &at).await.unwrap();
+        client.contents(&repository(), "x", at()).await.unwrap();
     }
     assert_eq!(server.seen().len(), 3);
 }
@@ -688,16 +690,16 @@ async fn a_rate_limit_says_when_it_resets() {
     .await;
     let client = server.client().with_deadline(Duration::from_secs(50));
     for _ in 0..2 {
-        let error = client.commit(&repository(), "main").await.unwrap_err();
+        let error = client.commit(&repository(), at()).await.unwrap_err();
         let GithubError::RateLimited { resets_at: Some(at), .. } = error else { panic!("{error:?}") };
         assert!(at.abs_diff(now + 1234) <= 5, "{at}");
         let text = error.to_string();
         assert!(text.contains("it resets at 20") && text.contains("Z, in 123"), "{text}");
     }
-    let error = client.commit(&repository(), "main").await.unwrap_err();
+    let error = client.commit(&repository(), at()).await.unwrap_err();
     assert_eq!(error.to_string(), "GitHub asks to wait 77 s before the next request");
     assert!(matches!(error, GithubError::RateLimited { resets_at: None, .. }));
-    let error = client.commit(&repository(), "main").await.unwrap_err();
+    let error = client.commit(&repository(), at()).await.unwrap_err();
     assert_eq!(
         error.to_string(),
         "GitHub asks to wait 60 s before the next request",
