@@ -1,8 +1,8 @@
 //! The role that keeps the secrets: the only process that holds the vault's keys.
 //!
 //! PID 1 starts it with a copy of the master key at descriptor 3, in memory that the kernel itself does not map; the keys that
-//! it derives lie in such memory too. It takes the key, closes the descriptor, confines itself, reads who may lease what and whose
-//! signatures count, opens its store and serves its socket. It has no network.
+//! it derives lie in such memory too. It takes the key, closes the descriptor, confines itself, reads who may lease
+//! what and whose signatures count, opens its store and serves its socket. It has no network.
 //!
 //! The store is a file of ciphertext on a tmpfs, so that it outlives this process and not the
 //! machine. A store that does not open is never replaced: the role then stays, answers every request

@@ -1,7 +1,7 @@
 //! What the appliance asks of the kernel, and what its processes ask of each other.
 //!
-//! The only place in `cofferd` with unsafe code ([`sys`]). Nothing here knows a role or a stage of the boot: what differs from one
-//! to the next comes in as an argument.
+//! The only place in `cofferd` with unsafe code ([`sys`]). Nothing here knows a role or a stage of the boot: what
+//! differs from one to the next comes in as an argument.
 
 pub mod cgroup;
 pub mod client;

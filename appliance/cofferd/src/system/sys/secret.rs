@@ -1,8 +1,8 @@
 //! Memory for keys that the kernel itself does not map (memfd_secret(2), Linux 5.14; in the image's kernel always on).
 //!
 //! Neither a bug in the kernel that reads through its map of all memory nor a process that reads another's finds
-//! what lies here; it is locked in memory, in no core file, and cleared when nobody holds it. Such memory is a file that can be mapped and
-//! neither read nor written, so that a key can be handed to a child like any descriptor.
+//! what lies here; it is locked in memory, in no core file, and cleared when it is dropped. Such memory is a file that
+//! can be mapped and neither read nor written, so that a key can be handed to a child like any descriptor.
 
 use std::fmt;
 use std::num::NonZeroUsize;
@@ -48,8 +48,8 @@ impl SecretMemory {
     /// `ENOSYS` when the kernel has none, `EINVAL` for no bytes or more than a page, `EAGAIN` beyond RLIMIT_MEMLOCK.
     pub fn new(length: usize) -> Result<Self, Errno> {
         let bounded = i64::try_from(length).ok().filter(|_| length <= MAX).ok_or(Errno::EINVAL)?;
-        // SAFETY: memfd_secret(2) takes flags; the descriptor that comes back is nobody else's. The constant is FD_CLOEXEC's, as the
-        // page says.
+        // SAFETY: memfd_secret(2) takes flags, of which the kernel knows O_CLOEXEC (mm/secretmem.c); the descriptor that
+        // comes back is nobody else's.
         let file = unsafe {
             let made = Errno::result(libc::syscall(libc::SYS_memfd_secret, libc::O_CLOEXEC))?;
             OwnedFd::from_raw_fd(RawFd::try_from(made).map_err(|_| Errno::EOVERFLOW)?)
@@ -103,8 +103,8 @@ impl SecretMemory {
 
     /// What lies in it.
     pub fn bytes(&self) -> &[u8] {
-        // SAFETY: the mapping has this length and lives as long as `self`; every byte of it is initialised. Another process that holds the
-        // file could write meanwhile: PID 1 hands out copies, so there is none.
+        // SAFETY: the mapping has this length and lives as long as `self`; every byte of it is initialised. Another
+        // process that holds the file could write meanwhile: PID 1 hands out copies, so there is none.
         unsafe { std::slice::from_raw_parts(self.start.as_ptr(), self.length.get()) }
     }
 
@@ -139,7 +139,8 @@ impl<const COUNT: usize> Deref for SecretKeys<COUNT> {
     type Target = [[u8; 32]; COUNT];
 
     fn deref(&self) -> &Self::Target {
-        // SAFETY: the memory has exactly this length (see `new`; more than a page was refused), and arrays of bytes need no alignment.
+        // SAFETY: the memory has exactly this length (see `new`; more than a page was refused), and arrays of bytes
+        // need no alignment.
         unsafe { self.0.start.cast().as_ref() }
     }
 }
