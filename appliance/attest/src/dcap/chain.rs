@@ -65,7 +65,7 @@ pub(super) fn certificates(pem: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut out = Vec::new();
     while !rest.is_empty() {
         let (body, after) = rest.strip_prefix(BEGIN)?.strip_prefix(line_break)?.split_once(END)?;
-        out.push(strict::unb64(&body.replace(line_break, ""))?);
+        out.push(strict::unb64(body.replace(line_break, ""))?);
         rest = after.trim_start_matches(line_break);
     }
     Some(out)
