@@ -6,7 +6,7 @@
 //! Nothing of this environment reaches `coffer`. `SNAPSHOTS=overwrite cargo test -p coffer --test transcripts` writes what
 //! is printed now.
 
-#![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
+#![allow(clippy::string_slice, clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 mod world;
 

@@ -281,7 +281,7 @@ fn check_pem(text: &str) -> Result<(), &'static str> {
             ("-----BEGIN CERTIFICATE-----", None) => body = Some(String::new()),
             ("-----END CERTIFICATE-----", Some(lines)) => {
                 // 0x30: a certificate is an ASN.1 SEQUENCE (RFC 5280, 4.1).
-                if !base64::decode(&*lines).is_some_and(|der| der.first() == Some(&0x30)) {
+                if base64::decode(&*lines).is_none_or(|der| der.first() != Some(&0x30)) {
                     return Err("a block does not decode");
                 }
                 certificates += 1;

@@ -129,10 +129,10 @@ impl Client {
             return Err(GithubError::Malformed("a page of more releases than were asked for".to_owned()));
         }
         let found = Page { etag: etag.unwrap_or_default(), more, releases };
-        if !found.etag.is_empty() {
-            if let Ok(bytes) = serde_json::to_vec(&found) {
-                self.remember(url.as_str(), &bytes);
-            }
+        if !found.etag.is_empty()
+            && let Ok(bytes) = serde_json::to_vec(&found)
+        {
+            self.remember(url.as_str(), &bytes);
         }
         Ok(found)
     }

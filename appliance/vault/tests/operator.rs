@@ -113,8 +113,8 @@ fn no_part_of_a_request_can_be_exchanged() {
             0 => request.method = other.method.clone(),
             1 => request.path = other.path.clone(),
             2 => request.body = other.body.clone(),
-            3 => request.channel_binding = other.channel_binding.clone(),
-            _ => request.signature = other.signature.clone(),
+            3 => request.channel_binding = other.channel_binding,
+            _ => request.signature = other.signature,
         }
         assert_eq!(vault.operate(FRONT, &request).status, StatusCode::UNAUTHORIZED, "part {part}");
         assert!(list(&vault).is_empty());

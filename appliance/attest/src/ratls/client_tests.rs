@@ -104,7 +104,7 @@ fn another_key_than_the_attested_one_is_refused_by_name() {
     let (shown, attested) = (identity(now() - 60), generate_key().unwrap());
     let (found, pinned) = (key_sha256(&shown.0).unwrap(), key_sha256(&attested).unwrap());
     let refused = refusal(&shown, Some(pinned));
-    assert_eq!(refused, Some(Refusal::OtherKey { found: found, pinned: pinned }));
+    assert_eq!(refused, Some(Refusal::OtherKey { found, pinned }));
     // The same where the certificate's time is over as well.
     let expired = identity(now() - MAX_LIFETIME);
     let found = key_sha256(&expired.0).unwrap();

@@ -352,7 +352,7 @@ impl Rules<'_> {
 
     /// Whether a half is for the firmware of the compared one.
     fn same_firmware(&self, half: &PlatformReference) -> bool {
-        let firmware = |half: &PlatformReference| half.firmware.as_ref().map(|file| file.sha256.clone());
+        let firmware = |half: &PlatformReference| half.firmware.as_ref().map(|file| file.sha256);
         let own = self.platform.and_then(firmware);
         own.is_some() && own == firmware(half)
     }
