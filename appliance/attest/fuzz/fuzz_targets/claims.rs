@@ -7,9 +7,10 @@ mod honest;
 use std::sync::LazyLock;
 
 use cofferdam_attest::appraise::{Outcome, Verdict, appraise};
-use cofferdam_attest::claims::{Claims, Repository, is_endpoint, parse_time};
+use cofferdam_attest::claims::{Claims, format_time, parse_time};
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::release::Tag;
+use cofferdam_protocol::{Endpoint, Repository};
 use honest::{HONEST, QUICK};
 use libfuzzer_sys::fuzz_target;
 
@@ -23,8 +24,13 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(committed, bytes == HONEST.evidence.claims);
     assert_ne!(appraisal.verdict(), Verdict::Accepted);
     if let Ok(text) = std::str::from_utf8(bytes) {
-        let _ = (parse_time(text), is_endpoint(text));
-        if let Some(repository) = Repository::parse(text) {
+        if let Some(time) = parse_time(text) {
+            assert_eq!(format_time(time).as_deref(), Some(text));
+        }
+        if let Ok(endpoint) = text.parse::<Endpoint>() {
+            assert_eq!(endpoint.to_string(), text);
+        }
+        if let Ok(repository) = text.parse::<Repository>() {
             assert_eq!(repository.to_string(), text);
         }
         if let Some(tag) = Tag::parse(text) {
@@ -32,9 +38,9 @@ fuzz_target!(|bytes: &[u8]| {
         }
     }
     if let Ok(claims) = Claims::decode(bytes) {
-        assert_eq!(Claims::decode(&claims.encode()).unwrap(), claims);
-        assert!(claims.vault_key_bytes().is_some() && claims.issued_unix().is_some());
+        assert_eq!(Claims::decode(&claims.encode().unwrap()).unwrap(), claims);
         let tag = Tag::for_claims(bytes).unwrap();
+        assert_eq!(tag.issued_at, claims.issued_at);
         assert_eq!(Tag::parse(&tag.to_string()), Some(tag));
     }
 });

@@ -16,5 +16,5 @@ fuzz_target!(|bytes: &[u8]| {
         return;
     };
     bound(&appraisal, &evidence);
-    assert_eq!(Evidence::parse(&evidence.to_json()).unwrap(), evidence);
+    assert_eq!(Evidence::parse(&evidence.to_json().unwrap()).unwrap(), evidence);
 });

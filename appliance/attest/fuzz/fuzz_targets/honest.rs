@@ -4,8 +4,6 @@
 
 use std::sync::LazyLock;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use cofferdam_attest::appraise::{Appraisal, Expectations, Roots, Verdict};
 use cofferdam_attest::claims::{parse_time, report_data};
 use cofferdam_attest::event_log::replay;
@@ -30,7 +28,8 @@ pub static HONEST: LazyLock<Honest> = LazyLock::new(|| {
     let mut document = input["document"].clone();
     let parts = input["quote"].as_array().unwrap();
     document["quote"] = parts.iter().map(|part| part.as_str().unwrap()).collect::<String>().into();
-    let mut expected = Expectations { repository: Some("acme/shop".into()), ..Expectations::default() };
+    let mut expected =
+        Expectations { repository: Some("acme/shop".parse().unwrap()), ..Expectations::default() };
     for half in input["references"].as_array().unwrap() {
         expected.reference.add(Half::parse(half.to_string().as_bytes()).unwrap()).unwrap();
     }
@@ -55,13 +54,8 @@ pub fn bound(appraisal: &Appraisal, evidence: &Evidence) {
         assert_eq!(quote.report_data, report_data(&evidence.claims));
         assert_eq!(quote.rtmr[3], replay(&evidence.event_log, 3));
         assert!(appraisal.simulated);
-        assert!(appraisal.claims.as_ref().is_some_and(|claims| claims.repository == "acme/shop"));
+        assert!(appraisal.claims.as_ref().is_some_and(|claims| claims.repository.to_string() == "acme/shop"));
     }
     // Both are printed and must hold whatever came in.
     let _ = (appraisal.headline(), serde_json::to_vec(appraisal).unwrap());
-}
-
-/// Standard base64, as all formats here have it.
-pub fn base64(bytes: &[u8]) -> String {
-    STANDARD.encode(bytes)
 }

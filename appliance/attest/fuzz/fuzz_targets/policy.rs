@@ -15,7 +15,7 @@ fuzz_target!(|bytes: &[u8]| {
     let never = attributes::DEBUG | attributes::PROFILING | attributes::MIGRATABLE | attributes::SERVTD_EXT;
     assert_eq!(policy.td_attributes_allowed & never, 0);
     assert_ne!(policy.td_attributes_required & attributes::SEPT_VE_DISABLE, 0);
-    assert_eq!(Policy::parse(&policy.to_json()).unwrap(), policy);
+    assert_eq!(Policy::parse(&policy.to_json().unwrap()).unwrap(), policy);
     let evidence = &HONEST.evidence;
     bound(&appraise(evidence, &HONEST.expected, &policy, &HONEST.roots, HONEST.at), evidence);
 });

@@ -2,14 +2,14 @@
 
 #![no_main]
 
-use cofferdam_attest::operator::Authorization;
 use cofferdam_attest::ratls;
+use cofferdam_protocol::operator::Authorization;
 use libfuzzer_sys::fuzz_target;
 
 fuzz_target!(|bytes: &[u8]| {
     let _ = (ratls::evidence_from_certificate(bytes), ratls::spki_sha256(bytes));
-    if let Some(authorization) = std::str::from_utf8(bytes).ok().and_then(Authorization::parse) {
-        let text = authorization.to_string();
-        assert_eq!(Authorization::parse(&text).map(|again| again.to_string()), Some(text));
+    let Ok(text) = std::str::from_utf8(bytes) else { return };
+    if let Ok(authorization) = text.parse::<Authorization>() {
+        assert_eq!(authorization.to_string(), text);
     }
 });

@@ -8,7 +8,7 @@ use libfuzzer_sys::fuzz_target;
 fuzz_target!(|bytes: &[u8]| {
     if let Ok(reference) = cofferdam_measure::image_reference(bytes, None) {
         let half = Half::Image(reference);
-        assert_eq!(Half::parse(&half.to_json()).ok(), Some(half));
+        assert_eq!(Half::parse(&half.to_json().unwrap()).ok(), Some(half));
     }
     if let Ok(found) = cofferdam_measure::difference::differences(bytes, bytes) {
         assert!(found.is_empty());
