@@ -9,7 +9,6 @@ use std::path::Path;
 use std::time::Instant;
 
 use cofferdam_attest::appraise::{Roots, Verdict, appraise_quote};
-use cofferdam_attest::claims::parse_time;
 use cofferdam_attest::dcap::OwnConfig;
 use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::policy::Policy;
@@ -49,7 +48,10 @@ impl Input {
             collateral,
             roots: Roots::intel().with_pem(text("/roots/0")?)?,
             root: CertificateDer::from_pem_slice(text("/roots/0")?.as_bytes())?.to_vec(),
-            at: parse_time(text("/at")?).ok_or("no time")?,
+            at: text("/at")?
+                .parse::<cofferdam_protocol::Timestamp>()
+                .map_err(|error| error.to_string())?
+                .unix(),
         })
     }
 

@@ -14,16 +14,6 @@ use sha2::{Digest as _, Sha512};
 /// Largest accepted encoding in bytes; real claims are under 1 KiB.
 pub const MAX_BYTES: usize = 16 * 1024;
 
-/// Seconds since the Unix epoch of a [`Timestamp`].
-pub fn parse_time(text: &str) -> Option<u64> {
-    text.parse().ok().map(Timestamp::unix)
-}
-
-/// The inverse of [`parse_time`]; `None` beyond the year 9999.
-pub fn format_time(unix: u64) -> Option<String> {
-    Timestamp::from_unix(unix).map(|time| time.to_string())
-}
-
 /// Domain separator of [`report_data`]; a zero byte follows it.
 const DOMAIN: &[u8] = b"cofferdam/claims/v1";
 

@@ -23,7 +23,5 @@ pub mod ratls;
 pub mod reference;
 pub mod release;
 
-pub mod strict;
-
 #[cfg(test)]
 mod fixtures;

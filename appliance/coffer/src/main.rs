@@ -15,10 +15,13 @@ mod trust;
 mod ui;
 mod verbs;
 
+use std::error::Error as _;
+use std::io::Write as _;
 use std::process::ExitCode;
 
 use clap::Parser as _;
 use clap::error::ErrorKind;
+use cofferdam_protocol::WordError;
 
 use crate::failure::{Code, Failure, Outcome};
 use crate::ui::Ui;
@@ -32,6 +35,10 @@ fn main() -> ExitCode {
         Err(error) => {
             // Help and version go to stdout with 0, everything else to stderr with 2.
             let _ = error.print();
+            if let Some(hint) = hint(&error) {
+                // As for the print itself: whoever closed the pipe does not want it.
+                let _ = writeln!(std::io::stderr(), "hint: {hint}");
+            }
             return match error.kind() {
                 ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
                 _ => ExitCode::from(Code::Usage as u8),
@@ -47,6 +54,11 @@ fn main() -> ExitCode {
             ExitCode::from(failure.code as u8)
         }
     }
+}
+
+/// What to write where a word of the command line is wrong.
+fn hint(error: &clap::Error) -> Option<&str> {
+    error.source()?.downcast_ref::<WordError>()?.hint.as_deref()
 }
 
 /// Why the run ended early.

@@ -7,7 +7,7 @@ mod world;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
-use cofferdam_attest::claims::format_time;
+use cofferdam_protocol::{Digest, Timestamp};
 use serde_json::{Value, json};
 use world::{REPOSITORY, TOKEN, Told, World, now, said, tag_at, tag_of};
 
@@ -193,7 +193,7 @@ fn junk(world: &World, told: &Told) -> Vec<(&'static str, String, Vec<u8>)> {
     let forged = forged.to_string().into_bytes();
     let foreign = Told {
         commit: world.git(&["rev-parse", "fork"]),
-        declaration: cofferdam_declaration::digest(world.declaration("mallory").as_bytes()),
+        declaration: Digest::of(world.declaration("mallory").as_bytes()).to_string(),
         issued: now(),
         ..told.clone()
     };
@@ -342,10 +342,10 @@ fn a_thousand_releases_of_claims_that_their_quote_does_not_commit_to_do_not_hide
     let claims = String::from_utf8(STANDARD.decode(evidence["claims"].as_str().unwrap()).unwrap()).unwrap();
     for n in 0..1_000_u64 {
         // Well formed, of their tag, newer, and without a change that a search for one would find.
-        let issued = format_time(now() - 500 + n / 2).unwrap();
+        let issued = Timestamp::shown(now() - 500 + n / 2);
         let key = format!("sha256:{n:064x}");
         let changed = claims
-            .replace(&format_time(told.issued).unwrap(), &issued)
+            .replace(&Timestamp::shown(told.issued), &issued)
             .replace(&told.tls_key, &key)
             .replace(&told.endpoint, "thief.example:443")
             .replace(&told.vault_key, &STANDARD.encode([(n % 255) as u8 + 1; 32]));
@@ -527,7 +527,7 @@ fn no_name_that_a_thief_can_give_to_a_ref_is_asked_for() {
     for name in ["refs/heads/HEAD", "refs/tags/HEAD", "refs/tags/main"] {
         thief.git(&["update-ref", name, &fork]);
     }
-    let declaration = cofferdam_declaration::digest(world.declaration("mallory").as_bytes());
+    let declaration = Digest::of(world.declaration("mallory").as_bytes()).to_string();
     thief.attest(&Told { commit: fork, declaration, ..told });
     thief.start();
     let (code, _, said) = thief.verify(&[]);

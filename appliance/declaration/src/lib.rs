@@ -28,7 +28,6 @@ mod yaml;
 
 pub use cofferdam_protocol::{
     Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
-    WordError as ValueError,
 };
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
 pub use model::{
@@ -74,9 +73,4 @@ impl Declaration {
             )),
         }
     }
-}
-
-/// The digest by which a declaration is measured and claimed: `sha256:<64 hex>` of its exact bytes.
-pub fn digest(bytes: &[u8]) -> String {
-    cofferdam_protocol::Digest::of(bytes).to_string()
 }

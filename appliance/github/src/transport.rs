@@ -269,11 +269,10 @@ fn goes_on(headers: &HeaderMap) -> bool {
 fn refusal(kind: Kind, status: StatusCode, headers: &HeaderMap, body: &[u8]) -> GithubError {
     let spent = headers.get("x-ratelimit-remaining").is_some_and(|value| value == "0");
     let limited = || {
-        let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap_or_default();
         let retry_after = retry_after(headers);
         GithubError::RateLimited {
             retry_after,
-            resets_at: spent.then(|| now.as_secs().saturating_add(retry_after.as_secs())),
+            resets_at: spent.then(|| unix_seconds(SystemTime::now()).saturating_add(retry_after.as_secs())),
         }
     };
     match status.as_u16() {

@@ -11,9 +11,8 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use base64::Engine as _;
-use base64::engine::general_purpose::STANDARD;
 use cofferdam_protocol::Digest;
+use cofferdam_protocol::base64;
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
@@ -176,7 +175,7 @@ impl Credentials {
     /// The header of basic authentication (RFC 7617 §2). It is marked so that it prints as "Sensitive".
     fn header(&self) -> Result<HeaderValue, RegistryError> {
         let pair = Zeroizing::new(format!("{}:{}", self.username, self.password.as_str()));
-        let text = Zeroizing::new(format!("Basic {}", STANDARD.encode(pair.as_bytes())));
+        let text = Zeroizing::new(format!("Basic {}", base64::encode(pair.as_bytes())));
         sensitive(&text)
     }
 }

@@ -7,10 +7,10 @@ mod honest;
 use std::sync::LazyLock;
 
 use cofferdam_attest::appraise::{Outcome, Verdict, appraise};
-use cofferdam_attest::claims::{Claims, format_time, parse_time};
+use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::release::Tag;
-use cofferdam_protocol::{Endpoint, Repository};
+use cofferdam_protocol::{Endpoint, Repository, Timestamp};
 use honest::{HONEST, QUICK};
 use libfuzzer_sys::fuzz_target;
 
@@ -24,8 +24,8 @@ fuzz_target!(|bytes: &[u8]| {
     assert_eq!(committed, bytes == HONEST.evidence.claims);
     assert_ne!(appraisal.verdict(), Verdict::Accepted);
     if let Ok(text) = std::str::from_utf8(bytes) {
-        if let Some(time) = parse_time(text) {
-            assert_eq!(format_time(time).as_deref(), Some(text));
+        if let Ok(time) = text.parse::<Timestamp>() {
+            assert_eq!(Timestamp::from_unix(time.unix()).map(|time| time.to_string()).as_deref(), Some(text));
         }
         if let Ok(endpoint) = text.parse::<Endpoint>() {
             assert_eq!(endpoint.to_string(), text);

@@ -5,7 +5,7 @@
 use std::sync::LazyLock;
 
 use cofferdam_attest::appraise::{Appraisal, Expectations, Roots, Verdict};
-use cofferdam_attest::claims::{parse_time, report_data};
+use cofferdam_attest::claims::report_data;
 use cofferdam_attest::event_log::replay;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::policy::Policy;
@@ -34,7 +34,7 @@ pub static HONEST: LazyLock<Honest> = LazyLock::new(|| {
         expected.reference.add(Half::parse(half.to_string().as_bytes()).unwrap()).unwrap();
     }
     Honest {
-        at: parse_time(input["at"].as_str().unwrap()).unwrap(),
+        at: input["at"].as_str().unwrap().parse::<cofferdam_protocol::Timestamp>().unwrap().unix(),
         evidence: Evidence::parse(document.to_string().as_bytes()).unwrap(),
         expected,
         // A claim that was changed is searched for by trying every validity up to the longest: a day is as good as a

@@ -1,5 +1,6 @@
 //! Certificate chains: their PEM text, the root that they end in, and who signed what.
 
+use cofferdam_protocol::base64;
 use dcap_qvl::quote::Quote;
 use sha2::{Digest as _, Sha256};
 use x509_cert::Certificate;
@@ -7,7 +8,6 @@ use x509_cert::der::{Decode as _, Encode as _};
 use x509_cert::spki::SubjectPublicKeyInfoOwned;
 
 use super::{DcapError, Roots, ecdsa};
-use crate::strict;
 
 /// The root that the chain's last certificate is, or that issued it. A chain that carries its root has to carry a true copy.
 pub(super) fn choose_root<'a>(chain: &[Vec<u8>], roots: &'a Roots) -> Result<(&'a [u8], bool), DcapError> {
@@ -65,7 +65,7 @@ pub(super) fn certificates(pem: &[u8]) -> Option<Vec<Vec<u8>>> {
     let mut out = Vec::new();
     while !rest.is_empty() {
         let (body, after) = rest.strip_prefix(BEGIN)?.strip_prefix(line_break)?.split_once(END)?;
-        out.push(strict::unb64(body.replace(line_break, ""))?);
+        out.push(base64::decode(body.replace(line_break, ""))?);
         rest = after.trim_start_matches(line_break);
     }
     Some(out)

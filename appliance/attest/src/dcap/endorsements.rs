@@ -3,6 +3,7 @@
 //! Nothing here is believed before dcap-qvl has verified the signatures; it decides whether collateral that does not fit is
 //! false (3) or only the wrong one to check this platform with at this time (6).
 
+use cofferdam_protocol::Timestamp;
 use serde::Deserialize;
 use time::OffsetDateTime;
 use time::format_description::well_known::Rfc3339;
@@ -11,7 +12,6 @@ use x509_cert::crl::CertificateList;
 use x509_cert::der::Decode as _;
 
 use super::chain::{certificates, signed_by};
-use crate::claims::format_time;
 use crate::evidence::Collateral;
 
 /// One part's validity, seconds since the Unix epoch.
@@ -97,17 +97,14 @@ impl Windows {
 
 /// Each with its time, joined; `None` when there is none.
 fn words(parts: impl Iterator<Item = (String, u64)>) -> Option<String> {
-    let parts: Vec<String> =
-        parts.map(|(text, at)| format!("{text} ({})", format_time(at).unwrap_or_default())).collect();
+    let parts: Vec<String> = parts.map(|(text, at)| format!("{text} ({})", Timestamp::shown(at))).collect();
     (!parts.is_empty()).then(|| parts.join(", "))
 }
 
 /// A certificate of the PCK chain that does not hold at `now`, in words.
 pub(super) fn chain_outside_its_time(chain: &[Vec<u8>], now: u64) -> Option<String> {
     chain.iter().filter_map(|der| certificate(der)).find_map(|(from, to)| match now {
-        now if now > to => {
-            Some(format!("a certificate of the PCK chain expired ({})", format_time(to).unwrap_or_default()))
-        }
+        now if now > to => Some(format!("a certificate of the PCK chain expired ({})", Timestamp::shown(to))),
         now if now < from => Some("a certificate of the PCK chain is not valid yet".to_owned()),
         _ => None,
     })

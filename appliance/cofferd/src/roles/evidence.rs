@@ -39,8 +39,8 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) use self::ask::{AskError, ask};
 use self::device::{Configfs, Device, DeviceError, Reports};
 use crate::paths;
-use crate::roles::appliance::{self, ApplianceError};
 use crate::roles::clock;
+use crate::roles::facts::{self, FactsError};
 use crate::roles::{FRONT, PUBLISH, Role};
 use crate::system::unix::bind;
 use crate::system::{client, tdx};
@@ -107,7 +107,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
 #[derive(Debug, thiserror::Error)]
 enum EvidenceError {
     #[error("the facts of this boot are not available")]
-    Appliance(#[from] ApplianceError),
+    Appliance(#[from] FactsError),
     #[error("no quote")]
     Device(#[from] DeviceError),
     #[error("the quote device returned something that is not a TDX quote")]
@@ -148,7 +148,7 @@ impl<R: Reports> Attester<R> {
     }
 
     fn attempt(&self, request: &EvidenceRequest, now: u64) -> Result<Vec<u8>, EvidenceError> {
-        let appliance = appliance::read(&self.appliance)?;
+        let appliance = facts::appliance(&self.appliance)?;
         let claims = Claims {
             version: 1,
             repository: appliance.repository,

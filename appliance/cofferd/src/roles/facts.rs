@@ -1,4 +1,4 @@
-//! `facts.json`: what the declaration decides for the roles, as PID 1 resolved it once.
+//! What PID 1 tells the roles: `facts.json`, what the declaration decides for them, resolved once; and `appliance.json`.
 //!
 //! PID 1 writes the file before the roles start. They read it and never the declaration: what a service is called, runs
 //! as, owns, may lease and is reached at is decided in one place. Nothing in it is secret.
@@ -7,12 +7,14 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use cofferdam_declaration::{Attestation, Github, Registry, SecretRef, Service};
+use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
+use cofferdam_protocol::json::{self, JsonError};
 use serde::{Deserialize, Serialize};
 
 use crate::system::files;
 
 /// Bound on the file in bytes: a declaration has at most 1 MiB, and JSON writes a byte of it in at most six.
-const MAX_BYTES: u64 = 8 << 20;
+const MAX_BYTES: usize = 8 << 20;
 
 /// The decisions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -85,18 +87,38 @@ pub(crate) enum FactsError {
         #[source]
         source: std::io::Error,
     },
-    /// The file is not of the shape of [`Facts`].
+    /// The file is not of its shape.
     #[error("{} is not of the expected shape", path.display())]
     Shape {
         /// The file.
         path: PathBuf,
         /// Where and how it differs.
         #[source]
-        source: serde_json::Error,
+        source: JsonError,
     },
     /// It knows no service of this name.
     #[error("there is no service {0}")]
     NoService(String),
+}
+
+/// Reads `appliance.json`, what PID 1 measured and what came of it.
+///
+/// # Errors
+///
+/// [`FactsError`].
+pub(crate) fn appliance(path: &Path) -> Result<ApplianceFacts, FactsError> {
+    read(path, appliance_facts::MAX_BYTES, ApplianceFacts::parse)
+}
+
+/// A file of PID 1's: a role that cannot read it stops, since without it it could only guess.
+fn read<T>(
+    path: &Path,
+    limit: usize,
+    parse: impl FnOnce(&[u8]) -> Result<T, JsonError>,
+) -> Result<T, FactsError> {
+    let bytes = files::read_bounded(path, limit as u64)
+        .map_err(|source| FactsError::Read { path: path.to_owned(), source })?;
+    parse(&bytes).map_err(|source| FactsError::Shape { path: path.to_owned(), source })
 }
 
 impl Facts {
@@ -106,9 +128,7 @@ impl Facts {
     ///
     /// [`FactsError`].
     pub(crate) fn read(path: &Path) -> Result<Self, FactsError> {
-        let bytes = files::read_bounded(path, MAX_BYTES)
-            .map_err(|source| FactsError::Read { path: path.to_owned(), source })?;
-        serde_json::from_slice(&bytes).map_err(|source| FactsError::Shape { path: path.to_owned(), source })
+        read(path, MAX_BYTES, |bytes| json::from_json(bytes, MAX_BYTES))
     }
 
     /// The service of this name.

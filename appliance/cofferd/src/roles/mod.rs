@@ -1,7 +1,6 @@
 //! The roles: what each may do is in one table, what each does in the module of its name. Beside them: the facts
 //! that PID 1 writes down for them, and what several of them use.
 
-pub(crate) mod appliance;
 pub(crate) mod clock;
 mod evidence;
 pub(crate) mod facts;

@@ -39,10 +39,9 @@ use self::status::StatusFile;
 use self::web::WebError;
 use crate::paths;
 use crate::roles::Role;
-use crate::roles::appliance::{self, ApplianceError};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, ask};
-use crate::roles::facts::Facts;
+use crate::roles::facts::{self, Facts, FactsError};
 use crate::system::client::vault::{self, LeaseError};
 use crate::system::files;
 
@@ -227,7 +226,7 @@ fn read_collateral(path: &Path) -> Option<Collateral> {
 #[derive(Debug, thiserror::Error)]
 enum PublishError {
     #[error("the facts of this boot are not available")]
-    Appliance(#[from] ApplianceError),
+    Appliance(#[from] FactsError),
     #[error("there is no evidence")]
     Ask(#[from] AskError),
     #[error("waiting for the GitHub token: no secret yet for {0}")]
@@ -326,7 +325,7 @@ impl Publisher {
 
     /// Makes sure that a true attestation is published; returns when to look again.
     async fn ensure(&mut self, token: &SecretRef) -> Result<u64, PublishError> {
-        let appliance = appliance::read(&self.paths.appliance)?;
+        let appliance = facts::appliance(&self.paths.appliance)?;
         if let Some(kept) = self.kept(&appliance) {
             return Ok(kept);
         }

@@ -5,7 +5,8 @@
 //! It runs as root of the service's user namespace with three capabilities (to own and replace
 //! files of the range), sees only the service's image directory (Landlock), and may open
 //! no Unix socket (seccomp), because the vault would take it for the shim. So an image that breaks the
-//! unpacking gains the files of that image, which it has anyway.
+//! unpacking gains the files of that image, which it has anyway, and the registry's password when there is one: give
+//! the appliance a user that may only read.
 
 use std::io::{self, Read, Write};
 use std::path::Path;

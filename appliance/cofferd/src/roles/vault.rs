@@ -29,9 +29,8 @@ use cofferdam_vault::{
 };
 
 use crate::paths;
-use crate::roles::appliance;
 use crate::roles::clock::unix_now;
-use crate::roles::facts::Facts;
+use crate::roles::facts::{self, Facts};
 use crate::roles::{FRONT, Role};
 use crate::system::sys::{self, SecretKeys, SecretMemory};
 use crate::system::{confine, unix};
@@ -56,7 +55,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let keys = Keys::derive_into(Box::new(memory), take_key(master)?)?;
     role.confine().context("cannot confine the role")?;
     let rules = rules(&Facts::read(Path::new(paths::FACTS))?)?;
-    let state = appliance::read(Path::new(paths::APPLIANCE))?.state;
+    let state = facts::appliance(Path::new(paths::APPLIANCE))?.state;
     let service = match open(Path::new(paths::VAULT_STORE), keys) {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());

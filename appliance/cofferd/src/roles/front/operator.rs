@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 
 use super::listen::Peer;
 use super::{reply, untrusted_file};
-use crate::roles::appliance;
+use crate::roles::facts;
 
 /// How long a body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(20);
@@ -159,7 +159,7 @@ fn authorization(request: &Request<Incoming>) -> Option<Authorization> {
 impl Records {
     /// Everything an operator wants to see at one glance, as one object.
     fn status(&self) -> Response<Body> {
-        let appliance = match appliance::read(&self.appliance) {
+        let appliance = match facts::appliance(&self.appliance) {
             Ok(appliance) => appliance,
             Err(error) => {
                 return reply::error(StatusCode::SERVICE_UNAVAILABLE, &error_chain(&error), None);
