@@ -19,6 +19,7 @@ import socket
 import ssl
 import subprocess
 import tarfile
+import threading
 import time
 import urllib.request
 
@@ -147,6 +148,7 @@ class World:
     def __init__(self, folder, target):
         self.folder, self.target = os.path.abspath(folder), target
         self.processes = []
+        self.making_operator = threading.Lock()
         os.makedirs(self.folder, exist_ok=True)
 
     def __enter__(self):
@@ -342,21 +344,22 @@ class World:
 
     def operator(self):
         """The operator's key, made once; returns the line for a declaration."""
-        if not os.path.exists(self.path("operator.key")):
-            run(
-                [
-                    "ssh-keygen",
-                    "-q",
-                    "-t",
-                    "ed25519",
-                    "-N",
-                    "",
-                    "-C",
-                    "operator@demo",
-                    "-f",
-                    self.path("operator.key"),
-                ]
-            )
+        with self.making_operator:  # machines are booted from several threads
+            if not os.path.exists(self.path("operator.key")):
+                run(
+                    [
+                        "ssh-keygen",
+                        "-q",
+                        "-t",
+                        "ed25519",
+                        "-N",
+                        "",
+                        "-C",
+                        "operator@demo",
+                        "-f",
+                        self.path("operator.key"),
+                    ]
+                )
         with open(self.path("operator.key.pub"), encoding="utf-8") as file:
             return file.read().strip()
 
