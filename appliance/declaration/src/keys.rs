@@ -4,8 +4,17 @@
 //! place. A key that is in neither list is a slip of the pen: it is refused with the nearest known one.
 
 /// Keys of the file itself.
-pub(crate) const TOP: &[&str] =
-    &["version", "repository", "endpoint", "operators", "github", "attestation", "registries", "services"];
+pub(crate) const TOP: &[&str] = &[
+    "version",
+    "repository",
+    "endpoint",
+    "operators",
+    "github",
+    "attestation",
+    "registries",
+    "networks",
+    "services",
+];
 /// Keys of one operator.
 pub(crate) const OPERATOR: &[&str] = &["name", "key"];
 /// Keys of `github`.
@@ -22,6 +31,9 @@ pub(crate) const SERVICE: &[&str] = &[
     "environment",
     "secrets",
     "ports",
+    "expose",
+    "networks",
+    "network_mode",
     "depends_on",
     "restart",
     "user",
@@ -35,6 +47,10 @@ pub(crate) const SERVICE: &[&str] = &[
 pub(crate) const SECRET_FILE: &[&str] = &["source", "target"];
 /// Keys of one port in its long form.
 pub(crate) const PORT: &[&str] = &["published", "target", "protocol"];
+/// Keys of one network.
+pub(crate) const NETWORK: &[&str] = &["driver", "internal"];
+/// Keys of a service's membership in one.
+pub(crate) const MEMBERSHIP: &[&str] = &["aliases"];
 /// Keys of one dependency in its long form.
 pub(crate) const DEPENDENCY: &[&str] = &["condition"];
 
@@ -42,16 +58,20 @@ pub(crate) const DEPENDENCY: &[&str] = &["condition"];
 pub(crate) type Unsupported = (&'static str, &'static str, &'static str);
 
 const REMOVE: &str = "remove it";
-const SERVICES_NETWORK: &str = "remove it; a service reaches the services in its `depends_on` by their names";
+const SERVICES_NETWORK: &str =
+    "remove it; a service reaches the others in its `networks` by their names and `aliases`";
+const ONE_NAME: &str =
+    "use the other service's name, or give it one: `networks: {default: {aliases: [name]}}` in that service";
 /// Completes "… is not supported" alone: there is no more to say than that it will be.
 pub(crate) const NOT_YET: &str = "yet";
 const LIMITS: &str = "limits are not supported yet";
+const ADDRESSES: &str = "the appliance gives out the addresses";
+const ONE_KIND: &str = "every network is a bridge inside the appliance";
 
 /// Compose keys of the whole file.
 pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
     ("name", "an appliance is named by its repository", "write `repository: owner/repo`"),
     ("include", "a declaration is one file, so that one digest says what runs", "write the services here"),
-    ("networks", "each service has a network of its own", SERVICES_NETWORK),
     ("volumes", NOT_YET, "for files that may be lost use `tmpfs` in the service"),
     ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
     (
@@ -105,38 +125,31 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
         "the declaration is the only measured input, so values beside it would be unmeasured",
         "write the values under `environment`, and secrets as secret://namespace/name/field",
     ),
-    ("expose", "a service's ports are open to the services that depend on it", "use `ports` to publish one"),
     (
         "extends",
         "a declaration is one file, so that one digest says what runs",
         "write the service's keys here",
     ),
     ("external_links", "there is nothing outside to link to", SERVICES_NETWORK),
-    ("extra_hosts", "a service has no way out of the appliance", SERVICES_NETWORK),
+    ("extra_hosts", "names are those of the services in its networks", ONE_NAME),
     ("gpus", "a workload never sees a device", REMOVE),
     ("group_add", NOT_YET, "give the group in `user: \"uid:gid\"`"),
     ("healthcheck", NOT_YET, "let the process exit when it is not healthy; `restart` starts it again"),
     ("hostname", "a service's host name is its name", "rename the service"),
     ("init", "the appliance reaps orphans itself", REMOVE),
-    ("interface_name", "a service has the loopback interface only", REMOVE),
+    ("interface_name", "a service's interfaces are eth0, eth1, … in the order of its networks", REMOVE),
     ("ipc", "a service never shares a namespace", REMOVE),
     ("isolation", "it is for Windows containers", REMOVE),
     ("label_file", "nothing reads labels", REMOVE),
     ("labels", "nothing reads them", "use a comment"),
-    ("links", "it is Compose's old way", "use `depends_on`, which also makes the name known"),
+    ("links", "it is Compose's old way: in a network every service is known by its name", ONE_NAME),
     ("logging", "output is redacted and kept by the appliance", "read it with `coffer logs`"),
-    ("mac_address", "a service has the loopback interface only", REMOVE),
+    ("mac_address", ADDRESSES, REMOVE),
     ("mem_limit", LIMITS, REMOVE),
     ("mem_reservation", LIMITS, REMOVE),
     ("mem_swappiness", LIMITS, REMOVE),
     ("memswap_limit", LIMITS, REMOVE),
     ("models", NOT_YET, REMOVE),
-    (
-        "network_mode",
-        "a service never shares a namespace with another or with the appliance",
-        SERVICES_NETWORK,
-    ),
-    ("networks", "each service has a network of its own", SERVICES_NETWORK),
     ("oom_kill_disable", LIMITS, REMOVE),
     ("oom_score_adj", LIMITS, REMOVE),
     ("pid", "a service never shares a namespace", REMOVE),
@@ -181,6 +194,30 @@ pub(crate) const UNSUPPORTED_PORT: &[Unsupported] = &[
     ("mode", "there is one appliance", REMOVE),
     ("name", "nothing reads it", "use a comment"),
     ("app_protocol", "a published port speaks TLS outside and HTTP inside", REMOVE),
+];
+
+/// Compose keys of one network.
+pub(crate) const UNSUPPORTED_NETWORK: &[Unsupported] = &[
+    ("attachable", ONE_KIND, REMOVE),
+    ("driver_opts", ONE_KIND, REMOVE),
+    ("enable_ipv4", "networks are IPv4", REMOVE),
+    ("enable_ipv6", "networks are IPv4", REMOVE),
+    ("external", "there is nothing outside of the declaration to join", "declare the network here"),
+    ("ipam", ADDRESSES, "use names; every service has one"),
+    ("labels", "nothing reads them", "use a comment"),
+    ("name", "a network is called what it is called here", REMOVE),
+];
+
+/// Compose keys of a service's membership in one.
+pub(crate) const UNSUPPORTED_MEMBERSHIP: &[Unsupported] = &[
+    ("driver_opts", ONE_KIND, REMOVE),
+    ("gw_priority", "no network has a way out", REMOVE),
+    ("interface_name", "a service's interfaces are eth0, eth1, … in the order of its networks", REMOVE),
+    ("ipv4_address", ADDRESSES, "use the service's name, or an alias"),
+    ("ipv6_address", "networks are IPv4", "use the service's name, or an alias"),
+    ("link_local_ips", ADDRESSES, "use the service's name, or an alias"),
+    ("mac_address", ADDRESSES, REMOVE),
+    ("priority", "networks are in the order in which they stand here", "put the first one first"),
 ];
 
 /// Compose keys of one dependency.
@@ -245,6 +282,8 @@ mod tests {
             (SERVICE, UNSUPPORTED_SERVICE),
             (SECRET_FILE, UNSUPPORTED_SECRET),
             (PORT, UNSUPPORTED_PORT),
+            (NETWORK, UNSUPPORTED_NETWORK),
+            (MEMBERSHIP, UNSUPPORTED_MEMBERSHIP),
             (DEPENDENCY, UNSUPPORTED_DEPENDENCY),
         ];
         for (known, refused) in pairs {

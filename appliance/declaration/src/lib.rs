@@ -20,6 +20,7 @@ mod fields;
 mod keys;
 mod model;
 mod read;
+mod read_network;
 mod read_service;
 mod rules;
 mod schema;
@@ -31,8 +32,8 @@ pub use cofferdam_protocol::{
 };
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
 pub use model::{
-    Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Operator, Port, Registry, Restart,
-    SecretFile, Service, Value,
+    Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Membership, Operator, Port, Registry,
+    Restart, SecretFile, Service, Value,
 };
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;

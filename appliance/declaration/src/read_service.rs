@@ -13,6 +13,7 @@ use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
 use crate::read::{bounded, collect, optional};
+use crate::read_network;
 use crate::value::parse_duration;
 use crate::yaml::{Entry, Kind, Node};
 
@@ -32,6 +33,8 @@ pub(crate) struct Read {
     pub(crate) service: Service,
     /// Of each port, in order.
     pub(crate) ports: Vec<Place>,
+    /// Of each membership, in order; of the default network's when the file does not say it, the service has none.
+    pub(crate) networks: Vec<Option<Place>>,
     /// Of each dependency, in order.
     pub(crate) depends_on: Vec<Place>,
     /// Of each reference to a secret.
@@ -50,6 +53,8 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let environment = or_empty(fields.get("environment"), |node| environment(node, &mut references, errors));
     let secrets = or_empty(fields.get("secrets"), |node| secret_files(node, &mut references, errors));
     let ports = or_empty(fields.get("ports"), |node| ports(node, errors));
+    let exposed = fields.get("expose").map_or(Some(()), |node| read_network::exposed(node, errors));
+    let networks = read_network::memberships(&fields, errors);
     let depends_on = or_empty(fields.get("depends_on"), |node| dependencies(node, errors));
     let restart = fields.get("restart").map_or(Some(Restart::Always), |node| restart(node, errors));
     let user = fields.get("user").map(|node| fields::parse(node, "`user`", errors));
@@ -62,6 +67,8 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         .get("stop_grace_period")
         .map_or(Some(DEFAULT_STOP_GRACE_PERIOD), |node| duration(node, errors));
     let (ports, port_places) = ports?.into_iter().unzip();
+    exposed?;
+    let (networks, network_places) = networks?.into_iter().unzip();
     let (depends_on, dependency_places) = depends_on?.into_iter().unzip();
     let service = Service {
         name: name.to_owned(),
@@ -71,6 +78,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         environment: environment?,
         secrets: secrets?,
         ports,
+        networks,
         depends_on,
         restart: restart?,
         user: optional(user)?,
@@ -80,7 +88,13 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         stop_signal: optional(stop_signal)?,
         stop_grace_period: stop_grace_period?,
     };
-    Some(Read { service, ports: port_places, depends_on: dependency_places, references })
+    Some(Read {
+        service,
+        ports: port_places,
+        networks: network_places,
+        depends_on: dependency_places,
+        references,
+    })
 }
 
 fn or_empty<T>(node: Option<&Node>, read: impl FnOnce(&Node) -> Option<Vec<T>>) -> Option<Vec<T>> {

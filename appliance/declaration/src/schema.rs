@@ -62,6 +62,9 @@ struct Declaration {
     /// Registries that need their own certificate authority.
     #[schemars(length(max = 32))]
     registries: Option<Vec<Registry>>,
+    /// Networks by name; `default` needs no declaration.
+    #[schemars(extend("maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"}))]
+    networks: Option<BTreeMap<String, OrNothing<Network>>>,
     /// What runs, by name.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9-]{0,30}$"}))]
     services: BTreeMap<String, Service>,
@@ -156,7 +159,15 @@ struct Service {
     /// Ports of the appliance that lead to ports of the service: TLS outside, HTTP inside.
     #[schemars(length(max = 32))]
     ports: Option<Vec<Port>>,
-    /// Services that start first and are then reachable by name.
+    /// Ports that the other members of its networks use; every port is open to them.
+    #[schemars(length(max = 64))]
+    expose: Option<Vec<ExposedPort>>,
+    /// Networks whose other members reach it and are reached, by name; the default network unless given.
+    networks: Option<Memberships>,
+    /// `none` for no network at all.
+    #[schemars(regex(pattern = "^none$"))]
+    network_mode: Option<String>,
+    /// Services that start first.
     depends_on: Option<Dependencies>,
     /// What happens when it ends; always, unless said otherwise.
     #[schemars(regex(pattern = r"^(no|always|unless-stopped|on-failure(:(0|[1-9][0-9]*))?)$"))]
@@ -282,6 +293,71 @@ enum PortNumber {
     Number(#[schemars(range(min = 1, max = 65535))] u32),
 }
 
+/// A bridge that leads nowhere but to its members.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Network {
+    #[schemars(regex(pattern = "^bridge$"))]
+    driver: Option<String>,
+    #[schemars(extend("const" = true))]
+    internal: Option<bool>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Memberships {
+    List(#[schemars(length(min = 1, max = 8))] Vec<String>),
+    Map(
+        #[schemars(extend("minProperties" = 1, "maxProperties" = 8))] BTreeMap<String, OrNothing<Membership>>,
+    ),
+}
+
+/// A service's place in a network.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Membership {
+    /// Further names of the service there.
+    #[schemars(length(max = 16))]
+    aliases: Option<Vec<Alias>>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Alias(
+    #[schemars(
+        regex(
+            pattern = r"^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*$"
+        ),
+        length(max = 253)
+    )]
+    String,
+);
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum ExposedPort {
+    Text(#[schemars(regex(pattern = "^[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?(/(tcp|udp))?$"))] String),
+    Number(#[schemars(range(min = 1, max = 65535))] u32),
+}
+
+/// What Compose's short form leaves empty: `backend:`.
+struct OrNothing<T>(std::marker::PhantomData<T>);
+
+impl<T: JsonSchema> JsonSchema for OrNothing<T> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("{}OrNothing", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "oneOf": [{ "type": "null" }, generator.subschema_for::<T>()] })
+    }
+}
+
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "described, never filled")]
@@ -344,6 +420,8 @@ mod tests {
         assert_eq!(keys_at("/$defs/Service"), sorted(keys::SERVICE));
         assert_eq!(keys_at("/$defs/SecretFile"), sorted(keys::SECRET_FILE));
         assert_eq!(keys_at("/$defs/LongPort"), sorted(keys::PORT));
+        assert_eq!(keys_at("/$defs/Network"), sorted(keys::NETWORK));
+        assert_eq!(keys_at("/$defs/Membership"), sorted(keys::MEMBERSHIP));
         assert_eq!(keys_at("/$defs/Dependency"), sorted(keys::DEPENDENCY));
     }
 }

@@ -110,3 +110,27 @@ fn a_fingerprint_is_the_one_that_ssh_keygen_prints() {
     let key: OperatorKey = KEY.parse().unwrap();
     assert_eq!(key.fingerprint().to_string(), "SHA256:FUpPB8Yt+27pXaYVpX/7AA0zsPCNk1u40XQHJy0g1Hs");
 }
+
+#[test]
+fn a_service_is_in_the_networks_that_it_names_or_else_in_the_default_one() {
+    let networks = "networks:\n  back:\n    internal: true\nservices:\n";
+    let body = format!("image: registry.example:5000/app@{DIGEST}");
+    let text = full().split("services:").next().unwrap().to_owned()
+        + networks
+        + &format!(
+            "  web: {{{body}, networks: {{back: {{aliases: [www, www]}}, default: }}, expose: [80]}}\n"
+        )
+        + &format!(
+            "  db: {{{body}, networks: [back]}}\n  plain: {{{body}}}\n  alone: {{{body}, network_mode: none}}\n"
+        );
+    let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    let of = |name: &str| {
+        let memberships = declaration.service(name).unwrap().networks.iter();
+        memberships.map(|at| (at.network.as_str(), at.aliases.join(" "))).collect::<Vec<_>>()
+    };
+    assert_eq!(of("web"), [("back", "www".to_owned()), ("default", String::new())]);
+    assert_eq!(of("db"), [("back", String::new())]);
+    assert_eq!(of("plain"), [("default", String::new())]);
+    assert_eq!(of("alone"), []);
+    assert_eq!(declaration.networks().into_iter().collect::<Vec<_>>(), ["back", "default"]);
+}
