@@ -18,8 +18,10 @@
 mod diagnostics;
 mod fields;
 mod keys;
+mod limits;
 mod model;
 mod read;
+mod read_limits;
 mod read_service;
 mod rules;
 mod schema;
@@ -30,6 +32,9 @@ pub use cofferdam_protocol::{
     Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
 };
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
+pub use limits::{
+    Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
+};
 pub use model::{
     Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Operator, Port, Registry, Restart,
     SecretFile, Service, Value,
