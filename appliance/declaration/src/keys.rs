@@ -42,7 +42,25 @@ pub(crate) const SERVICE: &[&str] = &[
     "tmpfs",
     "stop_signal",
     "stop_grace_period",
+    "deploy",
+    "mem_limit",
+    "cpus",
+    "pids_limit",
+    "shm_size",
+    "ulimits",
+    "cap_add",
+    "cap_drop",
 ];
+/// Keys of `deploy`.
+pub(crate) const DEPLOY: &[&str] = &["resources"];
+/// Keys of `deploy.resources`.
+pub(crate) const RESOURCES: &[&str] = &["limits"];
+/// Keys of `deploy.resources.limits`.
+pub(crate) const LIMITS: &[&str] = &["cpus", "memory", "pids"];
+/// Keys of `ulimits`.
+pub(crate) const ULIMITS: &[&str] = &["nofile", "nproc", "memlock", "core"];
+/// Keys of one of `ulimits` in its long form.
+pub(crate) const ULIMIT: &[&str] = &["soft", "hard"];
 /// Keys of one secret file.
 pub(crate) const SECRET_FILE: &[&str] = &["source", "target"];
 /// Keys of one port in its long form.
@@ -64,9 +82,15 @@ const ONE_NAME: &str =
     "use the other service's name, or give it one: `networks: {default: {aliases: [name]}}` in that service";
 /// Completes "… is not supported" alone: there is no more to say than that it will be.
 pub(crate) const NOT_YET: &str = "yet";
+<<<<<<< HEAD
 const LIMITS: &str = "limits are not supported yet";
 const ADDRESSES: &str = "the appliance gives out the addresses";
 const ONE_KIND: &str = "every network is a bridge inside the appliance";
+=======
+const CPUS: &str = "write `cpus`, for example \"0.5\"";
+const MEMORY: &str = "write `mem_limit`, for example 512m";
+const FOR_WINDOWS: &str = "it is for Windows containers";
+>>>>>>> main
 
 /// Compose keys of the whole file.
 pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
@@ -86,33 +110,25 @@ pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
 pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("annotations", "nothing reads them", REMOVE),
     ("attach", "every service's output goes to `coffer logs`", REMOVE),
-    ("blkio_config", LIMITS, REMOVE),
+    ("blkio_config", "a service has no disk: its files lie in memory", REMOVE),
     (
         "build",
         "nothing is built inside the appliance: an image is verified by its digest",
         "push the image and write `image: registry/name@sha256:…`",
     ),
-    (
-        "cap_add",
-        "services run without capabilities",
-        "publish a port above 1023 from the service; `ports` maps it",
-    ),
-    ("cap_drop", "every capability is dropped already", REMOVE),
     ("cgroup", "a service never leaves its own cgroup", REMOVE),
     ("cgroup_parent", "a service never leaves its own cgroup", REMOVE),
     ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
     ("container_name", "a service's name is its container's name", "rename the service"),
-    ("cpu_count", LIMITS, REMOVE),
-    ("cpu_percent", LIMITS, REMOVE),
-    ("cpu_period", LIMITS, REMOVE),
-    ("cpu_quota", LIMITS, REMOVE),
-    ("cpu_rt_period", LIMITS, REMOVE),
-    ("cpu_rt_runtime", LIMITS, REMOVE),
-    ("cpu_shares", LIMITS, REMOVE),
-    ("cpus", LIMITS, REMOVE),
-    ("cpuset", LIMITS, REMOVE),
-    ("credential_spec", "it is for Windows containers", REMOVE),
-    ("deploy", "limits and replicas are not supported yet", "for restarts use `restart`"),
+    ("cpu_count", FOR_WINDOWS, CPUS),
+    ("cpu_percent", FOR_WINDOWS, CPUS),
+    ("cpu_period", "`cpus` says the same in one number", CPUS),
+    ("cpu_quota", "`cpus` says the same in one number", CPUS),
+    ("cpu_rt_period", "a service never runs before the appliance", CPUS),
+    ("cpu_rt_runtime", "a service never runs before the appliance", CPUS),
+    ("cpu_shares", NOT_YET, CPUS),
+    ("cpuset", NOT_YET, CPUS),
+    ("credential_spec", FOR_WINDOWS, REMOVE),
     ("develop", "nothing is built inside the appliance", REMOVE),
     ("device_cgroup_rules", "a workload never sees a device, least of all the quote device", REMOVE),
     ("devices", "a workload never sees a device, least of all the quote device", REMOVE),
@@ -139,11 +155,12 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("init", "the appliance reaps orphans itself", REMOVE),
     ("interface_name", "a service's interfaces are eth0, eth1, … in the order of its networks", REMOVE),
     ("ipc", "a service never shares a namespace", REMOVE),
-    ("isolation", "it is for Windows containers", REMOVE),
+    ("isolation", FOR_WINDOWS, REMOVE),
     ("label_file", "nothing reads labels", REMOVE),
     ("labels", "nothing reads them", "use a comment"),
     ("links", "it is Compose's old way: in a network every service is known by its name", ONE_NAME),
     ("logging", "output is redacted and kept by the appliance", "read it with `coffer logs`"),
+<<<<<<< HEAD
     ("mac_address", ADDRESSES, REMOVE),
     ("mem_limit", LIMITS, REMOVE),
     ("mem_reservation", LIMITS, REMOVE),
@@ -152,8 +169,22 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("models", NOT_YET, REMOVE),
     ("oom_kill_disable", LIMITS, REMOVE),
     ("oom_score_adj", LIMITS, REMOVE),
+=======
+    ("mac_address", "a service has the loopback interface only", REMOVE),
+    ("mem_reservation", "a service's memory is its own: its limit is also what is kept for it", MEMORY),
+    ("mem_swappiness", "there is no swap", REMOVE),
+    ("memswap_limit", "there is no swap", MEMORY),
+    ("models", NOT_YET, REMOVE),
+    (
+        "network_mode",
+        "a service never shares a namespace with another or with the appliance",
+        SERVICES_NETWORK,
+    ),
+    ("networks", "each service has a network of its own", SERVICES_NETWORK),
+    ("oom_kill_disable", "a service that needs more than its memory is ended", MEMORY),
+    ("oom_score_adj", "a service that needs more than its memory is ended, and no other one", MEMORY),
+>>>>>>> main
     ("pid", "a service never shares a namespace", REMOVE),
-    ("pids_limit", LIMITS, REMOVE),
     ("platform", "the appliance is linux/amd64", REMOVE),
     ("post_start", "nothing can enter a running workload", "do it in the image's own command"),
     ("pre_stop", "nothing can enter a running workload", "handle `stop_signal` in the program"),
@@ -168,17 +199,64 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("runtime", "there is one runtime", REMOVE),
     ("scale", "one service is one container", "name a second service"),
     ("security_opt", "the profiles are part of the image and cannot be weakened", REMOVE),
-    ("shm_size", LIMITS, "for space in memory use `tmpfs`"),
     ("stdin_open", "nothing can attach to a workload", REMOVE),
-    ("storage_opt", LIMITS, REMOVE),
+    ("storage_opt", "files lie in memory, which `mem_limit` bounds", MEMORY),
     ("sysctls", "kernel parameters belong to the image", REMOVE),
     ("tty", "nothing can attach to a workload", REMOVE),
-    ("ulimits", LIMITS, REMOVE),
     ("use_api_socket", "there is no container engine inside", REMOVE),
     ("userns_mode", "every service has a user namespace of its own", REMOVE),
     ("uts", "a service never shares a namespace", REMOVE),
     ("volumes", NOT_YET, "for files that may be lost use `tmpfs`"),
     ("volumes_from", "a service never sees another's files", REMOVE),
+];
+
+/// Compose keys of `deploy`.
+pub(crate) const UNSUPPORTED_DEPLOY: &[Unsupported] = &[
+    ("endpoint_mode", "one service is one container", REMOVE),
+    ("job_mode", "one service is one container", REMOVE),
+    ("labels", "nothing reads them", "use a comment"),
+    ("mode", "one service is one container", REMOVE),
+    ("placement", "there is one appliance", REMOVE),
+    ("replicas", "one service is one container", "name a second service"),
+    (
+        "restart_policy",
+        "it is for swarms",
+        "write `restart` in the service, for example `restart: on-failure:3`",
+    ),
+    ("rollback_config", "it is for swarms", REMOVE),
+    ("update_config", "it is for swarms", REMOVE),
+];
+
+/// Compose keys of `deploy.resources`.
+pub(crate) const UNSUPPORTED_RESOURCES: &[Unsupported] = &[(
+    "reservations",
+    "a service's memory is its own: its limit is also what is kept for it",
+    "write `limits: {memory: 512m}`",
+)];
+
+/// Compose keys of `deploy.resources.limits`.
+pub(crate) const UNSUPPORTED_LIMITS: &[Unsupported] = &[
+    ("devices", "a workload never sees a device", REMOVE),
+    ("generic_resources", "a workload never sees a device", REMOVE),
+];
+
+const NO_ULIMIT: &str = "not one that a service can set";
+const BY_MEMORY: &str = "`mem_limit` bounds all that a service takes";
+
+/// What else `getrlimit(2)` knows.
+pub(crate) const UNSUPPORTED_ULIMITS: &[Unsupported] = &[
+    ("as", BY_MEMORY, MEMORY),
+    ("cpu", NO_ULIMIT, CPUS),
+    ("data", BY_MEMORY, MEMORY),
+    ("fsize", BY_MEMORY, MEMORY),
+    ("locks", NO_ULIMIT, REMOVE),
+    ("msgqueue", NO_ULIMIT, REMOVE),
+    ("nice", NO_ULIMIT, REMOVE),
+    ("rss", BY_MEMORY, MEMORY),
+    ("rtprio", NO_ULIMIT, REMOVE),
+    ("rttime", NO_ULIMIT, REMOVE),
+    ("sigpending", NO_ULIMIT, REMOVE),
+    ("stack", BY_MEMORY, MEMORY),
 ];
 
 /// Compose keys of one secret.
@@ -285,6 +363,10 @@ mod tests {
             (NETWORK, UNSUPPORTED_NETWORK),
             (MEMBERSHIP, UNSUPPORTED_MEMBERSHIP),
             (DEPENDENCY, UNSUPPORTED_DEPENDENCY),
+            (DEPLOY, UNSUPPORTED_DEPLOY),
+            (RESOURCES, UNSUPPORTED_RESOURCES),
+            (LIMITS, UNSUPPORTED_LIMITS),
+            (ULIMITS, UNSUPPORTED_ULIMITS),
         ];
         for (known, refused) in pairs {
             for (key, ..) in refused {

@@ -18,9 +18,14 @@
 mod diagnostics;
 mod fields;
 mod keys;
+mod limits;
 mod model;
 mod read;
+<<<<<<< HEAD
 mod read_network;
+=======
+mod read_limits;
+>>>>>>> main
 mod read_service;
 mod rules;
 mod schema;
@@ -31,6 +36,9 @@ pub use cofferdam_protocol::{
     Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
 };
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
+pub use limits::{
+    Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
+};
 pub use model::{
     Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Membership, Operator, Port, Registry,
     Restart, SecretFile, Service, Value,

@@ -11,6 +11,7 @@ use cofferdam_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{Capability, Limits, Ulimits};
 use crate::value::{Signal, User};
 
 /// A parsed and validated `cofferdam.yaml`.
@@ -117,6 +118,14 @@ pub struct Service {
     pub stop_signal: Option<Signal>,
     /// How long it gets between that signal and SIGKILL. At most ten minutes.
     pub stop_grace_period: Duration,
+    /// What it may use, its shim and its image included.
+    pub limits: Limits,
+    /// Bytes of `/dev/shm`; not 0.
+    pub shm_size: u64,
+    /// Resource limits of each of its processes.
+    pub ulimits: Ulimits,
+    /// What its processes may have of root's privileges over its own files, processes and network.
+    pub capabilities: BTreeSet<Capability>,
 }
 
 /// What Compose gives a service to stop in.

@@ -13,7 +13,11 @@ use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
 use crate::read::{bounded, collect, optional};
+<<<<<<< HEAD
 use crate::read_network;
+=======
+use crate::read_limits::{self, Resources};
+>>>>>>> main
 use crate::value::parse_duration;
 use crate::yaml::{Entry, Kind, Node};
 
@@ -66,10 +70,12 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let stop_grace_period = fields
         .get("stop_grace_period")
         .map_or(Some(DEFAULT_STOP_GRACE_PERIOD), |node| duration(node, errors));
+    let resources = read_limits::resources(&fields, errors);
     let (ports, port_places) = ports?.into_iter().unzip();
     exposed?;
     let (networks, network_places) = networks?.into_iter().unzip();
     let (depends_on, dependency_places) = depends_on?.into_iter().unzip();
+    let Resources { limits, shm_size, ulimits, capabilities } = resources?;
     let service = Service {
         name: name.to_owned(),
         image: image?,
@@ -87,6 +93,10 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         tmpfs: tmpfs?,
         stop_signal: optional(stop_signal)?,
         stop_grace_period: stop_grace_period?,
+        limits,
+        shm_size,
+        ulimits,
+        capabilities,
     };
     Some(Read {
         service,
