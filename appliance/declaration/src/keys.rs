@@ -82,15 +82,11 @@ const ONE_NAME: &str =
     "use the other service's name, or give it one: `networks: {default: {aliases: [name]}}` in that service";
 /// Completes "… is not supported" alone: there is no more to say than that it will be.
 pub(crate) const NOT_YET: &str = "yet";
-<<<<<<< HEAD
-const LIMITS: &str = "limits are not supported yet";
 const ADDRESSES: &str = "the appliance gives out the addresses";
 const ONE_KIND: &str = "every network is a bridge inside the appliance";
-=======
 const CPUS: &str = "write `cpus`, for example \"0.5\"";
 const MEMORY: &str = "write `mem_limit`, for example 512m";
 const FOR_WINDOWS: &str = "it is for Windows containers";
->>>>>>> main
 
 /// Compose keys of the whole file.
 pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
@@ -160,30 +156,13 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("labels", "nothing reads them", "use a comment"),
     ("links", "it is Compose's old way: in a network every service is known by its name", ONE_NAME),
     ("logging", "output is redacted and kept by the appliance", "read it with `coffer logs`"),
-<<<<<<< HEAD
     ("mac_address", ADDRESSES, REMOVE),
-    ("mem_limit", LIMITS, REMOVE),
-    ("mem_reservation", LIMITS, REMOVE),
-    ("mem_swappiness", LIMITS, REMOVE),
-    ("memswap_limit", LIMITS, REMOVE),
-    ("models", NOT_YET, REMOVE),
-    ("oom_kill_disable", LIMITS, REMOVE),
-    ("oom_score_adj", LIMITS, REMOVE),
-=======
-    ("mac_address", "a service has the loopback interface only", REMOVE),
     ("mem_reservation", "a service's memory is its own: its limit is also what is kept for it", MEMORY),
     ("mem_swappiness", "there is no swap", REMOVE),
     ("memswap_limit", "there is no swap", MEMORY),
     ("models", NOT_YET, REMOVE),
-    (
-        "network_mode",
-        "a service never shares a namespace with another or with the appliance",
-        SERVICES_NETWORK,
-    ),
-    ("networks", "each service has a network of its own", SERVICES_NETWORK),
     ("oom_kill_disable", "a service that needs more than its memory is ended", MEMORY),
     ("oom_score_adj", "a service that needs more than its memory is ended, and no other one", MEMORY),
->>>>>>> main
     ("pid", "a service never shares a namespace", REMOVE),
     ("platform", "the appliance is linux/amd64", REMOVE),
     ("post_start", "nothing can enter a running workload", "do it in the image's own command"),

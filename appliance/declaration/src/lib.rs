@@ -21,11 +21,8 @@ mod keys;
 mod limits;
 mod model;
 mod read;
-<<<<<<< HEAD
-mod read_network;
-=======
 mod read_limits;
->>>>>>> main
+mod read_network;
 mod read_service;
 mod rules;
 mod schema;

@@ -13,11 +13,8 @@ use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
 use crate::read::{bounded, collect, optional};
-<<<<<<< HEAD
-use crate::read_network;
-=======
 use crate::read_limits::{self, Resources};
->>>>>>> main
+use crate::read_network;
 use crate::value::parse_duration;
 use crate::yaml::{Entry, Kind, Node};
 
