@@ -31,6 +31,7 @@
 
 pub mod cgroup;
 pub mod delivery;
+pub mod dns;
 pub mod environment;
 pub mod files;
 pub mod guard;
@@ -43,6 +44,7 @@ pub mod output;
 pub mod pull;
 mod registry;
 pub mod relay;
+pub mod resolver;
 pub mod restart;
 mod rootfs;
 pub mod seccomp;

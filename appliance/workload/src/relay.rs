@@ -1,8 +1,7 @@
-//! Byte relays between a service's network namespace and the rest of the appliance.
+//! Byte relays from the appliance to a service: the way to its published ports.
 //!
-//! The shim is the only way into a service's network and out of it: it answers a Unix socket for each published
-//! port and connects to the service, and it listens under the addresses of the services that this one
-//! depends on and connects to their Unix sockets. It copies bytes and looks at none.
+//! The shim answers a Unix socket for each published port and connects to the service, in whose network it is. It copies
+//! bytes and looks at none. Services reach each other over their networks, without it.
 
 use std::fs;
 use std::io;
