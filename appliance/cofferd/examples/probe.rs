@@ -1,6 +1,6 @@
 //! A workload that tries what a workload must not be able to do, and says how it went.
 //!
-//! It serves HTTP on port 8080 and needs the standard library only, so it also builds by itself:
+//! It serves HTTP on port 8080 (`PORT`), and on those that `ALSO` lists, and needs the standard library only, so it also builds by itself:
 //! `rustc --edition 2024 -O --target x86_64-unknown-linux-musl appliance/cofferd/examples/probe.rs`.
 //!
 //! | request | what happens |
@@ -15,6 +15,7 @@
 //! | `/print?line=TEXT` | prints a line |
 //! | `/attack?pid=N` | from a second process of the same user, attempts against process N (default: this one) |
 //! | `/dependency?host=H&port=P` | what another service answers to `GET /` |
+//! | what `networks` lists | its networks, and attempts in them |
 //! | `/stat?count=N` | how many of N stat calls found this program, and how many microseconds they took, as JSON |
 //! | `/exit?code=N`, `/crash` | ends; the first says so before |
 //!
@@ -22,6 +23,9 @@
 
 // This program is the attacker: it makes the raw system calls that the appliance has to refuse. It may also panic.
 #![allow(unsafe_code, clippy::indexing_slicing)]
+
+#[path = "probe/networks.rs"]
+mod networks;
 
 use std::ffi::{CString, c_char, c_int, c_long, c_void};
 use std::fmt::Write as _;
@@ -42,6 +46,14 @@ fn main() -> ExitCode {
         return ExitCode::SUCCESS;
     }
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(8080_u16);
+    for also in std::env::var("ALSO").unwrap_or_default().split_whitespace() {
+        let also = also.parse().unwrap_or(port);
+        std::thread::spawn(move || listen(also));
+    }
+    listen(port)
+}
+
+fn listen(port: u16) -> ExitCode {
     match TcpListener::bind(("0.0.0.0", port)) {
         Ok(listener) => {
             println!("probe listens on port {port}");
@@ -137,7 +149,10 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
             String::new()
         }
         "/crash" => std::process::abort(),
-        _ => return ("404 Not Found", "no such probe\n".to_owned()),
+        _ => match networks::answer(path, parameter) {
+            Some(body) => body,
+            None => return ("404 Not Found", "no such probe\n".to_owned()),
+        },
     };
     ("200 OK", body)
 }

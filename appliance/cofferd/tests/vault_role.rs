@@ -111,6 +111,7 @@ fn prepare(key: &SigningKey) {
         "registries": [],
         "grants": [{"uid": 100_000, "secret": PASSWORD}],
         "services_memory": 1,
+        "networks": [],
         "services": [],
     });
     fs::write(paths::FACTS, facts.to_string()).unwrap();

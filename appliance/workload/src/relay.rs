@@ -7,15 +7,13 @@ use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
-use tokio::net::{TcpListener, TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::sync::{OwnedSemaphorePermit, Semaphore};
-
-use crate::network::Network;
 
 /// Connections of one relay at a time; the next one waits in the listener's queue. Two descriptors each.
 const MAX_CONNECTIONS: usize = 512;
@@ -26,12 +24,13 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// After an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
-/// Answers the Unix socket at `path` by connecting to `port` of the service's loopback, until the runtime ends.
+/// Answers the Unix socket at `path` by connecting to `port` of the service, until the runtime ends: on its loopback, or else at
+/// `address`, where a program listens that asked for its own host's address.
 ///
 /// # Errors
 ///
 /// The socket cannot be made.
-pub fn publish(path: &Path, port: u16, network: &Arc<Network>) -> io::Result<()> {
+pub fn publish(path: &Path, port: u16, address: Option<Ipv4Addr>) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -39,16 +38,15 @@ pub fn publish(path: &Path, port: u16, network: &Arc<Network>) -> io::Result<()>
     let listener = UnixListener::bind(path)?;
     // Whoever may reach the directory may connect: it is what the service publishes.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
-    let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let network = Arc::clone(network);
+    let targets =
+        [Some(Ipv4Addr::LOCALHOST), address].map(|address| Some(SocketAddr::from((address?, port))));
     tokio::spawn(async move {
         let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
             let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
             match listener.accept().await {
                 Ok((caller, _)) => {
-                    let network = Arc::clone(&network);
-                    tokio::spawn(serve(caller, slot, move || reach(Arc::clone(&network), target)));
+                    tokio::spawn(serve(caller, slot, move || reach(targets)));
                 }
                 Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
             }
@@ -57,40 +55,18 @@ pub fn publish(path: &Path, port: u16, network: &Arc<Network>) -> io::Result<()>
     Ok(())
 }
 
-/// Connects to an address of the service's network.
-async fn reach(network: Arc<Network>, target: SocketAddr) -> io::Result<TcpStream> {
-    network.enter()?;
-    let socket = TcpSocket::new_v4();
-    // Without a pause in between: everything else on this thread belongs to the shim's own network.
-    network.leave()?;
-    let socket = socket?;
-    socket.set_nodelay(true)?;
-    socket.connect(target).await
-}
-
-/// Listens at `address` and `port` of the shim's network and connects to the Unix socket at `path`, until
-/// the runtime ends.
-///
-/// # Errors
-///
-/// The address cannot be bound.
-pub async fn lead(address: Ipv4Addr, port: u16, path: PathBuf) -> io::Result<()> {
-    let listener = TcpListener::bind((address, port)).await?;
-    tokio::spawn(async move {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
-        loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((caller, _)) => {
-                    let _ = caller.set_nodelay(true);
-                    let path = path.clone();
-                    tokio::spawn(serve(caller, slot, move || UnixStream::connect(path.clone())));
-                }
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
-            }
+/// Connects to the first of these addresses that answers.
+async fn reach(targets: [Option<SocketAddr>; 2]) -> io::Result<TcpStream> {
+    let mut answer = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for target in targets.into_iter().flatten() {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_nodelay(true)?;
+        match socket.connect(target).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => answer = error,
         }
-    });
-    Ok(())
+    }
+    Err(answer)
 }
 
 /// Connects the caller with the other side, or hangs up on it when there is none.
@@ -116,23 +92,17 @@ where
 #[cfg(test)]
 mod tests {
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
+    use tokio::net::{TcpListener, UnixStream};
 
     use super::*;
 
-    fn here() -> Arc<Network> {
-        Arc::new(Network::here().unwrap())
-    }
-
-    #[tokio::test]
-    async fn bytes_pass_both_relays_and_ends_are_passed_on() {
+    /// A service of one answer that listens at `listens`, published by one that has `address`.
+    async fn answered(listens: &str, address: Option<Ipv4Addr>) -> Vec<u8> {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
-        let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        publish(&socket, service.local_addr().unwrap().port(), &here()).unwrap();
-        let free = TcpListener::bind("127.1.0.7:0").await.unwrap().local_addr().unwrap().port();
-        lead(Ipv4Addr::new(127, 1, 0, 7), free, socket).await.unwrap();
-
-        let mut caller = TcpStream::connect(("127.1.0.7", free)).await.unwrap();
+        let service = TcpListener::bind((listens, 0)).await.unwrap();
+        publish(&socket, service.local_addr().unwrap().port(), address).unwrap();
+        let mut caller = UnixStream::connect(&socket).await.unwrap();
         caller.write_all(b"ping").await.unwrap();
         caller.shutdown().await.unwrap();
         let (mut served, _) = service.accept().await.unwrap();
@@ -143,7 +113,16 @@ mod tests {
         drop(served);
         let mut answer = Vec::new();
         caller.read_to_end(&mut answer).await.unwrap();
-        assert_eq!(answer, b"pong");
+        answer
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_and_ends_are_passed_on_wherever_the_service_listens() {
+        let own = Ipv4Addr::new(127, 1, 0, 7);
+        assert_eq!(answered("127.0.0.1", None).await, b"pong");
+        assert_eq!(answered("127.0.0.1", Some(own)).await, b"pong");
+        assert_eq!(answered("127.1.0.7", Some(own)).await, b"pong");
+        assert_eq!(answered("0.0.0.0", Some(own)).await, b"pong");
     }
 
     #[tokio::test]
@@ -151,7 +130,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
         let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        publish(&socket, nobody, &here()).unwrap();
+        publish(&socket, nobody, None).unwrap();
         let mut caller = UnixStream::connect(&socket).await.unwrap();
         let mut answer = Vec::new();
         assert_eq!(caller.read_to_end(&mut answer).await.unwrap(), 0);

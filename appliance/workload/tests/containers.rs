@@ -128,13 +128,12 @@ fn shim(folder: &Path, run: fn(&tokio::runtime::Runtime, &Shim)) {
     let guarded = guard::guard(&directory, true).unwrap();
     assert!(guarded.contains(&"bin/busybox".into()) && !guarded.contains(&"bin/bash".into()), "{guarded:?}");
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let network = Network::create(&[]).unwrap();
-    run(&runtime, &Shim { root, network, folder: folder.to_owned() });
+    let _network = Network::create().unwrap();
+    run(&runtime, &Shim { root, folder: folder.to_owned() });
 }
 
 struct Shim {
     root: PathBuf,
-    network: Network,
     folder: PathBuf,
 }
 
@@ -200,8 +199,7 @@ impl Shim {
     }
 
     async fn run(&self, plan: &Plan) -> Result<(End, String), LaunchError> {
-        let (mut container, mut output) =
-            launch::start(INIT, plan, &self.delivery(), &self.network, None).await?;
+        let (mut container, mut output) = launch::start(INIT, plan, &self.delivery(), None).await?;
         let mut text = String::new();
         output.stdout.read_to_string(&mut text).await.unwrap();
         output.stderr.read_to_string(&mut text).await.unwrap();
@@ -273,14 +271,12 @@ async fn ends_are_told(shim: &Shim) {
     let text = shim.sh("sleep 99 & (sleep 0.1 & :); sleep 0.5; ps | busybox grep -c '\\[sleep\\]'; :").await;
     assert_eq!(text, "0\n", "orphans are taken in");
     let plan = shim.plan(&["sleep", "99"]);
-    let (mut container, _output) =
-        launch::start(INIT, &plan, &shim.delivery(), &shim.network, None).await.unwrap();
+    let (mut container, _output) = launch::start(INIT, &plan, &shim.delivery(), None).await.unwrap();
     assert!(Path::new(&format!("/proc/{}", container.pid().unwrap())).exists());
     container.signal(15);
     assert_eq!(container.ended().await.unwrap(), End::Signalled(15));
     assert_eq!(container.pid(), None);
-    let (mut container, _output) =
-        launch::start(INIT, &plan, &shim.delivery(), &shim.network, None).await.unwrap();
+    let (mut container, _output) = launch::start(INIT, &plan, &shim.delivery(), None).await.unwrap();
     container.kill();
     assert_eq!(container.ended().await.unwrap(), End::Signalled(9));
 }
@@ -316,8 +312,7 @@ async fn walls(shim: &Shim) {
 fn sleeper(runtime: &tokio::runtime::Runtime, shim: &Shim) {
     runtime.block_on(async {
         let plan = shim.plan(&["sleep", "99"]);
-        let (container, _output) =
-            launch::start(INIT, &plan, &shim.delivery(), &shim.network, None).await.unwrap();
+        let (container, _output) = launch::start(INIT, &plan, &shim.delivery(), None).await.unwrap();
         let noted = shim.folder.join("pid.new");
         fs::write(&noted, container.pid().unwrap().to_string()).unwrap();
         fs::rename(noted, shim.folder.join("pid")).unwrap();

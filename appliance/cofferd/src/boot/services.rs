@@ -7,11 +7,11 @@ use cofferdam_declaration::Declaration;
 use super::numbers::{Exhausted, Numbers};
 use crate::paths;
 use crate::roles::PUBLISH;
-use crate::roles::facts::{Facts, Grant, OperatorFacts, ServiceFacts};
+use crate::roles::facts::{Facts, Grant, OperatorFacts, Place, ServiceFacts};
 use crate::system::cgroup;
 
-/// Resolves a declaration: numbers its services and says who may lease what. `memory` is what all services may use together, in
-/// bytes.
+/// Resolves a declaration: numbers its services and networks and says who may lease what. `memory` is what all services may use
+/// together, in bytes.
 ///
 /// # Errors
 ///
@@ -23,9 +23,13 @@ pub(super) fn resolve(
 ) -> Result<Facts, Exhausted> {
     let services = declaration.services.iter().map(|service| {
         let number = numbers.of(&service.name)?;
+        let networks = service.networks.iter().map(|at| {
+            let address = number.address(numbers.of_network(&at.network)?);
+            Ok(Place { network: at.network.clone(), address })
+        });
         Ok(ServiceFacts {
             uid: number.uid(),
-            address: number.address(),
+            networks: networks.collect::<Result<_, Exhausted>>()?,
             cgroup: cgroup::of_service(&service.name),
             // Names are validated by the declaration: they cannot leave the directory.
             directory: Path::new(paths::SERVICES_DIR).join(&service.name),
@@ -54,6 +58,7 @@ pub(super) fn resolve(
         registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
         services_memory: memory,
+        networks: declaration.networks().into_iter().map(str::to_owned).collect(),
         services,
     })
 }
@@ -89,7 +94,8 @@ mod tests {
     }
 
     fn known(facts: &Facts) -> Vec<(String, u32, std::net::Ipv4Addr)> {
-        let of = |service: &ServiceFacts| (service.declared.name.clone(), service.uid, service.address);
+        let of =
+            |service: &ServiceFacts| (service.declared.name.clone(), service.uid, service.address().unwrap());
         facts.services.iter().map(of).collect()
     }
 
@@ -101,8 +107,8 @@ mod tests {
         for service in &first.services {
             let same = later.service(&service.declared.name).unwrap();
             assert_eq!(
-                (same.uid, same.address, &same.cgroup),
-                (service.uid, service.address, &service.cgroup)
+                (same.uid, &same.networks, &same.cgroup),
+                (service.uid, &service.networks, &service.cgroup)
             );
         }
         for grant in &first.grants {
@@ -124,7 +130,7 @@ mod tests {
         let facts = resolve(&services(&["web", "db"]), &mut Numbers::default(), MEMORY).unwrap();
         let expected = [("web", 100_000, 1), ("db", 165_536, 2)];
         for ((name, uid, address), (expected, base, last)) in known(&facts).iter().zip(expected) {
-            assert_eq!((name.as_str(), *uid, address.octets()), (expected, base, [169, 254, 1, last]));
+            assert_eq!((name.as_str(), *uid, address.octets()), (expected, base, [10, 1, 1, last]));
         }
         let web = facts.service("web").unwrap();
         assert_eq!(web.socket(8080), Path::new("/run/cofferdam/services/web/port-8080"));
@@ -164,6 +170,52 @@ mod tests {
             |name: &str| facts.registry(facts.service(name).unwrap()).and_then(|found| found.login.clone());
         assert_eq!(login("web").unwrap().username, "deploy");
         assert_eq!(login("db"), None);
+    }
+
+    #[test]
+    fn a_service_has_an_address_of_its_own_in_each_network_and_knows_whom_it_shares_one_with() {
+        let text = "networks: {back: {}, lone: {}}\nservices:\n  web:\n    image: r.example/a@sha256:DIGEST\n    \
+                    networks: {default: {aliases: [www]}, back: {}}\n  db:\n    image: r.example/a@sha256:DIGEST\n    \
+                    networks: {back: {aliases: [postgres, app]}}\n  cache:\n    image: r.example/a@sha256:DIGEST\n    \
+                    networks: {back: {aliases: [app]}}\n  other:\n    image: r.example/a@sha256:DIGEST\n  \
+                    alone:\n    image: r.example/a@sha256:DIGEST\n    network_mode: none\n";
+        let declared = declaration(&text.replace("DIGEST", &"0".repeat(64)));
+        let facts = resolve(&declared, &mut Numbers::default(), MEMORY).unwrap();
+        assert_eq!(facts.networks, ["back", "default"], "a network without members is none");
+        let addresses =
+            facts.services.iter().flat_map(|service| &service.networks).map(|place| place.address);
+        let addresses: Vec<_> = addresses.collect();
+        assert_eq!(addresses.iter().collect::<std::collections::BTreeSet<_>>().len(), 5);
+        let names = |of: &str| {
+            let names = facts.names(facts.service(of).unwrap());
+            let text = |name: &str| {
+                let addresses = names.addresses(name).iter().map(ToString::to_string);
+                addresses.collect::<Vec<_>>().join(" ")
+            };
+            ["web", "www", "db", "postgres", "app", "cache", "other", "alone"].map(text)
+        };
+        let (default, back) = ("10.1.1.1", "10.2.1.1");
+        assert_eq!(
+            names("web"),
+            [
+                format!("{default} {back}").as_str(),
+                default,
+                "10.2.1.2",
+                "10.2.1.2",
+                "10.2.1.2 10.2.1.3",
+                "10.2.1.3",
+                "10.1.1.4",
+                ""
+            ]
+        );
+        assert_eq!(
+            names("db"),
+            [back, "", "10.2.1.2", "10.2.1.2", "10.2.1.2 10.2.1.3", "10.2.1.3", "", ""],
+            "an alias is known where it is declared"
+        );
+        assert_eq!(names("other"), [default, default, "", "", "", "", "10.1.1.4", ""]);
+        assert_eq!(names("alone"), [""; 8]);
+        assert_eq!(facts.service("alone").unwrap().address(), None);
     }
 
     #[test]
