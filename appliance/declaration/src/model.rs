@@ -11,7 +11,7 @@ use cofferdam_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
-use crate::value::{Signal, User};
+use crate::value::{IdOrName, Signal, User};
 
 /// A parsed and validated `cofferdam.yaml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -105,6 +105,8 @@ pub struct Service {
     pub restart: Restart,
     /// `None` keeps the image's user.
     pub user: Option<User>,
+    /// Further groups, beside those that the image gives the user.
+    pub group_add: Vec<IdOrName>,
     /// Absolute; `None` keeps the image's.
     pub working_dir: Option<String>,
     /// Whether the root file system is mounted read-only.
