@@ -40,11 +40,11 @@ const MAX_DEPTH: usize = 128;
 const MAX_LINKS: u32 = 40;
 /// PATH_MAX without its zero byte.
 const MAX_PATH: usize = 4095;
-/// Entries of all layers of an image, and so of one layer, with the directories that are made on the way: nearly twice the files of
-/// a Debian on which this project is built. Each takes some 40 µs and 4 KiB of memory, so the bound is below half a minute.
+/// Entries of all layers of an image, and so of one layer, with the directories that are made on the way: nearly twice the
+/// files of a Debian on which this project is built. Each takes some 40 µs and 4 KiB of memory.
 const MAX_ENTRIES: u64 = 1 << 18;
-/// What one image may take to unpack, without the time in which it is fetched: several times what the largest one within the other
-/// bounds needs on an emulated processor.
+/// What one image may take to unpack, without the time in which it is fetched: several times what the largest one within
+/// the other bounds needs on an emulated processor.
 const MAX_TIME: Duration = Duration::from_secs(600);
 /// A directory entry, an inode and a page of small change in a tmpfs.
 const ENTRY_COST: u64 = 4096;
