@@ -615,7 +615,7 @@ mod tests {
     use super::*;
 
     /// A tar archive of entries (name, type, mode, link target, content), with names as they are given.
-    fn archive(entries: &[(&str, EntryType, u32, &str, &[u8])]) -> Vec<u8> {
+    fn archive(entries: &[Given<'_>]) -> Vec<u8> {
         let mut builder = Builder::new(Vec::new());
         for (name, kind, mode, target, content) in entries {
             let mut header = Header::new_gnu();
@@ -634,6 +634,9 @@ mod tests {
         }
         builder.into_inner().unwrap()
     }
+
+    /// What [`archive`] takes.
+    type Given<'a> = (&'a str, EntryType, u32, &'a str, &'a [u8]);
 
     const FILE: EntryType = EntryType::Regular;
     const LINK: EntryType = EntryType::Symlink;
@@ -666,7 +669,7 @@ mod tests {
             self.outer.path().join("root")
         }
 
-        fn layer(&mut self, entries: &[(&str, EntryType, u32, &str, &[u8])]) -> Result<(), UnpackError> {
+        fn layer(&mut self, entries: &[Given<'_>]) -> Result<(), UnpackError> {
             self.unpacker.layer(archive(entries).as_slice())
         }
 
@@ -767,7 +770,7 @@ mod tests {
             .windows(2)
             .map(|pair| (pair[0].as_str(), LINK, 0o777, pair[1].as_str(), &b""[..]))
             .collect();
-        let loops: [&[(&str, EntryType, u32, &str, &[u8])]; 4] = [
+        let loops: [&[Given<'_>]; 4] = [
             &[("l0", LINK, 0o777, "l0", b"")],
             &[("l0", LINK, 0o777, "l1", b""), ("l1", LINK, 0o777, "/l0", b"")],
             &[("l0", LINK, 0o777, "l0/more", b"")],
