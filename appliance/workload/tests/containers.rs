@@ -14,8 +14,10 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use cofferdam_workload::delivery::{Delivery, Plan};
+use cofferdam_workload::dns::Names;
 use cofferdam_workload::launch::{self, LaunchError};
 use cofferdam_workload::network::Network;
+use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::End;
 use cofferdam_workload::seccomp::Profile;
 use cofferdam_workload::unpack::Unpacker;
@@ -222,6 +224,8 @@ fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
         println!("ok: secrets arrive as a variable and as a file for their user only");
         ends_are_told(shim).await;
         println!("ok: exit codes, signals and what cannot be executed are told apart");
+        network(shim).await;
+        println!("ok: names are told by the resolver, whose port nobody takes, and every other port is free");
         walls(shim).await;
         println!("ok: the root is what the plan says, and the rest is not there");
     });
@@ -280,6 +284,45 @@ async fn ends_are_told(shim: &Shim) {
     let (mut container, _output) = launch::start(INIT, &plan, &shim.delivery(), None).await.unwrap();
     container.kill();
     assert_eq!(container.ended().await.unwrap(), End::Signalled(9));
+}
+
+async fn network(shim: &Shim) {
+    let resolver = Resolver::bind(resolver::ADDRESS).await.unwrap();
+    let mut names = Names::default();
+    names.add("db", "10.1.1.2".parse().unwrap());
+    resolver.serve(names);
+    let resolv_conf = shim.sh("cat /etc/resolv.conf").await;
+    assert_eq!(resolv_conf, "nameserver 127.0.0.11\noptions ndots:0\n");
+    let lookup = async |name: &str| {
+        let script = format!("busybox nslookup -type=a {name} | busybox grep -v '#53\\|:53'; :");
+        shim.sh(&script).await
+    };
+    assert!(lookup("db").await.contains("Address: 10.1.1.2"), "{}", lookup("db").await);
+    assert!(lookup("DB").await.contains("Address: 10.1.1.2"));
+    let unknown = lookup("web").await;
+    assert!(unknown.contains("NXDOMAIN") && !unknown.contains("Address"), "{unknown}");
+    // Any user listens at any port, but not at the resolver's.
+    let listen = async |address: &str| {
+        let serve = format!(
+            "(busybox httpd -f -p {address} -h /run 2>&1 & sleep 0.5; kill $! 2>/dev/null && echo listens)"
+        );
+        shim.sh(&format!("{serve}; :")).await
+    };
+    assert_eq!(listen("127.0.0.1:80").await, "listens\n");
+    for taken in ["53", "127.0.0.11:53"] {
+        let said = listen(taken).await;
+        assert!(said.contains("Address already in use"), "{taken}: {said}");
+    }
+    // And nobody brings another interface or address about.
+    for attempt in [
+        "ip link add x type dummy",
+        "ip address add 10.9.9.9/8 dev lo",
+        "ifconfig lo down",
+        "route add default lo",
+    ] {
+        let said = shim.sh(&format!("busybox {attempt} 2>&1 && echo done; :")).await;
+        assert!(said.contains("not permitted"), "{attempt}: {said}");
+    }
 }
 
 async fn walls(shim: &Shim) {
