@@ -2,6 +2,9 @@
 //!
 //! The shim answers a Unix socket for each published port and connects to the service, in whose network it is. It copies
 //! bytes and looks at none. Services reach each other over their networks, without it.
+//!
+//! All relays of a shim share a number of places ([`Connections`]). When all are taken, the connection that was silent longest,
+//! of the caller that has most, ends for the next one: no caller keeps another out.
 
 use std::fs;
 use std::io;
@@ -11,12 +14,25 @@ use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
-use tokio::io::{AsyncRead, AsyncWrite, copy_bidirectional};
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream, UnixListener};
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
+use tokio::sync::Notify;
 
-/// Connections of one relay at a time; the next one waits in the listener's queue. Two descriptors each.
-const MAX_CONNECTIONS: usize = 512;
+use crate::join::{Idle, join};
+use crate::places::{Place, Places};
+
+/// Connections of all relays of a shim at a time: as many as the front passes on to one service, and nearly as many again. Two
+/// descriptors each, and up to about 400 KiB in buffers of both sockets when one side does not read.
+const CONNECTIONS: usize = 512;
+/// Of each TCP socket, in bytes and in each direction; the kernel takes it twice. The other end is on the same machine, so
+/// more would not make it faster, and without a bound one connection that nobody reads from holds six MiB.
+const BUFFER: u32 = 64 * 1024;
+/// Silence in both directions after which a connection is forgotten. Pools keep idle connections to databases for as long as these
+/// let them (MySQL's `wait_timeout`: 8 h), and who listens for notifications is silent for hours, so nothing shorter would
+/// do; when places are needed, the rule of [`Connections`] finds the silent ones much earlier.
+///
+/// After one side's end the other has an answer to give or nothing: the front waits as long for one.
+const IDLE: Idle = Idle { open: Duration::from_secs(8 * 3600), half_closed: Duration::from_secs(300) };
 /// A program that was just executed may take a moment to listen; a caller waits that long for it.
 const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 /// How often it is tried meanwhile.
@@ -24,13 +40,50 @@ const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// After an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
 
+/// Who has connections: another role's process. Their uids are not known in this one's user namespace.
+type Caller = i32;
+
+/// The connections of all relays of a shim.
+#[derive(Debug, Clone)]
+pub struct Connections(Arc<Places<Caller>>);
+
+impl Default for Connections {
+    fn default() -> Self {
+        Self(Places::new(CONNECTIONS))
+    }
+}
+
+impl Connections {
+    /// Relays for `caller` in a task of its own, as long as there is a place for it.
+    fn serve<C, S, F>(&self, caller: Caller, stream: C, connect: impl Fn() -> F + Send + 'static)
+    where
+        C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+        S: AsyncRead + AsyncWrite + Unpin + Send,
+        F: Future<Output = io::Result<S>> + Send,
+    {
+        let ended = Arc::new(Notify::new());
+        let place = self.0.enter(caller, &ended);
+        tokio::spawn(async move {
+            tokio::select! {
+                () = ended.notified() => {}
+                () = relay(stream, &place, connect) => {}
+            }
+        });
+    }
+}
+
 /// Answers the Unix socket at `path` by connecting to `port` of the service, until the runtime ends: on its loopback, or else at
 /// `address`, where a program listens that asked for its own host's address.
 ///
 /// # Errors
 ///
 /// The socket cannot be made.
-pub fn publish(path: &Path, port: u16, address: Option<Ipv4Addr>) -> io::Result<()> {
+pub fn publish(
+    path: &Path,
+    port: u16,
+    address: Option<Ipv4Addr>,
+    connections: &Connections,
+) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -40,16 +93,18 @@ pub fn publish(path: &Path, port: u16, address: Option<Ipv4Addr>) -> io::Result<
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
     let targets =
         [Some(Ipv4Addr::LOCALHOST), address].map(|address| Some(SocketAddr::from((address?, port))));
+    let connections = connections.clone();
     tokio::spawn(async move {
-        let slots = Arc::new(Semaphore::new(MAX_CONNECTIONS));
         loop {
-            let Ok(slot) = Arc::clone(&slots).acquire_owned().await else { return };
-            match listener.accept().await {
-                Ok((caller, _)) => {
-                    tokio::spawn(serve(caller, slot, move || reach(targets)));
-                }
-                Err(_) => tokio::time::sleep(ACCEPT_PAUSE).await,
+            let Ok((stream, _)) = listener.accept().await else {
+                tokio::time::sleep(ACCEPT_PAUSE).await;
+                continue;
+            };
+            if let Some(process) = stream.peer_cred().ok().and_then(|peer| peer.pid()) {
+                connections.serve(process, stream, move || reach(targets));
             }
+            // Whoever has just lost their place lets go of it before the next one comes.
+            tokio::task::yield_now().await;
         }
     });
     Ok(())
@@ -61,6 +116,7 @@ async fn reach(targets: [Option<SocketAddr>; 2]) -> io::Result<TcpStream> {
     for target in targets.into_iter().flatten() {
         let socket = TcpSocket::new_v4()?;
         socket.set_nodelay(true)?;
+        bound(&socket)?;
         match socket.connect(target).await {
             Ok(stream) => return Ok(stream),
             Err(error) => answer = error,
@@ -69,28 +125,36 @@ async fn reach(targets: [Option<SocketAddr>; 2]) -> io::Result<TcpStream> {
     Err(answer)
 }
 
+/// Bounds what the kernel keeps for a connection.
+fn bound(socket: &TcpSocket) -> io::Result<()> {
+    socket.set_send_buffer_size(BUFFER)?;
+    socket.set_recv_buffer_size(BUFFER)
+}
+
 /// Connects the caller with the other side, or hangs up on it when there is none.
-async fn serve<C, S, F>(mut caller: C, slot: OwnedSemaphorePermit, connect: impl Fn() -> F)
-where
-    C: AsyncRead + AsyncWrite + Unpin,
+async fn relay<S, F>(
+    caller: impl AsyncRead + AsyncWrite + Unpin,
+    place: &Place<Caller>,
+    connect: impl Fn() -> F,
+) where
     S: AsyncRead + AsyncWrite + Unpin,
     F: Future<Output = io::Result<S>>,
 {
     let patience = tokio::time::Instant::now() + CONNECT_PATIENCE;
-    let mut other = loop {
+    let other = loop {
         match connect().await {
             Ok(other) => break other,
             Err(_) if tokio::time::Instant::now() < patience => tokio::time::sleep(CONNECT_PAUSE).await,
             Err(_) => return,
         }
     };
-    // Either side may end at any time; that is not an error of the relay.
-    let _ = copy_bidirectional(&mut caller, &mut other).await;
-    drop(slot);
+    join(caller, other, IDLE, || place.touch()).await;
 }
 
 #[cfg(test)]
 mod tests {
+    use std::process::{Command, Stdio};
+
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
     use tokio::net::{TcpListener, UnixStream};
 
@@ -101,7 +165,8 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
         let service = TcpListener::bind((listens, 0)).await.unwrap();
-        publish(&socket, service.local_addr().unwrap().port(), address).unwrap();
+        let port = service.local_addr().unwrap().port();
+        publish(&socket, port, address, &Connections::default()).unwrap();
         let mut caller = UnixStream::connect(&socket).await.unwrap();
         caller.write_all(b"ping").await.unwrap();
         caller.shutdown().await.unwrap();
@@ -130,9 +195,115 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
         let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        publish(&socket, nobody, None).unwrap();
+        publish(&socket, nobody, None, &Connections::default()).unwrap();
         let mut caller = UnixStream::connect(&socket).await.unwrap();
         let mut answer = Vec::new();
         assert_eq!(caller.read_to_end(&mut answer).await.unwrap(), 0);
+    }
+
+    /// A service that repeats what it hears, and the port at which it does.
+    async fn echo() -> u16 {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let port = listener.local_addr().unwrap().port();
+        tokio::spawn(async move {
+            while let Ok((mut stream, _)) = listener.accept().await {
+                tokio::spawn(async move {
+                    let (mut reader, mut writer) = stream.split();
+                    let _ = tokio::io::copy(&mut reader, &mut writer).await;
+                });
+            }
+        });
+        port
+    }
+
+    /// Whether what is said there comes back.
+    async fn answers(stream: &mut (impl AsyncRead + AsyncWrite + Unpin)) -> bool {
+        let mut heard = [0; 4];
+        let exchange = async {
+            stream.write_all(b"ping").await?;
+            stream.read_exact(&mut heard).await
+        };
+        let exchange = tokio::time::timeout(Duration::from_secs(60), exchange).await.expect("an end");
+        exchange.is_ok() && heard == *b"ping"
+    }
+
+    /// Where the other caller of the next test, which is another process, dials.
+    const DIAL: &str = "RELAY_TEST_DIAL";
+
+    #[tokio::test]
+    async fn six_hundred_idle_connections_of_one_caller_do_not_hinder_another() {
+        if let Some(path) = std::env::var_os(DIAL) {
+            // The other caller: it takes all that it can get, says so, and keeps it until it is ended.
+            let mut greedy = Vec::new();
+            for _ in 0..600 {
+                greedy.push(UnixStream::connect(&path).await.unwrap());
+            }
+            assert!(answers(greedy.last_mut().unwrap()).await, "a newcomer is let in");
+            fs::write(Path::new(&path).with_extension("taken"), "").unwrap();
+            return std::future::pending().await;
+        }
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("port-1");
+        let connections = Connections::default();
+        publish(&socket, echo().await, None, &connections).unwrap();
+        let mut own = Vec::new();
+        for _ in 0..3 {
+            own.push(UnixStream::connect(&socket).await.unwrap());
+            assert!(answers(own.last_mut().unwrap()).await);
+        }
+        let this = "relay::tests::six_hundred_idle_connections_of_one_caller_do_not_hinder_another";
+        let mut other = Command::new(std::env::current_exe().unwrap())
+            .args(["--exact", this])
+            .env(DIAL, &socket)
+            .stdout(Stdio::null())
+            .spawn()
+            .unwrap();
+        let taken = tokio::time::timeout(Duration::from_secs(60), async {
+            while !socket.with_extension("taken").exists() {
+                assert!(other.try_wait().unwrap().is_none(), "the other caller has failed");
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        taken.await.unwrap();
+        assert_eq!(connections.0.taken(), CONNECTIONS);
+        for stream in &mut own {
+            assert!(answers(stream).await, "what was there before is left alone");
+        }
+        for _ in 0..20 {
+            let mut newcomer = UnixStream::connect(&socket).await.unwrap();
+            assert!(answers(&mut newcomer).await);
+            own.push(newcomer);
+        }
+        assert_eq!(connections.0.taken(), CONNECTIONS);
+        other.kill().unwrap();
+        other.wait().unwrap();
+        let freed = tokio::time::timeout(Duration::from_secs(60), async {
+            while connections.0.taken() > own.len() {
+                tokio::time::sleep(Duration::from_millis(20)).await;
+            }
+        });
+        freed.await.unwrap();
+    }
+
+    #[tokio::test]
+    async fn what_the_kernel_keeps_for_a_connection_is_bounded() {
+        let directory = tempfile::tempdir().unwrap();
+        let socket = directory.path().join("port-1");
+        let service = TcpSocket::new_v4().unwrap();
+        bound(&service).unwrap();
+        service.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let service = service.listen(1).unwrap();
+        let port = service.local_addr().unwrap().port();
+        publish(&socket, port, None, &Connections::default()).unwrap();
+        let mut caller = UnixStream::connect(&socket).await.unwrap();
+        let (_silent, _) = service.accept().await.unwrap();
+        // The service never reads; its own buffer is as small.
+        let mut passed: usize = 0;
+        while let Ok(written) =
+            tokio::time::timeout(Duration::from_secs(1), caller.write(&[0; 16 * 1024])).await
+        {
+            passed += written.unwrap();
+            assert!(passed < 1 << 20, "more than both sockets and the relay may keep");
+        }
     }
 }

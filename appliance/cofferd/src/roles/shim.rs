@@ -300,8 +300,10 @@ impl Shim<'_> {
 
     /// The ways in to the service's published ports, made once: they outlive a restart of the workload.
     fn publish(&self) -> anyhow::Result<()> {
+        let connections = relay::Connections::default();
         for port in &self.service.ports {
-            relay::publish(&self.own.socket(port.target), port.target, self.own.address())
+            let path = self.own.socket(port.target);
+            relay::publish(&path, port.target, self.own.address(), &connections)
                 .with_context(|| format!("cannot publish port {}", port.target))?;
         }
         Ok(())
