@@ -31,6 +31,8 @@ pub struct Plan {
     pub hosts: String,
     /// Whether the root is mounted read-only.
     pub read_only: bool,
+    /// How much the workload may write into its root file system until it is started again, in bytes.
+    pub writable: u64,
     /// Where empty in-memory file systems go; absolute.
     pub tmpfs: Vec<String>,
     /// What runs; not empty.

@@ -2,8 +2,12 @@
 //!
 //! It is the shim's binary executed anew, so nothing of the shim's memory comes along. What is secret reaches it only as an
 //! unread descriptor that it passes on: the forked child reads it, writes the secret files, and
-//! becomes the workload. Before that child may go on, this process gives up every
+//! becomes the workload. Before that child executes anything, this process gives up every
 //! capability, takes the id that nobody has, and comes under the workload's own seccomp profile.
+//!
+//! The child leaves for a user namespace of its own, below the container's, in which [`OUTSIDE_ID`] does not exist. Mounts,
+//! processes and network belong to the namespaces of the container, so a capability that root of the workload has
+//! there reaches files and processes of the workload and nothing else.
 //!
 //! Why it stays: the first process of a PID namespace inherits every orphan and ignores signals that
 //! it has no handler for. Programs are rarely written for that, so the workload is the second
@@ -19,23 +23,24 @@ use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use caps::CapSet;
+use caps::{CapSet, Capability, CapsHashSet};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Gid, Pid, Uid, chdir, execve, pipe2, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Pid, Uid, chdir, execve, setgroups, setresgid, setresuid, setsid};
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::{Delivery, Plan};
 use crate::restart::End;
 use crate::rootfs::{self, SECRETS};
 use crate::seccomp::Profile;
-use crate::{GUARD_ID, sys};
+use crate::{OUTSIDE_ID, sys};
 
 /// The descriptors that the shim places: its control socket, the delivery, the plan.
 pub(crate) const CONTROL: i32 = 3;
@@ -45,6 +50,20 @@ pub(crate) const DELIVERY: i32 = 4;
 pub(crate) const PLAN: i32 = 5;
 /// Bound on one message to the shim, in bytes.
 pub(crate) const MAX_MESSAGE: usize = 4096;
+
+/// What root of a workload may do to its own files and processes: what the entry points of official images use. It is the part
+/// of Docker's default set that reaches no device, no raw packet and no other root directory.
+const CAPABILITIES: [Capability; 9] = [
+    Capability::CAP_CHOWN,
+    Capability::CAP_DAC_OVERRIDE,
+    Capability::CAP_FOWNER,
+    Capability::CAP_FSETID,
+    Capability::CAP_KILL,
+    Capability::CAP_SETGID,
+    Capability::CAP_SETUID,
+    Capability::CAP_SETPCAP,
+    Capability::CAP_NET_BIND_SERVICE,
+];
 
 /// What init tells the shim, one JSON object to a line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -116,42 +135,77 @@ fn say(control: &UnixStream, message: &Message, pidfd: Option<&OwnedFd>) -> io::
 
 fn start(control: &UnixStream, delivery: OwnedFd, plan: OwnedFd) -> Result<End, InitError> {
     step("close itself to others", prctl::set_dumpable(false))?;
+    step("be one that may be ended for its memory", may_be_ended())?;
     tie_to(control)?;
     umask(Mode::from_bits_truncate(0o022));
     let plan = step("read the plan", Plan::load(plan))?;
     // Compiled before the fork, so that both sides only have to apply it.
     let profile = Profile::workload()?;
     rootfs::enter(&plan)?;
-    let (go, wait) = step("make a pipe", pair())?;
-    let (words, report) = step("make a pipe", pair())?;
+    // Neither end survives execve.
+    let (mut ours, mut theirs) = step("make a socket", UnixStream::pair())?;
     match step("fork", sys::fork())? {
         None => {
-            drop((wait, words));
-            let Err(error) = become_workload(&plan, &profile, delivery, &mut File::from(go));
+            drop(ours);
+            let Err(error) = become_workload(&plan, &profile, delivery, &mut theirs);
             let (code, reason) = match error {
                 InitError::Workload { code, reason } => (code, reason),
                 other => (126, format!("{:#}", anyhow::Error::new(other))),
             };
-            let mut report = File::from(report);
-            let _ = report.write_all(&code.to_le_bytes()).and_then(|()| report.write_all(reason.as_bytes()));
+            let said = [&[FAILED], code.to_le_bytes().as_slice(), reason.as_bytes()].concat();
+            let _ = theirs.write_all(&said);
             sys::leave(code)
         }
         Some(pid) => {
             // From here on the child alone holds what is secret.
-            drop((delivery, report, go));
+            drop((delivery, theirs));
+            heard(&mut ours)?;
+            step("map the ids of the workload", map_ids(pid))?;
             shed(&profile, control)?;
             let pidfd = step("hold the workload", sys::pidfd(pid))?;
-            step("let the workload go", File::from(wait).write_all(b"g"))?;
-            executed(words)?;
+            step("let the workload go", ours.write_all(&[GO]))?;
+            heard(&mut ours)?;
             step("tell the shim", say(control, &Message::Started, Some(&pidfd)))?;
             reap(pid)
         }
     }
 }
 
-/// Both ends of a pipe, reading end first; neither survives execve.
-fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+/// What init and the forked child say to each other: the child waits in its user namespace for its ids; go on; it failed, with
+/// its exit code (i32, little-endian) and the reason.
+const UNMAPPED: u8 = b'u';
+/// See [`UNMAPPED`].
+const GO: u8 = b'g';
+/// See [`UNMAPPED`].
+const FAILED: u8 = b'f';
+
+/// Hears from the child: that it waits, or, when its end is closed by execve, nothing.
+fn heard(channel: &mut UnixStream) -> Result<(), InitError> {
+    let mut first = [0];
+    if step("hear from the workload", channel.read(&mut first))? == 0 || first == [UNMAPPED] {
+        return Ok(());
+    }
+    let mut said = Vec::new();
+    step("hear from the workload", channel.take(MAX_MESSAGE as u64 / 2).read_to_end(&mut said))?;
+    let (code, reason) = said.split_first_chunk().unwrap_or((&[126, 0, 0, 0], b"the workload was lost"));
+    Err(InitError::Workload {
+        code: i32::from_le_bytes(*code),
+        reason: String::from_utf8_lossy(reason).into_owned(),
+    })
+}
+
+/// Gives the workload's user namespace every id of the container but [`OUTSIDE_ID`].
+fn map_ids(pid: Pid) -> io::Result<()> {
+    let map = format!("0 0 {OUTSIDE_ID}\n");
+    fs::write(format!("/proc/{pid}/uid_map"), &map)?;
+    fs::write(format!("/proc/{pid}/gid_map"), &map)
+}
+
+/// Undoes what protects the shim when memory runs out. A process without CAP_SYS_RESOURCE cannot take it back, because the shim's own
+/// lower bound is 0 (`oom_score_adj_min` in the kernel's fs/proc/base.c).
+pub fn may_be_ended() -> io::Result<()> {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    if fs::read_to_string(SCORE)?.starts_with('-') { fs::write(SCORE, "0") } else { Ok(()) }
 }
 
 /// Ends this process when its parent does. Asked for before looking whether the parent is still there, or
@@ -167,19 +221,6 @@ fn tie_to(control: &UnixStream) -> Result<(), InitError> {
     Ok(())
 }
 
-/// Waits for the child's execve, which closes its end of the pipe.
-fn executed(words: OwnedFd) -> Result<(), InitError> {
-    let mut said = Vec::new();
-    step("hear from the workload", File::from(words).take(MAX_MESSAGE as u64 / 2).read_to_end(&mut said))?;
-    match said.split_first_chunk() {
-        None => Ok(()),
-        Some((code, reason)) => Err(InitError::Workload {
-            code: i32::from_le_bytes(*code),
-            reason: String::from_utf8_lossy(reason).into_owned(),
-        }),
-    }
-}
-
 /// Gives up everything: what stays is a process that can wait and answer.
 fn shed(profile: &Profile, control: &UnixStream) -> Result<(), InitError> {
     // The pipes belong to the workload: their end is its end.
@@ -187,7 +228,7 @@ fn shed(profile: &Profile, control: &UnixStream) -> Result<(), InitError> {
     for target in 0..=2 {
         step("let go of the output", sys::place(null.as_fd(), target))?;
     }
-    identity(GUARD_ID, GUARD_ID)?;
+    identity(OUTSIDE_ID, OUTSIDE_ID, &[])?;
     // Changing the id undid both of these.
     step("close itself to others", prctl::set_dumpable(false))?;
     tie_to(control)?;
@@ -209,18 +250,23 @@ fn reap(workload: Pid) -> Result<End, InitError> {
     }
 }
 
-/// Becomes `uid` and `gid` without supplementary groups and without any capability, now and after any execve.
-fn identity(uid: u32, gid: u32) -> Result<(), InitError> {
-    for capability in caps::runtime::thread_all_supported() {
-        caps::drop(None, CapSet::Bounding, capability).map_err(InitError::Capabilities)?;
+/// Becomes `uid` and `gid` without supplementary groups. Root keeps these capabilities, everybody else none, now and after any execve.
+fn identity(uid: u32, gid: u32, kept: &[Capability]) -> Result<(), InitError> {
+    let kept: CapsHashSet = kept.iter().copied().collect();
+    for capability in caps::runtime::thread_all_supported().difference(&kept) {
+        caps::drop(None, CapSet::Bounding, *capability).map_err(InitError::Capabilities)?;
     }
     step("drop groups", setgroups(&[]))?;
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     step("change the group", setresgid(gid, gid, gid))?;
     step("change the user", setresuid(uid, uid, uid))?;
-    // For root, whose capabilities the change leaves.
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+    for set in [CapSet::Ambient, CapSet::Inheritable] {
         caps::clear(None, set).map_err(InitError::Capabilities)?;
+    }
+    // The change of the id leaves root all that it had.
+    let kept = if uid.is_root() { kept } else { CapsHashSet::new() };
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &kept).map_err(InitError::Capabilities)?;
     }
     Ok(())
 }
@@ -230,9 +276,8 @@ fn become_workload(
     plan: &Plan,
     profile: &Profile,
     delivery: OwnedFd,
-    go: &mut File,
+    channel: &mut UnixStream,
 ) -> Result<std::convert::Infallible, InitError> {
-    step("wait for init", go.read_exact(&mut [0]))?;
     step("start a session", setsid())?;
     let delivery = step("read the delivery", Delivery::load(delivery))?;
     for (name, content) in &delivery.files {
@@ -246,7 +291,9 @@ fn become_workload(
     step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
     sys::default_signals();
     step("keep descriptors to itself", sys::close_on_exec_from(3))?;
-    identity(plan.uid, plan.gid)?;
+    step("leave for a user namespace", unshare(CloneFlags::CLONE_NEWUSER))?;
+    step("wait for init", channel.write_all(&[UNMAPPED]).and_then(|()| channel.read_exact(&mut [0])))?;
+    identity(plan.uid, plan.gid, &CAPABILITIES)?;
     chdir(plan.working_dir.as_str()).map_err(|errno| InitError::Workload {
         code: 126,
         reason: format!("cannot enter the working directory {:?}: {}", plan.working_dir, errno.desc()),
@@ -269,9 +316,11 @@ fn become_workload(
     })
 }
 
+/// For the workload's user alone; for every user of the container when it starts as root, which often becomes another user only later.
 fn secret_file(name: &str, content: &[u8], plan: &Plan) -> io::Result<()> {
     let path = Path::new(SECRETS).join(name);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path)?;
+    let mode = if plan.uid == 0 { 0o444 } else { 0o400 };
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
     file.write_all(content)?;
     chown(&path, Some(plan.uid), Some(plan.gid))
 }
