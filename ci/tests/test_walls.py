@@ -25,7 +25,16 @@ IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulato
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
 # Kinds from uid 0, chosen by name or all; from uid 1000 these.
 CHOSEN = os.environ.get("COFFERDAM_KINDS")
-AS_USER = ["memory", "processes", "descriptors", "netlink", "ofd-locks", "signals", "ptys", "dev-shm"]
+AS_USER = [
+    "memory",
+    "processes",
+    "descriptors",
+    "netlink",
+    "ofd-locks",
+    "signals",
+    "ptys",
+    "dev-shm",
+]
 # Seconds that a kind may go on without meeting a bound.
 SECONDS = 8
 # For an answer while the emulated processors are taken: far more than it takes, and far less than a
@@ -54,6 +63,8 @@ PORTS = {"root": 443, "user": 8445, "neighbour": 8444}
 
 class Walls(unittest.TestCase):
     """Checks that share one boot; they run in the order of their names."""
+
+    maxDiff = None
 
     @classmethod
     def setUpClass(cls):
@@ -87,7 +98,12 @@ class Walls(unittest.TestCase):
         world.wait_console("appliance", appliance, "launched", 240)
         known = [*world.trust_options(IMAGE), *world.github_options()]
         cls.options = ["--endpoint", f"127.0.0.1:{outer['root']}", *known]
-        wait_for("the first status", 90, lambda: world.coffer("status", REPOSITORY, *cls.options)[0] == 0, 1)
+        wait_for(
+            "the first status",
+            90,
+            lambda: world.coffer("status", REPOSITORY, *cls.options)[0] == 0,
+            1,
+        )
         for name in PORTS:
             cls.put(f"demo/{name}/value", f"the secret of {name}, which is long enough")
         cls.listen = {}
@@ -111,9 +127,7 @@ class Walls(unittest.TestCase):
 
     @classmethod
     def status(cls):
-        return json.loads(
-            cls.world.coffer_ok("status", REPOSITORY, *cls.options, "--json")
-        )
+        return json.loads(cls.world.coffer_ok("status", REPOSITORY, *cls.options, "--json"))
 
     @classmethod
     def all_run(cls):
@@ -184,20 +198,20 @@ class Walls(unittest.TestCase):
         return came
 
     def test_10_root_reaches_nothing(self):
-        for attacker, victim in (("root", "its sibling"), ("user", "its sibling"), ("neighbour", "")):
-            attempts = json.loads(self.ask(attacker, "/attack", timeout=120))
-            self.assertGreater(len(attempts), 120)
-            through = [attempt for attempt in attempts if not attempt["refused"]]
-            print(f"\n{attacker} {victim}: {len(attempts)} attempts", file=sys.stderr)
-            self.assertEqual(through, [], attacker)
+        for attacker in PORTS:
+            with self.subTest(attacker=attacker):
+                attempts = json.loads(self.ask(attacker, "/attack", timeout=120))
+                self.assertGreater(len(attempts), 120)
+                through = [attempt for attempt in attempts if not attempt["refused"]]
+                print(f"\n{attacker}: {len(attempts)} attempts", file=sys.stderr)
+                self.assertEqual({row["name"]: row["answer"] for row in through}, {}, attacker)
 
     def test_11_root_has_its_nine_capabilities_and_user_none(self):
         rights = json.loads(self.ask("root", "/whoami"))
         nine = "00000000000005fb"
-        self.assertEqual(
-            [rights[name] for name in ("CapPrm", "CapEff", "CapBnd", "CapInh", "CapAmb", "NoNewPrivs")],
-            [nine, nine, nine, "0" * 16, "0" * 16, "1"],
-        )
+        wanted = {"CapPrm": nine, "CapEff": nine, "CapBnd": nine, "NoNewPrivs": "1"}
+        self.assertLessEqual(wanted.items(), rights.items())
+        self.assertEqual([rights[name] for name in ("CapInh", "CapAmb")], ["0" * 16, "0" * 16])
         rights = json.loads(self.ask("user", "/whoami"))
         self.assertEqual([rights[name] for name in ("CapPrm", "CapEff")], ["0" * 16, "0" * 16])
 

@@ -24,6 +24,10 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
+};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
@@ -65,6 +69,9 @@ const CAPABILITIES: [Capability; 9] = [
     Capability::CAP_NET_BIND_SERVICE,
 ];
 
+/// The Landlock interface that the image's kernel certainly has (Linux 6.12: signals and abstract sockets are scoped).
+const LANDLOCK: ABI = ABI::V6;
+
 /// What init tells the shim, one JSON object to a line.
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
@@ -91,6 +98,8 @@ enum InitError {
     Rootfs(#[from] rootfs::RootfsError),
     #[error(transparent)]
     Seccomp(#[from] crate::seccomp::SeccompError),
+    #[error("cannot set up Landlock")]
+    Landlock(#[from] landlock::RulesetError),
     #[error("cannot drop capabilities")]
     Capabilities(#[source] caps::errors::CapsError),
     #[error("{reason}")]
@@ -299,6 +308,7 @@ fn become_workload(
         reason: format!("cannot enter the working directory {:?}: {}", plan.working_dir, errno.desc()),
     })?;
     step("set no_new_privs", prctl::set_no_new_privs())?;
+    stay_below(Path::new("/"))?;
     profile.apply()?;
     let mut answer = Errno::ENOENT;
     for candidate in candidates {
@@ -314,6 +324,24 @@ fn become_workload(
         code,
         reason: format!("cannot execute {:?}: {}", crate::image::short(program), answer.desc()),
     })
+}
+
+/// A second wall beside the namespaces (Landlock): whoever finds a way out of the root directory still opens nothing there, and
+/// whoever finds a device node somewhere cannot steer it.
+fn stay_below(root: &Path) -> Result<(), InitError> {
+    let all = AccessFs::from_all(LANDLOCK);
+    let below = all & !(AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::IoctlDev);
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(all)?
+        .scope(Scope::from_all(LANDLOCK))?
+        .create()?;
+    for (path, access) in [(root, below), (Path::new("/dev"), below | AccessFs::IoctlDev)] {
+        let directory = step("open the root", PathFd::new(path).map_err(io::Error::other))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(directory, access))?;
+    }
+    ruleset.restrict_self()?;
+    Ok(())
 }
 
 /// For the workload's user alone; for every user of the container when it starts as root, which often becomes another user only later.
@@ -356,4 +384,44 @@ fn candidates(plan: &Plan, delivery: &Delivery) -> Vec<String> {
         .filter(|directory| !directory.is_empty())
         .map(|directory| format!("{directory}/{program}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A way out of the root directory, as a thread that never was in one.
+    #[test]
+    fn what_is_not_below_the_root_stays_closed_to_whoever_sees_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (inside, outside) = (root.path().join("inside"), tempfile::NamedTempFile::new().unwrap());
+        fs::write(&inside, "x").unwrap();
+        // Landlock and no_new_privs are a thread's own.
+        let thread = std::thread::spawn(move || {
+            prctl::set_no_new_privs().unwrap();
+            stay_below(root.path()).unwrap();
+            assert_eq!(fs::read(&inside).unwrap(), b"x");
+            fs::write(root.path().join("another"), "y").unwrap();
+            fs::read("/dev/null").unwrap();
+            let refused = |outcome: io::Result<Vec<u8>>| outcome.unwrap_err().raw_os_error();
+            assert_eq!(refused(fs::read(outside.path())), Some(Errno::EACCES as i32));
+            assert_eq!(refused(fs::read("/proc/self/environ")), Some(Errno::EACCES as i32));
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn the_child_is_heard_to_wait_to_go_on_and_to_fail() {
+        let said = |bytes: &[u8]| {
+            let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(bytes).unwrap();
+            drop(theirs);
+            heard(&mut ours)
+        };
+        assert!(said(b"").is_ok() && said(b"u").is_ok());
+        let Err(InitError::Workload { code, reason }) = said(b"f\x7f\0\0\0not there") else { panic!() };
+        assert_eq!((code, reason.as_str()), (127, "not there"));
+        let Err(InitError::Workload { code: 126, reason }) = said(b"f") else { panic!() };
+        assert_eq!(reason, "the workload was lost");
+    }
 }

@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_protocol::{Digest, ImageReference};
 
+use crate::files;
 use crate::image::{self, Blob, Compression, ImageError, Manifest, RunConfig};
 use crate::registry::{Patience, Registry, RegistryError};
 use crate::unpack::{UnpackError, Unpacker};
-use crate::files;
 
 pub use crate::registry::{Access, Credentials};
 

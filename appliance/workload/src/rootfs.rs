@@ -165,8 +165,7 @@ fn fresh_root(plan: &Plan) -> Result<PathBuf, RootfsError> {
     let image = step("open the image", File::open(&plan.rootfs))?;
     let top = step("look at the image", image.metadata())?;
     let options = format!("mode=0700,size={}", plan.writable);
-    let made =
-        mount(Some("writable"), &plan.rootfs, Some("tmpfs"), NO_PRIVILEGES, Some(options.as_str()));
+    let made = mount(Some("writable"), &plan.rootfs, Some("tmpfs"), NO_PRIVILEGES, Some(options.as_str()));
     step("make the writable layer", made)?;
     let [upper, work, root] = ["upper", "work", "root"].map(|name| plan.rootfs.join(name));
     for directory in [&upper, &work, &root] {
@@ -226,15 +225,16 @@ fn terminals_and_memory() -> Result<(), RootfsError> {
 fn process_files() -> Result<(), RootfsError> {
     own_directory("/proc")?;
     mounted("/proc", "proc", DATA_ONLY, "")?;
+    // First, because this covers what lies below.
+    for path in READ_ONLY.into_iter().filter(|path| Path::new(path).exists()) {
+        step(format!("bind {path}"), mount(Some(path), path, NONE, MsFlags::MS_BIND, NONE))?;
+        read_only(path, DATA_ONLY)?;
+    }
     for path in MASKED_FILES.into_iter().filter(|path| Path::new(path).exists()) {
         step(format!("mask {path}"), mount(Some("/dev/null"), path, NONE, MsFlags::MS_BIND, NONE))?;
     }
     for path in MASKED_DIRECTORIES.into_iter().filter(|path| Path::new(path).is_dir()) {
         mounted(path, "tmpfs", DATA_ONLY | MsFlags::MS_RDONLY, "mode=555,size=0,nr_inodes=1")?;
-    }
-    for path in READ_ONLY.into_iter().filter(|path| Path::new(path).exists()) {
-        step(format!("bind {path}"), mount(Some(path), path, NONE, MsFlags::MS_BIND, NONE))?;
-        read_only(path, DATA_ONLY)?;
     }
     Ok(())
 }

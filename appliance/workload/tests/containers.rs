@@ -14,12 +14,12 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use cofferdam_workload::delivery::{Delivery, Plan};
+use cofferdam_workload::init;
 use cofferdam_workload::launch::{self, LaunchError};
 use cofferdam_workload::network::Network;
 use cofferdam_workload::restart::End;
 use cofferdam_workload::seccomp::Profile;
 use cofferdam_workload::unpack::Unpacker;
-use cofferdam_workload::init;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -237,16 +237,22 @@ async fn root_is_root_of_its_own_files(shim: &Shim) {
     assert_eq!(text, "1000 1001 700\n1000\n1001\n0\n");
     let (_, text) = shim.run(&root("cat /proc/self/status")).await.unwrap();
     let nine = "00000000000005fb";
-    for line in
-        [format!("CapPrm:\t{nine}"), format!("CapEff:\t{nine}"), format!("CapBnd:\t{nine}"), "NoNewPrivs:\t1".into()]
-    {
+    for line in [
+        format!("CapPrm:\t{nine}"),
+        format!("CapEff:\t{nine}"),
+        format!("CapBnd:\t{nine}"),
+        "NoNewPrivs:\t1".into(),
+    ] {
         assert!(text.contains(&line), "{line}: {text}");
     }
     let refused = "for call in 'mount -t tmpfs none /tmp' 'chroot / /bin/sh' 'hostname x' 'mknod /tmp/null c 1 3' \
                    'umount /proc' 'chown 65535 /tmp' 'kill -9 1'; do busybox $call 2>/dev/null && echo $call; done; :";
     assert_eq!(shim.run(&root(refused)).await.unwrap().1, "");
     let (_, text) = shim.run(&shim.plan(&["cat", "/proc/self/status"])).await.unwrap();
-    assert!(text.contains("CapPrm:\t0000000000000000") && text.contains("CapEff:\t0000000000000000"), "{text}");
+    assert!(
+        text.contains("CapPrm:\t0000000000000000") && text.contains("CapEff:\t0000000000000000"),
+        "{text}"
+    );
     // Whom root becomes later reads the secrets, too.
     let later = "busybox su app -c 'cat /run/secrets/token'";
     assert_eq!(shim.run(&root(later)).await.unwrap().1, SECRET);
@@ -264,9 +270,10 @@ async fn each_start_finds_the_image_as_it_is(shim: &Shim) {
     assert!(first.ends_with("changed\n"), "{first}");
     assert_eq!(shim.run(&plan).await.unwrap().1, first, "nothing of the first run is left");
     // What is written is bounded.
-    plan.arguments = ["sh", "-c", "busybox dd if=/dev/zero of=/big bs=1M count=99 2>&1 | busybox grep -c 'No space'"]
-        .map(str::to_owned)
-        .to_vec();
+    plan.arguments =
+        ["sh", "-c", "busybox dd if=/dev/zero of=/big bs=1M count=99 2>&1 | busybox grep -c 'No space'"]
+            .map(str::to_owned)
+            .to_vec();
     assert_eq!(shim.run(&plan).await.unwrap().1, "1\n");
 }
 

@@ -64,7 +64,9 @@ pub(crate) fn run(kind: &str) {
         "root" => file("/x"),
         "processes" => fill(4 * ENOUGH, || sleeper(&[])),
         "threads" => fill(ENOUGH, || {
-            std::thread::Builder::new().stack_size(16 << 10).spawn(|| std::thread::sleep(Duration::from_secs(900)))
+            std::thread::Builder::new()
+                .stack_size(16 << 10)
+                .spawn(|| std::thread::sleep(Duration::from_secs(900)))
         }),
         "descriptors" | "pipes" | "socket-pairs" | "netlink" | "epoll" | "tcp" | "udp" => in_processes(kind),
         "one-descriptors" => fill(ENOUGH, || File::open("/dev/null")),
@@ -87,7 +89,13 @@ pub(crate) fn run(kind: &str) {
         "posix-queues" => posix_queues(),
         "files" => files(),
         "output" => output(),
-        "processor" => fill(64, || Ok(std::thread::spawn(|| loop { std::hint::spin_loop() }))),
+        "processor" => fill(64, || {
+            Ok(std::thread::spawn(|| {
+                loop {
+                    std::hint::spin_loop()
+                }
+            }))
+        }),
         _ => (0, "no such kind".to_owned()),
     };
     println!("{count} {why}");
@@ -124,7 +132,12 @@ fn descriptor(call: c_long, words: &[c_long]) -> io::Result<OwnedFd> {
 }
 
 fn sleeper(arguments: &[&str]) -> io::Result<Child> {
-    Command::new("/proc/self/exe").arg("exhaust").args(arguments).stdin(Stdio::null()).stdout(Stdio::null()).spawn()
+    Command::new("/proc/self/exe")
+        .arg("exhaust")
+        .args(arguments)
+        .stdin(Stdio::null())
+        .stdout(Stdio::null())
+        .spawn()
 }
 
 /// Many processes that do the same, and time for them to do it.
@@ -182,10 +195,8 @@ fn netlink() -> io::Result<OwnedFd> {
     // A header alone, of a type that there is not, that wants an acknowledgement.
     let message: [u32; 4] = [16, 0x0005_0010 | 0x0fff, 1, 0];
     for _ in 0..200_000 {
-        let sent = number(
-            44,
-            &[c_long::from(socket.as_raw_fd()), message.as_ptr() as c_long, 16, 0x40, 0, 0],
-        );
+        let sent =
+            number(44, &[c_long::from(socket.as_raw_fd()), message.as_ptr() as c_long, 16, 0x40, 0, 0]);
         if sent.is_err() {
             break;
         }
@@ -197,8 +208,7 @@ fn epoll() -> io::Result<OwnedFd> {
     let events = descriptor(291, &[0])?;
     let watched = descriptor(290, &[0, 0])?;
     let mut event = [1_u32, 0, 0];
-    let words =
-        [events.as_raw_fd().into(), 1, watched.as_raw_fd().into(), event.as_mut_ptr() as c_long];
+    let words = [events.as_raw_fd().into(), 1, watched.as_raw_fd().into(), event.as_mut_ptr() as c_long];
     number(233, &words)?;
     std::mem::forget(watched);
     Ok(events)
@@ -253,7 +263,8 @@ fn send_descriptor(socket: &UnixStream, sent: c_int) -> io::Result<c_long> {
 /// A lock on every second byte of files.
 fn locks(command: c_long) -> Held {
     fill(200, || {
-        let file = OpenOptions::new().read(true).write(true).create(true).truncate(true).open("/dev/shm/locked")?;
+        let file =
+            OpenOptions::new().read(true).write(true).create(true).truncate(true).open("/dev/shm/locked")?;
         for index in 0..20_000_i64 {
             // struct flock: type and whence, start, length, pid.
             let lock: [i64; 4] = [1, index * 2, 1, 0];
@@ -335,4 +346,3 @@ fn output() -> Held {
     }
     (count, "time".to_owned())
 }
-

@@ -29,8 +29,8 @@ use std::ffi::{CString, c_char, c_int, c_long, c_void};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
-use std::path::Path;
 use std::os::unix::process::CommandExt;
+use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::sync::Mutex;
 use std::time::{Duration, Instant};
@@ -127,7 +127,11 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
         }
         "/attack" => {
             let pid = parameter("pid").unwrap_or_else(|| std::process::id().to_string());
-            let child = Command::new("/proc/self/exe").args(["attack", &pid]).env_clear().output();
+            let child = Command::new("/proc/self/exe")
+                .args(["attack", &pid])
+                .env_clear()
+                .stderr(Stdio::inherit())
+                .output();
             match child {
                 Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
                 Err(error) => format!("{{\"error\":{}}}\n", quoted(&error.to_string())),
@@ -335,9 +339,12 @@ fn attack(pid: c_long) -> String {
     attempt("mem of a forked child", with_child(|child| readable(&format!("/proc/{child}/mem"))));
     attempt("environ of a copied program", with_copy(|child| readable(&format!("/proc/{child}/environ"))));
     attempt("mem of a copied program", with_copy(|child| readable(&format!("/proc/{child}/mem"))));
-    attempt("environ of a program in memory", with_memory(|child| readable(&format!("/proc/{child}/environ"))));
+    attempt(
+        "environ of a program in memory",
+        with_memory(|child| readable(&format!("/proc/{child}/environ"))),
+    );
     attempt("maps of a program in memory", with_memory(|child| readable(&format!("/proc/{child}/maps"))));
-    attempt("fds of a program in memory", with_memory(|child| readable(&format!("/proc/{child}/fd/."))));
+    attempt("a file of a program in memory", with_memory(|child| readable(&format!("/proc/{child}/fd/0"))));
     attempt("ptrace attach", call(&[101, 16, pid, 0, 0]));
     attempt("ptrace seize", call(&[101, 0x4206, pid, 0, 0]));
     attempt("process_vm_readv", vm(310, pid));
@@ -402,7 +409,7 @@ fn sockets_and_paths(attempt: &mut impl FnMut(&str, Outcome)) {
         "new quote request",
         std::fs::create_dir("/sys/kernel/config/tsm/report/x").map_err(|error| text(&error)),
     );
-    for path in ["/proc/self/fd/1", "/proc/self/fd/2", "/dev/stdout", "/dev/stderr"] {
+    for path in ["/proc/self/fd/2", "/dev/stderr"] {
         attempt(&format!("read what is printed by {path}"), opens(path, true));
         attempt(&format!("open {path} to readers"), chmod(Path::new(path)));
     }
@@ -422,7 +429,10 @@ fn sockets_and_paths(attempt: &mut impl FnMut(&str, Outcome)) {
         attempt(&format!("write {path}"), writable(path));
     }
     attempt("be kept when memory runs out", lower_oom_score());
-    attempt("own a file by the outer id", std::os::unix::fs::chown("/", Some(65_535), None).map_err(|error| text(&error)));
+    attempt(
+        "own a file by the outer id",
+        std::os::unix::fs::chown("/", Some(65_535), None).map_err(|error| text(&error)),
+    );
     attempt("connect out of the appliance", outside());
     for (name, family) in
         [("ALG", 38), ("PACKET", 17), ("VSOCK", 40), ("KEY", 15), ("RXRPC", 33), ("TIPC", 30), ("CAN", 29)]
@@ -466,10 +476,13 @@ fn calls(attempt: &mut impl FnMut(&str, Outcome)) {
     attempt("TIOCSTI", call(&[16, 0, 0x5412, 0]));
     attempt("mknod a device", mknod());
     attempt("become the outer id", with_child_status(|| call(&[117, 65_535, 65_535, 65_535])));
-    attempt("join the outer group", with_child_status(|| {
-        let groups = [65_535_u32];
-        call(&[116, 1, groups.as_ptr() as c_long])
-    }));
+    attempt(
+        "join the outer group",
+        with_child_status(|| {
+            let groups = [65_535_u32];
+            call(&[116, 1, groups.as_ptr() as c_long])
+        }),
+    );
     attempt("end the first process", call(&[62, 1, 9]));
     attempt("raise capabilities", raise_capabilities());
     attempt("io_setup", call(&[206, 1, 0]));
@@ -639,7 +652,12 @@ fn with_memory(attempt: impl Fn(c_long) -> Outcome) -> Outcome {
 }
 
 fn victim(program: &str, attempt: impl Fn(c_long) -> Outcome) -> Outcome {
-    let child = Command::new(program).arg("exhaust").env("KEY", "value").stdout(Stdio::null()).spawn();
+    let child = Command::new(program)
+        .arg("exhaust")
+        .env("KEY", "value")
+        .stdin(std::fs::File::open("/proc/self/exe").map_err(|error| text(&error))?)
+        .stdout(Stdio::null())
+        .spawn();
     let mut child = child.map_err(|error| text(&error))?;
     std::thread::sleep(Duration::from_millis(100));
     let outcome = attempt(child.id().into());
@@ -652,7 +670,10 @@ fn victim(program: &str, attempt: impl Fn(c_long) -> Outcome) -> Outcome {
 fn with_child_status(attempt: impl Fn() -> Outcome) -> Outcome {
     let status = died(|| {
         if let Err(error) = attempt() {
-            let code = [("EPERM", 1), ("EINVAL", 22)].iter().find(|(name, _)| *name == error).map_or(99, |(_, code)| *code);
+            let code = [("EPERM", 1), ("EINVAL", 22)]
+                .iter()
+                .find(|(name, _)| *name == error)
+                .map_or(99, |(_, code)| *code);
             // SAFETY: exit_group(2) with a number.
             unsafe { syscall(231, code as c_long) };
         }
