@@ -174,7 +174,7 @@ class Walls(unittest.TestCase):
             answer = json.loads(
                 self.ask(name, f"/exhaust?kind={kind}&seconds={SECONDS}", SECONDS + PATIENCE)
             )
-            came = f"{answer['count']}, then {answer['stopped']}"
+            came = answer.get("error") or f"{answer['count']}, then {answer['stopped']}"
         except (OSError, http.client.HTTPException, ValueError):
             # Its connection ended with it.
             came = "was ended"

@@ -336,7 +336,10 @@ fn stay_below(root: &Path) -> Result<(), InitError> {
         .handle_access(all)?
         .scope(Scope::from_all(LANDLOCK))?
         .create()?;
-    for (path, access) in [(root, below), (Path::new("/dev"), below | AccessFs::IoctlDev)] {
+    // Queues are opened by a mount of the kernel's own, which only this file system's root stands for.
+    let rules =
+        [(root, below), (Path::new("/dev"), below | AccessFs::IoctlDev), (Path::new("/dev/mqueue"), below)];
+    for (path, access) in rules.into_iter().filter(|(path, _)| path.exists()) {
         let directory = step("open the root", PathFd::new(path).map_err(io::Error::other))?;
         ruleset = ruleset.add_rule(PathBeneath::new(directory, access))?;
     }
