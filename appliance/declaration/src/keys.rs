@@ -4,8 +4,17 @@
 //! place. A key that is in neither list is a slip of the pen: it is refused with the nearest known one.
 
 /// Keys of the file itself.
-pub(crate) const TOP: &[&str] =
-    &["version", "repository", "endpoint", "operators", "github", "attestation", "registries", "services"];
+pub(crate) const TOP: &[&str] = &[
+    "version",
+    "repository",
+    "endpoint",
+    "operators",
+    "github",
+    "attestation",
+    "registries",
+    "networks",
+    "services",
+];
 /// Keys of one operator.
 pub(crate) const OPERATOR: &[&str] = &["name", "key"];
 /// Keys of `github`.
@@ -22,6 +31,9 @@ pub(crate) const SERVICE: &[&str] = &[
     "environment",
     "secrets",
     "ports",
+    "expose",
+    "networks",
+    "network_mode",
     "depends_on",
     "restart",
     "user",
@@ -30,11 +42,33 @@ pub(crate) const SERVICE: &[&str] = &[
     "tmpfs",
     "stop_signal",
     "stop_grace_period",
+    "deploy",
+    "mem_limit",
+    "cpus",
+    "pids_limit",
+    "shm_size",
+    "ulimits",
+    "cap_add",
+    "cap_drop",
 ];
+/// Keys of `deploy`.
+pub(crate) const DEPLOY: &[&str] = &["resources"];
+/// Keys of `deploy.resources`.
+pub(crate) const RESOURCES: &[&str] = &["limits"];
+/// Keys of `deploy.resources.limits`.
+pub(crate) const LIMITS: &[&str] = &["cpus", "memory", "pids"];
+/// Keys of `ulimits`.
+pub(crate) const ULIMITS: &[&str] = &["nofile", "nproc", "memlock", "core"];
+/// Keys of one of `ulimits` in its long form.
+pub(crate) const ULIMIT: &[&str] = &["soft", "hard"];
 /// Keys of one secret file.
 pub(crate) const SECRET_FILE: &[&str] = &["source", "target"];
 /// Keys of one port in its long form.
 pub(crate) const PORT: &[&str] = &["published", "target", "protocol"];
+/// Keys of one network.
+pub(crate) const NETWORK: &[&str] = &["driver", "internal"];
+/// Keys of a service's membership in one.
+pub(crate) const MEMBERSHIP: &[&str] = &["aliases"];
 /// Keys of one dependency in its long form.
 pub(crate) const DEPENDENCY: &[&str] = &["condition"];
 
@@ -42,16 +76,22 @@ pub(crate) const DEPENDENCY: &[&str] = &["condition"];
 pub(crate) type Unsupported = (&'static str, &'static str, &'static str);
 
 const REMOVE: &str = "remove it";
-const SERVICES_NETWORK: &str = "remove it; a service reaches the services in its `depends_on` by their names";
+const SERVICES_NETWORK: &str =
+    "remove it; a service reaches the others in its `networks` by their names and `aliases`";
+const ONE_NAME: &str =
+    "use the other service's name, or give it one: `networks: {default: {aliases: [name]}}` in that service";
 /// Completes "… is not supported" alone: there is no more to say than that it will be.
 pub(crate) const NOT_YET: &str = "yet";
-const LIMITS: &str = "limits are not supported yet";
+const ADDRESSES: &str = "the appliance gives out the addresses";
+const ONE_KIND: &str = "every network is a bridge inside the appliance";
+const CPUS: &str = "write `cpus`, for example \"0.5\"";
+const MEMORY: &str = "write `mem_limit`, for example 512m";
+const FOR_WINDOWS: &str = "it is for Windows containers";
 
 /// Compose keys of the whole file.
 pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
     ("name", "an appliance is named by its repository", "write `repository: owner/repo`"),
     ("include", "a declaration is one file, so that one digest says what runs", "write the services here"),
-    ("networks", "each service has a network of its own", SERVICES_NETWORK),
     ("volumes", NOT_YET, "for files that may be lost use `tmpfs` in the service"),
     ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
     (
@@ -66,33 +106,25 @@ pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
 pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("annotations", "nothing reads them", REMOVE),
     ("attach", "every service's output goes to `coffer logs`", REMOVE),
-    ("blkio_config", LIMITS, REMOVE),
+    ("blkio_config", "a service has no disk: its files lie in memory", REMOVE),
     (
         "build",
         "nothing is built inside the appliance: an image is verified by its digest",
         "push the image and write `image: registry/name@sha256:…`",
     ),
-    (
-        "cap_add",
-        "services run without capabilities",
-        "publish a port above 1023 from the service; `ports` maps it",
-    ),
-    ("cap_drop", "every capability is dropped already", REMOVE),
     ("cgroup", "a service never leaves its own cgroup", REMOVE),
     ("cgroup_parent", "a service never leaves its own cgroup", REMOVE),
     ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
     ("container_name", "a service's name is its container's name", "rename the service"),
-    ("cpu_count", LIMITS, REMOVE),
-    ("cpu_percent", LIMITS, REMOVE),
-    ("cpu_period", LIMITS, REMOVE),
-    ("cpu_quota", LIMITS, REMOVE),
-    ("cpu_rt_period", LIMITS, REMOVE),
-    ("cpu_rt_runtime", LIMITS, REMOVE),
-    ("cpu_shares", LIMITS, REMOVE),
-    ("cpus", LIMITS, REMOVE),
-    ("cpuset", LIMITS, REMOVE),
-    ("credential_spec", "it is for Windows containers", REMOVE),
-    ("deploy", "limits and replicas are not supported yet", "for restarts use `restart`"),
+    ("cpu_count", FOR_WINDOWS, CPUS),
+    ("cpu_percent", FOR_WINDOWS, CPUS),
+    ("cpu_period", "`cpus` says the same in one number", CPUS),
+    ("cpu_quota", "`cpus` says the same in one number", CPUS),
+    ("cpu_rt_period", "a service never runs before the appliance", CPUS),
+    ("cpu_rt_runtime", "a service never runs before the appliance", CPUS),
+    ("cpu_shares", NOT_YET, CPUS),
+    ("cpuset", NOT_YET, CPUS),
+    ("credential_spec", FOR_WINDOWS, REMOVE),
     ("develop", "nothing is built inside the appliance", REMOVE),
     ("device_cgroup_rules", "a workload never sees a device, least of all the quote device", REMOVE),
     ("devices", "a workload never sees a device, least of all the quote device", REMOVE),
@@ -105,42 +137,33 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
         "the declaration is the only measured input, so values beside it would be unmeasured",
         "write the values under `environment`, and secrets as secret://namespace/name/field",
     ),
-    ("expose", "a service's ports are open to the services that depend on it", "use `ports` to publish one"),
     (
         "extends",
         "a declaration is one file, so that one digest says what runs",
         "write the service's keys here",
     ),
     ("external_links", "there is nothing outside to link to", SERVICES_NETWORK),
-    ("extra_hosts", "a service has no way out of the appliance", SERVICES_NETWORK),
+    ("extra_hosts", "names are those of the services in its networks", ONE_NAME),
     ("gpus", "a workload never sees a device", REMOVE),
     ("group_add", NOT_YET, "give the group in `user: \"uid:gid\"`"),
     ("healthcheck", NOT_YET, "let the process exit when it is not healthy; `restart` starts it again"),
     ("hostname", "a service's host name is its name", "rename the service"),
     ("init", "the appliance reaps orphans itself", REMOVE),
-    ("interface_name", "a service has the loopback interface only", REMOVE),
+    ("interface_name", "a service's interfaces are eth0, eth1, … in the order of its networks", REMOVE),
     ("ipc", "a service never shares a namespace", REMOVE),
-    ("isolation", "it is for Windows containers", REMOVE),
+    ("isolation", FOR_WINDOWS, REMOVE),
     ("label_file", "nothing reads labels", REMOVE),
     ("labels", "nothing reads them", "use a comment"),
-    ("links", "it is Compose's old way", "use `depends_on`, which also makes the name known"),
+    ("links", "it is Compose's old way: in a network every service is known by its name", ONE_NAME),
     ("logging", "output is redacted and kept by the appliance", "read it with `coffer logs`"),
-    ("mac_address", "a service has the loopback interface only", REMOVE),
-    ("mem_limit", LIMITS, REMOVE),
-    ("mem_reservation", LIMITS, REMOVE),
-    ("mem_swappiness", LIMITS, REMOVE),
-    ("memswap_limit", LIMITS, REMOVE),
+    ("mac_address", ADDRESSES, REMOVE),
+    ("mem_reservation", "a service's memory is its own: its limit is also what is kept for it", MEMORY),
+    ("mem_swappiness", "there is no swap", REMOVE),
+    ("memswap_limit", "there is no swap", MEMORY),
     ("models", NOT_YET, REMOVE),
-    (
-        "network_mode",
-        "a service never shares a namespace with another or with the appliance",
-        SERVICES_NETWORK,
-    ),
-    ("networks", "each service has a network of its own", SERVICES_NETWORK),
-    ("oom_kill_disable", LIMITS, REMOVE),
-    ("oom_score_adj", LIMITS, REMOVE),
+    ("oom_kill_disable", "a service that needs more than its memory is ended", MEMORY),
+    ("oom_score_adj", "a service that needs more than its memory is ended, and no other one", MEMORY),
     ("pid", "a service never shares a namespace", REMOVE),
-    ("pids_limit", LIMITS, REMOVE),
     ("platform", "the appliance is linux/amd64", REMOVE),
     ("post_start", "nothing can enter a running workload", "do it in the image's own command"),
     ("pre_stop", "nothing can enter a running workload", "handle `stop_signal` in the program"),
@@ -155,17 +178,64 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("runtime", "there is one runtime", REMOVE),
     ("scale", "one service is one container", "name a second service"),
     ("security_opt", "the profiles are part of the image and cannot be weakened", REMOVE),
-    ("shm_size", LIMITS, "for space in memory use `tmpfs`"),
     ("stdin_open", "nothing can attach to a workload", REMOVE),
-    ("storage_opt", LIMITS, REMOVE),
+    ("storage_opt", "files lie in memory, which `mem_limit` bounds", MEMORY),
     ("sysctls", "kernel parameters belong to the image", REMOVE),
     ("tty", "nothing can attach to a workload", REMOVE),
-    ("ulimits", LIMITS, REMOVE),
     ("use_api_socket", "there is no container engine inside", REMOVE),
     ("userns_mode", "every service has a user namespace of its own", REMOVE),
     ("uts", "a service never shares a namespace", REMOVE),
     ("volumes", NOT_YET, "for files that may be lost use `tmpfs`"),
     ("volumes_from", "a service never sees another's files", REMOVE),
+];
+
+/// Compose keys of `deploy`.
+pub(crate) const UNSUPPORTED_DEPLOY: &[Unsupported] = &[
+    ("endpoint_mode", "one service is one container", REMOVE),
+    ("job_mode", "one service is one container", REMOVE),
+    ("labels", "nothing reads them", "use a comment"),
+    ("mode", "one service is one container", REMOVE),
+    ("placement", "there is one appliance", REMOVE),
+    ("replicas", "one service is one container", "name a second service"),
+    (
+        "restart_policy",
+        "it is for swarms",
+        "write `restart` in the service, for example `restart: on-failure:3`",
+    ),
+    ("rollback_config", "it is for swarms", REMOVE),
+    ("update_config", "it is for swarms", REMOVE),
+];
+
+/// Compose keys of `deploy.resources`.
+pub(crate) const UNSUPPORTED_RESOURCES: &[Unsupported] = &[(
+    "reservations",
+    "a service's memory is its own: its limit is also what is kept for it",
+    "write `limits: {memory: 512m}`",
+)];
+
+/// Compose keys of `deploy.resources.limits`.
+pub(crate) const UNSUPPORTED_LIMITS: &[Unsupported] = &[
+    ("devices", "a workload never sees a device", REMOVE),
+    ("generic_resources", "a workload never sees a device", REMOVE),
+];
+
+const NO_ULIMIT: &str = "not one that a service can set";
+const BY_MEMORY: &str = "`mem_limit` bounds all that a service takes";
+
+/// What else `getrlimit(2)` knows.
+pub(crate) const UNSUPPORTED_ULIMITS: &[Unsupported] = &[
+    ("as", BY_MEMORY, MEMORY),
+    ("cpu", NO_ULIMIT, CPUS),
+    ("data", BY_MEMORY, MEMORY),
+    ("fsize", BY_MEMORY, MEMORY),
+    ("locks", NO_ULIMIT, REMOVE),
+    ("msgqueue", NO_ULIMIT, REMOVE),
+    ("nice", NO_ULIMIT, REMOVE),
+    ("rss", BY_MEMORY, MEMORY),
+    ("rtprio", NO_ULIMIT, REMOVE),
+    ("rttime", NO_ULIMIT, REMOVE),
+    ("sigpending", NO_ULIMIT, REMOVE),
+    ("stack", BY_MEMORY, MEMORY),
 ];
 
 /// Compose keys of one secret.
@@ -181,6 +251,30 @@ pub(crate) const UNSUPPORTED_PORT: &[Unsupported] = &[
     ("mode", "there is one appliance", REMOVE),
     ("name", "nothing reads it", "use a comment"),
     ("app_protocol", "a published port speaks TLS outside and HTTP inside", REMOVE),
+];
+
+/// Compose keys of one network.
+pub(crate) const UNSUPPORTED_NETWORK: &[Unsupported] = &[
+    ("attachable", ONE_KIND, REMOVE),
+    ("driver_opts", ONE_KIND, REMOVE),
+    ("enable_ipv4", "networks are IPv4", REMOVE),
+    ("enable_ipv6", "networks are IPv4", REMOVE),
+    ("external", "there is nothing outside of the declaration to join", "declare the network here"),
+    ("ipam", ADDRESSES, "use names; every service has one"),
+    ("labels", "nothing reads them", "use a comment"),
+    ("name", "a network is called what it is called here", REMOVE),
+];
+
+/// Compose keys of a service's membership in one.
+pub(crate) const UNSUPPORTED_MEMBERSHIP: &[Unsupported] = &[
+    ("driver_opts", ONE_KIND, REMOVE),
+    ("gw_priority", "no network has a way out", REMOVE),
+    ("interface_name", "a service's interfaces are eth0, eth1, … in the order of its networks", REMOVE),
+    ("ipv4_address", ADDRESSES, "use the service's name, or an alias"),
+    ("ipv6_address", "networks are IPv4", "use the service's name, or an alias"),
+    ("link_local_ips", ADDRESSES, "use the service's name, or an alias"),
+    ("mac_address", ADDRESSES, REMOVE),
+    ("priority", "networks are in the order in which they stand here", "put the first one first"),
 ];
 
 /// Compose keys of one dependency.
@@ -245,7 +339,13 @@ mod tests {
             (SERVICE, UNSUPPORTED_SERVICE),
             (SECRET_FILE, UNSUPPORTED_SECRET),
             (PORT, UNSUPPORTED_PORT),
+            (NETWORK, UNSUPPORTED_NETWORK),
+            (MEMBERSHIP, UNSUPPORTED_MEMBERSHIP),
             (DEPENDENCY, UNSUPPORTED_DEPENDENCY),
+            (DEPLOY, UNSUPPORTED_DEPLOY),
+            (RESOURCES, UNSUPPORTED_RESOURCES),
+            (LIMITS, UNSUPPORTED_LIMITS),
+            (ULIMITS, UNSUPPORTED_ULIMITS),
         ];
         for (known, refused) in pairs {
             for (key, ..) in refused {

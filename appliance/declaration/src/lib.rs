@@ -18,8 +18,11 @@
 mod diagnostics;
 mod fields;
 mod keys;
+mod limits;
 mod model;
 mod read;
+mod read_limits;
+mod read_network;
 mod read_service;
 mod rules;
 mod schema;
@@ -30,9 +33,12 @@ pub use cofferdam_protocol::{
     Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
 };
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
+pub use limits::{
+    Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
+};
 pub use model::{
-    Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Operator, Port, Registry, Restart,
-    SecretFile, Service, Value,
+    Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Membership, Operator, Port, Registry,
+    Restart, SecretFile, Service, Value,
 };
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;

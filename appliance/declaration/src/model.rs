@@ -11,6 +11,7 @@ use cofferdam_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::limits::{Capability, Limits, Ulimits};
 use crate::value::{Signal, User};
 
 /// A parsed and validated `cofferdam.yaml`.
@@ -84,7 +85,7 @@ pub struct Login {
 /// One workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
-    /// `[a-z0-9][a-z0-9-]{0,30}`: also its host name for the services that depend on it.
+    /// `[a-z0-9][a-z0-9-]{0,30}`: also its host name, by which the others in its networks know it.
     pub name: String,
     /// What runs.
     pub image: ImageReference,
@@ -99,6 +100,8 @@ pub struct Service {
     pub secrets: Vec<SecretFile>,
     /// Published ports, unique over all services.
     pub ports: Vec<Port>,
+    /// The networks that it is a member of, without repeats: its first interface is in the first. Empty when it has none.
+    pub networks: Vec<Membership>,
     /// Names of the services that start first, in the order of the file, without repeats.
     pub depends_on: Vec<String>,
     /// What happens when it ends.
@@ -115,6 +118,14 @@ pub struct Service {
     pub stop_signal: Option<Signal>,
     /// How long it gets between that signal and SIGKILL. At most ten minutes.
     pub stop_grace_period: Duration,
+    /// What it may use, its shim and its image included.
+    pub limits: Limits,
+    /// Bytes of `/dev/shm`; not 0.
+    pub shm_size: u64,
+    /// Resource limits of each of its processes.
+    pub ulimits: Ulimits,
+    /// What its processes may have of root's privileges over its own files, processes and network.
+    pub capabilities: BTreeSet<Capability>,
 }
 
 /// What Compose gives a service to stop in.
@@ -146,6 +157,15 @@ pub struct Port {
     pub published: u16,
     /// In the service's network namespace, plain HTTP.
     pub target: u16,
+}
+
+/// A service's place in a network, whose members reach each other at every port.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Membership {
+    /// The network's name: declared, or `default`.
+    pub network: String,
+    /// Names by which the other members know it beside its own; no other member is called so. Host names in lower case.
+    pub aliases: Vec<String>,
 }
 
 /// What happens when a service's process ends.
@@ -202,6 +222,12 @@ impl Declaration {
             order.push(next);
         }
         order
+    }
+
+    /// The networks that have members, each once, in order.
+    pub fn networks(&self) -> BTreeSet<&str> {
+        let memberships = self.services.iter().flat_map(|service| &service.networks);
+        memberships.map(|membership| membership.network.as_str()).collect()
     }
 
     /// Which service and which of its ports answers at each published port.

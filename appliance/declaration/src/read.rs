@@ -11,6 +11,7 @@ use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{Attestation, Declaration, Github, Login, Operator, Registry};
+use crate::read_network;
 use crate::read_service;
 use crate::rules;
 use crate::yaml::{Kind, Node};
@@ -42,6 +43,8 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let github = github(top.get("github"), errors);
     let attestation = attestation(top.get("attestation"), errors);
     let registries = top.get("registries").map_or(Some(Vec::new()), |node| registries(node, errors));
+    let networks =
+        top.get("networks").map_or(Some(BTreeSet::new()), |node| read_network::declared(node, errors));
     let services = top
         .require("services", "name at least one: `services: {web: {image: …}}`", errors)
         .and_then(|node| services(node, errors));
@@ -51,6 +54,10 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         let own = rules::Own { github, github_node: top.get("github"), registries };
         rules::check(services, operators, &own, errors);
     }
+    if let (Some(services), Some(networks)) = (&services, &networks) {
+        rules::networks(services, networks, errors);
+    }
+    networks?;
     let declaration = Declaration {
         repository: repository?,
         endpoint: endpoint?,

@@ -13,6 +13,8 @@ use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
 use crate::read::{bounded, collect, optional};
+use crate::read_limits::{self, Resources};
+use crate::read_network;
 use crate::value::parse_duration;
 use crate::yaml::{Entry, Kind, Node};
 
@@ -32,6 +34,8 @@ pub(crate) struct Read {
     pub(crate) service: Service,
     /// Of each port, in order.
     pub(crate) ports: Vec<Place>,
+    /// Of each membership, in order; of the default network's when the file does not say it, the service has none.
+    pub(crate) networks: Vec<Option<Place>>,
     /// Of each dependency, in order.
     pub(crate) depends_on: Vec<Place>,
     /// Of each reference to a secret.
@@ -50,6 +54,8 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let environment = or_empty(fields.get("environment"), |node| environment(node, &mut references, errors));
     let secrets = or_empty(fields.get("secrets"), |node| secret_files(node, &mut references, errors));
     let ports = or_empty(fields.get("ports"), |node| ports(node, errors));
+    let exposed = fields.get("expose").map_or(Some(()), |node| read_network::exposed(node, errors));
+    let networks = read_network::memberships(&fields, errors);
     let depends_on = or_empty(fields.get("depends_on"), |node| dependencies(node, errors));
     let restart = fields.get("restart").map_or(Some(Restart::Always), |node| restart(node, errors));
     let user = fields.get("user").map(|node| fields::parse(node, "`user`", errors));
@@ -61,8 +67,12 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let stop_grace_period = fields
         .get("stop_grace_period")
         .map_or(Some(DEFAULT_STOP_GRACE_PERIOD), |node| duration(node, errors));
+    let resources = read_limits::resources(&fields, errors);
     let (ports, port_places) = ports?.into_iter().unzip();
+    exposed?;
+    let (networks, network_places) = networks?.into_iter().unzip();
     let (depends_on, dependency_places) = depends_on?.into_iter().unzip();
+    let Resources { limits, shm_size, ulimits, capabilities } = resources?;
     let service = Service {
         name: name.to_owned(),
         image: image?,
@@ -71,6 +81,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         environment: environment?,
         secrets: secrets?,
         ports,
+        networks,
         depends_on,
         restart: restart?,
         user: optional(user)?,
@@ -79,8 +90,18 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         tmpfs: tmpfs?,
         stop_signal: optional(stop_signal)?,
         stop_grace_period: stop_grace_period?,
+        limits,
+        shm_size,
+        ulimits,
+        capabilities,
     };
-    Some(Read { service, ports: port_places, depends_on: dependency_places, references })
+    Some(Read {
+        service,
+        ports: port_places,
+        networks: network_places,
+        depends_on: dependency_places,
+        references,
+    })
 }
 
 fn or_empty<T>(node: Option<&Node>, read: impl FnOnce(&Node) -> Option<Vec<T>>) -> Option<Vec<T>> {

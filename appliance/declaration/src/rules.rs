@@ -1,4 +1,4 @@
-//! Rules that span more than one key: ports, dependencies, who may have which secret.
+//! Rules that span more than one key: ports, networks, dependencies, who may have which secret.
 
 use std::collections::{BTreeMap, BTreeSet};
 
@@ -8,6 +8,7 @@ use crate::diagnostics::{Collector, Place};
 use crate::keys::nearest;
 use crate::model::{Github, Operator};
 use crate::read::ReadRegistry;
+use crate::read_network::DEFAULT;
 use crate::read_service::Read;
 use crate::yaml::{Kind, Node};
 
@@ -37,6 +38,36 @@ fn unique_ports(services: &[Read], errors: &mut Collector<'_>) {
         for (port, place) in read.service.ports.iter().zip(&read.ports) {
             if let Some(owner) = owners.insert(port.published, &read.service.name) {
                 errors.error(*place, format!("port {} is published by {owner} already", port.published));
+            }
+        }
+    }
+}
+
+/// Checks that the networks that services name are declared, and that nobody in one is called what somebody else is.
+pub(crate) fn networks(services: &[Read], declared: &BTreeSet<String>, errors: &mut Collector<'_>) {
+    for read in services {
+        for (membership, place) in read.service.networks.iter().zip(&read.networks) {
+            // The default network, which nobody has to name.
+            let Some(place) = place else { continue };
+            let name = membership.network.as_str();
+            if name != DEFAULT && !declared.contains(name) {
+                let message = format!("there is no network `{}`", shorten(name, 64));
+                match nearest(name, declared.iter().map(String::as_str)) {
+                    Some(near) => errors.hinted(*place, message, format!("did you mean `{near}`?")),
+                    None => {
+                        errors.hinted(*place, message, "declare it beside `services`: `networks: {name: {}}`")
+                    }
+                }
+            }
+            let others = services.iter().map(|other| &other.service);
+            let others = others.filter(|other| other.name != read.service.name);
+            let members = others.filter(|other| other.networks.iter().any(|at| at.network == *name));
+            for taken in members.filter(|other| membership.aliases.contains(&other.name)) {
+                errors.hinted(
+                    *place,
+                    format!("the alias `{}` is another service's name", taken.name),
+                    "an alias may be shared by services, and is no service's own name",
+                );
             }
         }
     }

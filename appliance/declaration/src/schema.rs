@@ -62,6 +62,9 @@ struct Declaration {
     /// Registries that need their own certificate authority.
     #[schemars(length(max = 32))]
     registries: Option<Vec<Registry>>,
+    /// Networks by name; `default` needs no declaration.
+    #[schemars(extend("maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"}))]
+    networks: Option<BTreeMap<String, OrNothing<Network>>>,
     /// What runs, by name.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9-]{0,30}$"}))]
     services: BTreeMap<String, Service>,
@@ -156,7 +159,15 @@ struct Service {
     /// Ports of the appliance that lead to ports of the service: TLS outside, HTTP inside.
     #[schemars(length(max = 32))]
     ports: Option<Vec<Port>>,
-    /// Services that start first and are then reachable by name.
+    /// Ports that the other members of its networks use; every port is open to them.
+    #[schemars(length(max = 64))]
+    expose: Option<Vec<ExposedPort>>,
+    /// Networks whose other members reach it and are reached, by name; the default network unless given.
+    networks: Option<Memberships>,
+    /// `none` for no network at all.
+    #[schemars(regex(pattern = "^none$"))]
+    network_mode: Option<String>,
+    /// Services that start first.
     depends_on: Option<Dependencies>,
     /// What happens when it ends; always, unless said otherwise.
     #[schemars(regex(pattern = r"^(no|always|unless-stopped|on-failure(:(0|[1-9][0-9]*))?)$"))]
@@ -175,7 +186,141 @@ struct Service {
     /// How long it may take, at most ten minutes, for example 10s.
     #[schemars(regex(pattern = r"^([0-9]+(us|ms|s|m|h))+$"))]
     stop_grace_period: Option<String>,
+    /// Only its `resources.limits`.
+    deploy: Option<Deploy>,
+    /// Memory that the service may use, its image included, for example 512m; an equal share of what the others leave
+    /// without it.
+    mem_limit: Option<Size>,
+    /// Processors that it may use, for example 0.5.
+    cpus: Option<Cpus>,
+    /// Processes and threads; 4096 without it.
+    pids_limit: Option<Pids>,
+    /// Size of /dev/shm; 64m without it.
+    shm_size: Option<Size>,
+    /// Resource limits of each process.
+    ulimits: Option<Ulimits>,
+    /// Capabilities that `cap_drop` would take away; a service has all nine without either.
+    #[schemars(length(max = 64))]
+    cap_add: Option<Vec<Added>>,
+    /// Capabilities that the service does without, or ALL.
+    #[schemars(length(max = 64))]
+    cap_drop: Option<Vec<Dropped>>,
 }
+
+/// The part of Compose's `deploy` that says something here.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Deploy {
+    resources: Option<Resources>,
+}
+
+/// What a service may use.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Resources {
+    limits: Option<Limits>,
+}
+
+/// The same as `cpus`, `mem_limit` and `pids_limit` of the service.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Limits {
+    cpus: Option<Cpus>,
+    memory: Option<Size>,
+    pids: Option<Pids>,
+}
+
+/// Bytes, or a number with the unit b, k, m, g or t.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Size {
+    Text(
+        #[schemars(regex(
+            pattern = r"^((0|[1-9][0-9]*)[bB]?|(0|[1-9][0-9]*)(\.[0-9]{1,3})?[kKmMgGtT]([iI]?[bB])?)$"
+        ))]
+        String,
+    ),
+    Bytes(#[schemars(range(max = 70368744177664_u64))] u64),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Cpus {
+    Text(#[schemars(regex(pattern = r"^(0|[1-9][0-9]{0,3})(\.[0-9]{1,3})?$"))] String),
+    Number(#[schemars(range(min = 0.01, max = 4096))] f64),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Pids {
+    Text(#[schemars(regex(pattern = "^[1-9][0-9]{0,4}$"))] String),
+    Number(#[schemars(range(min = 1, max = 32768))] u32),
+}
+
+/// Of each process of the workload.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Ulimits {
+    /// Open files, at most 1048576.
+    nofile: Option<Ulimit>,
+    /// Processes and threads of one user, at most 32768.
+    nproc: Option<Ulimit>,
+    /// Bytes that stay in memory; -1 for all that the service has.
+    memlock: Option<Ulimit>,
+    /// A core file would hold the workload's secrets: 0.
+    core: Option<Ulimit>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Ulimit {
+    Both(UlimitNumber),
+    Pair(UlimitPair),
+}
+
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct UlimitPair {
+    soft: UlimitNumber,
+    hard: UlimitNumber,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum UlimitNumber {
+    Text(#[schemars(regex(pattern = "^(-1|0|[1-9][0-9]{0,18})$"))] String),
+    Number(#[schemars(range(min = -1))] i64),
+}
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Added(
+    #[schemars(regex(
+        pattern = r"^((CAP_)?(CHOWN|DAC_OVERRIDE|FOWNER|FSETID|KILL|SETGID|SETUID|SETPCAP|NET_BIND_SERVICE)|(cap_)?(chown|dac_override|fowner|fsetid|kill|setgid|setuid|setpcap|net_bind_service))$"
+    ))]
+    String,
+);
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Dropped(
+    #[schemars(regex(
+        pattern = r"^(ALL|all|(CAP_)?(CHOWN|DAC_OVERRIDE|FOWNER|FSETID|KILL|SETGID|SETUID|SETPCAP|NET_BIND_SERVICE)|(cap_)?(chown|dac_override|fowner|fsetid|kill|setgid|setuid|setpcap|net_bind_service))$"
+    ))]
+    String,
+);
 
 #[derive(JsonSchema)]
 #[schemars(transparent)]
@@ -282,6 +427,71 @@ enum PortNumber {
     Number(#[schemars(range(min = 1, max = 65535))] u32),
 }
 
+/// A bridge that leads nowhere but to its members.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Network {
+    #[schemars(regex(pattern = "^bridge$"))]
+    driver: Option<String>,
+    #[schemars(extend("const" = true))]
+    internal: Option<bool>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Memberships {
+    List(#[schemars(length(min = 1, max = 8))] Vec<String>),
+    Map(
+        #[schemars(extend("minProperties" = 1, "maxProperties" = 8))] BTreeMap<String, OrNothing<Membership>>,
+    ),
+}
+
+/// A service's place in a network.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Membership {
+    /// Further names of the service there.
+    #[schemars(length(max = 16))]
+    aliases: Option<Vec<Alias>>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Alias(
+    #[schemars(
+        regex(
+            pattern = r"^[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?(\.[a-z0-9_]([a-z0-9_-]{0,61}[a-z0-9_])?)*$"
+        ),
+        length(max = 253)
+    )]
+    String,
+);
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum ExposedPort {
+    Text(#[schemars(regex(pattern = "^[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?(/(tcp|udp))?$"))] String),
+    Number(#[schemars(range(min = 1, max = 65535))] u32),
+}
+
+/// What Compose's short form leaves empty: `backend:`.
+struct OrNothing<T>(std::marker::PhantomData<T>);
+
+impl<T: JsonSchema> JsonSchema for OrNothing<T> {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        format!("{}OrNothing", T::schema_name()).into()
+    }
+
+    fn json_schema(generator: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "oneOf": [{ "type": "null" }, generator.subschema_for::<T>()] })
+    }
+}
+
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "described, never filled")]
@@ -344,6 +554,13 @@ mod tests {
         assert_eq!(keys_at("/$defs/Service"), sorted(keys::SERVICE));
         assert_eq!(keys_at("/$defs/SecretFile"), sorted(keys::SECRET_FILE));
         assert_eq!(keys_at("/$defs/LongPort"), sorted(keys::PORT));
+        assert_eq!(keys_at("/$defs/Network"), sorted(keys::NETWORK));
+        assert_eq!(keys_at("/$defs/Membership"), sorted(keys::MEMBERSHIP));
         assert_eq!(keys_at("/$defs/Dependency"), sorted(keys::DEPENDENCY));
+        assert_eq!(keys_at("/$defs/Deploy"), sorted(keys::DEPLOY));
+        assert_eq!(keys_at("/$defs/Resources"), sorted(keys::RESOURCES));
+        assert_eq!(keys_at("/$defs/Limits"), sorted(keys::LIMITS));
+        assert_eq!(keys_at("/$defs/Ulimits"), sorted(keys::ULIMITS));
+        assert_eq!(keys_at("/$defs/UlimitPair"), sorted(keys::ULIMIT));
     }
 }

@@ -41,6 +41,13 @@ services:
     tmpfs: [/tmp, /var/cache]
     stop_signal: SIGINT
     stop_grace_period: 1m30s
+    deploy: {{resources: {{limits: {{cpus: "1.5", memory: 512M}}}}}}
+    mem_limit: 0.5g
+    pids_limit: 100
+    shm_size: 128m
+    ulimits: {{nofile: {{soft: 1024, hard: 65536}}, nproc: 50, memlock: -1, core: 0}}
+    cap_drop: [ALL]
+    cap_add: [CAP_SETUID, setgid]
   db:
     image: registry.example:5000/db@{DIGEST}
     environment: [A=b=c, "B="]
@@ -78,6 +85,12 @@ fn everything_that_is_supported_reads_into_its_type() {
     assert_eq!(web.tmpfs, ["/tmp", "/var/cache"]);
     assert_eq!(web.stop_signal.map(Signal::number), Some(2));
     assert_eq!(web.stop_grace_period.as_secs(), 90);
+    assert_eq!(web.limits, Limits { memory: Some(512 << 20), cpus: Some(1500), pids: Some(100) });
+    assert_eq!(web.shm_size, 128 << 20);
+    let both = |value| Some(Ulimit { soft: value, hard: value });
+    let nofile = Some(Ulimit { soft: 1024, hard: 65_536 });
+    assert_eq!(web.ulimits, Ulimits { nofile, nproc: both(50), memlock: both(Ulimit::UNLIMITED) });
+    assert_eq!(web.capabilities, [Capability::Setgid, Capability::Setuid].into());
     let db = declaration.service("db").unwrap();
     assert_eq!(
         db.environment,
@@ -85,6 +98,11 @@ fn everything_that_is_supported_reads_into_its_type() {
     );
     assert_eq!(db.restart, Restart::No);
     assert_eq!(db.command, None);
+    assert_eq!(
+        (db.limits, db.shm_size, db.ulimits),
+        (Limits::default(), DEFAULT_SHM_SIZE, Ulimits::default())
+    );
+    assert_eq!(db.capabilities, Capability::ALL.into());
 }
 
 #[test]
@@ -109,4 +127,28 @@ fn services_start_after_what_they_depend_on() {
 fn a_fingerprint_is_the_one_that_ssh_keygen_prints() {
     let key: OperatorKey = KEY.parse().unwrap();
     assert_eq!(key.fingerprint().to_string(), "SHA256:FUpPB8Yt+27pXaYVpX/7AA0zsPCNk1u40XQHJy0g1Hs");
+}
+
+#[test]
+fn a_service_is_in_the_networks_that_it_names_or_else_in_the_default_one() {
+    let networks = "networks:\n  back:\n    internal: true\nservices:\n";
+    let body = format!("image: registry.example:5000/app@{DIGEST}");
+    let text = full().split("services:").next().unwrap().to_owned()
+        + networks
+        + &format!(
+            "  web: {{{body}, networks: {{back: {{aliases: [www, www]}}, default: }}, expose: [80]}}\n"
+        )
+        + &format!(
+            "  db: {{{body}, networks: [back]}}\n  plain: {{{body}}}\n  alone: {{{body}, network_mode: none}}\n"
+        );
+    let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    let of = |name: &str| {
+        let memberships = declaration.service(name).unwrap().networks.iter();
+        memberships.map(|at| (at.network.as_str(), at.aliases.join(" "))).collect::<Vec<_>>()
+    };
+    assert_eq!(of("web"), [("back", "www".to_owned()), ("default", String::new())]);
+    assert_eq!(of("db"), [("back", String::new())]);
+    assert_eq!(of("plain"), [("default", String::new())]);
+    assert_eq!(of("alone"), []);
+    assert_eq!(declaration.networks().into_iter().collect::<Vec<_>>(), ["back", "default"]);
 }

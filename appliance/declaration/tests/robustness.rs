@@ -16,6 +16,10 @@ services:
     ports: ['443:8080', {published: 444, target: 80}]
     depends_on: [db]
     restart: on-failure:3
+    deploy: {resources: {limits: {cpus: '0.5', memory: 64m, pids: 9}}}
+    ulimits: {nofile: {soft: 1, hard: 2}, core: 0}
+    cap_drop: [ALL]
+    cap_add: [CHOWN]
   db: {image: 'registry.example:5000/db@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef'}
 ";
 

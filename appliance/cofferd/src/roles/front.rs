@@ -8,11 +8,13 @@
 //! tries again with growing pauses. Evidence and certificate hold 24 h and are renewed at two thirds; when
 //! renewal keeps failing until the end, handshakes are refused.
 
+mod connection;
 mod evidence;
 mod listen;
 mod operator;
 mod proxy;
 mod reply;
+mod requests;
 mod site;
 mod source;
 mod stall;
@@ -31,6 +33,7 @@ use cofferdam_attest::ratls;
 use cofferdam_protocol::Endpoint;
 use cofferdam_protocol::evidence::EvidenceRequest;
 use cofferdam_protocol::json::JsonError;
+use cofferdam_workload::places::Places;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
@@ -38,7 +41,8 @@ use self::evidence::EvidenceClient;
 use self::listen::Limits;
 use self::operator::{Operators, Records};
 use self::proxy::{Backend, Proxy};
-use self::site::Site;
+use self::requests::Bounds;
+use self::site::{Own, Site};
 use self::tls::{Identity, TlsKey};
 use crate::paths;
 use crate::roles::Role;
@@ -81,13 +85,12 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         let until = attest(&site.evidence, &key, &identity).await;
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity))?));
         let limits = Limits::default();
-        let connections = listen::connections(&limits);
+        let waiting = Places::new(limits.waiting);
         let ports: BTreeSet<u16> = site.backends.keys().copied().chain([ALWAYS]).collect();
         for port in ports {
             let listener = bind(port).await?;
-            let (acceptor, connections, site) =
-                (acceptor.clone(), Arc::clone(&connections), Arc::clone(&site));
-            tokio::spawn(listen::serve(listener, port, acceptor, limits, connections, site));
+            let (acceptor, waiting, site) = (acceptor.clone(), Arc::clone(&waiting), Arc::clone(&site));
+            tokio::spawn(listen::serve(listener, port, acceptor, limits, waiting, site));
         }
         println!("front: serving with an attested certificate");
         renew(&site.evidence, &key, &identity, until).await;
@@ -102,7 +105,7 @@ fn site(services: &[ServiceFacts]) -> Site {
     let backends: BTreeMap<u16, Backend> = ports
         .map(|(service, port)| {
             let backend = Backend {
-                service: service.declared.name.clone(),
+                service: service.declared.name.as_str().into(),
                 socket: service.socket(port.target),
                 uid: service.uid,
                 status: service.status(),
@@ -126,7 +129,8 @@ fn site(services: &[ServiceFacts]) -> Site {
         ),
         operators: Operators::new(PathBuf::from(paths::VAULT_SOCKET), records),
         backends,
-        proxy: Proxy::default(),
+        proxy: Proxy::new(Bounds::default()),
+        own: Own::default(),
     }
 }
 
@@ -216,5 +220,7 @@ async fn bind(port: u16) -> anyhow::Result<TcpListener> {
     }
 }
 
+#[cfg(test)]
+mod attacks;
 #[cfg(test)]
 mod tests;

@@ -45,7 +45,7 @@ pub(crate) struct EvidenceClient {
     collateral: PathBuf,
     current: RwLock<Option<(Evidence, Moment)>>,
     buckets: Mutex<Buckets>,
-    queue: Arc<Quota<Source>>,
+    queue: Arc<Quota<Option<Source>>>,
 }
 
 impl EvidenceClient {
@@ -56,7 +56,7 @@ impl EvidenceClient {
             collateral,
             current: RwLock::new(None),
             buckets: Mutex::new(Buckets::new(Instant::now())),
-            queue: Quota::new(QUEUE, QUEUE_EACH),
+            queue: Quota::new(),
         }
     }
 
@@ -110,7 +110,7 @@ impl EvidenceClient {
                 seconds,
             );
         }
-        let Some(_place) = self.queue.take(source) else {
+        let Some(_place) = self.queue.take(&[(None, QUEUE), (Some(source), QUEUE_EACH)]) else {
             let text = "too many fresh quotes are under way";
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, text, 2);
         };

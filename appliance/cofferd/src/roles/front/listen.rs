@@ -1,35 +1,35 @@
 //! Listeners: TCP, TLS, HTTP/1.1, and every bound that a hostile peer runs into.
 //!
-//! axum's own accept loop offers no timer for request headers, so the loop is here, on hyper. A peer holds a
-//! permit only while it makes progress: the handshake, the headers and the silence between requests are timed; what
-//! is written to it must be taken. The number of connections is fixed, over all and for each source; a connection for
-//! which there is no permit is closed at once, so that a client that has used up its own keeps nobody waiting behind it.
+//! axum's own accept loop offers no timer for request headers, so the loop is here, on hyper. A peer keeps its place
+//! only while it makes progress: the handshake, the headers and the silence between requests are timed; what is
+//! written to it must be taken. The number of connections is fixed, and a newcomer is let in all the same: in the stage
+//! before a request is complete the oldest connection of the source that has most ends for it. That stage is short for
+//! everybody who means well, so only those who do not, or who are many, come to its end.
 
 use std::convert::Infallible;
 use std::net::SocketAddr;
 use std::sync::Arc;
 use std::time::Duration;
 
+use cofferdam_workload::places::Places;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::TlsAcceptor;
 
+use super::connection::Connection;
 use super::site::Site;
 use super::source::Source;
 use super::stall::StallTimeoutStream;
 use super::tls;
-use crate::system::quota::{Permit, Quota};
 
 /// Bounds on what a peer may take.
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
-    /// Open connections over all ports. Each costs up to about 100 KiB.
-    pub(crate) connections: usize,
-    /// Of these, for one source. A load balancer is one source too: enough for the traffic of a whole site, and it
-    /// takes four of them to shut the door.
-    pub(crate) per_source: usize,
+    /// Connections over all ports without a complete request: in their handshake, in their headers, or kept alive. Each
+    /// costs up to about 50 KiB. A load balancer keeps some hundred alive.
+    pub(crate) waiting: usize,
     /// From the TCP connection to the end of the TLS handshake.
     pub(crate) handshake: Duration,
     /// For the headers of a request, counted from the end of the previous one: also the longest silence of a
@@ -44,8 +44,7 @@ pub(crate) struct Limits {
 impl Default for Limits {
     fn default() -> Self {
         Self {
-            connections: 512,
-            per_source: 128,
+            waiting: 512,
             handshake: Duration::from_secs(10),
             headers: Duration::from_secs(15),
             write: Duration::from_secs(60),
@@ -70,22 +69,17 @@ pub(crate) struct Peer {
     pub(crate) port: u16,
     /// RFC 9266 `tls-exporter` of this connection.
     pub(crate) channel_binding: [u8; 32],
-    /// Its permit: whoever keeps the connection beyond HTTP, for a tunnel, keeps this with it.
-    pub(crate) permit: Arc<Permit<Source>>,
+    /// Where the connection is counted.
+    pub(crate) connection: Arc<Connection>,
 }
 
-/// The connections that all listeners share.
-pub(crate) fn connections(limits: &Limits) -> Arc<Quota<Source>> {
-    Quota::new(limits.connections, limits.per_source)
-}
-
-/// Serves one published port until the task is dropped.
+/// Serves one published port until the task is dropped. All ports share the places of connections that wait.
 pub(crate) async fn serve(
     listener: TcpListener,
     port: u16,
     acceptor: TlsAcceptor,
     limits: Limits,
-    connections: Arc<Quota<Source>>,
+    waiting: Arc<Places<Source>>,
     site: Arc<Site>,
 ) {
     let mut failing = false;
@@ -104,9 +98,17 @@ pub(crate) async fn serve(
                 continue;
             }
         };
-        let Some(permit) = connections.take(Source::from(address.ip())) else { continue };
+        let connection = Connection::new(Source::from(address.ip()), &waiting);
         let (acceptor, site) = (acceptor.clone(), Arc::clone(&site));
-        tokio::spawn(converse(stream, address, port, Arc::new(permit), acceptor, limits, site));
+        tokio::spawn(async move {
+            let conversation = converse(stream, address, port, &connection, acceptor, limits, site);
+            tokio::select! {
+                () = connection.ended() => {}
+                () = conversation => {}
+            }
+        });
+        // Whoever has just lost their place lets go of what they hold before the next one is let in.
+        tokio::task::yield_now().await;
     }
 }
 
@@ -115,7 +117,7 @@ async fn converse(
     stream: TcpStream,
     address: SocketAddr,
     port: u16,
-    permit: Arc<Permit<Source>>,
+    connection: &Arc<Connection>,
     acceptor: TlsAcceptor,
     limits: Limits,
     site: Arc<Site>,
@@ -123,11 +125,13 @@ async fn converse(
     if prepare(&stream).is_err() {
         return;
     }
+    // Below TLS, where what the peer has taken is known to the byte.
+    let stream = StallTimeoutStream::new(stream, limits.write);
     let Ok(Ok(stream)) = tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await else {
         return;
     };
     let Some(channel_binding) = tls::channel_binding(stream.get_ref().1) else { return };
-    let peer = Peer { address, port, channel_binding, permit };
+    let peer = Peer { address, port, channel_binding, connection: Arc::clone(connection) };
 
     let service = service_fn(move |request| {
         let (site, peer) = (Arc::clone(&site), peer.clone());
@@ -137,7 +141,7 @@ async fn converse(
         .timer(TokioTimer::new())
         .header_read_timeout(limits.headers)
         .max_buf_size(limits.header_bytes)
-        .serve_connection(TokioIo::new(StallTimeoutStream::new(stream, limits.write)), service)
+        .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await;
 }

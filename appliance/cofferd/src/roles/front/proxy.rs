@@ -16,21 +16,16 @@ use axum::http::{
 };
 use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::status::{MAX_FILE, ServiceState, ServiceStatus};
+use cofferdam_workload::join::{Idle, join};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
-use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 
+use super::connection::{Away, hold};
 use super::listen::Peer;
-use super::reply;
-use super::source::Source;
+use super::requests::{Bounds, Permit, Requests};
 use super::stall::StallTimeoutBody;
-use super::untrusted_file;
-use crate::system::quota::Permit;
-
-/// Requests that workloads answer at one time. Below the number of connections, so that the appliance's own
-/// interface stays reachable when a workload hangs.
-const REQUESTS: usize = 384;
+use super::{reply, untrusted_file};
 
 /// How long the shim's socket may take to accept.
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
@@ -38,11 +33,15 @@ const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 /// How long a workload may take until its answer begins. Long polls are common; an hour is not.
 const ANSWER_LIMIT: Duration = Duration::from_secs(300);
 
-/// How long a client may pause inside a request's body.
+/// How long a client may pause inside a request's body, all pauses together for which it does not make up.
 const BODY_LIMIT: Duration = Duration::from_secs(30);
 
-/// How long a tunnel may be silent in both directions. WebSocket clients ping more often than that.
-const TUNNEL_LIMIT: Duration = Duration::from_secs(300);
+/// How long a tunnel may be silent in both directions. WebSocket clients ping more often than that. One side's end is the
+/// end of a WebSocket: what the other still says comes at once.
+const TUNNEL_IDLE: Idle = Idle { open: Duration::from_secs(300), half_closed: Duration::from_secs(60) };
+
+/// What is kept of a service's answer while the client takes it, in bytes; the head of one has to fit as well.
+const ANSWER_BUFFER: usize = 32 * 1024;
 
 /// Headers of one hop (RFC 9110 §7.6.1, and the older names that are still sent).
 const HOP_BY_HOP: [HeaderName; 9] = [
@@ -65,7 +64,7 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 #[derive(Debug, Clone)]
 pub(crate) struct Backend {
     /// The service's name.
-    pub(crate) service: String,
+    pub(crate) service: Arc<str>,
     /// The shim's socket for the port inside the service.
     pub(crate) socket: PathBuf,
     /// The uid that listens there when it is the service's shim.
@@ -74,22 +73,21 @@ pub(crate) struct Backend {
     pub(crate) status: PathBuf,
 }
 
-/// What an answer or a tunnel holds until it ends: its permit among the requests and the connection's own.
-type Held = (OwnedSemaphorePermit, Arc<Permit<Source>>);
+/// What an answer or a tunnel holds until it ends.
+type Held = Away<Permit>;
 
 /// The proxy over all ports.
 #[derive(Debug)]
 pub(crate) struct Proxy {
-    requests: Arc<Semaphore>,
-}
-
-impl Default for Proxy {
-    fn default() -> Self {
-        Self { requests: Arc::new(Semaphore::new(REQUESTS)) }
-    }
+    requests: Requests,
 }
 
 impl Proxy {
+    /// A proxy with so many places.
+    pub(crate) fn new(bounds: Bounds) -> Self {
+        Self { requests: Requests::new(bounds) }
+    }
+
     /// Forwards one request and returns the service's answer, or an error that says the service's state.
     pub(crate) async fn forward(
         &self,
@@ -97,15 +95,17 @@ impl Proxy {
         peer: Peer,
         request: Request<Incoming>,
     ) -> Response<Body> {
-        let Ok(permit) = Arc::clone(&self.requests).try_acquire_owned() else {
-            return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many requests are being answered", 1);
+        let Some(permit) = self.requests.take(&backend.service, peer.connection.source()) else {
+            let text = format!("service {} has too many requests to answer", backend.service);
+            return reply::later(StatusCode::SERVICE_UNAVAILABLE, &text, 1);
         };
+        let held = peer.connection.leave(permit);
         let (request, tunnel) = match outgoing(request, &peer) {
             Ok(prepared) => prepared,
             Err(reason) => return reply::error(StatusCode::BAD_REQUEST, reason, None),
         };
         let Some(stream) = connect(backend).await else { return unavailable(backend) };
-        exchange(backend, stream, request, tunnel, (permit, peer.permit)).await
+        exchange(backend, stream, request, tunnel, held).await
     }
 }
 
@@ -173,10 +173,9 @@ async fn exchange(
     tunnel: Tunnel,
     held: Held,
 ) -> Response<Body> {
-    let Ok((mut sender, connection)) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await
-    else {
-        return unavailable(backend);
-    };
+    let mut client = hyper::client::conn::http1::Builder::new();
+    let handshake = client.max_buf_size(ANSWER_BUFFER).handshake(TokioIo::new(stream));
+    let Ok((mut sender, connection)) = handshake.await else { return unavailable(backend) };
     tokio::spawn(async move {
         let _ = connection.with_upgrades().await;
     });
@@ -207,58 +206,14 @@ async fn exchange(
     }
     remove_hop_by_hop(&mut parts.headers);
     parts.version = Version::HTTP_11;
-    Response::from_parts(parts, Body::new(StallTimeoutBody::new(body, None, held)))
+    hold(Response::from_parts(parts, Body::new(body)), held)
 }
 
-/// Carries bytes both ways until both sides have ended or both are silent for too long.
+/// Joins both sides until they have ended or are silent for too long.
 async fn tunnel_between(client: hyper::upgrade::OnUpgrade, service: hyper::upgrade::OnUpgrade, held: Held) {
     let (Ok(client), Ok(service)) = tokio::join!(client, service) else { return };
-    let (client_in, client_out) = tokio::io::split(TokioIo::new(client));
-    let (service_in, service_out) = tokio::io::split(TokioIo::new(service));
-    let moved = Arc::new(std::sync::atomic::AtomicU64::new(0));
-    // The end of one direction leaves the other open; an error ends both.
-    let both = async {
-        tokio::try_join!(
-            carry(client_in, service_out, Arc::clone(&moved)),
-            carry(service_in, client_out, Arc::clone(&moved))
-        )
-    };
-    tokio::select! {
-        _ = both => {}
-        () = silence(Arc::clone(&moved)) => {}
-    }
+    join(TokioIo::new(client), TokioIo::new(service), TUNNEL_IDLE, || {}).await;
     drop(held);
-}
-
-async fn carry(
-    mut from: impl tokio::io::AsyncRead + Unpin,
-    mut to: impl tokio::io::AsyncWrite + Unpin,
-    moved: Arc<std::sync::atomic::AtomicU64>,
-) -> std::io::Result<()> {
-    use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
-    let mut buffer = vec![0; 16 * 1024];
-    loop {
-        let count = from.read(&mut buffer).await?;
-        let Some(piece) = buffer.get(..count).filter(|piece| !piece.is_empty()) else {
-            return to.shutdown().await;
-        };
-        to.write_all(piece).await?;
-        to.flush().await?;
-        moved.fetch_add(1, std::sync::atomic::Ordering::Relaxed);
-    }
-}
-
-/// Ends when nothing has moved for [`TUNNEL_LIMIT`].
-async fn silence(moved: Arc<std::sync::atomic::AtomicU64>) {
-    let mut seen = u64::MAX;
-    loop {
-        let now = moved.load(std::sync::atomic::Ordering::Relaxed);
-        if now == seen {
-            return;
-        }
-        seen = now;
-        tokio::time::sleep(TUNNEL_LIMIT).await;
-    }
 }
 
 /// Whether the headers ask for, or grant, a WebSocket: the only upgrade that is passed on.

@@ -11,13 +11,16 @@
 //! Errors are `{"error":…,"hint":…?}`. Every published port serves the same; 443 does so always.
 
 use std::collections::BTreeMap;
+use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use cofferdam_protocol::evidence;
 use cofferdam_protocol::operator::{OPERATORS, PREFIX};
+use cofferdam_workload::places::Places;
 use hyper::body::Incoming;
 
+use super::connection::hold;
 use super::evidence::EvidenceClient;
 use super::listen::Peer;
 use super::operator::Operators;
@@ -28,6 +31,11 @@ use super::source::Source;
 /// Times that percent-encoding is undone when a path is checked for [`PREFIX`] in disguise. Frameworks decode
 /// once, careless stacks twice.
 const DECODINGS: usize = 3;
+
+/// Requests for evidence that are answered at one time, and operators' requests. Nothing else takes these places, and when
+/// all are taken the oldest request of the source that has most ends: none takes longer than a minute when all is well,
+/// so it is one that is slow on purpose.
+const OWN_REQUESTS: usize = 64;
 
 /// The whole of what `front` answers.
 #[derive(Debug)]
@@ -40,6 +48,21 @@ pub(crate) struct Site {
     pub(crate) backends: BTreeMap<u16, Backend>,
     /// The way to them.
     pub(crate) proxy: Proxy,
+    /// The places of the appliance's own interface.
+    pub(crate) own: Own,
+}
+
+/// Places of the appliance's own interface.
+#[derive(Debug)]
+pub(crate) struct Own {
+    evidence: Arc<Places<Source>>,
+    operators: Arc<Places<Source>>,
+}
+
+impl Default for Own {
+    fn default() -> Self {
+        Self { evidence: Places::new(OWN_REQUESTS), operators: Places::new(OWN_REQUESTS) }
+    }
 }
 
 /// Where a path leads.
@@ -61,12 +84,15 @@ impl Site {
                 if request.method() != Method::GET {
                     return reply::error(StatusCode::METHOD_NOT_ALLOWED, "evidence is read with GET", None);
                 }
-                let source = Source::from(peer.address.ip());
-                self.evidence.answer(request.uri().query(), source, &peer.channel_binding).await
+                let held = peer.connection.enter(&self.own.evidence);
+                let source = peer.connection.source();
+                let answer = self.evidence.answer(request.uri().query(), source, &peer.channel_binding);
+                hold(answer.await, held)
             }
             Place::Own(path) if path.starts_with(OPERATORS) => {
+                let held = peer.connection.enter(&self.own.operators);
                 let path = path.to_owned();
-                self.operators.answer(&path, peer, request).await
+                hold(self.operators.answer(&path, peer, request).await, held)
             }
             Place::Own(_) => {
                 let hint = "evidence is at /.well-known/cofferdam/evidence, the operators' interface at /.well-known/cofferdam/v1/";

@@ -17,6 +17,7 @@ use cofferdam_attest::ratls;
 use cofferdam_protocol::evidence::Nonce;
 use cofferdam_protocol::operator::{Authorization, PREFIX, signing_input};
 use cofferdam_protocol::{Digest, Fingerprint, base64};
+use cofferdam_workload::places::Places;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
@@ -31,7 +32,8 @@ use super::evidence::EvidenceClient;
 use super::listen::{self, Limits};
 use super::operator::{Operators, Records};
 use super::proxy::{Backend, Proxy};
-use super::site::Site;
+use super::requests::Bounds;
+use super::site::{Own, Site};
 use super::source::Source;
 use super::tls::{self, Identity, TlsKey};
 use crate::roles::clock::{self, Moment};
@@ -39,18 +41,25 @@ use crate::roles::evidence::tests::start as start_evidence;
 use crate::roles::testing::{appliance, platform, quote, respond, serve_unix};
 use crate::system::sys::SecretMemory;
 
-/// The port that the workload publishes, as far as the declaration goes: tests listen where the system lets them.
-const PUBLISHED: u16 = 443;
+/// The ports that the workloads publish, as far as the declaration goes: tests listen where the system lets them.
+pub(super) const PUBLISHED: u16 = 443;
+/// See [`PUBLISHED`]: that of the other service.
+pub(super) const OTHER: u16 = 8444;
 
-fn me() -> u32 {
+pub(super) fn me() -> u32 {
     nix::unistd::getuid().as_raw()
 }
 
 /// A whole front and everything around it.
-struct Room {
+pub(super) struct Room {
     directory: TempDir,
-    address: SocketAddr,
-    site: Arc<Site>,
+    /// Where [`PUBLISHED`] is served.
+    pub(super) address: SocketAddr,
+    pub(super) site: Arc<Site>,
+    limits: Limits,
+    acceptor: TlsAcceptor,
+    /// Connections without a complete request.
+    pub(super) waiting: Arc<Places<Source>>,
     identity: Arc<Identity>,
     key: TlsKey,
     tls_key: Digest,
@@ -59,11 +68,11 @@ struct Room {
 }
 
 impl Room {
-    async fn open() -> Self {
-        Self::with(Limits::default()).await
+    pub(super) async fn open() -> Self {
+        Self::with(Limits::default(), Bounds::default()).await
     }
 
-    async fn with(limits: Limits) -> Self {
+    pub(super) async fn with(limits: Limits, bounds: Bounds) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         let pkcs8 = ratls::generate_key().unwrap();
@@ -76,6 +85,7 @@ impl Room {
         let asked = Arc::new(Mutex::new(Vec::new()));
         start_vault(&root.join("vault.sock"), Arc::clone(&asked));
         std::fs::create_dir_all(root.join("services/web")).unwrap();
+        std::fs::create_dir_all(root.join("services/db")).unwrap();
         std::fs::create_dir_all(root.join("publish")).unwrap();
         let backend = Backend {
             service: "web".into(),
@@ -83,6 +93,8 @@ impl Room {
             uid: me(),
             status: root.join("services/web/status.json"),
         };
+        let other =
+            Backend { service: "db".into(), socket: root.join("services/db/port-8080"), ..backend.clone() };
         let records = Records {
             appliance: root.join("appliance.json"),
             roles: root.join("status.json"),
@@ -95,36 +107,46 @@ impl Room {
         let site = Arc::new(Site {
             evidence: EvidenceClient::new(evidence, root.join("publish/collateral.json")),
             operators: Operators::new(root.join("vault.sock"), records),
-            backends: BTreeMap::from([(PUBLISHED, backend)]),
-            proxy: Proxy::default(),
+            backends: BTreeMap::from([(PUBLISHED, backend), (OTHER, other)]),
+            proxy: Proxy::new(bounds),
+            own: Own::default(),
         });
         let key = key_of(&pkcs8);
         let identity = Arc::new(Identity::default());
         let until = super::attest(&site.evidence, &key, &identity).await;
         assert!(!until.has_come());
 
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        let address = listener.local_addr().unwrap();
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity)).unwrap()));
-        let connections = listen::connections(&limits);
-        tokio::spawn(listen::serve(listener, PUBLISHED, acceptor, limits, connections, Arc::clone(&site)));
-        Self { directory, address, site, identity, key, tls_key, asked }
+        let (waiting, address) = (Places::new(limits.waiting), SocketAddr::from(([0; 4], 0)));
+        let mut room =
+            Self { directory, address, site, limits, acceptor, waiting, identity, key, tls_key, asked };
+        room.address = room.listen(PUBLISHED, &room.site).await;
+        room
     }
 
-    fn path(&self, name: &str) -> PathBuf {
+    /// Serves `site` as if at this port.
+    pub(super) async fn listen(&self, port: u16, site: &Arc<Site>) -> SocketAddr {
+        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
+        let address = listener.local_addr().unwrap();
+        let (acceptor, waiting, site) = (self.acceptor.clone(), Arc::clone(&self.waiting), Arc::clone(site));
+        tokio::spawn(listen::serve(listener, port, acceptor, self.limits, waiting, site));
+        address
+    }
+
+    pub(super) fn path(&self, name: &str) -> PathBuf {
         self.directory.path().join(name)
     }
 
-    async fn dial(&self) -> TlsStream<TcpStream> {
+    pub(super) async fn dial(&self) -> TlsStream<TcpStream> {
         dial(self.address, Some(self.tls_key)).await.unwrap()
     }
 
-    async fn client(&self) -> Client {
+    pub(super) async fn client(&self) -> Client {
         Client::over(self.dial().await).await
     }
 
     /// A workload that answers from a closure.
-    fn workload<F>(&self, answer: F)
+    pub(super) fn workload<F>(&self, answer: F)
     where
         F: Fn(Request<Bytes>) -> Response<Body> + Send + Sync + 'static,
     {
@@ -168,22 +190,25 @@ fn judge(operator: &VerifyingKey, question: &Value) -> Response<Body> {
     }
 }
 
-fn operator() -> SigningKey {
+pub(super) fn operator() -> SigningKey {
     SigningKey::from_bytes(&[5; 32])
 }
 
-async fn dial(address: SocketAddr, pin: Option<Digest>) -> std::io::Result<TlsStream<TcpStream>> {
+pub(super) async fn dial(address: SocketAddr, pin: Option<Digest>) -> std::io::Result<TlsStream<TcpStream>> {
     shake_hands(TcpStream::connect(address).await?, pin).await
 }
 
-async fn shake_hands(stream: TcpStream, pin: Option<Digest>) -> std::io::Result<TlsStream<TcpStream>> {
+pub(super) async fn shake_hands(
+    stream: TcpStream,
+    pin: Option<Digest>,
+) -> std::io::Result<TlsStream<TcpStream>> {
     let config = ratls::client_config(pin).unwrap();
     let name = ServerName::try_from("127.0.0.1").unwrap();
     TlsConnector::from(Arc::new(config)).connect(name, stream).await
 }
 
 /// Dials as another source: the whole of 127/8 is this machine.
-async fn dial_from(source: [u8; 4], address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
+pub(super) async fn dial_from(source: [u8; 4], address: SocketAddr) -> std::io::Result<TlsStream<TcpStream>> {
     let socket = TcpSocket::new_v4()?;
     socket.bind(SocketAddr::from((source, 0)))?;
     shake_hands(socket.connect(address).await?, None).await
@@ -194,47 +219,53 @@ fn exporter(stream: &TlsStream<TcpStream>) -> [u8; 32] {
 }
 
 /// HTTP over one TLS connection.
-struct Client {
+pub(super) struct Client {
     sender: hyper::client::conn::http1::SendRequest<Body>,
     binding: [u8; 32],
 }
 
-struct Answer {
-    status: StatusCode,
-    headers: HeaderMap,
-    body: Bytes,
+pub(super) struct Answer {
+    pub(super) status: StatusCode,
+    pub(super) headers: HeaderMap,
+    pub(super) body: Bytes,
 }
 
 impl Answer {
-    fn json(&self) -> Value {
+    pub(super) fn json(&self) -> Value {
         serde_json::from_slice(&self.body).unwrap()
     }
 
-    fn error(&self) -> String {
+    pub(super) fn error(&self) -> String {
         self.json()["error"].as_str().unwrap().to_owned()
     }
 }
 
 impl Client {
-    async fn over(stream: TlsStream<TcpStream>) -> Self {
+    pub(super) async fn over(stream: TlsStream<TcpStream>) -> Self {
         let binding = exporter(&stream);
         let (sender, connection) = hyper::client::conn::http1::handshake(TokioIo::new(stream)).await.unwrap();
         tokio::spawn(connection.with_upgrades());
         Self { sender, binding }
     }
 
-    async fn send(&mut self, request: Request<Body>) -> Answer {
+    pub(super) async fn send(&mut self, request: Request<Body>) -> Answer {
         let (parts, body) = self.sender.send_request(request).await.unwrap().into_parts();
         let body = axum::body::to_bytes(Body::new(body), 1 << 24).await.unwrap();
         Answer { status: parts.status, headers: parts.headers, body }
     }
 
-    async fn get(&mut self, path: &str) -> Answer {
+    pub(super) async fn get(&mut self, path: &str) -> Answer {
         let request = Request::get(path).header(header::HOST, "room.example").body(Body::empty()).unwrap();
         self.send(request).await
     }
 
-    async fn signed(&mut self, key: &SigningKey, method: Method, path: &str, body: &[u8]) -> Answer {
+    pub(super) async fn signed(
+        &mut self,
+        key: &SigningKey,
+        method: Method,
+        path: &str,
+        body: &[u8],
+    ) -> Answer {
         let path = format!("{PREFIX}{path}");
         let signature =
             key.sign(&signing_input(method.as_str(), &path, body, &self.binding)).to_bytes().into();
@@ -675,29 +706,6 @@ async fn a_body_beyond_the_largest_secret_is_refused() {
     assert!(room.asked.lock().unwrap().is_empty());
 }
 
-#[tokio::test]
-async fn bodies_that_do_not_come_keep_no_operator_out() {
-    let room = Room::open().await;
-    let key = Fingerprint::of(&operator().verifying_key().to_bytes());
-    let authorization = Authorization { key, signature: [0; 64].into() }.to_string();
-    let head = format!(
-        "PUT {PREFIX}/v1/secrets/a/b/c HTTP/1.1\r\nhost: x\r\nauthorization: {authorization}\r\n\
-         expect: 100-continue\r\ncontent-length: 9\r\n\r\n"
-    );
-    let mut stalled = Vec::new();
-    for _ in 0..16 {
-        let mut stream = room.dial().await;
-        stream.write_all(head.as_bytes()).await.unwrap();
-        // The server asks for the body, so this request has got as far as it can.
-        let mut answer = [0; 12];
-        stream.read_exact(&mut answer).await.unwrap();
-        assert_eq!(&answer, b"HTTP/1.1 100");
-        stalled.push(stream);
-    }
-    let answer = room.client().await.signed(&operator(), Method::GET, "/v1/secrets", b"").await;
-    assert_eq!(answer.status, StatusCode::OK);
-}
-
 /// Sends `count` operators' requests at once; returns the status of each.
 async fn operate(room: &Room, count: usize) -> Vec<StatusCode> {
     let mut asking = tokio::task::JoinSet::new();
@@ -740,7 +748,7 @@ async fn a_vault_that_is_away_is_said_so() {
 // The way to the services.
 
 /// Answers with what arrived.
-fn mirror(request: Request<Bytes>) -> Response<Body> {
+pub(super) fn mirror(request: Request<Bytes>) -> Response<Body> {
     let headers: Vec<(String, String)> = request
         .headers()
         .iter()
@@ -838,7 +846,7 @@ async fn the_appliances_paths_never_reach_the_workload() {
 }
 
 /// Sends raw bytes over TLS and reads the head of the answer, or until the end when there is none.
-async fn raw(room: &Room, bytes: &[u8]) -> String {
+pub(super) async fn raw(room: &Room, bytes: &[u8]) -> String {
     let mut stream = room.dial().await;
     stream.write_all(bytes).await.unwrap();
     let mut answer = String::new();
@@ -1043,20 +1051,10 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
             },
         ),
         backends: BTreeMap::from([(PUBLISHED, backend)]),
-        proxy: Proxy::default(),
+        proxy: Proxy::new(Bounds::default()),
+        own: Own::default(),
     };
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&room.identity)).unwrap()));
-    let limits = Limits::default();
-    tokio::spawn(listen::serve(
-        listener,
-        PUBLISHED,
-        acceptor,
-        limits,
-        listen::connections(&limits),
-        Arc::new(site),
-    ));
+    let address = room.listen(PUBLISHED, &Arc::new(site)).await;
     let mut client = Client::over(dial(address, None).await.unwrap()).await;
     let request = Request::post("/v1/evidence").header("host", "x").body(Body::from("{}")).unwrap();
     assert_eq!(client.send(request).await.status, StatusCode::SERVICE_UNAVAILABLE);
@@ -1065,176 +1063,8 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
 #[tokio::test]
 async fn a_port_that_nobody_publishes_serves_the_appliance_only() {
     let room = Room::open().await;
-    let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-    let address = listener.local_addr().unwrap();
-    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&room.identity)).unwrap()));
-    let limits = Limits::default();
-    let site = Arc::clone(&room.site);
-    tokio::spawn(listen::serve(listener, 9443, acceptor, limits, listen::connections(&limits), site));
+    let address = room.listen(9443, &room.site).await;
     let mut client = Client::over(dial(address, None).await.unwrap()).await;
     assert_eq!(client.get("/").await.status, StatusCode::NOT_FOUND);
     assert_eq!(client.get(&format!("{PREFIX}/evidence")).await.status, StatusCode::OK);
-}
-
-// Peers that take without giving.
-
-fn hasty(connections: usize) -> Limits {
-    // Long enough for an honest peer on a busy machine.
-    let moment = Duration::from_millis(1500);
-    Limits {
-        connections,
-        per_source: connections,
-        handshake: moment,
-        headers: moment,
-        write: moment,
-        ..Limits::default()
-    }
-}
-
-#[tokio::test]
-async fn slow_peers_lose_their_places() {
-    let room = Room::with(hasty(2)).await;
-    // One never shakes hands, one sends its headers a byte at a time for ever; both places are taken.
-    let silent = TcpStream::connect(room.address).await.unwrap();
-    let mut dripping = room.dial().await;
-    let drip = tokio::spawn(async move {
-        let mut sent = 0;
-        dripping.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
-        while dripping.write_all(b"y").await.is_ok() && dripping.flush().await.is_ok() {
-            sent += 1;
-            tokio::time::sleep(Duration::from_millis(50)).await;
-            assert!(sent < 400, "it may drip for ever");
-        }
-    });
-    assert!(dial(room.address, None).await.is_err(), "who has no place is not kept waiting");
-    let served = tokio::time::timeout(Duration::from_secs(20), async {
-        let stream = loop {
-            match dial(room.address, None).await {
-                Ok(stream) => break stream,
-                Err(_) => tokio::time::sleep(Duration::from_millis(50)).await,
-            }
-        };
-        Client::over(stream).await.get(&format!("{PREFIX}/evidence")).await.status
-    });
-    assert_eq!(served.await.unwrap(), StatusCode::OK);
-    drip.await.unwrap();
-    drop(silent);
-}
-
-#[tokio::test]
-async fn one_source_cannot_take_the_connections_of_all() {
-    let room = Room::with(Limits { connections: 4, per_source: 2, ..Limits::default() }).await;
-    let greedy = [room.dial().await, room.dial().await];
-    assert!(dial(room.address, None).await.is_err());
-    let other = dial_from([127, 0, 0, 2], room.address).await.unwrap();
-    assert_eq!(Client::over(other).await.get(&format!("{PREFIX}/evidence")).await.status, StatusCode::OK);
-    drop(greedy);
-}
-
-#[tokio::test]
-async fn a_listener_that_nobody_dials_takes_no_place() {
-    let room = Room::open().await;
-    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&room.identity)).unwrap()));
-    let limits = Limits { connections: 1, per_source: 1, ..Limits::default() };
-    let connections = listen::connections(&limits);
-    let mut addresses = Vec::new();
-    for _ in 0..3 {
-        let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        addresses.push(listener.local_addr().unwrap());
-        let (acceptor, connections, site) =
-            (acceptor.clone(), Arc::clone(&connections), Arc::clone(&room.site));
-        tokio::spawn(listen::serve(listener, PUBLISHED, acceptor, limits, connections, site));
-        tokio::task::yield_now().await;
-    }
-    let dialled = tokio::time::timeout(Duration::from_secs(5), dial(addresses[2], None)).await;
-    dialled.expect("the only place is free").unwrap();
-}
-
-#[tokio::test]
-async fn a_tunnel_keeps_the_place_of_its_connection() {
-    let room = Room::with(Limits { connections: 4, per_source: 1, ..Limits::default() }).await;
-    serve_unix(&room.path("services/web/port-8080"), |mut request| async move {
-        let upgraded = hyper::upgrade::on(&mut request);
-        tokio::spawn(async move {
-            tokio::io::copy(&mut TokioIo::new(upgraded.await.unwrap()), &mut tokio::io::sink()).await
-        });
-        Response::builder()
-            .status(101)
-            .header(header::CONNECTION, "upgrade")
-            .header(header::UPGRADE, "websocket")
-            .body(Body::empty())
-            .unwrap()
-    });
-    let mut tunnel = room.dial().await;
-    tunnel
-        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
-        .await
-        .unwrap();
-    assert!(tunnel.read(&mut [0; 1024]).await.unwrap() > 0);
-    // Long enough for the HTTP side of the connection to have ended.
-    tokio::time::sleep(Duration::from_millis(200)).await;
-    assert!(dial(room.address, None).await.is_err());
-    drop(tunnel);
-    let freed = tokio::time::timeout(Duration::from_secs(20), async {
-        while dial(room.address, None).await.is_err() {
-            tokio::time::sleep(Duration::from_millis(50)).await;
-        }
-    });
-    assert!(freed.await.is_ok(), "free again");
-}
-
-#[tokio::test]
-async fn a_kept_connection_may_not_be_silent_for_ever() {
-    let room = Room::with(hasty(8)).await;
-    let mut stream = room.dial().await;
-    let request = format!("GET {PREFIX} HTTP/1.1\r\nhost: x\r\n\r\n");
-    stream.write_all(request.as_bytes()).await.unwrap();
-    let mut answer = Vec::new();
-    let end = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
-    assert!(end.is_ok(), "closed by the server");
-    assert!(String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 404"));
-}
-
-#[tokio::test]
-async fn headers_are_bounded() {
-    let room = Room::open().await;
-    room.workload(mirror);
-    let long = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(100 * 1024));
-    let answer = raw(&room, long.as_bytes()).await;
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
-    let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(500));
-    let answer = raw(&room, many.as_bytes()).await;
-    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
-}
-
-#[tokio::test]
-async fn a_peer_that_does_not_read_is_dropped() {
-    let room = Room::with(hasty(8)).await;
-    let (ended, mut end) = tokio::sync::mpsc::unbounded_channel();
-    room.workload(move |_| {
-        let ended = ended.clone();
-        // An endless body: whoever drops it says so.
-        struct Endless(tokio::sync::mpsc::UnboundedSender<()>);
-        impl hyper::body::Body for Endless {
-            type Data = Bytes;
-            type Error = std::convert::Infallible;
-            fn poll_frame(
-                self: std::pin::Pin<&mut Self>,
-                _: &mut std::task::Context<'_>,
-            ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
-                std::task::Poll::Ready(Some(Ok(hyper::body::Frame::data(Bytes::from_static(&[0; 4096])))))
-            }
-        }
-        impl Drop for Endless {
-            fn drop(&mut self) {
-                let _ = self.0.send(());
-            }
-        }
-        Response::new(Body::new(Endless(ended)))
-    });
-    let mut stream = room.dial().await;
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    // Nothing is read from now on.
-    tokio::time::timeout(Duration::from_secs(20), end.recv()).await.expect("the workload is released");
-    drop(stream);
 }

@@ -8,6 +8,7 @@ use std::time::Duration;
 
 use axum::Router;
 use axum::body::Body;
+use cofferdam_declaration::MAX_SERVICES;
 use cofferdam_vault::Peer;
 use hyper::Request;
 use hyper::body::Incoming;
@@ -16,13 +17,15 @@ use hyper_util::rt::{TokioIo, TokioTimer};
 use hyper_util::service::TowerToHyperService;
 use tokio::net::{UnixListener, UnixStream};
 
+use crate::paths::{SERVICE_UID_BASE, SERVICE_UID_RANGE};
+use crate::roles::ROLES;
 use crate::system::quota::Quota;
 
-/// Open connections of all peers: 32 shims, three roles, and room for each one's restarts.
-const CONNECTIONS: usize = 256;
-/// Open connections of one peer, so that one that has been taken over cannot keep the others out. The front relays
-/// operators' requests, one connection each.
-const CONNECTIONS_PER_PEER: usize = 32;
+/// Open connections of one holder: a role, or a service with all its ids, which root of its shim can take on one by one. A
+/// shim has one at a time, and one more when it is started again; the front relays eight operators' requests.
+const CONNECTIONS_EACH: usize = 16;
+/// Open connections of all: as many as all holders can have, so that no number of them keeps another out.
+const CONNECTIONS: usize = CONNECTIONS_EACH * (MAX_SERVICES + ROLES.len());
 /// For the headers of a request, and for the silence between two. A local peer writes them at once.
 const HEADERS: Duration = Duration::from_secs(5);
 /// For a whole connection: the longest wait of a lease, and the time to take the largest reply.
@@ -34,7 +37,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 
 /// Serves until the task is dropped.
 pub(super) async fn serve(listener: UnixListener, router: Router) {
-    let connections = Quota::new(CONNECTIONS, CONNECTIONS_PER_PEER);
+    let connections = Quota::new();
     loop {
         let stream = match listener.accept().await {
             Ok((stream, _)) => stream,
@@ -47,7 +50,8 @@ pub(super) async fn serve(listener: UnixListener, router: Router) {
         // A connection without a known peer or beyond its share is closed: the peer sees it end.
         let Some((peer, permit)) = stream.peer_cred().ok().and_then(|peer| {
             let peer = Peer { uid: peer.uid() };
-            connections.take(peer.uid).map(|permit| (peer, permit))
+            let bounds = [(None, CONNECTIONS), (Some(holder(peer.uid)), CONNECTIONS_EACH)];
+            connections.take(&bounds).map(|permit| (peer, permit))
         }) else {
             continue;
         };
@@ -57,6 +61,14 @@ pub(super) async fn serve(listener: UnixListener, router: Router) {
             let _ = tokio::time::timeout(CONNECTION, converse(stream, peer, router)).await;
             drop(permit);
         });
+    }
+}
+
+/// Who holds the connections of a peer with this uid: the role, or the service with the first of its ids.
+fn holder(uid: u32) -> u32 {
+    match uid.checked_sub(SERVICE_UID_BASE) {
+        Some(above) => uid.saturating_sub(above % SERVICE_UID_RANGE),
+        None => uid,
     }
 }
 
@@ -72,4 +84,35 @@ async fn converse(stream: UnixStream, peer: Peer, router: Router) -> Result<(), 
         .max_buf_size(BUFFER)
         .serve_connection(TokioIo::new(stream), service)
         .await
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_service_holds_its_connections_under_all_its_ids() {
+        let second = SERVICE_UID_BASE + SERVICE_UID_RANGE;
+        for uid in [second, second + 1, second + SERVICE_UID_RANGE - 1] {
+            assert_eq!(holder(uid), second);
+        }
+        assert_eq!(holder(SERVICE_UID_BASE), SERVICE_UID_BASE);
+        assert_eq!(holder(second - 1), SERVICE_UID_BASE);
+        assert_eq!([holder(0), holder(102)], [0, 102]);
+    }
+
+    #[test]
+    fn no_number_of_services_keeps_a_role_out() {
+        let connections = Quota::new();
+        let take = |uid: u32| connections.take(&[(None, CONNECTIONS), (Some(holder(uid)), CONNECTIONS_EACH)]);
+        let mut held = Vec::new();
+        for service in 0..MAX_SERVICES as u32 {
+            for id in 0..1000 {
+                held.extend(take(SERVICE_UID_BASE + service * SERVICE_UID_RANGE + id));
+            }
+        }
+        assert_eq!(held.len(), CONNECTIONS_EACH * MAX_SERVICES);
+        let front = crate::roles::FRONT.uid().unwrap();
+        assert!((0..CONNECTIONS_EACH).all(|_| take(front).map(|permit| held.push(permit)).is_some()));
+    }
 }

@@ -1,0 +1,381 @@
+//! Peers that take without giving, each with real sockets: who else is still served, and how much is taken.
+//!
+//! The bounds are asserted on by counts and by what is answered; times are generous limits for a busy machine.
+
+use std::sync::Arc;
+use std::sync::atomic::{AtomicUsize, Ordering};
+use std::time::Duration;
+
+use axum::body::{Body, Bytes};
+use axum::http::{Method, Response, StatusCode, header};
+use cofferdam_protocol::Fingerprint;
+use cofferdam_protocol::operator::{Authorization, PREFIX};
+use hyper_util::rt::TokioIo;
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
+use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
+use tokio::net::{TcpSocket, TcpStream};
+use tokio_rustls::client::TlsStream;
+
+use super::listen::Limits;
+use super::requests::Bounds;
+use super::tests::{Client, OTHER, Room, dial, dial_from, mirror, operator, raw, shake_hands};
+use crate::roles::testing::{respond, serve_unix};
+
+/// For whatever has to happen, on a machine that does much else.
+const SOON: Duration = Duration::from_secs(60);
+
+async fn soon<T>(what: impl Future<Output = T>) -> T {
+    tokio::time::timeout(SOON, what).await.expect("it does not happen")
+}
+
+/// Waits until it is so.
+async fn until(condition: impl Fn() -> bool) {
+    soon(async {
+        while !condition() {
+            tokio::time::sleep(Duration::from_millis(10)).await;
+        }
+    })
+    .await;
+}
+
+/// Lets this process have the descriptors of both sides.
+fn many_descriptors() {
+    let (_, hard) = getrlimit(Resource::RLIMIT_NOFILE).unwrap();
+    setrlimit(Resource::RLIMIT_NOFILE, hard.min(8192), hard).unwrap();
+}
+
+/// How many of these have been ended by the other side.
+async fn ended(connections: &mut [TcpStream]) -> usize {
+    let mut count = 0;
+    for connection in connections {
+        let read = tokio::time::timeout(Duration::ZERO, connection.read(&mut [0])).await;
+        count += usize::from(matches!(read, Ok(Ok(0) | Err(_))));
+    }
+    count
+}
+
+/// Everything that has to go on whatever the services and their clients do.
+async fn the_appliance_answers(room: &Room) {
+    let mut client = soon(room.client()).await;
+    let evidence = soon(client.get(&format!("{PREFIX}/evidence"))).await;
+    assert_eq!(evidence.status, StatusCode::OK);
+    let nonce = cofferdam_protocol::base64::encode_url([7; 32]);
+    let evidence = soon(client.get(&format!("{PREFIX}/evidence?nonce={nonce}"))).await;
+    assert_eq!(evidence.status, StatusCode::OK);
+    let status = soon(client.signed(&operator(), Method::GET, "/v1/status", b"")).await;
+    assert_eq!(status.status, StatusCode::OK);
+    let put = soon(client.signed(&operator(), Method::PUT, "/v1/secrets/a/b/c", b"sealed")).await;
+    assert_eq!((put.status, put.error()), (StatusCode::NOT_FOUND, "no such thing".into()), "from the vault");
+}
+
+/// A workload that never answers; counts the requests that it has got.
+fn hanging(room: &Room, service: &str) -> Arc<AtomicUsize> {
+    let got = Arc::new(AtomicUsize::new(0));
+    let count = Arc::clone(&got);
+    serve_unix(&room.path(&format!("services/{service}/port-8080")), move |_| {
+        count.fetch_add(1, Ordering::Relaxed);
+        std::future::pending()
+    });
+    got
+}
+
+async fn ask(stream: &mut TlsStream<TcpStream>) {
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+}
+
+// What is going on in one service.
+
+#[tokio::test]
+async fn requests_that_hang_in_one_service_shut_out_nobody_else_of_the_same_source() {
+    many_descriptors();
+    let room = Room::open().await;
+    let got = hanging(&room, "web");
+    let bounds = Bounds::default();
+    let most = bounds.own_by_source + bounds.by_both;
+    let mut hang = Vec::new();
+    for _ in 0..most {
+        let mut stream = room.dial().await;
+        ask(&mut stream).await;
+        hang.push(stream);
+    }
+    until(|| got.load(Ordering::Relaxed) == most && room.waiting.taken() == 0).await;
+
+    // One more of the same gets a clear answer, and at the same connection another one later.
+    let mut client = room.client().await;
+    let refused = soon(client.get("/")).await;
+    assert_eq!(
+        (refused.status, refused.error()),
+        (StatusCode::SERVICE_UNAVAILABLE, "service web has too many requests to answer".into())
+    );
+    assert_eq!(refused.headers[header::RETRY_AFTER], "1");
+    assert_eq!(got.load(Ordering::Relaxed), most);
+
+    the_appliance_answers(&room).await;
+    serve_unix(&room.path("services/db/port-8080"), |request| async { mirror(request) });
+    let other = room.listen(OTHER, &room.site).await;
+    let mut neighbour = Client::over(dial(other, None).await.unwrap()).await;
+    assert_eq!(soon(neighbour.get("/")).await.status, StatusCode::OK, "another service");
+    let mut stranger = Client::over(dial_from([127, 0, 0, 2], other).await.unwrap()).await;
+    assert_eq!(soon(stranger.get("/")).await.status, StatusCode::OK);
+    // The same service has places for another source: it hangs there, too, and is not refused.
+    let mut elsewhere = dial_from([127, 0, 0, 2], room.address).await.unwrap();
+    ask(&mut elsewhere).await;
+    until(|| got.load(Ordering::Relaxed) == most + 1).await;
+
+    // Who hangs up makes room.
+    drop(hang.pop());
+    soon(async {
+        loop {
+            let mut stream = room.dial().await;
+            ask(&mut stream).await;
+            let answer = tokio::time::timeout(Duration::from_millis(200), stream.read(&mut [0; 64])).await;
+            if answer.is_err() {
+                break;
+            }
+        }
+    })
+    .await;
+}
+
+#[tokio::test]
+async fn a_tunnel_keeps_a_place_of_its_service_and_none_among_those_that_wait() {
+    let bounds = Bounds { own: 1, own_by_source: 1, shared: 0, ..Bounds::default() };
+    let room = Room::with(Limits::default(), bounds).await;
+    serve_unix(&room.path("services/web/port-8080"), |mut request| async move {
+        if request.headers().get(header::UPGRADE).is_none() {
+            return respond(200, serde_json::json!({}));
+        }
+        let upgraded = hyper::upgrade::on(&mut request);
+        tokio::spawn(async move {
+            tokio::io::copy(&mut TokioIo::new(upgraded.await.unwrap()), &mut tokio::io::sink()).await
+        });
+        Response::builder()
+            .status(101)
+            .header(header::CONNECTION, "upgrade")
+            .header(header::UPGRADE, "websocket")
+            .body(Body::empty())
+            .unwrap()
+    });
+    let mut tunnel = room.dial().await;
+    tunnel
+        .write_all(b"GET / HTTP/1.1\r\nhost: x\r\nconnection: upgrade\r\nupgrade: websocket\r\n\r\n")
+        .await
+        .unwrap();
+    assert!(tunnel.read(&mut [0; 1024]).await.unwrap() > 0);
+    until(|| room.waiting.taken() == 0).await;
+    let mut client = room.client().await;
+    assert_eq!(client.get("/").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    the_appliance_answers(&room).await;
+    drop(tunnel);
+    soon(async {
+        while client.get("/").await.status != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+}
+
+// Connections that never come to a request.
+
+#[tokio::test]
+async fn a_thousand_unfinished_handshakes_keep_nobody_out() {
+    many_descriptors();
+    let room = Room::open().await;
+    // Another source is in the middle of its own, and stays so.
+    let socket = TcpSocket::new_v4().unwrap();
+    socket.bind(([127, 0, 0, 2], 0).into()).unwrap();
+    let slow = socket.connect(room.address).await.unwrap();
+    until(|| room.waiting.taken() == 1).await;
+
+    let mut silent = Vec::new();
+    for number in 0..1000 {
+        let mut stream = TcpStream::connect(room.address).await.unwrap();
+        if number % 2 == 0 {
+            // The beginning of a ClientHello.
+            stream.write_all(&[22, 3, 1, 2, 0, 1, 0]).await.unwrap();
+        }
+        silent.push(stream);
+    }
+    let most = Limits::default().waiting;
+    until(|| room.waiting.taken() == most).await;
+    the_appliance_answers(&room).await;
+    let slow = soon(shake_hands(slow, None)).await.expect("it was not among those with most");
+    assert_eq!(soon(Client::over(slow).await.get(PREFIX)).await.status, StatusCode::NOT_FOUND);
+    let ended = ended(&mut silent).await;
+    assert!(ended >= silent.len() - most, "{ended} have ended");
+    assert!(room.waiting.taken() <= most);
+}
+
+#[tokio::test]
+async fn headers_that_drip_and_connections_that_are_kept_alive_keep_nobody_out() {
+    let limits = Limits { waiting: 16, ..Limits::default() };
+    let room = Room::with(limits, Bounds::default()).await;
+    let mut taking = Vec::new();
+    for number in 0..48 {
+        let mut stream = room.dial().await;
+        if number % 2 == 0 {
+            stream.write_all(b"GET / HTTP/1.1\r\nx: y").await.unwrap();
+        } else {
+            let request = format!("GET {PREFIX} HTTP/1.1\r\nhost: x\r\n\r\n");
+            stream.write_all(request.as_bytes()).await.unwrap();
+            assert!(soon(stream.read(&mut [0; 1024])).await.unwrap() > 0);
+        }
+        taking.push(stream);
+    }
+    until(|| room.waiting.taken() == 16).await;
+    the_appliance_answers(&room).await;
+    assert!(soon(taking[0].read(&mut [0])).await.is_err(), "the oldest had to go, without a word");
+}
+
+/// Times that are short for a test and long enough for an honest peer on a busy machine.
+fn hasty() -> Limits {
+    let moment = Duration::from_millis(1500);
+    Limits { handshake: moment, headers: moment, write: moment, ..Limits::default() }
+}
+
+#[tokio::test]
+async fn slow_peers_lose_their_places_also_when_nobody_wants_them() {
+    let room = Room::with(hasty(), Bounds::default()).await;
+    // One never shakes hands, one sends its headers a byte at a time for ever.
+    let mut silent = TcpStream::connect(room.address).await.unwrap();
+    let mut dripping = room.dial().await;
+    let drip = tokio::spawn(async move {
+        dripping.write_all(b"GET / HTTP/1.1\r\nx: ").await.unwrap();
+        while dripping.write_all(b"y").await.is_ok() && dripping.flush().await.is_ok() {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    });
+    assert_eq!(soon(silent.read(&mut [0])).await.unwrap(), 0);
+    soon(drip).await.unwrap();
+    until(|| room.waiting.taken() == 0).await;
+}
+
+#[tokio::test]
+async fn connections_that_are_half_closed_leave_nothing_behind() {
+    let room = Room::with(hasty(), Bounds::default()).await;
+    let mut half = Vec::new();
+    for number in 0..32 {
+        let mut stream = TcpStream::connect(room.address).await.unwrap();
+        if number % 2 == 0 {
+            stream.shutdown().await.unwrap();
+        } else {
+            let mut stream = shake_hands(stream, None).await.unwrap();
+            stream.shutdown().await.unwrap();
+            half.push(stream);
+        }
+    }
+    // Neither side of these is ever closed by the test.
+    until(|| room.waiting.taken() == 0).await;
+    for stream in &mut half {
+        assert_eq!(soon(stream.read(&mut [0])).await.unwrap_or(0), 0);
+    }
+}
+
+#[tokio::test]
+async fn one_source_cannot_take_the_connections_of_all() {
+    let room = Room::with(Limits { waiting: 4, ..Limits::default() }, Bounds::default()).await;
+    let mut modest = Client::over(dial_from([127, 0, 0, 2], room.address).await.unwrap()).await;
+    let mut greedy = Vec::new();
+    for _ in 0..20 {
+        greedy.push(room.dial().await);
+    }
+    assert_eq!(soon(modest.get(&format!("{PREFIX}/evidence"))).await.status, StatusCode::OK);
+    assert_eq!(room.waiting.taken(), 4);
+}
+
+#[tokio::test]
+async fn a_listener_that_nobody_dials_takes_no_place() {
+    let room = Room::with(Limits { waiting: 1, ..Limits::default() }, Bounds::default()).await;
+    let mut addresses = Vec::new();
+    for _ in 0..3 {
+        addresses.push(room.listen(OTHER, &room.site).await);
+        tokio::task::yield_now().await;
+    }
+    soon(dial(addresses[2], None)).await.expect("the only place is free");
+}
+
+#[tokio::test]
+async fn a_kept_connection_may_not_be_silent_for_ever() {
+    let room = Room::with(hasty(), Bounds::default()).await;
+    let mut stream = room.dial().await;
+    let request = format!("GET {PREFIX} HTTP/1.1\r\nhost: x\r\n\r\n");
+    stream.write_all(request.as_bytes()).await.unwrap();
+    let mut answer = Vec::new();
+    let end = tokio::time::timeout(Duration::from_secs(20), stream.read_to_end(&mut answer)).await;
+    assert!(end.is_ok(), "closed by the server");
+    assert!(String::from_utf8_lossy(&answer).starts_with("HTTP/1.1 404"));
+}
+
+// Requests that are slow on purpose.
+
+#[tokio::test]
+async fn bodies_that_do_not_come_keep_no_operator_out() {
+    let room = Room::open().await;
+    let key = Fingerprint::of(&operator().verifying_key().to_bytes());
+    let authorization = Authorization { key, signature: [0; 64].into() }.to_string();
+    let head = format!(
+        "PUT {PREFIX}/v1/secrets/a/b/c HTTP/1.1\r\nhost: x\r\nauthorization: {authorization}\r\n\
+         expect: 100-continue\r\ncontent-length: 9\r\n\r\n"
+    );
+    let mut stalled = Vec::new();
+    for _ in 0..100 {
+        let mut stream = room.dial().await;
+        stream.write_all(head.as_bytes()).await.unwrap();
+        // The server asks for the body, so this request has got as far as it can.
+        let mut answer = [0; 12];
+        stream.read_exact(&mut answer).await.unwrap();
+        assert_eq!(&answer, b"HTTP/1.1 100");
+        stalled.push(stream);
+    }
+    assert_eq!(room.waiting.taken(), 0, "they are counted among operators' requests");
+    the_appliance_answers(&room).await;
+    // The oldest had to go; the youngest is still asked for its body, after the blank line of the answer above.
+    assert!(soon(stalled[0].read_to_end(&mut Vec::new())).await.is_err());
+    let mut rest = Vec::new();
+    let last = tokio::time::timeout(Duration::from_millis(100), stalled[99].read_to_end(&mut rest)).await;
+    assert!(last.is_err(), "{last:?}");
+}
+
+#[tokio::test]
+async fn headers_are_bounded() {
+    let room = Room::open().await;
+    room.workload(mirror);
+    let long = format!("GET / HTTP/1.1\r\nhost: x\r\nx: {}\r\n\r\n", "y".repeat(100 * 1024));
+    let answer = raw(&room, long.as_bytes()).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+    let many = format!("GET / HTTP/1.1\r\nhost: x\r\n{}\r\n", "a: b\r\n".repeat(500));
+    let answer = raw(&room, many.as_bytes()).await;
+    assert!(answer.is_empty() || answer.starts_with("HTTP/1.1 431"), "{answer}");
+}
+
+#[tokio::test]
+async fn a_peer_that_does_not_read_is_dropped() {
+    let room = Room::with(hasty(), Bounds::default()).await;
+    let (ended, mut end) = tokio::sync::mpsc::unbounded_channel();
+    room.workload(move |_| {
+        let ended = ended.clone();
+        // An endless body: whoever drops it says so.
+        struct Endless(tokio::sync::mpsc::UnboundedSender<()>);
+        impl hyper::body::Body for Endless {
+            type Data = Bytes;
+            type Error = std::convert::Infallible;
+            fn poll_frame(
+                self: std::pin::Pin<&mut Self>,
+                _: &mut std::task::Context<'_>,
+            ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+                std::task::Poll::Ready(Some(Ok(hyper::body::Frame::data(Bytes::from_static(&[0; 4096])))))
+            }
+        }
+        impl Drop for Endless {
+            fn drop(&mut self) {
+                let _ = self.0.send(());
+            }
+        }
+        Response::new(Body::new(Endless(ended)))
+    });
+    let mut stream = room.dial().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    // Nothing is read from now on.
+    tokio::time::timeout(Duration::from_secs(20), end.recv()).await.expect("the workload is released");
+    drop(stream);
+}
