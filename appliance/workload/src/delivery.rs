@@ -5,11 +5,13 @@
 //! child's memory is replaced by execve. Layout: for each entry its kind (one byte), then the lengths of
 //! name and value (u32 little-endian each), then both.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use cofferdam_declaration::Capability;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -43,6 +45,8 @@ pub struct Plan {
     pub uid: u32,
     /// The group to run as.
     pub gid: u32,
+    /// What root of the workload may do to its own files and processes.
+    pub capabilities: BTreeSet<Capability>,
 }
 
 /// The environment and the files with the secrets in place.

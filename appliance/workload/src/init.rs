@@ -55,20 +55,6 @@ pub(crate) const PLAN: i32 = 5;
 /// Bound on one message to the shim, in bytes.
 pub(crate) const MAX_MESSAGE: usize = 4096;
 
-/// What root of a workload may do to its own files and processes: what the entry points of official images use. It is the part
-/// of Docker's default set that reaches no device, no raw packet and no other root directory.
-const CAPABILITIES: [Capability; 9] = [
-    Capability::CAP_CHOWN,
-    Capability::CAP_DAC_OVERRIDE,
-    Capability::CAP_FOWNER,
-    Capability::CAP_FSETID,
-    Capability::CAP_KILL,
-    Capability::CAP_SETGID,
-    Capability::CAP_SETUID,
-    Capability::CAP_SETPCAP,
-    Capability::CAP_NET_BIND_SERVICE,
-];
-
 /// The Landlock interface that the image's kernel certainly has (Linux 6.12: signals and abstract sockets are scoped).
 const LANDLOCK: ABI = ABI::V6;
 
@@ -302,7 +288,8 @@ fn become_workload(
     step("keep descriptors to itself", sys::close_on_exec_from(3))?;
     step("leave for a user namespace", unshare(CloneFlags::CLONE_NEWUSER))?;
     step("wait for init", channel.write_all(&[UNMAPPED]).and_then(|()| channel.read_exact(&mut [0])))?;
-    identity(plan.uid, plan.gid, &CAPABILITIES)?;
+    let kept: Vec<Capability> = plan.capabilities.iter().copied().map(kernels).collect();
+    identity(plan.uid, plan.gid, &kept)?;
     chdir(plan.working_dir.as_str()).map_err(|errno| InitError::Workload {
         code: 126,
         reason: format!("cannot enter the working directory {:?}: {}", plan.working_dir, errno.desc()),
@@ -324,6 +311,22 @@ fn become_workload(
         code,
         reason: format!("cannot execute {:?}: {}", crate::image::short(program), answer.desc()),
     })
+}
+
+/// The kernel's word for a capability of the declaration.
+fn kernels(declared: cofferdam_declaration::Capability) -> Capability {
+    use cofferdam_declaration::Capability as Declared;
+    match declared {
+        Declared::Chown => Capability::CAP_CHOWN,
+        Declared::DacOverride => Capability::CAP_DAC_OVERRIDE,
+        Declared::Fowner => Capability::CAP_FOWNER,
+        Declared::Fsetid => Capability::CAP_FSETID,
+        Declared::Kill => Capability::CAP_KILL,
+        Declared::Setgid => Capability::CAP_SETGID,
+        Declared::Setuid => Capability::CAP_SETUID,
+        Declared::Setpcap => Capability::CAP_SETPCAP,
+        Declared::NetBindService => Capability::CAP_NET_BIND_SERVICE,
+    }
 }
 
 /// A second wall beside the namespaces (Landlock): whoever finds a way out of the root directory still opens nothing there, and
@@ -411,6 +414,13 @@ mod tests {
             assert_eq!(refused(fs::read("/proc/self/environ")), Some(Errno::EACCES as i32));
         });
         thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_capability_is_the_kernels_of_the_same_name() {
+        for declared in cofferdam_declaration::Capability::ALL {
+            assert_eq!(kernels(declared).to_string(), format!("CAP_{}", declared.name()));
+        }
     }
 
     #[test]

@@ -180,6 +180,7 @@ impl Shim {
             working_dir: "/work".into(),
             uid: 1000,
             gid: 1001,
+            capabilities: cofferdam_declaration::Capability::ALL.into(),
         }
     }
 
@@ -253,6 +254,10 @@ async fn root_is_root_of_its_own_files(shim: &Shim) {
         text.contains("CapPrm:\t0000000000000000") && text.contains("CapEff:\t0000000000000000"),
         "{text}"
     );
+    let mut plan = root("cat /proc/self/status; chown 1000 /tmp 2>/dev/null || echo refused");
+    plan.capabilities.clear();
+    let (_, text) = shim.run(&plan).await.unwrap();
+    assert!(text.contains("CapBnd:\t0000000000000000") && text.ends_with("refused\n"), "{text}");
     // Whom root becomes later reads the secrets, too.
     let later = "busybox su app -c 'cat /run/secrets/token'";
     assert_eq!(shim.run(&root(later)).await.unwrap().1, SECRET);

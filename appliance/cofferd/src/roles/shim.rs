@@ -336,6 +336,7 @@ impl Shim<'_> {
             working_dir: working_dir.to_owned(),
             uid: account.uid,
             gid: account.gid,
+            capabilities: self.service.capabilities.clone(),
         })
     }
 
