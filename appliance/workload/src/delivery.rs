@@ -47,6 +47,8 @@ pub struct Plan {
     pub gid: u32,
     /// What root of the workload may do to its own files and processes.
     pub capabilities: BTreeSet<Capability>,
+    /// All groups to be in.
+    pub groups: Vec<u32>,
 }
 
 /// The environment and the files with the secrets in place.

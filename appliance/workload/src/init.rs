@@ -223,7 +223,7 @@ fn shed(profile: &Profile, control: &UnixStream) -> Result<(), InitError> {
     for target in 0..=2 {
         step("let go of the output", sys::place(null.as_fd(), target))?;
     }
-    identity(OUTSIDE_ID, OUTSIDE_ID, &[])?;
+    identity(OUTSIDE_ID, OUTSIDE_ID, &[], &[])?;
     // Changing the id undid both of these.
     step("close itself to others", prctl::set_dumpable(false))?;
     tie_to(control)?;
@@ -245,13 +245,15 @@ fn reap(workload: Pid) -> Result<End, InitError> {
     }
 }
 
-/// Becomes `uid` and `gid` without supplementary groups. Root keeps these capabilities, everybody else none, now and after any execve.
-fn identity(uid: u32, gid: u32, kept: &[Capability]) -> Result<(), InitError> {
+/// Becomes `uid` and `gid`, in these supplementary groups alone. Root keeps these capabilities, everybody else none, now and after any
+/// execve.
+fn identity(uid: u32, gid: u32, groups: &[u32], kept: &[Capability]) -> Result<(), InitError> {
     let kept: CapsHashSet = kept.iter().copied().collect();
     for capability in caps::runtime::thread_all_supported().difference(&kept) {
         caps::drop(None, CapSet::Bounding, *capability).map_err(InitError::Capabilities)?;
     }
-    step("drop groups", setgroups(&[]))?;
+    let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
+    step("set the groups", setgroups(&groups))?;
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     step("change the group", setresgid(gid, gid, gid))?;
     step("change the user", setresuid(uid, uid, uid))?;
@@ -289,7 +291,7 @@ fn become_workload(
     step("leave for a user namespace", unshare(CloneFlags::CLONE_NEWUSER))?;
     step("wait for init", channel.write_all(&[UNMAPPED]).and_then(|()| channel.read_exact(&mut [0])))?;
     let kept: Vec<Capability> = plan.capabilities.iter().copied().map(kernels).collect();
-    identity(plan.uid, plan.gid, &kept)?;
+    identity(plan.uid, plan.gid, &plan.groups, &kept)?;
     chdir(plan.working_dir.as_str()).map_err(|errno| InitError::Workload {
         code: 126,
         reason: format!("cannot enter the working directory {:?}: {}", plan.working_dir, errno.desc()),
