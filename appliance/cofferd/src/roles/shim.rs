@@ -275,14 +275,16 @@ impl Shim<'_> {
 
     /// The service's ways in and out, made once: they outlive a restart of the workload.
     async fn relays(&self, network: &Arc<Network>) -> anyhow::Result<()> {
+        let connections = relay::Connections::default();
         for port in &self.service.ports {
             let path = self.own.socket(port.target);
-            relay::publish(&path, port.target, network)
+            relay::publish(&path, port.target, network, &connections)
                 .with_context(|| format!("cannot publish port {}", port.target))?;
         }
         for other in &self.dependencies {
             for port in &other.declared.ports {
-                let leads = relay::lead(other.address, port.target, other.socket(port.target)).await;
+                let path = other.socket(port.target);
+                let leads = relay::lead(other.address, port.target, path, &connections).await;
                 let name = &other.declared.name;
                 leads.with_context(|| format!("cannot lead to {name} port {}", port.target))?;
             }
