@@ -847,7 +847,7 @@ class Appliance(unittest.TestCase):
         ):
             for other in (*others, "192.0.2.1"):
                 self.assertIsNone(reached(listen, other, 81), other)
-                self.assertEqual(rows(listen, f"/past-routes?host={other}&port=81"), ["errno 113"])
+                self.assertEqual(rows(listen, f"/past-routes?host={other}&port=81"), ["errno 115"])
             self.assertEqual(request(listen, f"/dependency?host={host}")[0], 502)
             own = rows(listen, "/own-network")
             self.assertEqual(own[-2:], ["nameserver 127.0.0.11", "options ndots:0"])

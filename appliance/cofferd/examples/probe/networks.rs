@@ -105,6 +105,8 @@ fn take(address: Ipv4Addr, port: u16) -> Vec<String> {
 fn past_routes(host: Ipv4Addr, port: u16) -> io::Result<()> {
     let socket = socket(STREAM)?;
     set(&socket, 1, 25, b"eth0\0")?;
+    // SO_SNDTIMEO: after two seconds without an answer the error is EINPROGRESS.
+    set(&socket, 1, 21, &[2_i64, 0].map(i64::to_ne_bytes).concat())?;
     connect(&socket, host, port)
 }
 

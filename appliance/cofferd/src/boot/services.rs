@@ -1,5 +1,6 @@
 //! The table of services: everything about a service that is not in the declaration itself is decided here, once.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use cofferdam_declaration::Declaration;
@@ -25,7 +26,7 @@ pub(super) fn resolve(
         let number = numbers.of(&service.name)?;
         let networks = service.networks.iter().map(|at| {
             let address = number.address(numbers.of_network(&at.network)?);
-            Ok(Place { network: at.network.clone(), address })
+            Ok(Place { network: at.network.clone(), address, others: Vec::new() })
         });
         Ok(ServiceFacts {
             uid: number.uid(),
@@ -37,7 +38,8 @@ pub(super) fn resolve(
             declared: service.clone(),
         })
     });
-    let services = services.collect::<Result<Vec<_>, Exhausted>>()?;
+    let mut services = services.collect::<Result<Vec<_>, Exhausted>>()?;
+    introduce(&mut services);
     let leased = services.iter().flat_map(|service| {
         let login =
             declaration.registry_of(&service.declared.image).and_then(|registry| registry.login.as_ref());
@@ -61,6 +63,17 @@ pub(super) fn resolve(
         networks: declaration.networks().into_iter().map(str::to_owned).collect(),
         services,
     })
+}
+
+/// Tells every service the addresses of the other members of its networks.
+fn introduce(services: &mut [ServiceFacts]) {
+    let places = services.iter().flat_map(|service| &service.networks);
+    let all: Vec<(String, Ipv4Addr)> = places.map(|place| (place.network.clone(), place.address)).collect();
+    for place in services.iter_mut().flat_map(|service| &mut service.networks) {
+        let others =
+            all.iter().filter(|(network, address)| *network == place.network && *address != place.address);
+        place.others = others.map(|(_, address)| *address).collect();
+    }
 }
 
 #[cfg(test)]
@@ -93,7 +106,7 @@ mod tests {
         format!("      -----BEGIN CERTIFICATE-----\n      {body}\n      -----END CERTIFICATE-----\n")
     }
 
-    fn known(facts: &Facts) -> Vec<(String, u32, std::net::Ipv4Addr)> {
+    fn known(facts: &Facts) -> Vec<(String, u32, Ipv4Addr)> {
         let of =
             |service: &ServiceFacts| (service.declared.name.clone(), service.uid, service.address().unwrap());
         facts.services.iter().map(of).collect()
@@ -107,8 +120,8 @@ mod tests {
         for service in &first.services {
             let same = later.service(&service.declared.name).unwrap();
             assert_eq!(
-                (same.uid, &same.networks, &same.cgroup),
-                (service.uid, &service.networks, &service.cgroup)
+                (same.uid, same.address(), &same.cgroup),
+                (service.uid, service.address(), &service.cgroup)
             );
         }
         for grant in &first.grants {
@@ -216,6 +229,14 @@ mod tests {
         assert_eq!(names("other"), [default, default, "", "", "", "", "10.1.1.4", ""]);
         assert_eq!(names("alone"), [""; 8]);
         assert_eq!(facts.service("alone").unwrap().address(), None);
+        let others = |name: &str| {
+            let places = facts.service(name).unwrap().networks.iter();
+            places
+                .map(|place| place.others.iter().map(ToString::to_string).collect())
+                .collect::<Vec<Vec<String>>>()
+        };
+        assert_eq!(others("web"), [vec!["10.1.1.4"], vec!["10.2.1.2", "10.2.1.3"]]);
+        assert_eq!(others("db"), [vec!["10.2.1.1", "10.2.1.3"]]);
     }
 
     #[test]

@@ -20,7 +20,6 @@
 use std::collections::BTreeMap;
 use std::fs;
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsFd, BorrowedFd, OwnedFd};
 use std::os::unix::fs::MetadataExt as _;
 use std::path::Path;
@@ -30,7 +29,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cofferdam_protocol::bridge::{ATTACH, Answer};
 use cofferdam_protocol::{error_chain, json};
-use cofferdam_workload::network::interface;
+use cofferdam_workload::network::{hardware_address, interface};
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _, Interest};
 use tokio::net::{UnixListener, UnixStream};
 use tokio::time::timeout;
@@ -100,8 +99,8 @@ struct Seat {
     outer: String,
     /// The bridge's index.
     bridge: u32,
-    /// Where the service is reached.
-    address: Ipv4Addr,
+    /// What its interface is known by to the other members.
+    hardware: [u8; 6],
 }
 
 /// The bridges, and who has a place at which.
@@ -145,7 +144,11 @@ impl Bridges {
             let own = service.networks.iter().enumerate().map(|(place, at)| {
                 let bridge = indices.get(at.network.as_str()).copied();
                 let bridge = bridge.with_context(|| format!("there is no network {}", at.network))?;
-                Ok(Seat { outer: format!("s{number}n{place}"), bridge, address: at.address })
+                Ok(Seat {
+                    outer: format!("s{number}n{place}"),
+                    bridge,
+                    hardware: hardware_address(at.address),
+                })
             });
             seats.insert(service.uid, own.collect::<anyhow::Result<Vec<_>>>()?);
         }
@@ -168,8 +171,8 @@ impl Bridges {
         }
         for (place, seat) in seats.iter().enumerate() {
             let inner = interface(place);
-            let (outer, bridge, address) = (seat.outer.as_str(), seat.bridge, seat.address);
-            let made = self.kernel.add_pair(&Pair { outer, bridge, inner: &inner, namespace, address });
+            let (outer, bridge, hardware) = (seat.outer.as_str(), seat.bridge, seat.hardware);
+            let made = self.kernel.add_pair(&Pair { outer, bridge, inner: &inner, namespace, hardware });
             made.map_err(|source| AttachError::Kernel(inner.clone(), source))?;
         }
         Ok(seats.len())

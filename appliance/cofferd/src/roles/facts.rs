@@ -47,6 +47,8 @@ pub(crate) struct Place {
     pub(crate) network: String,
     /// Where the other members reach the service, nobody else's in any network.
     pub(crate) address: Ipv4Addr,
+    /// The other members' addresses.
+    pub(crate) others: Vec<Ipv4Addr>,
 }
 
 /// An operator.

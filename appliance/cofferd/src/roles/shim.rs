@@ -406,7 +406,7 @@ fn hosts(own: &ServiceFacts) -> String {
 async fn attach(network: &Network, places: &[Place]) -> anyhow::Result<Attached> {
     let attached = bridge::attach(Path::new(paths::BRIDGE_SOCKET), network.namespace()).await?;
     for (index, place) in places.iter().enumerate() {
-        network::configure(index, place.address)
+        network::configure(index, place.address, &place.others)
             .with_context(|| format!("cannot set the address in the network {}", place.network))?;
     }
     Ok(attached)

@@ -4,7 +4,6 @@
 //! socket was opened.
 
 use std::io;
-use std::net::Ipv4Addr;
 use std::os::fd::{AsRawFd, BorrowedFd, OwnedFd};
 
 use nix::errno::Errno;
@@ -50,9 +49,8 @@ pub(crate) struct Pair<'a> {
     pub(crate) inner: &'a str,
     /// Where it is.
     pub(crate) namespace: BorrowedFd<'a>,
-    /// The address that it will have. Its hardware address follows from this, so that the neighbours' tables stay true
-    /// when it is replaced.
-    pub(crate) address: Ipv4Addr,
+    /// Its hardware address, which its neighbours know.
+    pub(crate) hardware: [u8; 6],
 }
 
 impl Rtnetlink {
@@ -89,7 +87,7 @@ impl Rtnetlink {
         let namespace = u32::try_from(pair.namespace.as_raw_fd()).map_err(|_| Errno::EBADF)?;
         let mut peer = link(0, false);
         attribute(&mut peer, IFLA_IFNAME, &text(pair.inner));
-        attribute(&mut peer, IFLA_ADDRESS, &hardware_address(pair.address));
+        attribute(&mut peer, IFLA_ADDRESS, &pair.hardware);
         attribute(&mut peer, IFLA_NET_NS_FD, &namespace.to_ne_bytes());
         let mut data = Vec::new();
         attribute(&mut data, VETH_INFO_PEER, &peer);
@@ -126,12 +124,6 @@ impl Rtnetlink {
             None => Err(io::ErrorKind::InvalidData.into()),
         }
     }
-}
-
-/// Locally administered (the second bit), and different for different addresses.
-fn hardware_address(address: Ipv4Addr) -> [u8; 6] {
-    let [a, b, c, d] = address.octets();
-    [2, 0, a, b, c, d]
 }
 
 fn request(kind: u16, flags: u16, body: &[u8]) -> Vec<u8> {
@@ -207,13 +199,5 @@ mod tests {
         assert_eq!(acknowledged(&answer[..18]), None);
         answer[4] = 16;
         assert_eq!(acknowledged(&answer), None);
-    }
-
-    #[test]
-    fn hardware_addresses_are_of_one_machine_and_differ_as_addresses_do() {
-        let of = |last| hardware_address(Ipv4Addr::new(10, 1, 1, last));
-        assert_eq!(of(7), [2, 0, 10, 1, 1, 7]);
-        assert_eq!(of(7)[0] & 3, 2, "local, and of one interface");
-        assert_ne!(of(7), of(8));
     }
 }

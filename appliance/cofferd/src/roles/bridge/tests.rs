@@ -58,8 +58,8 @@ impl Inside {
 
     /// What a shim does after it was attached.
     fn address(&self, service: &crate::roles::facts::ServiceFacts) {
-        for (index, address) in service.networks.iter().map(|place| place.address).enumerate() {
-            self.run(move || configure(index, address)).unwrap();
+        for (index, place) in service.networks.iter().cloned().enumerate() {
+            self.run(move || configure(index, place.address, &place.others)).unwrap();
         }
     }
 
@@ -144,10 +144,22 @@ fn members_of_a_network_reach_each_other_at_every_port_and_nobody_else() {
     for address in [at(&db, 0), at(&web, 1), Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(10, 9, 9, 9)] {
         assert_eq!(unreachable(in_other.hear(address, 80)), Some(nix::libc::ENETUNREACH), "{address}");
     }
-    // Past the routing table, over the interface itself: nobody there says that the address is theirs.
-    for address in [at(&db, 0), at(&web, 1)] {
-        assert!(in_other.run(move || over_eth0(address, 81)).is_err(), "{address}");
+    // Past the routing table, over the interface itself: what is sent there reaches nobody, and no more places in the
+    // machine's one table of neighbours are taken by it than by silence.
+    for address in [at(&db, 0), at(&web, 1), Ipv4Addr::new(10, 1, 77, 77)] {
+        let outcome = in_other.run(move || over_eth0(address, 81));
+        assert_eq!(outcome.unwrap_err().raw_os_error(), Some(nix::libc::EINPROGRESS), "{address}");
     }
+    in_other.run(|| {
+        let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
+        for number in 0..5000_u16 {
+            let [high, low] = number.to_be_bytes();
+            // An address that no service has, and soon no neighbour is remembered for.
+            socket.send_to(b"x", (Ipv4Addr::new(10, 1, 100 + high, low), 9)).unwrap();
+        }
+    });
+    assert_eq!(in_web.hear(at(&other, 0), 80).unwrap(), b"other");
+    assert_eq!(in_db.hear(at(&web, 1), 81).unwrap(), b"for back alone");
     // An address that is another's is not taken, for a packet either.
     let taken = at(&db, 0);
     assert!(in_web.run(move || UdpSocket::bind((taken, 0))).is_err());
@@ -158,13 +170,15 @@ fn members_of_a_network_reach_each_other_at_every_port_and_nobody_else() {
 }
 
 /// Connects with SO_BINDTODEVICE, which any user may ask for and which makes the kernel take every address for a neighbour's.
+/// After a second without an answer the error is EINPROGRESS.
 fn over_eth0(address: Ipv4Addr, port: u16) -> io::Result<()> {
     use nix::sys::socket::{
         AddressFamily, SockFlag, SockType, SockaddrIn, connect, setsockopt, socket, sockopt,
     };
+    use nix::sys::time::{TimeVal, TimeValLike as _};
     let socket = socket(AddressFamily::Inet, SockType::Stream, SockFlag::SOCK_CLOEXEC, None)?;
     setsockopt(&socket, sockopt::BindToDevice, &"eth0".into())?;
-    // Three requests of one second each for the neighbour's hardware address, and then EHOSTUNREACH.
+    setsockopt(&socket, sockopt::SendTimeout, &TimeVal::seconds(1))?;
     Ok(connect(socket.as_raw_fd(), &SockaddrIn::from(std::net::SocketAddrV4::new(address, port)))?)
 }
 
@@ -226,7 +240,7 @@ async fn over_the_socket_a_request_has_an_answer_and_nonsense_an_end() {
     tokio::spawn(serve(unix::bind(&path).unwrap(), Arc::new(bridges)));
     let mut attached = client::attach(&path, inside.namespace.as_fd()).await.unwrap();
     assert!(timeout(Duration::from_millis(200), attached.gone()).await.is_err(), "it lasts");
-    assert!(inside.run(|| configure(1, Ipv4Addr::new(10, 9, 9, 9))).is_ok());
+    assert!(inside.run(|| configure(1, Ipv4Addr::new(10, 9, 9, 9), &[])).is_ok());
     for nonsense in [&b"a"[..], b"x", b"{\"attach\":1}"] {
         let mut stream = UnixStream::connect(&path).await.unwrap();
         stream.write_all(nonsense).await.unwrap();
