@@ -332,11 +332,13 @@ impl Shim<'_> {
             hostname: self.service.name.clone(),
             hosts: hosts(self.service, &self.dependencies),
             read_only: self.service.read_only,
+            writable: self.memory / 2,
             tmpfs: self.service.tmpfs.clone(),
             arguments: environment::arguments(self.service, image)?,
             working_dir: working_dir.to_owned(),
             uid: account.uid,
             gid: account.gid,
+            capabilities: self.service.capabilities.clone(),
             groups: account.groups.clone(),
         })
     }
