@@ -853,7 +853,7 @@ class Appliance(unittest.TestCase):
             self.assertEqual(own[-2:], ["nameserver 127.0.0.11", "options ndots:0"])
             network = addresses["web" if listen == web else "apart"].split(".")[1]
             self.assertEqual(own[0], f"route eth0 10.{network}.0.0 over 0.0.0.0")
-            self.assertEqual({row for row in own[1:-2]} - {"inet6 lo"}, set(), own)
+            self.assertEqual(set(own[1:-2]) - {"inet6 lo"}, set(), own)
         # Nobody takes another's address, or answers names instead of the resolver.
         for address, port in ((in_default, 8080), ("10.1.7.7", 8080), ("127.0.0.11", 53)):
             attempts = rows(web, f"/take?address={address}&port={port}")
@@ -890,6 +890,16 @@ class Appliance(unittest.TestCase):
             print(
                 f"\n{role}: serving again after {time.monotonic() - began:.1f} s", file=sys.stderr
             )
+            # Both ways, since both ends of a pair of interfaces go with either process.
+            for listen, host in ((self.listen, "neighbour"), (self.neighbour_listen, "web")):
+
+                def joined(listen=listen, host=host):
+                    with contextlib.suppress(OSError, http.client.HTTPException):
+                        path = f"/dependency?host={host}&port=8080"
+                        return request(listen, path, timeout=20)[0] == 200
+                    return False
+
+                wait_for(f"{host} in its network after {role} died", 60, joined, 0.2)
         self.world.coffer_ok("verify", REPOSITORY, *self.trust, *self.github)
         self.assertEqual(self.published(), before, "the published attestation is still true")
         self.assertEqual(request(self.listen, f"/secret-is?value={SECRET}")[1], "true\n")
