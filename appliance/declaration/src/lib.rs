@@ -43,7 +43,7 @@ pub use model::{
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;
 pub use schema::json_schema;
-pub use value::{Signal, User};
+pub use value::{IdOrName, Signal, User};
 pub use yaml::{MAX_BYTES, MAX_DEPTH};
 
 impl Declaration {

@@ -12,7 +12,7 @@ use cofferdam_protocol::{
 use serde::{Deserialize, Serialize};
 
 use crate::limits::{Capability, Limits, Ulimits};
-use crate::value::{Signal, User};
+use crate::value::{IdOrName, Signal, User};
 
 /// A parsed and validated `cofferdam.yaml`.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
@@ -108,6 +108,8 @@ pub struct Service {
     pub restart: Restart,
     /// `None` keeps the image's user.
     pub user: Option<User>,
+    /// Further groups, beside those that the image gives the user.
+    pub group_add: Vec<IdOrName>,
     /// Absolute; `None` keeps the image's.
     pub working_dir: Option<String>,
     /// Whether the root file system is mounted read-only.

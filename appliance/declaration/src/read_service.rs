@@ -15,7 +15,7 @@ use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service
 use crate::read::{bounded, collect, optional};
 use crate::read_limits::{self, Resources};
 use crate::read_network;
-use crate::value::parse_duration;
+use crate::value::{IdOrName, parse_duration};
 use crate::yaml::{Entry, Kind, Node};
 
 /// The kernel's MAX_ARG_STRLEN is 128 KiB for one argument or variable; half leaves room for the name.
@@ -26,6 +26,7 @@ const MAX_SECRET_FILES: usize = 64;
 const MAX_PORTS: usize = 32;
 const MAX_TMPFS: usize = 16;
 const MAX_DEPENDENCIES: usize = 32;
+const MAX_GROUPS: usize = 32;
 /// PATH_MAX of Linux, with its NUL.
 const MAX_PATH: usize = 4095;
 
@@ -59,6 +60,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let depends_on = or_empty(fields.get("depends_on"), |node| dependencies(node, errors));
     let restart = fields.get("restart").map_or(Some(Restart::Always), |node| restart(node, errors));
     let user = fields.get("user").map(|node| fields::parse(node, "`user`", errors));
+    let group_add = or_empty(fields.get("group_add"), |node| groups(node, errors));
     let working_dir = fields.get("working_dir").map(|node| path(node, "`working_dir`", errors));
     let read_only =
         fields.get("read_only").map_or(Some(false), |node| fields::boolean(node, "`read_only`", errors));
@@ -85,6 +87,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         depends_on,
         restart: restart?,
         user: optional(user)?,
+        group_add: group_add?,
         working_dir: optional(working_dir)?,
         read_only: read_only?,
         tmpfs: tmpfs?,
@@ -419,6 +422,12 @@ fn restart(node: &Node, errors: &mut Collector<'_>) -> Option<Restart> {
         );
     }
     read
+}
+
+fn groups(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<IdOrName>> {
+    let items = fields::list(node, "`group_add`", errors)?;
+    bounded(node, items.len(), MAX_GROUPS, "groups", errors)?;
+    collect(items.iter().map(|item| fields::parse(item, "a group", errors)))
 }
 
 fn tmpfs(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<String>> {

@@ -172,8 +172,11 @@ struct Service {
     /// What happens when it ends; always, unless said otherwise.
     #[schemars(regex(pattern = r"^(no|always|unless-stopped|on-failure(:(0|[1-9][0-9]*))?)$"))]
     restart: Option<String>,
-    /// Numeric, uid or uid:gid.
+    /// user or user:group, each a number or a name that the image knows.
     user: Option<User>,
+    /// Further groups, numbers or names that the image knows.
+    #[schemars(length(max = 32))]
+    group_add: Option<Vec<Group>>,
     /// Absolute path.
     working_dir: Option<AbsolutePath>,
     /// Whether the root file system is mounted read-only.
@@ -509,12 +512,23 @@ struct Dependency {
     condition: String,
 }
 
+/// A user or a group: a number or a name.
+const ID_OR_NAME: &str = "(0|[1-9][0-9]{0,4}|[A-Za-z_][A-Za-z0-9._-]{0,63})";
+
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "described, never filled")]
 enum User {
-    Text(#[schemars(regex(pattern = "^(0|[1-9][0-9]{0,4})(:(0|[1-9][0-9]{0,4}))?$"))] String),
-    Number(#[schemars(range(max = 65535))] u32),
+    Text(#[schemars(regex(pattern = format!("^{ID_OR_NAME}(:{ID_OR_NAME})?$")))] String),
+    Number(#[schemars(range(max = 65534))] u32),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Group {
+    Text(#[schemars(regex(pattern = format!("^{ID_OR_NAME}$")))] String),
+    Number(#[schemars(range(max = 65534))] u32),
 }
 
 #[derive(JsonSchema)]

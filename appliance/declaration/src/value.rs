@@ -4,6 +4,7 @@
 //! it knows, what to write instead. It knows nothing of YAML; the place is added by whoever read the file.
 //! Every length is bounded, because each of these texts ends in a claim, a file name, a URL or a log line.
 
+use std::fmt;
 use std::str::FromStr;
 use std::time::Duration;
 
@@ -55,27 +56,72 @@ impl FromStr for Signal {
     }
 }
 
-/// Numeric user and group inside the container.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
+/// A user or a group inside the container, as a declaration names it.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum IdOrName {
+    /// 0 to 65534: a service's user namespace maps 65536 ids, and the last one is nobody's.
+    Id(u32),
+    /// One that the image's own files know: `[A-Za-z_][A-Za-z0-9._-]{0,63}`.
+    Name(String),
+}
+
+impl FromStr for IdOrName {
+    type Err = WordError;
+
+    fn from_str(text: &str) -> Result<Self, WordError> {
+        let is_name = (1..=64).contains(&text.len())
+            && text.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_')
+            && text.bytes().all(|b| b.is_ascii_alphanumeric() || b"._-".contains(&b));
+        match parse_decimal(text).filter(|id| *id <= 65534) {
+            Some(id) => Ok(Self::Id(id)),
+            None if is_name => Ok(Self::Name(text.to_owned())),
+            None => Err(WordError::new("neither a number of 0 to 65534 nor a name")
+                .hint("a name has letters, digits, . _ - and starts with a letter or _")),
+        }
+    }
+}
+
+/// Whom a service runs as.
+#[derive(Debug, Clone, PartialEq, Eq, Hash, Serialize, Deserialize)]
 pub struct User {
-    /// 0 to 65535: a service's user namespace maps 65536 ids.
-    pub uid: u32,
-    /// The group; the image's default for the uid when it is not given.
-    pub gid: Option<u32>,
+    /// The user.
+    pub user: IdOrName,
+    /// The group. Without one it is the user's own, and the user's further groups come along.
+    pub group: Option<IdOrName>,
+}
+
+impl fmt::Display for IdOrName {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::Id(id) => id.fmt(f),
+            Self::Name(name) => f.write_str(name),
+        }
+    }
+}
+
+impl fmt::Display for User {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match &self.group {
+            Some(group) => write!(f, "{}:{group}", self.user),
+            None => self.user.fmt(f),
+        }
+    }
 }
 
 impl FromStr for User {
     type Err = WordError;
 
     fn from_str(text: &str) -> Result<Self, WordError> {
-        let wrong = || {
-            WordError::new("not a numeric user of 0 to 65535")
-                .hint("write \"uid\" or \"uid:gid\", for example \"1000:1000\"; names live in the image, which is not open yet")
+        let part = |text: &str| {
+            text.parse().map_err(|_| {
+                WordError::new("not a user: a number of 0 to 65534, or a name that the image knows")
+                    .hint("write \"user\" or \"user:group\", for example \"1000:1000\" or \"www-data\"")
+            })
         };
-        let id = |text: &str| parse_decimal(text).filter(|id| *id <= 65535).ok_or_else(wrong);
         Ok(match text.split_once(':') {
-            Some((uid, gid)) => Self { uid: id(uid)?, gid: Some(id(gid)?) },
-            None => Self { uid: id(text)?, gid: None },
+            Some((user, group)) => Self { user: part(user)?, group: Some(part(group)?) },
+            None => Self { user: part(text)?, group: None },
         })
     }
 }

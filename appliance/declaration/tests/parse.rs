@@ -35,7 +35,8 @@ services:
     ports: ["443:8080", {{published: 8444, target: 8081}}]
     depends_on: [db]
     restart: on-failure:3
-    user: "1000:1000"
+    user: "1000:www-data"
+    group_add: [44, ssl-cert]
     working_dir: /srv
     read_only: true
     tmpfs: [/tmp, /var/cache]
@@ -79,7 +80,11 @@ fn everything_that_is_supported_reads_into_its_type() {
     assert_eq!(web.secrets[1].target, "api_token");
     assert_eq!(web.ports, [Port { published: 443, target: 8080 }, Port { published: 8444, target: 8081 }]);
     assert_eq!(web.restart, Restart::OnFailure { max_retries: Some(3) });
-    assert_eq!(web.user, Some(User { uid: 1000, gid: Some(1000) }));
+    assert_eq!(
+        web.user,
+        Some(User { user: IdOrName::Id(1000), group: Some(IdOrName::Name("www-data".into())) })
+    );
+    assert_eq!(web.group_add, [IdOrName::Id(44), IdOrName::Name("ssl-cert".into())]);
     assert_eq!(web.working_dir.as_deref(), Some("/srv"));
     assert!(web.read_only);
     assert_eq!(web.tmpfs, ["/tmp", "/var/cache"]);

@@ -41,6 +41,8 @@ pub struct Plan {
     pub uid: u32,
     /// The group to run as.
     pub gid: u32,
+    /// All groups to be in.
+    pub groups: Vec<u32>,
 }
 
 /// The environment and the files with the secrets in place.

@@ -25,8 +25,6 @@ const MAX_HEADERS: usize = 128;
 const MAX_DYNAMIC: u64 = 1024;
 /// PATH_MAX, as the kernel bounds the interpreter's name.
 const MAX_INTERPRETER: u64 = 4096;
-/// Links let a tree be deeper than a name is long; a sound image stays far below.
-const MAX_DEPTH: usize = 1024;
 
 /// What a file is to execve.
 #[derive(Debug, PartialEq, Eq)]
@@ -47,22 +45,18 @@ enum Program {
 /// The tree cannot be walked or a file's owner cannot be set.
 pub fn guard(root: &OwnedFd, own: bool) -> Result<Vec<PathBuf>, UnpackError> {
     let mut found = BTreeSet::new();
-    let top = in_root(root, Path::new("."), OFlag::O_DIRECTORY).map_err(file("open", Path::new("/")))?;
-    let mut pending = vec![(top, PathBuf::new(), 0_usize)];
-    while let Some((directory, path, depth)) = pending.pop() {
+    // By name: a descriptor for each directory that waits would be more than a process may have.
+    let mut pending = vec![PathBuf::new()];
+    while let Some(path) = pending.pop() {
+        let directory =
+            in_root(root, &path, OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW).map_err(file("open", &path))?;
         for name in names(&directory, &path)? {
             let child = path.join(&name);
             let stat = fstatat(&directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
                 .map_err(file("look at", &child))?;
             let kind = file_kind(&stat);
             if kind == SFlag::S_IFDIR {
-                if depth >= MAX_DEPTH {
-                    return Err(UnpackError::Path(child));
-                }
-                let flags = OFlag::O_DIRECTORY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
-                let below = openat(&directory, name.as_os_str(), flags, Mode::empty())
-                    .map_err(file("open", &child))?;
-                pending.push((below, child, depth.saturating_add(1)));
+                pending.push(child);
             } else if kind == SFlag::S_IFREG && stat.st_mode & 0o111 != 0 {
                 let flags = OFlag::O_RDONLY | OFlag::O_NOFOLLOW | OFlag::O_CLOEXEC;
                 let opened = openat(&directory, name.as_os_str(), flags, Mode::empty())

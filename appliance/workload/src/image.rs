@@ -43,8 +43,23 @@ pub enum ImageError {
     /// Too much of something.
     #[error("the image has more than {0}")]
     TooMany(&'static str),
+    /// Docker's manifest of before 2016, which does not name the image's configuration by its digest.
+    #[error(
+        "the image has a manifest of Docker's schema 1, which is not supported; push it again with a current tool, \
+         for example with `skopeo copy --format oci`, and declare the new digest"
+    )]
+    Schema1,
+    /// A layer that registries do not hold, because its publisher does not let them.
+    #[error(
+        "a layer is of the type {0}, which registries do not hold; build the image on a base whose layers may be \
+         distributed, push it and declare the new digest"
+    )]
+    Foreign(String),
     /// A layer that this appliance cannot unpack.
-    #[error("a layer is of the type {0}, which is not supported")]
+    #[error(
+        "a layer is of the type {0}, which is not supported; push the image again with layers that are tar archives, plain \
+         or packed by gzip or zstd, for example with `skopeo copy --format oci`, and declare the new digest"
+    )]
     LayerType(String),
     /// A value that cannot be an argument or a variable.
     #[error("the image's configuration holds a zero byte in its {0}")]
@@ -88,6 +103,8 @@ pub(crate) enum Manifest {
 #[derive(Deserialize)]
 #[serde(rename_all = "camelCase")]
 struct Document {
+    #[serde(default)]
+    schema_version: u64,
     media_type: Option<String>,
     manifests: Option<Vec<Descriptor>>,
     config: Option<Descriptor>,
@@ -142,16 +159,26 @@ pub(crate) fn manifest(bytes: &[u8]) -> Result<Manifest, ImageError> {
                 layers: layers.collect::<Result<_, _>>()?,
             })
         }
+        _ if document.schema_version == 1 => Err(ImageError::Schema1),
         _ => Err(ImageError::NotAnImage(short(&document.media_type.unwrap_or_default()))),
     }
 }
 
 fn compression(media_type: &str) -> Result<Compression, ImageError> {
     match media_type {
-        "application/vnd.oci.image.layer.v1.tar" => Ok(Compression::None),
+        "application/vnd.oci.image.layer.v1.tar" | "application/vnd.docker.image.rootfs.diff.tar" => {
+            Ok(Compression::None)
+        }
         "application/vnd.oci.image.layer.v1.tar+gzip"
         | "application/vnd.docker.image.rootfs.diff.tar.gzip" => Ok(Compression::Gzip),
-        "application/vnd.oci.image.layer.v1.tar+zstd" => Ok(Compression::Zstd),
+        "application/vnd.oci.image.layer.v1.tar+zstd"
+        | "application/vnd.docker.image.rootfs.diff.tar.zstd" => Ok(Compression::Zstd),
+        foreign
+            if foreign.starts_with("application/vnd.oci.image.layer.nondistributable.")
+                || foreign.starts_with("application/vnd.docker.image.rootfs.foreign.") =>
+        {
+            Err(ImageError::Foreign(short(foreign)))
+        }
         other => Err(ImageError::LayerType(short(other))),
     }
 }
@@ -265,6 +292,9 @@ mod tests {
             "application/vnd.oci.image.layer.v1.tar",
             "application/vnd.docker.image.rootfs.diff.tar.gzip",
             "application/vnd.oci.image.layer.v1.tar+zstd",
+            "application/vnd.docker.image.rootfs.diff.tar",
+            "application/vnd.oci.image.layer.v1.tar+gzip",
+            "application/vnd.docker.image.rootfs.diff.tar.zstd",
         ];
         let list = layers.map(descriptor).join(",");
         let text = format!(r#"{{"schemaVersion":2,"config":{},"layers":[{list}]}}"#, descriptor("c"));
@@ -272,17 +302,35 @@ mod tests {
             panic!("not an image")
         };
         let kinds: Vec<_> = layers.iter().map(|(_, kind)| *kind).collect();
-        assert_eq!(kinds, [Compression::None, Compression::Gzip, Compression::Zstd]);
+        let each = [Compression::None, Compression::Gzip, Compression::Zstd];
+        assert_eq!(kinds, [each, each].concat());
     }
 
     #[test]
     fn what_is_no_image_is_refused_with_its_reason() {
-        let foreign = format!(
-            r#"{{"config":{},"layers":[{}]}}"#,
-            descriptor("c"),
-            descriptor("application/vnd.docker.image.rootfs.foreign.diff.tar.gzip")
+        let layer = |kind: &str| {
+            let text = format!(r#"{{"config":{},"layers":[{}]}}"#, descriptor("c"), descriptor(kind));
+            manifest(text.as_bytes()).unwrap_err()
+        };
+        for foreign in [
+            "application/vnd.docker.image.rootfs.foreign.diff.tar.gzip",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar",
+            "application/vnd.oci.image.layer.nondistributable.v1.tar+zstd",
+        ] {
+            let error = layer(foreign);
+            assert!(
+                matches!(&error, ImageError::Foreign(_)) && error.to_string().contains("build the image"),
+                "{error}"
+            );
+        }
+        let encrypted = layer("application/vnd.oci.image.layer.v1.tar+gzip+encrypted");
+        assert!(encrypted.to_string().contains("skopeo copy --format oci"), "{encrypted}");
+        let old = br#"{"schemaVersion":1,"name":"a/b","tag":"1","architecture":"amd64",
+            "fsLayers":[{"blobSum":"sha256:00"}],"history":[{"v1Compatibility":"{}"}],"signatures":[]}"#;
+        let error = manifest(old).unwrap_err();
+        assert!(
+            matches!(error, ImageError::Schema1) && error.to_string().contains("skopeo copy --format oci")
         );
-        assert!(matches!(manifest(foreign.as_bytes()), Err(ImageError::LayerType(_))));
         let many = vec![descriptor("application/vnd.oci.image.layer.v1.tar"); 128].join(",");
         let many = format!(r#"{{"config":{},"layers":[{many}]}}"#, descriptor("c"));
         assert!(matches!(manifest(many.as_bytes()), Err(ImageError::TooMany(_))));

@@ -187,7 +187,7 @@ fn shed(profile: &Profile, control: &UnixStream) -> Result<(), InitError> {
     for target in 0..=2 {
         step("let go of the output", sys::place(null.as_fd(), target))?;
     }
-    identity(GUARD_ID, GUARD_ID)?;
+    identity(GUARD_ID, GUARD_ID, &[])?;
     // Changing the id undid both of these.
     step("close itself to others", prctl::set_dumpable(false))?;
     tie_to(control)?;
@@ -209,12 +209,13 @@ fn reap(workload: Pid) -> Result<End, InitError> {
     }
 }
 
-/// Becomes `uid` and `gid` without supplementary groups and without any capability, now and after any execve.
-fn identity(uid: u32, gid: u32) -> Result<(), InitError> {
+/// Becomes `uid` and `gid`, in these supplementary groups alone and without any capability, now and after any execve.
+fn identity(uid: u32, gid: u32, groups: &[u32]) -> Result<(), InitError> {
     for capability in caps::runtime::thread_all_supported() {
         caps::drop(None, CapSet::Bounding, capability).map_err(InitError::Capabilities)?;
     }
-    step("drop groups", setgroups(&[]))?;
+    let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
+    step("set the groups", setgroups(&groups))?;
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     step("change the group", setresgid(gid, gid, gid))?;
     step("change the user", setresuid(uid, uid, uid))?;
@@ -246,7 +247,7 @@ fn become_workload(
     step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
     sys::default_signals();
     step("keep descriptors to itself", sys::close_on_exec_from(3))?;
-    identity(plan.uid, plan.gid)?;
+    identity(plan.uid, plan.gid, &plan.groups)?;
     chdir(plan.working_dir.as_str()).map_err(|errno| InitError::Workload {
         code: 126,
         reason: format!("cannot enter the working directory {:?}: {}", plan.working_dir, errno.desc()),

@@ -213,7 +213,7 @@ async fn store(registry: &mut Registry, blob: &Blob, directory: &ImageDir) -> Re
 }
 
 fn unpack(unpacker: &mut Unpacker, blob: File, compression: Compression) -> Result<(), UnpackError> {
-    let reader = BufReader::with_capacity(64 << 10, blob);
+    let reader = BufReader::with_capacity(64 << 10, unpacker.timed(blob));
     match compression {
         Compression::None => unpacker.layer(reader),
         Compression::Gzip => unpacker.layer(flate2::bufread::MultiGzDecoder::new(reader)),
@@ -421,6 +421,22 @@ mod tests {
         }
         let pulled = attempt(vec![b"{\"manifests\":[]}".to_vec()], 1 << 20).await;
         assert!(matches!(pulled.outcome, Err(PullError::Image(ImageError::NoPlatform))));
+    }
+
+    #[test]
+    fn a_stream_of_empty_frames_ends_with_the_time() {
+        let folder = tempfile::tempdir().unwrap();
+        for (compression, empty) in [(Compression::Gzip, gzip(b"")), (Compression::Zstd, zstd(b""))] {
+            let mut blob = tempfile::tempfile().unwrap();
+            for _ in 0..64 {
+                blob.write_all(&empty.repeat(16 << 10)).unwrap();
+            }
+            blob.rewind().unwrap();
+            let mut unpacker =
+                Unpacker::hurried(folder.path(), std::time::Duration::from_millis(50)).unwrap();
+            let error = unpack(&mut unpacker, blob, compression).unwrap_err();
+            assert!(matches!(error, UnpackError::Slow(_)), "{error}");
+        }
     }
 
     #[test]

@@ -2,11 +2,12 @@
 //!
 //! The bytes of a layer are what its publisher made, so nothing in it is believed: a name is taken apart and
 //! refused when it climbs, the directory it lies in is resolved by the kernel inside the root
-//! (openat2(2), RESOLVE_IN_ROOT: a link that points out leads back in), and the last part is never followed.
+//! (openat2(2), RESOLVE_IN_ROOT: a link that points out leads back in), and the last part is never followed. A directory that a
+//! link on the way points to, and that is not there yet, is made where the link points inside the root, as other engines do.
 //! Device nodes are left out, setuid and setgid bits of files are dropped, ids outside the
 //! container's range become nobody's, extended attributes (and with them file capabilities) are not
-//! carried over. What is written, how many entries there are and how much of the archive is
-//! headers is bounded, so a decompression bomb ends as an error with the disk not full.
+//! carried over. Every byte that comes out of a decoder is charged, entries are counted, no directory is walked twice for one
+//! layer, and the time is bounded, so a bomb of any kind ends as an error with the disk not full.
 
 use std::cell::Cell;
 use std::collections::HashSet;
@@ -17,11 +18,12 @@ use std::os::fd::OwnedFd;
 use std::os::unix::ffi::OsStrExt;
 use std::path::{Component, Path, PathBuf};
 use std::rc::Rc;
+use std::time::{Duration, Instant};
 
 use nix::dir::Dir;
 use nix::errno::Errno;
-use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2};
-use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fchmodat, fstatat, futimens, mkdirat};
+use nix::fcntl::{AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
+use nix::sys::stat::{FileStat, Mode, SFlag, fchmod, fchmodat, fstat, fstatat, futimens, mkdirat};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, mkfifoat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
@@ -34,6 +36,16 @@ const NOBODY: u64 = 65_534;
 const MAX_HEADER: u64 = 1 << 20;
 /// Parts of one name. Real images stay below 40; the bound also bounds every walk over the result.
 const MAX_DEPTH: usize = 128;
+/// Links that are followed to where one name lies: the kernel's own bound (path_resolution(7)).
+const MAX_LINKS: u32 = 40;
+/// PATH_MAX without its zero byte.
+const MAX_PATH: usize = 4095;
+/// Entries of all layers of an image, and so of one layer, with the directories that are made on the way: nearly twice the
+/// files of a Debian on which this project is built. Each takes some 40 µs and 4 KiB of memory.
+const MAX_ENTRIES: u64 = 1 << 18;
+/// What one image may take to unpack, without the time in which it is fetched: several times what the largest one within
+/// the other bounds needs on an emulated processor.
+const MAX_TIME: Duration = Duration::from_secs(600);
 /// A directory entry, an inode and a page of small change in a tmpfs.
 const ENTRY_COST: u64 = 4096;
 /// `.wh.NAME` removes NAME of the layers below.
@@ -61,6 +73,12 @@ pub enum UnpackError {
     /// More than the bound on unpacked bytes.
     #[error("the image unpacks to more than the {} MiB of memory that its service has: raise `mem_limit`", .0 >> 20)]
     TooLarge(u64),
+    /// More files, directories and links than the bound.
+    #[error("the image has more than {0} entries")]
+    TooMany(u64),
+    /// Longer than the bound on time.
+    #[error("the image takes more than {0:?} to unpack")]
+    Slow(Duration),
     /// The file system refused.
     #[error("cannot {verb} {path:?}")]
     File {
@@ -74,14 +92,33 @@ pub enum UnpackError {
     },
 }
 
+/// How much of everything an image may take.
+#[derive(Debug, Clone, Copy)]
+struct Bounds {
+    bytes: u64,
+    entries: u64,
+    time: Duration,
+}
+
 /// A root file system in the making.
 pub struct Unpacker {
     root: OwnedFd,
     /// Whether owners are set: only a process with CAP_CHOWN over the range can.
     own: bool,
-    limit: u64,
-    left: u64,
+    limit: Bounds,
+    left: Bounds,
     skipped_devices: u64,
+    /// For the content of one file after the other.
+    buffer: Vec<u8>,
+}
+
+/// What one layer did so far, by the inodes of the root, which is one file system.
+#[derive(Default)]
+struct Layer {
+    /// What it brought: a whiteout removes only what lies below it.
+    brought: HashSet<u64>,
+    /// Directories in which nothing of the layers below is left.
+    cleared: HashSet<u64>,
 }
 
 impl Unpacker {
@@ -93,12 +130,28 @@ impl Unpacker {
     pub fn new(root: &Path, limit: u64, own: bool) -> Result<Self, UnpackError> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(root, flags, Mode::empty()).map_err(file("open", root))?;
-        Ok(Self { root, own, limit, left: limit, skipped_devices: 0 })
+        let limit = Bounds { bytes: limit, entries: MAX_ENTRIES, time: MAX_TIME };
+        Ok(Self { root, own, limit, left: limit, skipped_devices: 0, buffer: vec![0; 64 << 10] })
+    }
+
+    /// With this much time.
+    #[cfg(test)]
+    pub(crate) fn hurried(root: &Path, time: Duration) -> Result<Self, UnpackError> {
+        let mut unpacker = Self::new(root, 1 << 30, false)?;
+        unpacker.limit.time = time;
+        unpacker.left.time = time;
+        Ok(unpacker)
     }
 
     /// How many device nodes were left out.
     pub fn skipped_devices(&self) -> u64 {
         self.skipped_devices
+    }
+
+    /// A reader that ends with an error when the image's time is over. It belongs below a layer's decoder, which may read for
+    /// ever without giving anything out.
+    pub(crate) fn timed<R: Read>(&self, inner: R) -> impl Read + use<R> {
+        Timed { inner, until: Instant::now().checked_add(self.left.time) }
     }
 
     /// Unpacks one layer, a plain tar archive, over what is there.
@@ -107,32 +160,45 @@ impl Unpacker {
     ///
     /// [`UnpackError`]; the root is then half a root and has to be thrown away.
     pub fn layer(&mut self, archive: impl Read) -> Result<(), UnpackError> {
+        let begun = Instant::now();
+        let outcome = self.entries(self.timed(archive));
+        self.left.time = self.left.time.saturating_sub(begun.elapsed());
+        // Whatever it was that then failed.
+        if self.left.time.is_zero() { Err(UnpackError::Slow(self.limit.time)) } else { outcome }
+    }
+
+    fn entries(&mut self, archive: impl Read) -> Result<(), UnpackError> {
         let allowance = Rc::new(Cell::new(MAX_HEADER));
         let mut archive = Archive::new(Metered { inner: archive, allowance: Rc::clone(&allowance) });
-        // What this layer brought: a whiteout removes only what lies below it.
-        let mut fresh = HashSet::new();
+        let mut layer = Layer::default();
         for entry in archive.entries().map_err(UnpackError::Archive)? {
             let mut entry = entry.map_err(UnpackError::Archive)?;
-            self.charge(ENTRY_COST)?;
+            self.count(MAX_HEADER.saturating_sub(allowance.get()))?;
             allowance.set(u64::MAX);
-            self.entry(&mut entry, &mut fresh)?;
-            // What the entry did not read, the archive skips: that is content, not header.
-            io::copy(&mut entry, &mut io::sink()).map_err(UnpackError::Archive)?;
+            self.entry(&mut entry, &mut layer)?;
+            // What the entry did not read is no file's content, and still had to be unpacked.
+            let mut rest = entry.take(self.left.bytes.saturating_add(1));
+            let rest = io::copy(&mut rest, &mut io::sink()).map_err(UnpackError::Archive)?;
+            self.charge(rest)?;
             allowance.set(MAX_HEADER);
         }
         Ok(())
     }
 
+    /// One more entry, with a header of so many bytes.
+    fn count(&mut self, header: u64) -> Result<(), UnpackError> {
+        let more = self.left.entries.checked_sub(1);
+        self.left.entries = more.ok_or(UnpackError::TooMany(self.limit.entries))?;
+        self.charge(header.max(ENTRY_COST))
+    }
+
     fn charge(&mut self, bytes: u64) -> Result<(), UnpackError> {
-        self.left = self.left.checked_sub(bytes).ok_or(UnpackError::TooLarge(self.limit))?;
+        let left = self.left.bytes.checked_sub(bytes);
+        self.left.bytes = left.ok_or(UnpackError::TooLarge(self.limit.bytes))?;
         Ok(())
     }
 
-    fn entry<R: Read>(
-        &mut self,
-        entry: &mut Entry<'_, R>,
-        fresh: &mut HashSet<PathBuf>,
-    ) -> Result<(), UnpackError> {
+    fn entry<R: Read>(&mut self, entry: &mut Entry<'_, R>, layer: &mut Layer) -> Result<(), UnpackError> {
         let kind = entry.header().entry_type();
         if matches!(kind, EntryType::XGlobalHeader) {
             return Ok(());
@@ -145,7 +211,7 @@ impl Unpacker {
         if let Some(hidden) = name.as_bytes().strip_prefix(WHITEOUT) {
             let directory = path.parent().unwrap_or(Path::new(""));
             return if name.as_bytes() == OPAQUE {
-                self.empty(&parent, directory, fresh)
+                clear(&parent, directory, layer, 0)
             } else if hidden.is_empty() || hidden.starts_with(WHITEOUT) || hidden == b"." || hidden == b".." {
                 // `.wh..wh.*` is reserved for other storage drivers' own use.
                 Ok(())
@@ -158,13 +224,8 @@ impl Unpacker {
             return Ok(());
         }
         self.make(entry, &parent, &name, &path)?;
-        let mut ancestor = path.as_path();
-        while fresh.insert(ancestor.to_owned()) {
-            match ancestor.parent() {
-                Some(next) if !next.as_os_str().is_empty() => ancestor = next,
-                _ => break,
-            }
-        }
+        let made = fstatat(&parent, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW);
+        layer.brought.insert(made.map_err(file("look at", &path))?.st_ino);
         Ok(())
     }
 
@@ -179,18 +240,20 @@ impl Unpacker {
     }
 
     /// Opens the directory that `path` lies in, and makes what is missing of it.
-    fn parent(&self, path: &Path) -> Result<OwnedFd, UnpackError> {
+    fn parent(&mut self, path: &Path) -> Result<OwnedFd, UnpackError> {
         let directory = path.parent().unwrap_or(Path::new(""));
         match in_root(&self.root, directory, DIRECTORY) {
             Err(Errno::ENOENT) => {}
             found => return found.map_err(file("open", directory)),
         }
+        let directory = self.target(directory)?;
         let mut so_far = PathBuf::new();
         let mut last = in_root(&self.root, &so_far, DIRECTORY).map_err(file("open", &so_far))?;
         for component in directory.components() {
             so_far.push(component);
             last = match in_root(&self.root, &so_far, DIRECTORY) {
                 Err(Errno::ENOENT) => {
+                    self.count(0)?;
                     mkdirat(&last, component.as_os_str(), Mode::from_bits_truncate(0o755))
                         .map_err(file("make", &so_far))?;
                     in_root(&self.root, &so_far, DIRECTORY)
@@ -200,6 +263,44 @@ impl Unpacker {
             .map_err(file("open", &so_far))?;
         }
         Ok(last)
+    }
+
+    /// Where `directory` leads to inside the root when nothing needs to be there: a path without links and without `..`.
+    fn target(&self, directory: &Path) -> Result<PathBuf, UnpackError> {
+        let mut real = PathBuf::new();
+        let mut links = 0;
+        // What is still to be walked, the next part last.
+        let mut ahead = parts(directory);
+        while let Some(part) = ahead.pop() {
+            if part == ".." {
+                real.pop();
+                continue;
+            }
+            match self.link(&real, &part)? {
+                Some(target) => {
+                    links += 1;
+                    if links > MAX_LINKS {
+                        return Err(file("follow the links of", directory)(Errno::ELOOP));
+                    }
+                    if target.is_absolute() {
+                        real.clear();
+                    }
+                    ahead.extend(parts(&target));
+                }
+                None => real.push(part),
+            }
+        }
+        if real.components().count() > MAX_DEPTH { Err(UnpackError::Path(real)) } else { Ok(real) }
+    }
+
+    /// Where the link `name` in `directory` points; `None` when it is no link, or is not there.
+    fn link(&self, directory: &Path, name: &OsStr) -> Result<Option<PathBuf>, UnpackError> {
+        let found = in_root(&self.root, directory, DIRECTORY).and_then(|open| readlinkat(&open, name));
+        match found {
+            Ok(target) => Ok(Some(target.into())),
+            Err(Errno::ENOENT | Errno::EINVAL) => Ok(None),
+            Err(errno) => Err(file("open", &directory.join(name))(errno)),
+        }
     }
 
     fn make<R: Read>(
@@ -257,8 +358,8 @@ impl Unpacker {
             openat(parent, name, flags, Mode::from_bits_truncate(0o600)).map_err(file("make", path))?;
         let mut target = File::from(opened);
         // One byte more than allowed tells "exactly as much" from "too much".
-        let mut content = entry.take(self.left.saturating_add(1));
-        let written = copy(&mut content, &mut target, path)?;
+        let mut content = entry.take(self.left.bytes.saturating_add(1));
+        let written = copy(&mut content, &mut target, &mut self.buffer, path)?;
         self.charge(written)?;
         if self.own {
             let (uid, gid) = owner(entry)?;
@@ -297,21 +398,6 @@ impl Unpacker {
         let (uid, gid) = owner(entry)?;
         fchownat(parent, name, Some(uid), Some(gid), AtFlags::AT_SYMLINK_NOFOLLOW).map_err(file("own", path))
     }
-
-    /// Removes from a directory what the layers below put there.
-    fn empty(&self, directory: &OwnedFd, path: &Path, fresh: &HashSet<PathBuf>) -> Result<(), UnpackError> {
-        for name in names(directory, path)? {
-            let child = path.join(&name);
-            if !fresh.contains(&child) {
-                remove(directory, &name, path, 0)?;
-            } else if kind_of(directory, &name)? == Some(SFlag::S_IFDIR) {
-                let below = openat(directory, name.as_os_str(), NO_LINK, Mode::empty())
-                    .map_err(file("open", &child))?;
-                self.empty(&below, &child, fresh)?;
-            }
-        }
-        Ok(())
-    }
 }
 
 const DIRECTORY: OFlag = OFlag::O_DIRECTORY.union(OFlag::O_RDONLY).union(OFlag::O_CLOEXEC);
@@ -341,14 +427,20 @@ fn inside(path: &Path) -> Result<PathBuf, UnpackError> {
             _ => return Err(refused()),
         }
     }
-    if depth > MAX_DEPTH || path.as_os_str().as_bytes().contains(&0) { Err(refused()) } else { Ok(clean) }
+    let bytes = path.as_os_str().as_bytes();
+    if depth > MAX_DEPTH || bytes.len() > MAX_PATH || bytes.contains(&0) { Err(refused()) } else { Ok(clean) }
+}
+
+/// The parts of a path, the first one last, without those that lead nowhere else.
+fn parts(path: &Path) -> Vec<OsString> {
+    let parts = path.components().filter(|part| matches!(part, Component::Normal(_) | Component::ParentDir));
+    parts.rev().map(|part| part.as_os_str().to_owned()).collect()
 }
 
 fn link_target<R: Read>(entry: &Entry<'_, R>) -> Result<PathBuf, UnpackError> {
     let target = entry.link_name().map_err(UnpackError::Archive)?.unwrap_or_default().into_owned();
     let bytes = target.as_os_str().as_bytes();
-    // PATH_MAX with its zero byte.
-    if bytes.is_empty() || bytes.len() > 4095 || bytes.contains(&0) {
+    if bytes.is_empty() || bytes.len() > MAX_PATH || bytes.contains(&0) {
         return Err(UnpackError::Path(target));
     }
     Ok(target)
@@ -379,11 +471,10 @@ fn time<R: Read>(entry: &Entry<'_, R>) -> TimeSpec {
     TimeSpec::new(seconds.unwrap_or_default(), 0)
 }
 
-fn copy(from: &mut impl Read, to: &mut File, path: &Path) -> Result<u64, UnpackError> {
-    let mut buffer = vec![0_u8; 64 << 10];
+fn copy(from: &mut impl Read, to: &mut File, buffer: &mut [u8], path: &Path) -> Result<u64, UnpackError> {
     let mut total = 0_u64;
     loop {
-        let count = from.read(&mut buffer).map_err(UnpackError::Archive)?;
+        let count = from.read(buffer).map_err(UnpackError::Archive)?;
         let Some(chunk) = buffer.get(..count).filter(|chunk| !chunk.is_empty()) else { return Ok(total) };
         to.write_all(chunk).map_err(|source| UnpackError::File {
             verb: "write",
@@ -443,10 +534,57 @@ fn remove(parent: &OwnedFd, name: &OsStr, path: &Path, depth: usize) -> Result<(
     }
 }
 
+/// Removes from a directory what the layers below put there, and keeps the directories of theirs that this layer put something
+/// into.
+fn clear(directory: &OwnedFd, path: &Path, layer: &mut Layer, depth: usize) -> Result<(), UnpackError> {
+    let own = fstat(directory).map_err(file("look at", path))?;
+    if !layer.cleared.insert(own.st_ino) {
+        return Ok(());
+    }
+    if depth > MAX_DEPTH.saturating_mul(8) {
+        return Err(UnpackError::Path(path.to_owned()));
+    }
+    for name in names(directory, path)? {
+        let child = path.join(&name);
+        let stat = fstatat(directory, name.as_os_str(), AtFlags::AT_SYMLINK_NOFOLLOW)
+            .map_err(file("look at", &child))?;
+        let is_directory = file_kind(&stat) == SFlag::S_IFDIR;
+        if is_directory {
+            let below =
+                openat(directory, name.as_os_str(), NO_LINK, Mode::empty()).map_err(file("open", &child))?;
+            clear(&below, &child, layer, depth.saturating_add(1))?;
+        }
+        if layer.brought.contains(&stat.st_ino) {
+            continue;
+        }
+        let flag = if is_directory { UnlinkatFlags::RemoveDir } else { UnlinkatFlags::NoRemoveDir };
+        match unlinkat(directory, name.as_os_str(), flag) {
+            Err(Errno::ENOTEMPTY | Errno::EEXIST) if is_directory => {}
+            removed => removed.map_err(file("remove", &child))?,
+        }
+    }
+    Ok(())
+}
+
 /// What becomes of an error of a call that did `verb` to `path`.
 pub(crate) fn file(verb: &'static str, path: &Path) -> impl FnOnce(Errno) -> UnpackError {
     let path = path.to_owned();
     move |errno| UnpackError::File { verb, path, source: errno.into() }
+}
+
+/// Reads until a point in time.
+struct Timed<R> {
+    inner: R,
+    until: Option<Instant>,
+}
+
+impl<R: Read> Read for Timed<R> {
+    fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+        if self.until.is_some_and(|until| Instant::now() >= until) {
+            return Err(io::ErrorKind::TimedOut.into());
+        }
+        self.inner.read(buffer)
+    }
 }
 
 /// Counts down what may still be read before the next entry's content.
@@ -477,7 +615,7 @@ mod tests {
     use super::*;
 
     /// A tar archive of entries (name, type, mode, link target, content), with names as they are given.
-    fn archive(entries: &[(&str, EntryType, u32, &str, &[u8])]) -> Vec<u8> {
+    fn archive(entries: &[Given<'_>]) -> Vec<u8> {
         let mut builder = Builder::new(Vec::new());
         for (name, kind, mode, target, content) in entries {
             let mut header = Header::new_gnu();
@@ -496,6 +634,9 @@ mod tests {
         }
         builder.into_inner().unwrap()
     }
+
+    /// What [`archive`] takes.
+    type Given<'a> = (&'a str, EntryType, u32, &'a str, &'a [u8]);
 
     const FILE: EntryType = EntryType::Regular;
     const LINK: EntryType = EntryType::Symlink;
@@ -516,11 +657,19 @@ mod tests {
             Self { outer, unpacker }
         }
 
+        /// With other bounds than those on bytes, too.
+        fn bounded(entries: u64, time: Duration) -> Self {
+            let mut image = Self::new(1 << 30);
+            image.unpacker.limit = Bounds { entries, time, ..image.unpacker.limit };
+            image.unpacker.left = image.unpacker.limit;
+            image
+        }
+
         fn root(&self) -> PathBuf {
             self.outer.path().join("root")
         }
 
-        fn layer(&mut self, entries: &[(&str, EntryType, u32, &str, &[u8])]) -> Result<(), UnpackError> {
+        fn layer(&mut self, entries: &[Given<'_>]) -> Result<(), UnpackError> {
             self.unpacker.layer(archive(entries).as_slice())
         }
 
@@ -563,9 +712,78 @@ mod tests {
         assert_eq!(image.read("absolute").as_deref(), Some("inside"));
         // The link leads to the root itself.
         assert_eq!(image.read("evil1").as_deref(), Some("x"));
-        // An absolute link leads to that path below the root, which is not there: made, or refused, but inside.
-        let _ = image.layer(&[("away/evil2", FILE, 0o644, "", b"x")]);
+        // An absolute link leads to that path below the root, which is not there yet.
+        image.layer(&[("away/evil2", FILE, 0o644, "", b"x")]).unwrap();
+        assert_eq!(image.read(&format!("{}/evil2", outside.trim_start_matches('/'))).as_deref(), Some("x"));
         assert!(image.escaped().is_empty(), "{:?}", image.escaped());
+    }
+
+    #[test]
+    fn what_a_link_points_to_is_made_inside_the_root() {
+        let mut image = Image::new(1 << 20);
+        image
+            .layer(&[
+                ("var/run", LINK, 0o777, "/run", b""),
+                ("var/run/lock/file", FILE, 0o644, "", b"absolute"),
+                ("a/relative", LINK, 0o777, "../b/./c", b""),
+                ("a/relative/file", FILE, 0o644, "", b"relative"),
+                ("climbs", LINK, 0o777, "../../../../../../etc/x", b""),
+                ("climbs/file", FILE, 0o644, "", b"climbs"),
+                ("one", LINK, 0o777, "two/deep", b""),
+                ("two", LINK, 0o777, "/three/../four", b""),
+                ("one/file", FILE, 0o644, "", b"chain"),
+            ])
+            .unwrap();
+        for (path, content) in [
+            ("run/lock/file", "absolute"),
+            ("b/c/file", "relative"),
+            ("etc/x/file", "climbs"),
+            ("four/deep/file", "chain"),
+        ] {
+            assert_eq!(image.read(path).as_deref(), Some(content), "{path}");
+        }
+        assert!(image.root().join("var/run").symlink_metadata().unwrap().is_symlink(), "the link stays");
+        assert!(!image.root().join("three").exists(), "what is only passed through is not made");
+        assert!(image.escaped().is_empty(), "{:?}", image.escaped());
+    }
+
+    #[test]
+    fn a_later_layer_may_make_what_a_link_points_to() {
+        let mut image = Image::new(1 << 20);
+        image
+            .layer(&[("data", LINK, 0o777, "srv/data", b""), ("data/early", FILE, 0o644, "", b"1")])
+            .unwrap();
+        image.layer(&[("srv/data", DIR, 0o750, "", b""), ("data/late", FILE, 0o644, "", b"2")]).unwrap();
+        assert_eq!(image.read("srv/data/early").as_deref(), Some("1"));
+        assert_eq!(image.read("srv/data/late").as_deref(), Some("2"));
+        assert_eq!(image.root().join("srv/data").metadata().unwrap().mode() & 0o7777, 0o750);
+        // Another layer may as well put something else there.
+        image.layer(&[("srv/data", FILE, 0o644, "", b"file")]).unwrap();
+        let error = image.layer(&[("data/later", FILE, 0o644, "", b"3")]).unwrap_err();
+        assert!(matches!(error, UnpackError::File { .. }), "{error}");
+    }
+
+    #[test]
+    fn links_without_end_are_refused() {
+        let names: Vec<String> = (0..=42).map(|index| format!("l{index}")).collect();
+        let chain: Vec<_> = names
+            .windows(2)
+            .map(|pair| (pair[0].as_str(), LINK, 0o777, pair[1].as_str(), &b""[..]))
+            .collect();
+        let loops: [&[Given<'_>]; 4] = [
+            &[("l0", LINK, 0o777, "l0", b"")],
+            &[("l0", LINK, 0o777, "l1", b""), ("l1", LINK, 0o777, "/l0", b"")],
+            &[("l0", LINK, 0o777, "l0/more", b"")],
+            &chain,
+        ];
+        for entries in loops {
+            let mut image = Image::new(1 << 20);
+            image.layer(entries).unwrap();
+            let error = image.layer(&[("l0/x", FILE, 0o644, "", b"x")]).unwrap_err();
+            let UnpackError::File { source, .. } = &error else { panic!("{error}") };
+            assert_eq!(source.raw_os_error(), Some(Errno::ELOOP as i32), "{entries:?}");
+            assert!(image.escaped().is_empty());
+        }
     }
 
     #[test]
@@ -623,6 +841,44 @@ mod tests {
     }
 
     #[test]
+    fn an_opaque_directory_keeps_what_its_own_layer_brought_by_whatever_name() {
+        let mut image = Image::new(1 << 20);
+        image
+            .layer(&[
+                ("o/old", FILE, 0o644, "", b"o"),
+                ("o/in/old", FILE, 0o644, "", b"o"),
+                ("l", LINK, 0o777, "o", b""),
+            ])
+            .unwrap();
+        image
+            .layer(&[
+                ("l/in/new", FILE, 0o644, "", b"n"),
+                ("o/.wh..wh..opq", FILE, 0o644, "", b""),
+                ("l/.wh..wh..opq", FILE, 0o644, "", b""),
+                ("o/after", FILE, 0o644, "", b"n"),
+                ("o/in/.wh..wh..opq", FILE, 0o644, "", b""),
+            ])
+            .unwrap();
+        assert_eq!((image.read("o/old"), image.read("o/in/old")), (None, None));
+        assert_eq!(
+            (image.read("o/in/new").as_deref(), image.read("o/after").as_deref()),
+            (Some("n"), Some("n"))
+        );
+    }
+
+    #[test]
+    fn no_directory_is_walked_twice_for_one_layer() {
+        // Walked each time, these would be 50 million looks at a file.
+        let files: Vec<String> = (0..10_000).map(|index| format!("d/f{index}")).collect();
+        let mut entries: Vec<_> =
+            files.iter().map(|name| (name.as_str(), FILE, 0o644, "", &b""[..])).collect();
+        entries.extend([("d/.wh..wh..opq", FILE, 0o644, "", &b""[..]); 5_000]);
+        let mut image = Image::bounded(20_000, Duration::from_secs(20));
+        image.layer(&entries).unwrap();
+        assert_eq!(std::fs::read_dir(image.root().join("d")).unwrap().count(), 10_000);
+    }
+
+    #[test]
     fn a_whiteout_does_not_follow_a_link_out() {
         let mut image = Image::new(1 << 20);
         std::fs::write(image.outer.path().join("kept"), "x").unwrap();
@@ -669,6 +925,59 @@ mod tests {
         let names: Vec<String> = (0..400).map(|index| format!("f{index}")).collect();
         let entries: Vec<_> = names.iter().map(|name| (name.as_str(), FILE, 0o644, "", &b""[..])).collect();
         assert!(matches!(image.layer(&entries), Err(UnpackError::TooLarge(_))));
+    }
+
+    #[test]
+    fn what_is_not_written_is_charged_too() {
+        let bomb = vec![0_u8; 2 << 20];
+        for (name, kind) in [("d", DIR), ("mem", EntryType::Char), ("l", EntryType::Fifo), (".wh.x", FILE)] {
+            let mut image = Image::new(1 << 20);
+            let error = image.layer(&[(name, kind, 0o755, "", &bomb)]).unwrap_err();
+            assert!(matches!(error, UnpackError::TooLarge(_)), "{name}: {error}");
+        }
+        // Below the bound on one header, and above the bound on the image.
+        let long = "n".repeat(700 << 10);
+        let mut image = Image::new(1 << 20);
+        let entry = ("././@LongLink", EntryType::GNULongName, 0o644, "", long.as_bytes());
+        let error = image.layer(&[entry, (".wh.x", FILE, 0o644, "", b"")]).unwrap_err();
+        assert!(matches!(error, UnpackError::Path(_)), "{error}");
+        assert!(image.unpacker.left.bytes < 400 << 10);
+    }
+
+    #[test]
+    fn entries_are_counted_over_all_layers_and_with_what_is_made_for_them() {
+        let mut image = Image::bounded(10, MAX_TIME);
+        image.layer(&[("a/b/c/d", FILE, 0o644, "", b"")]).unwrap();
+        image.layer(&[("l", LINK, 0o777, "x/y", b""), ("l/z/f", FILE, 0o644, "", b"")]).unwrap();
+        image.layer(&[("one", FILE, 0o644, "", b"")]).unwrap();
+        let error = image.layer(&[("more", FILE, 0o644, "", b"")]).unwrap_err();
+        assert!(matches!(error, UnpackError::TooMany(10)), "{error}");
+        assert!(!image.root().join("more").exists());
+    }
+
+    #[test]
+    fn time_is_bounded_over_all_layers() {
+        let mut image = Image::bounded(MAX_ENTRIES, Duration::from_millis(300));
+        // Whole entries without end, which replace one another.
+        struct Endless(Vec<u8>, usize);
+        impl Read for Endless {
+            fn read(&mut self, buffer: &mut [u8]) -> io::Result<usize> {
+                let rest = &self.0[self.1..];
+                let count = rest.len().min(buffer.len());
+                buffer[..count].copy_from_slice(&rest[..count]);
+                self.1 = (self.1 + count) % self.0.len();
+                Ok(count)
+            }
+        }
+        let entry = archive(&[("f", FILE, 0o644, "", b"")])[..512].to_vec();
+        image.unpacker.left.bytes = u64::MAX;
+        image.unpacker.left.entries = u64::MAX;
+        let error = image.unpacker.layer(Endless(entry, 0)).unwrap_err();
+        assert!(matches!(error, UnpackError::Slow(_)), "{error}");
+        assert!(
+            matches!(image.layer(&[]).unwrap_err(), UnpackError::Slow(_)),
+            "the next layer has no time left"
+        );
     }
 
     #[test]

@@ -188,6 +188,7 @@ impl Shim {
             working_dir: "/work".into(),
             uid: 1000,
             gid: 1001,
+            groups: vec![4, 1001],
         }
     }
 
@@ -254,7 +255,7 @@ async fn memory_is_closed(shim: &Shim) {
 async fn secrets_arrive(shim: &Shim) {
     assert_eq!(shim.sh("echo $TOKEN; cat /run/secrets/token").await, format!("{SECRET}\n{SECRET}"));
     let rights = shim.sh("stat -c '%a %u %g' /run/secrets /run/secrets/token; id -u; id -G").await;
-    assert_eq!(rights, "500 1000 1001\n400 1000 1001\n1000\n1001\n");
+    assert_eq!(rights, "500 1000 1001\n400 1000 1001\n1000\n1001 4\n");
     assert_eq!(shim.sh("chmod 644 /run/secrets/token 2>/dev/null || echo locked").await, "locked\n");
 }
 

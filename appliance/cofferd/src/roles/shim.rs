@@ -326,7 +326,7 @@ impl Shim<'_> {
         let root =
             nix::fcntl::open(&rootfs, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
                 .context("cannot open the image")?;
-        let account = user::resolve(&root, self.service.user, &image.user)?;
+        let account = user::resolve(&root, self.service.user.as_ref(), &image.user, &self.service.group_add)?;
         let plan = self.plan(image, &account, rootfs)?;
         let delivery = self.deliver(image, &account, lease)?;
         // A value that cannot be told from other text is not handed out.
@@ -358,6 +358,7 @@ impl Shim<'_> {
             working_dir: working_dir.to_owned(),
             uid: account.uid,
             gid: account.gid,
+            groups: account.groups.clone(),
         })
     }
 
