@@ -9,12 +9,11 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use cofferdam_protocol::{Digest, ImageReference};
-use nix::fcntl::OFlag;
 
+use crate::files;
 use crate::image::{self, Blob, Compression, ImageError, Manifest, RunConfig};
 use crate::registry::{Patience, Registry, RegistryError};
 use crate::unpack::{UnpackError, Unpacker};
-use crate::{files, guard};
 
 pub use crate::registry::{Access, Credentials};
 
@@ -170,13 +169,6 @@ async fn pull_from(
     if unpacker.skipped_devices() > 0 {
         eprintln!("cofferd: {image}: left out {} device nodes", unpacker.skipped_devices());
     }
-    let root = nix::fcntl::open(
-        &directory.rootfs(),
-        OFlag::O_DIRECTORY | OFlag::O_CLOEXEC,
-        nix::sys::stat::Mode::empty(),
-    )
-    .map_err(|errno| PullError::Write(errno.into()))?;
-    guard::guard(&root, own)?;
     let config = serde_json::to_vec(&run).map_err(|error| PullError::Write(error.into()))?;
     files::replace(directory.config(), &config).map_err(PullError::Write)?;
     files::replace(directory.complete(), image.to_string().as_bytes()).map_err(PullError::Write)

@@ -298,14 +298,16 @@ impl Shim<'_> {
 
     /// The service's ways in and out, made once: they outlive a restart of the workload.
     async fn relays(&self, network: &Arc<Network>) -> anyhow::Result<()> {
+        let connections = relay::Connections::default();
         for port in &self.service.ports {
             let path = self.own.socket(port.target);
-            relay::publish(&path, port.target, network)
+            relay::publish(&path, port.target, network, &connections)
                 .with_context(|| format!("cannot publish port {}", port.target))?;
         }
         for other in &self.dependencies {
             for port in &other.declared.ports {
-                let leads = relay::lead(other.address, port.target, other.socket(port.target)).await;
+                let path = other.socket(port.target);
+                let leads = relay::lead(other.address, port.target, path, &connections).await;
                 let name = &other.declared.name;
                 leads.with_context(|| format!("cannot lead to {name} port {}", port.target))?;
             }
@@ -353,11 +355,13 @@ impl Shim<'_> {
             hostname: self.service.name.clone(),
             hosts: hosts(self.service, &self.dependencies),
             read_only: self.service.read_only,
+            writable: self.memory / 2,
             tmpfs: self.service.tmpfs.clone(),
             arguments: environment::arguments(self.service, image)?,
             working_dir: working_dir.to_owned(),
             uid: account.uid,
             gid: account.gid,
+            capabilities: self.service.capabilities.clone(),
             groups: account.groups.clone(),
         })
     }
