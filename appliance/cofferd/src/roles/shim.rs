@@ -355,7 +355,7 @@ impl Shim<'_> {
             hostname: self.service.name.clone(),
             hosts: hosts(self.service, &self.dependencies),
             read_only: self.service.read_only,
-            writable: self.memory / 2,
+            writable: self.own.memory / 2,
             tmpfs: self.service.tmpfs.clone(),
             arguments: environment::arguments(self.service, image)?,
             working_dir: working_dir.to_owned(),
