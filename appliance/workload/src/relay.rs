@@ -365,4 +365,17 @@ mod tests {
             assert!(passed < 1 << 20, "more than both sockets and the relay may keep");
         }
     }
+
+    #[test]
+    fn the_documents_have_the_numbers_of_the_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../ARCHITECTURE.md");
+        let text = fs::read_to_string(path).unwrap();
+        let (hours, half) = (IDLE.open.as_secs() / 3600, IDLE.half_closed.as_secs());
+        for said in [
+            format!("| connections of a shim's relays | {CONNECTIONS} |"),
+            format!("after {hours} h without a byte in either direction, or {half} s after one side's end"),
+        ] {
+            assert!(text.contains(&said), "{said}");
+        }
+    }
 }
