@@ -23,8 +23,8 @@ pub(crate) enum ResolveError {
     Memory(#[from] TooLittle),
 }
 
-/// Resolves a declaration: numbers its services and networks, divides `memory` (what all services may use together, in bytes) among them, and
-/// says who may lease what.
+/// Resolves a declaration: numbers its services and networks, divides `memory` (what all services may use together, in bytes)
+/// among the services, and says who may lease what.
 ///
 /// # Errors
 ///
