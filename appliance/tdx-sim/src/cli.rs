@@ -1,7 +1,7 @@
 //! The command line. Data goes to standard output, everything else to standard error.
 
 use std::fs::File;
-use std::io::{self, Read as _, Write};
+use std::io::{self, Write};
 use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
@@ -237,9 +237,9 @@ fn read(path: &Path, limit: u64) -> anyhow::Result<Zeroizing<Vec<u8>>> {
     let about = file.metadata().with_context(named)?;
     let mut bytes = Zeroizing::new(Vec::new());
     if !about.is_file() || about.len() <= limit {
-        file.take(limit.saturating_add(1)).read_to_end(&mut bytes).with_context(named)?;
-        if bytes.len() as u64 <= limit {
-            return Ok(bytes);
+        match cofferdam_protocol::read::bounded_into(file, limit, &mut bytes) {
+            Err(error) if error.kind() == io::ErrorKind::FileTooLarge => {}
+            other => return other.with_context(named).map(|()| bytes),
         }
     }
     anyhow::bail!("{} has more than {limit} bytes", path.display())

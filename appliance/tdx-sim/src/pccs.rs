@@ -6,7 +6,7 @@
 
 use std::io;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime, UNIX_EPOCH};
+use std::time::{Duration, SystemTime};
 
 use axum::Router;
 use axum::extract::{Query, State};
@@ -39,7 +39,7 @@ pub type Clock = fn() -> u64;
 
 /// The system's clock in Unix seconds.
 pub fn system_clock() -> u64 {
-    SystemTime::now().duration_since(UNIX_EPOCH).map_or(0, |since| since.as_secs())
+    cofferdam_protocol::unix_seconds(SystemTime::now())
 }
 
 /// Serves `platform`'s collateral on `listener`, over TLS when `tls` is given, until the future is dropped.
@@ -223,8 +223,7 @@ fn url_encode(text: &str) -> String {
 }
 
 fn pem(label: &str, der: &[u8]) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
+    let text = cofferdam_protocol::base64::encode(der);
     let lines: Vec<&str> =
         text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap_or_default()).collect();
     format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))

@@ -5,11 +5,13 @@
 //! child's memory is replaced by execve. Layout: for each entry its kind (one byte), then the lengths of
 //! name and value (u32 little-endian each), then both.
 
+use std::collections::BTreeSet;
 use std::fs::File;
 use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
+use cofferdam_declaration::Capability;
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -31,6 +33,8 @@ pub struct Plan {
     pub hosts: String,
     /// Whether the root is mounted read-only.
     pub read_only: bool,
+    /// How much the workload may write into its root file system until it is started again, in bytes.
+    pub writable: u64,
     /// Where empty in-memory file systems go; absolute.
     pub tmpfs: Vec<String>,
     /// What runs; not empty.
@@ -41,6 +45,8 @@ pub struct Plan {
     pub uid: u32,
     /// The group to run as.
     pub gid: u32,
+    /// What root of the workload may do to its own files and processes.
+    pub capabilities: BTreeSet<Capability>,
     /// All groups to be in.
     pub groups: Vec<u32>,
 }

@@ -2,8 +2,12 @@
 //!
 //! It is the shim's binary executed anew, so nothing of the shim's memory comes along. What is secret reaches it only as an
 //! unread descriptor that it passes on: the forked child reads it, writes the secret files, and
-//! becomes the workload. Before that child may go on, this process gives up every
+//! becomes the workload. Before that child executes anything, this process gives up every
 //! capability, takes the id that nobody has, and comes under the workload's own seccomp profile.
+//!
+//! The child leaves for a user namespace of its own, below the container's, in which [`OUTSIDE_ID`] does not exist. Mounts,
+//! processes and network belong to the namespaces of the container, so a capability that root of the workload has
+//! there reaches files and processes of the workload and nothing else.
 //!
 //! Why it stays: the first process of a PID namespace inherits every orphan and ignores signals that
 //! it has no handler for. Programs are rarely written for that, so the workload is the second
@@ -19,23 +23,28 @@ use std::os::unix::fs::{OpenOptionsExt, chown};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
-use caps::CapSet;
+use caps::{CapSet, Capability, CapsHashSet};
+use landlock::{
+    ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
+    RulesetCreatedAttr, Scope,
+};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
 use nix::sys::resource::{Resource, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Gid, Pid, Uid, chdir, execve, pipe2, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Pid, Uid, chdir, execve, setgroups, setresgid, setresuid, setsid};
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::{Delivery, Plan};
 use crate::restart::End;
 use crate::rootfs::{self, SECRETS};
 use crate::seccomp::Profile;
-use crate::{GUARD_ID, sys};
+use crate::{OUTSIDE_ID, sys};
 
 /// The descriptors that the shim places: its control socket, the delivery, the plan.
 pub(crate) const CONTROL: i32 = 3;
@@ -45,6 +54,9 @@ pub(crate) const DELIVERY: i32 = 4;
 pub(crate) const PLAN: i32 = 5;
 /// Bound on one message to the shim, in bytes.
 pub(crate) const MAX_MESSAGE: usize = 4096;
+
+/// The Landlock interface that the image's kernel certainly has (Linux 6.12: signals and abstract sockets are scoped).
+const LANDLOCK: ABI = ABI::V6;
 
 /// What init tells the shim, one JSON object to a line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -72,6 +84,8 @@ enum InitError {
     Rootfs(#[from] rootfs::RootfsError),
     #[error(transparent)]
     Seccomp(#[from] crate::seccomp::SeccompError),
+    #[error("cannot set up Landlock")]
+    Landlock(#[from] landlock::RulesetError),
     #[error("cannot drop capabilities")]
     Capabilities(#[source] caps::errors::CapsError),
     #[error("{reason}")]
@@ -116,42 +130,77 @@ fn say(control: &UnixStream, message: &Message, pidfd: Option<&OwnedFd>) -> io::
 
 fn start(control: &UnixStream, delivery: OwnedFd, plan: OwnedFd) -> Result<End, InitError> {
     step("close itself to others", prctl::set_dumpable(false))?;
+    step("be one that may be ended for its memory", may_be_ended())?;
     tie_to(control)?;
     umask(Mode::from_bits_truncate(0o022));
     let plan = step("read the plan", Plan::load(plan))?;
     // Compiled before the fork, so that both sides only have to apply it.
     let profile = Profile::workload()?;
     rootfs::enter(&plan)?;
-    let (go, wait) = step("make a pipe", pair())?;
-    let (words, report) = step("make a pipe", pair())?;
+    // Neither end survives execve.
+    let (mut ours, mut theirs) = step("make a socket", UnixStream::pair())?;
     match step("fork", sys::fork())? {
         None => {
-            drop((wait, words));
-            let Err(error) = become_workload(&plan, &profile, delivery, &mut File::from(go));
+            drop(ours);
+            let Err(error) = become_workload(&plan, &profile, delivery, &mut theirs);
             let (code, reason) = match error {
                 InitError::Workload { code, reason } => (code, reason),
                 other => (126, format!("{:#}", anyhow::Error::new(other))),
             };
-            let mut report = File::from(report);
-            let _ = report.write_all(&code.to_le_bytes()).and_then(|()| report.write_all(reason.as_bytes()));
+            let said = [&[FAILED], code.to_le_bytes().as_slice(), reason.as_bytes()].concat();
+            let _ = theirs.write_all(&said);
             sys::leave(code)
         }
         Some(pid) => {
             // From here on the child alone holds what is secret.
-            drop((delivery, report, go));
+            drop((delivery, theirs));
+            heard(&mut ours)?;
+            step("map the ids of the workload", map_ids(pid))?;
             shed(&profile, control)?;
             let pidfd = step("hold the workload", sys::pidfd(pid))?;
-            step("let the workload go", File::from(wait).write_all(b"g"))?;
-            executed(words)?;
+            step("let the workload go", ours.write_all(&[GO]))?;
+            heard(&mut ours)?;
             step("tell the shim", say(control, &Message::Started, Some(&pidfd)))?;
             reap(pid)
         }
     }
 }
 
-/// Both ends of a pipe, reading end first; neither survives execve.
-fn pair() -> Result<(OwnedFd, OwnedFd), Errno> {
-    pipe2(nix::fcntl::OFlag::O_CLOEXEC)
+/// What init and the forked child say to each other: the child waits in its user namespace for its ids; go on; it failed, with
+/// its exit code (i32, little-endian) and the reason.
+const UNMAPPED: u8 = b'u';
+/// See [`UNMAPPED`].
+const GO: u8 = b'g';
+/// See [`UNMAPPED`].
+const FAILED: u8 = b'f';
+
+/// Hears from the child: that it waits, or, when its end is closed by execve, nothing.
+fn heard(channel: &mut UnixStream) -> Result<(), InitError> {
+    let mut first = [0];
+    if step("hear from the workload", channel.read(&mut first))? == 0 || first == [UNMAPPED] {
+        return Ok(());
+    }
+    let mut said = Vec::new();
+    step("hear from the workload", channel.take(MAX_MESSAGE as u64 / 2).read_to_end(&mut said))?;
+    let (code, reason) = said.split_first_chunk().unwrap_or((&[126, 0, 0, 0], b"the workload was lost"));
+    Err(InitError::Workload {
+        code: i32::from_le_bytes(*code),
+        reason: String::from_utf8_lossy(reason).into_owned(),
+    })
+}
+
+/// Gives the workload's user namespace every id of the container but [`OUTSIDE_ID`].
+fn map_ids(pid: Pid) -> io::Result<()> {
+    let map = format!("0 0 {OUTSIDE_ID}\n");
+    fs::write(format!("/proc/{pid}/uid_map"), &map)?;
+    fs::write(format!("/proc/{pid}/gid_map"), &map)
+}
+
+/// Undoes what protects the shim when memory runs out. A process without CAP_SYS_RESOURCE cannot take it back, because the shim's own
+/// lower bound is 0 (`oom_score_adj_min` in the kernel's fs/proc/base.c).
+pub fn may_be_ended() -> io::Result<()> {
+    const SCORE: &str = "/proc/self/oom_score_adj";
+    if fs::read_to_string(SCORE)?.starts_with('-') { fs::write(SCORE, "0") } else { Ok(()) }
 }
 
 /// Ends this process when its parent does. Asked for before looking whether the parent is still there, or
@@ -167,19 +216,6 @@ fn tie_to(control: &UnixStream) -> Result<(), InitError> {
     Ok(())
 }
 
-/// Waits for the child's execve, which closes its end of the pipe.
-fn executed(words: OwnedFd) -> Result<(), InitError> {
-    let mut said = Vec::new();
-    step("hear from the workload", File::from(words).take(MAX_MESSAGE as u64 / 2).read_to_end(&mut said))?;
-    match said.split_first_chunk() {
-        None => Ok(()),
-        Some((code, reason)) => Err(InitError::Workload {
-            code: i32::from_le_bytes(*code),
-            reason: String::from_utf8_lossy(reason).into_owned(),
-        }),
-    }
-}
-
 /// Gives up everything: what stays is a process that can wait and answer.
 fn shed(profile: &Profile, control: &UnixStream) -> Result<(), InitError> {
     // The pipes belong to the workload: their end is its end.
@@ -187,7 +223,7 @@ fn shed(profile: &Profile, control: &UnixStream) -> Result<(), InitError> {
     for target in 0..=2 {
         step("let go of the output", sys::place(null.as_fd(), target))?;
     }
-    identity(GUARD_ID, GUARD_ID, &[])?;
+    identity(OUTSIDE_ID, OUTSIDE_ID, &[], &[])?;
     // Changing the id undid both of these.
     step("close itself to others", prctl::set_dumpable(false))?;
     tie_to(control)?;
@@ -209,19 +245,25 @@ fn reap(workload: Pid) -> Result<End, InitError> {
     }
 }
 
-/// Becomes `uid` and `gid`, in these supplementary groups alone and without any capability, now and after any execve.
-fn identity(uid: u32, gid: u32, groups: &[u32]) -> Result<(), InitError> {
-    for capability in caps::runtime::thread_all_supported() {
-        caps::drop(None, CapSet::Bounding, capability).map_err(InitError::Capabilities)?;
+/// Becomes `uid` and `gid`, in these supplementary groups alone. Root keeps these capabilities, everybody else none, now and after any
+/// execve.
+fn identity(uid: u32, gid: u32, groups: &[u32], kept: &[Capability]) -> Result<(), InitError> {
+    let kept: CapsHashSet = kept.iter().copied().collect();
+    for capability in caps::runtime::thread_all_supported().difference(&kept) {
+        caps::drop(None, CapSet::Bounding, *capability).map_err(InitError::Capabilities)?;
     }
     let groups: Vec<_> = groups.iter().copied().map(Gid::from_raw).collect();
     step("set the groups", setgroups(&groups))?;
     let (uid, gid) = (Uid::from_raw(uid), Gid::from_raw(gid));
     step("change the group", setresgid(gid, gid, gid))?;
     step("change the user", setresuid(uid, uid, uid))?;
-    // For root, whose capabilities the change leaves.
-    for set in [CapSet::Ambient, CapSet::Inheritable, CapSet::Effective, CapSet::Permitted] {
+    for set in [CapSet::Ambient, CapSet::Inheritable] {
         caps::clear(None, set).map_err(InitError::Capabilities)?;
+    }
+    // The change of the id leaves root all that it had.
+    let kept = if uid.is_root() { kept } else { CapsHashSet::new() };
+    for set in [CapSet::Effective, CapSet::Permitted] {
+        caps::set(None, set, &kept).map_err(InitError::Capabilities)?;
     }
     Ok(())
 }
@@ -231,9 +273,8 @@ fn become_workload(
     plan: &Plan,
     profile: &Profile,
     delivery: OwnedFd,
-    go: &mut File,
+    channel: &mut UnixStream,
 ) -> Result<std::convert::Infallible, InitError> {
-    step("wait for init", go.read_exact(&mut [0]))?;
     step("start a session", setsid())?;
     let delivery = step("read the delivery", Delivery::load(delivery))?;
     for (name, content) in &delivery.files {
@@ -247,12 +288,16 @@ fn become_workload(
     step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
     sys::default_signals();
     step("keep descriptors to itself", sys::close_on_exec_from(3))?;
-    identity(plan.uid, plan.gid, &plan.groups)?;
+    step("leave for a user namespace", unshare(CloneFlags::CLONE_NEWUSER))?;
+    step("wait for init", channel.write_all(&[UNMAPPED]).and_then(|()| channel.read_exact(&mut [0])))?;
+    let kept: Vec<Capability> = plan.capabilities.iter().copied().map(kernels).collect();
+    identity(plan.uid, plan.gid, &plan.groups, &kept)?;
     chdir(plan.working_dir.as_str()).map_err(|errno| InitError::Workload {
         code: 126,
         reason: format!("cannot enter the working directory {:?}: {}", plan.working_dir, errno.desc()),
     })?;
     step("set no_new_privs", prctl::set_no_new_privs())?;
+    stay_below(Path::new("/"))?;
     profile.apply()?;
     let mut answer = Errno::ENOENT;
     for candidate in candidates {
@@ -270,9 +315,48 @@ fn become_workload(
     })
 }
 
+/// The kernel's word for a capability of the declaration.
+fn kernels(declared: cofferdam_declaration::Capability) -> Capability {
+    use cofferdam_declaration::Capability as Declared;
+    match declared {
+        Declared::Chown => Capability::CAP_CHOWN,
+        Declared::DacOverride => Capability::CAP_DAC_OVERRIDE,
+        Declared::Fowner => Capability::CAP_FOWNER,
+        Declared::Fsetid => Capability::CAP_FSETID,
+        Declared::Kill => Capability::CAP_KILL,
+        Declared::Setgid => Capability::CAP_SETGID,
+        Declared::Setuid => Capability::CAP_SETUID,
+        Declared::Setpcap => Capability::CAP_SETPCAP,
+        Declared::NetBindService => Capability::CAP_NET_BIND_SERVICE,
+    }
+}
+
+/// A second wall beside the namespaces (Landlock): whoever finds a way out of the root directory still opens nothing there, and
+/// whoever finds a device node somewhere cannot steer it.
+fn stay_below(root: &Path) -> Result<(), InitError> {
+    let all = AccessFs::from_all(LANDLOCK);
+    let below = all & !(AccessFs::MakeBlock | AccessFs::MakeChar | AccessFs::IoctlDev);
+    let mut ruleset = Ruleset::default()
+        .set_compatibility(CompatLevel::HardRequirement)
+        .handle_access(all)?
+        .scope(Scope::from_all(LANDLOCK))?
+        .create()?;
+    // Queues are opened by a mount of the kernel's own, which only this file system's root stands for.
+    let rules =
+        [(root, below), (Path::new("/dev"), below | AccessFs::IoctlDev), (Path::new("/dev/mqueue"), below)];
+    for (path, access) in rules.into_iter().filter(|(path, _)| path.exists()) {
+        let directory = step("open the root", PathFd::new(path).map_err(io::Error::other))?;
+        ruleset = ruleset.add_rule(PathBeneath::new(directory, access))?;
+    }
+    ruleset.restrict_self()?;
+    Ok(())
+}
+
+/// For the workload's user alone; for every user of the container when it starts as root, which often becomes another user only later.
 fn secret_file(name: &str, content: &[u8], plan: &Plan) -> io::Result<()> {
     let path = Path::new(SECRETS).join(name);
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(0o400).open(&path)?;
+    let mode = if plan.uid == 0 { 0o444 } else { 0o400 };
+    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
     file.write_all(content)?;
     chown(&path, Some(plan.uid), Some(plan.gid))
 }
@@ -308,4 +392,51 @@ fn candidates(plan: &Plan, delivery: &Delivery) -> Vec<String> {
         .filter(|directory| !directory.is_empty())
         .map(|directory| format!("{directory}/{program}"))
         .collect()
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    /// A way out of the root directory, as a thread that never was in one.
+    #[test]
+    fn what_is_not_below_the_root_stays_closed_to_whoever_sees_it() {
+        let root = tempfile::tempdir().unwrap();
+        let (inside, outside) = (root.path().join("inside"), tempfile::NamedTempFile::new().unwrap());
+        fs::write(&inside, "x").unwrap();
+        // Landlock and no_new_privs are a thread's own.
+        let thread = std::thread::spawn(move || {
+            prctl::set_no_new_privs().unwrap();
+            stay_below(root.path()).unwrap();
+            assert_eq!(fs::read(&inside).unwrap(), b"x");
+            fs::write(root.path().join("another"), "y").unwrap();
+            fs::read("/dev/null").unwrap();
+            let refused = |outcome: io::Result<Vec<u8>>| outcome.unwrap_err().raw_os_error();
+            assert_eq!(refused(fs::read(outside.path())), Some(Errno::EACCES as i32));
+            assert_eq!(refused(fs::read("/proc/self/environ")), Some(Errno::EACCES as i32));
+        });
+        thread.join().unwrap();
+    }
+
+    #[test]
+    fn a_capability_is_the_kernels_of_the_same_name() {
+        for declared in cofferdam_declaration::Capability::ALL {
+            assert_eq!(kernels(declared).to_string(), format!("CAP_{}", declared.name()));
+        }
+    }
+
+    #[test]
+    fn the_child_is_heard_to_wait_to_go_on_and_to_fail() {
+        let said = |bytes: &[u8]| {
+            let (mut ours, mut theirs) = UnixStream::pair().unwrap();
+            theirs.write_all(bytes).unwrap();
+            drop(theirs);
+            heard(&mut ours)
+        };
+        assert!(said(b"").is_ok() && said(b"u").is_ok());
+        let Err(InitError::Workload { code, reason }) = said(b"f\x7f\0\0\0not there") else { panic!() };
+        assert_eq!((code, reason.as_str()), (127, "not there"));
+        let Err(InitError::Workload { code: 126, reason }) = said(b"f") else { panic!() };
+        assert_eq!(reason, "the workload was lost");
+    }
 }

@@ -15,6 +15,7 @@ use nix::errno::Errno;
 use nix::fcntl::OFlag;
 use nix::sched::CloneFlags;
 use nix::sys::signal::{SigSet, SigmaskHow, sigprocmask};
+use nix::sys::stat::{Mode, fchmod};
 use nix::sys::wait::{Id, WaitPidFlag, WaitStatus, waitid};
 use nix::unistd::{Gid, Uid, execve, fchown, pipe2};
 use tokio::io::Interest;
@@ -25,7 +26,7 @@ use crate::delivery::{Delivery, Plan};
 use crate::init::{CONTROL, DELIVERY, MAX_MESSAGE, Message, PLAN};
 use crate::network::Network;
 use crate::restart::End;
-use crate::sys;
+use crate::{OUTSIDE_ID, sys};
 
 /// Building a container takes some 50 ms, and a few seconds under software emulation on a busy machine.
 const START_TIMEOUT: Duration = Duration::from_secs(60);
@@ -97,8 +98,8 @@ pub async fn start(
 ) -> Result<(Container, Output), LaunchError> {
     let (ours, theirs) = step("make a socket", UnixStream::pair())?;
     step("prepare a socket", ours.set_nonblocking(true))?;
-    let (stdout, child_stdout) = output(plan)?;
-    let (stderr, child_stderr) = output(plan)?;
+    let (stdout, child_stdout) = output()?;
+    let (stderr, child_stderr) = output()?;
     let inherited = [
         step("open /dev/null", File::open("/dev/null"))?.into(),
         child_stdout,
@@ -136,11 +137,13 @@ pub async fn start(
     }
 }
 
-/// A pipe for one of the workload's outputs. It belongs to the workload's user, so that `/dev/stdout` opens.
-fn output(plan: &Plan) -> Result<(pipe::Receiver, OwnedFd), LaunchError> {
+/// A pipe for one of the workload's outputs. `/dev/stdout` opens for writing, whoever the workload becomes, and for reading to
+/// nobody: another process of the container would see lines that are not redacted yet, and take them away.
+fn output() -> Result<(pipe::Receiver, OwnedFd), LaunchError> {
     let (reader, writer) = step("make a pipe", pipe2(OFlag::O_CLOEXEC))?;
-    let (uid, gid) = (Uid::from_raw(plan.uid), Gid::from_raw(plan.gid));
-    step("give the pipe to the workload", fchown(&writer, Some(uid), Some(gid)))?;
+    let (uid, gid) = (Uid::from_raw(OUTSIDE_ID), Gid::from_raw(OUTSIDE_ID));
+    step("own the pipe", fchown(&writer, Some(uid), Some(gid)))?;
+    step("close the pipe to readers", fchmod(&writer, Mode::from_bits_truncate(0o222)))?;
     Ok((step("watch the pipe", pipe::Receiver::from_owned_fd(reader))?, writer))
 }
 

@@ -1,6 +1,9 @@
 //! The file system of a container, built by its first process in its own mount namespace.
 //!
-//! The unpacked image becomes the root before anything is mounted into it, so no link in the image
+//! The root is the unpacked image under an empty layer that takes what is written and ends with the container: each start finds
+//! the image as it was pulled, whatever an earlier run did to its own files.
+//!
+//! It becomes the root before anything is mounted into it, so no link in the image
 //! can lead a mount or a file astray: what it could reach is already gone. `pivot_root` refuses the kernel's initial
 //! root, on which the appliance lives; moving the new root over the old one and entering it does the same for a
 //! process that can neither mount nor chroot afterwards.
@@ -12,14 +15,15 @@
 //!   there, and a service needs none of it; an empty tmpfs says only which CPUs there are, because
 //!   C libraries and runtimes ask.
 //! - `/dev`: six harmless devices, pseudo-terminals, shared memory, message queues. Read-only itself.
-//! - `/run/secrets`: its secret files, in memory, for its user only. The workload's process writes them.
+//! - `/run/secrets`: its secret files, in memory, for its user only (for all of the container's when it starts as root). The workload's process writes them.
 //! - no setuid program gains anything and no device node opens anywhere else (nosuid, nodev).
 
 use std::ffi::CString;
-use std::fs;
+use std::fs::{self, File};
 use std::io;
-use std::os::unix::fs::{DirBuilderExt, symlink};
-use std::path::Path;
+use std::os::fd::AsRawFd;
+use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown, symlink};
+use std::path::{Path, PathBuf};
 
 use nix::errno::Errno;
 use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
@@ -35,8 +39,10 @@ pub(crate) const SECRETS: &str = "/run/secrets";
 /// Harmless to everybody (Documentation/admin-guide/devices.txt).
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Files of /proc that describe the machine or the kernel; each becomes /dev/null.
-const MASKED_FILES: [&str; 21] = [
+const MASKED_FILES: [&str; 33] = [
+    "/proc/buddyinfo",
     "/proc/config.gz",
+    "/proc/diskstats",
     "/proc/interrupts",
     "/proc/iomem",
     "/proc/ioports",
@@ -49,10 +55,21 @@ const MASKED_FILES: [&str; 21] = [
     "/proc/kpagecount",
     "/proc/kpageflags",
     "/proc/latency_stats",
+    "/proc/locks",
     "/proc/modules",
     "/proc/pagetypeinfo",
+    "/proc/partitions",
     "/proc/sched_debug",
+    "/proc/schedstat",
     "/proc/slabinfo",
+    "/proc/softirqs",
+    // Counters of the whole machine, by which two services could talk to each other.
+    "/proc/sys/fs/aio-nr",
+    "/proc/sys/fs/dentry-state",
+    "/proc/sys/fs/file-nr",
+    "/proc/sys/fs/inode-nr",
+    "/proc/sys/fs/inode-state",
+    "/proc/sys/kernel/pty/nr",
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
@@ -99,7 +116,7 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
     }
     let cpus: Vec<_> = CPU_FILES.iter().map(|name| (name, fs::read(format!("{CPU}/{name}")))).collect();
 
-    become_root(&plan.rootfs)?;
+    become_root(&fresh_root(plan)?)?;
     step("set the host name", sethostname(&plan.hostname))?;
     tmpfs("/dev", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=755,size=64k")?;
     for (name, device) in devices {
@@ -127,7 +144,8 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
         mounted(path, "tmpfs", DATA_ONLY, "mode=1777")?;
     }
     directories(SECRETS)?;
-    let options = format!("mode=500,uid={},gid={},size=16m", plan.uid, plan.gid);
+    let mode = if plan.uid == 0 { 555 } else { 500 };
+    let options = format!("mode={mode},uid={},gid={},size=16m", plan.uid, plan.gid);
     mounted(SECRETS, "tmpfs", DATA_ONLY, &options)?;
     directories(&plan.working_dir)?;
     if plan.read_only {
@@ -141,10 +159,33 @@ pub(crate) fn lock_secrets() -> Result<(), RootfsError> {
     read_only(SECRETS, DATA_ONLY)
 }
 
+/// Lays an empty tmpfs over the image (Documentation/filesystems/overlayfs.rst) and says where the result is. The image's own directory
+/// is covered by that tmpfs, so it is named by its descriptor from here on.
+fn fresh_root(plan: &Plan) -> Result<PathBuf, RootfsError> {
+    let image = step("open the image", File::open(&plan.rootfs))?;
+    let top = step("look at the image", image.metadata())?;
+    let options = format!("mode=0700,size={}", plan.writable);
+    let made = mount(Some("writable"), &plan.rootfs, Some("tmpfs"), NO_PRIVILEGES, Some(options.as_str()));
+    step("make the writable layer", made)?;
+    let [upper, work, root] = ["upper", "work", "root"].map(|name| plan.rootfs.join(name));
+    for directory in [&upper, &work, &root] {
+        step("make the writable layer", fs::create_dir(directory))?;
+    }
+    // The root directory itself is the upper layer's.
+    step("own the writable layer", chown(&upper, Some(top.uid()), Some(top.gid())))?;
+    step("set the mode of the root", fs::set_permissions(&upper, top.permissions()))?;
+    let options = format!(
+        "lowerdir=/proc/self/fd/{},upperdir={},workdir={},userxattr",
+        image.as_raw_fd(),
+        upper.display(),
+        work.display()
+    );
+    let made = mount(Some("root"), &root, Some("overlay"), NO_PRIVILEGES, Some(options.as_str()));
+    step("lay the writable layer over the image", made)?;
+    Ok(root)
+}
+
 fn become_root(rootfs: &Path) -> Result<(), RootfsError> {
-    step("bind the root", mount(Some(rootfs), rootfs, NONE, MsFlags::MS_BIND, NONE))?;
-    let flags = MsFlags::MS_BIND | MsFlags::MS_REMOUNT | NO_PRIVILEGES;
-    step("restrict the root", mount(NONE, rootfs, NONE, flags, NONE))?;
     step("go to the root", chdir(rootfs))?;
     step("move the root", mount(Some("."), "/", NONE, MsFlags::MS_MOVE, NONE))?;
     step("enter the root", chroot("."))?;
@@ -157,7 +198,7 @@ fn terminals_and_memory() -> Result<(), RootfsError> {
             "/dev/pts",
             "devpts",
             MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
-            "newinstance,ptmxmode=0666,mode=0620,gid=5",
+            "newinstance,ptmxmode=0666,mode=0620,gid=5,max=1024",
         ),
         ("/dev/shm", "tmpfs", DATA_ONLY, "mode=1777,size=64m"),
         ("/dev/mqueue", "mqueue", DATA_ONLY, ""),
@@ -184,15 +225,16 @@ fn terminals_and_memory() -> Result<(), RootfsError> {
 fn process_files() -> Result<(), RootfsError> {
     own_directory("/proc")?;
     mounted("/proc", "proc", DATA_ONLY, "")?;
+    // First, because this covers what lies below.
+    for path in READ_ONLY.into_iter().filter(|path| Path::new(path).exists()) {
+        step(format!("bind {path}"), mount(Some(path), path, NONE, MsFlags::MS_BIND, NONE))?;
+        read_only(path, DATA_ONLY)?;
+    }
     for path in MASKED_FILES.into_iter().filter(|path| Path::new(path).exists()) {
         step(format!("mask {path}"), mount(Some("/dev/null"), path, NONE, MsFlags::MS_BIND, NONE))?;
     }
     for path in MASKED_DIRECTORIES.into_iter().filter(|path| Path::new(path).is_dir()) {
         mounted(path, "tmpfs", DATA_ONLY | MsFlags::MS_RDONLY, "mode=555,size=0,nr_inodes=1")?;
-    }
-    for path in READ_ONLY.into_iter().filter(|path| Path::new(path).exists()) {
-        step(format!("bind {path}"), mount(Some(path), path, NONE, MsFlags::MS_BIND, NONE))?;
-        read_only(path, DATA_ONLY)?;
     }
     Ok(())
 }

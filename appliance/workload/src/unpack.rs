@@ -28,7 +28,7 @@ use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, linkat, mkfifoat, symlinkat, unlinkat};
 use tar::{Archive, Entry, EntryType};
 
-use crate::GUARD_ID;
+use crate::OUTSIDE_ID;
 
 /// Who owns a file whose owner is outside the container's range: nobody, as everywhere.
 const NOBODY: u64 = 65_534;
@@ -71,7 +71,7 @@ pub enum UnpackError {
         kind: char,
     },
     /// More than the bound on unpacked bytes.
-    #[error("the image unpacks to more than {0} bytes")]
+    #[error("the image unpacks to more than the {} MiB of memory that its service has: raise `mem_limit`", .0 >> 20)]
     TooLarge(u64),
     /// More files, directories and links than the bound.
     #[error("the image has more than {0} entries")]
@@ -452,8 +452,7 @@ fn owner<R: Read>(entry: &Entry<'_, R>) -> Result<(Uid, Gid), UnpackError> {
         // A field that was left empty means 0 to every other reader of tar.
         let empty = field.iter().all(|byte| matches!(byte, 0 | b' '));
         let id = if empty { 0 } else { id.map_err(UnpackError::Archive)? };
-        // The guard's id is nobody's to give away.
-        Ok(if id < u64::from(GUARD_ID) { id } else { NOBODY } as u32)
+        Ok(if id < u64::from(OUTSIDE_ID) { id } else { NOBODY } as u32)
     };
     Ok((
         Uid::from_raw(in_range(entry.header().uid(), &fields.uid)?),

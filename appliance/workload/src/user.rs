@@ -9,7 +9,7 @@ use std::path::Path;
 use cofferdam_declaration::{IdOrName, User};
 use nix::fcntl::OFlag;
 
-use crate::GUARD_ID;
+use crate::OUTSIDE_ID;
 use crate::unpack::in_root;
 
 /// Real files have some KiB; the lookup reads no more than this.
@@ -126,7 +126,7 @@ fn field(line: &str, index: usize) -> Option<&str> {
 }
 
 fn in_range(id: u64) -> Result<u32, UserError> {
-    u32::try_from(id).ok().filter(|id| *id < GUARD_ID).ok_or(UserError::OutOfRange(id))
+    u32::try_from(id).ok().filter(|id| *id < OUTSIDE_ID).ok_or(UserError::OutOfRange(id))
 }
 
 #[cfg(test)]

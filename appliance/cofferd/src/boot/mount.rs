@@ -102,6 +102,8 @@ const SETTINGS: &[Setting] = &[
     must("kernel/kptr_restrict", "2"),
     must("kernel/dmesg_restrict", "1"),
     may("kernel/perf_event_paranoid", "3"),
+    // No process reads or steers another: 3 cannot be taken back, and with our patch it covers reading (see cofferdam_workload).
+    must("kernel/yama/ptrace_scope", "3"),
     // Interfaces that nothing here uses. The image's kernel has no module loader; another would lose its.
     may("kernel/modules_disabled", "1"),
     may("kernel/unprivileged_bpf_disabled", "1"),
@@ -110,12 +112,22 @@ const SETTINGS: &[Setting] = &[
     may("vm/unprivileged_userfaultfd", "0"),
     may("kernel/kexec_load_disabled", "1"),
     may("kernel/sysrq", "0"),
-    may("kernel/yama/ptrace_scope", "3"),
     may("dev/tty/ldisc_autoload", "0"),
     may("dev/tty/legacy_tiocsti", "0"),
-    // One namespace per service, twice that while a shim is replaced; none made by a workload.
+    // For each user: a service's own, that of its workload, and those of earlier runs that are not gone yet. Made by the shim and the
+    // container's first process; the filters of workloads and of the other roles know no call that makes one.
     must("user/max_user_namespaces", "128"),
-    may("kernel/unprivileged_userns_clone", "0"),
+    may("kernel/unprivileged_userns_clone", "1"),
+    // What counts for the whole machine is out of reach: each of these costs memory that its service is charged for, and
+    // processes have a limit of their own in each group.
+    must("fs/file-max", "9223372036854775807"),
+    must("kernel/pid_max", "4194304"),
+    must("kernel/threads-max", "4194304"),
+    may("kernel/pty/max", "1048576"),
+    // When the machine itself runs out, whoever asks for more is ended, with all of its service, if it is no role. The largest
+    // is often a neighbour that only did its work.
+    must("vm/oom_kill_allocating_task", "1"),
+    must("vm/panic_on_oom", "0"),
     // Addresses hard to guess; no mapping at zero.
     must("kernel/randomize_va_space", "2"),
     must("vm/mmap_min_addr", "65536"),
@@ -148,8 +160,6 @@ const KERNEL_BYTES: u64 = 64 << 20;
 const SERVICE_FILES: u64 = 3 << 20;
 /// The facts and the status that PID 1 writes.
 const OWN_FILES: u64 = 16 << 20;
-/// Over all services: a fork bomb stays far below the kernel's pid_max of 32768.
-const SERVICE_PROCESSES: u32 = 16_384;
 
 /// Mounts, opens the console, hardens, and makes the parents of all control groups.
 ///
@@ -166,10 +176,8 @@ pub(crate) fn establish() -> Result<(), MountError> {
     for setting in SETTINGS {
         apply(Path::new("/proc/sys"), setting)?;
     }
-    cgroup::prepare(
-        cgroup::MOUNT.as_ref(),
-        Limits { memory: Some(services_bytes()?), processes: Some(SERVICE_PROCESSES) },
-    )?;
+    let services = Limits { memory: Some(services_bytes()?), ..Limits::default() };
+    cgroup::prepare(cgroup::MOUNT.as_ref(), roles_bytes(), services)?;
     directory(paths::RUN)
 }
 

@@ -150,7 +150,7 @@ fn accompany(spec: &Spec, pid: Pid, mut channel: &UnixStream) -> Result<(), Spaw
         }
         map_ids(pid, base).map_err(SpawnError::Map)?;
         if let Some(group) = &spec.cgroup {
-            group.delegate(base).and_then(|leaf| leaf.adopt(pid)).map_err(SpawnError::Cgroup)?;
+            group.delegate(base, pid).map_err(SpawnError::Cgroup)?;
         }
         channel.write_all(b"g").map_err(SpawnError::Channel)?;
     }
@@ -195,12 +195,13 @@ fn become_role(spec: &Spec, channel: &mut &UnixStream) -> Result<std::convert::I
     step("unblock signals", sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None))?;
     step("start a session", setsid())?;
     umask(Mode::from_bits_truncate(0o022));
+    protect_from_oom()?;
     narrow_view(spec)?;
     descriptors(spec)?;
     limit()?;
     match spec.identity {
         Identity::Role { uid, gid, capabilities } => shed(uid, gid, capabilities)?,
-        Identity::Shim { .. } => enter_user_namespace(channel)?,
+        Identity::Shim { base } => enter_user_namespace(base, channel)?,
     }
     step("set no_new_privs", nix::sys::prctl::set_no_new_privs())?;
     execute(&spec.arguments)
@@ -261,6 +262,16 @@ fn narrow_devices() -> Result<(), StepError> {
     step("lock /dev", mount(NONE, "/dev", NONE, flags, NONE))
 }
 
+/// The kernel never ends this process for its memory, whoever asked for too much. Through the older file, which leaves the lower
+/// bound of the value as it is (fs/proc/base.c): what a shim starts gives up the protection and cannot take it back.
+fn protect_from_oom() -> Result<(), StepError> {
+    // PID 1 has it; only tests run in places where root does not.
+    if !capability_step(caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE))? {
+        return Ok(());
+    }
+    step("be safe when memory runs out", fs::write("/proc/self/oom_adj", "-17"))
+}
+
 fn limit() -> Result<(), StepError> {
     // A core file would hold the role's secrets.
     step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
@@ -291,8 +302,16 @@ fn capability_step<T>(outcome: Result<T, caps::errors::CapsError>) -> Result<T, 
     step("drop capabilities", outcome.map_err(io::Error::other))
 }
 
-/// Becomes root of a new user namespace, with its own view of the control groups.
-fn enter_user_namespace(channel: &mut &UnixStream) -> Result<(), StepError> {
+/// Becomes root of a new user namespace, with its own view of the control groups. The namespace is made by the service's own id: what
+/// the kernel counts for each user is counted for each service (`ucounts`, kernel/ucount.c).
+fn enter_user_namespace(base: u32, channel: &mut &UnixStream) -> Result<(), StepError> {
+    let (owner, group) = (Uid::from_raw(base), Gid::from_raw(base));
+    capability_step(caps::securebits::set_keepcaps(true))?;
+    step("drop groups", setgroups(&[]))?;
+    step("change group", setresgid(group, group, group))?;
+    step("change user", setresuid(owner, owner, owner))?;
+    let permitted = capability_step(caps::read(None, CapSet::Permitted))?;
+    capability_step(caps::set(None, CapSet::Effective, &permitted))?;
     let namespaces = CloneFlags::CLONE_NEWUSER
         | CloneFlags::CLONE_NEWNS
         | CloneFlags::CLONE_NEWIPC

@@ -191,14 +191,9 @@ fn receive(from: &mut impl Read) -> Result<(Seed, [Register; 4]), InitError> {
     Ok((seed, rtmr))
 }
 
-/// Reads at most `limit` bytes of a file and refuses a longer one.
+/// Reads a file of at most `limit` bytes.
 pub(crate) fn read_bounded(path: &Path, limit: u64) -> io::Result<Vec<u8>> {
-    let mut bytes = Vec::new();
-    File::open(path)?.take(limit.saturating_add(1)).read_to_end(&mut bytes)?;
-    if bytes.len() as u64 > limit {
-        return Err(io::Error::new(io::ErrorKind::FileTooLarge, format!("more than {limit} bytes")));
-    }
-    Ok(bytes)
+    cofferdam_protocol::read::bounded(File::open(path)?, limit)
 }
 
 #[cfg(test)]

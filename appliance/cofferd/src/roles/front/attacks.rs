@@ -17,7 +17,10 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 use super::listen::Limits;
+use super::proxy::{ANSWER_LIMIT, BODY_LIMIT, TUNNEL_IDLE};
 use super::requests::Bounds;
+use super::site::OWN_REQUESTS;
+use super::stall::RATE;
 use super::tests::{Client, OTHER, Room, dial, dial_from, mirror, operator, raw, shake_hands};
 use crate::roles::testing::{respond, serve_unix};
 
@@ -378,4 +381,61 @@ async fn a_peer_that_does_not_read_is_dropped() {
     // Nothing is read from now on.
     tokio::time::timeout(Duration::from_secs(20), end.recv()).await.expect("the workload is released");
     drop(stream);
+}
+
+// What is written about the bounds.
+
+#[test]
+fn the_documents_have_the_numbers_of_the_code() {
+    let read = |name: &str| {
+        let root = concat!(env!("CARGO_MANIFEST_DIR"), "/../../");
+        let text = std::fs::read_to_string(format!("{root}{name}")).unwrap();
+        text.split_whitespace().collect::<Vec<_>>().join(" ")
+    };
+    let says = |name: &str, sentences: &[String]| {
+        let text = read(name);
+        for sentence in sentences {
+            assert!(text.contains(sentence.as_str()), "{name} does not say: {sentence}");
+        }
+    };
+    let (limits, bounds, own) = (Limits::default(), Bounds::default(), OWN_REQUESTS);
+    let Bounds { own: each, own_by_source, shared, by_service, by_source, by_both } = bounds;
+    let seconds = |duration: Duration| duration.as_secs();
+    let (open, half) = (seconds(TUNNEL_IDLE.open), seconds(TUNNEL_IDLE.half_closed));
+    says(
+        "ARCHITECTURE.md",
+        &[
+            format!("| connections to `front` without a complete request | {} |", limits.waiting),
+            format!("| requests for evidence; operators' requests | {own}; {own} |"),
+            format!("| requests to one service, in its own places | {each} | source: {own_by_source} |"),
+            format!(
+                "| requests to services, in shared places | {shared} | service: {by_service}; source: {by_source}; \
+                 source at one service: {by_both} |"
+            ),
+            format!("| a TLS handshake | {} s |", seconds(limits.handshake)),
+            format!(
+                "| the headers of a request, and the silence before them | {} s |",
+                seconds(limits.headers)
+            ),
+            format!(
+                "| a client inside a request's body | {} s in all, restored at {RATE} bytes",
+                seconds(BODY_LIMIT)
+            ),
+            format!(
+                "| a client to take what is written to it | {} s in all, restored at {RATE} bytes",
+                seconds(limits.write)
+            ),
+            format!("| a service to begin its answer | {} s |", seconds(ANSWER_LIMIT)),
+            format!("in either direction | {open} s; {half} s after one side's end |"),
+        ],
+    );
+    let (service, source) = (each + by_service, own_by_source + by_both);
+    says(
+        "README.md",
+        &[
+            format!("A service answers up to {service} requests at a time, {source} of them for one source"),
+            format!("{each} of these places are its own"),
+            format!("slower than {RATE} bytes a second for long are cut off, WebSockets after {open} s"),
+        ],
+    );
 }

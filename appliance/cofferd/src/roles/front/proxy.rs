@@ -31,14 +31,15 @@ use super::{reply, untrusted_file};
 const CONNECT_LIMIT: Duration = Duration::from_secs(5);
 
 /// How long a workload may take until its answer begins. Long polls are common; an hour is not.
-const ANSWER_LIMIT: Duration = Duration::from_secs(300);
+pub(super) const ANSWER_LIMIT: Duration = Duration::from_secs(300);
 
 /// How long a client may pause inside a request's body, all pauses together for which it does not make up.
-const BODY_LIMIT: Duration = Duration::from_secs(30);
+pub(super) const BODY_LIMIT: Duration = Duration::from_secs(30);
 
 /// How long a tunnel may be silent in both directions. WebSocket clients ping more often than that. One side's end is the
 /// end of a WebSocket: what the other still says comes at once.
-const TUNNEL_IDLE: Idle = Idle { open: Duration::from_secs(300), half_closed: Duration::from_secs(60) };
+pub(super) const TUNNEL_IDLE: Idle =
+    Idle { open: Duration::from_secs(300), half_closed: Duration::from_secs(60) };
 
 /// What is kept of a service's answer while the client takes it, in bytes; the head of one has to fit as well.
 const ANSWER_BUFFER: usize = 32 * 1024;

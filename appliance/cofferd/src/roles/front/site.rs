@@ -35,7 +35,7 @@ const DECODINGS: usize = 3;
 /// Requests for evidence that are answered at one time, and operators' requests. Nothing else takes these places, and when
 /// all are taken the oldest request of the source that has most ends: none takes longer than a minute when all is well,
 /// so it is one that is slow on purpose.
-const OWN_REQUESTS: usize = 64;
+pub(super) const OWN_REQUESTS: usize = 64;
 
 /// The whole of what `front` answers.
 #[derive(Debug)]

@@ -16,7 +16,7 @@ use tokio::time::{Instant, Sleep};
 
 /// Bytes in a second by which a peer that was waited for makes up for it. The slowest links that people still use carry
 /// ten times as much.
-const RATE: u32 = 256;
+pub(super) const RATE: u32 = 256;
 
 /// Patience with a peer. Waiting uses it up, and what the peer moves restores it, never beyond the limit: so one pause
 /// may take the whole limit, and a peer that is slow for long has to keep to [`RATE`].

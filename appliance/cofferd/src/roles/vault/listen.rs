@@ -115,4 +115,11 @@ mod tests {
         let front = crate::roles::FRONT.uid().unwrap();
         assert!((0..CONNECTIONS_EACH).all(|_| take(front).map(|permit| held.push(permit)).is_some()));
     }
+
+    #[test]
+    fn the_documents_have_the_numbers_of_the_code() {
+        let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../ARCHITECTURE.md");
+        let row = format!("| connections to `vault` | {CONNECTIONS} | role or service: {CONNECTIONS_EACH} |");
+        assert!(std::fs::read_to_string(path).unwrap().contains(&row), "{row}");
+    }
 }

@@ -1,7 +1,7 @@
 //! A workload that tries what a workload must not be able to do, and says how it went.
 //!
 //! It serves HTTP on port 8080 and needs the standard library only, so it also builds by itself:
-//! `rustc --edition 2024 -O --target x86_64-unknown-linux-musl appliance/cofferd/examples/probe.rs`.
+//! `rustc --edition 2024 -O --target x86_64-unknown-linux-musl appliance/cofferd/examples/probe/main.rs`.
 //!
 //! | request | what happens |
 //! |---|---|
@@ -14,6 +14,8 @@
 //! | `/slow-prompt` | prints a prompt without an end of line, and nothing after it |
 //! | `/print?line=TEXT` | prints a line |
 //! | `/attack?pid=N` | from a second process of the same user, attempts against process N (default: this one) |
+//! | `/exhaust?kind=K&seconds=N` | a process that takes all of a kind and keeps it; what stopped it, or that it still goes on after N seconds |
+//! | `/release` | ends that process and all that it made |
 //! | `/dependency?host=H&port=P` | what another service answers to `GET /` |
 //! | `/stat?count=N` | how many of N stat calls found this program, and how many microseconds they took, as JSON |
 //! | `/exit?code=N`, `/crash` | ends; the first says so before |
@@ -27,19 +29,35 @@ use std::ffi::{CString, c_char, c_int, c_long, c_void};
 use std::fmt::Write as _;
 use std::io::{BufRead, BufReader, Read, Write};
 use std::net::{TcpListener, TcpStream};
+use std::os::unix::process::CommandExt;
 use std::path::Path;
-use std::process::{Command, ExitCode};
+use std::process::{Child, Command, ExitCode, Stdio};
+use std::sync::Mutex;
 use std::time::{Duration, Instant};
 
+mod exhaust;
+
 const SECRET: &str = "GREETING_SECRET";
+/// The process that `/exhaust` started last.
+static EXHAUSTING: Mutex<Option<Child>> = Mutex::new(None);
 
 fn main() -> ExitCode {
     let arguments: Vec<String> = std::env::args().collect();
-    if let [_, mode, pid] = arguments.as_slice()
-        && mode == "attack"
-    {
-        print!("{}", attack(pid.parse().unwrap_or(1)));
-        return ExitCode::SUCCESS;
+    match arguments.iter().map(String::as_str).collect::<Vec<_>>().as_slice() {
+        [_, "attack", pid] => {
+            print!("{}", attack(pid.parse().unwrap_or(1)));
+            return ExitCode::SUCCESS;
+        }
+        [_, "exhaust", kind] => {
+            exhaust::run(kind);
+            return ExitCode::SUCCESS;
+        }
+        // A victim for its siblings.
+        [_, "exhaust"] => {
+            std::thread::sleep(Duration::from_secs(900));
+            return ExitCode::SUCCESS;
+        }
+        _ => {}
     }
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(8080_u16);
     match TcpListener::bind(("0.0.0.0", port)) {
@@ -109,11 +127,24 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
         }
         "/attack" => {
             let pid = parameter("pid").unwrap_or_else(|| std::process::id().to_string());
-            let child = Command::new("/proc/self/exe").args(["attack", &pid]).env_clear().output();
+            let child = Command::new("/proc/self/exe")
+                .args(["attack", &pid])
+                .env_clear()
+                .stderr(Stdio::inherit())
+                .output();
             match child {
                 Ok(output) => String::from_utf8_lossy(&output.stdout).into_owned(),
                 Err(error) => format!("{{\"error\":{}}}\n", quoted(&error.to_string())),
             }
+        }
+        "/kinds" => list(exhaust::KINDS.iter().map(|kind| quoted(kind))),
+        "/exhaust" => {
+            let seconds = parameter("seconds").and_then(|text| text.parse().ok()).unwrap_or(10);
+            exhausted(&parameter("kind").unwrap_or_default(), Duration::from_secs(seconds))
+        }
+        "/release" => {
+            release();
+            "released\n".to_owned()
         }
         "/dependency" => {
             let host = parameter("host").unwrap_or_default();
@@ -140,6 +171,35 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
         _ => return ("404 Not Found", "no such probe\n".to_owned()),
     };
     ("200 OK", body)
+}
+
+/// Starts the process that exhausts, in a session of its own, and waits until it says that it holds all there is.
+fn exhausted(kind: &str, within: Duration) -> String {
+    release();
+    let mut command = Command::new("/proc/self/exe");
+    command.args(["exhaust", kind]).env_clear().stdin(Stdio::null()).stdout(Stdio::piped());
+    let mut child = match command.process_group(0).spawn() {
+        Ok(child) => child,
+        Err(error) => return format!("{{\"error\":{}}}\n", quoted(&error.to_string())),
+    };
+    let output = child.stdout.take();
+    *EXHAUSTING.lock().unwrap() = Some(child);
+    let (said, hear) = std::sync::mpsc::channel();
+    std::thread::spawn(move || {
+        let mut line = String::new();
+        let _ = output.map(|output| BufReader::new(output).read_line(&mut line));
+        let _ = said.send(line);
+    });
+    let line = hear.recv_timeout(within).unwrap_or_else(|_| "0 time".to_owned());
+    let (count, why) = line.trim().split_once(' ').unwrap_or(("0", "ended"));
+    format!("{{\"count\":{count},\"stopped\":{}}}\n", quoted(why))
+}
+
+fn release() {
+    let Some(mut child) = EXHAUSTING.lock().unwrap().take() else { return };
+    // SAFETY: numbers only; the group is the child's, which is not waited for yet.
+    unsafe { syscall(62, -(child.id() as c_long), 9 as c_long) };
+    let _ = child.wait();
 }
 
 fn list(items: impl Iterator<Item = String>) -> String {
@@ -277,6 +337,14 @@ fn attack(pid: c_long) -> String {
     attempt("environ by a relative path", by_relative_path(pid));
     attempt("environ of a forked child", with_child(|child| readable(&format!("/proc/{child}/environ"))));
     attempt("mem of a forked child", with_child(|child| readable(&format!("/proc/{child}/mem"))));
+    attempt("environ of a copied program", with_copy(|child| readable(&format!("/proc/{child}/environ"))));
+    attempt("mem of a copied program", with_copy(|child| readable(&format!("/proc/{child}/mem"))));
+    attempt(
+        "environ of a program in memory",
+        with_memory(|child| readable(&format!("/proc/{child}/environ"))),
+    );
+    attempt("maps of a program in memory", with_memory(|child| readable(&format!("/proc/{child}/maps"))));
+    attempt("a file of a program in memory", with_memory(|child| readable(&format!("/proc/{child}/fd/0"))));
     attempt("ptrace attach", call(&[101, 16, pid, 0, 0]));
     attempt("ptrace seize", call(&[101, 0x4206, pid, 0, 0]));
     attempt("process_vm_readv", vm(310, pid));
@@ -341,8 +409,30 @@ fn sockets_and_paths(attempt: &mut impl FnMut(&str, Outcome)) {
         "new quote request",
         std::fs::create_dir("/sys/kernel/config/tsm/report/x").map_err(|error| text(&error)),
     );
-    let exe = std::fs::read_link("/proc/self/exe").unwrap_or_default();
-    attempt("make the program readable", chmod(&exe));
+    for path in ["/proc/self/fd/2", "/dev/stderr"] {
+        attempt(&format!("read what is printed by {path}"), opens(path, true));
+        attempt(&format!("open {path} to readers"), chmod(Path::new(path)));
+    }
+    for path in [
+        "/proc/sys/fs/file-nr",
+        "/proc/sys/fs/inode-nr",
+        "/proc/sys/fs/dentry-state",
+        "/proc/sys/fs/aio-nr",
+        "/proc/sys/kernel/pty/nr",
+        "/proc/locks",
+        "/proc/softirqs",
+        "/proc/schedstat",
+    ] {
+        attempt(&format!("read {path}"), readable(path));
+    }
+    for path in ["/proc/sys/net/ipv4/ip_forward", "/proc/sys/fs/file-max", "/proc/sys/vm/overcommit_memory"] {
+        attempt(&format!("write {path}"), writable(path));
+    }
+    attempt("be kept when memory runs out", lower_oom_score());
+    attempt(
+        "own a file by the outer id",
+        std::os::unix::fs::chown("/", Some(65_535), None).map_err(|error| text(&error)),
+    );
     attempt("connect out of the appliance", outside());
     for (name, family) in
         [("ALG", 38), ("PACKET", 17), ("VSOCK", 40), ("KEY", 15), ("RXRPC", 33), ("TIPC", 30), ("CAN", 29)]
@@ -385,6 +475,30 @@ fn calls(attempt: &mut impl FnMut(&str, Outcome)) {
     attempt("syslog", call(&[103, 2, 0, 0]));
     attempt("TIOCSTI", call(&[16, 0, 0x5412, 0]));
     attempt("mknod a device", mknod());
+    attempt("become the outer id", with_child_status(|| call(&[117, 65_535, 65_535, 65_535])));
+    attempt(
+        "join the outer group",
+        with_child_status(|| {
+            let groups = [65_535_u32];
+            call(&[116, 1, groups.as_ptr() as c_long])
+        }),
+    );
+    attempt("end the first process", call(&[62, 1, 9]));
+    attempt("raise capabilities", raise_capabilities());
+    attempt("io_setup", call(&[206, 1, 0]));
+    attempt("vmsplice", call(&[278, 1, 0, 0, 0]));
+    attempt("tee", call(&[276, 0, 1, 1, 0]));
+    attempt("remap_file_pages", call(&[216, 0, 0, 0, 0, 0]));
+    attempt("mount overlay", mount("overlay"));
+    attempt("mount tmpfs", mount("tmpfs"));
+    attempt("mount proc", mount("proc"));
+    attempt("remount the root", call(&[165, 0, c"/".as_ptr() as c_long, 0, 0x20, 0]));
+    attempt("swapon", call(&[167, 0, 0]));
+    attempt("quotactl", call(&[179, 0, 0, 0, 0]));
+    attempt("acct", call(&[163, 0]));
+    attempt("iopl", call(&[172, 3]));
+    attempt("raw socket", call(&[41, 2, 3, 255]));
+    attempt("bring an interface down", interface_down());
     attempt("x32 getpid", call(&[0x4000_0000 | 39]));
     attempt("a call that does not exist", call(&[9999]));
     attempt("i386 getpid", i386());
@@ -519,6 +633,85 @@ fn with_child(attempt: impl Fn(c_long) -> Outcome) -> Outcome {
         waitpid(child as c_int, &raw mut status, 0);
     }
     outcome
+}
+
+/// The same against a copy of this program that the workload made itself.
+fn with_copy(attempt: impl Fn(c_long) -> Outcome) -> Outcome {
+    std::fs::copy("/proc/self/exe", "/copied").map_err(|error| text(&error))?;
+    victim("/copied", attempt)
+}
+
+/// The same against a program that is a memory file, and in no file system.
+fn with_memory(attempt: impl Fn(c_long) -> Outcome) -> Outcome {
+    // SAFETY: the name is terminated.
+    let descriptor = unsafe { syscall(319, c"program".as_ptr(), 0 as c_long) };
+    last(descriptor)?;
+    let path = format!("/proc/self/fd/{descriptor}");
+    std::fs::copy("/proc/self/exe", &path).map_err(|error| text(&error))?;
+    victim(&path, attempt)
+}
+
+fn victim(program: &str, attempt: impl Fn(c_long) -> Outcome) -> Outcome {
+    let child = Command::new(program)
+        .arg("exhaust")
+        .env("KEY", "value")
+        .stdin(std::fs::File::open("/proc/self/exe").map_err(|error| text(&error))?)
+        .stdout(Stdio::null())
+        .spawn();
+    let mut child = child.map_err(|error| text(&error))?;
+    std::thread::sleep(Duration::from_millis(100));
+    let outcome = attempt(child.id().into());
+    let _ = child.kill();
+    let _ = child.wait();
+    outcome
+}
+
+/// Runs an attempt in a child, whose ids may change.
+fn with_child_status(attempt: impl Fn() -> Outcome) -> Outcome {
+    let status = died(|| {
+        if let Err(error) = attempt() {
+            let code = [("EPERM", 1), ("EINVAL", 22)]
+                .iter()
+                .find(|(name, _)| *name == error)
+                .map_or(99, |(_, code)| *code);
+            // SAFETY: exit_group(2) with a number.
+            unsafe { syscall(231, code as c_long) };
+        }
+    });
+    match status >> 8 & 0xff {
+        0 => Ok(()),
+        code => Err(text(&std::io::Error::from_raw_os_error(code))),
+    }
+}
+
+fn opens(path: &str, read: bool) -> Outcome {
+    let options = std::fs::OpenOptions::new().read(read).write(!read).open(path);
+    options.map(drop).map_err(|error| text(&error))
+}
+
+fn lower_oom_score() -> Outcome {
+    std::fs::write("/proc/self/oom_score_adj", "-1").map_err(|error| text(&error))
+}
+
+fn raise_capabilities() -> Outcome {
+    let header = [0x2008_0522_u32, 0];
+    let all = [u32::MAX; 6];
+    call(&[126, header.as_ptr() as c_long, all.as_ptr() as c_long])
+}
+
+fn mount(kind: &str) -> Outcome {
+    let kind = CString::new(kind).unwrap_or_default();
+    call(&[165, kind.as_ptr() as c_long, c"/dev/shm".as_ptr() as c_long, kind.as_ptr() as c_long, 0, 0])
+}
+
+fn interface_down() -> Outcome {
+    // SAFETY: numbers only.
+    let socket = unsafe { syscall(41, 2 as c_long, 2 as c_long, 0 as c_long) };
+    last(socket)?;
+    let mut request = [0_u8; 40];
+    request[..2].copy_from_slice(b"lo");
+    // SIOCSIFFLAGS with no flag.
+    call(&[16, socket, 0x8914, request.as_ptr() as c_long])
 }
 
 fn vm(number: c_long, pid: c_long) -> Outcome {

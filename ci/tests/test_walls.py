@@ -1,0 +1,248 @@
+#!/usr/bin/python3
+"""What one workload does stays with that workload: escapes as root, and taking all there is.
+
+One boot of the simulator image with three services of one image: `root` and `user` attack, with uid
+0 and 1000, and `neighbour` does its work. For each kind of exhaustion (examples/probe/exhaust.rs)
+the attacker takes all that it gets and keeps it, while the neighbour answers, `coffer status`
+answers and an operator puts a secret. Afterwards no role and no other service was started again.
+Nothing is judged by how long it took beyond a generous bound; the times are printed.
+"""
+
+import contextlib
+import http.client
+import json
+import os
+import sys
+import tempfile
+import time
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from harness import REPOSITORY, ROOT, World, free_port, wait_for, workload_files
+from process import Failed
+
+IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
+TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
+# Kinds from uid 0, chosen by name or all; from uid 1000 these.
+CHOSEN = os.environ.get("COFFERDAM_KINDS")
+AS_USER = [
+    "memory",
+    "processes",
+    "descriptors",
+    "netlink",
+    "ofd-locks",
+    "signals",
+    "ptys",
+    "dev-shm",
+]
+# Seconds that a kind may go on without meeting a bound.
+SECONDS = 8
+# For an answer while the emulated processors are taken: far more than it takes, and far less than a
+# hang.
+PATIENCE = 60
+SERVICES = """  root:
+    image: {image}
+    environment: {{GREETING_SECRET: secret://demo/root/value}}
+    ports: ["443:8080"]
+    restart: always
+  user:
+    image: {image}
+    user: "1000:1000"
+    environment: {{GREETING_SECRET: secret://demo/user/value}}
+    ports: ["8445:8080"]
+    restart: always
+  neighbour:
+    image: {image}
+    user: "1000:1000"
+    environment: {{GREETING_SECRET: secret://demo/neighbour/value}}
+    ports: ["8444:8080"]
+    restart: always
+"""
+PORTS = {"root": 443, "user": 8445, "neighbour": 8444}
+
+
+class Walls(unittest.TestCase):
+    """Checks that share one boot; they run in the order of their names."""
+
+    maxDiff = None
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="cofferdam-walls-")
+        cls.addClassCleanup(cls.folder.cleanup)
+        cls.world = world = World(cls.folder.name, TOOLS)
+        cls.addClassCleanup(world.stop)
+        try:
+            cls.start(world)
+        except BaseException:
+            print(world.console("appliance")[-6000:], file=sys.stderr)
+            raise
+
+    @classmethod
+    def start(cls, world):
+        world.start_services()
+        image = world.push_image(
+            "test/probe", workload_files(), {"Entrypoint": ["/probe"], "WorkingDir": "/"}
+        )
+        outer = {name: free_port() for name in PORTS}
+        declaration = world.declaration(outer["root"], SERVICES.format(image=image))
+        forwards = [
+            word
+            for name, port in PORTS.items()
+            if name != "root"
+            for word in ("--forward", f"{outer[name]}:{port}")
+        ]
+        appliance = world.boot(
+            "appliance", IMAGE, declaration, world.commit(declaration), outer["root"], *forwards
+        )
+        world.wait_console("appliance", appliance, "launched", 240)
+        known = [*world.trust_options(IMAGE), *world.github_options()]
+        cls.options = ["--endpoint", f"127.0.0.1:{outer['root']}", *known]
+        wait_for(
+            "the first status",
+            90,
+            lambda: world.coffer("status", REPOSITORY, *cls.options)[0] == 0,
+            1,
+        )
+        for name in PORTS:
+            cls.put(f"demo/{name}/value", f"the secret of {name}, which is long enough")
+        cls.listen = {}
+        wait_for("the services", 120, cls.all_run, 1)
+        for name, port in outer.items():
+            cls.listen[name] = free_port()
+            process = world.start(
+                f"connect-{name}",
+                [
+                    world.tool("coffer"),
+                    "connect",
+                    REPOSITORY,
+                    "--listen",
+                    f"127.0.0.1:{cls.listen[name]}",
+                    "--endpoint",
+                    f"127.0.0.1:{port}",
+                    *known,
+                ],
+            )
+            world.listening(f"connect-{name}", process, cls.listen[name])
+
+    @classmethod
+    def status(cls):
+        return json.loads(cls.world.coffer_ok("status", REPOSITORY, *cls.options, "--json"))
+
+    @classmethod
+    def all_run(cls):
+        services = cls.status()["services"]
+        return len(services) == 3 and all(service["state"] == "running" for service in services)
+
+    @classmethod
+    def put(cls, name, value):
+        cls.world.coffer_ok("secret", "put", REPOSITORY, name, *cls.options, stdin=value)
+
+    def ask(self, name, path, timeout=PATIENCE):
+        connection = http.client.HTTPConnection("127.0.0.1", self.listen[name], timeout=timeout)
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode(errors="replace")
+        finally:
+            connection.close()
+
+    def runs(self):
+        """How often each role and each service but the attackers was started."""
+        status = self.status()
+        roles = {role["name"]: role.get("restarts") for role in status["roles"]}
+        services = {
+            service["name"]: service["restarts"]
+            for service in status["services"]
+            if service["name"] == "neighbour"
+        }
+        return {**roles, **services}
+
+    def back(self, name):
+        """The attacker answers again: what it held is given back, or it was started again."""
+
+        def answers():
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                return "released" in self.ask(name, "/release", timeout=10)
+            return False
+
+        wait_for(f"{name} answers", 120, answers, 1)
+
+    def exhaust(self, name, kind):
+        """One row: what the attacker came to, and how long the others took meanwhile."""
+        before = self.runs()
+        try:
+            answer = json.loads(
+                self.ask(name, f"/exhaust?kind={kind}&seconds={SECONDS}", SECONDS + PATIENCE)
+            )
+            came = answer.get("error") or f"{answer['count']}, then {answer['stopped']}"
+        except (OSError, http.client.HTTPException, ValueError):
+            # Its connection ended with it.
+            came = "was ended"
+        took = {}
+        for what, action in (
+            ("neighbour", lambda: self.assertIn("hello", self.ask("neighbour", "/"))),
+            ("status", self.status),
+            ("secret put", lambda: self.put("demo/other/value", f"as {kind} is exhausted")),
+        ):
+            began = time.monotonic()
+            try:
+                action()
+            except (OSError, Failed, http.client.HTTPException) as error:
+                print(self.world.console("appliance")[-3000:], file=sys.stderr)
+                self.fail(f"{what} while {kind} is exhausted ({came}): {error!r}")
+            took[what] = time.monotonic() - began
+        self.back(name)
+        self.assertEqual(self.runs(), before, f"{kind}: somebody else was started again")
+        times = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in took.items())
+        print(f"\n{name}: {kind}: {came}; {times}", file=sys.stderr)
+        return came
+
+    def test_10_root_reaches_nothing(self):
+        for attacker in PORTS:
+            with self.subTest(attacker=attacker):
+                attempts = json.loads(self.ask(attacker, "/attack", timeout=120))
+                self.assertGreater(len(attempts), 120)
+                through = [attempt for attempt in attempts if not attempt["refused"]]
+                print(f"\n{attacker}: {len(attempts)} attempts", file=sys.stderr)
+                self.assertEqual({row["name"]: row["answer"] for row in through}, {}, attacker)
+
+    def test_11_root_has_its_nine_capabilities_and_user_none(self):
+        rights = json.loads(self.ask("root", "/whoami"))
+        nine = "00000000000005fb"
+        wanted = {"CapPrm": nine, "CapEff": nine, "CapBnd": nine, "NoNewPrivs": "1"}
+        self.assertLessEqual(wanted.items(), rights.items())
+        self.assertEqual([rights[name] for name in ("CapInh", "CapAmb")], ["0" * 16, "0" * 16])
+        rights = json.loads(self.ask("user", "/whoami"))
+        self.assertEqual([rights[name] for name in ("CapPrm", "CapEff")], ["0" * 16, "0" * 16])
+
+    def test_20_root_takes_all_there_is(self):
+        kinds = json.loads(self.ask("root", "/kinds"))
+        self.assertGreaterEqual(len(kinds), 15)
+        for kind in CHOSEN.split(",") if CHOSEN else kinds:
+            with self.subTest(kind=kind):
+                self.exhaust("root", kind)
+
+    def test_21_a_user_takes_all_there_is(self):
+        for kind in CHOSEN.split(",") if CHOSEN else AS_USER:
+            with self.subTest(kind=kind):
+                self.exhaust("user", kind)
+
+    def test_22_two_services_take_memory_at_once(self):
+        before = self.runs()
+        self.exhaust("user", "memfd")
+        for name in ("root", "user"):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self.ask(name, "/exhaust?kind=memory&seconds=1", timeout=5)
+        self.assertIn("hello", self.ask("neighbour", "/"))
+        for name in ("root", "user"):
+            self.back(name)
+        self.assertEqual(self.runs(), before)
+
+    def test_90_the_console_is_calm(self):
+        console = self.world.console("appliance")
+        for word in ("Kernel panic", "parked", "BUG:", "Oops"):
+            self.assertNotIn(word, console)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
