@@ -16,6 +16,7 @@ import shutil
 import subprocess
 import tarfile
 import tempfile
+import time
 
 import archive
 from imagefiles import IMAGES, USERS
@@ -23,6 +24,10 @@ from process import Failed, run
 
 # What one run may download; today it is 170 MB.
 MAX_DOWNLOAD = 400_000_000
+# Layouts that are kept, this one too.
+KEPT = 3
+# Seconds after which a package that was not used goes.
+UNUSED = 30 * 86400
 # Documents and languages, and what no server needs: the compiler of PostgreSQL's queries, perl.
 LEFT_OUT = re.compile(
     r"usr/share/(doc|man|locale|info|lintian|bash-completion|bug|zoneinfo/(posix|right))/.*"
@@ -78,7 +83,7 @@ def closures(addresses, names):
 
 
 def fetched(addresses, packages, folder):
-    """Downloads what is not there yet, and removes what is of no use any more."""
+    """Downloads what is not there yet, and removes what was not used for a month."""
     absent = {
         package: package.url(addresses)
         for package in packages
@@ -91,9 +96,12 @@ def fetched(addresses, packages, folder):
     lost = [one.file for one in absent if not os.path.exists(os.path.join(folder, one.file))]
     if lost:
         raise Failed(f"the archive did not give {', '.join(lost[:5])}\nhint: run ci/images again")
-    wanted = {package.file for package in packages}
-    for name in set(os.listdir(folder)) - wanted:
-        os.unlink(os.path.join(folder, name))
+    for package in packages:
+        os.utime(os.path.join(folder, package.file))
+    for name in os.listdir(folder):
+        path = os.path.join(folder, name)
+        if os.path.getmtime(path) < time.time() - UNUSED:
+            os.unlink(path)
 
 
 # --- Layers
@@ -282,9 +290,9 @@ def compose(names=tuple(IMAGES), given=None):
     packages = os.path.join(cache(), "packages")
     os.makedirs(packages, exist_ok=True)
     fetched(addresses, sorted({one for group in found.values() for one in group}), packages)
-    for old in os.listdir(cache()):
-        if old != "packages":
-            shutil.rmtree(os.path.join(cache(), old))
+    known = [os.path.join(cache(), name) for name in os.listdir(cache()) if name != "packages"]
+    for old in sorted(known, key=os.path.getmtime)[: -(KEPT - 1)]:
+        shutil.rmtree(old)
     layout = Layout(os.path.join(cache(), f"{key}.new"))
     base = layout.layer(base_layer(found["base"], packages), "gzip")
     for name in names:
