@@ -40,14 +40,6 @@ NGINX_SITE = """\
 server {
     listen @PORT@ default_server;
     root /usr/share/nginx/html;
-    location /php/ {
-        resolver 127.0.0.11 ipv6=off;
-        set $backend "${arg_to}";
-        fastcgi_param SCRIPT_NAME /ping;
-        fastcgi_param SCRIPT_FILENAME /ping;
-        fastcgi_param REQUEST_METHOD GET;
-        fastcgi_pass $backend:9000;
-    }
 }
 """
 REDIS_ENTRY = """\

@@ -231,10 +231,10 @@ class Layout:
     def layer(self, raw, compression):
         """(descriptor, digest of what it unpacks to)"""
         if compression == "gzip":
-            packed = gzip.compress(raw, 6, mtime=0)
+            packed = gzip.compress(raw, 4, mtime=0)
         else:
             packed = subprocess.run(
-                ["zstd", "-q", "-9", "-c"], input=raw, stdout=subprocess.PIPE, check=True
+                ["zstd", "-q", "-c"], input=raw, stdout=subprocess.PIPE, check=True
             ).stdout
         media_type = f"application/vnd.oci.image.layer.v1.tar+{compression}"
         return self.blob(media_type, packed), "sha256:" + hashlib.sha256(raw).hexdigest()
