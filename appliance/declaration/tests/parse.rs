@@ -113,8 +113,8 @@ fn everything_that_is_supported_reads_into_its_type() {
 #[test]
 fn the_limits_in_the_readme_are_a_declaration_and_its_table_says_the_bounds() {
     let readme = include_str!("../../../README.md");
-    let at = readme.find("    mem_limit:").unwrap();
-    let block = readme[at..].split("```").next().unwrap();
+    let block = readme.split("```").find(|block| block.contains("    mem_limit:")).unwrap();
+    let block = block.strip_prefix("yaml\n").unwrap();
     let text = format!(
         "version: 1\nrepository: o/r\nendpoint: 127.0.0.1:1\nservices:\n  web:\n    image: r.example/a@{DIGEST}\n{block}"
     );
