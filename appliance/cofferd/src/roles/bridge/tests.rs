@@ -144,20 +144,24 @@ fn members_of_a_network_reach_each_other_at_every_port_and_nobody_else() {
     for address in [at(&db, 0), at(&web, 1), Ipv4Addr::new(192, 0, 2, 1), Ipv4Addr::new(10, 9, 9, 9)] {
         assert_eq!(unreachable(in_other.hear(address, 80)), Some(nix::libc::ENETUNREACH), "{address}");
     }
-    // Past the routing table, over the interface itself: what is sent there reaches nobody, and no more places in the
-    // machine's one table of neighbours are taken by it than by silence.
+    // Past the routing table, over the interface itself: what is sent there reaches nobody.
     for address in [at(&db, 0), at(&web, 1), Ipv4Addr::new(10, 1, 77, 77)] {
         let outcome = in_other.run(move || over_eth0(address, 81));
         assert_eq!(outcome.unwrap_err().raw_os_error(), Some(nix::libc::EINPROGRESS), "{address}");
     }
-    in_other.run(|| {
+    // The kernel has one table of neighbours for the whole machine. It waits for nobody's answer here, however many are
+    // spoken to: all that it keeps are the members, for good (ATF_COM | ATF_PERM).
+    let neighbours = in_other.run(|| {
         let socket = UdpSocket::bind((Ipv4Addr::UNSPECIFIED, 0)).unwrap();
         for number in 0..5000_u16 {
             let [high, low] = number.to_be_bytes();
-            // An address that no service has, and soon no neighbour is remembered for.
             socket.send_to(b"x", (Ipv4Addr::new(10, 1, 100 + high, low), 9)).unwrap();
         }
+        std::fs::read_to_string("/proc/thread-self/net/arp").unwrap()
     });
+    let neighbours: Vec<Vec<&str>> =
+        neighbours.lines().skip(1).map(|line| line.split_whitespace().take(3).collect()).collect();
+    assert_eq!(neighbours, [vec![at(&web, 0).to_string().as_str(), "0x1", "0x6"]]);
     assert_eq!(in_web.hear(at(&other, 0), 80).unwrap(), b"other");
     assert_eq!(in_db.hear(at(&web, 1), 81).unwrap(), b"for back alone");
     // An address that is another's is not taken, for a packet either.
