@@ -110,7 +110,6 @@ fn prepare(key: &SigningKey) {
         "attestation": {"collateral": "https://api.trustedservices.intel.com", "ca": null},
         "registries": [],
         "grants": [{"uid": 100_000, "secret": PASSWORD}],
-        "services_memory": 1,
         "services": [],
     });
     fs::write(paths::FACTS, facts.to_string()).unwrap();

@@ -17,9 +17,6 @@ use crate::unpack::{UnpackError, Unpacker};
 
 pub use crate::registry::{Access, Credentials};
 
-/// zstd needs this much memory for its window at most, whatever the frame asks for.
-const MIN_BUDGET: u64 = 16 << 20;
-
 /// Where an image lies: the directories and files of one service's `image/`.
 #[derive(Debug, Clone)]
 pub struct ImageDir(PathBuf);
@@ -90,8 +87,8 @@ pub enum PullError {
     /// Images are one level below an index.
     #[error("an index lists another index")]
     NestedIndex,
-    /// The image lies in memory, of which there is so much.
-    #[error("the image is larger than the {0} bytes that this machine has for it")]
+    /// The image lies in memory, of which its service has so many bytes.
+    #[error("the image needs more than the {} MiB of memory that its service has: raise `mem_limit`", .0 >> 20)]
     NoRoom(u64),
     /// The directory cannot be written.
     #[error("cannot write the image")]
@@ -122,26 +119,8 @@ fn base(image: &ImageReference) -> String {
     }
 }
 
-/// How many bytes an image may unpack to: half of the memory that is available, because it lies in memory, and
-/// the workload needs some too; and no more than the file system has room for.
-fn budget(directory: &Path) -> u64 {
-    let meminfo = files::read_bounded("/proc/meminfo", 64 << 10).unwrap_or_default();
-    let available = available(&String::from_utf8_lossy(&meminfo)) / 2;
-    let room = nix::sys::statvfs::statvfs(directory)
-        .map(|stat| stat.blocks_available().saturating_mul(stat.fragment_size()))
-        .unwrap_or_default();
-    available.min(room).max(MIN_BUDGET)
-}
-
-/// `MemAvailable` in bytes; 0 when it is not there.
-fn available(meminfo: &str) -> u64 {
-    let line = meminfo.lines().find_map(|line| line.strip_prefix("MemAvailable:"));
-    let kib: u64 = line.and_then(|line| line.split_whitespace().next()?.parse().ok()).unwrap_or_default();
-    kib.saturating_mul(1024)
-}
-
-/// Fetches and unpacks `image` into `directory`, which [`ImageDir::prepare`] has made, at most as large as this machine
-/// has room for. Whether files get the owners that the image names is `own`; it takes CAP_CHOWN.
+/// Fetches and unpacks `image` into `directory`, which [`ImageDir::prepare`] has made: at most `room` bytes, since
+/// it lies in memory. Whether files get the owners that the image names is `own`; it takes CAP_CHOWN.
 ///
 /// # Errors
 ///
@@ -150,9 +129,10 @@ pub async fn pull(
     image: &ImageReference,
     access: Access,
     directory: &ImageDir,
+    room: u64,
     own: bool,
 ) -> Result<(), PullError> {
-    pull_from(&base(image), image, access, directory, budget(directory.path()), own).await
+    pull_from(&base(image), image, access, directory, room, own).await
 }
 
 async fn pull_from(
@@ -449,12 +429,6 @@ mod tests {
             let error = unpack(&mut unpacker, blob, compression).unwrap_err();
             assert!(matches!(error, UnpackError::Slow(_)), "{error}");
         }
-    }
-
-    #[test]
-    fn memory_is_read_from_the_kernels_table() {
-        assert_eq!(available("MemTotal:  8000 kB\nMemAvailable:    1000 kB\n"), 1_024_000);
-        assert_eq!(available("garbage"), 0);
     }
 
     #[test]

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use cofferdam_protocol::TimestampMillis;
-use cofferdam_protocol::status::{ServiceState, ServiceStatus};
+use cofferdam_protocol::status::{ServiceState, ServiceStatus, Usage};
 
 use crate::files;
 
@@ -25,10 +25,26 @@ impl Reporter {
             pid: None,
             restarts: 0,
             exit_code: None,
+            killed: None,
             detail: None,
             since: now(),
+            usage: None,
         };
         Self { path, current }
+    }
+
+    /// Says from now on that the service uses this much, beginning with the next report or [`Reporter::write`].
+    pub fn measured(&mut self, usage: Option<Usage>) {
+        self.current.usage = usage;
+    }
+
+    /// Writes what is said.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be replaced.
+    pub fn write(&self) -> io::Result<()> {
+        files::replace(&self.path, &serde_json::to_vec(&self.current)?)
     }
 
     /// Changes what is said, and writes it when it differs from before.
@@ -49,7 +65,7 @@ impl Reporter {
         if before.state != state {
             self.current.since = now();
         }
-        files::replace(&self.path, &serde_json::to_vec(&self.current)?)
+        self.write()
     }
 }
 

@@ -71,7 +71,7 @@ pub enum UnpackError {
         kind: char,
     },
     /// More than the bound on unpacked bytes.
-    #[error("the image unpacks to more than {0} bytes")]
+    #[error("the image unpacks to more than the {} MiB of memory that its service has: raise `mem_limit`", .0 >> 20)]
     TooLarge(u64),
     /// More files, directories and links than the bound.
     #[error("the image has more than {0} entries")]

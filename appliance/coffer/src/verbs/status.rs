@@ -4,7 +4,7 @@ use std::fmt::Write as _;
 
 use cofferdam_protocol::json;
 use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
-use cofferdam_protocol::status::{RoleState, ServiceState, StatusReply};
+use cofferdam_protocol::status::{NamedService, RoleState, ServiceState, StatusReply, Usage};
 use hyper::StatusCode;
 
 use crate::channel::refusal;
@@ -52,17 +52,76 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
             _ => Tone::Unsure,
         };
         let restarts = service.restarts.unwrap_or(0);
-        let _ = write!(out, "{}", row(ui, &service.name, tone, service.state.as_str(), restarts));
-        for missing in service.missing.iter().flatten() {
-            let _ = write!(out, "  missing {missing}");
+        let _ = writeln!(out, "{}", row(ui, &service.name, tone, service.state.as_str(), restarts));
+        for line in remarks(service) {
+            let _ = writeln!(out, "    {line}");
         }
-        let detail = service.detail.as_deref().map(printable).unwrap_or_default();
-        let _ = writeln!(out, "{}{detail}", if detail.is_empty() { "" } else { "  " });
     }
     out
 }
 
-/// The beginning of a line: name, state and restarts.
+/// What there is to say about a service below its own line: what it uses, why it was ended, what it waits for.
+fn remarks(service: &NamedService) -> Vec<String> {
+    let mut lines: Vec<String> = service.usage.iter().map(used).collect();
+    lines.extend(service.killed.map(|killed| format!("killed: {killed}")));
+    lines.extend(service.missing.iter().flatten().map(|missing| format!("missing {missing}")));
+    lines.extend(service.detail.as_deref().map(printable));
+    lines
+}
+
+/// What a service uses of what it may. With the indentation it fits into 60 columns, whatever the figures.
+fn used(usage: &Usage) -> String {
+    let (memory, of) = (usage.memory >> 20, usage.memory_limit >> 20);
+    let (seconds, tenths) = (usage.cpu_ms / 1000, usage.cpu_ms % 1000 / 100);
+    let memory = format!("{memory}/{of} MiB");
+    let pids = format!("{}/{}", usage.processes, usage.processes_limit);
+    format!("memory {memory:15} pids {pids:11} cpu {seconds}.{tenths} s")
+}
+
+/// A line: name, state and restarts.
 fn row(ui: &Ui, name: &str, tone: Tone, state: &str, restarts: u32) -> String {
     format!("  {:16} {} restarts {restarts}", printable(name), ui.tone(tone, &format!("{state:10}")))
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_protocol::status::Killed;
+
+    use super::*;
+
+    const USAGE: Usage = Usage {
+        memory: 412 << 20,
+        memory_limit: 512 << 20,
+        processes: 14,
+        processes_limit: 4096,
+        cpu_ms: 12_345,
+        cpus_limit: None,
+    };
+
+    #[test]
+    fn what_a_service_uses_fits_into_60_columns() {
+        assert_eq!(used(&USAGE), "memory 412/512 MiB     pids 14/4096     cpu 12.3 s");
+        // 99 GiB, every process, a year of one processor.
+        let most = Usage {
+            memory: 99_999 << 20,
+            memory_limit: 99_999 << 20,
+            processes: 32_768,
+            processes_limit: 32_768,
+            cpu_ms: 31_536_000_000,
+            cpus_limit: None,
+        };
+        assert!("    ".len() + used(&most).len() <= 60, "{}", used(&most));
+    }
+
+    #[test]
+    fn a_service_that_ran_out_of_memory_reads_differently_from_one_that_was_killed() {
+        let mut service = NamedService::new("web".to_owned(), None);
+        service.exit_code = Some(137);
+        service.detail = Some("again in 1s".to_owned());
+        assert_eq!(remarks(&service), ["again in 1s"]);
+        service.killed = Some(Killed::OutOfMemory { limit: 512 << 20 });
+        service.usage = Some(USAGE);
+        let lines = remarks(&service);
+        assert_eq!(lines[1..], ["killed: out of memory (limit 512 MiB)", "again in 1s"]);
+    }
 }

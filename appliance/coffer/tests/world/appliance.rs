@@ -149,11 +149,15 @@ fn status() -> Vec<u8> {
         "phases": [{"name": "mount", "ms": 3}], "phase": "supervise",
         "roles": [role("vault", 0), role("front", 1)],
         "services": [
-            {"state": "running", "missing": [], "pid": 42, "restarts": 0, "since": since, "name": "web"},
+            {"state": "running", "missing": [], "pid": 42, "restarts": 0, "since": since, "name": "web",
+             "usage": {"memory": 104_857_600, "memory_limit": 536_870_912, "processes": 7, "processes_limit": 4096,
+                       "cpu_ms": 1500, "cpus_limit": 500}},
             {"state": "waiting", "missing": ["secret://demo/queue/password"], "restarts": 0, "since": since,
              "name": "worker"},
             {"state": "failed", "missing": [], "restarts": 3, "detail": "the image has no such user",
              "since": since, "name": "broken"},
+            {"state": "restarting", "missing": [], "restarts": 2, "exit_code": 137, "detail": "again in 1s",
+             "killed": {"why": "out-of-memory", "limit": 67_108_864}, "since": since, "name": "hungry"},
         ],
         "publish": {"state": "published", "tag": "attest-20260102T030405Z-0a1b2c3d", "at": "2026-01-02T03:05:00Z"},
     })

@@ -21,8 +21,7 @@ use super::Boot;
 use super::keys::{self, KeyError};
 use super::measure::Measured;
 use super::mount::{self as mounts, MountError};
-use super::numbers::Exhausted;
-use super::services;
+use super::services::{self, ResolveError};
 use super::unseal::Unsealed;
 use crate::paths;
 use crate::roles::facts::ServiceFacts;
@@ -55,9 +54,9 @@ pub(crate) enum LaunchError {
     /// The machine's memory.
     #[error(transparent)]
     Memory(#[from] MountError),
-    /// A service.
-    #[error("cannot number the services")]
-    Numbers(#[from] Exhausted),
+    /// The services.
+    #[error(transparent)]
+    Services(#[from] ResolveError),
     /// The facts of this boot cannot be written as JSON.
     #[error("cannot encode the facts of this boot")]
     Encode(#[source] JsonError),
@@ -194,8 +193,8 @@ fn shim(service: &ServiceFacts) -> Result<Spec, LaunchError> {
     files::directory(&service.directory, uid, uid, 0o755).map_err(file(&service.directory))?;
     files::directory(&service.rootfs, uid, uid, 0o700).map_err(file(&service.rootfs))?;
     // Its own tmpfs: /run is noexec, and one service's image cannot fill another's. Its pages count as the
-    // service's, whose control group bounds them.
-    let options = format!("mode=0700,uid={uid},gid={uid}");
+    // service's, whose control group bounds them; without a size it would hold half of the machine's memory and no more.
+    let options = format!("mode=0700,uid={uid},gid={uid},size={}", service.memory);
     let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
     mount(Some("rootfs"), &service.rootfs, Some("tmpfs"), flags, Some(options.as_str()))
         .map_err(|error| LaunchError::Mount(service.rootfs.display().to_string(), error))?;

@@ -18,6 +18,7 @@ mod measure;
 mod mount;
 mod network;
 mod numbers;
+mod partition;
 mod services;
 mod unseal;
 

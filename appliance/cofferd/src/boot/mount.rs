@@ -160,8 +160,6 @@ const KERNEL_BYTES: u64 = 64 << 20;
 const SERVICE_FILES: u64 = 3 << 20;
 /// The facts and the status that PID 1 writes.
 const OWN_FILES: u64 = 16 << 20;
-/// Over all services: a fork bomb stays far below the kernel's pid_max of 32768.
-const SERVICE_PROCESSES: u32 = 16_384;
 
 /// Mounts, opens the console, hardens, and makes the parents of all control groups.
 ///
@@ -178,10 +176,8 @@ pub(crate) fn establish() -> Result<(), MountError> {
     for setting in SETTINGS {
         apply(Path::new("/proc/sys"), setting)?;
     }
-    cgroup::prepare(
-        cgroup::MOUNT.as_ref(),
-        Limits { memory: Some(services_bytes()?), processes: Some(SERVICE_PROCESSES) },
-    )?;
+    let services = Limits { memory: Some(services_bytes()?), ..Limits::default() };
+    cgroup::prepare(cgroup::MOUNT.as_ref(), roles_bytes(), services)?;
     directory(paths::RUN)
 }
 

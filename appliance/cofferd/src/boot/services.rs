@@ -5,28 +5,43 @@ use std::path::Path;
 use cofferdam_declaration::Declaration;
 
 use super::numbers::{Exhausted, Numbers};
+use super::partition::{self, TooLittle};
 use crate::paths;
 use crate::roles::PUBLISH;
 use crate::roles::facts::{Facts, Grant, OperatorFacts, ServiceFacts};
 use crate::system::cgroup;
 
-/// Resolves a declaration: numbers its services and says who may lease what. `memory` is what all services may use together, in
-/// bytes.
+/// Why a declaration cannot run on this machine.
+#[derive(Debug, thiserror::Error)]
+pub(crate) enum ResolveError {
+    /// There is no number left for one of the services.
+    #[error("cannot number the services")]
+    Numbers(#[from] Exhausted),
+    /// There is not enough memory for them.
+    #[error(transparent)]
+    Memory(#[from] TooLittle),
+}
+
+/// Resolves a declaration: numbers its services, divides `memory` (what all services may use together, in bytes) among them, and
+/// says who may lease what.
 ///
 /// # Errors
 ///
-/// There is no number left for one of them.
+/// [`ResolveError`].
 pub(super) fn resolve(
     declaration: &Declaration,
     numbers: &mut Numbers,
     memory: u64,
-) -> Result<Facts, Exhausted> {
-    let services = declaration.services.iter().map(|service| {
+) -> Result<Facts, ResolveError> {
+    let limits: Vec<_> = declaration.services.iter().map(|service| service.limits.memory).collect();
+    let shares = partition::divide(memory, &limits)?;
+    let services = declaration.services.iter().zip(shares).map(|(service, memory)| {
         let number = numbers.of(&service.name)?;
         Ok(ServiceFacts {
             uid: number.uid(),
             address: number.address(),
             cgroup: cgroup::of_service(&service.name),
+            memory,
             // Names are validated by the declaration: they cannot leave the directory.
             directory: Path::new(paths::SERVICES_DIR).join(&service.name),
             rootfs: Path::new(paths::ROOTFS_DIR).join(&service.name),
@@ -53,7 +68,6 @@ pub(super) fn resolve(
         attestation: declaration.attestation.clone(),
         registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
-        services_memory: memory,
         services,
     })
 }
@@ -117,6 +131,21 @@ mod tests {
                 .iter()
                 .all(|new| known(&first).iter().all(|old| old.1 != new.1 && old.2 != new.2))
         );
+    }
+
+    #[test]
+    fn each_service_has_its_own_memory_and_one_that_is_too_large_for_the_machine_none() {
+        let text = "services:\n  db:\n    image: r.example/a@sha256:DIGEST\n    mem_limit: LIMITm\n  \
+                    web:\n    image: r.example/a@sha256:DIGEST\n"
+            .replace("DIGEST", &"0".repeat(64));
+        let of = |limit: &str| {
+            resolve(&declaration(&text.replace("LIMIT", limit)), &mut Numbers::default(), MEMORY)
+        };
+        let facts = of("512").unwrap();
+        let memory = |name: &str| facts.service(name).unwrap().memory;
+        assert_eq!(memory("db"), 512 << 20);
+        assert_eq!(memory("web"), (1024 - 512 - 2 * 16 - 8) << 20);
+        assert!(matches!(of("1000"), Err(ResolveError::Memory(_))));
     }
 
     #[test]

@@ -16,6 +16,10 @@ use crate::system::files;
 /// Bound on the file in bytes: a declaration has at most 1 MiB, and JSON writes a byte of it in at most six.
 const MAX_BYTES: usize = 8 << 20;
 
+/// What each shim is given on top of its service's memory, in bytes: some 8 MiB for itself and its connections, and
+/// two logs of 1 MiB each.
+pub(crate) const SHIM_SHARE: u64 = 16 << 20;
+
 /// The decisions.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -30,8 +34,6 @@ pub(crate) struct Facts {
     pub(crate) registries: Vec<Registry>,
     /// Who may lease what: the services and `publish`.
     pub(crate) grants: Vec<Grant>,
-    /// Bytes of memory that all services may use together.
-    pub(crate) services_memory: u64,
     /// The services in the order of the declaration.
     pub(crate) services: Vec<ServiceFacts>,
 }
@@ -67,6 +69,8 @@ pub(crate) struct ServiceFacts {
     pub(crate) address: Ipv4Addr,
     /// Its control group.
     pub(crate) cgroup: PathBuf,
+    /// Bytes of memory that its image and its workload may use together.
+    pub(crate) memory: u64,
     /// What others see of it: status, log, sockets. Owned by its shim.
     pub(crate) directory: PathBuf,
     /// The file system for its image, which only its shim sees into.
@@ -154,6 +158,11 @@ impl Facts {
 }
 
 impl ServiceFacts {
+    /// What its whole control group may use, in bytes.
+    pub(crate) fn group_memory(&self) -> u64 {
+        self.memory.saturating_add(SHIM_SHARE)
+    }
+
     /// What its shim is doing.
     pub(crate) fn status(&self) -> PathBuf {
         self.directory.join("status.json")

@@ -13,6 +13,7 @@ use std::path::Path;
 
 use anyhow::Context;
 use cofferdam_protocol::{error_chain, read};
+use cofferdam_workload::cgroup::enter_image;
 use cofferdam_workload::pull::{self, Access, Credentials, ImageDir, PullError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -20,7 +21,7 @@ use zeroize::Zeroizing;
 use super::Role;
 use super::facts::{Facts, ServiceFacts};
 use crate::paths;
-use crate::system::files;
+use crate::system::{cgroup, files};
 
 /// The image's CA bundle.
 const BUNDLE: &str = "/etc/ssl/certs/ca-certificates.crt";
@@ -64,13 +65,18 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
         hosts: hosts.collect(),
         credentials: credentials(io::stdin().lock())?,
     };
+    // What is unpacked from here on is charged to the service's image, and not to the shim.
+    if Path::new(cgroup::MOUNT).join("cgroup.controllers").exists() {
+        enter_image(Path::new(cgroup::MOUNT)).context("cannot enter the image's control group")?;
+    }
     let directory = image_dir(service);
     directory.prepare().context("cannot make the image's directory")?;
     role.confine_with(&[directory.path()]).context("cannot confine the role")?;
     // A second installation of the same provider is refused, and is the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pulled = runtime.block_on(pull::pull(&service.declared.image, access, &directory, true));
+    let pulled =
+        runtime.block_on(pull::pull(&service.declared.image, access, &directory, service.memory, true));
     let answer = match &pulled {
         Ok(()) => Answer { error: None, transient: false },
         Err(error) => Answer { error: Some(line(error)), transient: error.is_transient() },

@@ -27,15 +27,15 @@ use std::time::Duration;
 use anyhow::Context;
 use cofferdam_declaration::{Login, Service};
 use cofferdam_protocol::SecretRef;
-use cofferdam_protocol::status::{ServiceState, ServiceStatus};
+use cofferdam_protocol::status::{Killed, ServiceState, ServiceStatus};
 use cofferdam_redact::Redactor;
-use cofferdam_workload::cgroup::Leaf;
+use cofferdam_workload::cgroup::{Group, Leaf};
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::image::RunConfig;
 use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
 use cofferdam_workload::network::Network;
-use cofferdam_workload::pull::Credentials;
+use cofferdam_workload::pull::{Credentials, PullError};
 use cofferdam_workload::restart::{End, Policy};
 use cofferdam_workload::status::Reporter;
 use cofferdam_workload::user::{self, Account};
@@ -68,6 +68,8 @@ const PULL_FIRST: Duration = Duration::from_secs(1);
 const PULL_LONGEST: Duration = Duration::from_secs(60);
 /// A pull's answer is one line; what a broken child says beyond it is not read.
 const MAX_ANSWER: u64 = 4096;
+/// How often the status says anew what a running service uses.
+const USAGE_PAUSE: Duration = Duration::from_secs(5);
 /// Output that is still in the pipes when a container ends is there at once.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -87,11 +89,12 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
             service: &own.declared,
             login: facts.registry(own).and_then(|registry| registry.login.as_ref()),
             dependencies: facts.dependencies(own),
-            memory: facts.services_memory,
+            group: group(own),
             status: Reporter::new(own.status()),
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
             restarts: 0,
             last: None,
+            killed: None,
         };
         match shim.live().await {
             Ok(()) | Err(Interrupt::Stopped) => Ok(()),
@@ -108,12 +111,13 @@ struct Shim<'a> {
     /// As whom its image is pulled.
     login: Option<&'a Login>,
     dependencies: Vec<&'a ServiceFacts>,
-    /// Bytes that all services may use together.
-    memory: u64,
+    /// The service's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
+    group: Option<Group>,
     status: Reporter,
     stop: Signal,
     restarts: u32,
     last: Option<End>,
+    killed: Option<Killed>,
 }
 
 /// Why a step of the shim has no value.
@@ -134,19 +138,21 @@ impl Shim<'_> {
         let addresses: Vec<_> = self.dependencies.iter().map(|other| other.address).collect();
         let network = Network::create(&addresses).context("cannot make the service's network")?;
         let network = Arc::new(network);
-        let group = group(self.memory)?;
+        let leaf = match self.group.as_ref().map(Group::workload).transpose() {
+            Ok(leaf) => leaf,
+            Err(error) => return self.give_up(&error.into()).await,
+        };
         if let Err(error) = self.relays(&network).await {
-            // Another start would meet the same: it is the declaration that has to change.
-            self.report(ServiceState::Failed, |status| status.detail = Some(format!("{error:#}")))?;
-            self.stop.recv().await;
-            return Ok(());
+            return self.give_up(&error).await;
         }
         let mut policy = Policy::new(self.service.restart);
         loop {
             let lease = self.secrets().await?;
             self.dependencies().await?;
             let started = Instant::now();
-            let (end, reason) = match self.start(&image, &lease, &network, group.as_ref()).await {
+            let ended = || leaf.as_ref().map(Leaf::out_of_memory);
+            let before = ended();
+            let (end, reason) = match self.start(&image, &lease, &network, leaf.as_ref()).await {
                 Ok(running) => (self.watch(running).await?, None),
                 Err(failure) => {
                     let code = failure.downcast_ref().map_or(126, |error| match error {
@@ -158,6 +164,7 @@ impl Shim<'_> {
             };
             drop(lease);
             self.last = Some(end);
+            self.killed = (ended() > before).then_some(Killed::OutOfMemory { limit: self.own.memory });
             let Some(wait) = policy.next(end, started.elapsed()) else {
                 let state = if reason.is_some() { ServiceState::Failed } else { ServiceState::Exited };
                 self.report(state, |status| status.detail = reason)?;
@@ -173,13 +180,28 @@ impl Shim<'_> {
     }
 
     fn report(&mut self, state: ServiceState, change: impl FnOnce(&mut ServiceStatus)) -> anyhow::Result<()> {
-        let (restarts, exit_code) = (self.restarts, self.last.map(End::code));
+        let (restarts, exit_code, killed) = (self.restarts, self.last.map(End::code), self.killed);
+        self.measure();
         let reported = self.status.report(state, |status| {
             status.restarts = restarts;
             status.exit_code = exit_code;
+            status.killed = killed;
             change(status);
         });
         reported.context("cannot write the status")
+    }
+
+    /// What the status says from now on that the service uses. Figures that cannot be read are left out.
+    fn measure(&mut self) {
+        self.status.measured(self.group.as_ref().and_then(|group| group.usage().ok()));
+    }
+
+    /// Says why the service cannot be started, and stays: another start would meet the same, it is the declaration that has
+    /// to change.
+    async fn give_up(&mut self, error: &anyhow::Error) -> Result<(), Interrupt> {
+        self.report(ServiceState::Failed, |status| status.detail = Some(format!("{error:#}")))?;
+        self.stop.recv().await;
+        Ok(())
     }
 
     /// What was waited for, unless PID 1 says to stop meanwhile.
@@ -203,7 +225,8 @@ impl Shim<'_> {
             let answer = match credentials {
                 Err(reason) => Answer { error: Some(reason), transient: false },
                 Ok(credentials) => {
-                    let pulled = self.until(pull(&self.service.name, credentials)).await?;
+                    let pulled = pull(self.own, self.group.clone(), credentials);
+                    let pulled = self.until(pulled).await?;
                     pulled
                         .unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), transient: true })
                 }
@@ -332,7 +355,7 @@ impl Shim<'_> {
             hostname: self.service.name.clone(),
             hosts: hosts(self.service, &self.dependencies),
             read_only: self.service.read_only,
-            writable: self.memory / 2,
+            writable: self.own.memory / 2,
             tmpfs: self.service.tmpfs.clone(),
             arguments: environment::arguments(self.service, image)?,
             working_dir: working_dir.to_owned(),
@@ -351,7 +374,17 @@ impl Shim<'_> {
 
     /// Waits for the workload's end; on the word to stop, ends it in order.
     async fn watch(&mut self, mut running: Running) -> Result<End, Interrupt> {
-        let end = match self.until(running.container.ended()).await {
+        let ended = loop {
+            match self.until(timeout(USAGE_PAUSE, running.container.ended())).await {
+                Ok(Ok(end)) => break Ok(end),
+                Ok(Err(_)) => {
+                    self.measure();
+                    self.status.write().context("cannot write the status")?;
+                }
+                Err(interrupt) => break Err(interrupt),
+            }
+        };
+        let end = match ended {
             Ok(end) => Ok(end.context("cannot wait for the workload")?),
             Err(interrupt) => {
                 running.container.signal(running.stop_signal);
@@ -396,14 +429,11 @@ fn runs(path: &Path) -> bool {
     ServiceStatus::parse(&bytes).is_ok_and(|status| status.state == ServiceState::Running)
 }
 
-/// The container's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
-fn group(memory: u64) -> anyhow::Result<Option<Leaf>> {
+fn group(own: &ServiceFacts) -> Option<Group> {
     let mount = Path::new(cgroup::MOUNT);
-    if !mount.join("cgroup.controllers").exists() {
-        return Ok(None);
-    }
-    let leaf = Leaf::create(mount, memory).context("cannot make the workload's control group")?;
-    Ok(Some(leaf))
+    let limits = own.declared.limits;
+    let group = Group::new(mount, own.memory, limits.processes(), limits.cpus);
+    mount.join("cgroup.controllers").exists().then_some(group)
 }
 
 /// The user of a registry with the password that the vault holds.
@@ -419,12 +449,20 @@ fn registry_user(login: &Login, password: &[u8]) -> Result<Credentials, String> 
     Ok(Credentials { username: login.username.clone(), password: Zeroizing::new(text.to_owned()) })
 }
 
-/// Runs one pull to its end. The child dies with this future.
-async fn pull(name: &str, credentials: Option<Credentials>) -> anyhow::Result<Answer> {
+/// Runs one pull to its end, in a group of its own. The child dies with this future.
+async fn pull(
+    own: &ServiceFacts,
+    group: Option<Group>,
+    credentials: Option<Credentials>,
+) -> anyhow::Result<Answer> {
+    let leaf =
+        group.as_ref().map(Group::image).transpose().context("cannot make the pull's control group")?;
+    let ended = || leaf.as_ref().map(Leaf::out_of_memory);
+    let before = ended();
     let (writer, mut reader) = pipe::pipe().context("cannot make a pipe")?;
     let mut command = Command::new("/proc/self/exe");
     let input = if credentials.is_some() { Stdio::piped() } else { Stdio::null() };
-    command.args([PULL.name(), name]).env_clear().stdin(input);
+    command.args([PULL.name(), &own.declared.name]).env_clear().stdin(input);
     command.stdout(writer.into_blocking_fd().context("cannot make a pipe")?);
     let mut child = Child(command.spawn().context("cannot start the pull")?);
     // The command holds the pipe's writing end.
@@ -438,6 +476,9 @@ async fn pull(name: &str, credentials: Option<Credentials>) -> anyhow::Result<An
     let mut said = Vec::new();
     (&mut reader).take(MAX_ANSWER).read_to_end(&mut said).await.context("cannot hear from the pull")?;
     let status = child.wait()?;
+    if ended() > before {
+        return Ok(Answer { error: Some(PullError::NoRoom(own.memory).to_string()), transient: false });
+    }
     serde_json::from_slice(&said).with_context(|| format!("the pull ended without an answer ({status})"))
 }
 

@@ -36,7 +36,7 @@ pub struct Role {
     key: Option<Key>,
     /// Bytes. A role that needs more is broken, and ends instead of taking the others along. `None`: what its service may use.
     memory: Option<u64>,
-    /// Threads and processes.
+    /// Threads and processes; of what runs for a service, beside its workload.
     processes: u32,
     run: Run,
 }
@@ -104,8 +104,8 @@ const REGISTER_PATHS: &[&str] = &["/sys/devices/virtual/misc/tdx_guest", "/sys/f
 
 /// Threads of a role: a tokio runtime and its blocking pool under load.
 const PROCESSES: u32 = 128;
-/// Of one service: a database with a process per connection fits, a fork bomb does not spread.
-const SERVICE_PROCESSES: u32 = 4096;
+/// A shim and a pull have one thread each, and their runtimes a few for files.
+const SERVICE_PROCESSES: u32 = 32;
 
 /// The id that no role and no service has.
 const NOBODY: u32 = 65_534;
@@ -261,7 +261,7 @@ pub static PULL: Role = Role {
         // The resolver's files may be links into the run directory, of which only the network's part is opened. It calls and is
         // never called.
         view: Some(View {
-            reads: &["/etc", paths::NETWORK_DIR, "/proc/meminfo"],
+            reads: &["/etc", paths::NETWORK_DIR],
             writes: &[],
             refuses: &[AccessNet::BindTcp],
         }),
@@ -387,12 +387,18 @@ impl Role {
         service: Option<&ServiceFacts>,
         key: Option<KeyFile>,
     ) -> Result<Spec, CgroupError> {
-        let limits = Limits { memory: self.memory, processes: Some(self.processes) };
+        let limits = Limits { memory: self.memory, processes: Some(self.processes), cpus: None };
         let (identity, cgroup) = match (self.who, service) {
             (Who::Own { uid, gid, capabilities }, _) => {
                 (Identity::Role { uid, gid, capabilities }, Cgroup::role(self.name, limits)?)
             }
             (_, Some(service)) => {
+                let declared = service.declared.limits;
+                let limits = Limits {
+                    memory: Some(service.group_memory()),
+                    processes: Some(declared.processes().saturating_add(self.processes)),
+                    cpus: declared.cpus,
+                };
                 (Identity::Shim { base: service.uid }, Cgroup::service(&service.cgroup, limits)?)
             }
             // A contradiction in the table, which a test excludes: it runs as nobody.

@@ -1,9 +1,10 @@
 //! Control groups (v2): what each role and each service may use at most, and how all of it is ended at once.
 //!
-//! Layout below the mount: `cofferdam/ROLE` for the roles, `services/NAME` for the services. A service's
-//! group is delegated to its shim (Documentation/admin-guide/cgroup-v2.rst, "Delegation"): the shim runs
-//! in the leaf `services/NAME/shim`, because a group with processes of its own cannot hand controllers
-//! to its children, and makes one more leaf for the container.
+//! Layout below the mount: `cofferdam/ROLE` for the roles, `services/NAME` for the services, of which each has memory
+//! that no other can take. A service's group is delegated to its shim (Documentation/admin-guide/cgroup-v2.rst,
+//! "Delegation"): the shim runs in the leaf `services/NAME/shim`, because a group with processes of its own cannot
+//! hand controllers to its children, and makes two more leaves: `image` for the pull, to which the pages of the
+//! unpacked image stay charged, and `workload` for the container. The limits of the service and of its shim are PID 1's.
 
 use std::fs;
 use std::io;
@@ -14,10 +15,16 @@ use nix::unistd::Pid;
 
 /// Where PID 1 mounts the hierarchy.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
-/// Without these an exhausted role or workload would take the appliance with it.
-const REQUIRED: [&str; 2] = ["memory", "pids"];
-/// Fairness only: used when the kernel has it.
-const OPTIONAL: [&str; 1] = ["cpu"];
+/// Without these an exhausted role or workload would take the appliance with it, and `cpus` would be a promise.
+const REQUIRED: [&str; 3] = ["memory", "pids", "cpu"];
+/// Of processor time that is contended, the roles get ten parts to the services' one (the kernel's default is 100): an
+/// operator is answered while every service spins.
+const ROLES_WEIGHT: u32 = 1000;
+/// In which processor time is counted, in microseconds: the kernel's default.
+const CPU_PERIOD: u64 = 100_000;
+/// What a shim may use at most, of its service's memory. Ordinary ones use some 8 MiB; one that leases many large secrets
+/// and serves hundreds of connections stays below this. One that does not is ended, and its service started anew.
+const SHIM: Limits = Limits { memory: Some(64 << 20), processes: Some(32), cpus: None };
 
 /// A shim makes one level, a container with its own groups some more. A deeper tree is not removed,
 /// which keeps that service down and nothing else.
@@ -41,12 +48,14 @@ pub enum CgroupError {
 }
 
 /// The most that a group may use. `None` leaves the kernel's "max".
-#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default)]
 pub(crate) struct Limits {
     /// Bytes, page cache and tmpfs pages included.
     pub(crate) memory: Option<u64>,
     /// Processes and threads.
     pub(crate) processes: Option<u32>,
+    /// Thousandths of a processor.
+    pub(crate) cpus: Option<u32>,
 }
 
 /// One group of the hierarchy, made on construction.
@@ -60,16 +69,18 @@ pub(crate) fn of_service(name: &str) -> PathBuf {
     Path::new(MOUNT).join("services").join(name)
 }
 
-/// Enables the controllers at the top and makes the parents of all groups.
+/// Enables the controllers at the top and makes the parents of all groups: the roles', to which `roles` bytes are left
+/// whatever the services do, and the services'.
 ///
 /// # Errors
 ///
 /// A controller is missing, or a file refuses.
-pub(crate) fn prepare(mount: &Path, services: Limits) -> Result<(), CgroupError> {
+pub(crate) fn prepare(mount: &Path, roles: u64, services: Limits) -> Result<(), CgroupError> {
     enable(mount)?;
-    for (parent, limits) in [("cofferdam", Limits { memory: None, processes: None }), ("services", services)]
-    {
-        let group = Cgroup::create(mount.join(parent), limits)?;
+    let cofferdam = Cgroup::create(mount.join("cofferdam"), Limits::default())?;
+    write(&cofferdam.path.join("memory.min"), &roles.to_string())?;
+    write(&cofferdam.path.join("cpu.weight"), &ROLES_WEIGHT.to_string())?;
+    for group in [cofferdam, Cgroup::create(mount.join("services"), services)?] {
         enable(&group.path)?;
     }
     Ok(())
@@ -81,8 +92,7 @@ fn enable(group: &Path) -> Result<(), CgroupError> {
     if let Some(missing) = REQUIRED.into_iter().find(|name| !available(name)) {
         return Err(CgroupError::NoController(missing));
     }
-    let wanted = REQUIRED.into_iter().chain(OPTIONAL).filter(|name| available(name));
-    let wanted: Vec<String> = wanted.map(|name| format!("+{name}")).collect();
+    let wanted = REQUIRED.map(|name| format!("+{name}"));
     write(&group.join("cgroup.subtree_control"), &wanted.join(" "))
 }
 
@@ -98,17 +108,31 @@ impl Cgroup {
     }
 
     fn create(path: PathBuf, limits: Limits) -> Result<Self, CgroupError> {
-        match fs::create_dir(&path) {
-            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => return Err(at(&path)(error)),
-            _ => {}
+        let group = Self { path };
+        group.make()?;
+        group.bound(limits)?;
+        Ok(group)
+    }
+
+    fn make(&self) -> Result<(), CgroupError> {
+        match fs::create_dir(&self.path) {
+            Err(error) if error.kind() != io::ErrorKind::AlreadyExists => Err(at(&self.path)(error)),
+            _ => Ok(()),
         }
+    }
+
+    fn bound(&self, limits: Limits) -> Result<(), CgroupError> {
         if let Some(bytes) = limits.memory {
-            write(&path.join("memory.max"), &bytes.to_string())?;
+            write(&self.path.join("memory.max"), &bytes.to_string())?;
         }
         if let Some(count) = limits.processes {
-            write(&path.join("pids.max"), &count.to_string())?;
+            write(&self.path.join("pids.max"), &count.to_string())?;
         }
-        Ok(Self { path })
+        if let Some(thousandths) = limits.cpus {
+            let quota = u64::from(thousandths) * CPU_PERIOD / 1000;
+            write(&self.path.join("cpu.max"), &format!("{quota} {CPU_PERIOD}"))?;
+        }
+        Ok(())
     }
 
     /// Moves a process in.
@@ -116,16 +140,21 @@ impl Cgroup {
         write(&self.path.join("cgroup.procs"), &pid.to_string())
     }
 
-    /// Hands the group to `owner` (host uid and gid) and makes its leaf `shim`, which also belongs to it.
-    pub(crate) fn delegate(&self, owner: u32) -> Result<Self, CgroupError> {
-        let leaf = Self::create(self.path.join("shim"), Limits { memory: None, processes: None })?;
+    /// Hands the group to `owner` (host uid and gid), moves the shim into its leaf `shim`, and bounds that leaf. Its limits
+    /// stay PID 1's: only what moves processes belongs to the owner.
+    pub(crate) fn delegate(&self, owner: u32, shim: Pid) -> Result<(), CgroupError> {
+        let leaf = Self { path: self.path.join("shim") };
+        leaf.make()?;
         for group in [&self.path, &leaf.path] {
             for file in ["", "cgroup.procs", "cgroup.threads", "cgroup.subtree_control"] {
                 let path = if file.is_empty() { group.clone() } else { group.join(file) };
                 chown(&path, Some(owner), Some(owner)).map_err(at(&path))?;
             }
         }
-        Ok(leaf)
+        leaf.adopt(shim)?;
+        // Only a group without processes of its own has controllers to hand out.
+        enable(&self.path)?;
+        leaf.bound(SHIM)
     }
 
     /// Ends every process in the group and below, by SIGKILL, without a race (`cgroup.kill`, Linux 5.14).
@@ -187,7 +216,17 @@ mod tests {
     fn fake(path: &Path, controllers: &str) {
         fs::create_dir_all(path).unwrap();
         fs::write(path.join("cgroup.controllers"), controllers).unwrap();
-        for file in ["cgroup.subtree_control", "memory.max", "pids.max", "cgroup.procs", "cgroup.kill"] {
+        for file in [
+            "cgroup.subtree_control",
+            "cgroup.procs",
+            "cgroup.threads",
+            "cgroup.kill",
+            "memory.max",
+            "memory.min",
+            "pids.max",
+            "cpu.max",
+            "cpu.weight",
+        ] {
             fs::write(path.join(file), "").unwrap();
         }
     }
@@ -198,20 +237,44 @@ mod tests {
         for group in ["", "cofferdam", "services"] {
             fake(&root.path().join(group), "cpuset cpu io memory pids");
         }
-        prepare(root.path(), Limits { memory: Some(1 << 30), processes: Some(99) }).unwrap();
+        let services = Limits { memory: Some(1 << 30), ..Limits::default() };
+        prepare(root.path(), 640 << 20, services).unwrap();
         let read = |file: &str| fs::read_to_string(root.path().join(file)).unwrap();
         assert_eq!(read("services/memory.max"), "1073741824");
-        assert_eq!(read("services/pids.max"), "99");
+        assert_eq!(read("services/pids.max"), "");
+        assert_eq!(read("services/memory.min"), "");
         assert_eq!(read("cofferdam/memory.max"), "");
+        assert_eq!(read("cofferdam/memory.min"), "671088640");
+        assert_eq!(read("cofferdam/cpu.weight"), "1000");
+        assert_eq!(read("cgroup.subtree_control"), "+memory +pids +cpu");
+    }
+
+    #[test]
+    fn a_service_is_bounded_and_its_shim_on_its_own() {
+        let root = tempfile::tempdir().unwrap();
+        let path = root.path().join("web");
+        for group in ["", "shim"] {
+            fake(&path.join(group), "cpu memory pids");
+        }
+        let limits = Limits { memory: Some(512 << 20), processes: Some(100), cpus: Some(1500) };
+        let group = Cgroup::service(&path, limits).unwrap();
+        group.delegate(nix::unistd::getuid().as_raw(), Pid::from_raw(7)).unwrap();
+        let read = |file: &str| fs::read_to_string(path.join(file)).unwrap();
+        assert_eq!((read("memory.max"), read("pids.max")), ("536870912".into(), "100".into()));
+        assert_eq!(read("cpu.max"), "150000 100000");
+        assert_eq!((read("shim/memory.max"), read("shim/pids.max")), ("67108864".into(), "32".into()));
+        assert_eq!((read("cgroup.procs"), read("shim/cgroup.procs")), (String::new(), "7".into()));
         assert_eq!(read("cgroup.subtree_control"), "+memory +pids +cpu");
     }
 
     #[test]
     fn a_missing_controller_is_an_error() {
         let root = tempfile::tempdir().unwrap();
-        fake(root.path(), "cpu memory");
-        let error = prepare(root.path(), Limits { memory: None, processes: None }).unwrap_err();
-        assert!(matches!(error, CgroupError::NoController("pids")), "{error}");
+        for (listed, missing) in [("cpu memory", "pids"), ("memory pids", "cpu"), ("cpu pids", "memory")] {
+            fake(root.path(), listed);
+            let error = prepare(root.path(), 0, Limits::default()).unwrap_err();
+            assert!(matches!(error, CgroupError::NoController(name) if name == missing), "{error}");
+        }
     }
 
     #[test]

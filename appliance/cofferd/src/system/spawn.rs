@@ -150,7 +150,7 @@ fn accompany(spec: &Spec, pid: Pid, mut channel: &UnixStream) -> Result<(), Spaw
         }
         map_ids(pid, base).map_err(SpawnError::Map)?;
         if let Some(group) = &spec.cgroup {
-            group.delegate(base).and_then(|leaf| leaf.adopt(pid)).map_err(SpawnError::Cgroup)?;
+            group.delegate(base, pid).map_err(SpawnError::Cgroup)?;
         }
         channel.write_all(b"g").map_err(SpawnError::Channel)?;
     }

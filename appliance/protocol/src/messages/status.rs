@@ -88,11 +88,55 @@ pub struct ServiceStatus {
     /// How the workload last ended; 128 and the signal's number for a signal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+    /// Why the kernel ended the workload last, when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub killed: Option<Killed>,
     /// One line for people.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// When it came to this.
     pub since: TimestampMillis,
+    /// What it used a few seconds ago at most.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
+}
+
+/// Why the kernel ended a workload, which by its exit code alone could have been anybody's SIGKILL.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(tag = "why", rename_all = "kebab-case", deny_unknown_fields)]
+pub enum Killed {
+    /// It needed more memory than its service has.
+    OutOfMemory {
+        /// What that is, in bytes.
+        limit: u64,
+    },
+}
+
+impl std::fmt::Display for Killed {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        match self {
+            Self::OutOfMemory { limit } => write!(f, "out of memory (limit {} MiB)", limit >> 20),
+        }
+    }
+}
+
+/// What a service uses, and how much of it it may.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Usage {
+    /// Bytes of its image and its workload.
+    pub memory: u64,
+    /// Bytes.
+    pub memory_limit: u64,
+    /// Processes and threads of its workload.
+    pub processes: u64,
+    /// Processes and threads.
+    pub processes_limit: u64,
+    /// Processor time since the boot, in milliseconds.
+    pub cpu_ms: u64,
+    /// Thousandths of a processor; absent when it may take what the others leave.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub cpus_limit: Option<u32>,
 }
 
 impl ServiceStatus {
@@ -250,12 +294,18 @@ pub struct NamedService {
     /// As [`ServiceStatus::exit_code`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
+    /// As [`ServiceStatus::killed`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub killed: Option<Killed>,
     /// As [`ServiceStatus::detail`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub detail: Option<String>,
     /// As [`ServiceStatus::since`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub since: Option<TimestampMillis>,
+    /// As [`ServiceStatus::usage`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub usage: Option<Usage>,
     /// The service's name.
     pub name: String,
 }
@@ -267,22 +317,26 @@ impl NamedService {
             Some(status) => Self {
                 detail: status.detail,
                 exit_code: status.exit_code,
+                killed: status.killed,
                 missing: Some(status.missing),
                 name,
                 pid: status.pid,
                 restarts: Some(status.restarts),
                 since: Some(status.since),
                 state: status.state,
+                usage: status.usage,
             },
             None => Self {
                 detail: None,
                 exit_code: None,
+                killed: None,
                 missing: None,
                 name,
                 pid: None,
                 restarts: None,
                 since: None,
                 state: ServiceState::Pending,
+                usage: None,
             },
         }
     }
