@@ -288,7 +288,16 @@ class World:
         """Builds and pushes an image; returns the reference by digest as the guest names it."""
         layout = self.path("oci", name.replace("/", "_"))
         shutil.rmtree(layout, ignore_errors=True)
-        digest = write_oci_layout(layout, files, config)
+        write_oci_layout(layout, files, config)
+        return self.push_layout(layout, "latest", name)
+
+    def push_layout(self, layout, tag, name):
+        """Pushes the image `tag` of an OCI layout; returns its reference by digest as the guest
+        names it.
+        """
+        with open(os.path.join(layout, "index.json"), encoding="utf-8") as file:
+            listed = json.load(file)["manifests"]
+        digest = next(one["digest"] for one in listed if tag in one["annotations"].values())
         trust = self.path("registry-trust")
         os.makedirs(trust, exist_ok=True)
         shutil.copy(self.ca, os.path.join(trust, "ca.crt"))
@@ -300,7 +309,7 @@ class World:
                 "--preserve-digests",
                 "--dest-cert-dir",
                 trust,
-                f"oci:{layout}:latest",
+                f"oci:{layout}:{tag}",
                 f"docker://127.0.0.1:{self.registry_port}/{name}:latest",
             ]
         )

@@ -88,6 +88,11 @@ impl Source {
         self.client.requests()
     }
 
+    /// What is being waited for while it is asked.
+    pub(crate) fn waiting(&self) -> String {
+        format!("waiting for {}, which is asked about {} …", self.client.host(), self.repository)
+    }
+
     /// How long GitHub asked to wait, if it did: an answer that became one check of many says it no more.
     pub(crate) fn retry_after(&self) -> Option<Duration> {
         let seconds = self.asked_to_wait.load(Ordering::Relaxed);
@@ -96,9 +101,16 @@ impl Source {
 
     /// The releases that may be release attestations at the time `now`, newest first. Whoever can write releases can add to
     /// this list; what is on it has to prove itself. Those older than `oldest` matter only when there is no other: as soon as all
-    /// that matter are found (git says which tags there are), no further pages are read.
+    /// that matter are found (git says which tags there are), no further pages are read. Where GitHub could not be reached for
+    /// these, by git or the API, it is not asked once more.
     pub(crate) async fn candidates(&self, now: u64, oldest: u64) -> Outcome<Candidates> {
-        let tags = self.head().await.ok().and_then(|head| head.tags.as_deref());
+        let tags = match self.asked_head().await {
+            Ok(head) => head.tags.as_deref(),
+            Err(error @ (GithubError::Unreachable(_) | GithubError::Timeout)) => {
+                return Err(self.failure("list releases", &error));
+            }
+            Err(_) => None,
+        };
         let wanted = tags.map(|tags| wanted(tags, now, oldest));
         let listed = self.client.all_releases(&self.repository, MAX_PAGES, wanted.as_ref()).await;
         let listed = listed.map_err(|error| self.failure("list releases", &error))?;
@@ -201,8 +213,11 @@ impl Source {
 
     /// The head of the default branch, asked for once.
     async fn head(&self) -> Outcome<&Head> {
-        let head = self.head.get_or_try_init(|| self.client.default_head(&self.repository)).await;
-        head.map_err(|error| self.failure("find the default branch", &error))
+        self.asked_head().await.map_err(|error| self.failure("find the default branch", &error))
+    }
+
+    async fn asked_head(&self) -> Result<&Head, GithubError> {
+        self.head.get_or_try_init(|| self.client.default_head(&self.repository)).await
     }
 
     /// The declaration at a whole commit. That it is not there is an answer; that the commit cannot be seen is none.
@@ -360,6 +375,40 @@ mod tests {
         assert_eq!(failure.code, Code::CouldNotCheck);
         assert!(failure.message.starts_with("cannot list releases of acme/shop: GitHub is unreachable"));
         assert!(failure.hint.unwrap().contains("--github-api"));
+    }
+
+    /// A listener that lets no further connection in: its queue is full, and what comes then is dropped.
+    fn dropping() -> (std::net::SocketAddr, Vec<std::net::TcpStream>, tokio::net::TcpListener) {
+        let socket = tokio::net::TcpSocket::new_v4().unwrap();
+        socket.bind(([127, 0, 0, 1], 0).into()).unwrap();
+        let listener = socket.listen(0).unwrap();
+        let address = listener.local_addr().unwrap();
+        let moment = Duration::from_millis(200);
+        let full = std::iter::from_fn(|| std::net::TcpStream::connect_timeout(&address, moment).ok());
+        (address, full.take(64).collect(), listener)
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn that_github_is_out_of_reach_is_known_within_ten_seconds() {
+        let closed = std::net::TcpListener::bind("127.0.0.1:0").unwrap().local_addr().unwrap();
+        let (drops, _queue, _listener) = dropping();
+        for (address, hint) in [(closed, "--github-api"), (drops, "firewall")] {
+            let root = format!("https://{address}/api/v3");
+            let client = github::Client::new(&root, None, None, "coffer").unwrap();
+            let source = Source {
+                client,
+                repository: "acme/shop".parse().unwrap(),
+                head: OnceCell::new(),
+                asked_to_wait: AtomicU64::new(0),
+            };
+            let begun = tokio::time::Instant::now();
+            let failure = source.candidates(0, 0).await.err().unwrap();
+            assert_eq!(failure.code, Code::CouldNotCheck);
+            assert!(failure.hint.as_ref().unwrap().contains(hint), "{failure:?}");
+            assert!(begun.elapsed() <= Duration::from_secs(10), "{:?} at {address}", begun.elapsed());
+            let asked = source.requests();
+            assert!(asked.git >= 1 && asked.api >= 1, "both ways are tried: {asked:?}");
+        }
     }
 
     #[test]

@@ -111,6 +111,28 @@ fn everything_that_is_supported_reads_into_its_type() {
 }
 
 #[test]
+fn the_limits_in_the_readme_are_a_declaration_and_its_table_says_the_bounds() {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```").find(|block| block.contains("    mem_limit:")).unwrap();
+    let block = block.strip_prefix("yaml\n").unwrap();
+    let text = format!(
+        "version: 1\nrepository: o/r\nendpoint: 127.0.0.1:1\nservices:\n  web:\n    image: r.example/a@{DIGEST}\n{block}"
+    );
+    let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    let web = declaration.service("web").unwrap();
+    assert_eq!(web.limits, Limits { memory: Some(512 << 20), cpus: Some(500), pids: Some(200) });
+    assert_eq!(web.capabilities.len(), 2);
+    let row = |key: &str| readme.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
+    let least = LEAST_MEMORY >> 20;
+    assert!(row("mem_limit").contains(&format!("at least {least}m;")));
+    assert!(row("mem_limit").contains(&format!("at least {least} MiB")));
+    assert!(row("pids_limit").contains(&format!("at most {MAX_PIDS} | {DEFAULT_PIDS} |")));
+    assert!(row("shm_size").contains(&format!("| {}m |", DEFAULT_SHM_SIZE >> 20)));
+    assert!(row("ulimits").contains(&format!("up to {MAX_NOFILE}")));
+    assert!(Capability::ALL.iter().all(|capability| row("cap_drop").contains(capability.name())));
+}
+
+#[test]
 fn a_service_is_granted_what_it_names_and_no_more() {
     let declaration = Declaration::parse(full().as_bytes()).unwrap();
     let of = |service| declaration.references_of(service).iter().map(ToString::to_string).collect::<Vec<_>>();

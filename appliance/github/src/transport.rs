@@ -1,6 +1,7 @@
 //! One request until it has an answer: bounded bodies, time-outs, and retries that end at the caller's deadline.
 
 use std::sync::atomic::{AtomicU32, Ordering};
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
 use reqwest::header::{ETAG, HeaderMap, LINK, LOCATION, RETRY_AFTER};
@@ -10,8 +11,13 @@ use tokio::time::Instant;
 
 use cofferdam_protocol::{Timestamp, unix_seconds};
 
-/// Bound on connecting.
-const CONNECT: Duration = Duration::from_secs(10);
+/// Bound on connecting, name and TLS included: enough for two lost packets in a row (TCP sends again after one second and
+/// after three).
+const CONNECT: Duration = Duration::from_secs(4);
+
+/// How long a server is tried again that has not been reached at all, over all calls of one client. Where it is not to be reached,
+/// a person wants to know; a call that fails then says so after one attempt.
+const REACH: Duration = Duration::from_secs(4);
 
 /// Bound on one attempt.
 const ATTEMPT: Duration = Duration::from_secs(30);
@@ -35,6 +41,8 @@ pub(super) struct Transport {
     /// Bound on a call with all its attempts.
     pub(super) deadline: Duration,
     counts: Counts,
+    /// Since when no attempt has led to a connection.
+    unreached: Mutex<Option<Instant>>,
 }
 
 /// Who a request goes to, which decides what it costs.
@@ -174,7 +182,7 @@ impl Transport {
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|_| GithubError::Config("TLS client cannot be set up"))?;
-        Ok(Self { client, deadline: DEADLINE, counts: Counts::default() })
+        Ok(Self { client, deadline: DEADLINE, counts: Counts::default(), unreached: Mutex::new(None) })
     }
 
     pub(super) fn requests(&self) -> Requests {
@@ -205,12 +213,27 @@ impl Transport {
                 error if error.is_transient() => pause,
                 _ => return Err(error),
             };
+            let end = self.unreached().map_or(end, |since| end.min(since + REACH));
             if attempt == ATTEMPTS || wait >= end.saturating_duration_since(Instant::now()) {
                 return Err(error);
             }
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(LONGEST_PAUSE);
             attempt += 1;
+        }
+    }
+
+    fn unreached(&self) -> Option<Instant> {
+        *self.unreached.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Keeps in mind whether an attempt that was `begun` then has led to a connection.
+    fn note_reached(&self, begun: Instant, reached: bool) {
+        let mut unreached = self.unreached.lock().unwrap_or_else(PoisonError::into_inner);
+        if reached {
+            *unreached = None;
+        } else {
+            unreached.get_or_insert(begun);
         }
     }
 
@@ -226,7 +249,10 @@ impl Transport {
             Kind::Storage => &self.counts.storage,
         };
         count.fetch_add(1, Ordering::Relaxed);
-        let mut response = request(&self.client).send().await.map_err(transport_error)?;
+        let begun = Instant::now();
+        let sent = request(&self.client).send().await;
+        self.note_reached(begun, sent.as_ref().err().is_none_or(|error| !error.is_connect()));
+        let mut response = sent.map_err(transport_error)?;
         let (status, headers) = (response.status(), response.headers().clone());
         if status == StatusCode::NOT_MODIFIED {
             self.counts.unchanged.fetch_add(1, Ordering::Relaxed);

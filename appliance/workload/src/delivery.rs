@@ -11,7 +11,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use cofferdam_declaration::Capability;
+use cofferdam_declaration::{Capability, Ulimits};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -35,6 +35,10 @@ pub struct Plan {
     pub read_only: bool,
     /// How much the workload may write into its root file system until it is started again, in bytes.
     pub writable: u64,
+    /// Bytes of `/dev/shm`; not 0, which would be without end.
+    pub shm_size: u64,
+    /// Resource limits of the workload's processes.
+    pub ulimits: Ulimits,
     /// Where empty in-memory file systems go; absolute.
     pub tmpfs: Vec<String>,
     /// What runs; not empty.

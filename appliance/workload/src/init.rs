@@ -24,6 +24,7 @@ use std::os::unix::net::UnixStream;
 use std::path::Path;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use cofferdam_declaration::{Ulimit, Ulimits};
 use landlock::{
     ABI, Access, AccessFs, CompatLevel, Compatible, PathBeneath, PathFd, Ruleset, RulesetAttr,
     RulesetCreatedAttr, Scope,
@@ -32,7 +33,7 @@ use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::prctl;
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{Resource, getrlimit, setrlimit};
 use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::{Mode, umask};
@@ -52,6 +53,10 @@ pub(crate) const CONTROL: i32 = 3;
 pub(crate) const DELIVERY: i32 = 4;
 /// See [`CONTROL`].
 pub(crate) const PLAN: i32 = 5;
+/// Open files of a process whose service declares nothing.
+const OPEN_FILES: u64 = 4096;
+/// Bytes that such a process may keep in memory: the kernel's default.
+const LOCKED_MEMORY: u64 = 8 << 20;
 /// Bound on one message to the shim, in bytes.
 pub(crate) const MAX_MESSAGE: usize = 4096;
 
@@ -286,6 +291,8 @@ fn become_workload(
     let candidates = candidates(plan, &delivery);
     // A core file would hold the secrets.
     step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
+    // Before the user namespace, whose users together get no more than this process has when it makes it.
+    step("set the declared limits", limit(&plan.ulimits))?;
     sys::default_signals();
     step("keep descriptors to itself", sys::close_on_exec_from(3))?;
     step("leave for a user namespace", unshare(CloneFlags::CLONE_NEWUSER))?;
@@ -353,6 +360,23 @@ fn stay_below(root: &Path) -> Result<(), InitError> {
 }
 
 /// For the workload's user alone; for every user of the container when it starts as root, which often becomes another user only later.
+/// Sets what the declaration says, or what a workload has without it. The shim has at least as much of each.
+fn limit(declared: &Ulimits) -> Result<(), Errno> {
+    let limits = [
+        (Resource::RLIMIT_NOFILE, declared.nofile, Some(OPEN_FILES)),
+        (Resource::RLIMIT_NPROC, declared.nproc, None),
+        (Resource::RLIMIT_MEMLOCK, declared.memlock, Some(LOCKED_MEMORY)),
+    ];
+    for (resource, declared, otherwise) in limits {
+        let (_, most) = getrlimit(resource)?;
+        let otherwise = otherwise.map(|both| Ulimit { soft: both.min(most), hard: both.min(most) });
+        if let Some(limit) = declared.or(otherwise) {
+            setrlimit(resource, limit.soft, limit.hard)?;
+        }
+    }
+    Ok(())
+}
+
 fn secret_file(name: &str, content: &[u8], plan: &Plan) -> io::Result<()> {
     let path = Path::new(SECRETS).join(name);
     let mode = if plan.uid == 0 { 0o444 } else { 0o400 };

@@ -124,7 +124,7 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
         step(format!("make {path}"), fs::write(&path, b""))?;
         step(format!("attach {path}"), sys::attach(std::os::fd::AsFd::as_fd(&device), &path_of(&path)?))?;
     }
-    terminals_and_memory()?;
+    terminals_and_memory(plan)?;
     process_files()?;
     tmpfs("/sys", DATA_ONLY, "mode=755,size=64k")?;
     step("make the list of CPUs", fs::DirBuilder::new().recursive(true).create(CPU))?;
@@ -192,7 +192,8 @@ fn become_root(rootfs: &Path) -> Result<(), RootfsError> {
     step("go to the root", chdir("/"))
 }
 
-fn terminals_and_memory() -> Result<(), RootfsError> {
+fn terminals_and_memory(plan: &Plan) -> Result<(), RootfsError> {
+    let shared_memory = format!("mode=1777,size={}", plan.shm_size);
     for (path, kind, flags, options) in [
         (
             "/dev/pts",
@@ -200,7 +201,7 @@ fn terminals_and_memory() -> Result<(), RootfsError> {
             MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC,
             "newinstance,ptmxmode=0666,mode=0620,gid=5,max=1024",
         ),
-        ("/dev/shm", "tmpfs", DATA_ONLY, "mode=1777,size=64m"),
+        ("/dev/shm", "tmpfs", DATA_ONLY, shared_memory.as_str()),
         ("/dev/mqueue", "mqueue", DATA_ONLY, ""),
     ] {
         directories(path)?;

@@ -13,6 +13,7 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
+use cofferdam_declaration::Ulimit;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::init;
 use cofferdam_workload::launch::{self, LaunchError};
@@ -175,6 +176,8 @@ impl Shim {
             hosts: "127.0.0.1 localhost web\n".into(),
             read_only: false,
             writable: 8 << 20,
+            shm_size: 64 << 20,
+            ulimits: Default::default(),
             tmpfs: vec!["/tmp".into()],
             arguments: words.iter().map(|word| (*word).to_owned()).collect(),
             working_dir: "/work".into(),
@@ -221,9 +224,29 @@ fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
         println!("ok: secrets arrive as a variable and as a file for their user only");
         ends_are_told(shim).await;
         println!("ok: exit codes, signals and what cannot be executed are told apart");
+        declared_limits_hold(shim).await;
+        println!("ok: resource limits and shared memory are what the plan says");
         walls(shim).await;
         println!("ok: the root is what the plan says, and the rest is not there");
     });
+}
+
+/// What the declaration gives, and what a workload cannot give itself.
+async fn declared_limits_hold(shim: &Shim) {
+    let script = "ulimit -Sn; ulimit -Hn; ulimit -Sc; ulimit -Hc; grep /dev/shm /proc/mounts";
+    let text = shim.sh(script).await;
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[2..4], ["0", "0"], "{text}");
+    assert!(lines[1].parse::<u64>().unwrap() <= 4096, "{text}");
+    assert!(lines[4].contains("size=65536k"), "{text}");
+    let mut plan = shim.plan(&["sh", "-c", &format!("{script}; ulimit -Hn 65")]);
+    plan.ulimits.nofile = Some(Ulimit { soft: 32, hard: 64 });
+    plan.shm_size = 1 << 20;
+    let (end, text) = shim.run(&plan).await.unwrap();
+    let lines: Vec<&str> = text.lines().collect();
+    assert_eq!(lines[..2], ["32", "64"], "{text}");
+    assert!(lines[4].contains("size=1024k"), "{text}");
+    assert_ne!(end, End::Exited(0), "a hard limit was raised: {text}");
 }
 
 /// Root as official images know it: files and ids of the container, and nothing of what holds it.

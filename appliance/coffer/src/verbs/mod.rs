@@ -10,6 +10,8 @@ mod secret;
 mod status;
 mod verify;
 
+use std::time::Duration;
+
 use clap::CommandFactory as _;
 use cofferdam_github::Requests;
 use cofferdam_protocol::Digest;
@@ -93,6 +95,19 @@ fn man(ui: &Ui, verb: Option<&str>) -> Outcome {
         .map_err(|error| Failure::failed(format!("cannot make the page: {error}")))?;
     ui.text(&String::from_utf8_lossy(&text));
     Ok(())
+}
+
+/// After so long without a word a person wonders what is being waited for.
+const WORDLESS: Duration = Duration::from_secs(5);
+
+/// What `work` comes to; says `what` when that takes more than a moment.
+async fn saying<T>(ui: &Ui, what: &str, work: impl Future<Output = T>) -> T {
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        done = &mut work => return done,
+        () = tokio::time::sleep(WORDLESS) => ui.note(what),
+    }
+    work.await
 }
 
 /// Opens the verified channel to an appliance: where to dial comes from the verified release attestation (or

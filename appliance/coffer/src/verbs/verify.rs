@@ -23,7 +23,8 @@ pub(crate) async fn run(
     trust: &Trust,
     source: &Source,
 ) -> Outcome {
-    let found = newest::newest(repository, commit, trust, source).await;
+    let search = newest::newest(repository, commit, trust, source);
+    let found = super::saying(ui, &source.waiting(), search).await;
     let asked = trust.requests + source.requests();
     super::say_requests(ui, asked);
     let found = found?;
@@ -45,7 +46,8 @@ pub(crate) async fn verified_release(
     trust: &Trust,
     source: &Source,
 ) -> Outcome<Verified> {
-    let found = newest::newest(repository, commit, trust, source).await?;
+    let search = newest::newest(repository, commit, trust, source);
+    let found = super::saying(ui, &source.waiting(), search).await?;
     match failure(repository, &found) {
         Some(failure) => Err(failure),
         None => {

@@ -216,11 +216,12 @@ fn epoll() -> io::Result<OwnedFd> {
 
 /// Connections to itself with all that they take unread.
 fn tcp() -> Held {
-    let listener = match TcpListener::bind("127.0.0.1:0") {
-        Ok(listener) => listener,
-        Err(error) => return (0, crate::text(&error)),
-    };
-    let address = listener.local_addr().unwrap();
+    let bound = TcpListener::bind("127.0.0.1:0");
+    let (listener, address) =
+        match bound.and_then(|listener| listener.local_addr().map(|address| (listener, address))) {
+            Ok(both) => both,
+            Err(error) => return (0, crate::text(&error)),
+        };
     fill(ENOUGH, || {
         let mut ours = TcpStream::connect(address)?;
         let theirs = listener.accept()?;

@@ -14,6 +14,7 @@ use std::path::Path;
 use anyhow::Context;
 use cofferdam_protocol::{error_chain, read};
 use cofferdam_workload::cgroup::enter_image;
+use cofferdam_workload::init::may_be_ended;
 use cofferdam_workload::pull::{self, Access, Credentials, ImageDir, PullError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -65,6 +66,7 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
         hosts: hosts.collect(),
         credentials: credentials(io::stdin().lock())?,
     };
+    may_be_ended().context("cannot be one that may be ended for its memory")?;
     // What is unpacked from here on is charged to the service's image, and not to the shim.
     if Path::new(cgroup::MOUNT).join("cgroup.controllers").exists() {
         enter_image(Path::new(cgroup::MOUNT)).context("cannot enter the image's control group")?;

@@ -356,6 +356,8 @@ impl Shim<'_> {
             hosts: hosts(self.service, &self.dependencies),
             read_only: self.service.read_only,
             writable: self.own.memory / 2,
+            shm_size: self.service.shm_size,
+            ulimits: self.service.ulimits,
             tmpfs: self.service.tmpfs.clone(),
             arguments: environment::arguments(self.service, image)?,
             working_dir: working_dir.to_owned(),

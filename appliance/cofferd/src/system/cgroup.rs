@@ -22,9 +22,13 @@ const REQUIRED: [&str; 3] = ["memory", "pids", "cpu"];
 const ROLES_WEIGHT: u32 = 1000;
 /// In which processor time is counted, in microseconds: the kernel's default.
 const CPU_PERIOD: u64 = 100_000;
-/// What a shim may use at most, of its service's memory. Ordinary ones use some 8 MiB; one that leases many large secrets
-/// and serves hundreds of connections stays below this. One that does not is ended, and its service started anew.
-const SHIM: Limits = Limits { memory: Some(64 << 20), processes: Some(32), cpus: None };
+/// What a shim may use of its service's memory before the kernel slows it down, in bytes. Ordinary ones use some 8 MiB;
+/// one that leases many large secrets and serves hundreds of connections stays below this. It is no hard bound, because nothing
+/// ends a shim for its memory: at one it would stand still in a page fault for ever. The hard one is the whole service's, and
+/// it is the workload that is ended there.
+const SHIM_MEMORY: u64 = 64 << 20;
+/// Threads and processes of a shim: one thread, the runtime's few for files, and a pull on its way into its own group.
+const SHIM_PROCESSES: u32 = 32;
 
 /// A shim makes one level, a container with its own groups some more. A deeper tree is not removed,
 /// which keeps that service down and nothing else.
@@ -154,7 +158,8 @@ impl Cgroup {
         leaf.adopt(shim)?;
         // Only a group without processes of its own has controllers to hand out.
         enable(&self.path)?;
-        leaf.bound(SHIM)
+        write(&leaf.path.join("memory.high"), &SHIM_MEMORY.to_string())?;
+        leaf.bound(Limits { processes: Some(SHIM_PROCESSES), ..Limits::default() })
     }
 
     /// Ends every process in the group and below, by SIGKILL, without a race (`cgroup.kill`, Linux 5.14).
@@ -222,6 +227,7 @@ mod tests {
             "cgroup.threads",
             "cgroup.kill",
             "memory.max",
+            "memory.high",
             "memory.min",
             "pids.max",
             "cpu.max",
@@ -262,7 +268,8 @@ mod tests {
         let read = |file: &str| fs::read_to_string(path.join(file)).unwrap();
         assert_eq!((read("memory.max"), read("pids.max")), ("536870912".into(), "100".into()));
         assert_eq!(read("cpu.max"), "150000 100000");
-        assert_eq!((read("shim/memory.max"), read("shim/pids.max")), ("67108864".into(), "32".into()));
+        assert_eq!((read("shim/memory.high"), read("shim/pids.max")), ("67108864".into(), "32".into()));
+        assert_eq!(read("shim/memory.max"), "");
         assert_eq!((read("cgroup.procs"), read("shim/cgroup.procs")), (String::new(), "7".into()));
         assert_eq!(read("cgroup.subtree_control"), "+memory +pids +cpu");
     }

@@ -22,10 +22,11 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use caps::{CapSet, Capability, CapsHashSet};
+use cofferdam_declaration::{MAX_NOFILE, MAX_PIDS};
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
-use nix::sys::resource::{Resource, setrlimit};
+use nix::sys::resource::{RLIM_INFINITY, Resource, setrlimit};
 use nix::sys::signal::{SigSet, SigmaskHow, Signal, kill, sigprocmask};
 use nix::sys::stat::{Mode, SFlag, makedev, mknod, umask};
 use nix::unistd::{Gid, Pid, Uid, execve, setgroups, setresgid, setresuid, setsid};
@@ -195,10 +196,10 @@ fn become_role(spec: &Spec, channel: &mut &UnixStream) -> Result<std::convert::I
     step("unblock signals", sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None))?;
     step("start a session", setsid())?;
     umask(Mode::from_bits_truncate(0o022));
-    protect_from_oom()?;
+    last_to_be_ended()?;
     narrow_view(spec)?;
     descriptors(spec)?;
-    limit()?;
+    limit(&spec.identity)?;
     match spec.identity {
         Identity::Role { uid, gid, capabilities } => shed(uid, gid, capabilities)?,
         Identity::Shim { base } => enter_user_namespace(base, channel)?,
@@ -262,20 +263,32 @@ fn narrow_devices() -> Result<(), StepError> {
     step("lock /dev", mount(NONE, "/dev", NONE, flags, NONE))
 }
 
-/// The kernel never ends this process for its memory, whoever asked for too much. Through the older file, which leaves the lower
-/// bound of the value as it is (fs/proc/base.c): what a shim starts gives up the protection and cannot take it back.
-fn protect_from_oom() -> Result<(), StepError> {
+/// When memory runs out the kernel ends this process only if there is no workload. At its own limit it is still ended: one that
+/// cannot be ended at all would wait there for ever. Through the older file, which leaves the lower bound of the value as
+/// it is (fs/proc/base.c): what a shim starts gives up the protection and cannot take it back. -16 becomes -941 of 1000.
+fn last_to_be_ended() -> Result<(), StepError> {
     // PID 1 has it; only tests run in places where root does not.
     if !capability_step(caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE))? {
         return Ok(());
     }
-    step("be safe when memory runs out", fs::write("/proc/self/oom_adj", "-17"))
+    step("be the last when memory runs out", fs::write("/proc/self/oom_adj", "-16"))
 }
 
-fn limit() -> Result<(), StepError> {
+fn limit(identity: &Identity) -> Result<(), StepError> {
     // A core file would hold the role's secrets.
     step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
-    step("limit open files", setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES))
+    step("limit open files", setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, OPEN_FILES))?;
+    if matches!(identity, Identity::Shim { .. })
+        && capability_step(caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE))?
+    {
+        // What a declaration may give its workload under `ulimits`, which nobody can raise later.
+        let pids = MAX_PIDS.into();
+        step("grant open files", setrlimit(Resource::RLIMIT_NOFILE, OPEN_FILES, MAX_NOFILE))?;
+        step("grant processes", setrlimit(Resource::RLIMIT_NPROC, pids, pids))?;
+        // Locked or not, it is the service's own memory, and there is no swap.
+        step("grant memory", setrlimit(Resource::RLIMIT_MEMLOCK, RLIM_INFINITY, RLIM_INFINITY))?;
+    }
+    Ok(())
 }
 
 /// Becomes the role's user with exactly these capabilities, here and after execve. The bounding set is

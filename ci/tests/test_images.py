@@ -1,0 +1,149 @@
+#!/usr/bin/python3
+"""Images as the official ones are written start and serve unchanged in a booted appliance: root
+entry points that prepare their data and become another user, a port below 1024, logs linked to
+/dev/stdout, users by name, layers of gzip and of zstd.
+
+One boot of the simulator image with the reference images of ci/images, whose Python server asks
+each of the others by its name. COFFERDAM_IMAGES=all takes MariaDB and php-fpm, too; else it is a
+list of names with commas.
+"""
+
+import http.client
+import json
+import os
+import sys
+import tempfile
+import time
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import images
+from harness import REPOSITORY, ROOT, World, free_port, wait_for
+from imagefiles import ANSWERS, IMAGES
+from process import Failed
+
+IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
+TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
+CHOSEN = os.environ.get("COFFERDAM_IMAGES", "nginx,redis,postgres,python,node")
+NAMES = list(IMAGES) if CHOSEN == "all" else CHOSEN.split(",")
+MEMORY = "6G" if len(NAMES) > 5 else "4G"
+# Bytes that redaction and quoting could stumble over.
+PASSWORD = "it's a \\ password"
+REFERENCE = "secret://demo/database/password"
+VARIABLES = {
+    "postgres": f"POSTGRES_PASSWORD: {REFERENCE}",
+    "mariadb": f"MARIADB_ROOT_PASSWORD: {REFERENCE}",
+    "python": f"PASSWORD: {REFERENCE}",
+}
+# A database makes itself at its first start, on an emulated processor.
+START = 420
+
+
+class Images(unittest.TestCase):
+    """Checks that share one boot."""
+
+    @classmethod
+    def setUpClass(cls):
+        folder = cls.enterClassContext(tempfile.TemporaryDirectory(prefix="cofferdam-images-"))
+        cls.world = cls.enterClassContext(World(folder, TOOLS))
+        try:
+            cls.start(cls.world)
+        except BaseException:
+            print(cls.world.console("appliance")[-6000:], file=sys.stderr)
+            raise
+
+    @classmethod
+    def start(cls, world):
+        layout = images.compose(tuple(NAMES))
+        world.start_services()
+        port = free_port()
+        services = ""
+        for name in NAMES:
+            services += f"  {name}:\n    image: {world.push_layout(layout, name, f'ref/{name}')}\n"
+            if name in VARIABLES:
+                services += f"    environment: {{{VARIABLES[name]}}}\n"
+            if name == "python":
+                others = ", ".join(other for other in NAMES if other != name)
+                services += f'    ports: ["443:8080"]\n    depends_on: [{others}]\n'
+        declaration = world.declaration(port, services)
+        commit = world.commit(declaration)
+        appliance = world.boot("appliance", IMAGE, declaration, commit, port, "--memory", MEMORY)
+        begun = time.monotonic()
+        world.wait_console("appliance", appliance, "launched", 240)
+        known = [*world.trust_options(IMAGE), *world.github_options()]
+        cls.options = ["--endpoint", f"127.0.0.1:{port}", *known]
+        status = ["status", REPOSITORY, *cls.options]
+        wait_for("the first status", 90, lambda: world.coffer(*status)[0] == 0, 1)
+        code, out, err = world.coffer(
+            "secret", "put", REPOSITORY, "demo/database/password", *cls.options, stdin=PASSWORD
+        )
+        if code != 0:
+            raise Failed(out + err)
+        wait_for("the services", START, cls.all_run, 2)
+        print(f"all run after {time.monotonic() - begun:.0f} s", file=sys.stderr)
+        cls.listen = free_port()
+        connect = [world.tool("coffer"), "connect", REPOSITORY]
+        process = world.start(
+            "connect", [*connect, "--listen", f"127.0.0.1:{cls.listen}", *cls.options]
+        )
+        world.listening("connect", process, cls.listen)
+
+    @classmethod
+    def services(cls):
+        out = cls.world.coffer_ok("status", REPOSITORY, *cls.options, "--json")
+        return json.loads(out)["services"]
+
+    @classmethod
+    def all_run(cls):
+        services = cls.services()
+        for service in services:
+            if service["state"] in ("failed", "exited", "restarting") or service.get("restarts"):
+                code, out, err = cls.world.coffer("logs", REPOSITORY, service["name"], *cls.options)
+                raise Failed(f"{service}\n{code} {out[-3000:]}{err[-1000:]}")
+        return all(service["state"] == "running" for service in services)
+
+    def ask(self, name):
+        connection = http.client.HTTPConnection("127.0.0.1", self.listen, timeout=120)
+        try:
+            connection.request("GET", f"/{name}")
+            return connection.getresponse().read().decode()
+        except OSError as error:
+            return f"{type(error).__name__}: {error}"
+        finally:
+            connection.close()
+
+    def serves(self, name):
+        """Asks until the answer is right: a database needs its time, and its caller waits."""
+        begun, answer = time.monotonic(), ""
+        while ANSWERS[name] not in answer and time.monotonic() - begun < START:
+            answer = self.ask(name)
+            time.sleep(0 if ANSWERS[name] in answer else 2)
+        if ANSWERS[name] not in answer:
+            log = name if name in NAMES else "python"
+            answer += "\n" + self.world.coffer_ok("logs", REPOSITORY, log, *self.options)[-3000:]
+        self.assertIn(ANSWERS[name], answer)
+
+    def test_1_each_serves(self):
+        for name in (*(name for name in NAMES if name != "python"), "self"):
+            with self.subTest(name):
+                begun = time.monotonic()
+                self.serves(name)
+                print(f"{name}: {time.monotonic() - begun:.1f} s", file=sys.stderr)
+
+    def test_2_logs_that_are_linked_to_the_output_are_there(self):
+        if "nginx" not in NAMES:
+            self.skipTest("nginx is not among the chosen")
+        said = self.world.coffer_ok("logs", REPOSITORY, "nginx", *self.options)
+        self.assertIn('"GET / HTTP/1.1" 200', said)
+        self.assertIn("start worker process", said)
+
+    def test_3_nobody_started_again_and_no_log_has_the_password(self):
+        for service in self.services():
+            with self.subTest(service["name"]):
+                self.assertEqual((service["state"], service["restarts"]), ("running", 0))
+                said = self.world.coffer_ok("logs", REPOSITORY, service["name"], *self.options)
+                self.assertNotIn(PASSWORD, said)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
