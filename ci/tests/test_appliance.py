@@ -47,11 +47,13 @@ SERVICES = """  web:
     environment:
       GREETING_SECRET: secret://demo/greeting/value
       PLAIN: visible
+      GREETING: hello web
     secrets:
       - source: secret://demo/greeting/value
         target: greeting
     ports: ["443:8080"]
     depends_on: [neighbour]
+    networks: {{default: {{aliases: [www]}}}}
     restart: always
   neighbour:
     image: {image}
@@ -59,11 +61,26 @@ SERVICES = """  web:
     user: "1000:1000"
     environment:
       GREETING_SECRET: secret://demo/neighbour/value
+      GREETING: hello neighbour
+      ALSO: "81 50001"
     secrets:
       - source: secret://demo/neighbour/value
         target: neighbour
     ports: ["8444:8080"]
+    networks: {{default: , between: {{aliases: [peer.internal]}}}}
+    expose: [81]
     restart: on-failure:3
+  apart:
+    image: {image}
+    command: [/probe]
+    user: "1000:1000"
+    environment: {{GREETING: hello apart}}
+    ports: ["8445:8080"]
+    networks: [between]
+    restart: always
+networks:
+  between:
+    internal: true
 """
 
 
@@ -100,7 +117,7 @@ class Appliance(unittest.TestCase):
     def start(cls, world):
         world.start_services()
         cls.trust, cls.github = world.trust_options(IMAGE), world.github_options()
-        cls.port, cls.neighbour_port = free_port(), free_port()
+        cls.port, cls.neighbour_port, cls.apart_port = free_port(), free_port(), free_port()
         image = world.push_image(
             "test/probe",
             workload_files(),
@@ -139,6 +156,8 @@ class Appliance(unittest.TestCase):
             cls.port,
             "--forward",
             f"{cls.neighbour_port}:8444",
+            "--forward",
+            f"{cls.apart_port}:8445",
             "--control",
         )
         world.wait_console("appliance", cls.appliance, "launched", 240)
@@ -182,13 +201,18 @@ class Appliance(unittest.TestCase):
             lambda: cls.status()["publish"]["state"] == "published",
             1,
         )
-        cls.listen, cls.neighbour_listen = free_port(), free_port()
+        cls.listen, cls.neighbour_listen, cls.apart_listen = free_port(), free_port(), free_port()
         for name, listen, more in (
             ("connect", cls.listen, []),
             (
                 "connect-neighbour",
                 cls.neighbour_listen,
                 ["--endpoint", f"127.0.0.1:{cls.neighbour_port}"],
+            ),
+            (
+                "connect-apart",
+                cls.apart_listen,
+                ["--endpoint", f"127.0.0.1:{cls.apart_port}"],
             ),
         ):
             process = world.start(
@@ -232,7 +256,7 @@ class Appliance(unittest.TestCase):
 
     @staticmethod
     def running(status):
-        return len(status["services"]) == 2 and all(
+        return len(status["services"]) == 3 and all(
             service["state"] == "running" for service in status["services"]
         )
 
@@ -777,14 +801,69 @@ class Appliance(unittest.TestCase):
         wait_for("the prompt", 15, lambda: "What is your name? " in self.log(), 1)
 
     def test_33_services_reach_each_other_only_as_declared(self):
-        self.assertEqual(request(self.listen, "/dependency?host=neighbour&port=8080")[0], 200)
-        self.assertEqual(request(self.neighbour_listen, "/dependency?host=web&port=8080")[0], 502)
-        self.assertEqual(
-            request(self.listen, "/dependency?host=10.0.2.2&port=" + str(self.world.registry_port))[
-                0
-            ],
-            502,
+        """web is in the default network, apart in the network between, neighbour in both."""
+
+        def reached(listen, host, port=8080):
+            status, body = request(listen, f"/dependency?host={host}&port={port}")
+            return body if status == 200 else None
+
+        def rows(listen, path):
+            return json.loads(request(listen, path)[1])
+
+        web, neighbour, apart = self.listen, self.neighbour_listen, self.apart_listen
+        # Every port by name and alias, published or not, in both directions, whoever depends on
+        # whom.
+        for listen, host, port, who in (
+            (web, "neighbour", 8080, "neighbour"),
+            (web, "NEIGHBOUR", 81, "neighbour"),
+            (web, "neighbour", 50001, "neighbour"),
+            (web, "www", 8080, "web"),
+            (neighbour, "web", 8080, "web"),
+            (neighbour, "www", 8080, "web"),
+            (neighbour, "apart", 8080, "apart"),
+            (apart, "neighbour", 81, "neighbour"),
+            (apart, "peer.internal", 81, "neighbour"),
+        ):
+            self.assertEqual(
+                (reached(listen, host, port) or "nothing").split(" from")[0], f"hello {who}", host
+            )
+        # Nothing between networks, by name or by address, also not past the routes or through the
+        # service that is in both; and no way out.
+        addresses = {
+            name: rows(listen, f"/names?name={name}")[0]
+            for listen, name in ((web, "web"), (apart, "apart"))
+        }
+        for name, expected in (("apart", []), ("peer.internal", []), ("nobody", [])):
+            self.assertEqual(rows(web, f"/names?name={name}"), expected, name)
+        # Each asker is told the address in the network that it shares.
+        (in_default,), (in_between,) = (
+            rows(listen, "/names?name=neighbour") for listen in (web, apart)
         )
+        self.assertNotEqual(in_default, in_between)
+        host = f"10.0.2.2&port={self.world.registry_port}"
+        for listen, others in (
+            (web, [addresses["apart"], in_between]),
+            (apart, [addresses["web"], in_default]),
+        ):
+            for other in (*others, "192.0.2.1"):
+                self.assertIsNone(reached(listen, other, 81), other)
+                self.assertEqual(rows(listen, f"/past-routes?host={other}&port=81"), ["errno 115"])
+            self.assertEqual(request(listen, f"/dependency?host={host}")[0], 502)
+            own = rows(listen, "/own-network")
+            self.assertEqual(own[-2:], ["nameserver 127.0.0.11", "options ndots:0"])
+            network = addresses["web" if listen == web else "apart"].split(".")[1]
+            self.assertEqual(own[0], f"route eth0 10.{network}.0.0 over 0.0.0.0")
+            self.assertEqual(set(own[1:-2]) - {"inet6 lo"}, set(), own)
+        # Nobody takes another's address, or answers names instead of the resolver.
+        for address, port in ((in_default, 8080), ("10.1.7.7", 8080), ("127.0.0.11", 53)):
+            attempts = rows(web, f"/take?address={address}&port={port}")
+            self.assertEqual(len(attempts), 10, attempts)
+            for attempt in attempts:
+                # Listening at an address that is not there hears nobody, since nobody is told that
+                # it is there; sending from one is refused.
+                if attempt == "tcp freebind: ok" and address != "127.0.0.11":
+                    continue
+                self.assertNotIn(": ok", attempt, (address, attempt))
 
     # -- 4: deaths --
 
@@ -793,7 +872,7 @@ class Appliance(unittest.TestCase):
 
     def test_40_killed_roles_come_back_with_what_they_had(self):
         before = self.published()
-        for role in ("vault", "front", "publish", "evidence", "shim web"):
+        for role in ("vault", "front", "publish", "evidence", "bridge", "shim web"):
             answer = self.control.ask(f"kill {role}")
             self.assertTrue(answer.get("killed"), f"{role}: {answer}")
             began = time.monotonic()
@@ -811,6 +890,16 @@ class Appliance(unittest.TestCase):
             print(
                 f"\n{role}: serving again after {time.monotonic() - began:.1f} s", file=sys.stderr
             )
+            # Both ways, since both ends of a pair of interfaces go with either process.
+            for listen, host in ((self.listen, "neighbour"), (self.neighbour_listen, "web")):
+
+                def joined(listen=listen, host=host):
+                    with contextlib.suppress(OSError, http.client.HTTPException):
+                        path = f"/dependency?host={host}&port=8080"
+                        return request(listen, path, timeout=20)[0] == 200
+                    return False
+
+                wait_for(f"{host} in its network after {role} died", 60, joined, 0.2)
         self.world.coffer_ok("verify", REPOSITORY, *self.trust, *self.github)
         self.assertEqual(self.published(), before, "the published attestation is still true")
         self.assertEqual(request(self.listen, f"/secret-is?value={SECRET}")[1], "true\n")

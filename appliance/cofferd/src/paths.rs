@@ -40,6 +40,11 @@ pub const NETWORK_LEASE: &str = "/run/cofferdam/network/lease.json";
 /// What `/etc/resolv.conf` points to. 0644.
 pub const NETWORK_RESOLVER: &str = "/run/cofferdam/network/resolv.conf";
 
+/// Owned by `bridge`, 0711.
+pub const BRIDGE_DIR: &str = "/run/cofferdam/bridge";
+/// Where shims have their services joined to their networks, 0666: SO_PEERCRED decides.
+pub const BRIDGE_SOCKET: &str = "/run/cofferdam/bridge/bridge.sock";
+
 /// One tmpfs per service for its image, owned by its shim's uid, 0700, nosuid, nodev.
 pub const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";
 

@@ -21,7 +21,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid};
 
 use cofferd::paths;
-use cofferd::roles::{EVIDENCE, FRONT, NETWORK, PUBLISH, ROLES, Role, VAULT};
+use cofferd::roles::{BRIDGE, EVIDENCE, FRONT, NETWORK, PUBLISH, ROLES, Role, VAULT};
 use cofferd::system::spawn::{Identity, KeyFile, SpawnError, Spec};
 use cofferd::system::sys::{self, SecretMemory};
 use cofferd::system::{spawn, supervise};
@@ -85,7 +85,7 @@ fn tests() -> ExitCode {
         assert!(matches!(&error, SpawnError::Setup(words) if words.contains("build argv")), "{error}");
         while waitpid(None, None).is_ok() {}
     });
-    for name in [&VAULT, &FRONT, &PUBLISH, &EVIDENCE, &NETWORK].map(Role::name) {
+    for name in [&VAULT, &FRONT, &PUBLISH, &EVIDENCE, &NETWORK, &BRIDGE].map(Role::name) {
         role(&format!("the filter of {name} refuses what a role never does"), || {
             let identity = Identity::Role { uid: 0, gid: 0, capabilities: &[] };
             let mut spec = spec("probe-filter", identity, false, None);
@@ -329,8 +329,15 @@ fn probe_filter(role: &str) {
     assert_eq!(attempt(libc::SYS_mprotect, 0, 0, i64::from(libc::PROT_EXEC)), Some(Errno::EPERM), "{role}");
     assert_eq!(attempt(libc::SYS_prctl, libc::PR_SET_DUMPABLE.into(), 1, 0), Some(Errno::EPERM), "{role}");
     for family in [libc::AF_NETLINK, libc::AF_KEY, libc::AF_ALG, libc::AF_VSOCK] {
-        let refused = attempt(libc::SYS_socket, family.into(), libc::SOCK_RAW.into(), 0);
-        assert_eq!(refused, Some(Errno::EPERM), "{role}: family {family}");
+        let answer = attempt(libc::SYS_socket, family.into(), libc::SOCK_RAW.into(), 0);
+        let makes_interfaces = family == libc::AF_NETLINK && role == BRIDGE.name();
+        let expected = if makes_interfaces { None } else { Some(Errno::EPERM) };
+        assert_eq!(answer, expected, "{role}: family {family}");
+    }
+    // NETLINK_AUDIT, NETLINK_NETFILTER.
+    for protocol in [9, 12] {
+        let refused = attempt(libc::SYS_socket, libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), protocol);
+        assert_eq!(refused, Some(Errno::EPERM), "{role}: netlink {protocol}");
     }
     let networked = [FRONT.name(), PUBLISH.name()].contains(&role);
     let stream = attempt(libc::SYS_socket, libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0);

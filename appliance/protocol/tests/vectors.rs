@@ -3,6 +3,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
+use cofferdam_protocol::bridge::Answer;
 use cofferdam_protocol::evidence::{self, EvidenceRequest};
 use cofferdam_protocol::facts::ApplianceFacts;
 use cofferdam_protocol::log::LogLine;
@@ -44,6 +45,7 @@ fn reader(name: &str) -> fn(&str) -> Option<String> {
         "vault/operator" => again::<OperatorRequest>,
         "vault/secret" => again::<SecretEntry>,
         "vault/secrets" => again::<SecretsReply>,
+        "bridge/answer" => again::<Answer>,
         "reply/error" => again::<ErrorReply>,
         "operator/sealed" => again::<SealedSecret>,
         "evidence/request" => again::<EvidenceRequest>,
@@ -61,7 +63,7 @@ fn reader(name: &str) -> fn(&str) -> Option<String> {
 fn every_message_is_read_and_written_as_frozen_and_nothing_else_is_read() {
     let file = vectors();
     let messages = file["messages"].as_array().unwrap();
-    assert_eq!(messages.len(), 16);
+    assert_eq!(messages.len(), 17);
     for message in messages {
         let name = message["name"].as_str().unwrap();
         let read = reader(name);

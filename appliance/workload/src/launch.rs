@@ -24,7 +24,6 @@ use tokio::net::unix::pipe;
 
 use crate::delivery::{Delivery, Plan};
 use crate::init::{CONTROL, DELIVERY, MAX_MESSAGE, Message, PLAN};
-use crate::network::Network;
 use crate::restart::End;
 use crate::{OUTSIDE_ID, sys};
 
@@ -83,7 +82,7 @@ struct Init {
     reaped: bool,
 }
 
-/// Starts a container in the service's network, and in the control group if one is given, and returns once the workload was
+/// Starts a container in the caller's network, and in the control group if one is given, and returns once the workload was
 /// executed. `program` is argv with which the caller's own binary, executed anew, calls [`init::run`](crate::init::run).
 ///
 /// # Errors
@@ -93,7 +92,6 @@ pub async fn start(
     program: &[&str],
     plan: &Plan,
     delivery: &Delivery,
-    network: &Network,
     group: Option<BorrowedFd<'_>>,
 ) -> Result<(Container, Output), LaunchError> {
     let (ours, theirs) = step("make a socket", UnixStream::pair())?;
@@ -113,15 +111,12 @@ pub async fn start(
         | CloneFlags::CLONE_NEWIPC
         | CloneFlags::CLONE_NEWUTS
         | CloneFlags::CLONE_NEWCGROUP;
-    step("enter the service's network", network.enter())?;
-    let cloned = sys::clone_into(namespaces, group);
-    let Some((_, pidfd)) = step("clone", cloned.inspect_err(|_| drop(network.leave())))? else {
+    let Some((_, pidfd)) = step("clone", sys::clone_into(namespaces, group))? else {
         let Err(_) = become_init(program, &inherited);
         // The socket closes with the process: that is the message.
         sys::leave(126)
     };
     let init = Init { pidfd: step("watch the container", sys::watch(pidfd))?, reaped: false };
-    step("leave the service's network", network.leave())?;
     drop(inherited);
     let control = step("watch the container", tokio::net::UnixStream::from_std(ours))?;
     let mut listener = Listener { control, pending: Vec::new() };

@@ -21,6 +21,7 @@
 
 pub mod cgroup;
 pub mod delivery;
+pub mod dns;
 pub mod environment;
 pub mod files;
 pub mod image;
@@ -34,6 +35,7 @@ pub mod places;
 pub mod pull;
 mod registry;
 pub mod relay;
+pub mod resolver;
 pub mod restart;
 mod rootfs;
 pub mod seccomp;

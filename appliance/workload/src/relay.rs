@@ -1,27 +1,24 @@
-//! Byte relays between a service's network namespace and the rest of the appliance.
+//! Byte relays from the appliance to a service: the way to its published ports.
 //!
-//! The shim is the only way into a service's network and out of it: it answers a Unix socket for each published
-//! port and connects to the service, and it listens under the addresses of the services that this one
-//! depends on and connects to their Unix sockets. It copies bytes and looks at none.
+//! The shim answers a Unix socket for each published port and connects to the service, in whose network it is. It copies
+//! bytes and looks at none. Services reach each other over their networks, without it.
 //!
 //! All relays of a shim share a number of places ([`Connections`]). When all are taken, the connection that was silent longest,
-//! of the caller that has most, ends for the next one: no caller keeps another out, and a pool of a thousand connections to a
-//! database is its owner's own trouble.
+//! of the caller that has most, ends for the next one: no caller keeps another out.
 
 use std::fs;
 use std::io;
 use std::net::{Ipv4Addr, SocketAddr};
 use std::os::unix::fs::PermissionsExt;
-use std::path::{Path, PathBuf};
+use std::path::Path;
 use std::sync::Arc;
 use std::time::Duration;
 
 use tokio::io::{AsyncRead, AsyncWrite};
-use tokio::net::{TcpSocket, TcpStream, UnixListener, UnixStream};
+use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::sync::Notify;
 
 use crate::join::{Idle, join};
-use crate::network::Network;
 use crate::places::{Place, Places};
 
 /// Connections of all relays of a shim at a time: as many as the front passes on to one service, and nearly as many again. Two
@@ -42,18 +39,9 @@ const CONNECT_PATIENCE: Duration = Duration::from_secs(2);
 const CONNECT_PAUSE: Duration = Duration::from_millis(50);
 /// After an accept that failed for want of descriptors.
 const ACCEPT_PAUSE: Duration = Duration::from_millis(100);
-/// Connections that wait to be accepted, as tokio has it for its own listeners.
-const BACKLOG: u32 = 1024;
 
-/// Who has connections.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
-enum Caller {
-    /// Another role's process: the front, or the shim of a service that depends on this one. Their uids are not known in
-    /// this one's user namespace.
-    Process(i32),
-    /// The service itself, towards a dependency.
-    Own(Ipv4Addr, u16),
-}
+/// Who has connections: another role's process. Their uids are not known in this one's user namespace.
+type Caller = i32;
 
 /// The connections of all relays of a shim.
 #[derive(Debug, Clone)]
@@ -84,12 +72,18 @@ impl Connections {
     }
 }
 
-/// Answers the Unix socket at `path` by connecting to `port` of the service's loopback, until the runtime ends.
+/// Answers the Unix socket at `path` by connecting to `port` of the service, until the runtime ends: on its loopback, or else at
+/// `address`, where a program listens that asked for its own host's address.
 ///
 /// # Errors
 ///
 /// The socket cannot be made.
-pub fn publish(path: &Path, port: u16, network: &Arc<Network>, connections: &Connections) -> io::Result<()> {
+pub fn publish(
+    path: &Path,
+    port: u16,
+    address: Option<Ipv4Addr>,
+    connections: &Connections,
+) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
         _ => {}
@@ -97,8 +91,9 @@ pub fn publish(path: &Path, port: u16, network: &Arc<Network>, connections: &Con
     let listener = UnixListener::bind(path)?;
     // Whoever may reach the directory may connect: it is what the service publishes.
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
-    let target = SocketAddr::from((Ipv4Addr::LOCALHOST, port));
-    let (network, connections) = (Arc::clone(network), connections.clone());
+    let targets =
+        [Some(Ipv4Addr::LOCALHOST), address].map(|address| Some(SocketAddr::from((address?, port))));
+    let connections = connections.clone();
     tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
@@ -106,9 +101,7 @@ pub fn publish(path: &Path, port: u16, network: &Arc<Network>, connections: &Con
                 continue;
             };
             if let Some(process) = stream.peer_cred().ok().and_then(|peer| peer.pid()) {
-                let network = Arc::clone(&network);
-                let reach = move || reach(Arc::clone(&network), target);
-                connections.serve(Caller::Process(process), stream, reach);
+                connections.serve(process, stream, move || reach(targets));
             }
             // Whoever has just lost their place lets go of it before the next one comes.
             tokio::task::yield_now().await;
@@ -117,50 +110,25 @@ pub fn publish(path: &Path, port: u16, network: &Arc<Network>, connections: &Con
     Ok(())
 }
 
-/// Connects to an address of the service's network.
-async fn reach(network: Arc<Network>, target: SocketAddr) -> io::Result<TcpStream> {
-    network.enter()?;
-    let socket = TcpSocket::new_v4();
-    // Without a pause in between: everything else on this thread belongs to the shim's own network.
-    network.leave()?;
-    let socket = socket?;
-    socket.set_nodelay(true)?;
-    bound(&socket)?;
-    socket.connect(target).await
+/// Connects to the first of these addresses that answers.
+async fn reach(targets: [Option<SocketAddr>; 2]) -> io::Result<TcpStream> {
+    let mut answer = io::Error::from(io::ErrorKind::AddrNotAvailable);
+    for target in targets.into_iter().flatten() {
+        let socket = TcpSocket::new_v4()?;
+        socket.set_nodelay(true)?;
+        bound(&socket)?;
+        match socket.connect(target).await {
+            Ok(stream) => return Ok(stream),
+            Err(error) => answer = error,
+        }
+    }
+    Err(answer)
 }
 
 /// Bounds what the kernel keeps for a connection.
 fn bound(socket: &TcpSocket) -> io::Result<()> {
     socket.set_send_buffer_size(BUFFER)?;
     socket.set_recv_buffer_size(BUFFER)
-}
-
-/// Listens at `address` and `port` of the shim's network and connects to the Unix socket at `path`, until
-/// the runtime ends.
-///
-/// # Errors
-///
-/// The address cannot be bound.
-pub async fn lead(address: Ipv4Addr, port: u16, path: PathBuf, connections: &Connections) -> io::Result<()> {
-    let socket = TcpSocket::new_v4()?;
-    socket.set_reuseaddr(true)?;
-    bound(&socket)?;
-    socket.bind((address, port).into())?;
-    let listener = socket.listen(BACKLOG)?;
-    let connections = connections.clone();
-    tokio::spawn(async move {
-        loop {
-            let Ok((stream, _)) = listener.accept().await else {
-                tokio::time::sleep(ACCEPT_PAUSE).await;
-                continue;
-            };
-            let _ = stream.set_nodelay(true);
-            let path = path.clone();
-            connections.serve(Caller::Own(address, port), stream, move || UnixStream::connect(path.clone()));
-            tokio::task::yield_now().await;
-        }
-    });
-    Ok(())
 }
 
 /// Connects the caller with the other side, or hangs up on it when there is none.
@@ -188,25 +156,18 @@ mod tests {
     use std::process::{Command, Stdio};
 
     use tokio::io::{AsyncReadExt, AsyncWriteExt};
-    use tokio::net::TcpListener;
+    use tokio::net::{TcpListener, UnixStream};
 
     use super::*;
 
-    fn here() -> Arc<Network> {
-        Arc::new(Network::here().unwrap())
-    }
-
-    #[tokio::test]
-    async fn bytes_pass_both_relays_and_ends_are_passed_on() {
-        let connections = Connections::default();
+    /// A service of one answer that listens at `listens`, published by one that has `address`.
+    async fn answered(listens: &str, address: Option<Ipv4Addr>) -> Vec<u8> {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
-        let service = TcpListener::bind("127.0.0.1:0").await.unwrap();
-        publish(&socket, service.local_addr().unwrap().port(), &here(), &connections).unwrap();
-        let free = TcpListener::bind("127.1.0.7:0").await.unwrap().local_addr().unwrap().port();
-        lead(Ipv4Addr::new(127, 1, 0, 7), free, socket, &connections).await.unwrap();
-
-        let mut caller = TcpStream::connect(("127.1.0.7", free)).await.unwrap();
+        let service = TcpListener::bind((listens, 0)).await.unwrap();
+        let port = service.local_addr().unwrap().port();
+        publish(&socket, port, address, &Connections::default()).unwrap();
+        let mut caller = UnixStream::connect(&socket).await.unwrap();
         caller.write_all(b"ping").await.unwrap();
         caller.shutdown().await.unwrap();
         let (mut served, _) = service.accept().await.unwrap();
@@ -217,7 +178,16 @@ mod tests {
         drop(served);
         let mut answer = Vec::new();
         caller.read_to_end(&mut answer).await.unwrap();
-        assert_eq!(answer, b"pong");
+        answer
+    }
+
+    #[tokio::test]
+    async fn bytes_pass_and_ends_are_passed_on_wherever_the_service_listens() {
+        let own = Ipv4Addr::new(127, 1, 0, 7);
+        assert_eq!(answered("127.0.0.1", None).await, b"pong");
+        assert_eq!(answered("127.0.0.1", Some(own)).await, b"pong");
+        assert_eq!(answered("127.1.0.7", Some(own)).await, b"pong");
+        assert_eq!(answered("0.0.0.0", Some(own)).await, b"pong");
     }
 
     #[tokio::test]
@@ -225,7 +195,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
         let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        publish(&socket, nobody, &here(), &Connections::default()).unwrap();
+        publish(&socket, nobody, None, &Connections::default()).unwrap();
         let mut caller = UnixStream::connect(&socket).await.unwrap();
         let mut answer = Vec::new();
         assert_eq!(caller.read_to_end(&mut answer).await.unwrap(), 0);
@@ -275,7 +245,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
         let connections = Connections::default();
-        publish(&socket, echo().await, &here(), &connections).unwrap();
+        publish(&socket, echo().await, None, &connections).unwrap();
         let mut own = Vec::new();
         for _ in 0..3 {
             own.push(UnixStream::connect(&socket).await.unwrap());
@@ -316,35 +286,6 @@ mod tests {
     }
 
     #[tokio::test]
-    async fn a_service_that_opens_too_many_to_one_dependency_loses_those_that_were_silent_longest() {
-        let directory = tempfile::tempdir().unwrap();
-        let socket = directory.path().join("port-1");
-        let (outside, inside) = (Connections(Places::new(64)), Connections(Places::new(16)));
-        publish(&socket, echo().await, &here(), &outside).unwrap();
-        let mut ports = Vec::new();
-        for host in [8, 9] {
-            let address = Ipv4Addr::new(127, 1, 0, host);
-            let free = TcpListener::bind((address, 0)).await.unwrap().local_addr().unwrap();
-            lead(address, free.port(), socket.clone(), &inside).await.unwrap();
-            ports.push(free);
-        }
-        let mut database = TcpStream::connect(ports[1]).await.unwrap();
-        assert!(answers(&mut database).await);
-        let mut leaked = Vec::new();
-        for _ in 0..40 {
-            leaked.push(TcpStream::connect(ports[0]).await.unwrap());
-            assert!(answers(leaked.last_mut().unwrap()).await);
-            // The first is of use all the time.
-            assert!(answers(&mut leaked[0]).await);
-            tokio::time::sleep(Duration::from_millis(2)).await;
-        }
-        assert_eq!(inside.0.taken(), 16);
-        assert!(answers(&mut database).await, "the other dependency's is left alone");
-        assert!(answers(&mut leaked[0]).await && answers(&mut leaked[39]).await);
-        assert!(!answers(&mut leaked[1]).await);
-    }
-
-    #[tokio::test]
     async fn what_the_kernel_keeps_for_a_connection_is_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
@@ -353,7 +294,7 @@ mod tests {
         service.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let service = service.listen(1).unwrap();
         let port = service.local_addr().unwrap().port();
-        publish(&socket, port, &here(), &Connections::default()).unwrap();
+        publish(&socket, port, None, &Connections::default()).unwrap();
         let mut caller = UnixStream::connect(&socket).await.unwrap();
         let (_silent, _) = service.accept().await.unwrap();
         // The service never reads; its own buffer is as small.

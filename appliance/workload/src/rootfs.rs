@@ -31,6 +31,7 @@ use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot, sethostname};
 
 use crate::delivery::Plan;
+use crate::resolver::RESOLV_CONF;
 use crate::sys;
 
 /// Where secret files are.
@@ -240,13 +241,13 @@ fn process_files() -> Result<(), RootfsError> {
     Ok(())
 }
 
-/// The files that Docker writes too. There is no resolver: names are in `hosts`, nothing else is reachable.
+/// The files that Docker writes too. Names of other services are the resolver's to tell.
 fn network_files(plan: &Plan) -> Result<(), RootfsError> {
     directories("/etc")?;
     for (path, content) in [
         ("/etc/hosts", plan.hosts.as_str()),
         ("/etc/hostname", &format!("{}\n", plan.hostname)),
-        ("/etc/resolv.conf", ""),
+        ("/etc/resolv.conf", RESOLV_CONF),
     ] {
         match fs::remove_file(path) {
             Err(error) if error.kind() != io::ErrorKind::NotFound => {

@@ -129,7 +129,7 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errn
 /// # Errors
 ///
 /// What recvmsg(2) says.
-pub(crate) fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
+pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
     let mut space = nix::cmsg_space!([RawFd; 1]);
     let mut parts = [std::io::IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
@@ -343,11 +343,62 @@ pub fn set_interface_mtu(socket: BorrowedFd<'_>, name: &str, bytes: u16) -> Resu
 ///
 /// As [`set_interface_address`].
 pub fn interface_up(socket: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    set_flags(socket, name, libc::IFF_UP | libc::IFF_RUNNING)
+}
+
+/// The same for an interface that neither asks nor answers who has an address (IFF_NOARP): see [`set_neighbour`].
+///
+/// # Errors
+///
+/// As [`set_interface_address`].
+pub fn interface_up_without_arp(socket: BorrowedFd<'_>, name: &str) -> Result<(), Errno> {
+    set_flags(socket, name, libc::IFF_UP | libc::IFF_RUNNING | libc::IFF_NOARP)
+}
+
+fn set_flags(socket: BorrowedFd<'_>, name: &str, value: i32) -> Result<(), Errno> {
     // ifr_flags is a short at the start of the union; little-endian, so a small int reads the same.
-    let value = libc::IFF_UP | libc::IFF_RUNNING;
     let argument = NumberRequest { name: interface_name(name)?, value, rest: [0; 20] };
     // SAFETY: as in `set_address`.
     Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSIFFLAGS as _, &argument) }).map(drop)
+}
+
+/// Kernel `struct arpreq` (arp(7)): 68 bytes.
+#[repr(C)]
+struct NeighbourRequest {
+    protocol_address: libc::sockaddr_in,
+    hardware_family: u16,
+    hardware_address: [u8; 14],
+    flags: i32,
+    mask: [u8; 16],
+    device: [u8; 16],
+}
+
+/// Says for good which hardware address a neighbour on an interface has (`SIOCSARP`, ATF_COM | ATF_PERM).
+///
+/// # Errors
+///
+/// What arp(7) says; needs CAP_NET_ADMIN.
+pub fn set_neighbour(
+    socket: BorrowedFd<'_>,
+    interface: &str,
+    address: Ipv4Addr,
+    hardware: [u8; 6],
+) -> Result<(), Errno> {
+    let mut hardware_address = [0; 14];
+    for (to, from) in hardware_address.iter_mut().zip(hardware) {
+        *to = from;
+    }
+    let argument = NeighbourRequest {
+        protocol_address: socket_address(address),
+        hardware_family: libc::ARPHRD_ETHER,
+        hardware_address,
+        flags: 0x02 | 0x04,
+        mask: [0; 16],
+        device: interface_name(interface)?,
+    };
+    // SAFETY: the argument is a fully initialised arpreq of the kernel's size (a test holds it) that outlives the call,
+    // which only reads it.
+    Errno::result(unsafe { libc::ioctl(socket.as_raw_fd(), SIOCSARP as _, &argument) }).map(drop)
 }
 
 // include/uapi/linux/sockios.h; the libc crate does not name all of them.
@@ -355,6 +406,7 @@ const SIOCSIFFLAGS: libc::c_ulong = 0x8914;
 const SIOCSIFADDR: libc::c_ulong = 0x8916;
 const SIOCSIFNETMASK: libc::c_ulong = 0x891C;
 const SIOCSIFMTU: libc::c_ulong = 0x8922;
+const SIOCSARP: libc::c_ulong = 0x8955;
 
 #[cfg(test)]
 mod tests {
@@ -371,6 +423,7 @@ mod tests {
     fn requests_have_the_kernels_size() {
         assert_eq!(size_of::<AddressRequest>(), 40);
         assert_eq!(size_of::<NumberRequest>(), 40);
+        assert_eq!(size_of::<NeighbourRequest>(), size_of::<libc::arpreq>());
     }
 
     #[test]

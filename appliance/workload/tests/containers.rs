@@ -15,9 +15,11 @@ use std::time::{Duration, Instant};
 
 use cofferdam_declaration::Ulimit;
 use cofferdam_workload::delivery::{Delivery, Plan};
+use cofferdam_workload::dns::Names;
 use cofferdam_workload::init;
 use cofferdam_workload::launch::{self, LaunchError};
 use cofferdam_workload::network::Network;
+use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::End;
 use cofferdam_workload::seccomp::Profile;
 use cofferdam_workload::unpack::Unpacker;
@@ -125,13 +127,12 @@ fn shim(folder: &Path, run: fn(&tokio::runtime::Runtime, &Shim)) {
     let mut unpacker = Unpacker::new(&root, 1 << 30, true).unwrap();
     unpacker.layer(image().as_slice()).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
-    let network = Network::create(&[]).unwrap();
-    run(&runtime, &Shim { root, network, folder: folder.to_owned() });
+    let _network = Network::create().unwrap();
+    run(&runtime, &Shim { root, folder: folder.to_owned() });
 }
 
 struct Shim {
     root: PathBuf,
-    network: Network,
     folder: PathBuf,
 }
 
@@ -197,8 +198,7 @@ impl Shim {
     }
 
     async fn run(&self, plan: &Plan) -> Result<(End, String), LaunchError> {
-        let (mut container, mut output) =
-            launch::start(INIT, plan, &self.delivery(), &self.network, None).await?;
+        let (mut container, mut output) = launch::start(INIT, plan, &self.delivery(), None).await?;
         let mut text = String::new();
         output.stdout.read_to_string(&mut text).await.unwrap();
         output.stderr.read_to_string(&mut text).await.unwrap();
@@ -224,6 +224,8 @@ fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
         println!("ok: secrets arrive as a variable and as a file for their user only");
         ends_are_told(shim).await;
         println!("ok: exit codes, signals and what cannot be executed are told apart");
+        network(shim).await;
+        println!("ok: names are told by the resolver, whose port nobody takes, and every other port is free");
         declared_limits_hold(shim).await;
         println!("ok: resource limits and shared memory are what the plan says");
         walls(shim).await;
@@ -342,16 +344,53 @@ async fn ends_are_told(shim: &Shim) {
     let text = shim.sh("sleep 99 & (sleep 0.1 & :); sleep 0.5; ps | busybox grep -c '\\[sleep\\]'; :").await;
     assert_eq!(text, "0\n", "orphans are taken in");
     let plan = shim.plan(&["sleep", "99"]);
-    let (mut container, _output) =
-        launch::start(INIT, &plan, &shim.delivery(), &shim.network, None).await.unwrap();
+    let (mut container, _output) = launch::start(INIT, &plan, &shim.delivery(), None).await.unwrap();
     assert!(Path::new(&format!("/proc/{}", container.pid().unwrap())).exists());
     container.signal(15);
     assert_eq!(container.ended().await.unwrap(), End::Signalled(15));
     assert_eq!(container.pid(), None);
-    let (mut container, _output) =
-        launch::start(INIT, &plan, &shim.delivery(), &shim.network, None).await.unwrap();
+    let (mut container, _output) = launch::start(INIT, &plan, &shim.delivery(), None).await.unwrap();
     container.kill();
     assert_eq!(container.ended().await.unwrap(), End::Signalled(9));
+}
+
+async fn network(shim: &Shim) {
+    let resolver = Resolver::bind(resolver::ADDRESS).await.unwrap();
+    let mut names = Names::default();
+    names.add("db", "10.1.1.2".parse().unwrap());
+    resolver.serve(names);
+    let resolv_conf = shim.sh("cat /etc/resolv.conf").await;
+    assert_eq!(resolv_conf, "nameserver 127.0.0.11\noptions ndots:0\n");
+    let lookup = async |name: &str| {
+        let script = format!("busybox nslookup -type=a {name} | busybox grep -v '#53\\|:53'; :");
+        shim.sh(&script).await
+    };
+    assert!(lookup("db").await.contains("Address: 10.1.1.2"), "{}", lookup("db").await);
+    assert!(lookup("DB").await.contains("Address: 10.1.1.2"));
+    let unknown = lookup("web").await;
+    assert!(unknown.contains("NXDOMAIN") && !unknown.contains("Address"), "{unknown}");
+    // Any user listens at any port, but not at the resolver's.
+    let listen = async |address: &str| {
+        let serve = format!(
+            "(busybox httpd -f -p {address} -h /run 2>&1 & sleep 0.5; kill $! 2>/dev/null && echo listens)"
+        );
+        shim.sh(&format!("{serve}; :")).await
+    };
+    assert_eq!(listen("127.0.0.1:80").await, "listens\n");
+    for taken in ["53", "127.0.0.11:53"] {
+        let said = listen(taken).await;
+        assert!(said.contains("Address already in use"), "{taken}: {said}");
+    }
+    // And nobody brings another interface or address about.
+    for attempt in [
+        "ip link add x type dummy",
+        "ip address add 10.9.9.9/8 dev lo",
+        "ifconfig lo down",
+        "route add default lo",
+    ] {
+        let said = shim.sh(&format!("busybox {attempt} 2>&1 && echo done; :")).await;
+        assert!(said.contains("not permitted"), "{attempt}: {said}");
+    }
 }
 
 async fn walls(shim: &Shim) {
@@ -385,8 +424,7 @@ async fn walls(shim: &Shim) {
 fn sleeper(runtime: &tokio::runtime::Runtime, shim: &Shim) {
     runtime.block_on(async {
         let plan = shim.plan(&["sleep", "99"]);
-        let (container, _output) =
-            launch::start(INIT, &plan, &shim.delivery(), &shim.network, None).await.unwrap();
+        let (container, _output) = launch::start(INIT, &plan, &shim.delivery(), None).await.unwrap();
         let noted = shim.folder.join("pid.new");
         fs::write(&noted, container.pid().unwrap().to_string()).unwrap();
         fs::rename(noted, shim.folder.join("pid")).unwrap();

@@ -1,7 +1,7 @@
 //! A workload that tries what a workload must not be able to do, and says how it went.
 //!
-//! It serves HTTP on port 8080 and needs the standard library only, so it also builds by itself:
-//! `rustc --edition 2024 -O --target x86_64-unknown-linux-musl appliance/cofferd/examples/probe/main.rs`.
+//! It serves HTTP on port 8080 (`PORT`), and on those that `ALSO` lists, and needs the standard library only, so it also builds by
+//! itself: `rustc --edition 2024 -O --target x86_64-unknown-linux-musl appliance/cofferd/examples/probe/main.rs`.
 //!
 //! | request | what happens |
 //! |---|---|
@@ -17,6 +17,7 @@
 //! | `/exhaust?kind=K&seconds=N` | a process that takes all of a kind and keeps it; what stopped it, or that it still goes on after N seconds |
 //! | `/release` | ends that process and all that it made |
 //! | `/dependency?host=H&port=P` | what another service answers to `GET /` |
+//! | what `networks` lists | its networks, and attempts in them |
 //! | `/stat?count=N` | how many of N stat calls found this program, and how many microseconds they took, as JSON |
 //! | `/exit?code=N`, `/crash` | ends; the first says so before |
 //!
@@ -32,10 +33,11 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 mod exhaust;
+mod networks;
 
 const SECRET: &str = "GREETING_SECRET";
 /// The process that `/exhaust` started last.
@@ -60,6 +62,14 @@ fn main() -> ExitCode {
         _ => {}
     }
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(8080_u16);
+    for also in std::env::var("ALSO").unwrap_or_default().split_whitespace() {
+        let also = also.parse().unwrap_or(port);
+        std::thread::spawn(move || listen(also));
+    }
+    listen(port)
+}
+
+fn listen(port: u16) -> ExitCode {
     match TcpListener::bind(("0.0.0.0", port)) {
         Ok(listener) => {
             println!("probe listens on port {port}");
@@ -168,7 +178,10 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
             String::new()
         }
         "/crash" => std::process::abort(),
-        _ => return ("404 Not Found", "no such probe\n".to_owned()),
+        _ => match networks::answer(path, parameter) {
+            Some(body) => body,
+            None => return ("404 Not Found", "no such probe\n".to_owned()),
+        },
     };
     ("200 OK", body)
 }
@@ -183,7 +196,7 @@ fn exhausted(kind: &str, within: Duration) -> String {
         Err(error) => return format!("{{\"error\":{}}}\n", quoted(&error.to_string())),
     };
     let output = child.stdout.take();
-    *EXHAUSTING.lock().unwrap() = Some(child);
+    *EXHAUSTING.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
     let (said, hear) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut line = String::new();
@@ -196,7 +209,7 @@ fn exhausted(kind: &str, within: Duration) -> String {
 }
 
 fn release() {
-    let Some(mut child) = EXHAUSTING.lock().unwrap().take() else { return };
+    let Some(mut child) = EXHAUSTING.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     // SAFETY: numbers only; the group is the child's, which is not waited for yet.
     unsafe { syscall(62, -(child.id() as c_long), 9 as c_long) };
     let _ = child.wait();

@@ -124,9 +124,8 @@ const SETTINGS: &[Setting] = &[
     must("kernel/pid_max", "4194304"),
     must("kernel/threads-max", "4194304"),
     may("kernel/pty/max", "1048576"),
-    // When the machine itself runs out, whoever asks for more is ended, with all of its service, if it is no role. The largest
-    // is often a neighbour that only did its work.
-    must("vm/oom_kill_allocating_task", "1"),
+    // When the machine itself runs out, the largest workload is ended, with all of its service: see `last_to_be_ended`.
+    must("vm/oom_kill_allocating_task", "0"),
     must("vm/panic_on_oom", "0"),
     // Addresses hard to guess; no mapping at zero.
     must("kernel/randomize_va_space", "2"),
@@ -324,7 +323,7 @@ mod tests {
     #[test]
     fn every_role_meets_its_own_limit_before_run_is_full_or_the_machine_is() {
         let limits: Vec<u64> = ROLES.into_iter().filter_map(Role::memory).collect();
-        assert_eq!(limits.len(), 5);
+        assert_eq!(limits.len(), 6);
         let sum: u64 = limits.iter().sum();
         assert!(run_bytes() >= sum + 32 * 2 * (1 << 20), "{}", run_bytes());
         assert!(reserved_bytes() > sum);

@@ -1,31 +1,45 @@
-//! Which number each service has. Its host ids and its address follow from it.
+//! Which number each service and each network has. A service's host ids and its addresses follow from them.
 //!
-//! A name that has a number keeps it, whatever other services come, go or change their places. A number that was once a name's is
-//! never another's: files that a service leaves behind are not the next one's. PID 1 owns the table; it is part of the state, and
-//! lives exactly as long as that.
+//! A name that has a number keeps it, whatever others come, go or change their places. A number that was once a name's is
+//! never another's: files that a service leaves behind are not the next one's. PID 1 owns the tables; they are part of the state,
+//! and live exactly as long as that.
 
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
 use crate::paths::{SERVICE_UID_BASE, SERVICE_UID_RANGE};
 
-/// Names that can ever have a number: 254 networks of 253 addresses. As many ranges of ids fit below 2^32 as well.
+/// Names of services that can ever have a number: 254 times as many as the last part of an address can tell apart. As many
+/// ranges of ids fit below 2^32 as well.
 const MAX: u16 = 254 * HOSTS;
-/// Addresses of one `169.254.x.0/24` that are given out; 254 is a service's own end of its wire, 0 and 255 are nobody's.
+/// Values of an address's last part that are given out: 0, 254 and 255 are nobody's.
 const HOSTS: u16 = 253;
+/// Names of networks that can ever have a number: each is a /16 of 10.0.0.0/8, of which the first and the last are nobody's.
+const MAX_NETWORKS: u16 = 254;
 
 /// Every number was given out.
 #[derive(Debug, PartialEq, Eq, thiserror::Error)]
-#[error("there is no number left for the service {0}: {MAX} names had one before")]
-pub(crate) struct Exhausted(String);
+#[error("there is no number left for the {kind} {name}: {most} names had one before")]
+pub(crate) struct Exhausted {
+    kind: &'static str,
+    name: String,
+    most: u16,
+}
 
-/// The table: what was given out so far.
+/// The tables: what was given out so far.
 #[derive(Debug, Clone, Default, PartialEq, Eq)]
-pub(crate) struct Numbers(BTreeMap<String, Number>);
+pub(crate) struct Numbers {
+    services: BTreeMap<String, u16>,
+    networks: BTreeMap<String, u16>,
+}
 
 /// A service's number.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
 pub(crate) struct Number(u16);
+
+/// A network's number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord)]
+pub(crate) struct NetworkNumber(u16);
 
 impl Numbers {
     /// The number of the service `name`: the one that it has, or else the next that nobody had.
@@ -34,15 +48,33 @@ impl Numbers {
     ///
     /// [`Exhausted`]; the table is as before.
     pub(crate) fn of(&mut self, name: &str) -> Result<Number, Exhausted> {
-        if let Some(number) = self.0.get(name) {
-            return Ok(*number);
-        }
-        // Nothing is ever taken out, so the count is the next number.
-        let next = u16::try_from(self.0.len()).ok().filter(|next| *next < MAX);
-        let number = Number(next.ok_or_else(|| Exhausted(name.to_owned()))?);
-        self.0.insert(name.to_owned(), number);
-        Ok(number)
+        number(&mut self.services, "service", name, MAX).map(Number)
     }
+
+    /// The same for the network `name`.
+    ///
+    /// # Errors
+    ///
+    /// [`Exhausted`]; the table is as before.
+    pub(crate) fn of_network(&mut self, name: &str) -> Result<NetworkNumber, Exhausted> {
+        number(&mut self.networks, "network", name, MAX_NETWORKS).map(NetworkNumber)
+    }
+}
+
+fn number(
+    table: &mut BTreeMap<String, u16>,
+    kind: &'static str,
+    name: &str,
+    most: u16,
+) -> Result<u16, Exhausted> {
+    if let Some(number) = table.get(name) {
+        return Ok(*number);
+    }
+    // Nothing is ever taken out, so the count is the next number.
+    let next = u16::try_from(table.len()).ok().filter(|next| *next < most);
+    let next = next.ok_or_else(|| Exhausted { kind, name: name.to_owned(), most })?;
+    table.insert(name.to_owned(), next);
+    Ok(next)
 }
 
 impl Number {
@@ -52,10 +84,10 @@ impl Number {
         SERVICE_UID_BASE.saturating_add(u32::from(self.0).saturating_mul(SERVICE_UID_RANGE))
     }
 
-    /// The address under which the services that depend on this one see it: link-local (RFC 3927), so never routed.
-    pub(crate) fn address(self) -> Ipv4Addr {
+    /// The service's address in a network, which is 10.n.0.0/16.
+    pub(crate) fn address(self, network: NetworkNumber) -> Ipv4Addr {
         let octet = |number: u16| u8::try_from(number.saturating_add(1)).unwrap_or(u8::MAX);
-        Ipv4Addr::new(169, 254, octet(self.0 / HOSTS), octet(self.0 % HOSTS))
+        Ipv4Addr::new(10, octet(network.0), octet(self.0 / HOSTS), octet(self.0 % HOSTS))
     }
 }
 
@@ -72,8 +104,12 @@ mod tests {
         let mut numbers = Numbers::default();
         let first = numbers.of("web").unwrap();
         let second = numbers.of("db").unwrap();
-        assert_eq!((first.uid(), first.address()), (100_000, Ipv4Addr::new(169, 254, 1, 1)));
-        assert_eq!((second.uid(), second.address()), (165_536, Ipv4Addr::new(169, 254, 1, 2)));
+        assert_eq!((first.uid(), second.uid()), (100_000, 165_536));
+        let networks = ["default", "back"].map(|name| numbers.of_network(name).unwrap());
+        assert_eq!(first.address(networks[0]), Ipv4Addr::new(10, 1, 1, 1));
+        assert_eq!(second.address(networks[0]), Ipv4Addr::new(10, 1, 1, 2));
+        assert_eq!(second.address(networks[1]), Ipv4Addr::new(10, 2, 1, 2));
+        assert_eq!(numbers.of_network("default"), Ok(networks[0]));
     }
 
     #[test]
@@ -84,11 +120,17 @@ mod tests {
             assert_eq!(number.uid(), next);
             next = next.checked_add(SERVICE_UID_RANGE).unwrap();
         }
-        let addresses: BTreeSet<Ipv4Addr> = all().map(Number::address).collect();
-        assert_eq!(addresses.len(), usize::from(MAX));
-        // RFC 3927 §2.1 reserves the first and the last 256.
-        assert!(addresses.iter().all(|a| a.is_link_local() && (1..=254).contains(&a.octets()[2])));
-        assert!(addresses.iter().all(|a| (1..=253).contains(&a.octets()[3])));
+        for network in [0, 7, MAX_NETWORKS - 1].map(NetworkNumber) {
+            let addresses: BTreeSet<Ipv4Addr> = all().map(|number| number.address(network)).collect();
+            assert_eq!(addresses.len(), usize::from(MAX));
+            let own = u8::try_from(network.0 + 1).unwrap();
+            assert!(
+                addresses.iter().all(|a| a.octets()[..2] == [10, own] && (1..=254).contains(&a.octets()[2]))
+            );
+            assert!(addresses.iter().all(|a| (1..=253).contains(&a.octets()[3])));
+        }
+        let networks = (0..MAX_NETWORKS).map(|network| Number(0).address(NetworkNumber(network)).octets()[1]);
+        assert_eq!(networks.collect::<BTreeSet<u8>>(), (1..=254).collect());
     }
 
     #[test]
@@ -98,9 +140,15 @@ mod tests {
             numbers.of(&format!("s{index}")).unwrap();
         }
         let before = numbers.clone();
-        assert_eq!(numbers.of("one-more"), Err(Exhausted("one-more".to_owned())));
+        let refused = numbers.of("one-more").unwrap_err().to_string();
+        assert_eq!(refused, "there is no number left for the service one-more: 64262 names had one before");
         assert_eq!(numbers, before);
         assert_eq!(numbers.of("s7").unwrap(), Number(7));
+        for index in 0..MAX_NETWORKS {
+            assert_eq!(numbers.of_network(&format!("n{index}")), Ok(NetworkNumber(index)));
+        }
+        assert!(numbers.of_network("one-more").is_err());
+        assert_eq!(numbers.of_network("n9"), Ok(NetworkNumber(9)));
     }
 
     proptest! {

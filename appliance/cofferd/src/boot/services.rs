@@ -1,5 +1,6 @@
 //! The table of services: everything about a service that is not in the declaration itself is decided here, once.
 
+use std::net::Ipv4Addr;
 use std::path::Path;
 
 use cofferdam_declaration::Declaration;
@@ -8,13 +9,13 @@ use super::numbers::{Exhausted, Numbers};
 use super::partition::{self, TooLittle};
 use crate::paths;
 use crate::roles::PUBLISH;
-use crate::roles::facts::{Facts, Grant, OperatorFacts, ServiceFacts};
+use crate::roles::facts::{Facts, Grant, OperatorFacts, Place, ServiceFacts};
 use crate::system::cgroup;
 
 /// Why a declaration cannot run on this machine.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum ResolveError {
-    /// There is no number left for one of the services.
+    /// There is no number left for one of the services or networks.
     #[error("cannot number the services")]
     Numbers(#[from] Exhausted),
     /// There is not enough memory for them.
@@ -22,8 +23,8 @@ pub(crate) enum ResolveError {
     Memory(#[from] TooLittle),
 }
 
-/// Resolves a declaration: numbers its services, divides `memory` (what all services may use together, in bytes) among them, and
-/// says who may lease what.
+/// Resolves a declaration: numbers its services and networks, divides `memory` (what all services may use together, in bytes)
+/// among the services, and says who may lease what.
 ///
 /// # Errors
 ///
@@ -37,9 +38,13 @@ pub(super) fn resolve(
     let shares = partition::divide(memory, &limits)?;
     let services = declaration.services.iter().zip(shares).map(|(service, memory)| {
         let number = numbers.of(&service.name)?;
+        let networks = service.networks.iter().map(|at| {
+            let address = number.address(numbers.of_network(&at.network)?);
+            Ok(Place { network: at.network.clone(), address, others: Vec::new() })
+        });
         Ok(ServiceFacts {
             uid: number.uid(),
-            address: number.address(),
+            networks: networks.collect::<Result<_, Exhausted>>()?,
             cgroup: cgroup::of_service(&service.name),
             memory,
             // Names are validated by the declaration: they cannot leave the directory.
@@ -48,7 +53,8 @@ pub(super) fn resolve(
             declared: service.clone(),
         })
     });
-    let services = services.collect::<Result<Vec<_>, Exhausted>>()?;
+    let mut services = services.collect::<Result<Vec<_>, Exhausted>>()?;
+    introduce(&mut services);
     let leased = services.iter().flat_map(|service| {
         let login =
             declaration.registry_of(&service.declared.image).and_then(|registry| registry.login.as_ref());
@@ -68,8 +74,20 @@ pub(super) fn resolve(
         attestation: declaration.attestation.clone(),
         registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
+        networks: declaration.networks().into_iter().map(str::to_owned).collect(),
         services,
     })
+}
+
+/// Tells every service the addresses of the other members of its networks.
+fn introduce(services: &mut [ServiceFacts]) {
+    let places = services.iter().flat_map(|service| &service.networks);
+    let all: Vec<(String, Ipv4Addr)> = places.map(|place| (place.network.clone(), place.address)).collect();
+    for place in services.iter_mut().flat_map(|service| &mut service.networks) {
+        let others =
+            all.iter().filter(|(network, address)| *network == place.network && *address != place.address);
+        place.others = others.map(|(_, address)| *address).collect();
+    }
 }
 
 #[cfg(test)]
@@ -102,8 +120,9 @@ mod tests {
         format!("      -----BEGIN CERTIFICATE-----\n      {body}\n      -----END CERTIFICATE-----\n")
     }
 
-    fn known(facts: &Facts) -> Vec<(String, u32, std::net::Ipv4Addr)> {
-        let of = |service: &ServiceFacts| (service.declared.name.clone(), service.uid, service.address);
+    fn known(facts: &Facts) -> Vec<(String, u32, Ipv4Addr)> {
+        let of =
+            |service: &ServiceFacts| (service.declared.name.clone(), service.uid, service.address().unwrap());
         facts.services.iter().map(of).collect()
     }
 
@@ -115,8 +134,8 @@ mod tests {
         for service in &first.services {
             let same = later.service(&service.declared.name).unwrap();
             assert_eq!(
-                (same.uid, same.address, &same.cgroup),
-                (service.uid, service.address, &service.cgroup)
+                (same.uid, same.address(), &same.cgroup),
+                (service.uid, service.address(), &service.cgroup)
             );
         }
         for grant in &first.grants {
@@ -153,7 +172,7 @@ mod tests {
         let facts = resolve(&services(&["web", "db"]), &mut Numbers::default(), MEMORY).unwrap();
         let expected = [("web", 100_000, 1), ("db", 165_536, 2)];
         for ((name, uid, address), (expected, base, last)) in known(&facts).iter().zip(expected) {
-            assert_eq!((name.as_str(), *uid, address.octets()), (expected, base, [169, 254, 1, last]));
+            assert_eq!((name.as_str(), *uid, address.octets()), (expected, base, [10, 1, 1, last]));
         }
         let web = facts.service("web").unwrap();
         assert_eq!(web.socket(8080), Path::new("/run/cofferdam/services/web/port-8080"));
@@ -193,6 +212,60 @@ mod tests {
             |name: &str| facts.registry(facts.service(name).unwrap()).and_then(|found| found.login.clone());
         assert_eq!(login("web").unwrap().username, "deploy");
         assert_eq!(login("db"), None);
+    }
+
+    #[test]
+    fn a_service_has_an_address_of_its_own_in_each_network_and_knows_whom_it_shares_one_with() {
+        let text = "networks: {back: {}, lone: {}}\nservices:\n  web:\n    image: r.example/a@sha256:DIGEST\n    \
+                    networks: {default: {aliases: [www]}, back: {}}\n  db:\n    image: r.example/a@sha256:DIGEST\n    \
+                    networks: {back: {aliases: [postgres, app]}}\n  cache:\n    image: r.example/a@sha256:DIGEST\n    \
+                    networks: {back: {aliases: [app]}}\n  other:\n    image: r.example/a@sha256:DIGEST\n  \
+                    alone:\n    image: r.example/a@sha256:DIGEST\n    network_mode: none\n";
+        let declared = declaration(&text.replace("DIGEST", &"0".repeat(64)));
+        let facts = resolve(&declared, &mut Numbers::default(), MEMORY).unwrap();
+        assert_eq!(facts.networks, ["back", "default"], "a network without members is none");
+        let addresses =
+            facts.services.iter().flat_map(|service| &service.networks).map(|place| place.address);
+        let addresses: Vec<_> = addresses.collect();
+        assert_eq!(addresses.iter().collect::<std::collections::BTreeSet<_>>().len(), 5);
+        let names = |of: &str| {
+            let names = facts.names(facts.service(of).unwrap());
+            let text = |name: &str| {
+                let addresses = names.addresses(name).iter().map(ToString::to_string);
+                addresses.collect::<Vec<_>>().join(" ")
+            };
+            ["web", "www", "db", "postgres", "app", "cache", "other", "alone"].map(text)
+        };
+        let (default, back) = ("10.1.1.1", "10.2.1.1");
+        assert_eq!(
+            names("web"),
+            [
+                format!("{default} {back}").as_str(),
+                default,
+                "10.2.1.2",
+                "10.2.1.2",
+                "10.2.1.2 10.2.1.3",
+                "10.2.1.3",
+                "10.1.1.4",
+                ""
+            ]
+        );
+        assert_eq!(
+            names("db"),
+            [back, "", "10.2.1.2", "10.2.1.2", "10.2.1.2 10.2.1.3", "10.2.1.3", "", ""],
+            "an alias is known where it is declared"
+        );
+        assert_eq!(names("other"), [default, default, "", "", "", "", "10.1.1.4", ""]);
+        assert_eq!(names("alone"), [""; 8]);
+        assert_eq!(facts.service("alone").unwrap().address(), None);
+        let others = |name: &str| {
+            let places = facts.service(name).unwrap().networks.iter();
+            places
+                .map(|place| place.others.iter().map(ToString::to_string).collect())
+                .collect::<Vec<Vec<String>>>()
+        };
+        assert_eq!(others("web"), [vec!["10.1.1.4"], vec!["10.2.1.2", "10.2.1.3"]]);
+        assert_eq!(others("db"), [vec!["10.2.1.1", "10.2.1.3"]]);
     }
 
     #[test]

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use cofferdam_declaration::{Attestation, Github, Registry, SecretRef, Service};
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_workload::dns::Names;
 use serde::{Deserialize, Serialize};
 
 use crate::system::files;
@@ -34,8 +35,22 @@ pub(crate) struct Facts {
     pub(crate) registries: Vec<Registry>,
     /// Who may lease what: the services and `publish`.
     pub(crate) grants: Vec<Grant>,
+    /// The networks that have members, in the order of their names.
+    pub(crate) networks: Vec<String>,
     /// The services in the order of the declaration.
     pub(crate) services: Vec<ServiceFacts>,
+}
+
+/// A service's place in a network.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct Place {
+    /// The network's name.
+    pub(crate) network: String,
+    /// Where the other members reach the service, nobody else's in any network.
+    pub(crate) address: Ipv4Addr,
+    /// The other members' addresses.
+    pub(crate) others: Vec<Ipv4Addr>,
 }
 
 /// An operator.
@@ -65,8 +80,8 @@ pub(crate) struct Grant {
 pub(crate) struct ServiceFacts {
     /// The host uid and gid that is root inside its container: the first of its 65,536 ids.
     pub(crate) uid: u32,
-    /// Under which the services that depend on it see it.
-    pub(crate) address: Ipv4Addr,
+    /// Its place in each of its networks, in the order of the declaration.
+    pub(crate) networks: Vec<Place>,
     /// Its control group.
     pub(crate) cgroup: PathBuf,
     /// Bytes of memory that its image and its workload may use together.
@@ -150,6 +165,23 @@ impl Facts {
         self.registries.iter().find(|registry| registry.host == *service.declared.image.registry())
     }
 
+    /// The names that `service` knows: its own and those of whoever shares a network with it, in the networks that they share.
+    pub(crate) fn names(&self, service: &ServiceFacts) -> Names {
+        let mut names = Names::default();
+        // What is in /etc/hosts too, for programs that ask the resolver first.
+        names.add("localhost", Ipv4Addr::LOCALHOST);
+        for place in &service.networks {
+            for other in &self.services {
+                let at = other.networks.iter().find(|at| at.network == place.network);
+                let declared = other.declared.networks.iter().find(|at| at.network == place.network);
+                let (Some(at), Some(declared)) = (at, declared) else { continue };
+                names.add(&other.declared.name, at.address);
+                declared.aliases.iter().for_each(|alias| names.add(alias, at.address));
+            }
+        }
+        names
+    }
+
     /// The services that `service` depends on, in the order of the declaration.
     pub(crate) fn dependencies(&self, service: &ServiceFacts) -> Vec<&ServiceFacts> {
         let depends = |other: &&ServiceFacts| service.declared.depends_on.contains(&other.declared.name);
@@ -158,6 +190,11 @@ impl Facts {
 }
 
 impl ServiceFacts {
+    /// Its address in the first of its networks.
+    pub(crate) fn address(&self) -> Option<Ipv4Addr> {
+        self.networks.first().map(|place| place.address)
+    }
+
     /// What its whole control group may use, in bytes.
     pub(crate) fn group_memory(&self) -> u64 {
         self.memory.saturating_add(SHIM_SHARE)

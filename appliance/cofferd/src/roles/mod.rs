@@ -1,6 +1,7 @@
 //! The roles: what each may do is in one table, what each does in the module of its name. Beside them: the facts
 //! that PID 1 writes down for them, and what several of them use.
 
+mod bridge;
 pub(crate) mod clock;
 mod evidence;
 pub(crate) mod facts;
@@ -15,5 +16,5 @@ mod vault;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use self::table::{CONTAINER, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, ROLES, Role, SHIM, VAULT};
+pub use self::table::{BRIDGE, CONTAINER, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, ROLES, Role, SHIM, VAULT};
 pub(crate) use self::table::{Key, Starts, run};

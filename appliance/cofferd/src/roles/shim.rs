@@ -7,7 +7,8 @@
 //!   is missing.
 //! - The image is pulled by a child that ends before the first secret of the workload is leased. The registry's password is
 //!   leased for that child alone, and the workload does not exist yet.
-//! - It leaves the appliance's network for good before the workload exists.
+//! - It leaves the appliance's network for good before the workload exists, and has its service joined to the networks of the
+//!   declaration. It answers the service's questions for names, from a table.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
 //!   runs: each start leases anew, so a changed secret arrives with a restart.
 //! - It waits for its own children only, and ends with nothing of its container left.
@@ -19,9 +20,9 @@
 //! - It prints nothing that came from the workload to the console.
 
 use std::io::{self, Write as _};
+use std::net::Ipv4Addr;
 use std::path::Path;
 use std::process::{Command, ExitStatus, Stdio};
-use std::sync::Arc;
 use std::time::Duration;
 
 use anyhow::Context;
@@ -31,11 +32,13 @@ use cofferdam_protocol::status::{Killed, ServiceState, ServiceStatus};
 use cofferdam_redact::Redactor;
 use cofferdam_workload::cgroup::{Group, Leaf};
 use cofferdam_workload::delivery::{Delivery, Plan};
+use cofferdam_workload::dns::Names;
 use cofferdam_workload::image::RunConfig;
 use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
-use cofferdam_workload::network::Network;
+use cofferdam_workload::network::{self, Network};
 use cofferdam_workload::pull::{Credentials, PullError};
+use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::{End, Policy};
 use cofferdam_workload::status::Reporter;
 use cofferdam_workload::user::{self, Account};
@@ -47,10 +50,11 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
-use super::facts::{Facts, ServiceFacts};
+use super::facts::{Facts, Place, ServiceFacts};
 use super::pull::{Answer, MAX_PASSWORD, image_dir};
 use super::{CONTAINER, PULL, Role};
 use crate::paths;
+use crate::system::client::bridge::{self, Attached};
 use crate::system::client::vault::{Lease, LeaseError, lease};
 use crate::system::{cgroup, files};
 
@@ -62,6 +66,8 @@ const LEASE_FIRST: Duration = Duration::from_millis(500);
 const LEASE_PAUSE: Duration = Duration::from_secs(5);
 /// How often the services that this one depends on are looked at.
 const DEPENDENCY_PAUSE: Duration = Duration::from_millis(200);
+/// Between two questions to the role `bridge`: it is started before the shims, and again when it has died.
+const JOIN_PAUSE: Duration = Duration::from_millis(200);
 /// The first wait after a pull that failed; doubles.
 const PULL_FIRST: Duration = Duration::from_secs(1);
 /// The longest wait: an image that is wrong may be put right at the registry.
@@ -89,6 +95,7 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
             service: &own.declared,
             login: facts.registry(own).and_then(|registry| registry.login.as_ref()),
             dependencies: facts.dependencies(own),
+            names: facts.names(own),
             group: group(own),
             status: Reporter::new(own.status()),
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
@@ -111,6 +118,8 @@ struct Shim<'a> {
     /// As whom its image is pulled.
     login: Option<&'a Login>,
     dependencies: Vec<&'a ServiceFacts>,
+    /// What the resolver tells the service.
+    names: Names,
     /// The service's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
     group: Option<Group>,
     status: Reporter,
@@ -135,14 +144,12 @@ impl Shim<'_> {
     /// From nothing to the last restart. Returns when it was told to stop.
     async fn live(&mut self) -> Result<(), Interrupt> {
         let image = self.image().await?;
-        let addresses: Vec<_> = self.dependencies.iter().map(|other| other.address).collect();
-        let network = Network::create(&addresses).context("cannot make the service's network")?;
-        let network = Arc::new(network);
+        self.join().await?;
         let leaf = match self.group.as_ref().map(Group::workload).transpose() {
             Ok(leaf) => leaf,
             Err(error) => return self.give_up(&error.into()).await,
         };
-        if let Err(error) = self.relays(&network).await {
+        if let Err(error) = self.publish() {
             return self.give_up(&error).await;
         }
         let mut policy = Policy::new(self.service.restart);
@@ -152,7 +159,7 @@ impl Shim<'_> {
             let started = Instant::now();
             let ended = || leaf.as_ref().map(Leaf::out_of_memory);
             let before = ended();
-            let (end, reason) = match self.start(&image, &lease, &network, leaf.as_ref()).await {
+            let (end, reason) = match self.start(&image, &lease, leaf.as_ref()).await {
                 Ok(running) => (self.watch(running).await?, None),
                 Err(failure) => {
                     let code = failure.downcast_ref().map_or(126, |error| match error {
@@ -296,21 +303,36 @@ impl Shim<'_> {
         }
     }
 
-    /// The service's ways in and out, made once: they outlive a restart of the workload.
-    async fn relays(&self, network: &Arc<Network>) -> anyhow::Result<()> {
+    /// Makes the service's network, in which this process stays, takes the resolver's place in it, and waits until the service
+    /// is in the networks of the declaration. It is brought back there when the role that keeps them has died.
+    async fn join(&mut self) -> Result<(), Interrupt> {
+        let network = Network::create().context("cannot make the service's network")?;
+        let resolver = Resolver::bind(resolver::ADDRESS).await.context("cannot listen as the resolver")?;
+        resolver.serve(self.names.clone());
+        if self.own.networks.is_empty() {
+            return Ok(());
+        }
+        loop {
+            match self.until(attach(&network, &self.own.networks)).await? {
+                Ok(attached) => {
+                    tokio::spawn(stay(attached, network, self.own.networks.clone()));
+                    return Ok(());
+                }
+                Err(error) => {
+                    self.report(ServiceState::Waiting, |status| status.detail = Some(format!("{error:#}")))?;
+                    self.until(sleep(JOIN_PAUSE)).await?;
+                }
+            }
+        }
+    }
+
+    /// The ways in to the service's published ports, made once: they outlive a restart of the workload.
+    fn publish(&self) -> anyhow::Result<()> {
         let connections = relay::Connections::default();
         for port in &self.service.ports {
             let path = self.own.socket(port.target);
-            relay::publish(&path, port.target, network, &connections)
+            relay::publish(&path, port.target, self.own.address(), &connections)
                 .with_context(|| format!("cannot publish port {}", port.target))?;
-        }
-        for other in &self.dependencies {
-            for port in &other.declared.ports {
-                let path = other.socket(port.target);
-                let leads = relay::lead(other.address, port.target, path, &connections).await;
-                let name = &other.declared.name;
-                leads.with_context(|| format!("cannot lead to {name} port {}", port.target))?;
-            }
         }
         Ok(())
     }
@@ -320,7 +342,6 @@ impl Shim<'_> {
         &mut self,
         image: &RunConfig,
         lease: &Lease,
-        network: &Network,
         group: Option<&Leaf>,
     ) -> anyhow::Result<Running> {
         self.report(ServiceState::Starting, |_| {})?;
@@ -338,8 +359,7 @@ impl Shim<'_> {
         let log = Log::open(&self.own.log(), &self.own.previous_log()).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         let (container, output) =
-            launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, network, descriptor)
-                .await?;
+            launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, descriptor).await?;
         drop(delivery);
         let pid = container.pid();
         self.report(ServiceState::Running, |status| status.pid = pid)?;
@@ -353,7 +373,7 @@ impl Shim<'_> {
         Ok(Plan {
             rootfs,
             hostname: self.service.name.clone(),
-            hosts: hosts(self.service, &self.dependencies),
+            hosts: hosts(self.own),
             read_only: self.service.read_only,
             writable: self.own.memory / 2,
             shm_size: self.service.shm_size,
@@ -416,13 +436,33 @@ fn stop_signal(service: &Service, image: &RunConfig) -> i32 {
     service.stop_signal.unwrap_or_else(|| image.stop_signal.parse().unwrap_or(default)).number()
 }
 
-/// `/etc/hosts` of a service: itself, and those that it depends on.
-fn hosts(service: &Service, dependencies: &[&ServiceFacts]) -> String {
-    let mut hosts = format!("127.0.0.1 localhost {}\n::1 localhost\n", service.name);
-    for other in dependencies {
-        hosts.push_str(&format!("{} {}\n", other.address, other.declared.name));
+/// `/etc/hosts` of a service: itself. It is its first address there, which a server that binds to its own name listens at.
+fn hosts(own: &ServiceFacts) -> String {
+    let address = own.address().unwrap_or(Ipv4Addr::LOCALHOST);
+    format!("127.0.0.1 localhost\n::1 localhost\n{address} {}\n", own.declared.name)
+}
+
+/// Has an interface for each network put into the service's namespace and gives each its address.
+async fn attach(network: &Network, places: &[Place]) -> anyhow::Result<Attached> {
+    let attached = bridge::attach(Path::new(paths::BRIDGE_SOCKET), network.namespace()).await?;
+    for (index, place) in places.iter().enumerate() {
+        network::configure(index, place.address, &place.others)
+            .with_context(|| format!("cannot set the address in the network {}", place.network))?;
     }
-    hosts
+    Ok(attached)
+}
+
+/// Attaches again whenever the interfaces have gone.
+async fn stay(mut attached: Attached, network: Network, places: Vec<Place>) {
+    loop {
+        attached.gone().await;
+        attached = loop {
+            match attach(&network, &places).await {
+                Ok(attached) => break attached,
+                Err(_) => sleep(JOIN_PAUSE).await,
+            }
+        };
+    }
 }
 
 /// Whether a service's status says that it runs. What cannot be read says nothing.
@@ -524,15 +564,12 @@ mod tests {
     }
 
     #[test]
-    fn hosts_name_only_what_a_service_depends_on() {
-        let text = "services:\n  db:\n    image: r.example/db@sha256:DIGEST\n  other:\n    image: r.example/o@sha256:DIGEST\n  \
-                    web:\n    image: r.example/web@sha256:DIGEST\n    depends_on: [db]\n";
+    fn hosts_name_the_service_alone() {
+        let text = "services:\n  db:\n    image: r.example/db@sha256:DIGEST\n  web:\n    image: r.example/web@sha256:DIGEST\n    \
+                    depends_on: [db]\n  alone:\n    image: r.example/o@sha256:DIGEST\n    network_mode: none\n";
         let facts = facts(&declaration(&text.replace("DIGEST", &"0".repeat(64))));
-        let of = |name: &str| {
-            let service = facts.service(name).unwrap();
-            hosts(&service.declared, &facts.dependencies(service))
-        };
-        assert_eq!(of("web"), "127.0.0.1 localhost web\n::1 localhost\n169.254.1.1 db\n");
-        assert_eq!(of("db"), "127.0.0.1 localhost db\n::1 localhost\n");
+        let of = |name: &str| hosts(facts.service(name).unwrap());
+        assert_eq!(of("web"), "127.0.0.1 localhost\n::1 localhost\n10.1.1.2 web\n");
+        assert_eq!(of("alone"), "127.0.0.1 localhost\n::1 localhost\n127.0.0.1 alone\n");
     }
 }

@@ -10,7 +10,7 @@ use cofferdam_workload::seccomp;
 use landlock::AccessNet;
 
 use super::facts::ServiceFacts;
-use super::{evidence, front, network, publish, pull, shim, vault};
+use super::{bridge, evidence, front, network, publish, pull, shim, vault};
 use crate::paths;
 use crate::system::cgroup::{Cgroup, CgroupError, Limits};
 use crate::system::confine::{self, ConfineError, Filter, Policy, View};
@@ -230,12 +230,34 @@ pub static PUBLISH: Role = Role {
     run: Run::Appliance(publish::run),
 };
 
+/// The networks of the services.
+pub static BRIDGE: Role = Role {
+    name: "bridge",
+    starts: Starts::Launch,
+    // For making interfaces, and for putting them into the services' namespaces.
+    who: Who::Own { uid: 106, gid: 106, capabilities: &[Capability::CAP_NET_ADMIN] },
+    // The bridges are in its own namespace, where nothing has an address.
+    network: Network::None,
+    covered: DEVICE_PATHS,
+    policy: Policy {
+        filter: Filter::Own(filter!("bridge")),
+        view: Some(View { reads: &[paths::RUN], writes: &[], refuses: NO_TCP }),
+    },
+    directory: Some((paths::BRIDGE_DIR, 0o711)),
+    socket: Some(paths::BRIDGE_SOCKET),
+    key: None,
+    // A connection of each shim.
+    memory: Some(32 << 20),
+    processes: 16,
+    run: Run::Appliance(bridge::run),
+};
+
 /// One service.
 pub static SHIM: Role = Role {
     name: "shim",
     starts: Starts::Service,
     who: Who::ServiceRoot,
-    // It leaves the appliance's network for good when its service's image is there.
+    // It leaves the appliance's network for its service's, for good, when the image is there.
     network: Network::Appliance,
     covered: DEVICE_PATHS,
     // Landlock would refuse the mounts of the container that it makes.
@@ -292,7 +314,8 @@ pub static CONTAINER: Role = Role {
 };
 
 /// All of them. Those of the stage `launch` start in this order, in which they need each other.
-pub static ROLES: [&Role; 8] = [&NETWORK, &VAULT, &EVIDENCE, &FRONT, &PUBLISH, &SHIM, &PULL, &CONTAINER];
+pub static ROLES: [&Role; 9] =
+    [&NETWORK, &VAULT, &EVIDENCE, &FRONT, &PUBLISH, &BRIDGE, &SHIM, &PULL, &CONTAINER];
 
 /// Runs the program as the role that its first word names, to its end. `None` when the words are no role's, or, in the first
 /// process of a PID namespace, not those of one that is.
@@ -460,7 +483,7 @@ mod tests {
             _ => false,
         };
         let names: Vec<&str> = ROLES.iter().filter(with).map(|role| role.name).collect();
-        assert_eq!(names, [NETWORK.name, FRONT.name]);
+        assert_eq!(names, [NETWORK.name, FRONT.name, BRIDGE.name]);
     }
 
     #[test]

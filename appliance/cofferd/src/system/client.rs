@@ -1,4 +1,5 @@
-//! Asking another role over its Unix socket: HTTP/1.1 with JSON, one connection per request.
+//! Asking another role over its Unix socket: HTTP/1.1 with JSON, one connection per request. [`bridge`] alone takes descriptors
+//! and speaks otherwise.
 //!
 //! Every wait and every reply is bounded by the caller, since the other side may be hanging, restarting or
 //! taken over. Connecting to a Unix socket costs some 20 µs, so nothing is kept open that would have to
@@ -120,6 +121,87 @@ async fn collect(mut body: Incoming, max: usize) -> Result<Zeroizing<Vec<u8>>, C
         }
     }
     Ok(bytes)
+}
+
+/// Asking the role `bridge`.
+pub(crate) mod bridge {
+    use std::io::{self, IoSlice};
+    use std::os::fd::{AsRawFd as _, BorrowedFd};
+
+    use cofferdam_protocol::bridge::{ATTACH, Answer, MAX_ANSWER};
+    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Interest};
+
+    use super::*;
+
+    /// For an answer: the kernel may first have to take apart what was there before.
+    const PATIENCE: Duration = Duration::from_secs(60);
+
+    /// Why a service is not in its networks.
+    #[derive(Debug, thiserror::Error)]
+    pub(crate) enum AttachError {
+        /// Nobody listens: the role is not running, or not yet; or it ended meanwhile.
+        #[error("the role bridge cannot be asked")]
+        Unreachable(#[source] io::Error),
+        /// It says why.
+        #[error("the role bridge refuses: {0}")]
+        Refused(String),
+        /// The answer is of no known shape.
+        #[error("the answer of the role bridge cannot be read")]
+        Malformed,
+    }
+
+    /// The service's interfaces are there for as long as this lives.
+    #[derive(Debug)]
+    pub(crate) struct Attached {
+        connection: BufReader<UnixStream>,
+    }
+
+    impl Attached {
+        /// Returns when the interfaces have gone with the role that made them.
+        pub(crate) async fn gone(&mut self) {
+            let _ = self.connection.read_u8().await;
+        }
+    }
+
+    /// Has the interfaces of the caller's service put into `namespace`, in place of those that it had elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// [`AttachError`].
+    pub(crate) async fn attach(socket: &Path, namespace: BorrowedFd<'_>) -> Result<Attached, AttachError> {
+        let asked = tokio::time::timeout(PATIENCE, ask(socket, namespace)).await;
+        let (connection, line) =
+            asked.map_err(io::Error::from).and_then(|asked| asked).map_err(AttachError::Unreachable)?;
+        match Answer::parse(&line).map_err(|_| AttachError::Malformed)? {
+            Answer::Attached(_) => Ok(Attached { connection }),
+            Answer::Refused(why) => Err(AttachError::Refused(why)),
+        }
+    }
+
+    async fn ask(socket: &Path, namespace: BorrowedFd<'_>) -> io::Result<(BufReader<UnixStream>, Vec<u8>)> {
+        let stream = UnixStream::connect(socket).await?;
+        stream.writable().await?;
+        let (descriptors, word) = ([namespace.as_raw_fd()], [ATTACH]);
+        stream.try_io(Interest::WRITABLE, || {
+            let rights = [ControlMessage::ScmRights(&descriptors)];
+            Ok(sendmsg::<()>(
+                stream.as_raw_fd(),
+                &[IoSlice::new(&word)],
+                &rights,
+                MsgFlags::MSG_NOSIGNAL,
+                None,
+            )?)
+        })?;
+        let mut connection = BufReader::new(stream);
+        let mut line = Vec::new();
+        let mut answer = (&mut connection).take(MAX_ANSWER as u64);
+        answer.read_until(b'\n', &mut line).await?;
+        if line.pop() != Some(b'\n') {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok((connection, line))
+    }
 }
 
 /// Asking the vault.

@@ -9,6 +9,7 @@ pub mod confine;
 pub(crate) mod console;
 pub(crate) mod power;
 pub(crate) mod quota;
+pub(crate) mod rtnetlink;
 pub mod spawn;
 pub mod supervise;
 pub mod sys;

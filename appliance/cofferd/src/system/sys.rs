@@ -8,7 +8,7 @@
 
 use std::ffi::CString;
 use std::net::{Ipv4Addr, SocketAddrV4};
-use std::os::fd::{AsRawFd, BorrowedFd};
+use std::os::fd::{AsRawFd, BorrowedFd, FromRawFd as _, OwnedFd};
 
 use nix::errno::Errno;
 use nix::libc;
@@ -18,9 +18,26 @@ mod secret;
 
 pub use self::secret::{SecretKeys, SecretMemory};
 pub use cofferdam_workload::sys::{
-    close_on_exec_from, default_signals, fork, inherited, interface_up, leave, place, set_interface_address,
-    set_interface_mask, set_interface_mtu,
+    close_on_exec_from, default_signals, fork, inherited, interface_up, leave, place, receive,
+    set_interface_address, set_interface_mask, set_interface_mtu,
 };
+
+/// The user namespace that a namespace belongs to (ioctl_ns(2)): whoever has rights there has them over it.
+///
+/// # Errors
+///
+/// `ENOTTY` when the descriptor is no namespace's, `EPERM` when it belongs to one that the caller is below.
+pub(crate) fn owning_user_namespace(namespace: BorrowedFd<'_>) -> Result<OwnedFd, Errno> {
+    // SAFETY: the descriptor is borrowed, hence open. The request has no argument. What answers it with success is a
+    // namespace, since no other kind of file knows the number; it makes a descriptor that nobody else owns.
+    unsafe {
+        let made = Errno::result(libc::ioctl(namespace.as_raw_fd(), NS_GET_USERNS as _))?;
+        Ok(OwnedFd::from_raw_fd(made))
+    }
+}
+
+// include/uapi/linux/nsfs.h: _IO(0xb7, 1).
+const NS_GET_USERNS: libc::c_ulong = 0xb701;
 
 /// Adds the default route over `gateway` (`SIOCADDRT`). `EEXIST` when there is one already.
 ///

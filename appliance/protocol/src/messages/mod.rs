@@ -4,6 +4,7 @@
 //! |---|---|---|
 //! | [`vault`] | `front`, `publish`, `evidence`, shims → vault | over its Unix socket |
 //! | [`operator`] | an operator → `front` → vault | signed requests of the operators' interface |
+//! | [`bridge`] | shims → `bridge` | a service's place in its networks |
 //! | [`event`] | PID 1 → roles, appliance → verifier | one measured event, in facts and in evidence |
 //! | [`evidence`] | anybody → `front` → `evidence` | evidence, on request with a nonce |
 //! | [`facts`] | PID 1 → roles | `appliance.json` |
@@ -12,6 +13,7 @@
 //! | [`log`] | a shim → `front` → an operator | one line of a service's log |
 //! | [`reply`] | everybody | what an error looks like |
 
+pub mod bridge;
 pub mod event;
 pub mod evidence;
 pub mod facts;
