@@ -43,8 +43,8 @@ const MAX_PATH: usize = 4095;
 /// Entries of all layers of an image, and so of one layer, with the directories that are made on the way: nearly twice the
 /// files of a Debian on which this project is built. Each takes some 40 µs and 4 KiB of memory.
 const MAX_ENTRIES: u64 = 1 << 18;
-/// What one image may take to unpack, without the time in which it is fetched: several times what the largest one within
-/// the other bounds needs on an emulated processor.
+/// What one image may take to unpack, without the time in which it is fetched. Seven images of 600 MB together need some two
+/// minutes of two emulated processors.
 const MAX_TIME: Duration = Duration::from_secs(600);
 /// A directory entry, an inode and a page of small change in a tmpfs.
 const ENTRY_COST: u64 = 4096;

@@ -33,7 +33,7 @@ use std::net::{TcpListener, TcpStream};
 use std::os::unix::process::CommandExt;
 use std::path::Path;
 use std::process::{Child, Command, ExitCode, Stdio};
-use std::sync::Mutex;
+use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 mod exhaust;
@@ -196,7 +196,7 @@ fn exhausted(kind: &str, within: Duration) -> String {
         Err(error) => return format!("{{\"error\":{}}}\n", quoted(&error.to_string())),
     };
     let output = child.stdout.take();
-    *EXHAUSTING.lock().unwrap() = Some(child);
+    *EXHAUSTING.lock().unwrap_or_else(PoisonError::into_inner) = Some(child);
     let (said, hear) = std::sync::mpsc::channel();
     std::thread::spawn(move || {
         let mut line = String::new();
@@ -209,7 +209,7 @@ fn exhausted(kind: &str, within: Duration) -> String {
 }
 
 fn release() {
-    let Some(mut child) = EXHAUSTING.lock().unwrap().take() else { return };
+    let Some(mut child) = EXHAUSTING.lock().unwrap_or_else(PoisonError::into_inner).take() else { return };
     // SAFETY: numbers only; the group is the child's, which is not waited for yet.
     unsafe { syscall(62, -(child.id() as c_long), 9 as c_long) };
     let _ = child.wait();

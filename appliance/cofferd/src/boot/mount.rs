@@ -124,9 +124,8 @@ const SETTINGS: &[Setting] = &[
     must("kernel/pid_max", "4194304"),
     must("kernel/threads-max", "4194304"),
     may("kernel/pty/max", "1048576"),
-    // When the machine itself runs out, whoever asks for more is ended, with all of its service, if it is no role. The largest
-    // is often a neighbour that only did its work.
-    must("vm/oom_kill_allocating_task", "1"),
+    // When the machine itself runs out, the largest workload is ended, with all of its service: see `last_to_be_ended`.
+    must("vm/oom_kill_allocating_task", "0"),
     must("vm/panic_on_oom", "0"),
     // Addresses hard to guess; no mapping at zero.
     must("kernel/randomize_va_space", "2"),

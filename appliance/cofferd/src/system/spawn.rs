@@ -196,7 +196,7 @@ fn become_role(spec: &Spec, channel: &mut &UnixStream) -> Result<std::convert::I
     step("unblock signals", sigprocmask(SigmaskHow::SIG_SETMASK, Some(&SigSet::empty()), None))?;
     step("start a session", setsid())?;
     umask(Mode::from_bits_truncate(0o022));
-    protect_from_oom()?;
+    last_to_be_ended()?;
     narrow_view(spec)?;
     descriptors(spec)?;
     limit(&spec.identity)?;
@@ -263,14 +263,15 @@ fn narrow_devices() -> Result<(), StepError> {
     step("lock /dev", mount(NONE, "/dev", NONE, flags, NONE))
 }
 
-/// The kernel never ends this process for its memory, whoever asked for too much. Through the older file, which leaves the lower
-/// bound of the value as it is (fs/proc/base.c): what a shim starts gives up the protection and cannot take it back.
-fn protect_from_oom() -> Result<(), StepError> {
+/// When memory runs out the kernel ends this process only if there is no workload. At its own limit it is still ended: one that
+/// cannot be ended at all would wait there for ever. Through the older file, which leaves the lower bound of the value as
+/// it is (fs/proc/base.c): what a shim starts gives up the protection and cannot take it back. -16 becomes -941 of 1000.
+fn last_to_be_ended() -> Result<(), StepError> {
     // PID 1 has it; only tests run in places where root does not.
     if !capability_step(caps::has_cap(None, CapSet::Effective, Capability::CAP_SYS_RESOURCE))? {
         return Ok(());
     }
-    step("be safe when memory runs out", fs::write("/proc/self/oom_adj", "-17"))
+    step("be the last when memory runs out", fs::write("/proc/self/oom_adj", "-16"))
 }
 
 fn limit(identity: &Identity) -> Result<(), StepError> {
