@@ -829,18 +829,16 @@ mod tests {
     async fn a_registry_that_stalls_or_drips_is_given_up() {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let digest = blob(b"x").digest;
-        let patience = Patience {
-            stall: Duration::from_millis(300),
-            body: Duration::from_millis(600),
-            ..Patience::default()
-        };
-        let get = async |base: &str| {
+        // One bound is short at a time, so that a busy machine does not decide which of them is met.
+        let get = async |base: &str, stall: Duration, body: Duration| {
+            let patience = Patience { stall, body, ..Patience::default() };
             let mut registry = Registry::new(base, "team/app", Access::default(), patience).unwrap();
             registry.manifest(&digest, 1000).await.unwrap_err()
         };
-        let stalled = get(&drip(Duration::from_secs(60))).await;
+        let (short, long) = (Duration::from_millis(300), Duration::from_secs(60));
+        let stalled = get(&drip(long), short, long).await;
         assert!(matches!(stalled, RegistryError::Unreachable(_)), "{stalled}");
-        let dripped = get(&drip(Duration::from_millis(50))).await;
+        let dripped = get(&drip(Duration::from_millis(50)), long, short).await;
         assert!(matches!(dripped, RegistryError::Slow("manifest")), "{dripped}");
     }
 
