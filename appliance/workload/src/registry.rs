@@ -814,6 +814,8 @@ mod tests {
         std::thread::spawn(move || {
             for mut stream in listener.incoming().flatten() {
                 std::thread::spawn(move || {
+                    // An answer before the request would be an error of another kind.
+                    let _ = stream.read(&mut [0; 4096]);
                     let mut sent = stream.write_all(b"HTTP/1.1 200 OK\r\n\r\na");
                     while sent.is_ok() {
                         std::thread::sleep(pause);
