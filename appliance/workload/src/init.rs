@@ -359,7 +359,6 @@ fn stay_below(root: &Path) -> Result<(), InitError> {
     Ok(())
 }
 
-/// For the workload's user alone; for every user of the container when it starts as root, which often becomes another user only later.
 /// Sets what the declaration says, or what a workload has without it. The shim has at least as much of each.
 fn limit(declared: &Ulimits) -> Result<(), Errno> {
     let limits = [
@@ -377,6 +376,7 @@ fn limit(declared: &Ulimits) -> Result<(), Errno> {
     Ok(())
 }
 
+/// For the workload's user alone; for every user of the container when it starts as root, which often becomes another user only later.
 fn secret_file(name: &str, content: &[u8], plan: &Plan) -> io::Result<()> {
     let path = Path::new(SECRETS).join(name);
     let mode = if plan.uid == 0 { 0o444 } else { 0o400 };
