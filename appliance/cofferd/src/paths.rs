@@ -60,5 +60,5 @@ pub const KEY_FD: i32 = 3;
 
 /// Host ids of service 0 start here: well above every id of the image.
 pub const SERVICE_UID_BASE: u32 = 100_000;
-/// Each service owns this many host ids, so that a container has the full 16-bit range.
-pub const SERVICE_UID_RANGE: u32 = 65_536;
+/// Each service owns this many host ids: one for its shim, then the full 16-bit range of a container.
+pub const SERVICE_UID_RANGE: u32 = 65_537;

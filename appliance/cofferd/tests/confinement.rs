@@ -15,6 +15,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use caps::Capability;
+use cofferdam_workload::init::become_root;
 use cofferdam_workload::pull::ImageDir;
 use nix::errno::Errno;
 use nix::libc;
@@ -33,8 +34,8 @@ use cofferd::system::{spawn, supervise};
 
 /// A directory that exists everywhere and that the probes must not see into.
 const COVERED: &[&str] = &["/sys/firmware", "/nowhere/at/all"];
-const BASE: u32 = 100_000 + 65_536;
-const OTHER_BASE: u32 = BASE + 65_536;
+const BASE: u32 = 100_000 + 65_537;
+const OTHER_BASE: u32 = BASE + 65_537;
 const KEY: &[u8] = b"thirty-two bytes of a sealed key";
 
 fn main() -> ExitCode {
@@ -86,7 +87,7 @@ fn tests() -> ExitCode {
             None,
         ));
     });
-    role("a shim is root in its own ids and cannot uncover what was covered", || {
+    role("a shim is an id of its own, has all capabilities over its container's, and cannot uncover what was covered", || {
         run(&spec("probe-shim", Identity::Shim { base: BASE }, false, None));
     });
     role(
@@ -167,7 +168,7 @@ fn images() {
     probe("probe-unpack", owner, &owner.place);
     // Each sees the one file in its own ids.
     let metadata = holders.each_ref().map(|at| fs::metadata(at.place.join("image/rootfs/file")).unwrap());
-    assert_eq!(metadata.each_ref().map(MetadataExt::uid), [BASE + 1000, OTHER_BASE + 1000]);
+    assert_eq!(metadata.each_ref().map(MetadataExt::uid), [BASE + 1001, OTHER_BASE + 1001]);
     assert_eq!(metadata[0].ino(), metadata[1].ino());
     assert_eq!(metadata[0].dev(), metadata[1].dev());
     let writer = fs::File::options().write(true).open(&complete).unwrap();
@@ -194,6 +195,8 @@ fn probe_unpack(place: &Path) {
     let top = fs::metadata(place).unwrap();
     assert_eq!((top.uid(), top.gid(), top.mode() & 0o7777), (0, 0, 0o700));
     let image = ImageDir::at(place.join("image"));
+    assert_eq!(refusal(image.prepare()), Some(Errno::EOVERFLOW), "a shim's own id owns no file of an image");
+    become_root().unwrap();
     for _ in 0..2 {
         image.prepare().unwrap();
         let file = image.rootfs().join("file");
@@ -391,23 +394,27 @@ fn probe_capability() {
 
 fn probe_shim() {
     assert_eq!(status("NoNewPrivs"), "1");
-    assert_eq!(status("Uid"), "0\t0\t0\t0");
-    let map: Vec<String> =
-        fs::read_to_string("/proc/self/uid_map").unwrap().split_whitespace().map(str::to_owned).collect();
-    assert_eq!(map, ["0", &BASE.to_string(), "65536"]);
+    assert_eq!(status("Uid"), "65536\t65536\t65536\t65536");
+    assert_eq!(status("Gid"), "65536\t65536\t65536\t65536");
+    assert_eq!(status("Groups"), "");
+    for map in ["uid_map", "gid_map"] {
+        let map = fs::read_to_string(format!("/proc/self/{map}")).unwrap();
+        let map: Vec<&str> = map.split_whitespace().collect();
+        assert_eq!(map, ["0", &(BASE + 1).to_string(), "65536", "65536", &BASE.to_string(), "1"]);
+    }
     assert!(status("CapEff").ends_with("fffffffff"), "{}", status("CapEff"));
     // Locked: made by a more privileged namespace.
     assert_eq!(umount2("/sys/firmware", MntFlags::MNT_DETACH), Err(Errno::EINVAL));
     assert_eq!(umount2("/dev", MntFlags::MNT_DETACH), Err(Errno::EINVAL));
     assert_eq!(fs::read_dir("/sys/firmware").unwrap_err().raw_os_error(), Some(libc::EACCES));
-    // Root here is nobody there.
+    // With all capabilities here it is nobody there.
     assert!(fs::write("/proc/sys/kernel/core_pattern", "x").is_err());
     assert_eq!(fs::write("/dev/new", "").unwrap_err().raw_os_error(), Some(libc::EROFS));
     // And can do inside what a container needs: mount, change owners within its range, and nothing beyond it.
     mount(Some("none"), "/mnt", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
     fs::write("/mnt/file", "x").unwrap();
     std::os::unix::fs::chown("/mnt/file", Some(65_535), Some(65_535)).unwrap();
-    assert!(std::os::unix::fs::chown("/mnt/file", Some(65_536), None).is_err());
+    assert!(std::os::unix::fs::chown("/mnt/file", Some(65_537), None).is_err());
 }
 
 /// A system call with zeros for arguments, and its refusal if it was refused.

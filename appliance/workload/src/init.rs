@@ -134,6 +134,7 @@ fn say(control: &UnixStream, message: &Message, pidfd: Option<&OwnedFd>) -> io::
 }
 
 fn start(control: &UnixStream, delivery: OwnedFd, plan: OwnedFd) -> Result<End, InitError> {
+    step("become root of the container", become_root())?;
     step("close itself to others", prctl::set_dumpable(false))?;
     step("be one that may be ended for its memory", may_be_ended())?;
     tie_to(control)?;
@@ -199,6 +200,18 @@ fn map_ids(pid: Pid) -> io::Result<()> {
     let map = format!("0 0 {OUTSIDE_ID}\n");
     fs::write(format!("/proc/{pid}/uid_map"), &map)?;
     fs::write(format!("/proc/{pid}/gid_map"), &map)
+}
+
+/// Becomes root of the container, to whom its files belong: whoever starts this process is [`SHIM_ID`](crate::SHIM_ID). Its capabilities
+/// stay; what prctl(2) says about dumps and the parent's death does not.
+///
+/// # Errors
+///
+/// It takes CAP_SETGID and CAP_SETUID.
+pub fn become_root() -> io::Result<()> {
+    let (user, group) = (Uid::from_raw(0), Gid::from_raw(0));
+    setresgid(group, group, group)?;
+    Ok(setresuid(user, user, user)?)
 }
 
 /// Undoes what protects the shim when memory runs out. A process without CAP_SYS_RESOURCE cannot take it back, because the shim's own

@@ -1,8 +1,8 @@
 //! Running one workload: what it is made of and what holds it.
 //!
 //! Responsible for image, root file system, namespaces, seccomp, delivery of secrets, output and restarts of one service. It
-//! knows no vault and no appliance: secrets come as values, places as paths, and whoever calls needs to be root of a
-//! user namespace (with a range of 65,536 ids) and a process with one thread, not a child of anybody in particular.
+//! knows no vault and no appliance: secrets come as values, places as paths, and whoever calls needs to be [`SHIM_ID`] of a
+//! user namespace with 65,537 ids, with all capabilities there, and a process with one thread, not a child of anybody in particular.
 //!
 //! The calling process owns this code's two halves. On its own side it pulls the image ([`pull`], [`unpack`]), decides what runs ([`environment`], [`user`]) and starts a container
 //! ([`launch`]); inside, as first process of the container, the same binary builds the file system
@@ -44,7 +44,10 @@ pub mod sys;
 pub mod unpack;
 pub mod user;
 
-/// The id of the service's range that does not exist in a workload's user namespace: identity of the container's first process
+/// The id of a container that does not exist in its workload's user namespace: identity of the container's first process
 /// and owner of the pipes that the workload prints to, so that no capability of the workload reaches either. The last of
 /// the 65536, which as (u16)-1 is no usual id of anything.
 pub const OUTSIDE_ID: u32 = 65_535;
+/// The id of the process that makes containers, in the same user namespace as they are: the first beyond those of a container. What
+/// belongs to it belongs to nobody of a workload.
+pub const SHIM_ID: u32 = OUTSIDE_ID + 1;

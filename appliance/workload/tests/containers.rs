@@ -14,6 +14,8 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use cofferdam_declaration::Ulimit;
+use caps::CapSet;
+use cofferdam_workload::SHIM_ID;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::dns::Names;
 use cofferdam_workload::init;
@@ -31,7 +33,7 @@ use zeroize::Zeroizing;
 
 const BUSYBOX: &str = "/bin/busybox";
 const BASH: &str = "/bin/bash";
-const BASE: u32 = 100_000 + 7 * 65_536;
+const BASE: u32 = 100_000 + 7 * 65_537;
 const SECRET: &str = "correct horse";
 /// argv of this program as the first process of a container.
 const INIT: &[&str] = &["containers", "container"];
@@ -83,7 +85,8 @@ fn start(mode: &str, folder: &Path) -> Child {
     let mut output = child.stdout.take().unwrap();
     output.read_exact(&mut [0]).unwrap();
     for map in ["uid_map", "gid_map"] {
-        fs::write(format!("/proc/{}/{map}", child.id()), format!("0 {BASE} 65536\n")).unwrap();
+        let ids = format!("0 {} 65536\n{SHIM_ID} {BASE} 1\n", BASE + 1);
+        fs::write(format!("/proc/{}/{map}", child.id()), ids).unwrap();
     }
     child.stdin.take().unwrap().write_all(b"g").unwrap();
     std::thread::spawn(move || std::io::copy(&mut output, &mut std::io::stdout()));
@@ -117,7 +120,19 @@ fn within<T>(attempt: impl Fn() -> Option<T>) -> T {
     }
 }
 
-/// What PID 1 would have started: root of its own user namespace, one thread.
+/// Gives up being root of the namespace, as which the image was unpacked, for the id of a shim, with all capabilities.
+fn become_shim() {
+    let all = caps::read(None, CapSet::Permitted).unwrap();
+    caps::securebits::set_keepcaps(true).unwrap();
+    let (user, group) = (Uid::from_raw(SHIM_ID), Gid::from_raw(SHIM_ID));
+    setresgid(group, group, group).unwrap();
+    setresuid(user, user, user).unwrap();
+    for set in [CapSet::Effective, CapSet::Inheritable, CapSet::Ambient] {
+        caps::set(None, set, &all).unwrap();
+    }
+}
+
+/// What PID 1 would have started: a shim in its own user namespace, one thread.
 fn shim(folder: &Path, run: fn(&tokio::runtime::Runtime, &Shim)) {
     enter_namespace();
     Profile::parse(include_str!("../../../policy/seccomp/shim.json")).unwrap().apply().unwrap();
@@ -126,6 +141,9 @@ fn shim(folder: &Path, run: fn(&tokio::runtime::Runtime, &Shim)) {
     mount(Some("root"), &root, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, None::<&str>).unwrap();
     let mut unpacker = Unpacker::new(&root, 1 << 30, true).unwrap();
     unpacker.layer(image().as_slice()).unwrap();
+    become_shim();
+    fs::write(root.join("of-the-shim"), "x").unwrap();
+    fs::set_permissions(root.join("of-the-shim"), fs::Permissions::from_mode(0o600)).unwrap();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build().unwrap();
     let _network = Network::create().unwrap();
     run(&runtime, &Shim { root, folder: folder.to_owned() });
@@ -284,6 +302,13 @@ async fn root_is_root_of_its_own_files(shim: &Shim) {
     plan.capabilities.clear();
     let (_, text) = shim.run(&plan).await.unwrap();
     assert!(text.contains("CapBnd:\t0000000000000000") && text.ends_with("refused\n"), "{text}");
+    // The shim's own id is nobody's: no capability reaches what belongs to it, and nobody becomes it.
+    let script = "stat -c '%u %g' /of-the-shim; for call in 'cat /of-the-shim' 'chmod 666 /of-the-shim' 'chown 0 /of-the-shim' \
+                  'dd if=/dev/null of=/of-the-shim' 'chown 65536 /bin' 'setpriv --reuid 65536 true' 'touch /of-the-shim'; do \
+                  busybox $call 2>/dev/null && echo $call; done; cat /proc/self/uid_map; ls /proc | busybox grep -c '^[0-9]'";
+    let (_, text) = shim.run(&root(script)).await.unwrap();
+    let words: Vec<&str> = text.split_whitespace().collect();
+    assert_eq!(words[..5], ["65534", "65534", "0", "0", "65535"], "{text}");
     // Whom root becomes later reads the secrets, too.
     let later = "busybox su app -c 'cat /run/secrets/token'";
     assert_eq!(shim.run(&root(later)).await.unwrap().1, SECRET);

@@ -443,10 +443,10 @@ fn sockets_and_paths(attempt: &mut impl FnMut(&str, Outcome)) {
         attempt(&format!("write {path}"), writable(path));
     }
     attempt("be kept when memory runs out", lower_oom_score());
-    attempt(
-        "own a file by the outer id",
-        std::os::unix::fs::chown("/", Some(65_535), None).map_err(|error| text(&error)),
-    );
+    for (name, id) in [("outer", 65_535), ("shim's", 65_536)] {
+        let own = std::os::unix::fs::chown("/", Some(id), None);
+        attempt(&format!("own a file by the {name} id"), own.map_err(|error| text(&error)));
+    }
     attempt("connect out of the appliance", outside());
     for (name, family) in
         [("ALG", 38), ("PACKET", 17), ("VSOCK", 40), ("KEY", 15), ("RXRPC", 33), ("TIPC", 30), ("CAN", 29)]
@@ -489,15 +489,16 @@ fn calls(attempt: &mut impl FnMut(&str, Outcome)) {
     attempt("syslog", call(&[103, 2, 0, 0]));
     attempt("TIOCSTI", call(&[16, 0, 0x5412, 0]));
     attempt("mknod a device", mknod());
-    attempt("become the outer id", with_child_status(|| call(&[117, 65_535, 65_535, 65_535])));
-    attempt(
-        "join the outer group",
-        with_child_status(|| {
-            let groups = [65_535_u32];
-            call(&[116, 1, groups.as_ptr() as c_long])
-        }),
-    );
-    attempt("end the first process", call(&[62, 1, 9]));
+    for (name, id) in [("outer", 65_535_u32), ("shim's", 65_536)] {
+        let number = c_long::from(id);
+        attempt(
+            &format!("become the {name} id"),
+            with_child_status(|| call(&[117, number, number, number])),
+        );
+        let join = || call(&[116, 1, [id].as_ptr() as c_long]);
+        attempt(&format!("join the {name} group"), with_child_status(join));
+    }
+    first_process(attempt);
     attempt("raise capabilities", raise_capabilities());
     attempt("io_setup", call(&[206, 1, 0]));
     attempt("vmsplice", call(&[278, 1, 0, 0, 0]));
@@ -522,6 +523,26 @@ fn calls(attempt: &mut impl FnMut(&str, Outcome)) {
     attempt("x32 getpid", call(&[0x4000_0000 | 39]));
     attempt("a call that does not exist", call(&[9999]));
     attempt("i386 getpid", i386());
+}
+
+/// What the kernel lets a process do to another of the same user. The first process is the only one of the appliance that a
+/// workload can name: who has started it is nobody there.
+fn first_process(attempt: &mut impl FnMut(&str, Outcome)) {
+    attempt("end the first process", call(&[62, 1, 9]));
+    attempt("ask for the first process", call(&[62, 1, 0]));
+    attempt("attach to the first process", call(&[101, 16, 1, 0, 0]));
+    attempt("seize the first process", call(&[101, 0x4206, 1, 0, 0]));
+    let one = [1_u64, 1];
+    let one = one.as_ptr() as c_long;
+    attempt("place the first process", call(&[203, 1, 8, one]));
+    attempt("limit the first process", call(&[302, 1, 7, one, 0]));
+    attempt("slow the first process", call(&[141, 0, 1, 19]));
+    attempt("slow the first process's disks", call(&[251, 1, 1, 3 << 13]));
+    attempt("schedule the first process", call(&[144, 1, 3, [0_u64].as_ptr() as c_long]));
+    attempt("move the first process's pages", call(&[256, 1, 8, one, one]));
+    let parent = std::fs::read_to_string("/proc/1/status").unwrap_or_default();
+    let named = parent.lines().any(|line| line.starts_with("PPid:") && !line.ends_with("\t0"));
+    attempt("name who started the first process", if named { Ok(()) } else { Err("ENOENT".to_owned()) });
 }
 
 /// The names of the errors that the table shows; others by number.

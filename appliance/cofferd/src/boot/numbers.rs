@@ -78,7 +78,7 @@ fn number(
 }
 
 impl Number {
-    /// The host uid and gid that is root inside the service's container: the first of its [`SERVICE_UID_RANGE`] ids.
+    /// The host uid and gid of the service's shim: the first of its [`SERVICE_UID_RANGE`] ids. Those of its container follow.
     pub(crate) fn uid(self) -> u32 {
         // Below 2^32 for every number, which a test holds.
         SERVICE_UID_BASE.saturating_add(u32::from(self.0).saturating_mul(SERVICE_UID_RANGE))
@@ -104,7 +104,7 @@ mod tests {
         let mut numbers = Numbers::default();
         let first = numbers.of("web").unwrap();
         let second = numbers.of("db").unwrap();
-        assert_eq!((first.uid(), second.uid()), (100_000, 165_536));
+        assert_eq!((first.uid(), second.uid()), (100_000, 165_537));
         let networks = ["default", "back"].map(|name| numbers.of_network(name).unwrap());
         assert_eq!(first.address(networks[0]), Ipv4Addr::new(10, 1, 1, 1));
         assert_eq!(second.address(networks[0]), Ipv4Addr::new(10, 1, 1, 2));

@@ -175,7 +175,7 @@ mod tests {
     #[test]
     fn the_first_declaration_is_numbered_in_its_own_order() {
         let facts = resolve(&services(&["web", "db"]), &mut Numbers::default(), MEMORY).unwrap();
-        let expected = [("web", 100_000, 1), ("db", 165_536, 2)];
+        let expected = [("web", 100_000, 1), ("db", 165_537, 2)];
         for ((name, uid, address), (expected, base, last)) in known(&facts).iter().zip(expected) {
             assert_eq!((name.as_str(), *uid, address.octets()), (expected, base, [10, 1, 1, last]));
         }
@@ -197,8 +197,8 @@ mod tests {
             facts.grants.iter().map(|grant| (grant.uid, grant.secret.to_string())).collect();
         let expected = [
             (100_000, "secret://app/x/y"),
-            (165_536, "secret://app/x/y"),
-            (165_536, "secret://app/x/z"),
+            (165_537, "secret://app/x/y"),
+            (165_537, "secret://app/x/z"),
             (103, "secret://cofferdam/github/token"),
         ];
         assert_eq!(grants, expected.map(|(uid, secret)| (uid, secret.to_owned())));

@@ -79,7 +79,7 @@ pub(crate) struct Grant {
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub(crate) struct ServiceFacts {
-    /// The host uid and gid that is root inside its container: the first of its 65,536 ids.
+    /// The host uid and gid of its shim: the first of its 65,537 ids, of which the others are its container's.
     pub(crate) uid: u32,
     /// Its place in each of its networks, in the order of the declaration.
     pub(crate) networks: Vec<Place>,

@@ -2,7 +2,7 @@
 //!
 //! A shim starts it before it leases anything for the workload and waits for its answer, one JSON object on standard output.
 //! On standard input it gets the registry's user and password, when the image is not pulled anonymously.
-//! It runs as root of the service's user namespace with three capabilities (to own and replace
+//! It runs as root of the service's container with three capabilities (to own and replace
 //! files of the range), sees only the service's image directory (Landlock), and may open
 //! no Unix socket (seccomp), because the vault would take it for the shim. So an image that breaks the
 //! unpacking gains the files of that image, which it has anyway, and the registry's password when there is one: give
@@ -14,7 +14,7 @@ use std::path::Path;
 use anyhow::Context;
 use cofferdam_protocol::{error_chain, read};
 use cofferdam_workload::cgroup::enter_image;
-use cofferdam_workload::init::may_be_ended;
+use cofferdam_workload::init::{become_root, may_be_ended};
 use cofferdam_workload::pull::{self, Access, Credentials, ImageDir, PullError};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -71,6 +71,8 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     if Path::new(cgroup::MOUNT).join("cgroup.controllers").exists() {
         enter_image(Path::new(cgroup::MOUNT)).context("cannot enter the image's control group")?;
     }
+    // What is unpacked belongs to root of the container, unless the image names somebody else.
+    become_root().context("cannot become root of the container")?;
     let directory = image_dir(service);
     directory.prepare().context("cannot make the image's directory")?;
     role.confine_with(&[directory.path()]).context("cannot confine the role")?;

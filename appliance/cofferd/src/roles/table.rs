@@ -59,10 +59,10 @@ pub(crate) enum Starts {
 enum Who {
     /// A uid and gid of its own, and these capabilities.
     Own { uid: u32, gid: u32, capabilities: &'static [Capability] },
-    /// Root of its service's user namespace, with every capability in there and none outside.
-    ServiceRoot,
+    /// An id of its service's user namespace, with every capability in there and none outside.
+    Service,
     /// The same with these capabilities only.
-    ServiceRootWith(&'static [Capability]),
+    ServiceWith(&'static [Capability]),
 }
 
 /// What a role reaches.
@@ -256,7 +256,7 @@ pub static BRIDGE: Role = Role {
 pub static SHIM: Role = Role {
     name: "shim",
     starts: Starts::Service,
-    who: Who::ServiceRoot,
+    who: Who::Service,
     // It leaves the appliance's network for its service's, for good, when the image is there.
     network: Network::Appliance,
     covered: DEVICE_PATHS,
@@ -275,7 +275,7 @@ pub static PULL: Role = Role {
     name: "pull",
     starts: Starts::Shim,
     // For owning files of the range, and for replacing what an earlier layer made unwritable.
-    who: Who::ServiceRootWith(&[Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER]),
+    who: Who::ServiceWith(&[Capability::CAP_CHOWN, Capability::CAP_DAC_OVERRIDE, Capability::CAP_FOWNER]),
     network: Network::Appliance,
     covered: DEVICE_PATHS,
     policy: Policy {
@@ -300,7 +300,7 @@ pub static PULL: Role = Role {
 pub static CONTAINER: Role = Role {
     name: "container",
     starts: Starts::Shim,
-    who: Who::ServiceRoot,
+    who: Who::Service,
     network: Network::Service,
     covered: DEVICE_PATHS,
     // The workload's own, which the library applies when the container is built.
@@ -340,7 +340,7 @@ impl Role {
     pub fn uid(&self) -> Option<u32> {
         match self.who {
             Who::Own { uid, .. } => Some(uid),
-            Who::ServiceRoot | Who::ServiceRootWith(_) => None,
+            Who::Service | Who::ServiceWith(_) => None,
         }
     }
 
@@ -394,7 +394,7 @@ impl Role {
     pub(crate) fn confine_with(&self, writes: &[&Path]) -> Result<(), ConfineError> {
         let own = self.directory.map(|(path, _)| Path::new(path));
         let writes: Vec<&Path> = own.into_iter().chain(writes.iter().copied()).collect();
-        if let Who::ServiceRootWith(capabilities) = self.who {
+        if let Who::ServiceWith(capabilities) = self.who {
             confine::keep_capabilities(capabilities)?;
         }
         confine::enter(self.name, &self.policy, &writes, self.socket.is_some())

@@ -49,7 +49,7 @@ pub struct ImageError {
 pub struct Holder {
     /// The directory where it finds it.
     pub place: PathBuf,
-    /// The first of its ids.
+    /// The first of its ids, which is its shim's. Those of its container follow.
     pub base: u32,
 }
 
@@ -123,7 +123,7 @@ fn copy(place: &Path, holder: &Holder, read_only: bool) -> Result<OwnedFd, Image
     Ok(copy)
 }
 
-/// A user namespace with the ids of a service, in which nothing runs: only its map counts. Another process has to make it, since
+/// A user namespace with the ids of a service's container, in which nothing runs: only its map counts. Another process has to make it, since
 /// whoever does is in it; it sends it itself, because nobody else may open it (Yama, with our patch).
 fn ids_of(base: u32) -> io::Result<OwnedFd> {
     let (ours, theirs) = UnixStream::pair()?;
@@ -137,7 +137,7 @@ fn ids_of(base: u32) -> io::Result<OwnedFd> {
     poll(&mut readable, PollTimeout::from(NAMESPACE_TIMEOUT_MS))?;
     let (_, namespace) = sys::receive(ours.as_fd(), &mut [0])?;
     let namespace = namespace.ok_or(io::ErrorKind::BrokenPipe)?;
-    spawn::map_ids(pid, base)?;
+    spawn::map_ids(pid, &spawn::container_ids(base))?;
     // The socket closes, and with that the child ends.
     Ok(namespace)
 }

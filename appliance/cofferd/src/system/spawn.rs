@@ -6,8 +6,8 @@
 //! `/proc/self/exe`, so that no byte of PID 1's memory comes along. A role's seccomp filter and
 //! Landlock rules are the role's own first act (`confine`), so that they can forbid execve.
 //!
-//! A shim is different in one point: it becomes root of a new user namespace whose ids are the
-//! service's own range, with all capabilities there and none outside.
+//! A shim is different in one point: it leaves for a new user namespace whose ids are the service's own range, with
+//! all capabilities there and none outside. Its own id there is none of its container's ([`SHIM_ID`]).
 //!
 //! Nothing here waits for a process: only `supervise` does. A child that fails says why over a
 //! socket and exits; PID 1 reaps it like any other.
@@ -23,6 +23,7 @@ use std::time::Duration;
 
 use caps::{CapSet, Capability, CapsHashSet};
 use cofferdam_declaration::{MAX_NOFILE, MAX_PIDS};
+use cofferdam_workload::SHIM_ID;
 use nix::errno::Errno;
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
@@ -75,9 +76,9 @@ pub enum Identity {
         /// The only capabilities it keeps.
         capabilities: &'static [Capability],
     },
-    /// Root of a user namespace over the host ids `base .. base + 65536`.
+    /// The owner of a user namespace over the host ids `base ..= base + 65536`.
     Shim {
-        /// Host uid and gid of the namespace's root.
+        /// Its own host uid and gid. The next one is root of its container.
         base: u32,
     },
 }
@@ -149,7 +150,7 @@ fn accompany(spec: &Spec, pid: Pid, mut channel: &UnixStream) -> Result<(), Spaw
         if unshared != *b"u" {
             return Err(SpawnError::Setup(words(&unshared, channel)));
         }
-        map_ids(pid, base).map_err(SpawnError::Map)?;
+        map_ids(pid, &service_ids(base)).map_err(SpawnError::Map)?;
         if let Some(group) = &spec.cgroup {
             group.delegate(base, pid).map_err(SpawnError::Cgroup)?;
         }
@@ -169,12 +170,21 @@ fn words(first: &[u8], channel: &UnixStream) -> String {
     }
 }
 
-/// Maps the namespace's whole 16-bit range to the service's host ids. Written by PID 1, which is
-/// privileged outside, so setgroups(2) stays possible inside (user_namespaces(7)).
-pub(super) fn map_ids(pid: Pid, base: u32) -> io::Result<()> {
-    let map = format!("0 {base} {}\n", paths::SERVICE_UID_RANGE);
-    fs::write(format!("/proc/{pid}/uid_map"), &map)?;
-    fs::write(format!("/proc/{pid}/gid_map"), &map)
+/// The ids of the container of the service whose first host id is `base`: the whole 16-bit range.
+pub(super) fn container_ids(base: u32) -> String {
+    format!("0 {} {SHIM_ID}\n", base.saturating_add(1))
+}
+
+/// All ids of that service.
+fn service_ids(base: u32) -> String {
+    format!("{}{SHIM_ID} {base} 1\n", container_ids(base))
+}
+
+/// Maps the ids of a process's new namespace. Written by PID 1, which is privileged outside, so setgroups(2) stays possible
+/// inside (user_namespaces(7)).
+pub(super) fn map_ids(pid: Pid, map: &str) -> io::Result<()> {
+    fs::write(format!("/proc/{pid}/uid_map"), map)?;
+    fs::write(format!("/proc/{pid}/gid_map"), map)
 }
 
 /// A step of the child's setup that failed.
@@ -315,7 +325,8 @@ fn capability_step<T>(outcome: Result<T, caps::errors::CapsError>) -> Result<T, 
     step("drop capabilities", outcome.map_err(io::Error::other))
 }
 
-/// Becomes root of a new user namespace, with its own view of the control groups. The namespace is made by the service's own id: what
+/// Leaves for a new user namespace, with its own view of the control groups. Ambient capabilities are what stays over execve to
+/// whoever is not root there (capabilities(7)). The namespace is made by the service's own id: what
 /// the kernel counts for each user is counted for each service (`ucounts`, kernel/ucount.c).
 fn enter_user_namespace(base: u32, channel: &mut &UnixStream) -> Result<(), StepError> {
     let (owner, group) = (Uid::from_raw(base), Gid::from_raw(base));
@@ -333,10 +344,10 @@ fn enter_user_namespace(base: u32, channel: &mut &UnixStream) -> Result<(), Step
     step("enter a user namespace", unshare(namespaces))?;
     step("tell PID 1", channel.write_all(b"u"))?;
     wait(channel)?;
-    let root = (Uid::from_raw(0), Gid::from_raw(0));
-    step("drop groups", setgroups(&[]))?;
-    step("become the namespace's group", setresgid(root.1, root.1, root.1))?;
-    step("become the namespace's root", setresuid(root.0, root.0, root.0))?;
+    let all = capability_step(caps::read(None, CapSet::Permitted))?;
+    for set in [CapSet::Inheritable, CapSet::Ambient] {
+        capability_step(caps::set(None, set, &all))?;
+    }
     if Path::new(crate::system::cgroup::MOUNT).join("cgroup.controllers").exists() {
         // The kernel refuses a file system on top of itself, even with another root: something in between.
         let flags = NO_PRIVILEGES | MsFlags::MS_NOEXEC;

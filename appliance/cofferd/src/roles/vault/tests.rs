@@ -78,7 +78,7 @@ fn put(vault: &Vault, key: &SigningKey, name: &str, value: &[u8], connection: u8
 #[test]
 fn each_service_is_granted_its_own_references_and_publish_the_token() {
     let rules = rules(&facts(&declaration(&SigningKey::from_bytes(&[3; 32])))).unwrap();
-    let (web, db) = (100_000, 165_536);
+    let (web, db) = (100_000, 165_537);
     let allowed = |uid, text| rules.grants.allows(uid, &reference(text));
     for (uid, password, key, token) in [
         (web, true, false, false),
