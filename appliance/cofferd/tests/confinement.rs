@@ -87,9 +87,12 @@ fn tests() -> ExitCode {
             None,
         ));
     });
-    role("a shim is an id of its own, has all capabilities over its container's, and cannot uncover what was covered", || {
-        run(&spec("probe-shim", Identity::Shim { base: BASE }, false, None));
-    });
+    role(
+        "a shim has an id of its own and all capabilities over its container's, and uncovers nothing",
+        || {
+            run(&spec("probe-shim", Identity::Shim { base: BASE }, false, None));
+        },
+    );
     role(
         "services of one image have one copy, in ids of their own, that nobody changes once it is there",
         images,

@@ -13,8 +13,8 @@ use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
-use cofferdam_declaration::Ulimit;
 use caps::CapSet;
+use cofferdam_declaration::Ulimit;
 use cofferdam_workload::SHIM_ID;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::dns::Names;

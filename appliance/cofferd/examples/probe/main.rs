@@ -491,10 +491,7 @@ fn calls(attempt: &mut impl FnMut(&str, Outcome)) {
     attempt("mknod a device", mknod());
     for (name, id) in [("outer", 65_535_u32), ("shim's", 65_536)] {
         let number = c_long::from(id);
-        attempt(
-            &format!("become the {name} id"),
-            with_child_status(|| call(&[117, number, number, number])),
-        );
+        attempt(&format!("become the {name} id"), with_child_status(|| call(&[117, number, number, number])));
         let join = || call(&[116, 1, [id].as_ptr() as c_long]);
         attempt(&format!("join the {name} group"), with_child_status(join));
     }
