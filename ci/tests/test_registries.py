@@ -27,15 +27,15 @@ class PrivateImages(unittest.TestCase):
         world = cls.world = cls.enterClassContext(World(folder, TOOLS))
         world.start_services()
         private = cls.enterClassContext(PrivateRegistries(world, HOST_FROM_GUEST))
-        digest = world.push_image("team/app", workload_files(), {"Entrypoint": ["/probe"]})
-        digest = digest.split("@")[1]
         cls.port = free_port()
-        services = {
-            "basic": f"{HOST_FROM_GUEST}:{private.basic}/team/app@{digest}",
-            "bearer": f"{HOST_FROM_GUEST}:{private.bearer}/team/app@{digest}",
-            "closed": f"{HOST_FROM_GUEST}:{private.closed}/team/app@{digest}",
-            "missing": f"{HOST_FROM_GUEST}:{private.basic}/team/app@{MISSING}",
-        }
+        services = {}
+        for name in ("basic", "bearer", "closed"):
+            config = {"Entrypoint": ["/probe"], "Labels": {"for": name}}
+            digest = world.push_image("team/app", workload_files(), config).split("@")[1]
+            services[name] = f"{HOST_FROM_GUEST}:{getattr(private, name)}/team/app@{digest}"
+        services["missing"] = f"{HOST_FROM_GUEST}:{private.basic}/team/app@{MISSING}"
+        # The image of `basic`, named at a registry that would not let it be pulled.
+        services["sharing"] = services["basic"].replace(str(private.basic), str(private.closed))
         declaration = cls.declaration(private, services)
         appliance = world.boot("appliance", IMAGE, declaration, world.commit(declaration), cls.port)
         world.wait_console("appliance", appliance, "launched", 180)
@@ -87,6 +87,10 @@ class PrivateImages(unittest.TestCase):
             wanted = [f"secret://registry/{kind}/password"]
             self.wait(name, lambda service, wanted=wanted: service.get("missing") == wanted)
 
+    def test_1_one_that_shares_an_image_waits_for_who_pulls_it(self):
+        self.says("sharing", "the image that basic pulls is not there yet")
+        self.assertEqual(self.service("sharing")["state"], "waiting")
+
     def test_2_without_credentials_the_image_is_said_to_be_private(self):
         self.says("closed", "does not let the image be pulled anonymously")
 
@@ -101,6 +105,7 @@ class PrivateImages(unittest.TestCase):
             self.put(name, PASSWORD)
         for name in ("basic", "bearer"):
             self.wait(name, lambda service: service["state"] == "running")
+        self.wait("sharing", lambda service: service["state"] == "running")
         self.says("missing", "has no such manifest")
 
     def test_5_no_password_is_on_the_console_or_in_a_log(self):

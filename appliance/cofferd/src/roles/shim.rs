@@ -230,7 +230,7 @@ impl Shim<'_> {
             if self.own.pulls() {
                 self.pull(&directory, &digest).await?;
             } else {
-                let detail = format!("the image, which {} pulls for both, is not there yet", self.own.puller);
+                let detail = format!("the image that {} pulls is not there yet", self.own.puller);
                 self.report(ServiceState::Waiting, |status| status.detail = Some(detail))?;
             }
         }

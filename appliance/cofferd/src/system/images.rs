@@ -62,6 +62,8 @@ pub struct PendingImage {
     complete: PathBuf,
     /// What says that nobody changes it any more.
     seal: PathBuf,
+    /// Whether it was said that it cannot be sealed.
+    pub(crate) reported: bool,
 }
 
 /// Makes the file system of one image, of at most `size` bytes, and mounts it at the place of each holder; the first one is its
@@ -89,7 +91,7 @@ pub fn mount_image(
     for (Holder { place, .. }, copy) in &copies {
         step("attach the file system", place, sys::attach(copy.as_fd(), &named(place)?))?;
     }
-    Ok(PendingImage { place: place.clone(), complete, seal })
+    Ok(PendingImage { place: place.clone(), complete, seal, reported: false })
 }
 
 impl PendingImage {

@@ -225,6 +225,7 @@ impl Supervisor {
         self.parked = Some(format!("parked in stage {stage}: {why}"));
         self.end(|_| true, ROLE_GRACE);
         self.kept.clear();
+        self.unsealed.clear();
         self.enter("parked");
         say(&format!("parked in stage {stage}: {why}"));
         self.run()
@@ -243,12 +244,14 @@ impl Supervisor {
         self.publish();
     }
 
-    /// Seals what has been pulled since the last time. One that cannot be is tried again.
+    /// Seals what has been pulled since the last time. One that cannot be is tried again, and said to be so once.
     fn seal_pulled(&mut self) {
-        self.unsealed.retain(|image| match image.seal() {
+        self.unsealed.retain_mut(|image| match image.seal() {
             Ok(sealed) => !sealed,
             Err(error) => {
-                say(&error_chain(&error));
+                if !std::mem::replace(&mut image.reported, true) {
+                    say(&error_chain(&error));
+                }
                 true
             }
         });
