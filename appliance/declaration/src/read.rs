@@ -154,7 +154,11 @@ fn tokens(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Token>> {
             return None;
         }
         if !hashes.insert(hash) {
-            errors.hinted(hash_node.place, "a second token has this hash", "each client has a token of its own");
+            errors.hinted(
+                hash_node.place,
+                "a second token has this hash",
+                "each client has a token of its own",
+            );
             return None;
         }
         Some(Token { name, hash })

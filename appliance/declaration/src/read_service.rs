@@ -327,11 +327,9 @@ fn short_port(text: &str) -> Result<Port, WordError> {
         return Err(WordError::new("ranges of ports are not supported").hint("write one entry for each port"));
     }
     match pair.split(':').collect::<Vec<_>>().as_slice() {
-        [published, target] => Ok(Port {
-            published: parse_port(published)?,
-            target: parse_port(target)?,
-            auth: Auth::Operators,
-        }),
+        [published, target] => {
+            Ok(Port { published: parse_port(published)?, target: parse_port(target)?, auth: Auth::Operators })
+        }
         [target] => Err(WordError::new("the port on the appliance is not given")
             .hint(format!("write \"PUBLISHED:{0}\", for example \"443:{0}\"", shorten(target, 12)))),
         _ => Err(WordError::new("not PUBLISHED:TARGET").hint(

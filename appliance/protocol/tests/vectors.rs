@@ -110,7 +110,10 @@ fn tokens_are_made_and_read_as_frozen_and_nothing_else_is_one() {
     for case in file["accepted"].as_array().unwrap() {
         let token = AccessToken::from_random(&hex::decode_array(&text(&case["random"])).unwrap());
         assert_eq!(token.expose(), text(&case["token"]));
-        assert_eq!(text(&case["token"]).parse::<AccessToken>().unwrap().hash().to_string(), text(&case["hash"]));
+        assert_eq!(
+            text(&case["token"]).parse::<AccessToken>().unwrap().hash().to_string(),
+            text(&case["hash"])
+        );
     }
     let refused = file["refused"].as_array().unwrap();
     assert!(refused.len() >= 10);

@@ -66,7 +66,9 @@ impl Callers {
                 response
             }
             Ok(_) => refused(StatusCode::FORBIDDEN, "another operator has signed in on this connection"),
-            Err(error @ AuthenticationError::UnknownKey) => refused(StatusCode::FORBIDDEN, &error.to_string()),
+            Err(error @ AuthenticationError::UnknownKey) => {
+                refused(StatusCode::FORBIDDEN, &error.to_string())
+            }
             Err(error) => refused(StatusCode::UNAUTHORIZED, &error.to_string()),
         }
     }

@@ -13,8 +13,8 @@ use serde_json::Value;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
 
 use super::same;
-use crate::roles::front::requests::Bounds;
 use crate::roles::front::listen::Limits;
+use crate::roles::front::requests::Bounds;
 use crate::roles::front::tests::{
     Answer, Client, FOR_OPERATORS, FOR_TOKENS, PUBLISHED, Room, dial, operator, second_operator, token,
 };
@@ -33,8 +33,9 @@ async fn open() -> (Room, Arc<AtomicUsize>) {
 
 fn echo(request: &Request<Bytes>) -> Response<Body> {
     let headers = request.headers().iter();
-    let seen: Vec<String> =
-        headers.map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes()))).collect();
+    let seen: Vec<String> = headers
+        .map(|(name, value)| format!("{name}: {}", String::from_utf8_lossy(value.as_bytes())))
+        .collect();
     Response::new(Body::from(serde_json::to_vec(&seen).unwrap()))
 }
 
@@ -87,7 +88,10 @@ async fn a_port_for_operators_serves_who_has_signed_in_on_the_connection_and_say
     bob.signed(&second_operator(), Method::POST, SIGN_IN, b"").await;
     assert_eq!(seen(&bob.get("/").await, "x-cofferdam"), ["x-cofferdam-caller: operator:bob"]);
     let answer = bob.signed(&operator(), Method::POST, SIGN_IN, b"").await;
-    assert_eq!((answer.status, answer.headers[header::CONNECTION].as_bytes()), (StatusCode::FORBIDDEN, &b"close"[..]));
+    assert_eq!(
+        (answer.status, answer.headers[header::CONNECTION].as_bytes()),
+        (StatusCode::FORBIDDEN, &b"close"[..])
+    );
 }
 
 #[tokio::test]
@@ -102,7 +106,11 @@ async fn nobody_signs_in_with_another_key_another_signature_or_that_of_another_c
         ("a stranger", &|own| vec![authorization(&stranger, "POST", &path, own)], StatusCode::FORBIDDEN),
         ("a replay", &|_| vec![authorization(&operator(), "POST", &path, &other)], StatusCode::UNAUTHORIZED),
         ("another path", &|own| vec![authorization(&operator(), "POST", "/", own)], StatusCode::UNAUTHORIZED),
-        ("another method", &|own| vec![authorization(&operator(), "PUT", &path, own)], StatusCode::UNAUTHORIZED),
+        (
+            "another method",
+            &|own| vec![authorization(&operator(), "PUT", &path, own)],
+            StatusCode::UNAUTHORIZED,
+        ),
         (
             "another's name",
             &|own| {
@@ -155,7 +163,10 @@ async fn a_port_for_tokens_serves_who_brings_one_and_the_service_never_sees_it()
     for wrong in [&unknown, &hash, cut, "Bearer", "Bearer ", "Basic Y2k6eA==", token().expose()] {
         let answer = client.send(with(&[("authorization", wrong)])).await;
         assert_eq!(challenge(&answer), "Bearer error=\"invalid_token\"", "{wrong}");
-        assert!(!String::from_utf8_lossy(&answer.body).contains("cofferdam_"), "what was brought is not repeated");
+        assert!(
+            !String::from_utf8_lossy(&answer.body).contains("cofferdam_"),
+            "what was brought is not repeated"
+        );
     }
     for two in [[&good[..], &unknown], [&unknown, &good], [&good, &good]] {
         let answer = client.send(with(&two.map(|value| ("authorization", value)))).await;

@@ -109,10 +109,12 @@ impl Site {
                 None,
             ),
             Place::Service => match self.backends.get(&peer.port) {
-                Some(backend) => match self.callers.admit(backend.auth, &backend.service, &peer, &mut request) {
-                    Ok(caller) => self.proxy.forward(backend, peer, caller, request).await,
-                    Err(answer) => answer,
-                },
+                Some(backend) => {
+                    match self.callers.admit(backend.auth, &backend.service, &peer, &mut request) {
+                        Ok(caller) => self.proxy.forward(backend, peer, caller, request).await,
+                        Err(answer) => answer,
+                    }
+                }
                 None => reply::error(StatusCode::NOT_FOUND, "no service publishes this port", None),
             },
         }
