@@ -2,7 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 use cofferdam_declaration::*;
-use cofferdam_protocol::Digest;
+use cofferdam_protocol::{AccessToken, Digest};
 
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const KEY: &str =
@@ -195,4 +195,18 @@ fn a_service_is_in_the_networks_that_it_names_or_else_in_the_default_one() {
     assert_eq!(of("plain"), [("default", String::new())]);
     assert_eq!(of("alone"), []);
     assert_eq!(declaration.networks().into_iter().collect::<Vec<_>>(), ["back", "default"]);
+}
+
+#[test]
+fn the_readme_says_who_may_call_a_port() {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```").find(|block| block.contains("auth: tokens")).unwrap();
+    let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
+    let head = full().split("tokens:").next().unwrap().to_owned();
+    let declaration =
+        Declaration::parse((head + &block).as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    let ports = declaration.service("web").unwrap().ports.iter();
+    let kinds: Vec<_> = ports.map(|port| (port.published, port.auth)).collect();
+    assert_eq!(kinds, [(443, Auth::Operators), (8443, Auth::Tokens), (8444, Auth::None)]);
+    assert!(readme.contains(AccessToken::PREFIX));
 }

@@ -81,14 +81,14 @@ impl Callers {
         service: &str,
         peer: &Peer,
         request: &mut Request<Incoming>,
-    ) -> Result<Option<HeaderValue>, Response<Body>> {
+    ) -> Result<Option<HeaderValue>, Box<Response<Body>>> {
         let caller = match auth {
             Auth::None => return Ok(None),
             Auth::Operators => peer.connection.operator().map(|name| format!("operator:{name}")),
             Auth::Tokens => self.token(request.headers()).map(|name| format!("token:{name}")),
         };
         let Some(caller) = caller.and_then(|caller| HeaderValue::try_from(caller).ok()) else {
-            return Err(challenge(auth, service, request.headers()));
+            return Err(Box::new(challenge(auth, service, request.headers())));
         };
         if auth == Auth::Tokens {
             request.headers_mut().remove(header::AUTHORIZATION);

@@ -112,7 +112,7 @@ impl Site {
                 Some(backend) => {
                     match self.callers.admit(backend.auth, &backend.service, &peer, &mut request) {
                         Ok(caller) => self.proxy.forward(backend, peer, caller, request).await,
-                        Err(answer) => answer,
+                        Err(answer) => *answer,
                     }
                 }
                 None => reply::error(StatusCode::NOT_FOUND, "no service publishes this port", None),
