@@ -53,7 +53,7 @@ pub(crate) struct Channel {
 /// What comes of signing in.
 pub(crate) enum SignedIn {
     /// What is asked for on this connection is the operator's.
-    Yes(TlsStream<TcpStream>),
+    Yes(Box<TlsStream<TcpStream>>),
     /// The appliance knows no operator with this key, or does not know what this is. The connection is spent.
     No(Failure),
 }
@@ -235,7 +235,7 @@ pub(crate) async fn sign_in(
     if !rest.read_buf.is_empty() {
         return Err(Failure::could_not_check(format!("{host} says more than it was asked for")));
     }
-    Ok(SignedIn::Yes(rest.io.into_inner()))
+    Ok(SignedIn::Yes(Box::new(rest.io.into_inner())))
 }
 
 /// The evidence in an answer. A peer whom nothing vouches for may choose neither our exit code nor our words; where an appliance is

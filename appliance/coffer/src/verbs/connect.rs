@@ -41,8 +41,8 @@ pub(crate) async fn run(
         .map_err(|error| Failure::failed(format!("cannot listen on {listen}: {error}")))?;
     let operator = key.as_ref().map(|key| key.fingerprint());
     let mut event = json!({ "event": "listening", "address": bound.to_string(), "endpoint": peer.endpoint, "tls_key": peer.tls_key, "simulated": peer.simulated });
-    if let Some(operator) = &operator {
-        event["operator_key"] = json!(operator);
+    if let (Some(operator), Some(event)) = (&operator, event.as_object_mut()) {
+        event.insert("operator_key".to_owned(), json!(operator));
     }
     if ui.json {
         let _ = ui.line(&crate::ui::with_schema_version(event).to_string());
@@ -122,7 +122,7 @@ impl World for Network {
             return Ok(Some(remote));
         };
         match channel::sign_in(remote, key, &endpoint.to_string()).await? {
-            SignedIn::Yes(remote) => Ok(Some(remote)),
+            SignedIn::Yes(remote) => Ok(Some(*remote)),
             SignedIn::No(failure) => {
                 if !self.unknown.swap(true, Ordering::Relaxed) {
                     self.ui.warn(&format!("{}; nobody is signed in from now on", failure.message));

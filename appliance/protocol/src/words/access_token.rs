@@ -93,11 +93,13 @@ mod tests {
             wrong[at] = if wrong[at] == b'0' { b'1' } else { b'0' };
             let wrong = String::from_utf8(wrong).unwrap();
             let error = wrong.parse::<AccessToken>().unwrap_err().to_string();
-            assert!(!error.contains(&wrong[10..20]), "{error}");
+            assert!(!error.contains(AccessToken::PREFIX), "{error}");
         }
         let longer = format!("{text}0");
         let upper = text.to_uppercase();
-        for wrong in ["", "cofferdam_", &text[1..], &text[..text.len() - 1], &longer, &upper, "pässword"] {
+        let shorter = text.strip_suffix(|_: char| true).unwrap();
+        let bare = text.strip_prefix(AccessToken::PREFIX).unwrap();
+        for wrong in ["", "cofferdam_", bare, shorter, &longer, &upper, "pässword"] {
             assert!(wrong.parse::<AccessToken>().is_err(), "{wrong}");
         }
     }
