@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod client;
 pub mod confine;
 pub(crate) mod console;
+pub mod images;
 pub(crate) mod power;
 pub(crate) mod quota;
 pub(crate) mod rtnetlink;
