@@ -147,7 +147,7 @@ impl Disk for MemoryDisk {
 }
 
 fn holds_zeros<D: Disk + ?Sized>(disk: &D) -> io::Result<bool> {
-    const ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
+    static ZEROS: [u8; 64 * 1024] = [0; 64 * 1024];
     let mut buffer = vec![0; ZEROS.len()];
     let (mut offset, length) = (0, disk.len()?);
     while offset < length {

@@ -78,9 +78,7 @@ impl Tree {
         let entries = self.levels.get_mut(level)?;
         let index = usize::try_from(index).ok()?;
         if index >= entries.len() {
-            if entry.is_none() {
-                return None;
-            }
+            entry?;
             entries.resize(index.saturating_add(1), None);
         }
         entries.get_mut(index).and_then(|place| std::mem::replace(place, entry))
