@@ -872,7 +872,7 @@ class Appliance(unittest.TestCase):
 
     def test_40_killed_roles_come_back_with_what_they_had(self):
         before = self.published()
-        for role in ("vault", "front", "publish", "evidence", "bridge", "shim web"):
+        for role in ("vault", "front", "publish", "evidence", "bridge", "reserve", "shim web"):
             answer = self.control.ask(f"kill {role}")
             self.assertTrue(answer.get("killed"), f"{role}: {answer}")
             began = time.monotonic()

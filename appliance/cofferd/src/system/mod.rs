@@ -7,6 +7,8 @@ pub mod cgroup;
 pub mod client;
 pub mod confine;
 pub(crate) mod console;
+mod low_memory;
+pub(crate) mod meminfo;
 pub(crate) mod power;
 pub(crate) mod quota;
 pub(crate) mod rtnetlink;
