@@ -47,6 +47,8 @@ SECONDS = 12
 # For an answer while the emulated processors are taken: far more than it takes, and far less than a
 # hang.
 PATIENCE = 60
+# Bytes of a file of the image that the three services share.
+LARGE = 48 << 20
 SERVICES = """  root:
     image: {image}
     environment: {{GREETING_SECRET: secret://demo/root/value}}
@@ -93,9 +95,10 @@ class Booted(unittest.TestCase):
     @classmethod
     def start(cls, world):
         world.start_services()
-        image = world.push_image(
-            "test/probe", workload_files(), {"Entrypoint": ["/probe"], "WorkingDir": "/"}
-        )
+        # Packed it is small; in memory it is as large as it says.
+        files = {**workload_files(), "large": (0o644, bytes(LARGE)), "open": (0o666, bytes(8192))}
+        files["setuid"] = (0o6755, b"no program")
+        image = world.push_image("test/probe", files, {"Entrypoint": ["/probe"], "WorkingDir": "/"})
         outer = {name: free_port() for name in cls.ports}
         declaration = world.declaration(outer["root"], cls.services.format(image=image))
         forwards = [
@@ -256,6 +259,40 @@ class Walls(Booted):
         self.assertEqual([rights[name] for name in ("CapInh", "CapAmb")], ["0" * 16, "0" * 16])
         rights = json.loads(self.ask("user", "/whoami"))
         self.assertEqual([rights[name] for name in ("CapPrm", "CapEff")], ["0" * 16, "0" * 16])
+
+    def test_12_services_of_one_image_have_one_copy_that_none_of_them_changes(self):
+        time.sleep(6)
+        # The first of the declaration has pulled it.
+        memory = {name: self.memory(name) for name in PORTS}
+        print(f"\nMiB with an image of {LARGE >> 20} MiB: {memory}", file=sys.stderr)
+        self.assertGreaterEqual(memory["root"], LARGE >> 20)
+        for name in ("user", "neighbour"):
+            self.assertLess(memory[name], LARGE >> 21, name)
+        files = {
+            "/large": [LARGE, 0, 0, 0o644, 0],
+            "/open": [8192, 0, 0, 0o666, 0],
+            "/setuid": [10, 0, 0, 0o755, sum(b"no program")],
+        }
+
+        def seen(name):
+            return {path: json.loads(self.ask(name, f"/file?path={path}")) for path in files}
+
+        for name in PORTS:
+            self.assertEqual(seen(name), files, name)
+        spoilt = {name: json.loads(self.ask(name, "/spoil?path=/open")) for name in ("root", "user")}
+        print(f"\nspoilt: {spoilt}", file=sys.stderr)
+        # Each has its own layer above, in which it does as it likes with what it may.
+        self.assertEqual({spoilt["root"][way] for way in ("write", "map", "chmod", "chown")}, {"ok"})
+        self.assertEqual([spoilt["user"][way] for way in ("write", "chmod")], ["ok", "EPERM"])
+        self.assertNotEqual(seen("root"), files)
+        self.assertEqual(json.loads(self.ask("root", "/spoil?path=/setuid"))["replace"], "ok")
+        self.assertEqual(seen("neighbour"), files)
+        # Its next start finds what was pulled.
+        for name in ("root", "user"):
+            with contextlib.suppress(OSError, http.client.HTTPException):
+                self.ask(name, "/exit?code=1")
+            self.back(name)
+            self.assertEqual(seen(name), files, name)
 
     def test_20_root_takes_all_there_is(self):
         kinds = json.loads(self.ask("root", "/kinds"))

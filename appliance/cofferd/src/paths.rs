@@ -45,8 +45,11 @@ pub const BRIDGE_DIR: &str = "/run/cofferdam/bridge";
 /// Where shims have their services joined to their networks, 0666: SO_PEERCRED decides.
 pub const BRIDGE_SOCKET: &str = "/run/cofferdam/bridge/bridge.sock";
 
-/// One tmpfs per service for its image, owned by its shim's uid, 0700, nosuid, nodev.
+/// Where each service sees the file system of its image, in its own ids: 0700, nosuid, nodev. Services with the same image see
+/// the same one.
 pub const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";
+/// A file for each image that is there and that nobody can change any more, named by its digest in hex. Root, 0755.
+pub const SEALS_DIR: &str = "/run/cofferdam/seals";
 
 /// One directory per service, each owned by its shim's uid, 0755.
 pub const SERVICES_DIR: &str = "/run/cofferdam/services";

@@ -8,20 +8,25 @@
 
 use std::fs;
 use std::io::{Read, Write};
+use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
 use std::path::Path;
 use std::process::ExitCode;
 use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use caps::Capability;
+use cofferdam_workload::pull::ImageDir;
 use nix::errno::Errno;
 use nix::libc;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::stat::{Mode, SFlag, makedev, mknod};
 use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid};
 
 use cofferd::paths;
 use cofferd::roles::{BRIDGE, EVIDENCE, FRONT, NETWORK, PUBLISH, ROLES, Role, VAULT};
+use cofferd::system::images::{self, Holder};
 use cofferd::system::spawn::{Identity, KeyFile, SpawnError, Spec};
 use cofferd::system::sys::{self, SecretMemory};
 use cofferd::system::{spawn, supervise};
@@ -29,6 +34,7 @@ use cofferd::system::{spawn, supervise};
 /// A directory that exists everywhere and that the probes must not see into.
 const COVERED: &[&str] = &["/sys/firmware", "/nowhere/at/all"];
 const BASE: u32 = 100_000 + 65_536;
+const OTHER_BASE: u32 = BASE + 65_536;
 const KEY: &[u8] = b"thirty-two bytes of a sealed key";
 
 fn main() -> ExitCode {
@@ -40,6 +46,10 @@ fn main() -> ExitCode {
         (Some("probe-shim"), None) => probe_shim(),
         (Some("probe-filter"), Some(role)) => probe_filter(&role),
         (Some("probe-landlock"), Some(role)) => probe_landlock(&role),
+        (Some("probe-unpack"), Some(place)) => probe_unpack(Path::new(&place)),
+        (Some("probe-sealed"), Some(place)) => probe_sealed(Path::new(&place)),
+        (Some("probe-other"), Some(place)) => probe_other(Path::new(&place)),
+        (Some("probe-stranger"), Some(place)) => probe_stranger(Path::new(&place)),
         (Some("probe-crash"), Some(file)) => return probe_crash(&file),
         // libtest's options, and its listing.
         (Some("--list"), _) => {}
@@ -79,6 +89,10 @@ fn tests() -> ExitCode {
     role("a shim is root in its own ids and cannot uncover what was covered", || {
         run(&spec("probe-shim", Identity::Shim { base: BASE }, false, None));
     });
+    role(
+        "services of one image have one copy, in ids of their own, that nobody changes once it is there",
+        images,
+    );
     role("a child that cannot be set up says why", || {
         let identity = Identity::Role { uid: 101, gid: 101, capabilities: &[] };
         let error = spawn::spawn(&spec("zero\0inside", identity, false, None)).unwrap_err();
@@ -124,6 +138,143 @@ fn run(spec: &Spec) {
 
 fn key() -> KeyFile {
     Rc::new(SecretMemory::holding(KEY).unwrap())
+}
+
+/// An image of two services: the first one unpacks it, both start from it, and a third one does not see it.
+fn images() {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let holders = [("owner", BASE), ("other", OTHER_BASE)].map(|(name, base)| {
+        let place = folder.path().join(name);
+        fs::create_dir(&place).unwrap();
+        Holder { place, base }
+    });
+    let [owner, other] = &holders;
+    let complete = ImageDir::at(owner.place.join("image")).complete();
+    let seal = folder.path().join("seal");
+    let others = std::slice::from_ref(other);
+    let image = images::mount_image(owner, others, 4 << 20, complete.clone(), seal.clone()).unwrap();
+    let probe = |probe: &str, holder: &Holder, place: &Path| {
+        let mut spec = spec(probe, Identity::Shim { base: holder.base }, false, None);
+        spec.arguments.push(place.to_str().unwrap().to_owned());
+        run(&spec);
+    };
+    probe("probe-other", other, &other.place);
+    assert!(!image.seal().unwrap(), "nothing is there yet");
+    probe("probe-unpack", owner, &owner.place);
+    // Each sees the one file in its own ids.
+    let metadata = holders.each_ref().map(|at| fs::metadata(at.place.join("image/rootfs/file")).unwrap());
+    assert_eq!(metadata.each_ref().map(MetadataExt::uid), [BASE + 1000, OTHER_BASE + 1000]);
+    assert_eq!(metadata[0].ino(), metadata[1].ino());
+    assert_eq!(metadata[0].dev(), metadata[1].dev());
+    let writer = fs::File::options().write(true).open(&complete).unwrap();
+    assert!(!image.seal().unwrap(), "somebody still writes");
+    assert!(!seal.exists());
+    drop(writer);
+    assert!(image.seal().unwrap() && seal.exists());
+    probe("probe-sealed", owner, &owner.place);
+    probe("probe-sealed", other, &other.place);
+    probe("probe-other", other, &other.place);
+    let stranger = Holder { place: other.place.clone(), base: OTHER_BASE + (OTHER_BASE - BASE) };
+    for Holder { place, .. } in &holders {
+        probe("probe-stranger", &stranger, place);
+    }
+    assert_eq!(fs::read(other.place.join("image/rootfs/file")).unwrap(), b"of the image");
+}
+
+fn refusal<T>(outcome: std::io::Result<T>) -> Option<Errno> {
+    outcome.err().and_then(|error| error.raw_os_error()).map(Errno::from_raw)
+}
+
+/// What a pull does: it begins anew, whatever was left, with owners of the whole range.
+fn probe_unpack(place: &Path) {
+    let top = fs::metadata(place).unwrap();
+    assert_eq!((top.uid(), top.gid(), top.mode() & 0o7777), (0, 0, 0o700));
+    let image = ImageDir::at(place.join("image"));
+    for _ in 0..2 {
+        image.prepare().unwrap();
+        let file = image.rootfs().join("file");
+        fs::write(&file, "of the image").unwrap();
+        chown(&file, Some(1000), Some(65_534)).unwrap();
+        fs::set_permissions(&file, fs::Permissions::from_mode(0o4000)).unwrap();
+        assert_eq!(refusal(chown(&file, Some(65_536), None)), Some(Errno::EINVAL), "no id of the service");
+        let device = mknod(&image.rootfs().join("null"), SFlag::S_IFCHR, Mode::S_IRUSR, makedev(1, 3));
+        assert_eq!(device, Err(Errno::EPERM));
+    }
+    let too_large = fs::write(image.rootfs().join("large"), vec![1; 5 << 20]);
+    assert_eq!(refusal(too_large), Some(Errno::ENOSPC));
+    fs::remove_file(image.rootfs().join("large")).unwrap();
+    fs::write(image.complete(), "").unwrap();
+}
+
+/// Tries everything that changes a file or lets that be done again, as root of a service with all its capabilities.
+fn changes_nothing(place: &Path) {
+    let none = None::<&str>;
+    let again = MsFlags::MS_REMOUNT | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    assert_eq!(mount(none, place, none, again, none), Err(Errno::EPERM), "the file system again for writing");
+    assert_eq!(umount2(place, MntFlags::MNT_DETACH), Err(Errno::EINVAL));
+    for lost in [MsFlags::MS_NOSUID, MsFlags::MS_NODEV] {
+        let flags = (again | MsFlags::MS_BIND | MsFlags::MS_RDONLY).difference(lost);
+        assert_eq!(mount(none, place, none, flags, none), Err(Errno::EPERM), "without {lost:?}");
+    }
+    // A copy of the mount is no way round it.
+    let copy = Path::new("/mnt");
+    mount(Some(place), copy, none, MsFlags::MS_BIND, none).unwrap();
+    for place in [place, copy] {
+        let _ = mount(none, place, none, again | MsFlags::MS_BIND, none);
+        assert_eq!(refusal(fs::write(place.join("new"), "")), Some(Errno::EROFS));
+        assert_eq!(refusal(chown(place, Some(0), Some(0))), Some(Errno::EROFS));
+        let mode = fs::Permissions::from_mode(0o777);
+        assert_eq!(refusal(fs::set_permissions(place, mode)), Some(Errno::EROFS));
+        let unnamed = fs::File::options().write(true).custom_flags(libc::O_TMPFILE).open(place);
+        assert_eq!(refusal(unnamed), Some(Errno::EROFS));
+    }
+    umount2(copy, MntFlags::MNT_DETACH).unwrap();
+}
+
+/// One that does not unpack never writes, before the image is there and after.
+fn probe_other(place: &Path) {
+    let none = None::<&str>;
+    let flags = MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    assert_eq!(mount(none, place, none, flags, none), Err(Errno::EPERM), "the mount again for writing");
+    changes_nothing(place);
+}
+
+/// Once the image is sealed, its owner is as everybody. A root file system starts from it with a layer of its own.
+fn probe_sealed(place: &Path) {
+    changes_nothing(place);
+    let lower = place.join("image/rootfs");
+    let file = lower.join("file");
+    let metadata = fs::metadata(&file).unwrap();
+    assert_eq!((metadata.uid(), metadata.gid(), metadata.mode() & 0o7777), (1000, 65_534, 0o4000));
+    let opened = fs::File::options().write(true).open(&file);
+    assert_eq!(refusal(opened), Some(Errno::EROFS));
+    assert_eq!(refusal(fs::remove_file(&file)), Some(Errno::EROFS));
+    assert_eq!(refusal(fs::rename(&file, lower.join("moved"))), Some(Errno::EROFS));
+    assert_eq!(refusal(fs::hard_link(&file, lower.join("linked"))), Some(Errno::EROFS));
+    assert_eq!(ImageDir::at(place.join("image")).prepare().unwrap_err().raw_os_error(), Some(libc::EROFS));
+    mount(Some("upper"), "/mnt", Some("tmpfs"), MsFlags::empty(), None::<&str>).unwrap();
+    for directory in ["/mnt/upper", "/mnt/work", "/mnt/root"] {
+        fs::create_dir(directory).unwrap();
+    }
+    let options = format!("lowerdir={},upperdir=/mnt/upper,workdir=/mnt/work,userxattr", lower.display());
+    mount(Some("root"), "/mnt/root", Some("overlay"), MsFlags::empty(), Some(options.as_str())).unwrap();
+    assert_eq!(fs::read("/mnt/root/file").unwrap(), b"of the image");
+    chown("/mnt/root/file", Some(7), Some(7)).unwrap();
+    fs::write("/mnt/root/file", "another").unwrap();
+    let metadata = fs::metadata(&file).unwrap();
+    assert_eq!((metadata.uid(), metadata.len()), (1000, 12), "the layer above took it");
+}
+
+/// Root of a service that does not have the image.
+fn probe_stranger(place: &Path) {
+    assert_eq!(refusal(fs::read_dir(place)), Some(Errno::EACCES));
+    assert_eq!(refusal(fs::metadata(place.join("image"))), Some(Errno::EACCES));
+    assert!(fs::set_permissions(place, fs::Permissions::from_mode(0o777)).is_err());
+    assert!(chown(place, Some(0), Some(0)).is_err());
 }
 
 fn supervision() {

@@ -1,7 +1,7 @@
 //! Fetching one service's image and unpacking it into a directory.
 //!
 //! What it makes: `image/rootfs`, `image/config.json` ([`RunConfig`]), and last `image/complete`, which holds the
-//! image's reference. Without that file the directory counts as empty. It confines nobody: a caller that does not trust the
+//! image's digest. Without that file the directory counts as empty. It confines nobody: a caller that does not trust the
 //! image's publisher runs it in a process that can reach that directory only.
 
 use std::fs::{self, File};
@@ -17,7 +17,7 @@ use crate::unpack::{UnpackError, Unpacker};
 
 pub use crate::registry::{Access, Credentials};
 
-/// Where an image lies: the directories and files of one service's `image/`.
+/// Where an image lies: the directories and files of an `image/`.
 #[derive(Debug, Clone)]
 pub struct ImageDir(PathBuf);
 
@@ -57,14 +57,15 @@ impl ImageDir {
         self.0.join("config.json")
     }
 
-    fn complete(&self) -> PathBuf {
+    /// What is there once the image is.
+    pub fn complete(&self) -> PathBuf {
         self.0.join("complete")
     }
 
     /// What an earlier pull of exactly this image left. `None` when there is none that is complete.
-    pub fn finished(&self, reference: &ImageReference) -> Option<RunConfig> {
+    pub fn finished(&self, digest: &Digest) -> Option<RunConfig> {
         let marker = files::read_bounded(self.complete(), 4096).ok()?;
-        if marker != reference.to_string().as_bytes() {
+        if marker != digest.to_string().as_bytes() {
             return None;
         }
         let config = files::read_bounded(self.config(), 4 * image::MAX_CONFIG).ok()?;
@@ -171,7 +172,7 @@ async fn pull_from(
     }
     let config = serde_json::to_vec(&run).map_err(|error| PullError::Write(error.into()))?;
     files::replace(directory.config(), &config).map_err(PullError::Write)?;
-    files::replace(directory.complete(), image.to_string().as_bytes()).map_err(PullError::Write)
+    files::replace(directory.complete(), image.digest().to_string().as_bytes()).map_err(PullError::Write)
 }
 
 async fn resolve(
@@ -362,13 +363,13 @@ mod tests {
         for (name, content) in [("plain", b"1"), ("gzip", b"2"), ("zstd", b"3")] {
             assert_eq!(pulled.read(name).as_deref(), Some(&content[..]), "{name}");
         }
-        let config = pulled.directory().finished(&pulled.reference).unwrap();
+        let config = pulled.directory().finished(&pulled.reference.digest()).unwrap();
         assert_eq!(config.cmd, ["/app"]);
         assert!(!pulled.directory().path().join("blob").exists(), "no blob is left");
-        let other = format!("registry.example/team/app@sha256:{}", "0".repeat(64)).parse().unwrap();
+        let other = format!("sha256:{}", "0".repeat(64)).parse().unwrap();
         assert!(pulled.directory().finished(&other).is_none(), "another image is another pull");
         pulled.directory().prepare().unwrap();
-        assert!(pulled.directory().finished(&pulled.reference).is_none());
+        assert!(pulled.directory().finished(&pulled.reference.digest()).is_none());
     }
 
     #[tokio::test]
@@ -380,7 +381,7 @@ mod tests {
             "{:?}",
             pulled.outcome
         );
-        assert!(pulled.directory().finished(&pulled.reference).is_none());
+        assert!(pulled.directory().finished(&pulled.reference.digest()).is_none());
         // Without compression the promised size already says so, and nothing is fetched.
         let pulled = attempt(image(&[("", zeros)]), 1 << 20).await;
         assert!(matches!(pulled.outcome, Err(PullError::NoRoom(_))), "{:?}", pulled.outcome);

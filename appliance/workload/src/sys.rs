@@ -70,11 +70,39 @@ pub(crate) fn clone_into(
 /// # Errors
 ///
 /// What open_tree(2) says; needs CAP_SYS_ADMIN over the mount namespace.
-pub(crate) fn detached_copy(path: &CStr) -> Result<OwnedFd, Errno> {
+pub fn detached_copy(path: &CStr) -> Result<OwnedFd, Errno> {
     // OPEN_TREE_CLONE is 1; OPEN_TREE_CLOEXEC is O_CLOEXEC (include/uapi/linux/mount.h).
     let flags = 1 | libc::O_CLOEXEC;
     // SAFETY: the path is terminated and outlives the call; the rest are numbers.
     owned(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })
+}
+
+/// Shows the files of a detached mount under the ids of a user namespace: what is 0 in the file system is 0 there
+/// (mount_setattr(2) with MOUNT_ATTR_IDMAP, Linux 5.12; tmpfs has it since 6.3). `read_only` is this mount's own.
+///
+/// # Errors
+///
+/// What mount_setattr(2) says; needs CAP_SYS_ADMIN where the file system was made and over the user namespace.
+pub fn map_ids_of(mount: BorrowedFd<'_>, ids: BorrowedFd<'_>, read_only: bool) -> Result<(), Errno> {
+    let attributes = libc::mount_attr {
+        attr_set: libc::MOUNT_ATTR_IDMAP | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
+        attr_clr: 0,
+        propagation: 0,
+        userns_fd: ids.as_raw_fd().try_into().map_err(|_| Errno::EBADF)?,
+    };
+    // SAFETY: the string is terminated and the structure fully initialised, both outlive the call, which reads no more than the size
+    // given; the descriptors are borrowed, hence open.
+    let outcome = unsafe {
+        libc::syscall(
+            libc::SYS_mount_setattr,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            libc::AT_EMPTY_PATH,
+            std::ptr::from_ref(&attributes),
+            size_of::<libc::mount_attr>(),
+        )
+    };
+    Errno::result(outcome).map(drop)
 }
 
 /// Attaches a detached mount at `path` (move_mount(2), Linux 5.2).
@@ -82,7 +110,7 @@ pub(crate) fn detached_copy(path: &CStr) -> Result<OwnedFd, Errno> {
 /// # Errors
 ///
 /// What move_mount(2) says.
-pub(crate) fn attach(mount: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
+pub fn attach(mount: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
     // MOVE_MOUNT_F_EMPTY_PATH: the descriptor itself is the source (include/uapi/linux/mount.h). A symbolic
     // link at the target's end is not followed, since MOVE_MOUNT_T_SYMLINKS is absent.
     const EMPTY_PATH: libc::c_uint = 4;

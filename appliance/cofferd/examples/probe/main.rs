@@ -17,7 +17,7 @@
 //! | `/exhaust?kind=K&seconds=N` | a process that takes all of a kind and keeps it; what stopped it, or that it still goes on after N seconds |
 //! | `/release` | ends that process and all that it made |
 //! | `/dependency?host=H&port=P` | what another service answers to `GET /` |
-//! | what `networks` lists | its networks, and attempts in them |
+//! | what `networks` and `layers` list | its networks and the files of its image, and attempts there |
 //! | `/stat?count=N` | how many of N stat calls found this program, and how many microseconds they took, as JSON |
 //! | `/exit?code=N`, `/crash` | ends; the first says so before |
 //!
@@ -37,6 +37,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 mod exhaust;
+mod layers;
 mod networks;
 
 const SECRET: &str = "GREETING_SECRET";
@@ -178,7 +179,7 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
             String::new()
         }
         "/crash" => std::process::abort(),
-        _ => match networks::answer(path, parameter) {
+        _ => match networks::answer(path, parameter).or_else(|| layers::answer(path, parameter)) {
             Some(body) => body,
             None => return ("404 Not Found", "no such probe\n".to_owned()),
         },
@@ -506,6 +507,12 @@ fn calls(attempt: &mut impl FnMut(&str, Outcome)) {
     attempt("mount tmpfs", mount("tmpfs"));
     attempt("mount proc", mount("proc"));
     attempt("remount the root", call(&[165, 0, c"/".as_ptr() as c_long, 0, 0x20, 0]));
+    attempt("bind the root again for writing", call(&[165, 0, c"/".as_ptr() as c_long, 0, 0x1020, 0]));
+    let attributes = [0_u64, 1, 0, 0];
+    let attributes = attributes.as_ptr() as c_long;
+    attempt("mount_setattr", call(&[442, -100, c"/".as_ptr() as c_long, 0, attributes, 32]));
+    attempt("open_tree_attr", call(&[467, -100, c"/".as_ptr() as c_long, 1, attributes, 32]));
+    attempt("fspick", call(&[433, -100, c"/".as_ptr() as c_long, 0]));
     attempt("swapon", call(&[167, 0, 0]));
     attempt("quotactl", call(&[179, 0, 0, 0, 0]));
     attempt("acct", call(&[163, 0]));

@@ -14,8 +14,6 @@ use cofferdam_protocol::Digest;
 use cofferdam_protocol::facts::{ApplianceFacts, ImageInfo, Phase};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::state::State;
-use nix::errno::Errno;
-use nix::mount::{MsFlags, mount};
 
 use super::Boot;
 use super::keys::{self, KeyError};
@@ -25,11 +23,13 @@ use super::services::{self, ResolveError};
 use super::unseal::Unsealed;
 use crate::paths;
 use crate::roles::facts::ServiceFacts;
+use crate::roles::pull::image_dir;
 use crate::roles::{Key, RESERVE, ROLES, Role, SHIM, Starts};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
 use crate::system::files;
-use crate::system::spawn::{KeyFile, Spec};
+use crate::system::images::{self, Holder, ImageError, PendingImage};
+use crate::system::spawn::KeyFile;
 use crate::system::supervise::Tier;
 use crate::system::tdx::TdxError;
 
@@ -48,9 +48,9 @@ pub(crate) enum LaunchError {
     /// A file or directory.
     #[error("cannot set up {0}")]
     File(String, #[source] io::Error),
-    /// A service's file system.
-    #[error("cannot mount {0}")]
-    Mount(String, #[source] Errno),
+    /// The file system of an image.
+    #[error(transparent)]
+    Image(#[from] ImageError),
     /// The machine's memory.
     #[error(transparent)]
     Memory(#[from] MountError),
@@ -88,7 +88,7 @@ impl Launched {
 const REACHABLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Directories below /run/cofferdam that belong to no role.
-const DIRECTORIES: [&str; 2] = [paths::SERVICES_DIR, paths::ROOTFS_DIR];
+const DIRECTORIES: [&str; 3] = [paths::SERVICES_DIR, paths::ROOTFS_DIR, paths::SEALS_DIR];
 
 /// The keys that roles find at descriptor 3.
 struct Keys {
@@ -150,7 +150,15 @@ pub(super) fn establish(
         }
     }
     for service in &facts.services {
-        let spec = shim(service)?;
+        let uid = service.uid;
+        files::directory(&service.directory, uid, uid, 0o755).map_err(file(&service.directory))?;
+        files::directory(&service.rootfs, 0, 0, 0o700).map_err(file(&service.rootfs))?;
+    }
+    for owner in facts.services.iter().filter(|service| service.pulls()) {
+        boot.supervisor.seal(image(owner, &facts.services)?);
+    }
+    for service in &facts.services {
+        let spec = SHIM.spec(Some(service), None)?;
         let tier = Tier::Service { grace: service.declared.stop_grace_period };
         boot.supervisor.keep(format!("{} {}", SHIM.name(), service.declared.name), tier, spec);
     }
@@ -188,18 +196,14 @@ fn own_digest() -> Result<Digest, LaunchError> {
     Digest::of_reader(program).map_err(file("/proc/self/exe"))
 }
 
-/// The service's directory, the file system for its image, and what its shim starts as.
-fn shim(service: &ServiceFacts) -> Result<Spec, LaunchError> {
-    let uid = service.uid;
-    files::directory(&service.directory, uid, uid, 0o755).map_err(file(&service.directory))?;
-    files::directory(&service.rootfs, uid, uid, 0o700).map_err(file(&service.rootfs))?;
-    // Its own tmpfs: /run is noexec, and one service's image cannot fill another's. Its pages count as the
-    // service's, whose control group bounds them; without a size it would hold half of the machine's memory and no more.
-    let options = format!("mode=0700,uid={uid},gid={uid},size={}", service.memory);
-    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
-    mount(Some("rootfs"), &service.rootfs, Some("tmpfs"), flags, Some(options.as_str()))
-        .map_err(|error| LaunchError::Mount(service.rootfs.display().to_string(), error))?;
-    Ok(SHIM.spec(Some(service), None)?)
+/// The file system of the image that `owner` pulls, for all services that have it. Not on /run, which is noexec. Its pages count as
+/// the owner's, whose control group bounds them; without a size it would hold half of the machine's memory and no more.
+fn image(owner: &ServiceFacts, services: &[ServiceFacts]) -> Result<PendingImage, LaunchError> {
+    let holder = |service: &ServiceFacts| Holder { place: service.rootfs.clone(), base: service.uid };
+    let others = services.iter().filter(|other| !other.pulls() && other.puller == owner.declared.name);
+    let others: Vec<Holder> = others.map(holder).collect();
+    let complete = image_dir(owner).complete();
+    Ok(images::mount_image(&holder(owner), &others, owner.memory, complete, owner.seal())?)
 }
 
 fn file(path: &(impl AsRef<Path> + ?Sized)) -> impl FnOnce(io::Error) -> LaunchError {

@@ -1,7 +1,8 @@
 //! How memory is divided among services: each has an amount of its own, which no other one can take.
 //!
 //! The sum of all amounts never exceeds what there is, so a service that uses all of its own is ended by its own
-//! limit before the machine has to choose among all processes. What nobody declared is shared out equally.
+//! limit before the machine has to choose among all processes. What nobody declared is shared out equally. An image counts once,
+//! for the service that pulls it, as the kernel charges it: the others with the same image have their whole amount for themselves.
 
 use cofferdam_declaration::LEAST_MEMORY;
 
@@ -21,7 +22,7 @@ pub(crate) struct TooLittle {
     total: u64,
 }
 
-/// What each service may use for its image and its workload, in bytes: what it declared, or an equal share of the rest,
+/// What each service may use for its workload and for the image that it pulls, in bytes: what it declared, or an equal share of the rest,
 /// at least [`LEAST_MEMORY`]. With each goes [`SHIM_SHARE`] for its shim.
 ///
 /// # Errors

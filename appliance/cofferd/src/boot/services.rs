@@ -3,7 +3,7 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use cofferdam_declaration::Declaration;
+use cofferdam_declaration::{Declaration, Service};
 
 use super::numbers::{Exhausted, Numbers};
 use super::partition::{self, TooLittle};
@@ -36,6 +36,10 @@ pub(super) fn resolve(
 ) -> Result<Facts, ResolveError> {
     let limits: Vec<_> = declaration.services.iter().map(|service| service.limits.memory).collect();
     let shares = partition::divide(memory, &limits)?;
+    let puller = |of: &Service| {
+        let same = |other: &&Service| other.image.digest() == of.image.digest();
+        declaration.services.iter().find(same).unwrap_or(of).name.clone()
+    };
     let services = declaration.services.iter().zip(shares).map(|(service, memory)| {
         let number = numbers.of(&service.name)?;
         let networks = service.networks.iter().map(|at| {
@@ -50,14 +54,15 @@ pub(super) fn resolve(
             // Names are validated by the declaration: they cannot leave the directory.
             directory: Path::new(paths::SERVICES_DIR).join(&service.name),
             rootfs: Path::new(paths::ROOTFS_DIR).join(&service.name),
+            puller: puller(service),
             declared: service.clone(),
         })
     });
     let mut services = services.collect::<Result<Vec<_>, Exhausted>>()?;
     introduce(&mut services);
     let leased = services.iter().flat_map(|service| {
-        let login =
-            declaration.registry_of(&service.declared.image).and_then(|registry| registry.login.as_ref());
+        let registry = declaration.registry_of(&service.declared.image).filter(|_| service.pulls());
+        let login = registry.and_then(|registry| registry.login.as_ref());
         let references = service.declared.references().into_iter().chain(login.map(|login| &login.password));
         references.map(|secret| Grant { uid: service.uid, secret: secret.clone() })
     });
@@ -212,6 +217,26 @@ mod tests {
             |name: &str| facts.registry(facts.service(name).unwrap()).and_then(|found| found.login.clone());
         assert_eq!(login("web").unwrap().username, "deploy");
         assert_eq!(login("db"), None);
+    }
+
+    #[test]
+    fn the_first_service_with_a_digest_pulls_for_all_and_it_alone_is_granted_the_registrys_password() {
+        let [one, two] = ["1", "2"].map(|digit| digit.repeat(64));
+        let text = format!(
+            "registries:\n  - host: private.example\n    username: deploy\n    password: secret://registry/x/password\nservices:\n  \
+             web:\n    image: private.example/a@sha256:{one}\n  db:\n    image: private.example/a@sha256:{two}\n  \
+             worker:\n    image: r.example/mirror/a@sha256:{one}\n  last:\n    image: private.example/b@sha256:{two}\n"
+        );
+        let facts = resolve(&declaration(&text), &mut Numbers::default(), MEMORY).unwrap();
+        let pullers: Vec<_> =
+            facts.services.iter().map(|service| (service.puller.as_str(), service.pulls())).collect();
+        assert_eq!(pullers, [("web", true), ("db", true), ("web", false), ("db", false)]);
+        let [web, db, worker, last] = [0, 1, 2, 3].map(|index| &facts.services[index]);
+        assert_eq!((web.seal(), db.seal()), (worker.seal(), last.seal()));
+        assert_eq!(web.seal(), Path::new("/run/cofferdam/seals").join(one));
+        let granted: Vec<u32> = facts.grants.iter().map(|grant| grant.uid).collect();
+        assert_eq!(granted, [web.uid, db.uid]);
+        assert_eq!(web.memory, worker.memory, "the image is taken from the share of whoever pulls it");
     }
 
     #[test]

@@ -12,6 +12,7 @@ use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_workload::dns::Names;
 use serde::{Deserialize, Serialize};
 
+use crate::paths;
 use crate::system::files;
 
 /// Bound on the file in bytes: a declaration has at most 1 MiB, and JSON writes a byte of it in at most six.
@@ -84,12 +85,14 @@ pub(crate) struct ServiceFacts {
     pub(crate) networks: Vec<Place>,
     /// Its control group.
     pub(crate) cgroup: PathBuf,
-    /// Bytes of memory that its image and its workload may use together.
+    /// Bytes of memory that its workload may use, together with its image if it pulls that.
     pub(crate) memory: u64,
     /// What others see of it: status, log, sockets. Owned by its shim.
     pub(crate) directory: PathBuf,
-    /// The file system for its image, which only its shim sees into.
+    /// Where its shim, and nobody else, sees into the file system of its image.
     pub(crate) rootfs: PathBuf,
+    /// The service that pulls its image, and whose memory that takes: the first of the declaration with this digest.
+    pub(crate) puller: String,
     /// As it is declared.
     pub(crate) declared: Service,
 }
@@ -193,6 +196,16 @@ impl ServiceFacts {
     /// Its address in the first of its networks.
     pub(crate) fn address(&self) -> Option<Ipv4Addr> {
         self.networks.first().map(|place| place.address)
+    }
+
+    /// Whether it pulls its image itself.
+    pub(crate) fn pulls(&self) -> bool {
+        self.puller == self.declared.name
+    }
+
+    /// What is there once its image is and nobody can change it any more.
+    pub(crate) fn seal(&self) -> PathBuf {
+        Path::new(paths::SEALS_DIR).join(self.declared.image.digest().hex())
     }
 
     /// What its whole control group may use, in bytes.

@@ -8,7 +8,7 @@ pub(crate) mod facts;
 mod front;
 mod network;
 mod publish;
-mod pull;
+pub(crate) mod pull;
 mod reserve;
 mod shim;
 mod table;

@@ -45,7 +45,7 @@ pub(crate) struct Answer {
     pub(crate) transient: bool,
 }
 
-/// Where the image of a service is unpacked.
+/// Where the image of a service is unpacked, as that service sees it.
 pub(crate) fn image_dir(service: &ServiceFacts) -> ImageDir {
     // Not below the service's directory: /run is noexec.
     ImageDir::at(service.rootfs.join("image"))

@@ -6,7 +6,8 @@
 //! - Nothing of the service starts before everything that it needs is there; until then the status says what
 //!   is missing.
 //! - The image is pulled by a child that ends before the first secret of the workload is leased. The registry's password is
-//!   leased for that child alone, and the workload does not exist yet.
+//!   leased for that child alone, and the workload does not exist yet. Of the services with one image the first pulls it, and the
+//!   others wait; all wait until PID 1 has sealed it.
 //! - It leaves the appliance's network for good before the workload exists, and has its service joined to the networks of the
 //!   declaration. It answers the service's questions for names, from a table.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
@@ -27,8 +28,8 @@ use std::time::Duration;
 
 use anyhow::Context;
 use cofferdam_declaration::{Login, Service};
-use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::status::{Killed, ServiceState, ServiceStatus};
+use cofferdam_protocol::{Digest, SecretRef};
 use cofferdam_redact::Redactor;
 use cofferdam_workload::cgroup::{Group, Leaf};
 use cofferdam_workload::delivery::{Delivery, Plan};
@@ -37,7 +38,7 @@ use cofferdam_workload::image::RunConfig;
 use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
 use cofferdam_workload::network::{self, Network};
-use cofferdam_workload::pull::{Credentials, PullError};
+use cofferdam_workload::pull::{Credentials, ImageDir, PullError};
 use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::{End, Policy};
 use cofferdam_workload::status::Reporter;
@@ -64,6 +65,8 @@ const LEASE_WAIT: Duration = Duration::from_secs(25);
 const LEASE_FIRST: Duration = Duration::from_millis(500);
 /// Between two questions when the vault refuses or is not there.
 const LEASE_PAUSE: Duration = Duration::from_secs(5);
+/// How often to look whether PID 1 has sealed the image, and whether another service has pulled it.
+const SEAL_PAUSE: Duration = Duration::from_millis(50);
 /// How often the services that this one depends on are looked at.
 const DEPENDENCY_PAUSE: Duration = Duration::from_millis(200);
 /// Between two questions to the role `bridge`: it is started before the shims, and again when it has died.
@@ -219,14 +222,32 @@ impl Shim<'_> {
         }
     }
 
-    /// Pulls the image, again and again until it is there.
+    /// Waits until the image is there and sealed; pulls it, again and again until it is, unless another service does.
     async fn image(&mut self) -> Result<RunConfig, Interrupt> {
         let directory = image_dir(self.own);
-        let mut wait = PULL_FIRST;
-        if let Some(config) = directory.finished(&self.service.image) {
+        let digest = self.service.image.digest();
+        if !self.own.seal().exists() {
+            if self.own.pulls() {
+                self.pull(&directory, &digest).await?;
+            } else {
+                let detail = format!("the image, which {} pulls for both, is not there yet", self.own.puller);
+                self.report(ServiceState::Waiting, |status| status.detail = Some(detail))?;
+            }
+        }
+        while !self.own.seal().exists() {
+            self.until(sleep(SEAL_PAUSE)).await?;
+        }
+        if let Some(config) = directory.finished(&digest) {
             return Ok(config);
         }
-        loop {
+        self.give_up(&anyhow::anyhow!("the pulled image cannot be read back")).await?;
+        Err(Interrupt::Stopped)
+    }
+
+    /// Pulls the image into its directory.
+    async fn pull(&mut self, directory: &ImageDir, digest: &Digest) -> Result<(), Interrupt> {
+        let mut wait = PULL_FIRST;
+        while directory.finished(digest).is_none() {
             let credentials = self.credentials().await?;
             self.report(ServiceState::Pulling, |_| {})?;
             let answer = match credentials {
@@ -238,8 +259,8 @@ impl Shim<'_> {
                         .unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), transient: true })
                 }
             };
-            if let Some(config) = directory.finished(&self.service.image) {
-                return Ok(config);
+            if directory.finished(digest).is_some() {
+                break;
             }
             let state = if answer.transient { ServiceState::Pulling } else { ServiceState::Failed };
             let detail = answer.error.unwrap_or_else(|| "the pulled image cannot be read back".to_owned());
@@ -247,6 +268,7 @@ impl Shim<'_> {
             self.until(sleep(wait)).await?;
             wait = wait.saturating_mul(2).min(PULL_LONGEST);
         }
+        Ok(())
     }
 
     /// As whom the image is pulled: leased anew for each pull, so that a password that was wrong can be put right.

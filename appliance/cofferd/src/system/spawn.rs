@@ -171,7 +171,7 @@ fn words(first: &[u8], channel: &UnixStream) -> String {
 
 /// Maps the namespace's whole 16-bit range to the service's host ids. Written by PID 1, which is
 /// privileged outside, so setgroups(2) stays possible inside (user_namespaces(7)).
-fn map_ids(pid: Pid, base: u32) -> io::Result<()> {
+pub(super) fn map_ids(pid: Pid, base: u32) -> io::Result<()> {
     let map = format!("0 {base} {}\n", paths::SERVICE_UID_RANGE);
     fs::write(format!("/proc/{pid}/uid_map"), &map)?;
     fs::write(format!("/proc/{pid}/gid_map"), &map)

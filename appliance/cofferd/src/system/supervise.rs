@@ -6,6 +6,7 @@
 //!   second one would steal exit codes. Shims and containers wait for their own children only.
 //! - A role that ends is started again, later and later while it keeps ending. Before that, what is left
 //!   in its control group is killed: no workload outlives its shim.
+//! - An image that was pulled is sealed ([`images`](super::images)): nobody changes it after that.
 //! - Every change of a role's state is in `/run/cofferdam/status.json`, replaced atomically.
 //! - When the machine runs out of memory, it ends the service that took it ([`super::low_memory`]), and holds that one back.
 //! - SIGTERM, SIGINT (ctrl-alt-del), SIGPWR and the power button end the machine: services first, each with
@@ -36,6 +37,7 @@ use crate::paths;
 use crate::system::cgroup::Cgroup;
 use crate::system::console::say;
 use crate::system::files;
+use crate::system::images::PendingImage;
 use crate::system::low_memory::{self, Ended, KernelTimes, Machine};
 use crate::system::meminfo::meminfo;
 use crate::system::power::PowerButtons;
@@ -49,7 +51,7 @@ const BACKOFF_FIRST: Duration = Duration::from_millis(100);
 const BACKOFF_MAX: Duration = Duration::from_secs(4);
 /// A role that ran this long was sound: its next end is a new event, not the same crash again.
 const STABLE: Duration = Duration::from_secs(10);
-/// How often to look again whether a killed group is empty. Killing is asynchronous but quick.
+/// How often to look again whether a killed group is empty, which takes a moment, and whether an image is there.
 const LINGER: Duration = Duration::from_millis(50);
 /// How often to look for a file that somebody else makes.
 const POLL: Duration = Duration::from_millis(5);
@@ -125,6 +127,7 @@ pub struct Supervisor {
     signals: SignalFd,
     power: PowerButtons,
     kept: Vec<Kept>,
+    unsealed: Vec<PendingImage>,
     phase: &'static str,
     /// How the appliance's state is kept, for people.
     state: String,
@@ -156,6 +159,7 @@ impl Supervisor {
             signals,
             power,
             kept: Vec::new(),
+            unsealed: Vec::new(),
             phase: "mount",
             state: "not opened yet".to_owned(),
             parked: None,
@@ -188,6 +192,11 @@ impl Supervisor {
     /// Listens to these power buttons from now on.
     pub(crate) fn watch(&mut self, power: PowerButtons) {
         self.power = power;
+    }
+
+    /// Seals this image as soon as it is there.
+    pub(crate) fn seal(&mut self, image: PendingImage) {
+        self.unsealed.push(image);
     }
 
     /// Starts a process and keeps it running from now on. One that does not even start is tried again later.
@@ -255,14 +264,28 @@ impl Supervisor {
         if self.looked.elapsed() >= HEARTBEAT {
             self.look();
         }
+        self.seal_pulled();
         self.start_due();
         self.publish();
+    }
+
+    /// Seals what has been pulled since the last time. One that cannot be is tried again.
+    fn seal_pulled(&mut self) {
+        self.unsealed.retain(|image| match image.seal() {
+            Ok(sealed) => !sealed,
+            Err(error) => {
+                say(&error_chain(&error));
+                true
+            }
+        });
     }
 
     /// Waits for a signal, the power button, a restart that is due, or the time. True when the button was pressed.
     fn wait(&mut self, at_most: Duration) -> bool {
         let now = Instant::now();
         let due = self.kept.iter().filter_map(|kept| kept.due).min();
+        // A pull cannot wake PID 1: its images are looked at.
+        let at_most = if self.unsealed.is_empty() { at_most } else { at_most.min(LINGER) };
         let wait = due.map_or(at_most, |due| due.saturating_duration_since(now).min(at_most));
         // Rounded up: a wait of 0.4 ms must not become a spin of zero.
         let milliseconds = wait.as_millis().saturating_add(1).min(60_000) as u16;

@@ -1,0 +1,165 @@
+//! The file systems that images lie in: one for each image, seen by each service that has it in that service's own ids.
+//!
+//! # Duties
+//!
+//! - Each is a tmpfs of PID 1's own, with ids as the image names them, and is mounted once for each of its services, nowhere else
+//!   (mount_setattr(2), MOUNT_ATTR_IDMAP). One of them, the owner, has it for writing until the image is there.
+//! - When the owner's pull says that it is, PID 1 makes the file system itself read-only and says so in a file of its own, for which
+//!   all of them wait. No namespace of a service can undo that: from then on neither the owner's shim nor any workload
+//!   changes what the others start from.
+//!
+//! # Prohibitions
+//!
+//! - It reads nothing that the pull wrote: that a name is there is all that it looks at.
+
+use std::ffi::CString;
+use std::fs;
+use std::io::{self, IoSlice, Read};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt;
+use std::os::unix::net::UnixStream;
+use std::path::{Path, PathBuf};
+
+use nix::errno::Errno;
+use nix::mount::{MntFlags, MsFlags, mount, umount2};
+use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
+use nix::sched::{CloneFlags, unshare};
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+
+use crate::system::{spawn, sys};
+
+/// No setuid program and no device of an image works.
+const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
+/// A child makes a namespace and sends it: two system calls.
+const NAMESPACE_TIMEOUT_MS: u16 = 10_000;
+const NONE: Option<&str> = None;
+
+/// Why an image has no file system.
+#[derive(Debug, thiserror::Error)]
+#[error("cannot {step} for the image at {path}")]
+pub struct ImageError {
+    step: &'static str,
+    path: String,
+    #[source]
+    source: io::Error,
+}
+
+/// A service that has the image.
+#[derive(Debug, Clone)]
+pub struct Holder {
+    /// The directory where it finds it.
+    pub place: PathBuf,
+    /// The first of its ids.
+    pub base: u32,
+}
+
+/// An image that is not there yet.
+#[derive(Debug)]
+pub struct PendingImage {
+    /// The owner's place.
+    place: PathBuf,
+    /// What the pull makes last.
+    complete: PathBuf,
+    /// What says that nobody changes it any more.
+    seal: PathBuf,
+}
+
+/// Makes the file system of one image, of at most `size` bytes, and mounts it at the place of each holder; the first one is its
+/// owner. `complete` is what the owner's pull makes last, `seal` the file that PID 1 makes then.
+///
+/// # Errors
+///
+/// [`ImageError`].
+pub fn mount_image(
+    owner: &Holder,
+    others: &[Holder],
+    size: u64,
+    complete: PathBuf,
+    seal: PathBuf,
+) -> Result<PendingImage, ImageError> {
+    let Holder { place, .. } = owner;
+    let options = format!("mode=0700,size={size}");
+    let made = mount(Some("image"), place, Some("tmpfs"), FLAGS, Some(options.as_str()));
+    step("make a file system", place, made)?;
+    let copies = std::iter::once((owner, false)).chain(others.iter().map(|other| (other, true)));
+    let copies = copies.map(|(holder, read_only)| Ok((holder, copy(place, holder, read_only)?)));
+    let copies: Vec<(&Holder, OwnedFd)> = copies.collect::<Result<_, ImageError>>()?;
+    // From here on nobody sees it with its own ids.
+    step("hide the file system", place, umount2(place, MntFlags::MNT_DETACH))?;
+    for (Holder { place, .. }, copy) in &copies {
+        step("attach the file system", place, sys::attach(copy.as_fd(), &named(place)?))?;
+    }
+    Ok(PendingImage { place: place.clone(), complete, seal })
+}
+
+impl PendingImage {
+    /// Makes the file system read-only for good if its pull is done. False as long as it is not.
+    ///
+    /// # Errors
+    ///
+    /// [`ImageError`]; the image stays unsealed.
+    pub fn seal(&self) -> Result<bool, ImageError> {
+        if fs::symlink_metadata(&self.complete).is_err() {
+            return Ok(false);
+        }
+        let flags = FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+        match mount(NONE, &self.place, NONE, flags, NONE) {
+            // A file is still open for writing.
+            Err(Errno::EBUSY) => Ok(false),
+            done => {
+                step("end the writing", &self.place, done)?;
+                step("write the seal", &self.place, fs::write(&self.seal, b""))?;
+                Ok(true)
+            }
+        }
+    }
+}
+
+/// The mount at `place` once more, attached nowhere, in the ids of `holder`.
+fn copy(place: &Path, holder: &Holder, read_only: bool) -> Result<OwnedFd, ImageError> {
+    let copy = step("copy the mount", place, sys::detached_copy(&named(place)?))?;
+    let ids = step("make the ids", &holder.place, ids_of(holder.base))?;
+    step("map the ids", &holder.place, sys::map_ids_of(copy.as_fd(), ids.as_fd(), read_only))?;
+    Ok(copy)
+}
+
+/// A user namespace with the ids of a service, in which nothing runs: only its map counts. Another process has to make it, since
+/// whoever does is in it; it sends it itself, because nobody else may open it (Yama, with our patch).
+fn ids_of(base: u32) -> io::Result<OwnedFd> {
+    let (ours, theirs) = UnixStream::pair()?;
+    let Some(pid) = sys::fork()? else {
+        drop(ours);
+        let _ = make_namespace(&theirs);
+        sys::leave(0)
+    };
+    drop(theirs);
+    let mut readable = [PollFd::new(ours.as_fd(), PollFlags::POLLIN)];
+    poll(&mut readable, PollTimeout::from(NAMESPACE_TIMEOUT_MS))?;
+    let (_, namespace) = sys::receive(ours.as_fd(), &mut [0])?;
+    let namespace = namespace.ok_or(io::ErrorKind::BrokenPipe)?;
+    spawn::map_ids(pid, base)?;
+    // The socket closes, and with that the child ends.
+    Ok(namespace)
+}
+
+/// The child's side: makes the namespace, sends it, and stays in it until its ids are mapped.
+fn make_namespace(mut channel: &UnixStream) -> io::Result<()> {
+    unshare(CloneFlags::CLONE_NEWUSER)?;
+    let namespace = fs::File::open("/proc/self/ns/user")?;
+    let rights = [namespace.as_raw_fd()];
+    let rights = [ControlMessage::ScmRights(&rights)];
+    sendmsg::<()>(channel.as_raw_fd(), &[IoSlice::new(b"u")], &rights, MsgFlags::MSG_NOSIGNAL, None)?;
+    channel.read(&mut [0]).map(drop)
+}
+
+fn named(path: &Path) -> Result<CString, ImageError> {
+    step("name a path", path, CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from))
+}
+
+fn step<T, E: Into<io::Error>>(
+    step: &'static str,
+    path: &Path,
+    outcome: Result<T, E>,
+) -> Result<T, ImageError> {
+    outcome.map_err(|source| ImageError { step, path: path.display().to_string(), source: source.into() })
+}
