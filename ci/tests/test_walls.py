@@ -282,7 +282,8 @@ class Walls(Booted):
         spoilt = {name: json.loads(self.ask(name, "/spoil?path=/open")) for name in ("root", "user")}
         print(f"\nspoilt: {spoilt}", file=sys.stderr)
         # Each has its own layer above, in which it does as it likes with what it may.
-        self.assertEqual({spoilt["root"][way] for way in ("write", "map", "chmod", "chown")}, {"ok"})
+        ways = ("write", "map", "chmod", "chown")
+        self.assertEqual({spoilt["root"][way] for way in ways}, {"ok"})
         self.assertEqual([spoilt["user"][way] for way in ("write", "chmod")], ["ok", "EPERM"])
         self.assertNotEqual(seen("root"), files)
         self.assertEqual(json.loads(self.ask("root", "/spoil?path=/setuid"))["replace"], "ok")
