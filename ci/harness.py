@@ -190,7 +190,8 @@ class World:
 
     def start(self, name, command, **options):
         if command[0] == self.tool("coffer"):
-            options.setdefault("env", self.environment())
+            key = self.path("operator.key")
+            options.setdefault("env", {**self.environment(), "COFFER_KEY": key})
         log = open(self.path(name + ".log"), "ab")
         process = subprocess.Popen(
             command, stdout=log, stderr=log, stdin=subprocess.DEVNULL, **options

@@ -51,7 +51,9 @@ SERVICES = """  web:
     secrets:
       - source: secret://demo/greeting/value
         target: greeting
-    ports: ["443:8080"]
+    ports:
+      - "443:8080"
+      - {{published: 8446, target: 8080, auth: tokens}}
     depends_on: [neighbour]
     networks: {{default: {{aliases: [www]}}}}
     restart: always
@@ -75,12 +77,15 @@ SERVICES = """  web:
     command: [/probe]
     user: "1000:1000"
     environment: {{GREETING: hello apart}}
-    ports: ["8445:8080"]
+    ports: [{{published: 8445, target: 8080, auth: none}}]
     networks: [between]
     restart: always
 networks:
   between:
     internal: true
+tokens:
+  - name: ci
+    hash: {hash}
 """
 
 
@@ -118,12 +123,16 @@ class Appliance(unittest.TestCase):
         world.start_services()
         cls.trust, cls.github = world.trust_options(IMAGE), world.github_options()
         cls.port, cls.neighbour_port, cls.apart_port = free_port(), free_port(), free_port()
+        cls.token_port = free_port()
         image = world.push_image(
             "test/probe",
             workload_files(),
             {"Entrypoint": ["/probe"], "WorkingDir": "/", "Env": ["FROM_IMAGE=yes"]},
         )
-        cls.declaration = world.declaration(cls.port, SERVICES.format(image=image))
+        made = json.loads(world.coffer_ok("token", "new", "ci", "--json"))
+        cls.token = made["token"]
+        services = SERVICES.format(image=image, hash=made["hash"])
+        cls.declaration = world.declaration(cls.port, services)
         cls.commit = world.commit(cls.declaration)
         # GitHub has a bad day first: the appliance has to come through.
         with open(world.path("faults.json"), "w", encoding="utf-8") as file:
@@ -158,6 +167,8 @@ class Appliance(unittest.TestCase):
             f"{cls.neighbour_port}:8444",
             "--forward",
             f"{cls.apart_port}:8445",
+            "--forward",
+            f"{cls.token_port}:8446",
             "--control",
         )
         world.wait_console("appliance", cls.appliance, "launched", 240)
@@ -342,6 +353,41 @@ class Appliance(unittest.TestCase):
             [file["name"] for file in json.loads(request(self.listen, "/secret-files")[1])],
             ["greeting"],
         )
+
+    def test_13_who_calls_is_asked_unless_the_port_says_none(self):
+        def direct(port, path="/headers", **headers):
+            context = ssl._create_unverified_context()
+            connection = http.client.HTTPSConnection("127.0.0.1", port, context=context, timeout=60)
+            try:
+                connection.request("GET", path, headers=headers)
+                answer = connection.getresponse()
+                scheme = answer.getheader("WWW-Authenticate")
+                return answer.status, scheme, json.loads(answer.read())
+            finally:
+                connection.close()
+
+        bearer = {"Authorization": f"Bearer {self.token}"}
+        # A port in its short form is for operators; a token does not help there.
+        for headers in ({}, bearer):
+            status, scheme, body = direct(self.port, **headers)
+            self.assertEqual((status, scheme), (401, "Cofferdam-Operator"), body)
+            self.assertIn("coffer connect", body["hint"])
+        status, body = request(self.listen, "/headers")
+        self.assertEqual(status, 200)
+        self.assertIn("x-cofferdam-caller: operator:demo", json.loads(body))
+        # Tokens, which the service does not see, and which nobody else may name.
+        self.assertEqual(direct(self.token_port)[:2], (401, "Bearer"))
+        wrong = direct(self.token_port, Authorization=f"Bearer {self.token[:-1]}")
+        self.assertEqual(wrong[0], 401)
+        forged = {"X-Cofferdam-Caller": "operator:alice", "X_Cofferdam_Caller": "operator:alice"}
+        status, _, headers = direct(self.token_port, **bearer, **forged)
+        self.assertEqual(status, 200)
+        callers = [header for header in headers if "caller" in header]
+        self.assertEqual(callers, ["x-cofferdam-caller: token:ci"])
+        self.assertNotIn(self.token, str(headers))
+        # Everybody's: nobody is named.
+        status, _, headers = direct(self.apart_port, **forged)
+        self.assertEqual((status, [each for each in headers if "caller" in each]), (200, []))
 
     def test_14_status_says_where_state_lives(self):
         status = self.status()

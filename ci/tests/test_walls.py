@@ -279,7 +279,9 @@ class Walls(Booted):
 
         for name in PORTS:
             self.assertEqual(seen(name), files, name)
-        spoilt = {name: json.loads(self.ask(name, "/spoil?path=/open")) for name in ("root", "user")}
+        spoilt = {
+            name: json.loads(self.ask(name, "/spoil?path=/open")) for name in ("root", "user")
+        }
         print(f"\nspoilt: {spoilt}", file=sys.stderr)
         # Each has its own layer above, in which it does as it likes with what it may.
         ways = ("write", "map", "chmod", "chown")

@@ -14,7 +14,7 @@ use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::ratls::{self, Refusal};
 use cofferdam_protocol::evidence::{self, ChannelBinding, Nonce};
-use cofferdam_protocol::operator::{MAX_REPLY, PREFIX};
+use cofferdam_protocol::operator::{MAX_REPLY, PREFIX, SIGN_IN};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::{Digest, Endpoint, Repository};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -48,6 +48,14 @@ pub(crate) struct Channel {
     pub(crate) appraisal: Appraisal,
     /// When the appraisal ceases to hold, seconds since the Unix epoch.
     pub(crate) expires_unix: u64,
+}
+
+/// What comes of signing in.
+pub(crate) enum SignedIn {
+    /// What is asked for on this connection is the operator's.
+    Yes(Box<TlsStream<TcpStream>>),
+    /// The appliance knows no operator with this key, or does not know what this is. The connection is spent.
+    No(Failure),
 }
 
 /// One answer.
@@ -195,6 +203,39 @@ impl Channel {
             .await
             .map_err(|broken| Failure::could_not_check(broken.what))
     }
+}
+
+/// Signs in as an operator on a connection to an appliance whose key is attested. Nothing else has been said on it, and what is
+/// said on it afterwards is the operator's.
+pub(crate) async fn sign_in(
+    stream: TlsStream<TcpStream>,
+    key: &OperatorKey,
+    host: &str,
+) -> Outcome<SignedIn> {
+    let lost = |error: hyper::Error| Failure::could_not_check(format!("{host}: {}", chain(&error)));
+    let peer = ratls::peer(stream.get_ref().1)
+        .map_err(|refusal| Failure::could_not_check(format!("{host}: {refusal}")))?;
+    let path = format!("{PREFIX}{SIGN_IN}");
+    let authorization = key.authorization("POST", &path, b"", peer.channel_binding.as_bytes());
+    let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+    let asked = async move {
+        // Dropped with its sender, the connection hands back what it is made of.
+        exchange(&mut sender, host, "POST", &path, Bytes::new(), Some(authorization), MAX_REPLY).await
+    };
+    let (reply, rest) = tokio::join!(asked, connection.without_shutdown());
+    let reply = reply.map_err(|broken| Failure::could_not_check(broken.what))?;
+    match reply.status {
+        StatusCode::NO_CONTENT => {}
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
+            return Ok(SignedIn::No(refusal(&reply, "not signed in")));
+        }
+        _ => return Err(refusal(&reply, "not signed in")),
+    }
+    let rest = rest.map_err(lost)?;
+    if !rest.read_buf.is_empty() {
+        return Err(Failure::could_not_check(format!("{host} says more than it was asked for")));
+    }
+    Ok(SignedIn::Yes(Box::new(rest.io.into_inner())))
 }
 
 /// The evidence in an answer. A peer whom nothing vouches for may choose neither our exit code nor our words; where an appliance is

@@ -108,7 +108,8 @@ pub(crate) enum Verb {
     },
     /// Open a local port whose traffic reaches only the verified appliance
     #[command(
-        after_help = "Example:\n  coffer connect acme/app --listen 127.0.0.1:8080 --reference measurements"
+        after_help = "With an operator's key it signs in: whoever reaches the local port calls the services as that \
+        operator.\n\nExample:\n  coffer connect acme/app --listen 127.0.0.1:8080 --reference measurements"
     )]
     Connect {
         #[command(flatten)]
@@ -119,11 +120,18 @@ pub(crate) enum Verb {
         /// The published port to reach, if it is not the endpoint's own
         #[arg(long, value_name = "PORT", help_heading = OWN)]
         port: Option<NonZeroU16>,
+        #[command(flatten)]
+        key: OperatorKey,
     },
     /// Put, list and remove secrets over a verified connection
     Secret {
         #[command(subcommand)]
         action: Secret,
+    },
+    /// Make tokens for clients that are no operators
+    Token {
+        #[command(subcommand)]
+        action: Token,
     },
     /// Show what the appliance and its services are doing
     Status {
@@ -195,6 +203,17 @@ pub(crate) enum Secret {
         name: SecretRef,
         #[command(flatten)]
         key: OperatorKey,
+    },
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Token {
+    /// Make a token; it is printed once, and its hash goes into the declaration
+    #[command(after_help = "Example:\n  coffer token new ci > ci.token")]
+    New {
+        /// The client's name, which services are told
+        #[arg(value_name = "NAME", value_parser = name)]
+        name: String,
     },
 }
 
@@ -349,6 +368,12 @@ pub(crate) struct OperatorKey {
 /// A secret's reference, given as `ns/name/field` or `secret://ns/name/field`.
 fn secret(text: &str) -> Result<SecretRef, WordError> {
     if text.starts_with(SECRET_SCHEME) { text.parse() } else { format!("{SECRET_SCHEME}{text}").parse() }
+}
+
+/// A name as declarations have them.
+fn name(text: &str) -> Result<String, &'static str> {
+    let wrong = "a name is 1 to 63 of a-z 0-9 . _ - and starts with a letter or a digit";
+    cofferdam_protocol::is_name(text).then(|| text.to_owned()).ok_or(wrong)
 }
 
 fn register(text: &str) -> Result<Register, String> {

@@ -65,6 +65,13 @@ pub(crate) trait World: Send + Sync + 'static {
     fn verify(&self, last: &Peer) -> impl Future<Output = Outcome<Peer>> + Send;
     /// Opens a connection to the peer; the key that the other end holds comes with it.
     fn dial(&self, endpoint: &Endpoint) -> impl Future<Output = Outcome<(Self::Remote, Digest)>> + Send;
+    /// Says who is calling, on a connection to the attested peer on which nothing else was said. `None` when the peer did not want
+    /// to know: then the world says nothing more of it, and a connection has to be opened anew.
+    fn introduce(
+        &self,
+        remote: Self::Remote,
+        endpoint: &Endpoint,
+    ) -> impl Future<Output = Outcome<Option<Self::Remote>>> + Send;
     /// Says something that a person must not miss.
     fn warn(&self, text: &str);
     /// Says why a connection or a renewal failed.
@@ -235,19 +242,32 @@ async fn attach<W: World>(shared: &Shared<W>, peer: &Peer) -> Outcome<W::Remote>
     if let Some(failure) = expired() {
         return Err(failure);
     }
-    let dialled = timeout(shared.limit, world.dial(&peer.endpoint)).await;
-    let (remote, tls_key) = dialled.unwrap_or_else(|_| {
-        Err(Failure::could_not_check(format!("{} does not answer within {:?}", peer.endpoint, shared.limit)))
-    })?;
-    if tls_key != peer.tls_key {
-        shared.other_key.notify_one();
-        return Err(Failure::rejected(format!(
-            "tls_key: {} now shows {tls_key}, attested is {}",
-            peer.endpoint, peer.tls_key
-        )));
-    }
+    let remote = match timeout(shared.limit, reach(shared, peer)).await {
+        Ok(remote) => remote?,
+        Err(_) => {
+            let what = format!("{} does not answer within {:?}", peer.endpoint, shared.limit);
+            return Err(Failure::could_not_check(what));
+        }
+    };
     // Dialling took its time.
     expired().map_or(Ok(remote), Err)
+}
+
+/// Dials, and says who is calling to nobody but the holder of the attested key.
+async fn reach<W: World>(shared: &Shared<W>, peer: &Peer) -> Outcome<W::Remote> {
+    loop {
+        let (remote, tls_key) = shared.world.dial(&peer.endpoint).await?;
+        if tls_key != peer.tls_key {
+            shared.other_key.notify_one();
+            return Err(Failure::rejected(format!(
+                "tls_key: {} now shows {tls_key}, attested is {}",
+                peer.endpoint, peer.tls_key
+            )));
+        }
+        if let Some(remote) = shared.world.introduce(remote, &peer.endpoint).await? {
+            return Ok(remote);
+        }
+    }
 }
 
 /// Waits until the evidence for `peer` has expired, as it is renewed: by evidence for the same key.

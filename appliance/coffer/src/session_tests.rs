@@ -40,6 +40,10 @@ struct Sky {
     attested: Mutex<String>,
     said: Mutex<Vec<(u64, String)>>,
     verified: AtomicUsize,
+    /// Whether the peer wants to know who is calling.
+    curious: AtomicBool,
+    /// To how many connections it was said, or would have been.
+    introduced: AtomicUsize,
 }
 
 impl Sky {
@@ -155,6 +159,12 @@ impl World for Fake {
         Ok((near, Digest::of(self.sky.key.lock().unwrap().as_bytes())))
     }
 
+    async fn introduce(&self, remote: DuplexStream, _endpoint: &Endpoint) -> Outcome<Option<DuplexStream>> {
+        self.sky.introduced.fetch_add(1, Ordering::Relaxed);
+        // As the real one: who did not want to know is not told again.
+        Ok(self.sky.curious.swap(true, Ordering::Relaxed).then_some(remote))
+    }
+
     fn warn(&self, text: &str) {
         self.sky.said.lock().unwrap().push((self.now() - BEGIN, text.to_owned()));
     }
@@ -181,6 +191,8 @@ impl Session {
             attested: Mutex::new("one".to_owned()),
             said: Mutex::default(),
             verified: AtomicUsize::new(0),
+            curious: AtomicBool::new(true),
+            introduced: AtomicUsize::new(0),
         });
         let world = Fake { sky: Arc::clone(&sky), incoming: tokio::sync::Mutex::new(incoming) };
         let running = tokio::spawn(serve(world, peer("one", BEGIN), LIMIT));
@@ -241,6 +253,18 @@ async fn half_an_hour(plan: &[(u64, Weather)]) -> (Session, Vec<(f64, bool)>) {
         answers.push((at, session.request().await));
     }
     (session, answers)
+}
+
+#[tokio::test(start_paused = true)]
+async fn who_is_calling_is_said_to_the_attested_peer_alone_and_a_peer_that_does_not_care_is_served_all_the_same()
+ {
+    let session = Session::start();
+    session.sky.curious.store(false, Ordering::Relaxed);
+    assert!(session.request().await, "on another connection than the one that was spent");
+    assert_eq!(session.sky.introduced.load(Ordering::Relaxed), 2);
+    "two".clone_into(&mut session.sky.key.lock().unwrap());
+    assert!(!session.request().await);
+    assert_eq!(session.sky.introduced.load(Ordering::Relaxed), 2, "nothing is said to another key");
 }
 
 #[tokio::test(start_paused = true)]

@@ -239,3 +239,36 @@ fn secret_put_asks_what_verify_asks_and_not_twice() {
         "secret put: cold {cold:?}, warm {warm:?}; with --endpoint {cold_at:?}, {warm_at:?} (API, git, storage)"
     );
 }
+
+#[test]
+fn with_a_key_services_know_who_calls_and_an_appliance_that_does_not_is_called_all_the_same() {
+    let appliance = Simulated::start();
+    let Some(world) = appliance.world(600) else { return };
+    let key = world.at("operator.key");
+    let mut ssh_keygen = std::process::Command::new("ssh-keygen");
+    let made = ssh_keygen.args(["-q", "-t", "ed25519", "-N", "", "-f"]).arg(&key);
+    assert!(made.status().unwrap().success());
+    let key = key.to_str().unwrap();
+    let answer = |connect: &Connect| {
+        let mut stream = connect.open().unwrap();
+        assert!(ask(&mut stream));
+        stream.write_all(b"GET /two HTTP/1.1\r\nHost: x\r\n\r\n").unwrap();
+        stream.shutdown(std::net::Shutdown::Write).unwrap();
+        let mut answer = String::new();
+        let _ = stream.read_to_string(&mut answer);
+        answer
+    };
+    let signed = Connect::start(&world, &["--key", key]);
+    assert!(answer(&signed).contains("hello an operator"), "the whole connection is theirs");
+    let anybody = Connect::start(&world, &[]);
+    assert!(answer(&anybody).contains("hello nobody"));
+    appliance.set(Mood::Strange);
+    let mut stranger = Connect::start(&world, &["--key", key]);
+    for _ in 0..2 {
+        assert!(answer(&stranger).contains("hello nobody"));
+    }
+    let _ = stranger.process.kill();
+    let mut said = String::new();
+    stranger.process.stderr.take().unwrap().read_to_string(&mut said).unwrap();
+    assert_eq!(said.matches("nobody is signed in from now on").count(), 1, "{said}");
+}

@@ -9,6 +9,7 @@ pub(crate) const TOP: &[&str] = &[
     "repository",
     "endpoint",
     "operators",
+    "tokens",
     "github",
     "attestation",
     "registries",
@@ -17,6 +18,8 @@ pub(crate) const TOP: &[&str] = &[
 ];
 /// Keys of one operator.
 pub(crate) const OPERATOR: &[&str] = &["name", "key"];
+/// Keys of one token.
+pub(crate) const TOKEN: &[&str] = &["name", "hash"];
 /// Keys of `github`.
 pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
 /// Keys of `attestation`.
@@ -65,7 +68,7 @@ pub(crate) const ULIMIT: &[&str] = &["soft", "hard"];
 /// Keys of one secret file.
 pub(crate) const SECRET_FILE: &[&str] = &["source", "target"];
 /// Keys of one port in its long form.
-pub(crate) const PORT: &[&str] = &["published", "target", "protocol"];
+pub(crate) const PORT: &[&str] = &["published", "target", "protocol", "auth"];
 /// Keys of one network.
 pub(crate) const NETWORK: &[&str] = &["driver", "internal"];
 /// Keys of a service's membership in one.

@@ -37,8 +37,8 @@ pub use limits::{
     Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
 };
 pub use model::{
-    Attestation, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Membership, Operator, Port, Registry,
-    Restart, SecretFile, Service, Value,
+    Attestation, Auth, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Membership, Operator, Port,
+    Registry, Restart, SecretFile, Service, Token, Value,
 };
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cofferdam_protocol::{
-    Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef,
+    Digest, Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef,
 };
 use serde::{Deserialize, Serialize};
 
@@ -23,6 +23,8 @@ pub struct Declaration {
     pub endpoint: Endpoint,
     /// Who may put secrets and read status and logs; names and keys are unique.
     pub operators: Vec<Operator>,
+    /// With which tokens clients call ports that take tokens; names and hashes are unique.
+    pub tokens: Vec<Token>,
     /// Where release attestations go.
     pub github: Github,
     /// Where the collateral of quotes comes from.
@@ -40,6 +42,15 @@ pub struct Operator {
     pub name: String,
     /// The key that signs the operator's requests.
     pub key: OperatorKey,
+}
+
+/// A token, as far as it is known to those who check it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Token {
+    /// `[a-z0-9][a-z0-9._-]{0,62}`: what services are told of who calls.
+    pub name: String,
+    /// [`AccessToken::hash`](cofferdam_protocol::AccessToken::hash).
+    pub hash: Digest,
 }
 
 /// The GitHub that holds the repository.
@@ -159,6 +170,20 @@ pub struct Port {
     pub published: u16,
     /// In the service's network namespace, plain HTTP.
     pub target: u16,
+    /// Who may call it.
+    pub auth: Auth,
+}
+
+/// Whose requests at a published port reach the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Auth {
+    /// Those on a connection on which an operator has signed in. Every port's unless it says otherwise.
+    Operators,
+    /// Those with one of the declaration's tokens.
+    Tokens,
+    /// Everybody's.
+    None,
 }
 
 /// A service's place in a network, whose members reach each other at every port.

@@ -5,12 +5,14 @@
 
 use std::collections::BTreeSet;
 
-use cofferdam_protocol::{HttpsUrl, SecretRef, WordError, base64, is_name, is_service_name, shorten};
+use cofferdam_protocol::{
+    AccessToken, Digest, HttpsUrl, SecretRef, WordError, base64, is_name, is_service_name, shorten,
+};
 
 use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
-use crate::model::{Attestation, Declaration, Github, Login, Operator, Registry};
+use crate::model::{Attestation, Declaration, Github, Login, Operator, Registry, Token};
 use crate::read_network;
 use crate::read_service;
 use crate::rules;
@@ -20,6 +22,8 @@ use crate::yaml::{Kind, Node};
 pub const MAX_SERVICES: usize = 32;
 /// More people than this share a key management system, not a list in a file.
 const MAX_OPERATORS: usize = 32;
+/// Each is compared with what every request at a port of tokens brings.
+const MAX_TOKENS: usize = 256;
 const MAX_REGISTRIES: usize = 32;
 /// No registry has longer ones.
 const MAX_USERNAME: usize = 255;
@@ -40,6 +44,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         .require("endpoint", "write `endpoint: host:port`, where clients reach the appliance", errors)
         .and_then(|node| fields::parse(node, "`endpoint`", errors));
     let operators = top.get("operators").map_or(Some(Vec::new()), |node| operators(node, errors));
+    let tokens = top.get("tokens").map_or(Some(Vec::new()), |node| tokens(node, errors));
     let github = github(top.get("github"), errors);
     let attestation = attestation(top.get("attestation"), errors);
     let registries = top.get("registries").map_or(Some(Vec::new()), |node| registries(node, errors));
@@ -48,6 +53,9 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let services = top
         .require("services", "name at least one: `services: {web: {image: …}}`", errors)
         .and_then(|node| services(node, errors));
+    if let (Some(services), Some(operators), Some(tokens)) = (&services, &operators, &tokens) {
+        rules::someone_can_call(services, operators, tokens, errors);
+    }
     if let (Some(services), Some(operators), Some(github), Some(registries)) =
         (&services, &operators, &github, &registries)
     {
@@ -62,6 +70,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         repository: repository?,
         endpoint: endpoint?,
         operators: operators?,
+        tokens: tokens?,
         github: github?,
         attestation: attestation?,
         registries: registries?.into_iter().map(|read| read.registry).collect(),
@@ -118,6 +127,58 @@ fn operators(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Operator>> {
         Some(Operator { name, key })
     });
     collect(read)
+}
+
+fn tokens(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Token>> {
+    let items = fields::list(node, "`tokens`", errors)?;
+    bounded(node, items.len(), MAX_TOKENS, "tokens", errors)?;
+    let (mut names, mut hashes) = (BTreeSet::new(), BTreeSet::new());
+    let read = items.iter().map(|item| {
+        let fields = Fields::open(item, "a token", keys::TOKEN, &[], errors)?;
+        let name = fields
+            .require("name", "write `name: ci`", errors)
+            .and_then(|node| Some((node, fields::text(node, "a token's name", errors)?)));
+        let hash = fields
+            .require("hash", "write `hash: sha256:…`, as `coffer token new NAME` prints it", errors)
+            .and_then(|node| token_hash(node, errors).map(|hash| (node, hash)));
+        let ((name_node, name), (hash_node, hash)) = (name?, hash?);
+        if !is_name(&name) {
+            errors.error(
+                name_node.place,
+                "a token's name is 1 to 63 of a-z 0-9 . _ - and starts with a letter or a digit",
+            );
+            return None;
+        }
+        if !names.insert(name.clone()) {
+            errors.error(name_node.place, format!("a second token is called {name}"));
+            return None;
+        }
+        if !hashes.insert(hash) {
+            errors.hinted(
+                hash_node.place,
+                "a second token has this hash",
+                "each client has a token of its own",
+            );
+            return None;
+        }
+        Some(Token { name, hash })
+    });
+    collect(read)
+}
+
+/// The token itself may have been pasted, so the source line is not shown.
+fn token_hash(node: &Node, errors: &mut Collector<'_>) -> Option<Digest> {
+    let text = fields::text(node, "a token's hash", errors)?;
+    let result = if text.contains(AccessToken::PREFIX) {
+        Err(WordError::new("this is the token itself, and whoever has seen this file has it now")
+            .hint("make another one with `coffer token new NAME`, and write the hash that it prints"))
+    } else {
+        text.parse().map_err(|_| {
+            WordError::new("not a token's hash: it is not sha256: and 64 lower-case hex digits")
+                .hint("`coffer token new NAME` prints the token and its hash")
+        })
+    };
+    result.map_err(|error| errors.hidden(node.place, error)).ok()
 }
 
 /// A private key may have been pasted, so the source line is not shown.

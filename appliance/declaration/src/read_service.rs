@@ -11,7 +11,7 @@ use cofferdam_protocol::{SECRET_SCHEME, SecretRef, WordError, parse_decimal, par
 use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
-use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
+use crate::model::{Auth, DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
 use crate::read::{bounded, collect, optional};
 use crate::read_limits::{self, Resources};
 use crate::read_network;
@@ -327,7 +327,9 @@ fn short_port(text: &str) -> Result<Port, WordError> {
         return Err(WordError::new("ranges of ports are not supported").hint("write one entry for each port"));
     }
     match pair.split(':').collect::<Vec<_>>().as_slice() {
-        [published, target] => Ok(Port { published: parse_port(published)?, target: parse_port(target)? }),
+        [published, target] => {
+            Ok(Port { published: parse_port(published)?, target: parse_port(target)?, auth: Auth::Operators })
+        }
         [target] => Err(WordError::new("the port on the appliance is not given")
             .hint(format!("write \"PUBLISHED:{0}\", for example \"443:{0}\"", shorten(target, 12)))),
         _ => Err(WordError::new("not PUBLISHED:TARGET").hint(
@@ -350,7 +352,24 @@ fn long_port(node: &Node, errors: &mut Collector<'_>) -> Option<Port> {
         errors.error(node.place, "only TCP ports can be published: clients reach them over TLS");
         return None;
     }
-    Some(Port { published: published?, target: target? })
+    let auth = fields.get("auth").map_or(Some(Auth::Operators), |node| auth(node, errors));
+    Some(Port { published: published?, target: target?, auth: auth? })
+}
+
+fn auth(node: &Node, errors: &mut Collector<'_>) -> Option<Auth> {
+    match fields::text(node, "`auth`", errors)?.as_str() {
+        "operators" => Some(Auth::Operators),
+        "tokens" => Some(Auth::Tokens),
+        "none" => Some(Auth::None),
+        _ => {
+            errors.hinted(
+                node.place,
+                "not a kind of callers",
+                "one of operators (also without `auth`), tokens, none (everybody)",
+            );
+            None
+        }
+    }
 }
 
 /// A list of names, or a mapping from names to the condition `service_started`.

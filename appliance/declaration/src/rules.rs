@@ -6,7 +6,7 @@ use cofferdam_protocol::shorten;
 
 use crate::diagnostics::{Collector, Place};
 use crate::keys::nearest;
-use crate::model::{Github, Operator};
+use crate::model::{Auth, Github, Operator, Port, Token};
 use crate::read::ReadRegistry;
 use crate::read_network::DEFAULT;
 use crate::read_service::Read;
@@ -149,6 +149,32 @@ fn grants(services: &[Read], own: &Own<'_>, errors: &mut Collector<'_>) {
         if logins.iter().any(|(password, _)| *password == reference) {
             let hint = "a workload gets no registry's password: put what it needs under another name";
             errors.hinted(*place, "this secret is a registry's password", hint);
+        }
+    }
+}
+
+/// A port that takes operators or tokens leads nowhere when there are none.
+pub(crate) fn someone_can_call(
+    services: &[Read],
+    operators: &[Operator],
+    tokens: &[Token],
+    errors: &mut Collector<'_>,
+) {
+    let ports = services.iter().flat_map(|read| read.service.ports.iter().zip(&read.ports));
+    for (port, place) in ports {
+        let Port { published, target, auth } = port;
+        match auth {
+            Auth::Operators if operators.is_empty() => errors.hinted(
+                *place,
+                format!("port {published} is for operators, and there is none"),
+                format!("name one under `operators`, or write {{published: {published}, target: {target}, auth: none}} for everybody"),
+            ),
+            Auth::Tokens if tokens.is_empty() => errors.hinted(
+                *place,
+                format!("port {published} is for clients with a token, and there is none"),
+                "make one with `coffer token new NAME` and name its hash: `tokens: [{name: …, hash: sha256:…}]`",
+            ),
+            _ => {}
         }
     }
 }

@@ -55,6 +55,9 @@ struct Declaration {
     /// Who may put secrets and read status and logs.
     #[schemars(length(max = 32))]
     operators: Option<Vec<Operator>>,
+    /// Tokens of clients that are no operators, for ports with `auth: tokens`.
+    #[schemars(length(max = 256))]
+    tokens: Option<Vec<Token>>,
     /// Where release attestations go.
     github: Option<Github>,
     /// Where the collateral of quotes comes from.
@@ -94,6 +97,19 @@ struct Operator {
     /// One line of an ed25519 .pub file.
     #[schemars(regex(pattern = r"^ssh-ed25519 [A-Za-z0-9+/=]+( .*)?$"), length(max = 1024))]
     key: String,
+}
+
+/// A token; `coffer token new NAME` makes one.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Token {
+    /// A unique name; services are told it.
+    #[schemars(regex(pattern = r"^[a-z0-9][a-z0-9._-]{0,62}$"))]
+    name: String,
+    /// SHA-256 of the token.
+    #[schemars(regex(pattern = "^sha256:[0-9a-f]{64}$"))]
+    hash: String,
 }
 
 /// The GitHub that holds the repository.
@@ -156,7 +172,8 @@ struct Service {
     /// Files under /run/secrets.
     #[schemars(length(max = 64))]
     secrets: Option<Vec<Secret>>,
-    /// Ports of the appliance that lead to ports of the service: TLS outside, HTTP inside.
+    /// Ports of the appliance that lead to ports of the service: TLS outside, HTTP inside. For operators unless `auth` says
+    /// otherwise.
     #[schemars(length(max = 32))]
     ports: Option<Vec<Port>>,
     /// Ports that the other members of its networks use; every port is open to them.
@@ -420,6 +437,10 @@ struct LongPort {
     target: PortNumber,
     #[schemars(regex(pattern = "^tcp$"))]
     protocol: Option<String>,
+    /// Whose requests reach the service: operators' unless said otherwise, clients' with one of the `tokens`, or, with none,
+    /// everybody's.
+    #[schemars(regex(pattern = "^(operators|tokens|none)$"))]
+    auth: Option<String>,
 }
 
 #[derive(JsonSchema)]
@@ -562,6 +583,7 @@ mod tests {
         };
         assert_eq!(keys_at(""), sorted(keys::TOP));
         assert_eq!(keys_at("/$defs/Operator"), sorted(keys::OPERATOR));
+        assert_eq!(keys_at("/$defs/Token"), sorted(keys::TOKEN));
         assert_eq!(keys_at("/$defs/Github"), sorted(keys::GITHUB));
         assert_eq!(keys_at("/$defs/Attestation"), sorted(keys::ATTESTATION));
         assert_eq!(keys_at("/$defs/Registry"), sorted(keys::REGISTRY));

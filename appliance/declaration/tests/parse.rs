@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 use cofferdam_declaration::*;
+use cofferdam_protocol::{AccessToken, Digest};
 
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
 const KEY: &str =
@@ -18,6 +19,8 @@ operators:
 github:
   api: https://ghe.example.org/api/v3/
   token: secret://cofferdam/github/token
+tokens:
+  - {{name: ci, hash: sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}
 registries:
   - host: registry.example:5000
 services:
@@ -32,7 +35,12 @@ services:
     secrets:
       - secret://prod/tls/key
       - {{source: secret://prod/api/token, target: api_token}}
-    ports: ["443:8080", {{published: 8444, target: 8081}}]
+    ports:
+      - "443:8080"
+      - {{published: 8444, target: 8081}}
+      - {{published: 8445, target: 8080, auth: operators}}
+      - {{published: 8446, target: 8080, auth: tokens}}
+      - {{published: 8447, target: 8080, auth: none}}
     depends_on: [db]
     restart: on-failure:3
     user: "1000:www-data"
@@ -78,7 +86,16 @@ fn everything_that_is_supported_reads_into_its_type() {
     assert_eq!(web.environment[2], ("EMPTY".into(), Value::Plain(String::new())));
     assert_eq!(web.secrets[0].target, "tls.key");
     assert_eq!(web.secrets[1].target, "api_token");
-    assert_eq!(web.ports, [Port { published: 443, target: 8080 }, Port { published: 8444, target: 8081 }]);
+    let ports = web.ports.iter().map(|port| (port.published, port.target, port.auth)).collect::<Vec<_>>();
+    let expected = [
+        (443, 8080, Auth::Operators),
+        (8444, 8081, Auth::Operators),
+        (8445, 8080, Auth::Operators),
+        (8446, 8080, Auth::Tokens),
+        (8447, 8080, Auth::None),
+    ];
+    assert_eq!(ports, expected);
+    assert_eq!(declaration.tokens, [Token { name: "ci".into(), hash: Digest::of("") }]);
     assert_eq!(web.restart, Restart::OnFailure { max_retries: Some(3) });
     assert_eq!(
         web.user,
@@ -178,4 +195,18 @@ fn a_service_is_in_the_networks_that_it_names_or_else_in_the_default_one() {
     assert_eq!(of("plain"), [("default", String::new())]);
     assert_eq!(of("alone"), []);
     assert_eq!(declaration.networks().into_iter().collect::<Vec<_>>(), ["back", "default"]);
+}
+
+#[test]
+fn the_readme_says_who_may_call_a_port() {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```").find(|block| block.contains("auth: tokens")).unwrap();
+    let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
+    let head = full().split("tokens:").next().unwrap().to_owned();
+    let declaration =
+        Declaration::parse((head + &block).as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    let ports = declaration.service("web").unwrap().ports.iter();
+    let kinds: Vec<_> = ports.map(|port| (port.published, port.auth)).collect();
+    assert_eq!(kinds, [(443, Auth::Operators), (8443, Auth::Tokens), (8444, Auth::None)]);
+    assert!(readme.contains(AccessToken::PREFIX));
 }

@@ -8,12 +8,14 @@ use proptest::prelude::*;
 const VALID: &str = "version: 1
 repository: octo-org/payments
 endpoint: 127.0.0.1:8443
+operators: [{name: alice, key: ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIL3eMexUl4rWPV2mlvLRouVrCagc04WaQr3bjVft2JOy}]
+tokens: [{name: ci, hash: sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef}]
 services:
   web:
     image: registry.example:5000/app@sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef
     command: [run, \"a b\"]
     environment: {A: 'x', B: \"y\", C: 8080}
-    ports: ['443:8080', {published: 444, target: 80}]
+    ports: ['443:8080', {published: 444, target: 80, auth: tokens}]
     depends_on: [db]
     restart: on-failure:3
     deploy: {resources: {limits: {cpus: '0.5', memory: 64m, pids: 9}}}

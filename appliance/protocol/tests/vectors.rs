@@ -13,7 +13,7 @@ use cofferdam_protocol::status::{BootStatus, PublishStatus, ServiceStatus, Statu
 use cofferdam_protocol::vault::{
     KeyReply, LeaseReply, LeaseRequest, MissingReply, OperatorRequest, SecretEntry, SecretsReply,
 };
-use cofferdam_protocol::{SecretRef, json};
+use cofferdam_protocol::{AccessToken, SecretRef, hex, json};
 use serde::Serialize;
 use serde::de::DeserializeOwned;
 use serde_json::Value;
@@ -100,5 +100,24 @@ fn queries_mean_what_they_say() {
     }
     for query in texts(&queries["logs"]["refused"]) {
         assert!(LogsQuery::parse(Some(&query)).is_err(), "{query}");
+    }
+}
+
+#[test]
+fn tokens_are_made_and_read_as_frozen_and_nothing_else_is_one() {
+    let file: Value = serde_json::from_str(include_str!("../../../policy/vectors/token.json")).unwrap();
+    let text = |value: &Value| value.as_str().unwrap().to_owned();
+    for case in file["accepted"].as_array().unwrap() {
+        let token = AccessToken::from_random(&hex::decode_array(&text(&case["random"])).unwrap());
+        assert_eq!(token.expose(), text(&case["token"]));
+        assert_eq!(
+            text(&case["token"]).parse::<AccessToken>().unwrap().hash().to_string(),
+            text(&case["hash"])
+        );
+    }
+    let refused = file["refused"].as_array().unwrap();
+    assert!(refused.len() >= 10);
+    for case in refused {
+        assert!(text(&case["token"]).parse::<AccessToken>().is_err(), "{}", case["why"]);
     }
 }

@@ -1,11 +1,12 @@
 //! `coffer connect`: a local port whose traffic reaches only the verified appliance.
 //!
 //! The appliance is verified once, on a connection of its own. Every connection after that has to show the attested
-//! TLS key, so it ends in the same TD; the evidence is taken anew before it ceases to hold. What may be served and for how
+//! TLS key, so it ends in the same TD; with an operator's key it is then signed in on. The evidence is taken anew before it ceases to hold. What may be served and for how
 //! long is the session's to say ([`crate::session`]); here it gets its listener, its clock and its verification.
 
 use std::net::SocketAddr;
 use std::num::NonZeroU16;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::time::{Duration, Instant};
 
 use cofferdam_protocol::{Digest, Endpoint};
@@ -13,9 +14,10 @@ use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
 use tokio_rustls::client::TlsStream;
 
-use crate::channel;
+use crate::channel::{self, SignedIn};
 use crate::cli;
 use crate::failure::{Failure, Outcome};
+use crate::operator_key::OperatorKey;
 use crate::session::{self, Local, Peer, World};
 use crate::trust::unix_now;
 use crate::ui::Ui;
@@ -26,8 +28,10 @@ pub(crate) async fn run(
     options: cli::Appliance,
     listen: SocketAddr,
     port: Option<NonZeroU16>,
+    key: &cli::OperatorKey,
     limit: Duration,
 ) -> Outcome {
+    let key = operators_key(ui, key)?;
     let peer = within(limit, verify(ui, &options, port, None)).await?;
     let listener = TcpListener::bind(listen)
         .await
@@ -35,7 +39,11 @@ pub(crate) async fn run(
     let bound = listener
         .local_addr()
         .map_err(|error| Failure::failed(format!("cannot listen on {listen}: {error}")))?;
-    let event = json!({ "event": "listening", "address": bound.to_string(), "endpoint": peer.endpoint, "tls_key": peer.tls_key, "simulated": peer.simulated });
+    let operator = key.as_ref().map(|key| key.fingerprint());
+    let mut event = json!({ "event": "listening", "address": bound.to_string(), "endpoint": peer.endpoint, "tls_key": peer.tls_key, "simulated": peer.simulated });
+    if let (Some(operator), Some(event)) = (&operator, event.as_object_mut()) {
+        event.insert("operator_key".to_owned(), json!(operator));
+    }
     if ui.json {
         let _ = ui.line(&crate::ui::with_schema_version(event).to_string());
     } else {
@@ -44,9 +52,26 @@ pub(crate) async fn run(
             peer.endpoint, peer.tls_key
         ));
     }
+    if let Some(operator) = operator.filter(|_| !bound.ip().is_loopback()) {
+        ui.warn(&format!(
+            "whoever reaches {bound} calls the services as the operator with the key {operator}"
+        ));
+    }
     let begun = (unix_now()?, Instant::now());
-    let network = Network { ui: *ui, options, port, listener, begun };
+    let network = Network { ui: *ui, options, port, listener, begun, key, unknown: AtomicBool::new(false) };
     Err(session::serve(network, peer, limit).await)
+}
+
+/// The key to sign in with: the one that is named, or one in the usual places that can be used.
+fn operators_key(ui: &Ui, options: &cli::OperatorKey) -> Outcome<Option<OperatorKey>> {
+    match OperatorKey::load(options) {
+        Ok(key) => Ok(Some(key)),
+        Err(failure) if options.key.is_some() => Err(failure),
+        Err(failure) => {
+            ui.detail(&format!("without an operator's key: {}", failure.message));
+            Ok(None)
+        }
+    }
 }
 
 /// The world as it is.
@@ -57,6 +82,9 @@ struct Network {
     listener: TcpListener,
     /// The time by both clocks when the session began.
     begun: (u64, Instant),
+    key: Option<OperatorKey>,
+    /// Whether the appliance has said that it knows no operator with this key.
+    unknown: AtomicBool,
 }
 
 impl World for Network {
@@ -83,6 +111,25 @@ impl World for Network {
         // The session compares the key itself: another one is news to it, and not only a failure.
         let dialled = channel::dial(endpoint, None).await.map_err(|error| error.failure(endpoint, true))?;
         Ok((dialled.stream, dialled.peer.tls_key))
+    }
+
+    async fn introduce(
+        &self,
+        remote: TlsStream<TcpStream>,
+        endpoint: &Endpoint,
+    ) -> Outcome<Option<TlsStream<TcpStream>>> {
+        let Some(key) = self.key.as_ref().filter(|_| !self.unknown.load(Ordering::Relaxed)) else {
+            return Ok(Some(remote));
+        };
+        match channel::sign_in(remote, key, &endpoint.to_string()).await? {
+            SignedIn::Yes(remote) => Ok(Some(*remote)),
+            SignedIn::No(failure) => {
+                if !self.unknown.swap(true, Ordering::Relaxed) {
+                    self.ui.warn(&format!("{}; nobody is signed in from now on", failure.message));
+                }
+                Ok(None)
+            }
+        }
     }
 
     fn warn(&self, text: &str) {

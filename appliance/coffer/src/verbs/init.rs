@@ -59,6 +59,7 @@ fn declaration(repository: &Repository, endpoint: &Endpoint, key: &str) -> Strin
          \x20 web:\n\
          \x20   # By digest: `skopeo inspect docker://IMAGE --format '{{{{.Digest}}}}'`\n\
          \x20   image: {}\n\
+         \x20   # For operators, through `coffer connect`; for everybody: {{published: 443, target: 8080, auth: none}}\n\
          \x20   ports: [\"443:8080\"]\n",
         endpoint_in_yaml(endpoint),
         key_in_yaml(key),

@@ -8,6 +8,7 @@ mod logs;
 mod measure;
 mod secret;
 mod status;
+mod token;
 mod verify;
 
 use std::time::Duration;
@@ -56,8 +57,11 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
             };
             within(limit, work).await
         }
-        Verb::Connect { appliance, listen, port } => connect::run(ui, appliance, listen, port, limit).await,
+        Verb::Connect { appliance, listen, port, key } => {
+            connect::run(ui, appliance, listen, port, &key, limit).await
+        }
         Verb::Secret { action } => within(limit, secret::run(ui, action, value)).await,
+        Verb::Token { action } => token::run(ui, action),
         Verb::Status { appliance, key } => within(limit, status::run(ui, &appliance, &key)).await,
         Verb::Logs { appliance, service, tail, key } => {
             within(limit, logs::run(ui, &appliance, &service, tail, &key)).await

@@ -24,6 +24,8 @@ pub enum Mood {
     OtherChannel,
     /// Nothing at the moment.
     Busy,
+    /// Evidence; and it knows no operator.
+    Strange,
 }
 
 /// The appliance; it lives as long as the test's process.
@@ -98,14 +100,24 @@ fn serve(
 ) -> Option<()> {
     stream.set_read_timeout(Some(Duration::from_secs(120))).ok()?;
     let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, stream);
+    // Who has signed in: a service of this appliance says so.
+    let mut caller = "nobody";
     loop {
         let (line, _) = request(&mut stream)?;
+        if line.starts_with("POST /.well-known/cofferdam/v1/sign-in ") {
+            let known = *mood.lock().unwrap() != Mood::Strange;
+            let answer = if known { SIGNED_IN } else { NOT_SIGNED_IN };
+            stream.write_all(answer.as_bytes()).ok()?;
+            stream.flush().ok()?;
+            caller = known.then_some("an operator")?;
+            continue;
+        }
         let (status, body) = match line.split("evidence?nonce=").nth(1) {
             Some(rest) => evidence(rest, &stream.conn, *mood.lock().unwrap(), told)?,
             None => match line.split(' ').nth(1).and_then(|path| path.strip_prefix("/.well-known/cofferdam"))
             {
                 Some(path) => operators(line.split(' ').next()?, path),
-                None => ("200 OK", b"hello".to_vec()),
+                None => ("200 OK", format!("hello {caller}").into_bytes()),
             },
         };
         let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\n\r\n", body.len());
@@ -113,6 +125,9 @@ fn serve(
         stream.flush().ok()?;
     }
 }
+
+const SIGNED_IN: &str = "HTTP/1.1 204 No Content\r\n\r\n";
+const NOT_SIGNED_IN: &str = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 36\r\n\r\n{\"error\":\"the key is no operator's\"}";
 
 /// What operators get: a service that runs and one that waits, two lines, one secret.
 fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
@@ -175,7 +190,7 @@ fn evidence(
     let label = CHANNEL_BINDING_LABEL;
     let mut binding = connection.export_keying_material([0_u8; 32], label, Some(&[])).ok()?;
     match mood {
-        Mood::Honest => {}
+        Mood::Honest | Mood::Strange => {}
         Mood::Html => return Some(("200 OK", b"<html>".to_vec())),
         Mood::Busy => return Some(("503 Service Unavailable", Vec::new())),
         Mood::OtherChannel => binding[0] ^= 1,

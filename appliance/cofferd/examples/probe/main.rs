@@ -95,13 +95,18 @@ fn serve(mut stream: TcpStream) {
     if reader.read_line(&mut request).is_err() {
         return;
     }
+    let mut headers = Vec::new();
     let mut header = String::new();
     while reader.read_line(&mut header).is_ok_and(|count| count > 2) {
+        headers.push(header.trim_end().to_lowercase());
         header.clear();
     }
     let target = request.split(' ').nth(1).unwrap_or("/").to_owned();
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
-    let (status, body) = answer(path, query);
+    let (status, body) = match path {
+        "/headers" => ("200 OK", list(headers.iter().map(|header| quoted(header)))),
+        _ => answer(path, query),
+    };
     let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
 }

@@ -75,6 +75,7 @@ pub(super) fn resolve(
         operators.map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() });
     Ok(Facts {
         operators: operators.collect(),
+        tokens: declaration.tokens.clone(),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
         registries: declaration.registries.clone(),

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use cofferdam_declaration::{Attestation, Github, Registry, SecretRef, Service};
+use cofferdam_declaration::{Attestation, Github, Registry, SecretRef, Service, Token};
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_workload::dns::Names;
@@ -28,6 +28,8 @@ pub(crate) const SHIM_SHARE: u64 = 16 << 20;
 pub(crate) struct Facts {
     /// Whose signatures count.
     pub(crate) operators: Vec<OperatorFacts>,
+    /// With which tokens clients call ports that take tokens.
+    pub(crate) tokens: Vec<Token>,
     /// Where releases go.
     pub(crate) github: Github,
     /// Where collateral comes from.

@@ -8,6 +8,7 @@
 //! tries again with growing pauses. Evidence and certificate hold 24 h and are renewed at two thirds; when
 //! renewal keeps failing until the end, handshakes are refused.
 
+mod auth;
 mod connection;
 mod evidence;
 mod listen;
@@ -37,6 +38,7 @@ use cofferdam_workload::places::Places;
 use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
+use self::auth::Callers;
 use self::evidence::EvidenceClient;
 use self::listen::Limits;
 use self::operator::{Operators, Records};
@@ -48,7 +50,7 @@ use crate::paths;
 use crate::roles::Role;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::AskError;
-use crate::roles::facts::{Facts, ServiceFacts};
+use crate::roles::facts::Facts;
 use crate::system::{confine, sys};
 
 /// Served always, so that an appliance can be operated whatever its services publish.
@@ -81,7 +83,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let identity = Arc::new(Identity::default());
-        let site = Arc::new(site(&facts.services));
+        let site = Arc::new(site(&facts)?);
         let until = attest(&site.evidence, &key, &identity).await;
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity))?));
         let limits = Limits::default();
@@ -99,13 +101,15 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
 }
 
 /// The site of this appliance.
-fn site(services: &[ServiceFacts]) -> Site {
+fn site(facts: &Facts) -> anyhow::Result<Site> {
+    let services = &facts.services;
     let ports =
         services.iter().flat_map(|service| service.declared.ports.iter().map(move |port| (service, port)));
     let backends: BTreeMap<u16, Backend> = ports
         .map(|(service, port)| {
             let backend = Backend {
                 service: service.declared.name.as_str().into(),
+                auth: port.auth,
                 socket: service.socket(port.target),
                 uid: service.uid,
                 status: service.status(),
@@ -122,16 +126,17 @@ fn site(services: &[ServiceFacts]) -> Site {
             .map(|service| (service.declared.name.clone(), service.directory.clone()))
             .collect(),
     };
-    Site {
+    Ok(Site {
         evidence: EvidenceClient::new(
             PathBuf::from(paths::EVIDENCE_SOCKET),
             PathBuf::from(paths::PUBLISH_COLLATERAL),
         ),
         operators: Operators::new(PathBuf::from(paths::VAULT_SOCKET), records),
+        callers: Callers::new(&facts.operators, &facts.tokens)?,
         backends,
         proxy: Proxy::new(Bounds::default()),
         own: Own::default(),
-    }
+    })
 }
 
 /// Gets evidence, puts it into a certificate and shows both from now on. Tries until it works; returns when the

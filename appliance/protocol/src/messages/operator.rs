@@ -22,6 +22,9 @@ pub const STATUS: &str = "/v1/status";
 pub const LOGS: &str = "/v1/logs";
 /// `GET`: which secrets there are. Below it, each secret is at [`secret_path`].
 pub const SECRETS: &str = "/v1/secrets";
+/// `POST` without a body: 204, and what else is asked for on this connection is asked for by the operator, also of the services
+/// whose ports take operators. A service gets no signature to see, and bodies and tunnels need none.
+pub const SIGN_IN: &str = "/v1/sign-in";
 
 /// Largest secret value in bytes.
 pub const MAX_SECRET: usize = 64 * 1024;

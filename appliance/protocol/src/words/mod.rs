@@ -3,6 +3,7 @@
 //! A parser here takes the text of one value and says in a [`WordError`] what is wrong with it and, where it knows, what to
 //! write instead. Every length is bounded, because each of these texts ends in a claim, a file name, a URL or a log line.
 
+mod access_token;
 mod address;
 pub mod base64;
 mod chain;
@@ -19,6 +20,7 @@ mod secret_value;
 mod text;
 mod timestamp;
 
+pub use access_token::AccessToken;
 pub use address::{Endpoint, HttpsUrl, ImageReference, RegistryHost, parse_port};
 pub use base64::{Base64Array, Base64Bytes};
 pub use chain::error_chain;

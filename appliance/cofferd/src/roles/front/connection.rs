@@ -5,7 +5,7 @@
 //! taken. So what is going on in the services leaves nobody without a place to ask, and the appliance's own interface
 //! has places that nothing else takes.
 
-use std::sync::{Arc, Mutex, PoisonError, Weak};
+use std::sync::{Arc, Mutex, OnceLock, PoisonError, Weak};
 
 use axum::body::Body;
 use axum::http::Response;
@@ -26,6 +26,8 @@ pub(crate) struct Connection {
     place: Mutex<Option<Place<Source>>>,
     /// Told when its place was given to another.
     ended: Arc<Notify>,
+    /// Who has signed in on it.
+    operator: OnceLock<String>,
 }
 
 /// What a request holds until its answer has been taken. Its connection, if it lasts, then waits again.
@@ -40,7 +42,17 @@ impl Connection {
     pub(crate) fn new(source: Source, waiting: &Arc<Places<Source>>) -> Arc<Self> {
         let ended = Arc::new(Notify::new());
         let place = Mutex::new(Some(waiting.enter(source, &ended)));
-        Arc::new(Self { source, waiting: Arc::clone(waiting), place, ended })
+        Arc::new(Self { source, waiting: Arc::clone(waiting), place, ended, operator: OnceLock::new() })
+    }
+
+    /// The operator who has signed in on it.
+    pub(crate) fn operator(&self) -> Option<&str> {
+        self.operator.get().map(String::as_str)
+    }
+
+    /// What comes on it is this operator's from now on; false when it is another's.
+    pub(crate) fn sign_in(&self, operator: &str) -> bool {
+        self.operator.get_or_init(|| operator.to_owned()) == operator
     }
 
     /// Whose it is.

@@ -9,9 +9,9 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Method, Request, Response, StatusCode, header};
+use axum::http::{Method, Request, Response, StatusCode};
 use cofferdam_protocol::json::{self, JsonError};
-use cofferdam_protocol::operator::{Authorization, JSON_LINES, LOGS, LogsQuery, MAX_BODY, STATUS};
+use cofferdam_protocol::operator::{JSON_LINES, LOGS, LogsQuery, MAX_BODY, STATUS};
 use cofferdam_protocol::status::{
     BootStatus, MAX_FILE, NamedService, PublishStatus, RoleState, ServiceStatus, StatusReply,
 };
@@ -21,7 +21,7 @@ use hyper::body::Incoming;
 use tokio::sync::Semaphore;
 
 use super::listen::Peer;
-use super::{reply, untrusted_file};
+use super::{auth, reply, untrusted_file};
 use crate::roles::{SHIM, facts};
 
 /// How long a body may take to arrive.
@@ -69,7 +69,7 @@ impl Operators {
 
     /// Answers a request whose path, after the prefix, is `path`.
     pub(crate) async fn answer(&self, path: &str, peer: Peer, request: Request<Incoming>) -> Response<Body> {
-        let Some(authorization) = authorization(&request) else {
+        let Some(authorization) = auth::operators(request.headers()) else {
             return reply::error(
                 StatusCode::UNAUTHORIZED,
                 "an operator's signature is needed",
@@ -144,16 +144,6 @@ impl Operators {
         .await
         .map_err(|_| unreachable())
     }
-}
-
-/// The one `Authorization` header, when it is of our scheme.
-fn authorization(request: &Request<Incoming>) -> Option<Authorization> {
-    let mut values = request.headers().get_all(header::AUTHORIZATION).iter();
-    let value = values.next()?.to_str().ok()?;
-    if values.next().is_some() {
-        return None;
-    }
-    value.parse().ok()
 }
 
 impl Records {

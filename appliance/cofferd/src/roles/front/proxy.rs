@@ -14,6 +14,7 @@ use axum::body::Body;
 use axum::http::{
     HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, Version, header,
 };
+use cofferdam_declaration::Auth;
 use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::status::{MAX_FILE, ServiceState, ServiceStatus};
 use cofferdam_workload::join::{Idle, join};
@@ -21,6 +22,7 @@ use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
 use tokio::net::UnixStream;
 
+use super::auth::CALLER;
 use super::connection::{Away, hold};
 use super::listen::Peer;
 use super::requests::{Bounds, Permit, Requests};
@@ -66,6 +68,8 @@ const FORWARDED_HOST: HeaderName = HeaderName::from_static("x-forwarded-host");
 pub(crate) struct Backend {
     /// The service's name.
     pub(crate) service: Arc<str>,
+    /// Who may call it at this port.
+    pub(crate) auth: Auth,
     /// The shim's socket for the port inside the service.
     pub(crate) socket: PathBuf,
     /// The uid that listens there when it is the service's shim.
@@ -89,11 +93,12 @@ impl Proxy {
         Self { requests: Requests::new(bounds) }
     }
 
-    /// Forwards one request and returns the service's answer, or an error that says the service's state.
+    /// Forwards one request, in the name of `caller`, and returns the service's answer, or an error that says the service's state.
     pub(crate) async fn forward(
         &self,
         backend: &Backend,
         peer: Peer,
+        caller: Option<HeaderValue>,
         request: Request<Incoming>,
     ) -> Response<Body> {
         let Some(permit) = self.requests.take(&backend.service, peer.connection.source()) else {
@@ -101,7 +106,7 @@ impl Proxy {
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, &text, 1);
         };
         let held = peer.connection.leave(permit);
-        let (request, tunnel) = match outgoing(request, &peer) {
+        let (request, tunnel) = match outgoing(request, &peer, caller) {
             Ok(prepared) => prepared,
             Err(reason) => return reply::error(StatusCode::BAD_REQUEST, reason, None),
         };
@@ -121,7 +126,11 @@ async fn connect(backend: &Backend) -> Option<UnixStream> {
 type Tunnel = Option<hyper::upgrade::OnUpgrade>;
 
 /// The request as the service gets it.
-fn outgoing(mut request: Request<Incoming>, peer: &Peer) -> Result<(Request<Body>, Tunnel), &'static str> {
+fn outgoing(
+    mut request: Request<Incoming>,
+    peer: &Peer,
+    caller: Option<HeaderValue>,
+) -> Result<(Request<Body>, Tunnel), &'static str> {
     if request.method() == Method::CONNECT {
         return Err("this is not a forward proxy");
     }
@@ -158,6 +167,9 @@ fn outgoing(mut request: Request<Incoming>, peer: &Peer) -> Result<(Request<Body
     }
     headers.insert(FORWARDED_PROTO, HeaderValue::from_static("https"));
     headers.insert(FORWARDED_HOST, host);
+    if let Some(caller) = caller {
+        headers.insert(CALLER, caller);
+    }
     if upgrade {
         headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
@@ -246,14 +258,16 @@ fn remove_hop_by_hop(headers: &mut HeaderMap) {
     }
 }
 
-/// Removes every statement about earlier hops: the first hop that can be believed is this one.
+/// Removes every statement about earlier hops and callers: the first hop that can be believed is this one. A name is also removed
+/// in the spellings that become the same variable in CGI and WSGI, where `_` stands for `-`.
 fn remove_forwarded(headers: &mut HeaderMap) {
     let claimed: Vec<HeaderName> = headers
         .keys()
         .filter(|name| {
-            let name = name.as_str();
+            let name = name.as_str().replace('_', "-");
             name.starts_with("x-forwarded")
-                || matches!(name, "forwarded" | "x-real-ip" | "x-client-ip" | "via")
+                || name.starts_with("x-cofferdam")
+                || matches!(name.as_str(), "forwarded" | "x-real-ip" | "x-client-ip" | "via")
         })
         .cloned()
         .collect();

@@ -6,6 +6,7 @@
 //! | `GET /evidence?nonce=BASE64URL` | anybody | fresh evidence over the nonce (16 to 64 bytes) and this connection's channel binding; 429 and 503 with `Retry-After` |
 //! | `GET /v1/status` | operators | boot, registers, roles, services, publishing, as one object |
 //! | `GET /v1/logs?service=NAME[&tail=N]` | operators | the last N lines (100, at most 10,000) as JSON lines |
+//! | `POST /v1/sign-in` | operators | 204: the connection is theirs from then on, also for ports that take operators |
 //! | everything else under `/v1/` | operators | what the vault says |
 //!
 //! Errors are `{"error":…,"hint":…?}`. Every published port serves the same; 443 does so always.
@@ -16,10 +17,11 @@ use std::sync::Arc;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use cofferdam_protocol::evidence;
-use cofferdam_protocol::operator::{OPERATORS, PREFIX};
+use cofferdam_protocol::operator::{OPERATORS, PREFIX, SIGN_IN};
 use cofferdam_workload::places::Places;
 use hyper::body::Incoming;
 
+use super::auth::Callers;
 use super::connection::hold;
 use super::evidence::EvidenceClient;
 use super::listen::Peer;
@@ -44,6 +46,8 @@ pub(crate) struct Site {
     pub(crate) evidence: EvidenceClient,
     /// The operators' interface.
     pub(crate) operators: Operators,
+    /// Who may call ports that are not everybody's.
+    pub(crate) callers: Callers,
     /// The services behind the published ports.
     pub(crate) backends: BTreeMap<u16, Backend>,
     /// The way to them.
@@ -78,7 +82,7 @@ enum Place<'a> {
 
 impl Site {
     /// Answers one request.
-    pub(crate) async fn answer(&self, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn answer(&self, peer: Peer, mut request: Request<Incoming>) -> Response<Body> {
         match place(request.uri().path()) {
             Place::Own(evidence::PATH) => {
                 if request.method() != Method::GET {
@@ -89,6 +93,7 @@ impl Site {
                 let answer = self.evidence.answer(request.uri().query(), source, &peer.channel_binding);
                 hold(answer.await, held)
             }
+            Place::Own(SIGN_IN) => self.callers.sign_in(&peer, &request),
             Place::Own(path) if path.starts_with(OPERATORS) => {
                 let held = peer.connection.enter(&self.own.operators);
                 let path = path.to_owned();
@@ -104,7 +109,12 @@ impl Site {
                 None,
             ),
             Place::Service => match self.backends.get(&peer.port) {
-                Some(backend) => self.proxy.forward(backend, peer, request).await,
+                Some(backend) => {
+                    match self.callers.admit(backend.auth, &backend.service, &peer, &mut request) {
+                        Ok(caller) => self.proxy.forward(backend, peer, caller, request).await,
+                        Err(answer) => *answer,
+                    }
+                }
                 None => reply::error(StatusCode::NOT_FOUND, "no service publishes this port", None),
             },
         }

@@ -14,9 +14,10 @@ use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Evidence, MEDIA_TYPE};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::ratls;
+use cofferdam_declaration::{Auth, Token};
 use cofferdam_protocol::evidence::Nonce;
 use cofferdam_protocol::operator::{Authorization, PREFIX, signing_input};
-use cofferdam_protocol::{Digest, Fingerprint, base64};
+use cofferdam_protocol::{AccessToken, Digest, Fingerprint, base64};
 use cofferdam_workload::places::Places;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use hyper_util::rt::TokioIo;
@@ -28,6 +29,7 @@ use tokio::net::{TcpListener, TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
+use super::auth::Callers;
 use super::evidence::EvidenceClient;
 use super::listen::{self, Limits};
 use super::operator::{Operators, Records};
@@ -38,6 +40,7 @@ use super::source::Source;
 use super::tls::{self, Identity, TlsKey};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::tests::start as start_evidence;
+use crate::roles::facts::OperatorFacts;
 use crate::roles::testing::{appliance, platform, quote, respond, serve_unix};
 use crate::system::sys::SecretMemory;
 
@@ -45,6 +48,11 @@ use crate::system::sys::SecretMemory;
 pub(super) const PUBLISHED: u16 = 443;
 /// See [`PUBLISHED`]: that of the other service.
 pub(super) const OTHER: u16 = 8444;
+
+/// See [`PUBLISHED`]: the first service's, for operators.
+pub(super) const FOR_OPERATORS: u16 = 8445;
+/// See [`PUBLISHED`]: the first service's, for clients with a token.
+pub(super) const FOR_TOKENS: u16 = 8446;
 
 pub(super) fn me() -> u32 {
     nix::unistd::getuid().as_raw()
@@ -89,12 +97,20 @@ impl Room {
         std::fs::create_dir_all(root.join("publish")).unwrap();
         let backend = Backend {
             service: "web".into(),
+            auth: Auth::None,
             socket: root.join("services/web/port-8080"),
             uid: me(),
             status: root.join("services/web/status.json"),
         };
         let other =
             Backend { service: "db".into(), socket: root.join("services/db/port-8080"), ..backend.clone() };
+        let closed = |auth| Backend { auth, ..backend.clone() };
+        let backends = BTreeMap::from([
+            (FOR_OPERATORS, closed(Auth::Operators)),
+            (FOR_TOKENS, closed(Auth::Tokens)),
+            (PUBLISHED, backend),
+            (OTHER, other),
+        ]);
         let records = Records {
             appliance: root.join("appliance.json"),
             roles: root.join("status.json"),
@@ -107,7 +123,8 @@ impl Room {
         let site = Arc::new(Site {
             evidence: EvidenceClient::new(evidence, root.join("publish/collateral.json")),
             operators: Operators::new(root.join("vault.sock"), records),
-            backends: BTreeMap::from([(PUBLISHED, backend), (OTHER, other)]),
+            callers: callers(),
+            backends,
             proxy: Proxy::new(bounds),
             own: Own::default(),
         });
@@ -194,6 +211,26 @@ pub(super) fn operator() -> SigningKey {
     SigningKey::from_bytes(&[5; 32])
 }
 
+/// Another one, whom the vault of these tests does not know.
+pub(super) fn second_operator() -> SigningKey {
+    SigningKey::from_bytes(&[55; 32])
+}
+
+/// The declaration's token `ci`; it has another one besides.
+pub(super) fn token() -> AccessToken {
+    AccessToken::from_random(&[9; 32])
+}
+
+fn callers() -> Callers {
+    let of = |name: &str, key: SigningKey| OperatorFacts {
+        name: name.to_owned(),
+        key: key.verifying_key().to_bytes(),
+    };
+    let tokens = [("ci", token()), ("phone", AccessToken::from_random(&[8; 32]))]
+        .map(|(name, token)| Token { name: name.to_owned(), hash: token.hash() });
+    Callers::new(&[of("alice", operator()), of("bob", second_operator())], &tokens).unwrap()
+}
+
 pub(super) async fn dial(address: SocketAddr, pin: Option<Digest>) -> std::io::Result<TlsStream<TcpStream>> {
     shake_hands(TcpStream::connect(address).await?, pin).await
 }
@@ -221,7 +258,7 @@ fn exporter(stream: &TlsStream<TcpStream>) -> [u8; 32] {
 /// HTTP over one TLS connection.
 pub(super) struct Client {
     sender: hyper::client::conn::http1::SendRequest<Body>,
-    binding: [u8; 32],
+    pub(super) binding: [u8; 32],
 }
 
 pub(super) struct Answer {
@@ -1063,6 +1100,7 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
     std::os::unix::fs::symlink(room.path("evidence.sock"), room.path("services/web/port-8080")).unwrap();
     let backend = Backend { uid: me() + 1, ..room.site.backends[&PUBLISHED].clone() };
     let site = Site {
+        callers: callers(),
         evidence: EvidenceClient::new(room.path("evidence.sock"), room.path("publish/collateral.json")),
         operators: Operators::new(
             room.path("vault.sock"),
