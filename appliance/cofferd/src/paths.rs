@@ -17,7 +17,7 @@ pub const VAULT_DIR: &str = "/run/cofferdam/vault";
 /// The vault's socket, 0666: SO_PEERCRED decides who may ask for what.
 pub const VAULT_SOCKET: &str = "/run/cofferdam/vault/vault.sock";
 /// The vault's records: a redb file of ciphertext, 0600, in memory because the tmpfs is.
-pub const VAULT_STORE: &str = "/run/cofferdam/vault/store.redb";
+pub const VAULT_STORE: &str = "/run/cofferdam/vault/store";
 
 /// Owned by `evidence`, 0711.
 pub const EVIDENCE_DIR: &str = "/run/cofferdam/evidence";

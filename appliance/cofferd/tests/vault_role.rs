@@ -105,6 +105,7 @@ fn prepare(key: &SigningKey) {
     fs::set_permissions(paths::VAULT_DIR, fs::Permissions::from_mode(0o711)).unwrap();
     std::os::unix::fs::chown(paths::VAULT_DIR, Some(uid(&VAULT)), Some(uid(&VAULT))).unwrap();
     let facts = serde_json::json!({
+        "tokens": [],
         "operators": [{"name": "alice", "key": hex::encode(key.verifying_key().to_bytes())}],
         "github": {"api": "https://api.github.com", "token": null, "ca": null},
         "attestation": {"collateral": "https://api.trustedservices.intel.com", "ca": null},

@@ -14,7 +14,7 @@ use std::time::{Duration, Instant};
 
 use axum::body::Body;
 use cofferdam_protocol::{SecretRef, SecretValue};
-use cofferdam_vault::{FileBackend, Grants, Keys, MasterKey, Operators, Peer, Rules, Store, Vault, router};
+use cofferdam_vault::{FileDisk, Grants, Keys, MasterKey, Operators, Peer, Rules, Store, Vault, router};
 use hyper::body::Incoming;
 use hyper::client::conn::http1::SendRequest;
 use hyper::service::{Service as _, service_fn};
@@ -32,9 +32,10 @@ fn main() -> Outcome<()> {
     let directory = tempfile::tempdir()?;
     let socket = directory.path().join("vault.sock");
     let file = tempfile::tempfile()?;
+    file.set_len(4 << 20)?;
     let mut master = [0; 32];
     getrandom::fill(&mut master)?;
-    let store = Store::create(FileBackend::new(file)?, Keys::derive(MasterKey::take(&mut master))?)?;
+    let store = Store::create(FileDisk::new(file)?, Keys::derive(MasterKey::take(&mut master))?)?;
     let reference = REFERENCE.parse::<SecretRef>()?;
     store.put(&SecretValue::new(reference.clone(), vec![b'x'; 64]), 0, &[0; 32])?;
     let mut grants = Grants::default();

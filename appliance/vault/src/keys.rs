@@ -5,7 +5,7 @@
 //!  └ HKDF-SHA256, salt "cofferdam/vault/v1" (RFC 5869)
 //!     ├ info "key id"   8 bytes, public: names the master key in every record
 //!     ├ info "records"  AES-256 key that wraps each record's own data key
-//!     ├ info "index"    AES-256 key of the index that says which records exist
+//!     ├ info "pages"    XAES-256-GCM key of the store's pages
 //!     └ info "hpke"     X25519 private key of DHKEM(X25519, HKDF-SHA256) (RFC 9180 §7.1); its public
 //!                       half is the claim `vault_key`
 //! ```
@@ -47,7 +47,7 @@ impl fmt::Debug for MasterKey {
     }
 }
 
-/// Where the secret keys lie: for records, for the index, and for HPKE. It stays in place wherever its owner moves, and
+/// Where the secret keys lie: for records, for pages, and for HPKE. It stays in place wherever its owner moves, and
 /// clears itself when it is dropped.
 pub type KeyMemory = Box<dyn DerefMut<Target = [[u8; 32]; 3]> + Send + Sync>;
 
@@ -87,9 +87,9 @@ impl Keys {
         let expand = |info: &[u8], out: &mut [u8]| hkdf.expand(info, out).map_err(|_| DeriveError);
         let mut id = [0; KEY_ID];
         expand(b"key id", &mut id)?;
-        let [records, index, hpke] = &mut **secret;
+        let [records, pages, hpke] = &mut **secret;
         expand(b"records", records)?;
-        expand(b"index", index)?;
+        expand(b"pages", pages)?;
         expand(b"hpke", hpke)?;
         let public = operator::vault_public_key(hpke).map_err(|_| DeriveError)?;
         Ok(Self { id, secret, public })
@@ -120,9 +120,9 @@ impl Keys {
         records
     }
 
-    pub(crate) fn index(&self) -> &[u8; 32] {
-        let [_, index, _] = &**self.secret;
-        index
+    pub(crate) fn pages(&self) -> &[u8; 32] {
+        let [_, pages, _] = &**self.secret;
+        pages
     }
 
     fn hpke(&self) -> &[u8; 32] {
@@ -175,8 +175,8 @@ mod tests {
         assert_eq!(there.hpke().as_ptr().addr(), place + 64);
         let usual = keys(1);
         assert_eq!(
-            (there.records(), there.index(), there.public_key()),
-            (usual.records(), usual.index(), usual.public_key())
+            (there.records(), there.pages(), there.public_key()),
+            (usual.records(), usual.pages(), usual.public_key())
         );
     }
 
@@ -188,7 +188,7 @@ mod tests {
         assert_eq!((one.id(), one.public_key()), (again.id(), again.public_key()));
         let mut all = Vec::new();
         for keys in [&one, &two] {
-            all.extend([*keys.records(), *keys.index(), *keys.hpke(), keys.public_key()]);
+            all.extend([*keys.records(), *keys.pages(), *keys.hpke(), keys.public_key()]);
         }
         for (i, key) in all.iter().enumerate() {
             assert_ne!(*key, [0; 32]);

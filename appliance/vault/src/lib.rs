@@ -4,7 +4,7 @@
 //! ([`record`]) in a store that authenticates as a whole ([`store`]), leased to the peers that the declaration names
 //! ([`Grants`]) and changed by nobody but the declaration's operators ([`Operators`]).
 //!
-//! It never opens a file or a socket, reads a clock or starts a process: the storage backend, the peer's
+//! It never opens a file or a socket, reads a clock or starts a process: the disk, the peer's
 //! identity, the time and the place where audit lines go come in as arguments. It never hands a secret to
 //! an operator, and it never decides anything by what a client says about itself. What travels over its socket is
 //! [`cofferdam_protocol::vault`]'s.
@@ -13,7 +13,7 @@
 //! the libraries that make them.
 //!
 //! ```text
-//! operator ──sealed (HPKE)──▶ front ──▶ POST /v1/operator ─▶ operate ─▶ store ─▶ redb on any backend
+//! operator ──sealed (HPKE)──▶ front ──▶ POST /v1/operator ─▶ operate ─▶ store ─▶ redb ─▶ sealed pages ─▶ any disk
 //! shim, publish ────────────────────▶ POST /v1/lease ────▶ lease ───▶ store
 //! evidence ─────────────────────────▶ GET /v1/key
 //! ```
@@ -33,8 +33,6 @@ pub use grants::Grants;
 pub use keys::{DeriveError, KeyMemory, Keys, MasterKey, UnsealError};
 pub use operate::Answer;
 pub use operators::{AuthenticationError, KeyError, Operator, Operators, Signed};
-pub use redb::StorageBackend;
-pub use redb::backends::{FileBackend, InMemoryBackend};
 pub use router::{Peer, router};
-pub use store::{Entry, Store, StoreError};
+pub use store::{Disk, DiskError, Entry, FileDisk, MemoryDisk, Root, Store, StoreError};
 pub use vault::{LeaseError, MAX_WAITERS, MAX_WAITERS_PER_PEER, Rules, Vault};

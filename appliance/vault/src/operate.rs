@@ -25,7 +25,7 @@ use sha2::{Digest as _, Sha256};
 use crate::audit::{Audit, Operation};
 use crate::operators::{AuthenticationError, Signed};
 use crate::store::{Entry, MAX_VALUE, RequestId};
-use crate::{StoreError, Vault};
+use crate::{DiskError, StoreError, Vault};
 
 /// What the operator gets: a status and, unless it is 204, a JSON body.
 #[derive(Clone, Debug, PartialEq, Eq)]
@@ -231,7 +231,7 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
 fn refuse(error: StoreError) -> Refusal {
     let (status, hint) = match &error {
         StoreError::TooLong => (StatusCode::PAYLOAD_TOO_LARGE, None),
-        StoreError::Full => {
+        StoreError::Full(_) | StoreError::Disk(DiskError::Full) => {
             (StatusCode::CONFLICT, Some("remove a secret that is no longer used: coffer secret rm"))
         }
         StoreError::Spent => (StatusCode::CONFLICT, Some("to repeat it, sign it anew on another connection")),

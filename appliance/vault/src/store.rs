@@ -1,29 +1,42 @@
-//! The records at rest: a redb database of sealed records and one sealed index.
+//! The records at rest: a redb database of sealed records on pages that are sealed as a whole.
 //!
-//! The store is handed a storage backend and never opens a file, so that memory, a file or a disk
-//! are the caller's choice. Everything it writes is ciphertext, except the references themselves.
+//! The store is handed a [`Disk`] and never opens a file, so that memory, a file or a disk are the caller's choice.
+//! Everything it writes is ciphertext but for the records of its commits, which hold nothing secret.
 //!
-//! **What the index is for.** A record proves what it is, not that it is still there or still the latest.
-//! The index, rewritten and sealed in the same transaction as every change, holds a digest over all records.
-//! So a record that was removed, brought back, or replaced by an older one of the same name makes the
-//! store unopenable. What no content of a store can show is that the *whole* store is an older copy
-//! of itself; that needs a counter outside of it (the claim `state_epoch`).
+//! **Two layers.** A record proves what it is (see [`crate::record`]). That it is still there, and the latest, is proved by the
+//! pages under redb (see `pages`): a tree over all of them, with one [`Root`] for each commit. So a record that was
+//! removed, brought back, or replaced by an older one makes the store unopenable. That the *whole* store is an older copy
+//! of itself shows only beside a [`Root`] that somebody else has kept.
+//!
+//! **Reading.** The sealed records and the remembered requests are in memory from the moment that the store is open. A disk that
+//! fails or vanishes later ends the changes and not the leases.
 //!
 //! **What it never does.** It never starts empty in a place where something is: [`Store::create`] refuses a
-//! backend that holds bytes, [`Store::open`] one that holds none or anything that does not authenticate as a whole.
-//! It never repairs by forgetting: commits are two-phase, so that redb has no older state to fall back to.
+//! disk that holds a byte, [`Store::open`] one that holds nothing or anything that does not authenticate as a whole, and
+//! leaves it as it is. It never repairs by forgetting what was acknowledged.
+
+mod disk;
+mod error;
+mod open;
+mod pages;
+mod root;
+mod seal;
+mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
-use std::io::ErrorKind;
-use std::sync::{Mutex, MutexGuard, PoisonError};
+use std::fmt;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
 use cofferdam_protocol::{SecretRef, SecretValue, WordError};
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
-    StorageBackend, TableDefinition, WriteTransaction,
+    ReadableTableMetadata as _, TableDefinition, WriteTransaction,
 };
-use sha2::{Digest as _, Sha256};
 
+pub use self::disk::{Disk, FileDisk, MemoryDisk};
+pub use self::error::DiskError;
+use self::pages::{Backend, Pages, Reserve};
+pub use self::root::Root;
 use crate::Keys;
 use crate::record::{self, RecordError};
 
@@ -38,17 +51,15 @@ pub const MAX_SPENT: usize = 16_384;
 const RECORDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("records");
 /// Order of arrival → digest of a request that changed something.
 const SPENT: TableDefinition<'static, u64, [u8; 32]> = TableDefinition::new("spent");
-const INDEX: TableDefinition<'static, (), &[u8]> = TableDefinition::new("index");
 
-const INDEX_DOMAIN: &[u8] = b"cofferdam/vault/index/v1";
 /// redb's page cache in bytes. Its default is 1 GiB; a whole store of ordinary size fits in this.
 const CACHE: usize = 4 * 1024 * 1024;
 
 /// The open store.
-#[derive(Debug)]
 pub struct Store {
-    database: Database,
-    keys: Keys,
+    pages: Arc<Pages>,
+    keys: Arc<Keys>,
+    max_records: usize,
     state: Mutex<State>,
 }
 
@@ -69,25 +80,13 @@ pub type RequestId = [u8; 32];
 /// Why the store did not do what it was asked. No variant holds a value.
 #[derive(Debug, thiserror::Error)]
 pub enum StoreError {
-    /// [`Store::create`] where something already is.
-    #[error("there is already a store here, and it is not overwritten")]
-    Occupied,
-    /// [`Store::open`] where nothing is.
-    #[error("there is no store here")]
-    Absent,
-    /// The database itself is damaged or cannot be read or written.
-    #[error("the store's database is damaged or not readable")]
+    /// The disk is not this store, not as it was left, or does not work.
+    #[error(transparent)]
+    Disk(#[from] DiskError),
+    /// The database on authentic pages is not one that this version can use.
+    #[error("the store's database is not usable")]
     Database(#[source] Box<redb::Error>),
-    /// The bytes cannot be read.
-    #[error("the store is not readable")]
-    Io(#[source] std::io::Error),
-    /// The store belongs to another master key.
-    #[error("the store was sealed under another master key")]
-    OtherKey,
-    /// The index does not authenticate or does not describe the records.
-    #[error("the store was altered: {0}")]
-    Altered(&'static str),
-    /// One record does not authenticate.
+    /// One record does not open under its name.
     #[error("the store was altered: {reference}")]
     Record {
         /// Which record.
@@ -102,9 +101,9 @@ pub enum StoreError {
     /// A new record could not be sealed.
     #[error("the secret cannot be sealed")]
     Seal(#[source] RecordError),
-    /// [`MAX_RECORDS`] reached.
-    #[error("the store holds {MAX_RECORDS} secrets and takes no further one")]
-    Full,
+    /// As many records as there may be.
+    #[error("the store holds {0} secrets and takes no further one")]
+    Full(usize),
     /// Longer than [`MAX_VALUE`].
     #[error("the value is longer than {MAX_VALUE} bytes")]
     TooLong,
@@ -120,74 +119,74 @@ pub enum StoreError {
 }
 
 impl StoreError {
-    /// Whether trying again may succeed: another process still has the store open, or it could not be read at all. Everything
-    /// else says something about the store's content, which will not change by itself.
+    /// Whether trying again may succeed: the disk could not be read at all. Everything else says something about the store's
+    /// content, which will not change by itself.
     pub fn may_pass(&self) -> bool {
-        match self {
-            Self::Io(_) => true,
-            Self::Database(error) => match &**error {
-                redb::Error::DatabaseAlreadyOpen => true,
-                // redb says of a file that is no database, or ends too early, in the words of I/O.
-                redb::Error::Io(error) => {
-                    !matches!(error.kind(), ErrorKind::InvalidData | ErrorKind::UnexpectedEof)
-                }
-                _ => false,
-            },
-            _ => false,
-        }
+        matches!(self, Self::Disk(error) if error.may_pass())
     }
 }
 
-/// The index in memory. Changed only after the transaction that says the same has been committed.
-#[derive(Clone, Debug, Default)]
+/// What the store holds. Changed only after the commit that says the same.
 struct State {
-    /// Counts the changes of the store.
-    generation: u64,
+    /// None after a failure, until the next change opens it again as the present commit left it.
+    database: Option<Database>,
     records: BTreeMap<SecretRef, Row>,
-    spent: BTreeSet<RequestId>,
-    /// Key of the next row in [`SPENT`].
-    next_spent: u64,
+    spent: Spent,
 }
 
-#[derive(Clone, Debug)]
+#[derive(Default)]
+struct Spent {
+    requests: BTreeSet<RequestId>,
+    /// Key of the next row in [`SPENT`].
+    next: u64,
+}
+
 struct Row {
     version: u64,
     updated_at: u64,
-    /// SHA-256 of the sealed record.
-    digest: [u8; 32],
+    sealed: Box<[u8]>,
 }
 
 impl Store {
-    /// Makes a store where there is nothing yet.
+    /// Makes a store on a disk of zeros. It is there as a whole when this returns.
     ///
     /// # Errors
-    /// [`StoreError::Occupied`] when the backend holds a single byte.
-    pub fn create(backend: impl StorageBackend, keys: Keys) -> Result<Self, StoreError> {
-        if backend.len().map_err(StoreError::Io)? != 0 {
-            return Err(StoreError::Occupied);
-        }
-        let database = builder().create_with_backend(backend).map_err(database)?;
-        let state = State::default();
-        let store = Self { database, keys, state: Mutex::new(state.clone()) };
-        let transaction = store.write()?;
-        transaction.open_table(RECORDS).map_err(database_error)?;
-        transaction.open_table(SPENT).map_err(database_error)?;
-        store.commit(transaction, &state)?;
+    /// [`DiskError::Occupied`] when the disk holds a single byte, another [`DiskError`] when it cannot be used.
+    pub fn create(disk: impl Disk, keys: Keys) -> Result<Self, StoreError> {
+        let keys = Arc::new(keys);
+        let pages = Arc::new(Pages::create(Box::new(disk), keys.clone())?);
+        let state = State { database: None, records: BTreeMap::new(), spent: Spent::default() };
+        let store = Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) };
+        store.change(&mut store.lock(), Reserve::Stays, |transaction| {
+            transaction.open_table(RECORDS).map_err(database_error)?;
+            transaction.open_table(SPENT).map_err(database_error)?;
+            Ok(())
+        })?;
         Ok(store)
     }
 
-    /// Opens a store and authenticates all of it.
+    /// Opens a store and authenticates all of it. With `expected`, the last commit that somebody else knows of, also that it
+    /// is not older than that.
     ///
     /// # Errors
-    /// [`StoreError`] when any byte that matters is not as this key left it. What the store holds is
-    /// then not changed.
-    pub fn open(backend: impl StorageBackend, keys: Keys) -> Result<Self, StoreError> {
-        if backend.len().map_err(StoreError::Io)? == 0 {
-            return Err(StoreError::Absent);
-        }
-        let database = builder().create_with_backend(backend).map_err(database)?;
-        let state = State::load(&database.begin_read().map_err(database_error)?, &keys)?;
-        Ok(Self { database, keys, state: Mutex::new(state) })
+    /// [`DiskError`] when any byte that matters is not as this key left it. Nothing is written.
+    pub fn open(disk: impl Disk, keys: Keys, expected: Option<&Root>) -> Result<Self, StoreError> {
+        let keys = Arc::new(keys);
+        let pages = Arc::new(Pages::open(Box::new(disk), keys.clone(), expected)?);
+        let database = open_database(&pages)?;
+        let transaction = database.begin_read().map_err(database_error)?;
+        let records = load_records(&transaction, &keys)?;
+        let spent = load_spent(&transaction)?;
+        drop(transaction);
+        let state = State { database: Some(database), records, spent };
+        Ok(Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) })
+    }
+
+    /// The same with another bound than [`MAX_RECORDS`].
+    #[must_use]
+    pub fn with_max_records(mut self, most: usize) -> Self {
+        self.max_records = most;
+        self
     }
 
     /// The keys of this store.
@@ -195,13 +194,17 @@ impl Store {
         &self.keys
     }
 
+    /// The present commit: what a witness keeps.
+    pub fn root(&self) -> Root {
+        self.pages.root()
+    }
+
     /// Stores a value under its reference, replacing an earlier one.
     ///
-    /// `request` is remembered in the same transaction, so that the change and the memory of it
-    /// cannot come apart.
+    /// `request` is remembered in the same commit, so that the change and the memory of it cannot come apart.
     ///
     /// # Errors
-    /// [`StoreError::Spent`], [`StoreError::TooLong`], [`StoreError::Full`], or a failure of the database;
+    /// [`StoreError::Spent`], [`StoreError::TooLong`], [`StoreError::Full`], or a [`DiskError`];
     /// nothing has changed then.
     pub fn put(
         &self,
@@ -213,68 +216,55 @@ impl Store {
             return Err(StoreError::TooLong);
         }
         let mut state = self.lock();
-        let mut next = state.clone();
-        let previous = next.records.get(secret.reference()).map(|row| row.version);
-        if previous.is_none() && next.records.len() >= MAX_RECORDS {
-            return Err(StoreError::Full);
+        state.spent.refuse(request)?;
+        let reference = secret.reference();
+        let previous = state.records.get(reference).map(|row| row.version);
+        if previous.is_none() && state.records.len() >= self.max_records {
+            return Err(StoreError::Full(self.max_records));
         }
         let version = previous.unwrap_or(0).checked_add(1).ok_or(StoreError::Exhausted)?;
         let sealed = record::seal(&self.keys, secret, version, updated_at, getrandom::fill)
             .map_err(StoreError::Seal)?;
-        next.records.insert(secret.reference().clone(), Row { version, updated_at, digest: digest(&sealed) });
-
-        let transaction = self.write()?;
-        next.spend(&transaction, request)?;
-        {
+        let number = state.spent.next;
+        let forgotten = self.change(&mut state, Reserve::Stays, |transaction| {
             let mut records = transaction.open_table(RECORDS).map_err(database_error)?;
-            records.insert(secret.reference().as_str(), sealed.as_slice()).map_err(database_error)?;
-        }
-        next.advance();
-        self.commit(transaction, &next)?;
-        *state = next;
-        Ok(Entry { reference: secret.reference().clone(), version, updated_at })
+            records.insert(reference.as_str(), sealed.as_slice()).map_err(database_error)?;
+            spend(transaction, number, request)
+        })?;
+        state.spent.remember(request, &forgotten);
+        state.records.insert(reference.clone(), Row { version, updated_at, sealed: sealed.into() });
+        Ok(Entry { reference: reference.clone(), version, updated_at })
     }
 
     /// Removes a record.
     ///
     /// # Errors
-    /// [`StoreError::Missing`] when there is none, [`StoreError::Spent`], or a failure of the database; nothing has
-    /// changed then.
+    /// [`StoreError::Missing`] when there is none, [`StoreError::Spent`], or a [`DiskError`]; nothing has changed then.
     pub fn remove(&self, reference: &SecretRef, request: &RequestId) -> Result<(), StoreError> {
         let mut state = self.lock();
-        let mut next = state.clone();
-        if next.spent.contains(request) {
-            return Err(StoreError::Spent);
+        state.spent.refuse(request)?;
+        if !state.records.contains_key(reference) {
+            return Err(StoreError::Missing);
         }
-        next.records.remove(reference).ok_or(StoreError::Missing)?;
-        let transaction = self.write()?;
-        next.spend(&transaction, request)?;
-        {
+        let number = state.spent.next;
+        let forgotten = self.change(&mut state, Reserve::Used, |transaction| {
             let mut records = transaction.open_table(RECORDS).map_err(database_error)?;
             records.remove(reference.as_str()).map_err(database_error)?;
-        }
-        next.advance();
-        self.commit(transaction, &next)?;
-        *state = next;
+            spend(transaction, number, request)
+        })?;
+        state.spent.remember(request, &forgotten);
+        state.records.remove(reference);
         Ok(())
     }
 
     /// The latest value under a reference, or `None`.
     ///
     /// # Errors
-    /// [`StoreError::Altered`] or [`StoreError::Record`] when the record is not the one that was last put.
+    /// [`StoreError::Record`] when the record is not one of this name.
     pub fn get(&self, reference: &SecretRef) -> Result<Option<SecretValue>, StoreError> {
-        // Held to the end, so that no put comes between the digest and the record it belongs to.
         let state = self.lock();
-        let Some(expected) = state.records.get(reference).map(|row| row.digest) else { return Ok(None) };
-        let transaction = self.database.begin_read().map_err(database_error)?;
-        let records = transaction.open_table(RECORDS).map_err(database_error)?;
-        let sealed = records.get(reference.as_str()).map_err(database_error)?;
-        let sealed = sealed.ok_or(StoreError::Altered("a record has vanished"))?;
-        if digest(sealed.value()) != expected {
-            return Err(StoreError::Altered("a record is not the one last put"));
-        }
-        let (_, secret) = record::open(&self.keys, reference, sealed.value())
+        let Some(row) = state.records.get(reference) else { return Ok(None) };
+        let (_, secret) = record::open(&self.keys, reference, &row.sealed)
             .map_err(|source| StoreError::Record { reference: reference.clone(), source })?;
         Ok(Some(secret))
     }
@@ -297,178 +287,161 @@ impl Store {
             .collect()
     }
 
-    fn write(&self) -> Result<WriteTransaction, StoreError> {
-        let mut transaction = self.database.begin_write().map_err(database_error)?;
-        transaction.set_two_phase_commit(true);
-        transaction.set_durability(Durability::Immediate).map_err(database_error)?;
-        Ok(transaction)
-    }
-
-    fn commit(&self, transaction: WriteTransaction, state: &State) -> Result<(), StoreError> {
-        {
-            let mut index = transaction.open_table(INDEX).map_err(database_error)?;
-            let sealed = state.seal(&self.keys)?;
-            index.insert((), sealed.as_slice()).map_err(database_error)?;
+    /// Makes one commit of what `work` does. When that fails anywhere, the database is closed and what it wrote forgotten: redb
+    /// believes in a commit that the pages have not made, or refuses everything after a single error.
+    fn change<T>(
+        &self,
+        state: &mut State,
+        reserve: Reserve,
+        work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let database = state.database.take().map_or_else(|| open_database(&self.pages), Ok)?;
+        match transact(&database, work).and_then(|done| Ok(self.pages.commit(reserve).map(|()| done)?)) {
+            Ok(done) => {
+                state.database = Some(database);
+                Ok(done)
+            }
+            Err(error) => {
+                drop(database);
+                self.pages.discard();
+                Err(error)
+            }
         }
-        transaction.commit().map_err(database_error)
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {
-        // The state is replaced as a whole after a commit, so a panic elsewhere cannot have left half of one.
+        // The state is changed after a commit by what cannot fail, so a panic elsewhere cannot have left half of it.
         self.state.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
-impl State {
-    /// Reads and authenticates everything.
-    fn load(transaction: &ReadTransaction, keys: &Keys) -> Result<Self, StoreError> {
-        let mut state = Self::default();
-        let index = transaction.open_table(INDEX).map_err(database_error)?;
-        let index = index.get(()).map_err(database_error)?.ok_or(StoreError::Altered("it has no index"))?;
-        let (generation, expected) = unseal_index(index.value(), keys)?;
-        state.generation = generation;
-
-        for row in transaction.open_table(RECORDS).map_err(database_error)?.iter().map_err(database_error)? {
-            let (name, sealed) = row.map_err(database_error)?;
-            let reference = name.value().parse::<SecretRef>().map_err(StoreError::Name)?;
-            let (header, _) = record::open(keys, &reference, sealed.value())
-                .map_err(|source| StoreError::Record { reference: reference.clone(), source })?;
-            let row = Row {
-                version: header.version,
-                updated_at: header.updated_at,
-                digest: digest(sealed.value()),
-            };
-            state.records.insert(reference, row);
-        }
-        for row in transaction.open_table(SPENT).map_err(database_error)?.iter().map_err(database_error)? {
-            let (key, request) = row.map_err(database_error)?;
-            state.next_spent = key.value().saturating_add(1);
-            state.spent.insert(request.value());
-        }
-        if state.digest() != expected {
-            return Err(StoreError::Altered("its records are not those of its index"));
-        }
-        Ok(state)
-    }
-
-    /// Counts a change.
-    fn advance(&mut self) {
-        self.generation = self.generation.saturating_add(1);
-    }
-
-    /// Remembers a request, forgetting the oldest beyond [`MAX_SPENT`].
-    fn spend(&mut self, transaction: &WriteTransaction, request: &RequestId) -> Result<(), StoreError> {
-        if !self.spent.insert(*request) {
-            return Err(StoreError::Spent);
-        }
-        let mut table = transaction.open_table(SPENT).map_err(database_error)?;
-        table.insert(self.next_spent, *request).map_err(database_error)?;
-        self.next_spent = self.next_spent.saturating_add(1);
-        while self.spent.len() > MAX_SPENT {
-            let oldest = table.pop_first().map_err(database_error)?.map(|(_, request)| request.value());
-            let Some(oldest) = oldest else { break };
-            self.spent.remove(&oldest);
-        }
-        Ok(())
-    }
-
-    /// Over every record's name and sealed bytes, in order, and every remembered request. Names are of variable length,
-    /// but hold no 00; digests are of fixed length; so the input is unambiguous.
-    fn digest(&self) -> [u8; 32] {
-        let mut hash = Sha256::new();
-        for (reference, row) in &self.records {
-            hash.update(reference.as_str());
-            hash.update([0]);
-            hash.update(row.digest);
-        }
-        hash.update([0]);
-        for request in &self.spent {
-            hash.update(request);
-        }
-        hash.finalize().into()
-    }
-
-    /// `key id (8) ‖ nonce (12) ‖ AES-256-GCM(generation (8, big endian) ‖ digest (32))`, authenticated with
-    /// `"cofferdam/vault/index/v1" 00 key id`.
-    fn seal(&self, keys: &Keys) -> Result<Vec<u8>, StoreError> {
-        let mut nonce = [0; 12];
-        getrandom::fill(&mut nonce).map_err(|_| StoreError::Seal(RecordError::Random))?;
-        let plain = [&self.generation.to_be_bytes()[..], &self.digest()].concat();
-        let sealed = record::aes_seal(keys.index(), &nonce, &plain, &index_data(&keys.id()))
-            .map_err(StoreError::Seal)?;
-        Ok([&keys.id()[..], &nonce, &sealed].concat())
+impl fmt::Debug for Store {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Store").field("records", &self.lock().records.len()).finish_non_exhaustive()
     }
 }
 
-/// Returns generation and digest.
-fn unseal_index(sealed: &[u8], keys: &Keys) -> Result<(u64, [u8; 32]), StoreError> {
-    const CUT: StoreError = StoreError::Altered("its index is cut short");
-    let (id, rest) = sealed.split_first_chunk().ok_or(CUT)?;
-    if *id != keys.id() {
-        return Err(StoreError::OtherKey);
+impl Spent {
+    fn refuse(&self, request: &RequestId) -> Result<(), StoreError> {
+        if self.requests.contains(request) { Err(StoreError::Spent) } else { Ok(()) }
     }
-    let (nonce, rest) = rest.split_first_chunk().ok_or(CUT)?;
-    let plain = record::aes_open(keys.index(), nonce, rest, &index_data(id))
-        .map_err(|_| StoreError::Altered("its index does not authenticate"))?;
-    let (generation, digest) = plain.split_first_chunk().ok_or(CUT)?;
-    Ok((u64::from_be_bytes(*generation), digest.try_into().map_err(|_| CUT)?))
+
+    fn remember(&mut self, request: &RequestId, forgotten: &[RequestId]) {
+        self.requests.insert(*request);
+        self.next = self.next.saturating_add(1);
+        for request in forgotten {
+            self.requests.remove(request);
+        }
+    }
 }
 
-fn index_data(key_id: &[u8]) -> Vec<u8> {
-    [INDEX_DOMAIN, key_id].join(&0)
+fn transact<T>(
+    database: &Database,
+    work: impl FnOnce(&WriteTransaction) -> Result<T, StoreError>,
+) -> Result<T, StoreError> {
+    let mut transaction = database.begin_write().map_err(database_error)?;
+    transaction.set_durability(Durability::Immediate).map_err(database_error)?;
+    let done = work(&transaction)?;
+    transaction.commit().map_err(database_error)?;
+    Ok(done)
 }
 
-fn digest(bytes: &[u8]) -> [u8; 32] {
-    Sha256::digest(bytes).into()
+/// Remembers a request as the row of this number and returns the oldest ones, forgotten beyond [`MAX_SPENT`].
+fn spend(
+    transaction: &WriteTransaction,
+    number: u64,
+    request: &RequestId,
+) -> Result<Vec<RequestId>, StoreError> {
+    let mut table = transaction.open_table(SPENT).map_err(database_error)?;
+    table.insert(number, *request).map_err(database_error)?;
+    let mut forgotten = Vec::new();
+    while table.len().map_err(database_error)? > MAX_SPENT as u64 {
+        let oldest = table.pop_first().map_err(database_error)?.map(|(_, request)| request.value());
+        forgotten.push(oldest.ok_or(StoreError::Exhausted)?);
+    }
+    Ok(forgotten)
 }
 
-/// Checks every page's checksum when it opens, because redb may otherwise trust, or panic on, a page that was altered.
-fn builder() -> Builder {
-    let mut builder = Database::builder();
-    builder.set_cache_size(CACHE).set_check_integrity_on_open(true);
-    builder
+fn load_records(transaction: &ReadTransaction, keys: &Keys) -> Result<BTreeMap<SecretRef, Row>, StoreError> {
+    let mut records = BTreeMap::new();
+    for row in transaction.open_table(RECORDS).map_err(database_error)?.iter().map_err(database_error)? {
+        let (name, sealed) = row.map_err(database_error)?;
+        let reference = name.value().parse::<SecretRef>().map_err(StoreError::Name)?;
+        let header = record::decode_header(sealed.value())
+            .and_then(
+                |header| if header.key_id == keys.id() { Ok(header) } else { Err(RecordError::OtherKey) },
+            )
+            .map_err(|source| StoreError::Record { reference: reference.clone(), source })?;
+        let (version, updated_at) = (header.version, header.updated_at);
+        records.insert(reference, Row { version, updated_at, sealed: sealed.value().into() });
+    }
+    Ok(records)
 }
 
-fn database(error: redb::DatabaseError) -> StoreError {
-    database_error(error)
+fn load_spent(transaction: &ReadTransaction) -> Result<Spent, StoreError> {
+    let mut spent = Spent::default();
+    for row in transaction.open_table(SPENT).map_err(database_error)?.iter().map_err(database_error)? {
+        let (number, request) = row.map_err(database_error)?;
+        spent.next = number.value().saturating_add(1);
+        spent.requests.insert(request.value());
+    }
+    Ok(spent)
 }
 
+/// redb on the pages as they are now.
+fn open_database(pages: &Arc<Pages>) -> Result<Database, StoreError> {
+    let mut builder = Builder::new();
+    builder.set_cache_size(CACHE);
+    builder.create_with_backend(Backend(pages.clone())).map_err(database_error)
+}
+
+/// What a page said goes through redb as an error of I/O.
 fn database_error(error: impl Into<redb::Error>) -> StoreError {
-    StoreError::Database(Box::new(error.into()))
+    match error.into() {
+        redb::Error::Io(error) => match error.downcast::<DiskError>() {
+            Ok(error) => StoreError::Disk(error),
+            Err(error) => StoreError::Database(Box::new(redb::Error::Io(error))),
+        },
+        error => StoreError::Database(Box::new(error)),
+    }
 }
 
 #[cfg(test)]
 mod tests {
-    use redb::backends::InMemoryBackend;
-
     use super::*;
     use crate::MasterKey;
 
     #[test]
     fn of_too_many_requests_the_oldest_is_forgotten() {
-        let keys = Keys::derive(MasterKey::take(&mut [1; 32])).unwrap();
-        let store = Store::create(InMemoryBackend::new(), keys).unwrap();
+        let keys = || Keys::derive(MasterKey::take(&mut [1; 32])).unwrap();
+        let disk = MemoryDisk::new(8 << 20);
+        let store = Store::create(disk.clone(), keys()).unwrap();
         let request = |number: u64| {
             let mut id = [0xFF; 32];
             // Descending, so that the first that came is not the first in order.
             id[..8].copy_from_slice(&(u64::MAX - number).to_be_bytes());
             id
         };
-        let mut state = State::default();
-        let transaction = store.write().unwrap();
-        for number in 0..MAX_SPENT as u64 {
-            state.spend(&transaction, &request(number)).unwrap();
-        }
-        store.commit(transaction, &state).unwrap();
-        *store.lock() = state;
+        let fill = |transaction: &WriteTransaction| {
+            (0..MAX_SPENT as u64)
+                .try_for_each(|number| spend(transaction, number, &request(number)).map(drop))
+        };
+        store.change(&mut store.lock(), Reserve::Stays, fill).unwrap();
+        drop(store);
 
+        let store = Store::open(disk.clone(), keys(), None).unwrap();
         let secret = SecretValue::new("secret://a/b/c".parse::<SecretRef>().unwrap(), b"value".to_vec());
         let put = |number| store.put(&secret, 0, &request(number)).map(|entry| entry.version);
         assert!(matches!(put(0), Err(StoreError::Spent)));
         assert_eq!(put(MAX_SPENT as u64).unwrap(), 1);
         assert!(matches!(put(1), Err(StoreError::Spent)));
         assert_eq!(put(0).unwrap(), 2);
-        let state = store.lock();
-        assert_eq!((state.spent.len(), state.next_spent), (MAX_SPENT, MAX_SPENT as u64 + 2));
+        let spent = |store: &Store| {
+            let state = store.lock();
+            (state.spent.requests.len(), state.spent.next)
+        };
+        assert_eq!(spent(&store), (MAX_SPENT, MAX_SPENT as u64 + 2));
+        drop(store);
+        assert_eq!(spent(&Store::open(disk, keys(), None).unwrap()), (MAX_SPENT, MAX_SPENT as u64 + 2));
     }
 }

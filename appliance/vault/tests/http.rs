@@ -58,7 +58,7 @@ fn missing(reply: &[u8]) -> Vec<String> {
 }
 
 fn start() -> (Arc<Vault>, Router) {
-    let vault = Arc::new(vault(&Disk::default()));
+    let vault = Arc::new(vault(&disk()));
     (vault.clone(), router(vault))
 }
 
@@ -248,7 +248,7 @@ async fn the_waiting_are_bounded_by_peer_and_in_all_and_give_their_places_back()
     for number in 0..peers {
         rules.grants.allow(SERVICE + number, reference(PASSWORD));
     }
-    let store = Store::create(Disk::default(), keys(1)).unwrap();
+    let store = Store::create(disk(), keys(1)).unwrap();
     let vault = Arc::new(Vault::new(store, rules, || NOW, |_| {}));
     let router = router(vault.clone());
     let wait = |uid: u32| {
@@ -290,7 +290,7 @@ async fn the_largest_lease_is_whole() {
     for name in &names {
         rules.grants.allow(SERVICE, reference(name));
     }
-    let store = Store::create(Disk::default(), keys(1)).unwrap();
+    let store = Store::create(disk(), keys(1)).unwrap();
     let vault = Arc::new(Vault::new(store, rules, || NOW, |_| {}));
     // Printable bytes: a value of line breaks alone could not be redacted and is refused.
     let content = |number: usize| vec![b'!' + number as u8; MAX_VALUE];
@@ -310,7 +310,7 @@ async fn the_largest_lease_is_whole() {
 async fn the_longest_audit_line_is_bounded() {
     let longest = Arc::new(std::sync::atomic::AtomicUsize::new(0));
     let seen = longest.clone();
-    let store = Store::create(Disk::default(), keys(1)).unwrap();
+    let store = Store::create(disk(), keys(1)).unwrap();
     let vault = Arc::new(Vault::new(
         store,
         rules(),

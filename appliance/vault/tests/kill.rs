@@ -13,15 +13,16 @@ use std::path::Path;
 use std::process::{Command, Stdio};
 use std::time::Duration;
 
-use cofferdam_vault::{FileBackend, Store, StoreError};
+use cofferdam_vault::{DiskError, FileDisk, Store, StoreError};
 use common::{PASSWORD, id, keys, reference, secret};
 
 /// Names the directory to the child; a person who runs the tests does not set it.
 const DIRECTORY: &str = "COFFERDAM_VAULT_KILL_TEST";
 
-fn backend(path: &Path) -> FileBackend {
+fn disk(path: &Path) -> FileDisk {
     let file = OpenOptions::new().read(true).write(true).create(true).truncate(false).open(path).unwrap();
-    FileBackend::new(file).unwrap()
+    file.set_len(4 << 20).unwrap();
+    FileDisk::new(file).unwrap()
 }
 
 fn value(version: u64) -> Vec<u8> {
@@ -32,11 +33,11 @@ fn value(version: u64) -> Vec<u8> {
 #[test]
 fn child() {
     let Ok(directory) = std::env::var(DIRECTORY) else { return };
-    let path = Path::new(&directory).join("store.redb");
+    let path = Path::new(&directory).join("store");
     let store = if path.exists() {
-        Store::open(backend(&path), keys(1)).unwrap()
+        Store::open(disk(&path), keys(1), None).unwrap()
     } else {
-        Store::create(backend(&path), keys(1)).unwrap()
+        Store::create(disk(&path), keys(1)).unwrap()
     };
     let mut version = store.list().first().map_or(0, |entry| entry.version);
     loop {
@@ -50,7 +51,7 @@ fn child() {
 #[test]
 fn what_was_put_is_there_after_a_kill() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("store.redb");
+    let path = directory.path().join("store");
     let mut last = 0;
     for round in 0..10_u64 {
         let mut child = Command::new(std::env::current_exe().unwrap())
@@ -71,11 +72,11 @@ fn what_was_put_is_there_after_a_kill() {
         if !path.exists() {
             continue;
         }
-        let store = match Store::open(backend(&path), keys(1)) {
+        let store = match Store::open(disk(&path), keys(1), None) {
             Ok(store) => store,
             // Killed while it was being made: the role makes it under another name until it is whole.
             Err(error) if said == 0 => {
-                assert!(!matches!(error, StoreError::OtherKey));
+                assert!(!matches!(error, StoreError::Disk(DiskError::OtherKey)));
                 std::fs::remove_file(&path).unwrap();
                 continue;
             }

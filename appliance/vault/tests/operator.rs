@@ -21,7 +21,7 @@ use proptest::prelude::*;
 const VALUE: &[u8] = b"correct horse battery staple";
 
 fn fresh() -> Vault {
-    vault(&Disk::default())
+    vault(&disk())
 }
 
 fn error(answer: &Answer) -> ErrorReply {
@@ -149,7 +149,7 @@ fn a_request_is_carried_out_once() {
 #[test]
 fn a_secret_is_sealed_to_this_appliance_and_this_name() {
     let vault = fresh();
-    let elsewhere = Vault::new(Store::create(Disk::default(), keys(2)).unwrap(), rules(), || NOW, |_| {});
+    let elsewhere = Vault::new(Store::create(disk(), keys(2)).unwrap(), rules(), || NOW, |_| {});
     for body in [sealed(&elsewhere, PASSWORD, VALUE), sealed(&vault, USER, VALUE)] {
         let answer = vault.operate(FRONT, &signed("PUT", &path(PASSWORD), &body, &id()));
         assert_eq!(answer.status, StatusCode::BAD_REQUEST);
@@ -285,7 +285,7 @@ fn nothing_reads_a_secret() {
 fn an_audit_line_has_no_value_and_nothing_of_a_strangers_choosing() {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let sink = lines.clone();
-    let store = Store::create(Disk::default(), keys(1)).unwrap();
+    let store = Store::create(disk(), keys(1)).unwrap();
     let vault = Vault::new(store, rules(), || NOW, move |event| sink.lock().unwrap().push(event.to_string()));
     put(&vault, PASSWORD, VALUE);
     ask(&vault, "GET", "/v1/secrets");
@@ -315,7 +315,7 @@ proptest! {
     fn no_part_of_a_value_is_ever_shown(value in "[!-~]{8,60}") {
         let lines = Arc::new(Mutex::new(String::new()));
         let sink = lines.clone();
-        let store = Store::create(Disk::default(), keys(1)).unwrap();
+        let store = Store::create(disk(), keys(1)).unwrap();
         let vault = Vault::new(store, rules(), || NOW, move |event| {
             sink.lock().unwrap().push_str(&format!("{event} {event:?}"));
         });

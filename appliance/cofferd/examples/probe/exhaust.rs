@@ -25,7 +25,7 @@ const ENOUGH: usize = 4_000_000;
 type Held = (usize, String);
 
 /// Every kind, in the order in which the tests try them.
-pub(crate) const KINDS: [&str; 27] = [
+pub(crate) const KINDS: [&str; 29] = [
     "memory",
     "memfd",
     "dev-shm",
@@ -39,6 +39,7 @@ pub(crate) const KINDS: [&str; 27] = [
     "netlink",
     "ofd-locks",
     "posix-locks",
+    "filters",
     "inotify",
     "epoll",
     "timers",
@@ -49,6 +50,7 @@ pub(crate) const KINDS: [&str; 27] = [
     "message-queues",
     "posix-queues",
     "tcp",
+    "backlog",
     "udp",
     "files",
     "output",
@@ -68,13 +70,16 @@ pub(crate) fn run(kind: &str) {
                 .stack_size(16 << 10)
                 .spawn(|| std::thread::sleep(Duration::from_secs(900)))
         }),
-        "descriptors" | "pipes" | "socket-pairs" | "netlink" | "epoll" | "tcp" | "udp" => in_processes(kind),
+        "descriptors" | "pipes" | "socket-pairs" | "netlink" | "filters" | "epoll" | "tcp" | "backlog"
+        | "udp" => in_processes(kind),
         "one-descriptors" => fill(ENOUGH, || File::open("/dev/null")),
         "one-pipes" => fill(ENOUGH, pipe),
         "one-socket-pairs" => fill(ENOUGH, socket_pair),
         "one-netlink" => fill(ENOUGH, netlink),
+        "one-filters" => fill(ENOUGH, filter),
         "one-epoll" => fill(ENOUGH, epoll),
         "one-tcp" => tcp(),
+        "one-backlog" => backlog(),
         "one-udp" => fill(ENOUGH, udp),
         "descriptors-in-flight" => in_flight(),
         "ofd-locks" => locks(37),
@@ -204,6 +209,18 @@ fn netlink() -> io::Result<OwnedFd> {
     Ok(socket)
 }
 
+/// A socket with the longest filter that there is. The kernel keeps what it was given and what it made of it, some 100 KiB, and
+/// charges nobody for that.
+fn filter() -> io::Result<OwnedFd> {
+    let socket = descriptor(41, &[1, 2, 0])?;
+    // struct sock_filter: BPF_RET | BPF_K, no jumps, 0. struct sock_fprog: how many, and where.
+    let program = [6_u64; 4096];
+    let given = [program.len(), program.as_ptr() as usize];
+    // SOL_SOCKET, SO_ATTACH_FILTER.
+    number(54, &[c_long::from(socket.as_raw_fd()), 1, 26, given.as_ptr() as c_long, 16])?;
+    Ok(socket)
+}
+
 fn epoll() -> io::Result<OwnedFd> {
     let events = descriptor(291, &[0])?;
     let watched = descriptor(290, &[0, 0])?;
@@ -228,6 +245,23 @@ fn tcp() -> Held {
         ours.set_nonblocking(true)?;
         while ours.write(&[0_u8; 65536]).is_ok() {}
         Ok((ours, theirs))
+    })
+}
+
+/// Connections that nobody accepts, with all that they take unread: what waits there belongs to no process yet.
+fn backlog() -> Held {
+    let listeners = std::cell::RefCell::new(Vec::new());
+    fill(ENOUGH, || {
+        let listener = TcpListener::bind("127.0.0.1:0")?;
+        let address = listener.local_addr()?;
+        listeners.borrow_mut().push(listener);
+        for _ in 0..100 {
+            let mut ours = TcpStream::connect(address)?;
+            ours.set_nonblocking(true)?;
+            while ours.write(&[0_u8; 65536]).is_ok() {}
+            std::mem::forget(ours);
+        }
+        Ok(())
     })
 }
 

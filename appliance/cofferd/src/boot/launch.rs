@@ -24,7 +24,7 @@ use super::unseal::Unsealed;
 use crate::paths;
 use crate::roles::facts::ServiceFacts;
 use crate::roles::pull::image_dir;
-use crate::roles::{Key, ROLES, Role, SHIM, Starts};
+use crate::roles::{Key, RESERVE, ROLES, Role, SHIM, Starts};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
 use crate::system::files;
@@ -143,7 +143,8 @@ pub(super) fn establish(
     let keys = Keys { vault: vault_key, tls };
     for role in ROLES.into_iter().filter(|role| role.starts() == Starts::Launch) {
         let spec = role.spec(None, role.key().map(|key| keys.of(key)))?;
-        boot.supervisor.keep(role.name().to_owned(), Tier::Role, spec);
+        let tier = if role.name() == RESERVE.name() { Tier::Reserve } else { Tier::Role };
+        boot.supervisor.keep(role.name().to_owned(), tier, spec);
         if let Some(socket) = role.socket().map(Path::new) {
             boot.supervisor.run_until(REACHABLE_WITHIN, || socket.exists());
         }

@@ -9,6 +9,7 @@ mod front;
 mod network;
 mod publish;
 pub(crate) mod pull;
+mod reserve;
 mod shim;
 mod table;
 mod vault;
@@ -16,5 +17,7 @@ mod vault;
 #[cfg(test)]
 pub(crate) mod testing;
 
-pub use self::table::{BRIDGE, CONTAINER, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, ROLES, Role, SHIM, VAULT};
+pub use self::table::{
+    BRIDGE, CONTAINER, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, RESERVE, ROLES, Role, SHIM, VAULT,
+};
 pub(crate) use self::table::{Key, Starts, run};

@@ -10,7 +10,7 @@ use cofferdam_workload::seccomp;
 use landlock::AccessNet;
 
 use super::facts::ServiceFacts;
-use super::{bridge, evidence, front, network, publish, pull, shim, vault};
+use super::{bridge, evidence, front, network, publish, pull, reserve, shim, vault};
 use crate::paths;
 use crate::system::cgroup::{Cgroup, CgroupError, Limits};
 use crate::system::confine::{self, ConfineError, Filter, Policy, View};
@@ -252,6 +252,26 @@ pub static BRIDGE: Role = Role {
     run: Run::Appliance(bridge::run),
 };
 
+/// The first to end when the machine runs out of memory.
+pub static RESERVE: Role = Role {
+    name: "reserve",
+    starts: Starts::Launch,
+    who: Who::Own { uid: 107, gid: 107, capabilities: &[] },
+    network: Network::None,
+    covered: DEVICE_PATHS,
+    policy: Policy {
+        filter: Filter::Own(filter!("reserve")),
+        view: Some(View { reads: &[], writes: &[], refuses: NO_TCP }),
+    },
+    directory: None,
+    socket: None,
+    key: None,
+    // What it holds, and itself.
+    memory: Some(reserve::HELD as u64 + (8 << 20)),
+    processes: 1,
+    run: Run::Appliance(reserve::run),
+};
+
 /// One service.
 pub static SHIM: Role = Role {
     name: "shim",
@@ -314,8 +334,8 @@ pub static CONTAINER: Role = Role {
 };
 
 /// All of them. Those of the stage `launch` start in this order, in which they need each other.
-pub static ROLES: [&Role; 9] =
-    [&NETWORK, &VAULT, &EVIDENCE, &FRONT, &PUBLISH, &BRIDGE, &SHIM, &PULL, &CONTAINER];
+pub static ROLES: [&Role; 10] =
+    [&NETWORK, &RESERVE, &VAULT, &EVIDENCE, &FRONT, &PUBLISH, &BRIDGE, &SHIM, &PULL, &CONTAINER];
 
 /// Runs the program as the role that its first word names, to its end. `None` when the words are no role's, or, in the first
 /// process of a PID namespace, not those of one that is.

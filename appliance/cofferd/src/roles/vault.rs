@@ -24,8 +24,8 @@ use axum::http::StatusCode;
 use cofferdam_protocol::json;
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_vault::{
-    Audit, FileBackend, Grants, Keys, MasterKey, Operation, Operators, Rules, Store, StoreError, Vault,
-    router,
+    Audit, DiskError, FileDisk, Grants, Keys, MasterKey, Operation, Operators, Rules, Store, StoreError,
+    Vault, router,
 };
 
 use crate::paths;
@@ -40,6 +40,10 @@ use crate::system::{confine, unix};
 const FLOOD_LINES: u32 = 10;
 /// See [`FLOOD_LINES`].
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
+
+/// Length of the store's file in bytes. It has as many secrets of the largest size as there may be, which redb keeps in
+/// 128 KiB each. What was never written of it takes no memory.
+const STORE_SIZE: u64 = 256 * 1024 * 1024;
 
 /// Runs the role until it is killed.
 ///
@@ -106,13 +110,13 @@ fn rules(facts: &Facts) -> anyhow::Result<Rules> {
 /// a vault killed in between leaves nothing that later fails to open.
 fn open(path: &Path, keys: Keys) -> Result<Store, StoreError> {
     match OpenOptions::new().read(true).write(true).open(path) {
-        Ok(file) => return Store::open(backend(file)?, keys),
+        Ok(file) => return Store::open(disk(file)?, keys, None),
         Err(error) if error.kind() == io::ErrorKind::NotFound => {}
-        Err(error) => return Err(StoreError::Io(error)),
+        Err(error) => return Err(unusable(error)),
     }
     let unfinished = path.with_extension("new");
     match fs::remove_file(&unfinished) {
-        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(StoreError::Io(error)),
+        Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(unusable(error)),
         _ => {}
     }
     let file = OpenOptions::new()
@@ -121,14 +125,19 @@ fn open(path: &Path, keys: Keys) -> Result<Store, StoreError> {
         .create_new(true)
         .mode(0o600)
         .open(&unfinished)
-        .map_err(StoreError::Io)?;
-    let store = Store::create(backend(file)?, keys)?;
-    fs::rename(&unfinished, path).map_err(StoreError::Io)?;
+        .map_err(unusable)?;
+    file.set_len(STORE_SIZE).map_err(unusable)?;
+    let store = Store::create(disk(file)?, keys)?;
+    fs::rename(&unfinished, path).map_err(unusable)?;
     Ok(store)
 }
 
-fn backend(file: File) -> Result<FileBackend, StoreError> {
-    FileBackend::new(file).map_err(|error| StoreError::Database(Box::new(error.into())))
+fn disk(file: File) -> Result<FileDisk, StoreError> {
+    FileDisk::new(file).map_err(unusable)
+}
+
+fn unusable(error: io::Error) -> StoreError {
+    DiskError::Io(error).into()
 }
 
 /// Answers everything with the reason why there is no vault.

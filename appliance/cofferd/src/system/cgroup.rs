@@ -10,6 +10,7 @@ use std::fs;
 use std::io;
 use std::os::unix::fs::chown;
 use std::path::{Path, PathBuf};
+use std::time::Duration;
 
 use nix::unistd::Pid;
 
@@ -106,6 +107,11 @@ impl Cgroup {
         Self::create(Path::new(MOUNT).join("cofferdam").join(name), limits)
     }
 
+    /// The group above all services.
+    pub(crate) fn services() -> Self {
+        Self { path: Path::new(MOUNT).join("services") }
+    }
+
     /// Makes the group of a service, at the place that [`of_service`] gives it.
     pub(crate) fn service(path: &Path, limits: Limits) -> Result<Self, CgroupError> {
         Self::create(path.to_owned(), limits)
@@ -165,6 +171,19 @@ impl Cgroup {
     /// Ends every process in the group and below, by SIGKILL, without a race (`cgroup.kill`, Linux 5.14).
     pub(crate) fn kill(&self) -> Result<(), CgroupError> {
         write(&self.path.join("cgroup.kill"), "1")
+    }
+
+    /// Lets every process in the group and below stand still on its way out of the kernel, or go on (`cgroup.freeze`,
+    /// Linux 5.2).
+    pub(crate) fn freeze(&self, frozen: bool) -> Result<(), CgroupError> {
+        write(&self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })
+    }
+
+    /// Processor time that the group and those below have spent in the kernel. Zero when it cannot be told.
+    pub(crate) fn kernel_time(&self) -> Duration {
+        let text = fs::read_to_string(self.path.join("cpu.stat")).unwrap_or_default();
+        let micros = text.lines().find_map(|line| line.strip_prefix("system_usec ")?.parse().ok());
+        Duration::from_micros(micros.unwrap_or_default())
     }
 
     /// Removes the groups below and takes their controllers back, so that the group can hold a process of
@@ -282,6 +301,19 @@ mod tests {
             let error = prepare(root.path(), 0, Limits::default()).unwrap_err();
             assert!(matches!(error, CgroupError::NoController(name) if name == missing), "{error}");
         }
+    }
+
+    #[test]
+    fn the_time_in_the_kernel_is_read_and_zero_when_it_cannot_be() {
+        let root = tempfile::tempdir().unwrap();
+        let group = Cgroup { path: root.path().into() };
+        assert_eq!(group.kernel_time(), Duration::ZERO);
+        fs::write(root.path().join("cpu.stat"), "usage_usec 9000000\nuser_usec 5\nsystem_usec 2500000\n")
+            .unwrap();
+        assert_eq!(group.kernel_time(), Duration::from_millis(2500));
+        fs::write(root.path().join("cgroup.freeze"), "").unwrap();
+        group.freeze(true).unwrap();
+        assert_eq!(fs::read_to_string(root.path().join("cgroup.freeze")).unwrap(), "1");
     }
 
     #[test]

@@ -8,6 +8,8 @@ pub mod client;
 pub mod confine;
 pub(crate) mod console;
 pub mod images;
+mod low_memory;
+pub(crate) mod meminfo;
 pub(crate) mod power;
 pub(crate) mod quota;
 pub(crate) mod rtnetlink;

@@ -8,12 +8,14 @@
 //!   in its control group is killed: no workload outlives its shim.
 //! - An image that was pulled is sealed ([`images`](super::images)): nobody changes it after that.
 //! - Every change of a role's state is in `/run/cofferdam/status.json`, replaced atomically.
+//! - When the machine runs out of memory, it ends the service that took it ([`super::low_memory`]), and holds that one back.
 //! - SIGTERM, SIGINT (ctrl-alt-del), SIGPWR and the power button end the machine: services first, each with
 //!   the time its declaration gives it, then the roles, then whatever is left.
 //!
 //! # Prohibitions
 //!
-//! - It never blocks on one role: it waits in poll(2) with a bound, and for a starting child's setup with a bound.
+//! - It never blocks on one role: it waits in poll(2) with a bound, and for a starting child's setup with a bound. Without memory
+//!   it waits for what an ended service held, ten seconds at most for each.
 //! - It parses nothing that came over a network and nothing that a role wrote.
 //! - It never starts anything but `cofferd`, and never gives up: a parked appliance still reaps and
 //!   still obeys the power button.
@@ -32,9 +34,12 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sync};
 
 use crate::paths;
+use crate::system::cgroup::Cgroup;
 use crate::system::console::say;
 use crate::system::files;
 use crate::system::images::PendingImage;
+use crate::system::low_memory::{self, Ended, KernelTimes, Machine};
+use crate::system::meminfo::meminfo;
 use crate::system::power::PowerButtons;
 use crate::system::spawn::{self, Spec};
 
@@ -79,6 +84,8 @@ pub enum Tier {
     },
     /// A role of the appliance.
     Role,
+    /// The one whose end by SIGKILL says that the machine ran out of memory.
+    Reserve,
 }
 
 /// The delay before each restart: doubles while the role keeps ending, starts over once it was stable.
@@ -109,6 +116,10 @@ struct Kept {
     due: Option<Instant>,
     runs: u32,
     backoff: Backoff,
+    /// Not before then, whatever the backoff says.
+    held_until: Option<Instant>,
+    /// Why PID 1 ended it last.
+    detail: Option<String>,
 }
 
 /// PID 1's view of its children.
@@ -123,6 +134,10 @@ pub struct Supervisor {
     parked: Option<String>,
     ending: bool,
     changed: bool,
+    times: KernelTimes,
+    looked: Instant,
+    /// The machine ran out of memory, and nothing was done about it yet.
+    short: bool,
 }
 
 impl Supervisor {
@@ -150,6 +165,9 @@ impl Supervisor {
             parked: None,
             ending: false,
             changed: false,
+            times: KernelTimes::default(),
+            looked: Instant::now(),
+            short: false,
         })
     }
 
@@ -193,6 +211,8 @@ impl Supervisor {
             due: Some(now),
             runs: 0,
             backoff: Backoff::default(),
+            held_until: None,
+            detail: None,
         });
         self.start_due();
         self.publish();
@@ -238,6 +258,12 @@ impl Supervisor {
         self.reap();
         if pressed || ordered {
             self.power_off(if pressed { "power button" } else { "signal" });
+        }
+        if std::mem::take(&mut self.short) {
+            self.relieve();
+        }
+        if self.looked.elapsed() >= HEARTBEAT {
+            self.look();
         }
         self.seal_pulled();
         self.start_due();
@@ -288,13 +314,46 @@ impl Supervisor {
         loop {
             let (pid, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
                 Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exit code {code}")),
-                Ok(WaitStatus::Signaled(pid, signal, _)) => (pid, format!("{signal}")),
+                Ok(WaitStatus::Signaled(pid, signal, _)) => {
+                    self.short |= signal == Signal::SIGKILL && self.is_reserve(pid) && !self.ending;
+                    (pid, format!("{signal}"))
+                }
                 Ok(WaitStatus::StillAlive) => return true,
                 Err(_) => return false,
                 Ok(_) => continue,
             };
             self.ended(pid, &how, Instant::now());
         }
+    }
+
+    fn is_reserve(&self, pid: Pid) -> bool {
+        self.kept.iter().any(|kept| kept.pid == Some(pid) && kept.tier == Tier::Reserve)
+    }
+
+    /// Remembers how long each service has spent in the kernel by now.
+    fn look(&mut self) {
+        self.times.look(services(&self.kept));
+        self.looked = Instant::now();
+    }
+
+    /// Ends the service that took the machine's memory, and holds it back for a while.
+    fn relieve(&mut self) {
+        say("the machine ran out of memory");
+        let order = self.times.since(services(&self.kept));
+        for Ended { service, relieved } in low_memory::relieve(&mut Services(&self.kept), order) {
+            let held = if relieved {
+                "ended: it took memory that is counted to nobody"
+            } else {
+                "ended, since the machine ran out of memory"
+            };
+            say(&format!("{service}: {held}"));
+            if let Some(kept) = self.kept.iter_mut().find(|kept| kept.name == service) {
+                kept.held_until = relieved.then(|| Instant::now() + low_memory::HOLD);
+                kept.detail = Some(held.to_owned());
+            }
+        }
+        self.look();
+        self.changed = true;
     }
 
     fn ended(&mut self, pid: Pid, how: &str, now: Instant) {
@@ -304,6 +363,8 @@ impl Supervisor {
         kept.pid = None;
         self.changed = true;
         let delay = kept.backoff.after(now.saturating_duration_since(kept.started));
+        let held = kept.held_until.take().map(|until| until.saturating_duration_since(now));
+        let delay = delay.max(held.unwrap_or_default());
         kept.due = (!self.ending).then(|| now + delay);
         if let Some(group) = &kept.spec.cgroup
             && let Err(error) = group.kill()
@@ -419,6 +480,49 @@ impl Supervisor {
     }
 }
 
+/// The services among what is kept, by the names of their shims, with their groups.
+fn services(kept: &[Kept]) -> impl Iterator<Item = (&str, &Cgroup)> {
+    let services = kept.iter().filter(|kept| matches!(kept.tier, Tier::Service { .. }));
+    services.filter_map(|kept| Some((kept.name.as_str(), kept.spec.cgroup.as_ref()?)))
+}
+
+/// The services as [`low_memory`] deals with them.
+struct Services<'a>(&'a [Kept]);
+
+impl Services<'_> {
+    fn group(&self, service: &str) -> Option<&Cgroup> {
+        services(self.0).find(|(name, _)| *name == service).map(|(_, group)| group)
+    }
+}
+
+impl Machine for Services<'_> {
+    fn available(&self) -> u64 {
+        // Who cannot even read this is short of memory.
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        meminfo(&text, "MemAvailable").unwrap_or_default()
+    }
+
+    fn freeze(&mut self, frozen: bool) {
+        if let Err(error) = Cgroup::services().freeze(frozen) {
+            say(&format!("cannot let the services stand still or go on: {}", error_chain(&error)));
+        }
+    }
+
+    fn end(&mut self, service: &str) {
+        if let Some(Err(error)) = self.group(service).map(Cgroup::kill) {
+            say(&format!("{service}: cannot end it: {}", error_chain(&error)));
+        }
+    }
+
+    fn populated(&self, service: &str) -> bool {
+        self.group(service).is_some_and(Cgroup::populated)
+    }
+
+    fn pause(&mut self, time: Duration) {
+        std::thread::sleep(time);
+    }
+}
+
 impl Kept {
     fn status(&self) -> RoleStatus {
         let state = match (self.pid, self.due) {
@@ -427,7 +531,8 @@ impl Kept {
             (None, None) => RoleState::Stopped,
         };
         let pid = self.pid.map(Pid::as_raw);
-        RoleStatus { name: self.name.clone(), pid, restarts: self.runs.saturating_sub(1), state }
+        let restarts = self.runs.saturating_sub(1);
+        RoleStatus { name: self.name.clone(), pid, restarts, state, detail: self.detail.clone() }
     }
 }
 
@@ -435,7 +540,7 @@ impl Tier {
     fn grace(self) -> Duration {
         match self {
             Self::Service { grace } => grace.saturating_add(SHIM_MARGIN).min(GRACE_MAX),
-            Self::Role => ROLE_GRACE,
+            Self::Role | Self::Reserve => ROLE_GRACE,
         }
     }
 }

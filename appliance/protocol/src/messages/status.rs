@@ -47,6 +47,9 @@ pub struct RoleStatus {
     pub restarts: u32,
     /// What it is doing.
     pub state: RoleState,
+    /// Why PID 1 ended it last, when it did.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub detail: Option<String>,
 }
 
 /// What a role is doing.
@@ -311,6 +314,12 @@ pub struct NamedService {
 }
 
 impl NamedService {
+    /// The same while its shim does not run, and so nothing of it, whatever the shim said last.
+    #[must_use]
+    pub fn without_its_shim(self, detail: Option<String>) -> Self {
+        Self { state: ServiceState::Restarting, pid: None, usage: None, detail, ..self }
+    }
+
     /// The status of the service `name`, as far as its shim has said one.
     pub fn new(name: String, status: Option<ServiceStatus>) -> Self {
         match status {

@@ -1,15 +1,12 @@
-//! What the tests share: keys, an operator, a backend that survives its store and can be tampered with.
+//! What the tests share: keys, an operator, a disk, a vault.
 
 #![allow(dead_code, reason = "each test file uses its own part")]
-
-use std::io;
-use std::sync::{Arc, Mutex};
 
 use cofferdam_attest::operator::seal_secret;
 use cofferdam_protocol::operator::signing_input;
 use cofferdam_protocol::vault::OperatorRequest;
 use cofferdam_protocol::{Base64Bytes, Fingerprint, SecretRef, SecretValue};
-use cofferdam_vault::{Grants, Keys, MasterKey, Operators, Rules, StorageBackend, Store, Vault};
+use cofferdam_vault::{Grants, Keys, MasterKey, MemoryDisk, Operators, Rules, Store, Vault};
 use ed25519_dalek::{Signer as _, SigningKey};
 
 /// The front's uid in these tests.
@@ -43,48 +40,9 @@ pub(crate) fn id() -> [u8; 32] {
     id
 }
 
-/// Bytes in memory that outlive the store on them, like a file.
-#[derive(Clone, Debug, Default)]
-pub(crate) struct Disk(pub(crate) Arc<Mutex<Vec<u8>>>);
-
-impl Disk {
-    pub(crate) fn holding(bytes: Vec<u8>) -> Self {
-        Self(Arc::new(Mutex::new(bytes)))
-    }
-
-    pub(crate) fn bytes(&self) -> Vec<u8> {
-        self.0.lock().unwrap().clone()
-    }
-}
-
-impl StorageBackend for Disk {
-    fn len(&self) -> io::Result<u64> {
-        Ok(self.0.lock().unwrap().len() as u64)
-    }
-
-    fn read(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
-        let disk = self.0.lock().unwrap();
-        let start = offset as usize;
-        let part = disk.get(start..start + out.len()).ok_or(io::ErrorKind::UnexpectedEof)?;
-        out.copy_from_slice(part);
-        Ok(())
-    }
-
-    fn set_len(&self, len: u64) -> io::Result<()> {
-        self.0.lock().unwrap().resize(len as usize, 0);
-        Ok(())
-    }
-
-    fn sync_data(&self) -> io::Result<()> {
-        Ok(())
-    }
-
-    fn write(&self, offset: u64, data: &[u8]) -> io::Result<()> {
-        let mut disk = self.0.lock().unwrap();
-        let start = offset as usize;
-        disk.get_mut(start..start + data.len()).ok_or(io::ErrorKind::UnexpectedEof)?.copy_from_slice(data);
-        Ok(())
-    }
+/// A disk of zeros that is large enough for what these tests store.
+pub(crate) fn disk() -> MemoryDisk {
+    MemoryDisk::new(16 << 20)
 }
 
 pub(crate) fn operator_key() -> SigningKey {
@@ -100,7 +58,7 @@ pub(crate) fn rules() -> Rules {
 }
 
 /// A vault with a fresh store on `disk` and nothing in it.
-pub(crate) fn vault(disk: &Disk) -> Vault {
+pub(crate) fn vault(disk: &MemoryDisk) -> Vault {
     Vault::new(Store::create(disk.clone(), keys(1)).unwrap(), rules(), || NOW, |_| {})
 }
 

@@ -13,7 +13,7 @@ use axum::http::{Method, Request, Response, StatusCode};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::operator::{JSON_LINES, LOGS, LogsQuery, MAX_BODY, STATUS};
 use cofferdam_protocol::status::{
-    BootStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
+    BootStatus, MAX_FILE, NamedService, PublishStatus, RoleState, ServiceStatus, StatusReply,
 };
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, OPERATOR, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, error_chain};
@@ -22,7 +22,7 @@ use tokio::sync::Semaphore;
 
 use super::listen::Peer;
 use super::{auth, reply, untrusted_file};
-use crate::roles::facts;
+use crate::roles::{SHIM, facts};
 
 /// How long a body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(20);
@@ -155,12 +155,20 @@ impl Records {
                 return reply::error(StatusCode::SERVICE_UNAVAILABLE, &error_chain(&error), None);
             }
         };
-        let services = self.services.iter().map(|(name, directory)| {
-            let status = written(&directory.join("status.json"), ServiceStatus::parse);
-            NamedService::new(name.clone(), status)
-        });
         let boot = written(&self.roles, BootStatus::parse);
         let (phase, roles) = boot.map(|boot| (boot.phase, boot.roles)).unzip();
+        let services = self.services.iter().map(|(name, directory)| {
+            let status = written(&directory.join("status.json"), ServiceStatus::parse);
+            let service = NamedService::new(name.clone(), status);
+            let shim = format!("{} {name}", SHIM.name());
+            let shim =
+                roles.iter().flatten().find(|role| role.name == shim && role.state != RoleState::Running);
+            match shim {
+                Some(shim) => service.without_its_shim(shim.detail.clone()),
+                None => service,
+            }
+        });
+        let services = services.collect();
         let status = StatusReply {
             commit: appliance.commit,
             declaration: appliance.declaration,
@@ -172,7 +180,7 @@ impl Records {
             registers: appliance.registers,
             repository: appliance.repository,
             roles,
-            services: services.collect(),
+            services,
             state: appliance.state.to_string(),
         };
         match json::to_vec(&status) {

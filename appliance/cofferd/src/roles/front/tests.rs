@@ -690,6 +690,29 @@ async fn status_is_what_the_roles_have_written() {
 }
 
 #[tokio::test]
+async fn a_service_without_its_shim_does_not_run_whatever_the_shim_said_last() {
+    let room = Room::open().await;
+    let web = r#"{"state":"running","missing":[],"pid":9,"restarts":2,"since":"2026-01-01T00:00:00.000Z"}"#;
+    std::fs::write(room.path("services/web/status.json"), web).unwrap();
+    let seen = async |shim: &str| {
+        let roles =
+            format!(r#"{{"version":1,"phase":"supervise","state":"in memory only","roles":[{shim}]}}"#);
+        std::fs::write(room.path("status.json"), roles).unwrap();
+        let answer = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
+        answer.json()["services"][0].clone()
+    };
+    let status = seen(r#"{"name":"shim web","pid":7,"restarts":0,"state":"running"}"#).await;
+    assert_eq!((&status["state"], &status["pid"]), (&json!("running"), &json!(9)));
+    let status =
+        seen(r#"{"name":"shim web","restarts":0,"state":"restarting","detail":"ended: it took all"}"#).await;
+    assert_eq!(
+        status,
+        json!({"name": "web", "state": "restarting", "missing": [], "restarts": 2, "detail": "ended: it took all",
+            "since": "2026-01-01T00:00:00.000Z"})
+    );
+}
+
+#[tokio::test]
 async fn logs_are_the_last_whole_lines_over_a_rotation() {
     let room = Room::open().await;
     let line = |n: usize| format!("{{\"line\":\"{n}\"}}\n");

@@ -97,7 +97,7 @@ fn each_service_is_granted_its_own_references_and_publish_the_token() {
 #[test]
 fn what_the_vault_takes_the_redactor_can_hide() {
     let key = SigningKey::from_bytes(&[3; 32]);
-    let store = Store::create(cofferdam_vault::InMemoryBackend::new(), keys(1)).unwrap();
+    let store = Store::create(cofferdam_vault::MemoryDisk::new(16 << 20), keys(1)).unwrap();
     let vault = Vault::new(store, rules(&facts(&declaration(&key))).unwrap(), || 0, |_| {});
     let password = "secret://app/db/password";
     for (value, connection) in [
@@ -120,7 +120,7 @@ fn what_the_vault_takes_the_redactor_can_hide() {
 #[test]
 fn a_store_is_made_once_and_then_only_opened() {
     let directory = tempfile::tempdir().unwrap();
-    let path = directory.path().join("store.redb");
+    let path = directory.path().join("store");
     // What a vault leaves that was killed while it made the store.
     fs::write(path.with_extension("new"), b"half a store").unwrap();
     let store = open(&path, keys(1)).unwrap();
@@ -136,7 +136,9 @@ fn a_store_is_made_once_and_then_only_opened() {
     assert!(open(&path, keys(1)).is_err_and(|error| error.may_pass()));
     drop(store);
     assert!(
-        open(&path, keys(2)).is_err_and(|error| !error.may_pass() && matches!(error, StoreError::OtherKey))
+        open(&path, keys(2)).is_err_and(|error| {
+            !error.may_pass() && matches!(error, StoreError::Disk(DiskError::OtherKey))
+        })
     );
 
     // Neither an empty file nor garbage is taken for the absence of a store.
@@ -203,7 +205,7 @@ impl Running {
         for text in granted {
             rules.grants.allow(nix::unistd::geteuid().as_raw(), reference(text));
         }
-        let store = open(&directory.path().join("store.redb"), keys(1)).unwrap();
+        let store = open(&directory.path().join("store"), keys(1)).unwrap();
         let vault = Arc::new(Vault::new(store, rules, || 0, |_| {}));
         let listener = unix::bind(&directory.path().join("vault.sock")).unwrap();
         let serving = tokio::spawn(listen::serve(listener, router(vault.clone())));

@@ -1,0 +1,71 @@
+//! What a put costs beside one `fdatasync`, with 10, 1,000 and 100,000 records in the store.
+//!
+//! `cargo run --release -p cofferdam-vault --example commit_latency [ROUNDS]`
+//!
+//! Both alternate in one process on the same file system: one 4 KiB block overwritten and made durable, then one put of 64
+//! bytes over an existing record. Bias: the page cache holds the file, and the disk is whatever the temporary directory is on.
+
+use std::error::Error;
+use std::os::unix::fs::FileExt as _;
+use std::time::{Duration, Instant};
+
+use cofferdam_protocol::{SecretRef, SecretValue};
+use cofferdam_vault::{FileDisk, Keys, MasterKey, Store};
+
+type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
+
+const RECORDS: [usize; 3] = [10, 1000, 100_000];
+
+fn main() -> Outcome<()> {
+    let rounds: usize = std::env::args().nth(1).map_or(Ok(500), |text| text.parse())?;
+    let directory = tempfile::tempdir()?;
+    let plain = std::fs::File::create(directory.path().join("plain"))?;
+    plain.set_len(1 << 20)?;
+    let file = std::fs::File::options()
+        .read(true)
+        .write(true)
+        .create(true)
+        .truncate(true)
+        .open(directory.path().join("store"))?;
+    file.set_len(256 << 20)?;
+    let keys = Keys::derive(MasterKey::take(&mut [7; 32]))?;
+    let most = RECORDS.into_iter().max().unwrap_or(0);
+    let store = Store::create(FileDisk::new(file)?, keys)?.with_max_records(most);
+    let mut request = 0_u64;
+    for records in RECORDS {
+        for number in store.list().len()..records {
+            put(&store, number, &mut request)?;
+        }
+        let (mut syncs, mut puts) = (Vec::new(), Vec::new());
+        for round in 0..rounds {
+            let start = Instant::now();
+            plain.write_all_at(&[round as u8; 4096], (round as u64 % 256) * 4096)?;
+            plain.sync_data()?;
+            syncs.push(start.elapsed());
+            let start = Instant::now();
+            put(&store, round.wrapping_mul(7919) % records, &mut request)?;
+            puts.push(start.elapsed());
+        }
+        let (sync, put) = (median(syncs), median(puts));
+        println!(
+            "{records:>7} records: put {put:>8.1} µs, fdatasync {sync:>8.1} µs, ratio {:.2}",
+            put / sync
+        );
+    }
+    Ok(())
+}
+
+fn put(store: &Store, number: usize, request: &mut u64) -> Outcome<()> {
+    let reference = format!("secret://app/n{number}/f").parse::<SecretRef>()?;
+    *request += 1;
+    let mut id = [0; 32];
+    id.iter_mut().zip(request.to_be_bytes()).for_each(|(to, from)| *to = from);
+    store.put(&SecretValue::new(reference, vec![b'x'; 64]), 0, &id)?;
+    Ok(())
+}
+
+/// In microseconds.
+fn median(mut times: Vec<Duration>) -> f64 {
+    times.sort_unstable();
+    times.get(times.len() / 2).copied().unwrap_or_default().as_secs_f64() * 1e6
+}
