@@ -204,8 +204,8 @@ impl Store {
     /// `request` is remembered in the same commit, so that the change and the memory of it cannot come apart.
     ///
     /// # Errors
-    /// [`StoreError::Spent`], [`StoreError::TooLong`], [`StoreError::Full`], or a [`DiskError`];
-    /// nothing has changed then.
+    /// [`StoreError::Spent`], [`StoreError::TooLong`], [`StoreError::Full`], or a [`DiskError`]; nothing has changed then, but
+    /// for what [`DiskError::Write`] says.
     pub fn put(
         &self,
         secret: &SecretValue,
@@ -239,7 +239,8 @@ impl Store {
     /// Removes a record.
     ///
     /// # Errors
-    /// [`StoreError::Missing`] when there is none, [`StoreError::Spent`], or a [`DiskError`]; nothing has changed then.
+    /// [`StoreError::Missing`] when there is none, [`StoreError::Spent`], or a [`DiskError`]; nothing has changed then, but for what
+    /// [`DiskError::Write`] says.
     pub fn remove(&self, reference: &SecretRef, request: &RequestId) -> Result<(), StoreError> {
         let mut state = self.lock();
         state.spent.refuse(request)?;
