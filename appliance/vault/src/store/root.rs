@@ -13,12 +13,12 @@
 //!     64      64  entry of the top node
 //!    128      24  nonce
 //!    152      16  tag of the empty message under that nonce, with
-//!                 "cofferdam/vault/store/root/v1" 00 and bytes 0 to 127 as associated data
+//!                 "cofferdam/vault/store/commit/v1" 00 and bytes 0 to 127 as associated data
 //! ```
 //!
 //! Numbers are big endian. The rest of a record's block is written as zeros and never read. A record holds no secret; every
 //! byte of it is authenticated before it is used, except that magic, format and key id are looked at first to say
-//! what is wrong. Its digest, SHA-256 of `"cofferdam/vault/root/v1" 00` and the 168 bytes, is the commit's: what a witness keeps.
+//! what is wrong. Its digest, SHA-256 of `"cofferdam/vault/commit/v1" 00` and the 168 bytes, is the commit's: what a witness keeps.
 
 use sha2::{Digest as _, Sha256};
 
@@ -32,8 +32,8 @@ pub(super) const RECORD: usize = SIGNED + NONCE + TAG;
 const SIGNED: usize = 64 + ENTRY;
 const MAGIC: &[u8; 8] = b"CFDVAULT";
 const FORMAT: u8 = 1;
-const RECORD_DOMAIN: &[u8] = b"cofferdam/vault/store/root/v1";
-const DIGEST_DOMAIN: &[u8] = b"cofferdam/vault/root/v1";
+const RECORD_DOMAIN: &[u8] = b"cofferdam/vault/store/commit/v1";
+const DIGEST_DOMAIN: &[u8] = b"cofferdam/vault/commit/v1";
 
 /// Names one commit of one store: what a witness keeps, and what [`crate::Store::open`] compares with.
 #[derive(Clone, Copy, Debug, PartialEq, Eq)]
