@@ -14,8 +14,8 @@ use crate::{Base64Array, Base64Bytes, Fingerprint, SecretRef, WordError};
 
 /// Everything under it is answered by the appliance and never by a workload (RFC 8615 well-known path).
 pub const PREFIX: &str = "/.well-known/cofferdam";
-/// Everything below [`PREFIX`] that only operators may ask for.
-pub const OPERATORS: &str = "/v1/";
+/// The first word of every path below [`PREFIX`] that only operators may ask for.
+pub const OPERATORS: &str = "v1";
 /// `GET`: boot, registers, roles, services, publishing, as one object.
 pub const STATUS: &str = "/v1/status";
 /// `GET` with [`LogsQuery`]: the end of a service's log as JSON lines.

@@ -94,7 +94,7 @@ impl Site {
                 hold(answer.await, held)
             }
             Place::Own(SIGN_IN) => self.callers.sign_in(&peer, &request),
-            Place::Own(path) if path.starts_with(OPERATORS) => {
+            Place::Own(path) if is_operators(path) => {
                 let held = peer.connection.enter(&self.own.operators);
                 let path = path.to_owned();
                 hold(self.operators.answer(&path, peer, request).await, held)
@@ -179,6 +179,12 @@ fn percent_decode(path: &[u8]) -> Vec<u8> {
         }
     }
     decoded
+}
+
+/// Whether there is something below the operators' word.
+fn is_operators(path: &str) -> bool {
+    let words = path.strip_prefix('/').and_then(|path| path.split_once('/'));
+    words.is_some_and(|(first, _)| first == OPERATORS)
 }
 
 #[cfg(test)]
