@@ -69,7 +69,8 @@ class Images(unittest.TestCase):
                 services += f'    ports: ["443:8080"]\n    depends_on: [{others}]\n'
         declaration = world.declaration(port, services)
         commit = world.commit(declaration)
-        appliance = world.boot("appliance", IMAGE, declaration, commit, port, "--memory", MEMORY, "--control")
+        machine = ["--memory", MEMORY, "--control"]
+        appliance = world.boot("appliance", IMAGE, declaration, commit, port, *machine)
         begun = time.monotonic()
         world.wait_console("appliance", appliance, "launched", 240)
         known = [*world.trust_options(IMAGE), *world.github_options()]
