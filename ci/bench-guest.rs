@@ -3,7 +3,7 @@
 //! As `/init` it is the init that does nothing: it says when it started, how long the processor had nothing to do until
 //! then, and what its stat calls took. As `/observer`, which the command line names as the first program, it executes the
 //! image's own first program in its place; a child of it writes down how long the processor had nothing to do, and says
-//! every few seconds how much memory PID 1 and each role have. The kernel has no PSS (`smaps`) on purpose.
+//! every few seconds how much memory PID 1 and each role have, and how many files are open. The kernel has no PSS (`smaps`) on purpose.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -67,7 +67,7 @@ fn observe(arguments: impl Iterator<Item = String>) {
         println!("idle: {samples}\nidle: all");
         loop {
             sleep(PERIOD);
-            println!("memory: {{{}}}", memory().join(","));
+            println!("memory: {{{}}}\ndescriptors: {}", memory().join(","), descriptors());
         }
     }
     // The kernel's words go on to it, as they would without this program.
@@ -92,6 +92,12 @@ fn idle() -> Option<i64> {
 }
 
 /// `"role":[anonymous KiB, shared KiB]` of PID 1, named `init`, and of its children that run the same program.
+/// Open files of the whole machine (proc_sys_fs(5), file-nr).
+fn descriptors() -> u64 {
+    let text = fs::read_to_string("/proc/sys/fs/file-nr").unwrap_or_default();
+    text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or_default()
+}
+
 fn memory() -> Vec<String> {
     let program =
         |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).map(|about| (about.dev(), about.ino())).ok();

@@ -5,7 +5,7 @@ entry points that prepare their data and become another user, a port below 1024,
 
 One boot of the simulator image with the reference images of ci/images, whose Python server asks
 each of the others by its name. COFFERDAM_IMAGES=all takes MariaDB and php-fpm, too; else it is a
-list of names with commas.
+list of names with commas. COFFERDAM_RESTARTS=100 ends each of them so many times.
 """
 
 import http.client
@@ -27,6 +27,8 @@ TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
 CHOSEN = os.environ.get("COFFERDAM_IMAGES", "nginx,redis,postgres,python,node")
 NAMES = list(IMAGES) if CHOSEN == "all" else CHOSEN.split(",")
 MEMORY = "6G" if len(NAMES) > 5 else "4G"
+# How often each service is ended, with its shim.
+RESTARTS = int(os.environ.get("COFFERDAM_RESTARTS", "0"))
 # Bytes that redaction and quoting could stumble over.
 PASSWORD = "it's a \\ password"
 REFERENCE = "secret://demo/database/password"
@@ -67,7 +69,8 @@ class Images(unittest.TestCase):
                 services += f'    ports: ["443:8080"]\n    depends_on: [{others}]\n'
         declaration = world.declaration(port, services)
         commit = world.commit(declaration)
-        appliance = world.boot("appliance", IMAGE, declaration, commit, port, "--memory", MEMORY)
+        machine = ["--memory", MEMORY, "--control"]
+        appliance = world.boot("appliance", IMAGE, declaration, commit, port, *machine)
         begun = time.monotonic()
         world.wait_console("appliance", appliance, "launched", 240)
         known = [*world.trust_options(IMAGE), *world.github_options()]
@@ -143,6 +146,34 @@ class Images(unittest.TestCase):
                 self.assertEqual((service["state"], service["restarts"]), ("running", 0))
                 said = self.world.coffer_ok("logs", REPOSITORY, service["name"], *self.options)
                 self.assertNotIn(PASSWORD, said)
+
+    def pid(self, name):
+        """The process of a service that runs; None while it does not."""
+        found = next(service for service in self.services() if service["name"] == name)
+        return found.get("pid") if found["state"] == "running" else None
+
+    @unittest.skipUnless(RESTARTS, "COFFERDAM_RESTARTS=100 ends each service a hundred times")
+    def test_4_each_serves_whenever_it_is_started_again(self):
+        for _ in range(RESTARTS):
+            for name in NAMES:
+                with self.world.control("appliance") as control:
+                    before = self.pid(name)
+                    self.assertTrue(control.ask(f"kill shim {name}")["killed"])
+
+                def again(name=name, before=before):
+                    return self.pid(name) not in (None, before)
+
+                wait_for(f"{name} runs again", START, again, 0.2)
+                self.serves("self" if name == "python" else name)
+        for service in self.services():
+            said = self.world.coffer_ok("logs", REPOSITORY, service["name"], *self.options)
+            self.assertNotIn(PASSWORD, said, service["name"])
+        counted = {role["name"]: role["restarts"] for role in self.roles()}
+        self.assertEqual({counted[f"shim {name}"] for name in NAMES}, {RESTARTS}, counted)
+
+    def roles(self):
+        out = self.world.coffer_ok("status", REPOSITORY, *self.options, "--json")
+        return json.loads(out)["roles"]
 
 
 if __name__ == "__main__":

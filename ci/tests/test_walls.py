@@ -7,7 +7,9 @@ the attacker takes all that it gets and keeps it, while the neighbour answers, `
 answers and an operator puts a secret. Afterwards no role and no other service was started again.
 Nothing is judged by how long it took beyond a generous bound; the times are printed.
 
-A second boot has a kernel that keeps much of the memory to itself (vm.min_free_kbytes), as if
+COFFERDAM_MINUTES=120 and the class AllInTurn take all of it again and again in a boot of their own.
+
+Another boot has a kernel that keeps much of the memory to itself (vm.min_free_kbytes), as if
 somebody who is not charged had taken it: the machine runs out before a service reaches its limit.
 """
 
@@ -22,6 +24,7 @@ import types
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import observer
 import uki
 from harness import REPOSITORY, ROOT, World, free_port, wait_for, workload_files
 from process import Failed
@@ -30,6 +33,8 @@ IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulato
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
 # Kinds from uid 0, chosen by name or all; from uid 1000 these.
 CHOSEN = os.environ.get("COFFERDAM_KINDS")
+# How long all kinds are tried in turn, instead of once.
+MINUTES = float(os.environ.get("COFFERDAM_MINUTES", "0"))
 # What only our kernel charges to whoever causes it.
 CHARGED = ["netlink", "ofd-locks", "posix-locks"]
 AS_USER = [
@@ -170,8 +175,8 @@ class Booted(unittest.TestCase):
             self.assertNotIn(word, console)
 
 
-class Walls(Booted):
-    """Checks that share one boot; they run in the order of their names."""
+class Exhausting(Booted):
+    """What each kind of exhaustion is judged by."""
 
     def runs(self):
         """How often each role and each service but the attackers was started."""
@@ -241,6 +246,10 @@ class Walls(Booted):
         times = ", ".join(f"{what} {seconds:.1f} s" for what, seconds in took.items())
         print(f"\n{name}: {kind}: {came}; {had} to {has} MiB; {times}", file=sys.stderr)
         return came
+
+
+class Walls(Exhausting):
+    """Checks that share one boot; they run in the order of their names."""
 
     def test_10_root_reaches_nothing(self):
         for attacker in PORTS:
@@ -319,6 +328,48 @@ class Walls(Booted):
         for name in ("root", "user"):
             self.back(name)
         self.assertEqual(self.runs(), before)
+
+
+@unittest.skipUnless(MINUTES, "COFFERDAM_MINUTES=120 takes all there is in turn for two hours")
+class AllInTurn(Exhausting):
+    """For as long as somebody has time: afterwards everything is as it was."""
+
+    @classmethod
+    def image(cls):
+        own = uki.read(IMAGE)
+        path = cls.world.path("observed.efi")
+        with open(path, "wb") as file:
+            file.write(observer.observed(own, observer.program(cls.folder.name)))
+        return path
+
+    def used(self):
+        """Anonymous KiB of each role, and open files, as an observer in the machine counts them."""
+        # Two of its looks.
+        time.sleep(12)
+        console = self.world.console("appliance")
+        memory = observer.seen(console, "memory")
+        return {name: kib for name, (kib, _) in memory.items()}, observer.seen(
+            console, "descriptors"
+        )
+
+    def test_all_there_is_in_turn(self):
+        (memory, files), end = self.used(), time.monotonic() + 60 * MINUTES
+        rounds, kinds = 0, json.loads(self.ask("root", "/kinds"))
+        while time.monotonic() < end:
+            for name, chosen in (("root", kinds), ("user", AS_USER)):
+                for kind in chosen:
+                    self.exhaust(name, kind)
+            rounds += 1
+        after, left = self.used()
+        print(
+            f"\n{rounds} rounds\nKiB before {memory}\nKiB after  {after}\n"
+            f"open files {files} before, {left} after",
+            file=sys.stderr,
+        )
+        self.assertEqual(memory.keys(), after.keys())
+        for name, before in memory.items():
+            self.assertLess(after[name], 2 * before + 1024, name)
+        self.assertLess(left, files + 200)
 
 
 class MachineOutOfMemory(Booted):

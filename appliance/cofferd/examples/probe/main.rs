@@ -105,6 +105,7 @@ fn serve(mut stream: TcpStream) {
     let (path, query) = target.split_once('?').unwrap_or((&target, ""));
     let (status, body) = match path {
         "/headers" => ("200 OK", list(headers.iter().map(|header| quoted(header)))),
+        "/stream" => return stream_mib(stream, query),
         _ => answer(path, query),
     };
     let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
@@ -169,6 +170,12 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
                 Ok(text) => ("200 OK", text),
                 Err(error) => ("502 Bad Gateway", format!("{error}\n")),
             };
+        }
+        "/throughput" => {
+            let host = parameter("host").unwrap_or_default();
+            let begun = Instant::now();
+            let bytes = received(&host, &parameter("mib").unwrap_or_default()).unwrap_or(0);
+            list([bytes.to_string(), begun.elapsed().as_micros().to_string()].into_iter())
         }
         "/stat" => {
             let count: u32 = parameter("count").and_then(|count| count.parse().ok()).unwrap_or(1);
@@ -274,6 +281,31 @@ fn fetch(host: &str, port: u16) -> std::io::Result<String> {
     let mut answer = String::new();
     stream.take(64 << 10).read_to_string(&mut answer)?;
     Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())
+}
+
+/// Answers with as many MiB of zeros as `query` says, at most 1,024, and no more than the other end takes.
+fn stream_mib(mut stream: TcpStream, query: &str) {
+    let mib: u32 = query.strip_prefix("mib=").and_then(|text| text.parse().ok()).unwrap_or(1).min(1024);
+    let _ = stream.write_all(b"HTTP/1.0 200 OK\r\n\r\n");
+    let block = vec![0_u8; 64 << 10];
+    for _ in 0..mib * 16 {
+        if stream.write_all(&block).is_err() {
+            return;
+        }
+    }
+}
+
+/// How many bytes another service, or this one itself, sends when it is asked for so many MiB.
+fn received(host: &str, mib: &str) -> std::io::Result<u64> {
+    let mut stream = TcpStream::connect((host, 8080))?;
+    write!(stream, "GET /stream?mib={mib} HTTP/1.0\r\n\r\n")?;
+    let (mut block, mut bytes) = (vec![0_u8; 64 << 10], 0_u64);
+    loop {
+        match stream.read(&mut block)? {
+            0 => return Ok(bytes),
+            count => bytes += count as u64,
+        }
+    }
 }
 
 /// Prints the secret as it is and in disguise, each between words that have to survive.
