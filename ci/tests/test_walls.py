@@ -169,7 +169,7 @@ class Booted(unittest.TestCase):
         finally:
             connection.close()
 
-    def test_90_the_console_is_calm(self):
+    def is_calm(self):
         console = self.world.console("appliance")
         for word in ("Kernel panic", "parked", "BUG:", "Oops"):
             self.assertNotIn(word, console)
@@ -329,6 +329,9 @@ class Walls(Exhausting):
             self.back(name)
         self.assertEqual(self.runs(), before)
 
+    def test_90_the_console_is_calm(self):
+        self.is_calm()
+
 
 @unittest.skipUnless(MINUTES, "COFFERDAM_MINUTES=120 takes all there is in turn for two hours")
 class AllInTurn(Exhausting):
@@ -370,6 +373,7 @@ class AllInTurn(Exhausting):
         for name, before in memory.items():
             self.assertLess(after[name], 2 * before + 1024, name)
         self.assertLess(left, files + 200)
+        self.is_calm()
 
 
 class MachineOutOfMemory(Booted):
@@ -429,6 +433,9 @@ class MachineOutOfMemory(Booted):
         self.put("demo/other/value", "after the machine ran out of memory")
         for line in ("the machine ran out of memory", "shim root: ended: it took memory"):
             self.assertIn(line, self.world.console("appliance"))
+
+    def test_90_the_console_is_calm(self):
+        self.is_calm()
 
 
 if __name__ == "__main__":
