@@ -396,8 +396,7 @@ class MachineOutOfMemory(Booted):
 
     @classmethod
     def image(cls):
-        with open(IMAGE, "rb") as file:
-            own = file.read()
+        own = uki.read(IMAGE)
         # The second, since what is free would else be kept apart by each processor in proportion.
         words = uki.section(own, ".cmdline").rstrip(b"\0\n") + b"".join(
             b" sysctl.vm." + word
