@@ -40,18 +40,19 @@ impl Ui {
 
     /// The result of a command: `text` for a person, `value` (an object) for a script.
     pub(crate) fn result(&self, text: &str, value: Value) {
-        if self.json {
-            self.text(&format!("{}\n", with_schema_version(value)));
-        } else {
-            self.text(text);
-        }
+        // A reader that closed the pipe wants no more output; there is nobody left to tell.
+        let _ = self.only_copy(text, value);
+    }
+
+    /// The same for a result that is nowhere else: whoever does not get it has to hear that.
+    pub(crate) fn only_copy(&self, text: &str, value: Value) -> std::io::Result<()> {
+        if self.json { self.line(&with_schema_version(value).to_string()) } else { written(text) }
     }
 
     /// What is the same for a person and for a script.
     pub(crate) fn text(&self, text: &str) {
-        let mut out = std::io::stdout().lock();
-        // A reader that closed the pipe wants no more output; there is nobody left to tell.
-        let _ = out.write_all(text.as_bytes()).and_then(|()| out.flush());
+        // As for a result.
+        let _ = written(text);
     }
 
     /// One line of a stream, as it is.
@@ -149,6 +150,11 @@ pub(crate) fn printable(text: &str) -> String {
         }
     }
     out
+}
+
+fn written(text: &str) -> std::io::Result<()> {
+    let mut out = std::io::stdout().lock();
+    out.write_all(text.as_bytes()).and_then(|()| out.flush())
 }
 
 #[cfg(test)]

@@ -230,3 +230,19 @@ fn on_files() {
 fn with_a_github_and_an_appliance() {
     replay("network");
 }
+
+#[test]
+fn a_token_that_nobody_gets_is_an_error() {
+    for words in [&["token", "new", "ci"][..], &["token", "new", "ci", "--json"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        for stdout in [Stdio::from(full), Stdio::from(closed)] {
+            let done =
+                Command::new(env!("CARGO_BIN_EXE_coffer")).args(words).stdout(stdout).output().unwrap();
+            let said = String::from_utf8(done.stderr).unwrap();
+            assert_eq!(done.status.code(), Some(1), "{said}");
+            assert!(said.contains("is lost") && !said.contains("sha256:"), "{said}");
+        }
+    }
+}

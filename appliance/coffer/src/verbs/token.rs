@@ -16,10 +16,11 @@ pub(crate) fn run(ui: &Ui, action: Token) -> Outcome {
     let token = AccessToken::from_random(&random);
     let hash = token.hash();
     // The token alone is on stdout, for a pipe; what goes into the declaration is for a person to read.
-    ui.result(
-        &Zeroizing::new(format!("{}\n", token.expose())),
-        json!({ "name": name, "token": token.expose(), "hash": hash }),
-    );
+    let text = Zeroizing::new(format!("{}\n", token.expose()));
+    let value = json!({ "name": name, "token": token.expose(), "hash": hash });
+    ui.only_copy(&text, value).map_err(|error| {
+        Failure::failed(format!("the token cannot be written, and is lost: {error}")).hint("make another one")
+    })?;
     if !ui.json {
         ui.note(&format!(
             "this is the only copy; the declaration names its hash:\ntokens:\n  - name: {name}\n    hash: {hash}"
