@@ -163,7 +163,8 @@ class World:
         self.processes.clear()
 
     @staticmethod
-    def end(process, seconds=20):
+    def end(process, seconds=40):
+        # ci/boot gives a machine 30 s to power off before it ends it.
         if process.poll() is None:
             process.terminate()
             try:

@@ -189,12 +189,25 @@ class Exhausting(Booted):
         }
         return {**roles, **services}
 
+    def service(self, name):
+        """What `coffer status` says about a service."""
+        return next(one for one in self.status()["services"] if one["name"] == name)
+
     def memory(self, name):
         """What a service uses, in MiB."""
-        for service in self.status()["services"]:
-            if service["name"] == name:
-                return service["usage"]["memory"] >> 20
-        return 0
+        return self.service(name)["usage"]["memory"] >> 20
+
+    def charged(self, before):
+        """What a service came to in MiB, once that is its own: it uses more than before, or its
+        own limit has ended it meanwhile.
+        """
+        now = self.service(before["name"])
+        killed = now.get("killed") if now["restarts"] > before["restarts"] else None
+        if killed and killed["why"] == "out-of-memory":
+            used = killed["limit"]
+        else:
+            used = now.get("usage", before["usage"])["memory"]
+        return (used - before["usage"]["memory"] > 16 << 20) and used >> 20
 
     def back(self, name):
         """The attacker answers again: what it held is given back, or it was started again."""
@@ -211,7 +224,8 @@ class Exhausting(Booted):
         if kind in CHARGED:
             # Status follows every five seconds.
             time.sleep(6)
-        before, had = self.runs(), self.memory(name)
+        before, attacker = self.runs(), self.service(name)
+        had = attacker["usage"]["memory"] >> 20
         try:
             answer = json.loads(
                 self.ask(name, f"/exhaust?kind={kind}&seconds={SECONDS}", SECONDS + PATIENCE)
@@ -238,7 +252,7 @@ class Exhausting(Booted):
             has = wait_for(
                 f"{kind} counts as memory of {name}, {had} MiB before",
                 20,
-                lambda: max(self.memory(name) - had - 16, 0) and self.memory(name),
+                lambda: self.charged(attacker),
                 1,
             )
         self.back(name)
