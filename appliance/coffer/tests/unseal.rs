@@ -156,6 +156,43 @@ fn a_release_is_a_witness_after_it_has_expired_and_false_ones_are_passed_over() 
 }
 
 #[test]
+fn evidence_of_an_appliance_that_waits_is_no_release_attestation() {
+    let Some(mut place) = Place::sealed() else { return };
+    let waits = Told { nonce: None, binding: None, ..place.appliance.told.lock().unwrap().clone().unwrap() };
+    assert!(!waits.launched);
+    let world = &mut place.world;
+    world.stop();
+    world.forget_releases();
+    world.attest(&waits);
+    world.start();
+    let (code, _, text) = world.verify(&[]);
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("no `launch` event"), "{text}");
+    // Nor is it a witness, and who has no other one does not connect on its word.
+    let (code, text) = place.unseal(&[]);
+    assert_eq!((code, place.keys()), (6, 0), "{text}");
+    let (code, text) = place.run(&["status"], &[]);
+    assert_eq!(code, 3, "{text}");
+}
+
+#[test]
+fn only_an_appliance_that_proves_it_is_called_sealed() {
+    let Some(place) = Place::sealed() else { return };
+    assert_eq!(place.run(&["status"], &[]).0, 5);
+    assert_eq!(place.run(&["secret", "list"], &[]).0, 5);
+    let commit = place.appliance.told.lock().unwrap().clone().unwrap().commit;
+    let mallory = place.world.told(&commit, "mallory", 0).declaration;
+    place.told(|told| told.declaration = mallory);
+    for words in [&["status"][..], &["secret", "list"]] {
+        let (code, text) = place.run(words, &[]);
+        assert_eq!(code, 3, "{text}");
+        assert!(text.contains("the release attestation says") && !text.contains("sealed"), "{text}");
+    }
+    place.appliance.set(Mood::OtherChannel);
+    assert_eq!(place.run(&["status"], &[]).0, 3);
+}
+
+#[test]
 fn an_answer_that_is_lost_is_found_out_from_the_appliance() {
     let Some(place) = Place::sealed() else { return };
     place.appliance.seal.lock().unwrap().as_mut().unwrap().breaks = true;

@@ -50,14 +50,15 @@ pub(super) async fn init(
     let method = FirstWay::new(options.division.as_ref(), passphrase)?;
     let target =
         within(limit, Target::find(ui, &options.appliance, options.elsewhere.declaration.as_deref())).await?;
-    let mut waiting = blank(within(limit, target.look(&key)).await?, repository)?;
-    target.introduce(&waiting);
+    let found = within(limit, target.look(&key)).await?;
+    target.introduce(&found);
+    blank(found, repository)?;
     let attested = within(limit, target.witness(&options.elsewhere)).await?.epoch;
     if attested > 0 && !options.accept_loss {
         return Err(lost(attested, &format!("coffer seal init {repository}")));
     }
     // The connection may be gone since, and keys of an appliance that is gone are of no use.
-    waiting = blank(within(limit, target.look(&key)).await?, repository)?;
+    let mut waiting = blank(within(limit, target.look(&key)).await?, repository)?;
     let recovery = random::<{ shares::KEY }>()?;
     // From here on somebody has the keys, or nothing is sealed.
     hand_out(ui, options, &recovery, &method)?;
@@ -83,15 +84,16 @@ pub(super) async fn init(
 pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::OperatorKey) -> Outcome {
     let key = OperatorKey::load(key)?;
     let target = Target::find(ui, appliance, None).await?;
-    let waiting = match target.look(&key).await? {
-        Found::Launched { epoch } => {
+    let found = target.look(&key).await?;
+    target.introduce(&found);
+    let waiting = match found {
+        Found::Launched { epoch, .. } => {
             let (text, value) = open_result(epoch);
             ui.result(&text, value);
             return Ok(());
         }
         Found::Waiting(waiting) => waiting,
     };
-    target.introduce(&waiting);
     let status = &waiting.status;
     ui.result(&table(status), to_json(status));
     let repository = &appliance.repository;
@@ -149,7 +151,7 @@ impl FirstWay {
 /// An appliance that waits with a blank disk.
 fn blank(found: Found, repository: &cofferdam_protocol::Repository) -> Outcome<Box<super::sealed::Waiting>> {
     let waiting = match found {
-        Found::Launched { epoch: 0 } => {
+        Found::Launched { epoch: 0, .. } => {
             return Err(Failure::failed("the appliance keeps its state in memory, as its declaration says")
                 .hint("declare `state: {provider: operator}`, attach a state disk and start it again"));
         }

@@ -43,7 +43,7 @@ pub(super) struct Target<'a> {
 /// What an appliance was found to be, verified.
 pub(super) enum Found {
     /// It runs, on this state: 0 for one in memory.
-    Launched { epoch: u64 },
+    Launched { epoch: u64, channel: Box<Channel> },
     /// It waits.
     Waiting(Box<Waiting>),
 }
@@ -104,7 +104,7 @@ impl<'a> Target<'a> {
     pub(super) async fn look(&self, key: &OperatorKey) -> Outcome<Found> {
         let mut channel = self.open().await?;
         if !channel.appraisal.is_before_launch() {
-            return Ok(Found::Launched { epoch: channel.claims.state_epoch });
+            return Ok(Found::Launched { epoch: channel.claims.state_epoch, channel: Box::new(channel) });
         }
         let reply = channel.request(key, "GET", SEAL, Vec::new()).await?;
         let status = status_in(&reply, "the appliance says nothing of its state")?;
@@ -112,15 +112,17 @@ impl<'a> Target<'a> {
     }
 
     /// Says once what is believed of who answered.
-    pub(super) fn introduce(&self, waiting: &Waiting) {
-        if waiting.channel.appraisal.simulated {
+    pub(super) fn introduce(&self, found: &Found) {
+        let (channel, stage) = match found {
+            Found::Launched { channel, .. } => (&**channel, "it has launched"),
+            Found::Waiting(waiting) => (&waiting.channel, "it waits to be unsealed"),
+        };
+        if channel.appraisal.simulated {
             self.ui.warn("SIMULATED: this appliance runs on a simulated TDX device");
         }
-        let (repository, endpoint) = (&self.options.repository, &self.endpoint);
-        let commit = waiting.channel.claims.commit;
-        self.ui.detail(&format!(
-            "verified {repository} at {endpoint}, commit {commit}: it waits to be unsealed"
-        ));
+        let (repository, endpoint, commit) =
+            (&self.options.repository, &self.endpoint, channel.claims.commit);
+        self.ui.detail(&format!("verified {repository} at {endpoint}, commit {commit}: {stage}"));
         self.ui.detail(self.trust.inputs.lines().trim_end());
     }
 
@@ -130,7 +132,7 @@ impl<'a> Target<'a> {
         let until = Instant::now() + limit;
         loop {
             let last = match tokio::time::timeout_at(until, self.look(key)).await {
-                Ok(Ok(Found::Launched { epoch })) => return Ok(epoch),
+                Ok(Ok(Found::Launched { epoch, .. })) => return Ok(epoch),
                 Ok(Ok(Found::Waiting(waiting))) if waiting.status.disk != SealDisk::Open => {
                     return Err(Failure::new(Code::NotReady, "the state is not open")
                         .hint(format!("coffer seal status {}", self.options.repository)));

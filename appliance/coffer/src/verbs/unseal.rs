@@ -40,16 +40,17 @@ pub(super) async fn run(
     let repository = &options.appliance.repository;
     let target =
         within(limit, Target::find(ui, &options.appliance, options.elsewhere.declaration.as_deref())).await?;
-    let mut waiting = match within(limit, target.look(&key)).await? {
+    let found = within(limit, target.look(&key)).await?;
+    target.introduce(&found);
+    let mut waiting = match found {
         Found::Waiting(waiting) => waiting,
-        Found::Launched { epoch } => {
+        Found::Launched { epoch, .. } => {
             ui.note("the appliance has launched already");
             let (text, value) = open_result(epoch);
             ui.result(&text, value);
             return Ok(());
         }
     };
-    target.introduce(&waiting);
     let at_least = within(limit, target.witness(&options.elsewhere)).await?.epoch;
     has_way(&waiting, way(options), at_least, repository)?;
     if waiting.status.disk != SealDisk::Open {
