@@ -237,7 +237,8 @@ fn another_repository_or_image_has_its_name() {
     };
     let error = other(&|boot| boot.repository = "acme/shops".parse().unwrap()).unwrap_err();
     assert_eq!(error.to_string(), "the state was sealed by an appliance of acme/shop");
-    let changes: [(&str, &dyn Fn(&mut Boot)); 3] = [
+    type Change = dyn Fn(&mut Boot);
+    let changes: [(&str, &Change); 3] = [
         ("MRTD", &|boot| boot.mrtd[47] ^= 1),
         ("RTMR1", &|boot| boot.rtmr[1][0] ^= 1),
         ("RTMR2", &|boot| boot.rtmr[2][0] ^= 1),
