@@ -1,8 +1,8 @@
 //! Stage `unseal`: the appliance has its state, and with it the vault's key and the numbers of its services.
 //!
-//! Without a disk for it the state is in memory, made anew at each boot. With one, the vault, `evidence` and `front` run in this stage
-//! and nobody else: an operator appraises the appliance on their very connection and sends what opens the disk, which only the vault can
-//! read. It opens the state, authenticates it as a whole, hands its key to PID 1 ([`handover`]) and ends. Then all three are
+//! Without a disk for it the state is in memory, made anew at each boot. With one, the vault, `evidence` and `front` run in this stage,
+//! and `publish` to fetch the collateral of the evidence; nobody else does: an operator appraises the appliance on their very connection and sends what opens the disk, which only the vault can
+//! read. It opens the state, authenticates it as a whole, hands its key to PID 1 ([`handover`]) and ends. Then they are
 //! ended, and how the state is kept and what opened it is measured before anything uses it.
 
 use std::fs::{self, File, OpenOptions};
@@ -25,7 +25,7 @@ use super::launch::{self, LaunchError, Launched};
 use super::measure::Measured;
 use super::numbers::Numbers;
 use super::services;
-use crate::roles::{EVIDENCE, FRONT, Key, Role, VAULT};
+use crate::roles::{EVIDENCE, FRONT, Key, PUBLISH, Role, VAULT};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
 use crate::system::handover::{self, Handover, HandoverError};
@@ -37,7 +37,7 @@ use crate::system::tdx::TdxError;
 /// What the host has to call the disk (virtio-blk serial, at most 20 bytes).
 const SERIAL: &str = "cofferdam-state";
 /// Who runs while the state is not open.
-const WAITING: [&Role; 3] = [&VAULT, &EVIDENCE, &FRONT];
+const WAITING: [&Role; 4] = [&VAULT, &EVIDENCE, &FRONT, &PUBLISH];
 /// How long the answer to the operator who opened the state may take to leave the machine.
 const ANSWER: Duration = Duration::from_secs(1);
 
@@ -109,8 +109,8 @@ pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unse
         StateSource::Operator => {
             let disk = open()?;
             let Handover { vault, opened_by, epoch, fresh } = wait(boot, measured, &disk, &tls, tls_key)?;
-            measured.measure(&payload::State::disk(fresh, opened_by, epoch))?;
-            let (state, vault_key) = (State::Open { epoch }, Rc::new(vault));
+            measured.measure(&payload::State::Disk { fresh, key: opened_by, epoch })?;
+            let (state, vault_key) = (State::Open { epoch: epoch.get() }, Rc::new(vault));
             Ok(Unsealed { state, disk: Some(disk), vault_key, tls, tls_key, numbers: Numbers::default() })
         }
     }

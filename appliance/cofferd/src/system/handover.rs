@@ -10,6 +10,8 @@
 //! | 64..72 | the store's epoch, little endian |
 //! | 72 | 1: the state was there, 2: it was made at this boot |
 
+use std::num::NonZeroU64;
+
 use cofferdam_protocol::Digest;
 use nix::errno::Errno;
 
@@ -26,7 +28,7 @@ pub(crate) struct Handover {
     /// Which slot was opened.
     pub(crate) opened_by: Digest,
     /// The number of the store's last commit.
-    pub(crate) epoch: u64,
+    pub(crate) epoch: NonZeroU64,
     /// Whether the state was made at this boot.
     pub(crate) fresh: bool,
 }
@@ -75,7 +77,7 @@ pub(crate) fn read(memory: &SecretMemory) -> Result<Handover, HandoverError> {
     Ok(Handover {
         vault: SecretMemory::holding(vault).map_err(HandoverError::Memory)?,
         opened_by: Digest::from(*opened_by),
-        epoch: u64::from_le_bytes(*epoch),
+        epoch: NonZeroU64::new(u64::from_le_bytes(*epoch)).ok_or_else(incomplete)?,
         fresh,
     })
 }
@@ -93,7 +95,7 @@ mod tests {
             write(&mut memory, &[1; 32], &digest, 7, fresh);
             let read = read(&memory).unwrap();
             assert_eq!((read.vault.bytes(), read.opened_by), (&[1; 32][..], digest));
-            assert_eq!((read.epoch, read.fresh), (7, fresh));
+            assert_eq!((read.epoch.get(), read.fresh), (7, fresh));
             assert!(!format!("{read:?}").contains("[1, 1"), "{read:?}");
         }
         *memory.bytes_mut().last_mut().unwrap() = 3;
