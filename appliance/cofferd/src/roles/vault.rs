@@ -31,6 +31,7 @@ use cofferdam_vault::{
     Audit, DiskError, FileDisk, Grants, Keys, MasterKey, Operation, Operators, Rules, Store, StoreError,
     Vault, router,
 };
+use tokio::net::UnixListener;
 
 use crate::paths;
 use crate::roles::clock::unix_now;
@@ -84,7 +85,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));
             println!("vault: parked: {reason}");
-            parked(&reason)?
+            parked(&reason, state)?
         }
     };
     runtime()?.block_on(async {
@@ -169,8 +170,15 @@ fn unusable(error: io::Error) -> StoreError {
 }
 
 /// Answers everything with the reason why there is no vault.
-fn parked(reason: &str) -> anyhow::Result<Router> {
-    let hint = "nothing was changed or lost by this; restart the appliance to try again";
+fn parked(reason: &str, state: State) -> anyhow::Result<Router> {
+    let hint = match state {
+        State::Memory => {
+            "nothing was changed or lost by this; to start over with an empty vault restart the appliance"
+        }
+        State::Sealed | State::Open { .. } => {
+            "nothing on the state disk was changed by this; attach the disk that belongs to this appliance and restart it"
+        }
+    };
     let body = json::to_vec(&ErrorReply::new(format!("the vault is parked: {reason}"), Some(hint)))?;
     Ok(Router::new().fallback(async move || {
         (StatusCode::SERVICE_UNAVAILABLE, [(axum::http::header::CONTENT_TYPE, JSON)], body)

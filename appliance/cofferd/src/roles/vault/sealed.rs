@@ -8,6 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use cofferdam_protocol::facts::ApplianceFacts;
+use cofferdam_protocol::state::State;
 use cofferdam_vault::state::{Boot, Opened, Sealed, sealed_router};
 use cofferdam_vault::{FileDisk, Rules};
 
@@ -41,7 +42,7 @@ pub(super) fn run(
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));
             println!("vault: parked: {reason}");
-            let service = parked(&reason)?;
+            let service = parked(&reason, State::Sealed)?;
             return runtime()?.block_on(async {
                 listen::serve(listener()?, service).await;
                 Ok(())
