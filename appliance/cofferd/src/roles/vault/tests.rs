@@ -174,7 +174,7 @@ fn a_parked_vault_says_why_to_everybody() {
         let listener = unix::bind(&socket).unwrap();
         let serving = tokio::spawn(listen::serve(
             listener,
-            parked("the store was sealed under another master key").unwrap(),
+            parked("the store was sealed under another master key", State::Memory).unwrap(),
         ));
         for (method, path) in
             [(Method::GET, "/v1/key"), (Method::POST, "/v1/lease"), (Method::POST, "/v1/operator")]
