@@ -361,6 +361,7 @@ fn probe_once(starts: &str) -> ExitCode {
     }
     let mut lent = SecretMemory::open(sys::inherited(paths::KEY_FD).unwrap()).unwrap();
     lent.bytes_mut().reverse();
+    lent.leave();
     let disk = fs::File::from(sys::inherited(paths::DISK_FD).unwrap());
     std::os::unix::fs::FileExt::write_all_at(&disk, b"disk", 4096).unwrap();
     ExitCode::SUCCESS

@@ -388,8 +388,7 @@ fn descriptors(spec: &Spec) -> Result<(), StepError> {
         Some(Handed::Copy(key)) => {
             let copy = step("copy the key", key.copy())?;
             let file = step("hold the key", beyond(&copy.file()))?;
-            // Dropping it would clear what was just copied.
-            std::mem::forget(copy);
+            copy.leave();
             Some(file)
         }
         Some(Handed::Shared(key)) => Some(step("hold the key", beyond(&key.file()))?),

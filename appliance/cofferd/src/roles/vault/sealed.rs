@@ -62,5 +62,6 @@ pub(super) fn run(
     })?;
     println!("vault: the state is open at epoch {epoch}");
     handover::write(&mut handed, keys.vault.expose(), &opened_by, epoch, fresh);
+    handed.leave();
     Ok(())
 }
