@@ -155,11 +155,8 @@ mod tests {
             let shares = split(&key, threshold, number, counting(9)).unwrap();
             assert_eq!(shares.len(), usize::from(number));
             for choice in 1_u32..1 << number {
-                let chosen: Vec<Share> = shares
-                    .iter()
-                    .filter(|share| choice & (1 << (share.index - 1)) != 0)
-                    .cloned()
-                    .collect();
+                let chosen: Vec<Share> =
+                    shares.iter().filter(|share| choice & (1 << (share.index - 1)) != 0).cloned().collect();
                 let combined = combine(&chosen).unwrap();
                 assert_eq!(*combined == key, chosen.len() >= usize::from(threshold), "{chosen:?}");
             }

@@ -23,11 +23,7 @@ pub struct Answer {
 }
 
 /// A request that is not carried out, as the status, what is wrong, and what to do about it.
-pub(crate) struct Refusal(
-    pub(crate) StatusCode,
-    pub(crate) String,
-    pub(crate) Option<&'static str>,
-);
+pub(crate) struct Refusal(pub(crate) StatusCode, pub(crate) String, pub(crate) Option<&'static str>);
 
 impl Answer {
     pub(crate) fn empty() -> Self {
@@ -83,16 +79,13 @@ pub(crate) fn authenticate(
         body: request.body.as_bytes(),
         channel_binding: request.channel_binding.as_bytes(),
     };
-    let operator =
-        operators.authenticate(&request.key, &request.signature, signed).map_err(|error| {
-            let hint = match error {
-                AuthenticationError::UnknownKey => "use a key listed under operators in cofferdam.yaml",
-                AuthenticationError::Signature => {
-                    "sign each request anew for the connection that carries it"
-                }
-            };
-            Refusal(StatusCode::UNAUTHORIZED, error.to_string(), Some(hint))
-        })?;
+    let operator = operators.authenticate(&request.key, &request.signature, signed).map_err(|error| {
+        let hint = match error {
+            AuthenticationError::UnknownKey => "use a key listed under operators in cofferdam.yaml",
+            AuthenticationError::Signature => "sign each request anew for the connection that carries it",
+        };
+        Refusal(StatusCode::UNAUTHORIZED, error.to_string(), Some(hint))
+    })?;
     Ok(operator.fingerprint)
 }
 
@@ -123,4 +116,3 @@ fn check_target(request: &OperatorRequest) -> Result<(), Refusal> {
         _ => Err(bad("method")),
     }
 }
-

@@ -120,8 +120,7 @@ mod tests {
     #[test]
     fn waits_double_up_to_five_minutes() {
         let mut disk = blank();
-        let waits: Vec<u64> =
-            (0..13).map(|wrong| written(&mut disk, wrong).wait().as_secs()).collect();
+        let waits: Vec<u64> = (0..13).map(|wrong| written(&mut disk, wrong).wait().as_secs()).collect();
         assert_eq!(waits, [0, 1, 2, 4, 8, 16, 32, 64, 128, 256, 300, 300, 300]);
         let most = Attempts { wrong: u32::MAX, number: 1, next: 0, damaged: false };
         assert_eq!(most.wait(), LONGEST);

@@ -41,7 +41,9 @@ pub enum StateError {
         expected: u64,
     },
     /// The disk is longer than when the state was made.
-    #[error("the state disk has grown: {length} bytes instead of {expected}, and a state does not grow with it")]
+    #[error(
+        "the state disk has grown: {length} bytes instead of {expected}, and a state does not grow with it"
+    )]
     Grown {
         /// Its length.
         length: u64,

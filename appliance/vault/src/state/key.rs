@@ -85,9 +85,8 @@ impl Cost {
     fn for_speed(pass: Duration) -> Self {
         // KiB times passes that fit.
         let work = GOAL.as_micros().saturating_mul(u128::from(LEAST.memory)) / pass.as_micros().max(1);
-        let bounded = |value: u128, least: u32, most: u32| {
-            u32::try_from(value).unwrap_or(u32::MAX).clamp(least, most)
-        };
+        let bounded =
+            |value: u128, least: u32, most: u32| u32::try_from(value).unwrap_or(u32::MAX).clamp(least, most);
         let memory = bounded(work / u128::from(LEAST.passes), LEAST.memory, *MEMORY.end());
         let passes = bounded(work / u128::from(memory), LEAST.passes, *PASSES.end());
         Self { memory, passes }
@@ -125,11 +124,7 @@ impl StateKey {
 ///
 /// # Errors
 /// [`StateError::Memory`]; the parameters were bounded when [`Cost`] was made.
-pub(super) fn passphrase_key(
-    passphrase: &[u8],
-    salt: &[u8; SALT],
-    cost: Cost,
-) -> Result<Secret, StateError> {
+pub(super) fn passphrase_key(passphrase: &[u8], salt: &[u8; SALT], cost: Cost) -> Result<Secret, StateError> {
     let params = Params::new(cost.memory, cost.passes, 1, Some(32)).map_err(|_| StateError::Derive)?;
     let blocks = params.block_count();
     let mut memory: Vec<Block> = Vec::new();
@@ -177,7 +172,9 @@ mod tests {
 
     #[test]
     fn a_cost_is_bounded_before_it_is_paid() {
-        for (memory, passes) in [(8191, 2), (128 * 1024 + 1, 2), (u32::MAX, 1), (0, 1), (19456, 0), (19456, 17)] {
+        for (memory, passes) in
+            [(8191, 2), (128 * 1024 + 1, 2), (u32::MAX, 1), (0, 1), (19456, 0), (19456, 17)]
+        {
             assert_eq!(Cost::new(memory, passes), None, "{memory} {passes}");
         }
         for (memory, passes) in [(8192, 1), (128 * 1024, 16)] {
@@ -204,7 +201,8 @@ mod tests {
     #[test]
     fn keys_are_independent() {
         let state = StateKey(Box::new(Zeroizing::new([1; 32])));
-        let (vault, volumes, sheet) = (state.vault().unwrap(), state.volumes().unwrap(), state.sheet().unwrap());
+        let (vault, volumes, sheet) =
+            (state.vault().unwrap(), state.volumes().unwrap(), state.sheet().unwrap());
         let salt = [2; SALT];
         let all = [
             *vault.expose(),

@@ -11,8 +11,8 @@ use cofferdam_attest::operator;
 use cofferdam_attest::shares::{self, Share};
 use cofferdam_protocol::Digest;
 use cofferdam_protocol::unseal::{
-    MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey, SecretBytes,
-    UnsealRequest,
+    MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey,
+    SecretBytes, UnsealRequest,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -229,7 +229,8 @@ impl Sealed {
     /// Marks an answer to an operator as not written yet, or as written.
     pub(super) fn answering(&self, begins: bool) {
         let mut inner = self.lock();
-        inner.answers = if begins { inner.answers.saturating_add(1) } else { inner.answers.saturating_sub(1) };
+        inner.answers =
+            if begins { inner.answers.saturating_add(1) } else { inner.answers.saturating_sub(1) };
         self.changed.notify_waiters();
     }
 
@@ -318,7 +319,9 @@ impl Sealed {
             OpeningKey::Share { set, index, share } => {
                 let slot = find(|way| matches!(way, Way::Shares(_)))?;
                 let Way::Shares(division) = slot.way else { return Err(StateError::NoSuchWay) };
-                let Some(given) = self.give(division, set.as_bytes(), *index, share)? else { return Ok(None) };
+                let Some(given) = self.give(division, set.as_bytes(), *index, share)? else {
+                    return Ok(None);
+                };
                 self.count()?;
                 let whole = shares::combine(&given).map_err(|_| StateError::WrongShares)?;
                 let key = key::shares_key(&whole, &slot.salt)?;

@@ -88,11 +88,8 @@ impl Image {
     pub(super) fn same(&self, boot: &Boot) -> Result<(), StateError> {
         let [_, kernel, rest] = &self.rtmr;
         let [_, boot_kernel, boot_rest] = &boot.rtmr;
-        let registers = [
-            ("MRTD", &self.mrtd, &boot.mrtd),
-            ("RTMR1", kernel, boot_kernel),
-            ("RTMR2", rest, boot_rest),
-        ];
+        let registers =
+            [("MRTD", &self.mrtd, &boot.mrtd), ("RTMR1", kernel, boot_kernel), ("RTMR2", rest, boot_rest)];
         match registers.into_iter().find(|(_, sealed, present)| sealed != present) {
             Some((register, ..)) => Err(StateError::OtherImage { release: self.release.clone(), register }),
             None => Ok(()),
@@ -181,9 +178,7 @@ impl Slot {
 
     fn header(&self) -> Vec<u8> {
         let (kind, threshold, shares, version, cost, set) = match &self.way {
-            Way::Passphrase(cost) => {
-                (1, 0, 0, ARGON2_VERSION, [cost.memory(), cost.passes(), 1], [0; 8])
-            }
+            Way::Passphrase(cost) => (1, 0, 0, ARGON2_VERSION, [cost.memory(), cost.passes(), 1], [0; 8]),
             Way::Shares(set) => (2, set.threshold, set.shares, 0, [0; 3], set.id),
             Way::Recovery => (3, 0, 0, 0, [0; 3], [0; 8]),
         };
