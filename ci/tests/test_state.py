@@ -97,7 +97,7 @@ class State(unittest.TestCase):
         self.says(5, "coffer", "status")
         self.says(5, "sealed", "secret", "list")
         out = self.says(
-            0, "cofferdam-recovery-1-", "seal", "init", "--passphrase-stdin", stdin=PASSPHRASE
+            0, "cofferdam-recovery-1-", "seal", "init", stdin=PASSPHRASE
         )
         type(self).recovery = out.strip().splitlines()[-1]
         self.world.wait_console("first", machine, "launched", 120)
@@ -110,7 +110,7 @@ class State(unittest.TestCase):
         machine = self.boot("second", WAITS, self.disk)
         wait_for("the operators' interface", 60, lambda: self.coffer("seal", "status")[0] == 5, 1)
         self.says(5, "sealed", "seal", "status")
-        without = ("--without-witness", "--passphrase-stdin")
+        without = ("--without-witness",)
         self.says(4, "passphrase", "unseal", *without, stdin="incorrect horse battery")
         self.says(0, "open", "unseal", *without, stdin=PASSPHRASE)
         self.world.wait_console("second", machine, "launched", 120)
