@@ -5,15 +5,18 @@ mod channel;
 mod cli;
 mod failure;
 mod files;
+mod hidden;
 mod newest;
 mod operator_key;
 mod reach;
 mod references;
+mod seal_text;
 mod session;
 mod source;
 mod trust;
 mod ui;
 mod verbs;
+mod witness;
 
 use std::error::Error as _;
 use std::io::Write as _;
@@ -79,7 +82,7 @@ enum Ended {
 }
 
 fn main_exec(cli: cli::Cli, ui: &Ui) -> Result<(), Ended> {
-    let value = verbs::secret_value(&cli).map_err(Ended::Failed)?;
+    let value = verbs::secret(&cli).map_err(Ended::Failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -183,7 +183,7 @@ fn refuse(error: StateError) -> Refusal {
         E::Open => (StatusCode::CONFLICT, None),
         E::Spent => (StatusCode::CONFLICT, Some("to repeat it, sign it anew on another connection")),
         E::OlderCopy { .. } => {
-            (StatusCode::CONFLICT, Some("attach the disk that the appliance ran with last"))
+            (StatusCode::PRECONDITION_FAILED, Some("attach the disk that the appliance ran with last"))
         }
         E::Leftover | E::Store(StoreError::Disk(DiskError::Occupied)) => {
             (StatusCode::CONFLICT, Some("attach the right disk, or one that holds zeros only"))
