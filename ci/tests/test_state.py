@@ -100,9 +100,7 @@ class State(unittest.TestCase):
         self.says(5, "blank", "seal", "status")
         self.says(5, "coffer", "status")
         self.says(5, "sealed", "secret", "list")
-        out = self.says(
-            0, "cofferdam-recovery-1-", "seal", "init", stdin=PASSPHRASE
-        )
+        out = self.says(0, "cofferdam-recovery-1-", "seal", "init", stdin=PASSPHRASE)
         type(self).recovery = out.strip().splitlines()[-1]
         self.world.wait_console("first", machine, "launched", 120)
         self.put(SECRET, VALUE)
@@ -136,7 +134,8 @@ class State(unittest.TestCase):
         self.cut("third", machine)
 
     def test_4_the_disk_holds_nothing_that_can_be_read(self):
-        secrets = [text.encode() for text in (VALUE, PASSPHRASE, GITHUB_TOKEN, SECRET, self.recovery)]
+        texts = (VALUE, PASSPHRASE, GITHUB_TOKEN, SECRET, self.recovery)
+        secrets = [text.encode() for text in texts]
         for path in (self.disk, self.world.path("older.img")):
             with open(path, "rb") as file:
                 while block := file.read(16 << 20):
