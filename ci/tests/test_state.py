@@ -1,8 +1,9 @@
 #!/usr/bin/python3
 """State that survives: a disk that only an operator opens, over power cuts, with real boots.
 
-Three boots of the simulator image with one disk. The first makes the state and is cut off; the second
-opens it and still has the secret; the third is given a copy of the disk from before, which is refused.
+Three boots of the simulator image with one disk. The first makes the state and is cut off. The
+second opens it and still has the secret. The third is given a copy of the disk from before, which
+is refused.
 """
 
 import json
