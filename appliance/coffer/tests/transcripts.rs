@@ -248,6 +248,21 @@ fn with_a_github_and_an_appliance() {
 }
 
 #[test]
+fn output_that_cannot_be_written_is_an_error_and_a_reader_that_went_away_is_none() {
+    for words in [&["version"][..], &["version", "--json"], &["completion", "bash"], &["man"], &["--help"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        for (stdout, code) in [(Stdio::from(full), 1), (Stdio::from(closed), 0)] {
+            let done =
+                Command::new(env!("CARGO_BIN_EXE_coffer")).args(words).stdout(stdout).output().unwrap();
+            let said = String::from_utf8(done.stderr).unwrap();
+            assert_eq!((done.status.code(), said.is_empty()), (Some(code), code == 0), "{words:?}: {said}");
+        }
+    }
+}
+
+#[test]
 fn a_token_that_nobody_gets_is_an_error() {
     for words in [&["token", "new", "ci"][..], &["token", "new", "ci", "--json"]] {
         let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
