@@ -54,6 +54,9 @@ const RECORDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("rec
 /// Order of arrival → digest of a request that changed something.
 const SPENT: TableDefinition<'static, u64, [u8; 32]> = TableDefinition::new("spent");
 
+/// How often the state was opened.
+const OPENINGS: TableDefinition<'static, (), u64> = TableDefinition::new("openings");
+
 /// redb's page cache in bytes. Its default is 1 GiB; a whole store of ordinary size fits in this.
 const CACHE: usize = 4 * 1024 * 1024;
 
@@ -258,6 +261,22 @@ impl Store {
         state.spent.remember(request, &forgotten);
         state.records.remove(reference);
         Ok(())
+    }
+
+    /// Makes a commit that says that the state was opened once more, so that a copy from before has a lower epoch than what was opened, and
+    /// than what is attested from now on.
+    ///
+    /// # Errors
+    /// A [`DiskError`].
+    pub fn count_opening(&self) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        self.change(&mut state, Reserve::Used, |transaction| {
+            let mut table = transaction.open_table(OPENINGS).map_err(database_error)?;
+            let before = table.get(()).map_err(database_error)?.map_or(0, |count| count.value());
+            let count = before.checked_add(1).ok_or(StoreError::Exhausted)?;
+            table.insert((), count).map_err(database_error)?;
+            Ok(())
+        })
     }
 
     /// The latest value under a reference, or `None`.

@@ -42,7 +42,7 @@ fn a_state_is_made_and_opens_with_each_way() {
     assert!(made.fresh && made.epoch > 0);
     assert!(matches!(refused(&sealed, &create_request()), StateError::Open));
 
-    let mut by = Vec::new();
+    let (mut by, mut epoch) = (Vec::new(), made.epoch);
     for request in [passphrase(PASSPHRASE), recovery(&RECOVERY)] {
         let sealed = find(&disk).unwrap();
         assert_eq!(sealed.status().methods, [Method::Passphrase, Method::Recovery]);
@@ -52,7 +52,8 @@ fn a_state_is_made_and_opens_with_each_way() {
         assert!(!again.fresh);
         assert_eq!(again.keys.vault.expose(), made.keys.vault.expose());
         assert_eq!(*again.keys.volumes, *made.keys.volumes);
-        assert_eq!(again.epoch, made.epoch);
+        assert_eq!(again.epoch, epoch + 1, "each opening is a commit");
+        epoch = again.epoch;
         by.push(again.opened_by);
         assert_eq!(format!("{:?}", again.keys), "[redacted:state keys]");
     }
@@ -87,13 +88,18 @@ fn what_a_secret_was_put_into_opens_again_and_an_older_copy_does_not() {
     sealed.unseal(&recovery(&RECOVERY)).unwrap();
     let epoch = put(&disk, &sealed);
     let sealed = find(&disk).unwrap();
+    let unchanged = disk.copy();
     sealed.unseal(&at_least(epoch)).unwrap();
-    assert_eq!(opened(&sealed).epoch, epoch);
+    let opened = opened(&sealed).epoch;
+    assert_eq!(opened, epoch + 1);
+    // Nothing but the opening tells this copy from the disk.
+    let error = refused(&find(&unchanged).unwrap(), &at_least(opened));
+    assert!(matches!(error, StateError::OlderCopy { found, .. } if found == epoch));
     let sealed = find(&old).unwrap();
     let error = refused(&sealed, &at_least(epoch));
     assert!(matches!(error, StateError::OlderCopy { found, expected } if found < epoch && expected == epoch));
     assert_eq!(sealed.status().disk, SealDisk::Sealed);
-    assert!(matches!(refused(&find(&disk).unwrap(), &at_least(epoch + 1)), StateError::OlderCopy { .. }));
+    assert!(matches!(refused(&find(&disk).unwrap(), &at_least(opened + 1)), StateError::OlderCopy { .. }));
 }
 
 #[test]

@@ -377,11 +377,13 @@ impl Sealed {
         slot.image.same(&self.boot)?;
         let keys = keys(&state)?;
         let store = Store::open(self.store()?, keys, None)?;
+        let found = store.root().epoch;
+        if found < at_least {
+            return Err(StateError::OlderCopy { found, expected: at_least });
+        }
+        store.count_opening()?;
         let epoch = store.root().epoch;
         drop(store);
-        if epoch < at_least {
-            return Err(StateError::OlderCopy { found: epoch, expected: at_least });
-        }
         if sheets.other.is_none() {
             self.put(SHEETS, 1 - sheets.place.min(1), &sheets.sheet.write())?;
         }
