@@ -178,6 +178,10 @@ pub struct Expectations {
     pub tag: Option<crate::release::Tag>,
     /// Reference values of images and platforms; empty when there are none.
     pub reference: ReferenceValues,
+    /// Whether evidence from before the launch boundary is acceptable as well: that of an appliance that waits to be unsealed and runs
+    /// nothing yet. Its TLS key is in no event, so the quote binds it through nonce and channel binding alone: such evidence is refused
+    /// unless `nonce`, `channel_binding` and `tls_key` are those of the connection that it came over, and in a release always.
+    pub before_launch: bool,
     /// Whether to leave out searches whose result only explains, such as which claim was changed: for a caller who goes through
     /// many documents. No outcome depends on it.
     pub brief: bool,
@@ -256,6 +260,11 @@ impl Appraisal {
         self.checks.iter().find(|check| check.name == name)
     }
 
+    /// Whether the evidence is from before the launch boundary, and [`Expectations::before_launch`] allowed that: nothing runs there yet.
+    pub fn is_before_launch(&self) -> bool {
+        self.check(log::BEFORE_LAUNCH).is_some()
+    }
+
     /// The checks that are false.
     pub fn failures(&self) -> impl Iterator<Item = &Check> {
         self.checks.iter().filter(|check| check.outcome == Outcome::Fail)
@@ -299,7 +308,7 @@ impl Appraisal {
         if let Some(quote) = &quote {
             registers::check(self, quote, &evidence.event_log, &expected.reference, policy);
         }
-        log::check(self, quote.as_ref(), &evidence.event_log, policy);
+        log::check(self, quote.as_ref(), &evidence.event_log, expected, policy);
         claims::check(self, quote.as_ref(), evidence, expected, policy, now);
     }
 

@@ -49,7 +49,7 @@ pub struct Claims {
     pub expires_at: Timestamp,
     /// Whether the appliance accepts no further declaration.
     pub sealed: bool,
-    /// Epoch of the state that this boot opened; 0 when the state is fresh.
+    /// Number of the store's commit when this boot opened the state on the disk, or made it; 0 when the state is in memory or not open.
     pub state_epoch: u64,
     /// The relying party's nonce; only on request.
     #[serde(skip_serializing_if = "Option::is_none")]

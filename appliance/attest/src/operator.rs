@@ -4,6 +4,7 @@
 
 use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::operator::{MAX_SECRET, SEAL_TAG, SealedSecret};
+use cofferdam_protocol::unseal::SealedKey;
 use hpke::aead::AesGcm256;
 use hpke::kdf::HkdfSha256;
 use hpke::kem::{Kem as _, X25519HkdfSha256};
@@ -11,6 +12,7 @@ use hpke::{Deserializable as _, OpModeR, Serializable as _};
 use zeroize::Zeroizing;
 
 const SECRET_INFO: &[u8] = b"cofferdam/secret/v1";
+const UNSEAL_INFO: &[u8] = b"cofferdam/unseal/v1";
 
 /// A new X25519 key pair for a vault: (private, public). WebAssembly has no random numbers for it.
 #[cfg(not(target_family = "wasm"))]
@@ -82,6 +84,48 @@ pub fn open_secret(
         SECRET_INFO,
         sealed.ciphertext.as_bytes(),
         reference.as_str().as_bytes(),
+    )
+    .map(Zeroizing::new)
+    .map_err(|_| OperatorError::Open)
+}
+
+/// Seals what opens a state to the appliance that waits for it, as [`seal_secret`] seals a value. The connection is the signature's
+/// matter, and the key another one at each boot.
+///
+/// # Errors
+/// [`OperatorError::Key`] when the key is not usable.
+#[cfg(not(target_family = "wasm"))]
+pub fn seal_key(vault_key: &[u8; 32], request: &[u8]) -> Result<SealedKey, OperatorError> {
+    let public =
+        <X25519HkdfSha256 as hpke::Kem>::PublicKey::from_bytes(vault_key).map_err(|_| OperatorError::Key)?;
+    let (enc, ciphertext) = hpke::single_shot_seal::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
+        &hpke::OpModeS::Base,
+        &public,
+        UNSEAL_INFO,
+        request,
+        b"",
+    )
+    .map_err(|_| OperatorError::Key)?;
+    let ciphertext = cofferdam_protocol::Base64Bytes::new(ciphertext).map_err(|_| OperatorError::TooLong)?;
+    Ok(SealedKey { enc: <[u8; 32]>::from(enc.to_bytes()).into(), ciphertext })
+}
+
+/// Opens what [`seal_key`] sealed.
+///
+/// # Errors
+/// [`OperatorError::Open`] for a wrong key or damaged bytes, without saying which.
+pub fn open_key(private_key: &[u8; 32], sealed: &SealedKey) -> Result<Zeroizing<Vec<u8>>, OperatorError> {
+    let private = <X25519HkdfSha256 as hpke::Kem>::PrivateKey::from_bytes(private_key)
+        .map_err(|_| OperatorError::Key)?;
+    let enc = <X25519HkdfSha256 as hpke::Kem>::EncappedKey::from_bytes(sealed.enc.as_bytes())
+        .map_err(|_| OperatorError::Open)?;
+    hpke::single_shot_open::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
+        &OpModeR::Base,
+        &private,
+        &enc,
+        UNSEAL_INFO,
+        sealed.ciphertext.as_bytes(),
+        b"",
     )
     .map(Zeroizing::new)
     .map_err(|_| OperatorError::Open)

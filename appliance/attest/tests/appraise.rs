@@ -8,7 +8,7 @@ use cofferdam_attest::appraise::{
     Appraisal, Expectations, Outcome, Roots, Verdict, appraise, appraise_document, appraise_quote,
 };
 use cofferdam_attest::claims::Claims;
-use cofferdam_attest::event_log::payload::Payload as _;
+use cofferdam_attest::event_log::payload::{Payload as _, State};
 use cofferdam_attest::event_log::{Event, event_digest};
 use cofferdam_attest::evidence::{Collateral, Evidence};
 use cofferdam_attest::policy::Policy;
@@ -656,6 +656,137 @@ fn nonce_and_channel_binding_are_bound_through_the_claims() {
     assert_eq!(fixture.appraise_with(&evidence, &expected(1, 2)).verdict(), Verdict::Accepted);
     assert_eq!(failed(&fixture.appraise_with(&evidence, &expected(3, 2))), ["nonce"]);
     assert_eq!(failed(&fixture.appraise_with(&evidence, &expected(1, 3))), ["channel_binding"]);
+}
+
+/// An appliance that waits to be unsealed, with the claims that a client on its connection asked for.
+fn waiting() -> Fixture {
+    let events = [common::firmware_events(), own_events()[..3].to_vec()].concat();
+    let mut fixture = Fixture { events, ..Fixture::default() };
+    fixture.claims.nonce = Some(Nonce::new(vec![1; 16]).unwrap());
+    fixture.claims.channel_binding = Some([2; 32].into());
+    fixture
+}
+
+/// What such a client expects.
+fn on_the_connection(fixture: &Fixture) -> Expectations {
+    Expectations {
+        before_launch: true,
+        nonce: Some(Nonce::new(vec![1; 16]).unwrap()),
+        channel_binding: Some([2; 32].into()),
+        ..fixture.expectations()
+    }
+}
+
+#[test]
+fn evidence_from_before_the_launch_counts_only_where_it_is_expected_and_on_its_own_connection() {
+    let fixture = waiting();
+    let evidence = fixture.evidence();
+    let expected = on_the_connection(&fixture);
+    let appraisal = fixture.appraise_with(&evidence, &expected);
+    assert_eq!(appraisal.verdict(), Verdict::Accepted, "{}", appraisal.headline());
+    assert!(appraisal.is_before_launch());
+
+    let unexpected = Expectations { before_launch: false, ..expected.clone() };
+    let appraisal = fixture.appraise_with(&evidence, &unexpected);
+    assert_eq!(failed(&appraisal), ["event_order"]);
+    assert!(!appraisal.is_before_launch());
+
+    type Change = fn(&mut Expectations);
+    let unbound: [(&str, Change); 3] = [
+        ("nonce", |e| e.nonce = None),
+        ("channel binding", |e| e.channel_binding = None),
+        ("TLS key", |e| e.tls_key = None),
+    ];
+    for (what, change) in unbound {
+        let mut expected = expected.clone();
+        change(&mut expected);
+        let appraisal = fixture.appraise_with(&evidence, &expected);
+        assert_eq!(failed(&appraisal), ["before_launch"], "{what}");
+        assert!(detail(&appraisal, "before_launch").contains(what), "{what}");
+    }
+    let mallory = Expectations { tls_key: Some([9; 32].into()), ..expected.clone() };
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &mallory)), ["tls_key"]);
+    let relayed = Expectations { channel_binding: Some([9; 32].into()), ..expected };
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &relayed)), ["channel_binding"]);
+}
+
+#[test]
+fn a_release_attestation_is_never_of_an_appliance_that_waits() {
+    let fixture = waiting();
+    let evidence = fixture.evidence();
+    let tag = Tag::for_claims(&evidence.claims);
+    assert!(tag.is_some());
+    let as_release = Expectations { tag: tag.clone(), ..fixture.expectations() };
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &as_release)), ["event_order"]);
+    let careless = Expectations { tag, ..on_the_connection(&fixture) };
+    let appraisal = fixture.appraise_with(&evidence, &careless);
+    assert_eq!(failed(&appraisal), ["before_launch"]);
+    assert!(detail(&appraisal, "before_launch").contains("release attestation"));
+}
+
+#[test]
+fn a_launched_appliance_cannot_pass_for_one_that_waits() {
+    let fixture = waiting();
+    let expected = on_the_connection(&fixture);
+    let launched = Fixture { events: [common::firmware_events(), own_events()].concat(), ..waiting() };
+    let appraisal = launched.appraise_with(&launched.evidence(), &expected);
+    assert_eq!(appraisal.verdict(), Verdict::Accepted, "who asks for either takes both");
+    assert!(!appraisal.is_before_launch());
+    for cut in 1..=3 {
+        let mut evidence = launched.evidence();
+        evidence.event_log.truncate(evidence.event_log.len() - cut);
+        let failed = failed(&launched.appraise_with(&evidence, &expected));
+        assert!(failed.contains(&"event_log"), "without its last {cut} events: {failed:?}");
+    }
+    // Measured so, but no appliance shows evidence there.
+    let own = own_events();
+    let mut early = own[..3].to_vec();
+    early.push(Event::new("debug", "{}"));
+    let places: [Vec<Event>; 6] = [
+        own[..2].to_vec(),
+        own[..4].to_vec(),
+        own[..5].to_vec(),
+        [&own[..3], &own[4..5]].concat(),
+        vec![own[0].clone(), own[2].clone(), own[1].clone()],
+        early,
+    ];
+    for own in places {
+        let fixture = Fixture { events: [common::firmware_events(), own.clone()].concat(), ..waiting() };
+        let appraisal = fixture.appraise_with(&fixture.evidence(), &expected);
+        let names: Vec<&str> = own.iter().map(|event| event.event.as_str()).collect();
+        assert!(failed(&appraisal).contains(&"event_order"), "{names:?}");
+    }
+}
+
+#[test]
+fn the_epoch_of_a_state_on_disk_is_the_one_that_was_measured() {
+    let with = |state: Event, epoch: u64| {
+        let mut own = own_events();
+        own[3] = state;
+        let mut fixture = Fixture { events: [common::firmware_events(), own].concat(), ..Fixture::default() };
+        fixture.claims.state_epoch = epoch;
+        fixture
+    };
+    let disk = |epoch: u64| {
+        let key = [5; 32].into();
+        State::Disk { fresh: epoch == 1, key, epoch: epoch.try_into().unwrap() }.event().unwrap()
+    };
+    for epoch in [1, 7] {
+        let fixture = with(disk(epoch), epoch);
+        assert_eq!(fixture.appraise(&fixture.evidence()).verdict(), Verdict::Accepted);
+    }
+    for (measured, claimed) in [(7, 6), (7, 8), (7, 0)] {
+        let fixture = with(disk(measured), claimed);
+        assert_eq!(failed(&fixture.appraise(&fixture.evidence())), ["state_epoch"]);
+    }
+    // Changed after the quote was made: the event log says what it was.
+    let fixture = with(disk(7), 7);
+    let mut evidence = fixture.evidence();
+    let claims = Claims { state_epoch: 9, ..fixture.claims.clone() };
+    evidence.claims = claims.encode().unwrap();
+    let appraisal = fixture.appraise(&evidence);
+    assert_eq!(failed(&appraisal), ["report_data", "state_epoch"]);
+    assert!(detail(&appraisal, "report_data").ends_with("state_epoch was changed"));
 }
 
 #[test]

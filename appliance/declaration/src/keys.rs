@@ -12,6 +12,7 @@ pub(crate) const TOP: &[&str] = &[
     "tokens",
     "github",
     "attestation",
+    "state",
     "registries",
     "networks",
     "services",
@@ -24,6 +25,8 @@ pub(crate) const TOKEN: &[&str] = &["name", "hash"];
 pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
 /// Keys of `attestation`.
 pub(crate) const ATTESTATION: &[&str] = &["collateral", "ca"];
+/// Keys of `state`.
+pub(crate) const STATE: &[&str] = &["provider"];
 /// Keys of one registry.
 pub(crate) const REGISTRY: &[&str] = &["host", "ca", "username", "password"];
 /// Keys of one service.

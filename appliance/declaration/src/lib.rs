@@ -38,7 +38,7 @@ pub use limits::{
 };
 pub use model::{
     Attestation, Auth, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Membership, Operator, Port,
-    Registry, Restart, SecretFile, Service, Token, Value,
+    Registry, Restart, SecretFile, Service, StateSource, Token, Value,
 };
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;

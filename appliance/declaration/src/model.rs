@@ -29,6 +29,8 @@ pub struct Declaration {
     pub github: Github,
     /// Where the collateral of quotes comes from.
     pub attestation: Attestation,
+    /// Where the state lives, and what opens it.
+    pub state: StateSource,
     /// What is known about registries beyond their names in image references; hosts are unique.
     pub registries: Vec<Registry>,
     /// 1 to 32 services in the order of the file, which is also the order of their `image` events.
@@ -71,6 +73,17 @@ pub struct Attestation {
     pub collateral: HttpsUrl,
     /// PEM certificates that alone are trusted for this server; the image's bundle when absent.
     pub ca: Option<String>,
+}
+
+/// Where the appliance's state lives, and what opens it.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum StateSource {
+    /// In memory, made anew at each boot. Every declaration's that says nothing.
+    #[default]
+    Memory,
+    /// On the state disk, under a key that operators give at each boot. There is at least one operator.
+    Operator,
 }
 
 /// What is known about a registry, or about a host that a registry sends to, such as its token service.

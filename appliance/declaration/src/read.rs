@@ -12,7 +12,7 @@ use cofferdam_protocol::{
 use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
-use crate::model::{Attestation, Declaration, Github, Login, Operator, Registry, Token};
+use crate::model::{Attestation, Declaration, Github, Login, Operator, Registry, StateSource, Token};
 use crate::read_network;
 use crate::read_service;
 use crate::rules;
@@ -47,6 +47,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let tokens = top.get("tokens").map_or(Some(Vec::new()), |node| tokens(node, errors));
     let github = github(top.get("github"), errors);
     let attestation = attestation(top.get("attestation"), errors);
+    let state = top.get("state").map_or(Some(StateSource::Memory), |node| state(node, errors));
     let registries = top.get("registries").map_or(Some(Vec::new()), |node| registries(node, errors));
     let networks =
         top.get("networks").map_or(Some(BTreeSet::new()), |node| read_network::declared(node, errors));
@@ -55,6 +56,9 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         .and_then(|node| services(node, errors));
     if let (Some(services), Some(operators), Some(tokens)) = (&services, &operators, &tokens) {
         rules::someone_can_call(services, operators, tokens, errors);
+    }
+    if let (Some(state), Some(operators), Some(node)) = (state, &operators, top.get("state")) {
+        rules::someone_can_unseal(state, operators, node.place, errors);
     }
     if let (Some(services), Some(operators), Some(github), Some(registries)) =
         (&services, &operators, &github, &registries)
@@ -73,6 +77,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         tokens: tokens?,
         github: github?,
         attestation: attestation?,
+        state: state?,
         registries: registries?.into_iter().map(|read| read.registry).collect(),
         services: services?.into_iter().map(|read| read.service).collect(),
     };
@@ -229,6 +234,25 @@ fn attestation(node: Option<&Node>, errors: &mut Collector<'_>) -> Option<Attest
     let collateral = url(fields.get("collateral"), "`collateral`", DEFAULT_COLLATERAL, errors);
     let ca = fields.get("ca").map(|node| pem(node, errors));
     Some(Attestation { collateral: collateral?, ca: optional(ca)? })
+}
+
+/// What opens the state. State in memory is what there is without this key, so that one thing is not said in two ways.
+fn state(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
+    const OPERATOR: &str = "write `provider: operator`: operators open the state with `coffer unseal`";
+    let fields = Fields::open(node, "`state`", keys::STATE, &[], errors)?;
+    let node = fields.require("provider", OPERATOR, errors)?;
+    let text = fields::text(node, "`provider`", errors)?;
+    let (message, hint) = match text.as_str() {
+        "operator" => return Some(StateSource::Operator),
+        "peer" => ("the provider `peer` is not supported yet".to_owned(), OPERATOR),
+        "memory" => (
+            "`memory` is not a provider of state".to_owned(),
+            "remove `state`: without it state is in memory, and lost at power-off",
+        ),
+        other => (format!("`{}` is not a provider of state", shorten(other, 40)), OPERATOR),
+    };
+    errors.hinted(node.place, message, hint);
+    None
 }
 
 /// A registry, and where its password is named.

@@ -6,7 +6,7 @@ use cofferdam_protocol::shorten;
 
 use crate::diagnostics::{Collector, Place};
 use crate::keys::nearest;
-use crate::model::{Auth, Github, Operator, Port, Token};
+use crate::model::{Auth, Github, Operator, Port, StateSource, Token};
 use crate::read::ReadRegistry;
 use crate::read_network::DEFAULT;
 use crate::read_service::Read;
@@ -176,6 +176,19 @@ pub(crate) fn someone_can_call(
             ),
             _ => {}
         }
+    }
+}
+
+/// A state that operators open stays closed for ever when there is none.
+pub(crate) fn someone_can_unseal(
+    state: StateSource,
+    operators: &[Operator],
+    place: Place,
+    errors: &mut Collector<'_>,
+) {
+    if state == StateSource::Operator && operators.is_empty() {
+        let hint = "name one: `operators: [{name: alice, key: ssh-ed25519 AAAA…}]`";
+        errors.hinted(place, "the state is opened by operators, and there is none", hint);
     }
 }
 

@@ -62,6 +62,8 @@ struct Declaration {
     github: Option<Github>,
     /// Where the collateral of quotes comes from.
     attestation: Option<Attestation>,
+    /// Where the state lives, and what opens it; in memory, and lost at power-off, unless this says otherwise.
+    state: Option<State>,
     /// Registries that need their own certificate authority.
     #[schemars(length(max = 32))]
     registries: Option<Vec<Registry>>,
@@ -134,6 +136,16 @@ struct Attestation {
     collateral: Option<Url>,
     /// PEM certificates that alone are trusted for this server.
     ca: Option<Pem>,
+}
+
+/// State on a disk, and what opens it.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct State {
+    /// Operators open it at each boot, with `coffer unseal`.
+    #[schemars(regex(pattern = "^operator$"))]
+    provider: String,
 }
 
 /// What is known about a registry, or about a host that a registry sends to, such as its token service.
@@ -589,6 +601,7 @@ mod tests {
         assert_eq!(keys_at("/$defs/Token"), sorted(keys::TOKEN));
         assert_eq!(keys_at("/$defs/Github"), sorted(keys::GITHUB));
         assert_eq!(keys_at("/$defs/Attestation"), sorted(keys::ATTESTATION));
+        assert_eq!(keys_at("/$defs/State"), sorted(keys::STATE));
         assert_eq!(keys_at("/$defs/Registry"), sorted(keys::REGISTRY));
         assert_eq!(keys_at("/$defs/Service"), sorted(keys::SERVICE));
         assert_eq!(keys_at("/$defs/SecretFile"), sorted(keys::SECRET_FILE));

@@ -19,6 +19,7 @@ operators:
 github:
   api: https://ghe.example.org/api/v3/
   token: secret://cofferdam/github/token
+state: {{provider: operator}}
 tokens:
   - {{name: ci, hash: sha256:e3b0c44298fc1c149afbf4c8996fb92427ae41e4649b934ca495991b7852b855}}
 registries:
@@ -74,6 +75,7 @@ fn everything_that_is_supported_reads_into_its_type() {
     assert_eq!(declaration.operators[0].key.comment(), "alice@laptop");
     assert_eq!(declaration.github.api.as_str(), "https://ghe.example.org/api/v3");
     assert_eq!(declaration.attestation.collateral.as_str(), "https://api.trustedservices.intel.com");
+    assert_eq!(declaration.state, StateSource::Operator);
     let web = declaration.service("web").unwrap();
     assert_eq!(web.image.to_string(), format!("registry.example:5000/team/web@{DIGEST}"));
     assert_eq!(web.command.as_deref(), Some(&["serve", "--port", "8080", "a$b"].map(String::from)[..]));

@@ -8,5 +8,5 @@
 mod messages;
 mod words;
 
-pub use messages::{bridge, event, evidence, facts, log, operator, reply, state, status, vault};
+pub use messages::{bridge, event, evidence, facts, log, operator, reply, state, status, unseal, vault};
 pub use words::*;

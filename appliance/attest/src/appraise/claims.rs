@@ -9,7 +9,7 @@ use cofferdam_protocol::{Repository, Timestamp, error_chain, json};
 
 use crate::appraise::{Appraisal, Expectations, Outcome};
 use crate::claims::{Claims, report_data};
-use crate::event_log::payload::{Appliance, Declaration, Launch, Payload};
+use crate::event_log::payload::{Appliance, Declaration, Launch, Payload, State};
 use crate::event_log::{Event, MAX_PAYLOAD};
 use crate::evidence::Evidence;
 use crate::policy::Policy;
@@ -90,7 +90,7 @@ fn comparisons(claims: &Claims, events: &[Event], expected: &Expectations) -> Ve
             sources: logged.into_iter().chain(wanted).collect(),
         }
     }
-    vec![
+    let mut comparisons = vec![
         comparison(
             "repository",
             Some(&claims.repository),
@@ -128,7 +128,12 @@ fn comparisons(claims: &Claims, events: &[Event], expected: &Expectations) -> Ve
             None,
             expected.channel_binding.as_ref(),
         ),
-    ]
+    ];
+    // State in memory has no epoch, and no event that says one.
+    if let Some(epoch) = logged::<State>(events, "epoch") {
+        comparisons.push(comparison("state_epoch", Some(&claims.state_epoch), Some(epoch), None));
+    }
+    comparisons
 }
 
 /// What the first event of this name says about `member`, as text: a payload that is malformed is refused elsewhere, and what it
@@ -137,7 +142,8 @@ fn logged<P: Payload>(events: &[Event], member: &str) -> Option<String> {
     let mut named = events.iter().filter(|event| event.mr == 3 && event.event == P::NAME);
     named.find_map(|event| {
         let payload: serde_json::Value = json::from_json(event.payload.as_deref()?, MAX_PAYLOAD).ok()?;
-        payload.get(member)?.as_str().map(str::to_owned)
+        let value = payload.get(member)?;
+        value.as_str().map(str::to_owned).or_else(|| Some(value.as_u64()?.to_string()))
     })
 }
 
@@ -212,7 +218,10 @@ fn times(appraisal: &mut Appraisal, claims: &Claims, expected: &Expectations, po
 fn name_the_change(claims: &Claims, comparisons: &[Comparison], quote: &Quote, policy: &Policy) -> String {
     let mut restored = claims.clone();
     let mut differing = Vec::new();
-    let mut unknown = vec!["vault_key", "state_epoch"];
+    let mut unknown = vec!["vault_key"];
+    if !comparisons.iter().any(|comparison| comparison.name == "state_epoch") {
+        unknown.push("state_epoch");
+    }
     for Comparison { name, claimed, sources } in comparisons {
         match sources.iter().find(|(_, value)| !same(name, claimed.as_deref(), value)) {
             Some((_, value)) => {
@@ -255,6 +264,7 @@ fn put(claims: &mut Claims, name: &str, value: &str) {
         "declaration" => set(&mut claims.declaration, value),
         "endpoint" => set(&mut claims.endpoint, value),
         "tls_key" => set(&mut claims.tls_key, value),
+        "state_epoch" => set(&mut claims.state_epoch, value),
         "nonce" => claims.nonce = value.parse().ok(),
         "channel_binding" => claims.channel_binding = value.parse().ok(),
         _ => {}

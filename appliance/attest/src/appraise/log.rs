@@ -2,7 +2,7 @@
 
 use cofferdam_protocol::hex;
 
-use crate::appraise::Appraisal;
+use crate::appraise::{Appraisal, Expectations};
 use crate::event_log::payload::{Appliance, Declaration, Image, Launch, Machine, Payload, State};
 use crate::event_log::{self, Event};
 use crate::policy::Policy;
@@ -15,7 +15,16 @@ const OPENING: [&str; 4] = [Declaration::NAME, Appliance::NAME, Machine::NAME, S
 /// say what an appliance runs after one, and no policy allows it.
 const AFTER_LAUNCH: [&str; 1] = ["sealed"];
 
-pub(super) fn check(appraisal: &mut Appraisal, quote: Option<&Quote>, events: &[Event], policy: &Policy) {
+/// The check that is made of evidence from before the launch boundary alone.
+pub(super) const BEFORE_LAUNCH: &str = "before_launch";
+
+pub(super) fn check(
+    appraisal: &mut Appraisal,
+    quote: Option<&Quote>,
+    events: &[Event],
+    expected: &Expectations,
+    policy: &Policy,
+) {
     let ours: Vec<&Event> = events.iter().filter(|event| event.mr == 3).collect();
     if let Some(Quote { rtmr: [.., rtmr3], .. }) = quote {
         let replayed = event_log::replay(events, 3);
@@ -33,14 +42,50 @@ pub(super) fn check(appraisal: &mut Appraisal, quote: Option<&Quote>, events: &[
             );
         }
     }
-    let problems = order(events, &ours, policy);
+    let (reached, mut problems) = order(events, &ours, policy);
+    let waits = reached == Reached::Machine && expected.before_launch;
+    if reached != Reached::Launch && !waits {
+        problems.push("no `launch` event: the boundary was not reached".to_owned());
+    }
     let names: Vec<&str> = ours.iter().map(|event| event.event.as_str()).collect();
     appraisal.require("event_order", names.join(", "), &problems);
     appraisal.require("event_payloads", "well formed and consistent", &payloads(&ours));
+    if waits {
+        let bound = "nothing runs yet; nonce, channel binding and TLS key are this connection's";
+        appraisal.require(BEFORE_LAUNCH, bound, &unbound(expected));
+    }
+}
+
+/// What is missing for believing evidence whose TLS key no event names. That what is expected is also claimed, the checks of the
+/// claims say.
+fn unbound(expected: &Expectations) -> Vec<String> {
+    let missing = [
+        ("nonce", expected.nonce.is_none()),
+        ("channel binding", expected.channel_binding.is_none()),
+        ("TLS key", expected.tls_key.is_none()),
+    ];
+    let missing = missing.into_iter().filter(|(_, missing)| *missing);
+    let mut problems: Vec<String> =
+        missing.map(|(what, _)| format!("no {what} of a connection to compare with")).collect();
+    if expected.tag.is_some() {
+        problems.push("a release attestation is of an appliance that has launched".to_owned());
+    }
+    problems
+}
+
+/// How far an appliance has come, by its events.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Reached {
+    /// Over the launch boundary.
+    Launch,
+    /// Everything is measured but the state: it waits to be unsealed.
+    Machine,
+    /// Somewhere where no appliance shows evidence.
+    Elsewhere,
 }
 
 /// Firmware's events first; then ours: opening, images, launch, and nothing after it but what the boundary allows.
-fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> Vec<String> {
+fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> (Reached, Vec<String>) {
     let mut problems = Vec::new();
     if !all.is_sorted_by_key(|event| event.mr == 3) {
         problems.push("a firmware event follows the appliance's own".to_owned());
@@ -78,10 +123,12 @@ fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> Vec<String> {
             }
         }
     }
-    if !launched {
-        problems.push("no `launch` event: the boundary was not reached".to_owned());
-    }
-    problems
+    let reached = match wanted.as_slice() {
+        _ if launched => Reached::Launch,
+        [State::NAME] => Reached::Machine,
+        _ => Reached::Elsewhere,
+    };
+    (reached, problems)
 }
 
 /// Every payload has its shape, and the events agree with one another.

@@ -3,6 +3,8 @@
 //! The appliance writes them through [`Payload::event`] and a verifier reads them through [`Payload::read`], so
 //! both sides agree on names and shapes.
 
+use std::num::NonZeroU64;
+
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::{Commit, Digest, Endpoint, ImageReference, Repository};
 use serde::de::DeserializeOwned;
@@ -67,14 +69,40 @@ pub struct Machine {
     pub memory_mib: u64,
 }
 
-/// The state that this boot runs on.
+/// The state that this boot runs on. Its `kind` says which members there are.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(deny_unknown_fields)]
-pub struct State {
-    /// Where it lives: `memory`.
-    pub kind: String,
-    /// Whether it began empty at this boot.
-    pub fresh: bool,
+#[serde(rename_all = "lowercase", tag = "kind", deny_unknown_fields)]
+pub enum State {
+    /// In memory.
+    Memory {
+        /// It began empty at this boot: always true.
+        #[serde(deserialize_with = "always")]
+        fresh: bool,
+    },
+    /// On a disk, which this boot opened before anything used it.
+    Disk {
+        /// Whether it was made at this boot.
+        fresh: bool,
+        /// What opened it: SHA-256 of the key slot, which is no secret.
+        key: Digest,
+        /// Number of the store's commit when it was opened: the claim `state_epoch`. 0 is what state in memory claims.
+        epoch: NonZeroU64,
+    },
+}
+
+impl State {
+    /// State in memory, as it is at every boot.
+    pub fn memory() -> Self {
+        Self::Memory { fresh: true }
+    }
+}
+
+/// State in memory that is not fresh would be state from nowhere.
+fn always<'de, D: serde::Deserializer<'de>>(deserializer: D) -> Result<bool, D::Error> {
+    match bool::deserialize(deserializer)? {
+        true => Ok(true),
+        false => Err(serde::de::Error::custom("state in memory is fresh")),
+    }
 }
 
 /// One workload image.

@@ -78,7 +78,7 @@ pub fn own_events() -> Vec<Event> {
         Declaration { digest: word(DIGEST), source: "disk".into(), commit: word(COMMIT) }.event(),
         appliance(DIGEST).event(),
         Machine { cpus: 2, memory_mib: 2048 }.event(),
-        State { kind: "memory".into(), fresh: true }.event(),
+        State::memory().event(),
         Image { service: "web".into(), reference: word(&format!("registry.example/web@{DIGEST}")) }.event(),
         Launch { services: vec!["web".into()], tls_key: key() }.event(),
     ]

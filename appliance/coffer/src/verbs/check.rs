@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cofferdam_declaration::{Declaration, MAX_BYTES};
+use cofferdam_declaration::{Declaration, MAX_BYTES, StateSource};
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure, Outcome};
@@ -21,14 +21,22 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
             let services: Vec<&str> =
                 declaration.services.iter().map(|service| service.name.as_str()).collect();
             let text = format!(
-                "{}: {} with {} service{}: {}\n",
+                "{}: {} with {} service{}: {}\nstate: {}\n",
                 path.display(),
                 declaration.repository,
                 services.len(),
                 if services.len() == 1 { "" } else { "s" },
-                services.join(", ")
+                services.join(", "),
+                match declaration.state {
+                    StateSource::Memory => "in memory only, lost at power-off",
+                    StateSource::Operator => "on the state disk, opened by an operator at each boot",
+                }
             );
-            ui.result(&text, json!({ "valid": true, "repository": declaration.repository.to_string(), "services": services }));
+            let (repository, state) = (declaration.repository.to_string(), declaration.state);
+            ui.result(
+                &text,
+                json!({ "valid": true, "repository": repository, "services": services, "state": state }),
+            );
             Ok(())
         }
         Err(diagnostics) => {

@@ -55,6 +55,7 @@ fn declaration(repository: &Repository, endpoint: &Endpoint, key: &str) -> Strin
          # With a token the appliance publishes its release attestations.\n\
          github:\n\
          \x20 token: secret://cofferdam/github/token\n\
+         # For state that survives a reboot, on a disk that operators open at each boot: state: {{provider: operator}}\n\
          services:\n\
          \x20 web:\n\
          \x20   # By digest: `skopeo inspect docker://IMAGE --format '{{{{.Digest}}}}'`\n\

@@ -72,7 +72,7 @@ impl Told {
             }
             .event(),
             Machine { cpus: 2, memory_mib: 2048 }.event(),
-            State { kind: "memory".into(), fresh: true }.event(),
+            State::memory().event(),
             Image {
                 service: "web".into(),
                 reference: word(&format!("registry.example/web@{}", simulated::DIGEST)),

@@ -38,6 +38,6 @@ pub(crate) struct Unsealed {
 ///
 /// [`UnsealError`].
 pub(crate) fn establish(measured: &mut Measured) -> Result<Unsealed, UnsealError> {
-    measured.measure(&payload::State { kind: "memory".to_owned(), fresh: true })?;
+    measured.measure(&payload::State::memory())?;
     Ok(Unsealed { state: State::Memory, vault_key: keys::master()?, numbers: Numbers::default() })
 }

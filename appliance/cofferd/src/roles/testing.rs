@@ -131,7 +131,7 @@ pub(crate) fn appliance(tls_key: &Digest) -> ApplianceFacts {
         payload::Declaration { digest: declaration, source: "disk".to_owned(), commit }.event(),
         identity.event(),
         payload::Machine { cpus: 2, memory_mib: 2048 }.event(),
-        payload::State { kind: "memory".to_owned(), fresh: true }.event(),
+        payload::State::memory().event(),
         payload::Launch { services: Vec::new(), tls_key: *tls_key }.event(),
     ];
     let zero = [0; 48];

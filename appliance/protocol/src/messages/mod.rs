@@ -11,6 +11,7 @@
 //! | [`state`] | PID 1 → roles | how the appliance keeps its state |
 //! | [`status`] | PID 1, shims, `publish` → `front` → an operator | who is doing what |
 //! | [`log`] | a shim → `front` → an operator | one line of a service's log |
+//! | [`unseal`] | an operator → `front` → vault | opening the state |
 //! | [`reply`] | everybody | what an error looks like |
 
 pub mod bridge;
@@ -22,4 +23,5 @@ pub mod operator;
 pub mod reply;
 pub mod state;
 pub mod status;
+pub mod unseal;
 pub mod vault;

@@ -14,13 +14,14 @@ pub enum State {
     Sealed,
     /// On a disk that this boot opened.
     Open {
-        /// How often the state was opened, this time included: an older copy of the disk has a lower one.
+        /// Number of the store's commit at this boot's opening. It rises with each opening and each change, so that an older copy of
+        /// the disk has a lower one.
         epoch: u64,
     },
 }
 
 impl State {
-    /// The claim `state_epoch`: 0 for a state that is fresh or not open.
+    /// The claim `state_epoch`: 0 for a state that is in memory or not open.
     pub fn epoch(self) -> u64 {
         match self {
             Self::Memory | Self::Sealed => 0,

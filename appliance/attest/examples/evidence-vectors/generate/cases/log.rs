@@ -1,14 +1,14 @@
 //! RTMR3: the appliance's own events.
 
 use cofferdam_attest::event_log::Event;
-use cofferdam_attest::event_log::payload::{Appliance, Declaration, Image, Launch, Machine, Payload};
+use cofferdam_attest::event_log::payload::{Appliance, Declaration, Image, Launch, Machine, Payload, State};
 use serde_json::{Value, json};
 
 use super::Case;
 use super::common::{self, Fixture, own_events};
 
 pub(super) fn cases(honest: &Value) -> Vec<Case> {
-    [replay(honest), order(honest), payloads(honest), allowed(honest)].concat()
+    [replay(honest), order(honest), payloads(honest), states(honest), allowed(honest)].concat()
 }
 
 /// A log that is not what was measured.
@@ -161,6 +161,9 @@ fn payloads(honest: &Value) -> Vec<Case> {
         _ => "payload of `launch` is malformed",
     };
     let digest = common::DIGEST;
+    let state = |name, about, value| {
+        with(name, about, 3, json("state", value), only, "payload of `state` is malformed")
+    };
     vec![
         with(
             "declaration-digest",
@@ -234,6 +237,30 @@ fn payloads(honest: &Value) -> Vec<Case> {
             only,
             "payload of `state` is malformed",
         ),
+        state("memory-not-fresh", "state in memory from before", json!({ "kind": "memory", "fresh": false })),
+        state(
+            "memory-with-epoch",
+            "state in memory is no commit of a disk's",
+            json!({ "kind": "memory", "fresh": true, "epoch": 7 }),
+        )
+        .fails(&["event_payloads", "state_epoch"], "payload of `state` is malformed"),
+        state(
+            "disk-without-key",
+            "nobody knows what opened it",
+            json!({ "kind": "disk", "fresh": false, "epoch": 7 }),
+        )
+        .fails(&["event_payloads", "state_epoch"], "payload of `state` is malformed"),
+        state(
+            "disk-without-epoch",
+            "an older copy could not be told",
+            json!({ "kind": "disk", "fresh": false, "key": digest }),
+        ),
+        state(
+            "disk-epoch-0",
+            "the epoch of state in memory",
+            json!({ "kind": "disk", "fresh": true, "key": digest, "epoch": 0 }),
+        ),
+        state("another-kind", "state that nobody knows", json!({ "kind": "network", "fresh": true })),
         with(
             "image-by-tag",
             "an image that is not named by its digest",
@@ -282,6 +309,30 @@ fn payloads(honest: &Value) -> Vec<Case> {
             only,
             of(Machine::NAME),
         ),
+    ]
+}
+
+/// State on a disk, and evidence from before there is any.
+fn states(honest: &Value) -> Vec<Case> {
+    let with = |name: &str, about: &str, epoch: u64, claimed: u64| {
+        let mut own = own_events();
+        let key = common::word(common::DIGEST);
+        own[3] = State::Disk { fresh: false, key, epoch: epoch.try_into().unwrap() }.event().unwrap();
+        let mut fixture = Fixture { events: [common::firmware_events(), own].concat(), ..Fixture::default() };
+        fixture.claims.state_epoch = claimed;
+        Case::new(honest, name, about).evidence(&fixture.evidence())
+    };
+    vec![
+        with("state/disk", "state on a disk, which this boot opened", 7, 7),
+        with("state/another-epoch", "the claim is not what was measured", 7, 8)
+            .fails(&["state_epoch"], "the event log says 7"),
+        measured(
+            honest,
+            "state/waiting",
+            "an appliance that waits to be unsealed",
+            own_events()[..3].to_vec(),
+        )
+        .fails(&["event_order"], "no `launch`"),
     ]
 }
 
