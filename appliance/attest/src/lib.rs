@@ -22,6 +22,7 @@ pub mod quote;
 pub mod ratls;
 pub mod reference;
 pub mod release;
+pub mod shares;
 
 #[cfg(test)]
 mod fixtures;

@@ -716,7 +716,7 @@ fn a_release_attestation_is_never_of_an_appliance_that_waits() {
     let evidence = fixture.evidence();
     let tag = Tag::for_claims(&evidence.claims);
     assert!(tag.is_some());
-    let as_release = Expectations { tag: tag.clone(), ..fixture.expectations() };
+    let as_release = Expectations { tag, ..fixture.expectations() };
     assert_eq!(failed(&fixture.appraise_with(&evidence, &as_release)), ["event_order"]);
     let careless = Expectations { tag, ..on_the_connection(&fixture) };
     let appraisal = fixture.appraise_with(&evidence, &careless);

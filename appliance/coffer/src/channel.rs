@@ -50,6 +50,15 @@ pub(crate) struct Channel {
     pub(crate) expires_unix: u64,
 }
 
+/// Which appliances are taken.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Stage {
+    /// Those that have launched what they run.
+    Launched,
+    /// Those that wait to be unsealed as well: only their operators have anything to say to them.
+    Waiting,
+}
+
 /// What comes of signing in.
 pub(crate) enum SignedIn {
     /// What is asked for on this connection is the operator's.
@@ -142,17 +151,53 @@ impl Channel {
     /// Dials `endpoint` and verifies the appliance on that connection. With the claims of a release attestation it has to
     /// be the very machine that published it: another one, be it as genuine, holds other keys. With a key that is attested for
     /// this endpoint, by a release attestation or earlier (`known`), something else than evidence is a false answer; without
-    /// one nobody knows who answers.
+    /// one nobody knows who answers. An appliance that waits to be unsealed holds keys that no release can attest: it is known by its
+    /// evidence alone, and taken or named as `stage` says.
     pub(crate) async fn open(
         endpoint: &Endpoint,
         repository: &Repository,
         trust: &Trust,
         release: Option<&Claims>,
         known: Option<Digest>,
+        stage: Stage,
     ) -> Outcome<Self> {
         let expected = release.is_some() || known.is_some();
-        let dialled = dial(endpoint, release.map(|claims| claims.tls_key)).await;
-        let Dialled { stream, peer } = dialled.map_err(|error| error.failure(endpoint, expected))?;
+        let channel = match dial(endpoint, release.map(|claims| claims.tls_key)).await {
+            Ok(dialled) => Self::verify(dialled, endpoint, repository, trust, release, expected).await?,
+            Err(other @ NotDialled::Refused(Refusal::OtherKey { .. })) => {
+                let other = other.failure(endpoint, expected);
+                match dial(endpoint, None).await {
+                    Ok(dialled) => {
+                        Self::verify(dialled, endpoint, repository, trust, release, expected).await
+                    }
+                    Err(error) => Err(error.failure(endpoint, expected)),
+                }
+                .ok()
+                .filter(|channel| channel.appraisal.is_before_launch())
+                .ok_or(other)?
+            }
+            Err(error) => return Err(error.failure(endpoint, expected)),
+        };
+        if channel.appraisal.is_before_launch() && stage == Stage::Launched {
+            return Err(Failure::new(
+                Code::NotReady,
+                format!("{endpoint} is sealed: it waits for its state to be opened"),
+            )
+            .hint(format!("coffer unseal {repository}")));
+        }
+        Ok(channel)
+    }
+
+    /// Takes evidence on a connection, and insists that it is accepted.
+    async fn verify(
+        dialled: Dialled,
+        endpoint: &Endpoint,
+        repository: &Repository,
+        trust: &Trust,
+        release: Option<&Claims>,
+        expected: bool,
+    ) -> Outcome<Self> {
+        let Dialled { stream, peer } = dialled;
         let lost = |error: hyper::Error| Failure::could_not_check(format!("{endpoint}: {}", chain(&error)));
         let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
         // Ends by itself when `sender` is dropped or the peer closes.
@@ -171,6 +216,7 @@ impl Channel {
             commit: release.map(|claims| claims.commit),
             declaration: release.map(|claims| claims.declaration),
             endpoint: release.map(|claims| claims.endpoint.clone()),
+            before_launch: true,
             ..trust.expectations()
         };
         let judged = trust.appraise(&evidence, &expectations, unix_now()?);
@@ -179,7 +225,9 @@ impl Channel {
         let claims = Claims::decode(&evidence.claims).map_err(|error| {
             Failure::rejected(format!("the claims of {endpoint} are malformed: {}", chain(&error)))
         })?;
-        if release.is_some_and(|release| release.vault_key != claims.vault_key) {
+        // Before the launch the key is that of this start.
+        let pinned = release.filter(|_| !appraisal.is_before_launch());
+        if pinned.is_some_and(|release| release.vault_key != claims.vault_key) {
             return Err(Failure::rejected(format!(
                 "vault_key: {endpoint} has another than the release attestation says"
             )));
@@ -313,6 +361,7 @@ pub(crate) fn refusal(reply: &Reply, what: &str) -> Failure {
         StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN => (Code::NotAllowed, "not allowed"),
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => (Code::NotReady, "not ready"),
         StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => (Code::Usage, "refused"),
+        StatusCode::PRECONDITION_FAILED => (Code::Rejected, "refused"),
         _ => (Code::Failed, "failed"),
     };
     match ErrorReply::parse(&reply.body) {

@@ -10,9 +10,11 @@ use cofferdam_protocol::{Commit, Endpoint, Repository, SECRET_SCHEME, SecretRef,
 
 mod appraise;
 mod origin;
+mod seal;
 
 pub(crate) use appraise::{Appraise, Expected, Format};
 use origin::Origins;
+pub(crate) use seal::{Division, Elsewhere, Seal, SealInit, Unseal};
 
 /// The heading of what stands after a group with a heading of its own: none, as before the group.
 const OWN: Option<&'static str> = None;
@@ -127,6 +129,17 @@ pub(crate) enum Verb {
     Secret {
         #[command(subcommand)]
         action: Secret,
+    },
+    /// Open the state of an appliance that waits for it
+    #[command(
+        after_help = "The passphrase is prompted for, or read from standard input.\n\nExamples:\n  coffer unseal acme/app\n  \
+        coffer unseal acme/app --share < share.txt"
+    )]
+    Unseal(Box<Unseal>),
+    /// Make a state on a blank disk, and see what opens it
+    Seal {
+        #[command(subcommand)]
+        action: Seal,
     },
     /// Make tokens for clients that are no operators
     Token {

@@ -4,7 +4,8 @@
 //! than one byte over the limit.
 
 use std::fs::File;
-use std::io::ErrorKind;
+use std::io::{ErrorKind, Write as _};
+use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 
 use cofferdam_protocol::read;
@@ -62,6 +63,29 @@ pub(crate) fn read_text(path: &Path, largest: usize) -> Outcome<String> {
 pub(crate) fn write(path: &Path, bytes: &[u8]) -> Outcome {
     std::fs::write(path, bytes)
         .map_err(|error| Failure::failed(format!("cannot write {}: {error}", path.display())))
+}
+
+/// Writes a new file that only its owner can read; nothing that is there is overwritten.
+pub(crate) fn write_new(path: &Path, text: &[u8]) -> Outcome {
+    let failed = |error: std::io::Error| Failure::failed(format!("cannot write {}: {error}", path.display()));
+    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
+        std::fs::create_dir_all(parent).map_err(failed)?;
+    }
+    // Written whole under another name, then linked: an existing key is never overwritten, not even by a race, and no
+    // half-written one is left behind.
+    let temporary = path.with_extension(format!("new-{}", std::process::id()));
+    let mut file = std::fs::OpenOptions::new()
+        .write(true)
+        .create_new(true)
+        .mode(0o600)
+        .open(&temporary)
+        .map_err(failed)?;
+    let written = file
+        .write_all(text)
+        .and_then(|()| file.sync_all())
+        .and_then(|()| std::fs::hard_link(&temporary, path));
+    let _ = std::fs::remove_file(&temporary);
+    written.map_err(failed)
 }
 
 #[cfg(test)]

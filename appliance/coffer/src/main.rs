@@ -5,15 +5,18 @@ mod channel;
 mod cli;
 mod failure;
 mod files;
+mod hidden;
 mod newest;
 mod operator_key;
 mod reach;
 mod references;
+mod seal_text;
 mod session;
 mod source;
 mod trust;
 mod ui;
 mod verbs;
+mod witness;
 
 use std::error::Error as _;
 use std::io::Write as _;
@@ -34,26 +37,37 @@ fn main() -> ExitCode {
         Ok(cli) => cli,
         Err(error) => {
             // Help and version go to stdout with 0, everything else to stderr with 2.
-            let _ = error.print();
+            let printed = error.print();
             if let Some(hint) = hint(&error) {
                 // As for the print itself: whoever closed the pipe does not want it.
                 let _ = writeln!(std::io::stderr(), "hint: {hint}");
             }
             return match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => ExitCode::SUCCESS,
+                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match printed {
+                    Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
+                        unwritten(&Ui::new(false, false, false), &error)
+                    }
+                    _ => ExitCode::SUCCESS,
+                },
                 _ => ExitCode::from(Code::Usage as u8),
             };
         }
     };
     let ui = Ui::new(cli.global.json, cli.global.quiet, cli.global.verbose);
     match main_exec(cli, &ui) {
-        Ok(()) => ExitCode::SUCCESS,
+        Ok(()) => ui::missing().map_or(ExitCode::SUCCESS, |error| unwritten(&ui, error)),
         Err(Ended::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(Ended::Failed(failure)) => {
             ui.failure(&failure);
             ExitCode::from(failure.code as u8)
         }
     }
+}
+
+/// The work was done, and what it came to is nowhere.
+fn unwritten(ui: &Ui, error: &std::io::Error) -> ExitCode {
+    ui.complaint(&Failure::failed(format!("cannot write the output: {error}")));
+    ExitCode::from(Code::Failed as u8)
 }
 
 /// What to write where a word of the command line is wrong.
@@ -68,7 +82,7 @@ enum Ended {
 }
 
 fn main_exec(cli: cli::Cli, ui: &Ui) -> Result<(), Ended> {
-    let value = verbs::secret_value(&cli).map_err(Ended::Failed)?;
+    let value = verbs::secret(&cli).map_err(Ended::Failed)?;
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()

@@ -3,9 +3,8 @@
 //! The private key never leaves this process and never shows in a message. An encrypted key is refused with a hint:
 //! asking for its passphrase would bring a whole family of ciphers along.
 
-use std::io::Write as _;
-use std::os::unix::fs::{OpenOptionsExt as _, PermissionsExt as _};
-use std::path::{Path, PathBuf};
+use std::os::unix::fs::PermissionsExt as _;
+use std::path::PathBuf;
 
 use cofferdam_protocol::operator::{self, Authorization};
 use cofferdam_protocol::{Fingerprint, OperatorKey as PublicKey, WordError};
@@ -62,7 +61,7 @@ impl OperatorKey {
             return Ok((Self::load(&cli::OperatorKey { key: Some(path.clone()) })?, path, false));
         }
         let text = generate()?;
-        write_new(&path, text.as_bytes())?;
+        crate::files::write_new(&path, text.as_bytes())?;
         let key = Self::from_openssh(text.as_bytes()).map_err(Failure::failed)?;
         Ok((key, path, true))
     }
@@ -122,28 +121,6 @@ fn generate() -> Outcome<Zeroizing<String>> {
     PrivateKey::new(KeypairData::from(pair), "cofferdam operator")
         .and_then(|key| key.to_openssh(LineEnding::LF))
         .map_err(|_| Failure::failed("cannot encode the new key"))
-}
-
-fn write_new(path: &Path, text: &[u8]) -> Outcome {
-    let failed = |error: std::io::Error| Failure::failed(format!("cannot write {}: {error}", path.display()));
-    if let Some(parent) = path.parent().filter(|parent| !parent.as_os_str().is_empty()) {
-        std::fs::create_dir_all(parent).map_err(failed)?;
-    }
-    // Written whole under another name, then linked: an existing key is never overwritten, not even by a race, and no
-    // half-written one is left behind.
-    let temporary = path.with_extension(format!("new-{}", std::process::id()));
-    let mut file = std::fs::OpenOptions::new()
-        .write(true)
-        .create_new(true)
-        .mode(0o600)
-        .open(&temporary)
-        .map_err(failed)?;
-    let written = file
-        .write_all(text)
-        .and_then(|()| file.sync_all())
-        .and_then(|()| std::fs::hard_link(&temporary, path));
-    let _ = std::fs::remove_file(&temporary);
-    written.map_err(failed)
 }
 
 #[cfg(test)]

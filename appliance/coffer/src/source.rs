@@ -187,6 +187,15 @@ impl Source {
         )))
     }
 
+    /// What the default branch declares now, or what `commit` declares. Whether that is in the branch's history, and what the appliance
+    /// runs, [`Source::declaration`] says.
+    pub(crate) async fn declared(&self, commit: Option<Commit>) -> Outcome<Vec<u8>> {
+        match commit {
+            Some(commit) => self.file(commit).await,
+            None => self.file(self.head().await?.commit).await,
+        }
+    }
+
     /// Insists that `commit` is in the history of the default branch.
     async fn in_history(&self, commit: Commit, head: &Head) -> Outcome {
         if head.commit == commit {

@@ -6,6 +6,7 @@
 //! terminal.
 
 use std::io::{IsTerminal as _, Write as _};
+use std::sync::OnceLock;
 
 use serde_json::{Value, json};
 
@@ -13,6 +14,24 @@ use crate::failure::Failure;
 
 /// Version of the JSON that `--json` prints.
 const SCHEMA_VERSION: u32 = 1;
+
+/// Why output is missing that somebody still waits for.
+static MISSING: OnceLock<std::io::Error> = OnceLock::new();
+
+/// Why a result or a text could not be written. A reader that closed the pipe is no reason: they want no more.
+pub(crate) fn missing() -> Option<&'static std::io::Error> {
+    MISSING.get()
+}
+
+/// Remembers it.
+pub(crate) fn miss(outcome: std::io::Result<()>) {
+    if let Err(error) = outcome
+        && error.kind() != std::io::ErrorKind::BrokenPipe
+    {
+        // The first one says why.
+        let _ = MISSING.set(error);
+    }
+}
 
 /// How this run talks.
 #[derive(Debug, Clone, Copy)]
@@ -40,8 +59,7 @@ impl Ui {
 
     /// The result of a command: `text` for a person, `value` (an object) for a script.
     pub(crate) fn result(&self, text: &str, value: Value) {
-        // A reader that closed the pipe wants no more output; there is nobody left to tell.
-        let _ = self.only_copy(text, value);
+        miss(self.only_copy(text, value));
     }
 
     /// The same for a result that is nowhere else: whoever does not get it has to hear that.
@@ -51,8 +69,7 @@ impl Ui {
 
     /// What is the same for a person and for a script.
     pub(crate) fn text(&self, text: &str) {
-        // As for a result.
-        let _ = written(text);
+        miss(written(text));
     }
 
     /// One line of a stream, as it is.

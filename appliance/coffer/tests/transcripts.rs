@@ -2,7 +2,9 @@
 //!
 //! A line `$ …` is run by bash, in a folder of its own that holds the files after `-- NAME --`. Below it stand what `coffer`
 //! printed (`> `), what it said on stderr (`! `) and the exit code (`= `). The first words of a file may be `world: github`
-//! or `world: appliance`: then a development GitHub has a release attestation of acme/shop, and an appliance answers.
+//! or `world: appliance`: then a development GitHub has a release attestation of acme/shop, and an appliance answers. With `world: sealed
+//! DISK ATTESTED EPOCH` the release is of an earlier boot, on a state of epoch ATTESTED, and the appliance waits: with a blank disk, or with
+//! one whose state is of epoch EPOCH and opens with a passphrase or shares.
 //! Nothing of this environment reaches `coffer`. `SNAPSHOTS=overwrite cargo test -p coffer --test transcripts` writes what
 //! is printed now.
 
@@ -17,6 +19,7 @@ use std::process::{Command, Stdio};
 use snapbox::Data;
 use world::World;
 use world::appliance::Simulated;
+use world::seal::Seal;
 
 /// What surrounds a case.
 struct Place {
@@ -117,6 +120,19 @@ fn replayed(text: &str) -> Option<String> {
         Some("world: appliance") => {
             appliance = Simulated::start();
             (Place::of(world.insert(appliance.world(3600)?)), true)
+        }
+        Some(words) if words.starts_with("world: sealed ") => {
+            let mut words = words.split(' ').skip(2);
+            let (what, attested) = (words.next().unwrap(), words.next().unwrap().parse().unwrap());
+            let epoch = words.next().map_or(0, |epoch| epoch.parse().unwrap());
+            let seal = match what {
+                "blank" => Seal::blank(),
+                "passphrase" => Seal::passphrase(epoch),
+                "shares" => Seal::shares(epoch),
+                other => panic!("{other}"),
+            };
+            appliance = Simulated::start();
+            (Place::of(world.insert(appliance.sealed_world(seal, attested)?)), true)
         }
         _ => (Place::empty(folder.path()), false),
     };
@@ -229,6 +245,21 @@ fn on_files() {
 #[test]
 fn with_a_github_and_an_appliance() {
     replay("network");
+}
+
+#[test]
+fn output_that_cannot_be_written_is_an_error_and_a_reader_that_went_away_is_none() {
+    for words in [&["version"][..], &["version", "--json"], &["completion", "bash"], &["man"], &["--help"]] {
+        let full = std::fs::OpenOptions::new().write(true).open("/dev/full").unwrap();
+        let (reader, closed) = std::io::pipe().unwrap();
+        drop(reader);
+        for (stdout, code) in [(Stdio::from(full), 1), (Stdio::from(closed), 0)] {
+            let done =
+                Command::new(env!("CARGO_BIN_EXE_coffer")).args(words).stdout(stdout).output().unwrap();
+            let said = String::from_utf8(done.stderr).unwrap();
+            assert_eq!((done.status.code(), said.is_empty()), (Some(code), code == 0), "{words:?}: {said}");
+        }
+    }
 }
 
 #[test]

@@ -57,6 +57,8 @@ pub const SERVICES_DIR: &str = "/run/cofferdam/services";
 /// The descriptor at which a role finds its key: `vault` the master key, `front` the TLS key. The first one after the
 /// standard three.
 pub const KEY_FD: i32 = 3;
+/// The descriptor at which `vault` finds the state disk, when there is one.
+pub const DISK_FD: i32 = 4;
 
 /// Host ids of service 0 start here: well above every id of the image.
 pub const SERVICE_UID_BASE: u32 = 100_000;

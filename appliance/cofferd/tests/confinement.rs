@@ -28,7 +28,7 @@ use nix::unistd::{Gid, Uid};
 use cofferd::paths;
 use cofferd::roles::{BRIDGE, EVIDENCE, FRONT, NETWORK, PUBLISH, ROLES, Role, VAULT};
 use cofferd::system::images::{self, Holder};
-use cofferd::system::spawn::{Identity, KeyFile, SpawnError, Spec};
+use cofferd::system::spawn::{Handed, Identity, KeyFile, SpawnError, Spec};
 use cofferd::system::sys::{self, SecretMemory};
 use cofferd::system::{spawn, supervise};
 
@@ -52,6 +52,7 @@ fn main() -> ExitCode {
         (Some("probe-other"), Some(place)) => probe_other(Path::new(&place)),
         (Some("probe-stranger"), Some(place)) => probe_stranger(Path::new(&place)),
         (Some("probe-crash"), Some(file)) => return probe_crash(&file),
+        (Some("probe-once"), Some(file)) => return probe_once(&file),
         // libtest's options, and its listing.
         (Some("--list"), _) => {}
         _ => return tests(),
@@ -112,6 +113,7 @@ fn tests() -> ExitCode {
         });
     }
     role("a role that ends is started again, later each time, and its orphans are reaped", supervision);
+    role("work that is to be done once is done once, with memory and a disk that PID 1 lends", lending);
     let lsm = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
     if lsm.contains("landlock") {
         role("the vault sees its own directory and no other", || {
@@ -132,7 +134,15 @@ fn role(what: &str, test: impl FnOnce()) {
 }
 
 fn spec(probe: &str, identity: Identity, own_network: bool, key: Option<KeyFile>) -> Spec {
-    Spec { arguments: vec![probe.to_owned()], identity, own_network, covered: COVERED, key, cgroup: None }
+    Spec {
+        arguments: vec![probe.to_owned()],
+        identity,
+        own_network,
+        covered: COVERED,
+        key: key.map(Handed::Copy),
+        disk: None,
+        cgroup: None,
+    }
 }
 
 fn run(spec: &Spec) {
@@ -303,6 +313,58 @@ fn supervision() {
     // Each run left an orphan that ends at once: none may stay behind as a zombie.
     let gone = supervisor.run_until(Duration::from_secs(5), || zombies() == 0);
     assert!(gone, "{} zombies", zombies());
+}
+
+/// It fails once, then does its work and is not started again; others go on, and end when they are released.
+fn lending() {
+    let directory = tempfile::tempdir().unwrap();
+    let starts = directory.path().join("starts");
+    fs::write(&starts, "").unwrap();
+    let disk = directory.path().join("disk");
+    let disk = Rc::new(fs::OpenOptions::new().read(true).write(true).create_new(true).open(disk).unwrap());
+    let lent = Rc::new(SecretMemory::holding(KEY).unwrap());
+    let identity = Identity::Role { uid: 0, gid: 0, capabilities: &[] };
+    let mut once = spec("probe-once", identity.clone(), false, None);
+    once.arguments.push(starts.to_str().unwrap().to_owned());
+    (once.key, once.disk) = (Some(Handed::Shared(lent.clone())), Some(disk.clone()));
+    let mut other = spec("probe-crash", identity, false, None);
+    let others = directory.path().join("others");
+    fs::write(&others, "").unwrap();
+    other.arguments.push(others.to_str().unwrap().to_owned());
+
+    let mut supervisor = supervise::Supervisor::new().unwrap();
+    supervisor.keep("other".to_owned(), supervise::Tier::Role, other);
+    supervisor.keep_until_done("once".to_owned(), supervise::Tier::Role, once);
+    supervisor.run_until_done("once");
+    assert_eq!(fs::read(&starts).unwrap(), b"xx", "once with exit code 7 and once with 0");
+    assert_eq!(lent.bytes(), KEY.iter().rev().copied().collect::<Vec<u8>>());
+    let mut written = [0; 4];
+    std::os::unix::fs::FileExt::read_exact_at(&*disk, &mut written, 4096).unwrap();
+    assert_eq!(&written, b"disk");
+    assert!(!supervisor.run_until(Duration::from_millis(300), || fs::read(&starts).unwrap().len() > 2));
+
+    let count = || fs::metadata(&others).unwrap().len();
+    supervisor.release(&["nobody"]);
+    let before = count();
+    assert!(supervisor.run_until(Duration::from_secs(10), || count() > before), "released is who was named");
+    supervisor.release(&["other"]);
+    let before = count();
+    assert!(!supervisor.run_until(Duration::from_secs(1), || count() > before));
+}
+
+/// Writes to what it was lent: fails the first time, and is done the second.
+fn probe_once(starts: &str) -> ExitCode {
+    let mut file = fs::OpenOptions::new().append(true).open(starts).unwrap();
+    file.write_all(b"x").unwrap();
+    if file.metadata().unwrap().len() == 1 {
+        return ExitCode::from(7);
+    }
+    let mut lent = SecretMemory::open(sys::inherited(paths::KEY_FD).unwrap()).unwrap();
+    lent.bytes_mut().reverse();
+    lent.leave();
+    let disk = fs::File::from(sys::inherited(paths::DISK_FD).unwrap());
+    std::os::unix::fs::FileExt::write_all_at(&disk, b"disk", 4096).unwrap();
+    ExitCode::SUCCESS
 }
 
 /// Children of this process that have ended and were not waited for (proc_pid_stat(5): state, parent).

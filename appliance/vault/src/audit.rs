@@ -38,6 +38,16 @@ pub enum Operation {
     Remove,
     /// An operator asks the front for something that the front serves itself.
     Allow,
+    /// An operator asks whether the state is open.
+    SealStatus,
+    /// An operator sends what does not say yet what they want with the state.
+    Unseal,
+    /// An operator makes a state.
+    CreateState,
+    /// An operator opens the state with a passphrase or the recovery key.
+    OpenState,
+    /// An operator gives a share.
+    GiveShare,
 }
 
 impl Operation {
@@ -49,6 +59,11 @@ impl Operation {
             Self::List => "list",
             Self::Remove => "remove",
             Self::Allow => "allow",
+            Self::SealStatus => "seal-status",
+            Self::Unseal => "unseal",
+            Self::CreateState => "create-state",
+            Self::OpenState => "open-state",
+            Self::GiveShare => "give-share",
         }
     }
 }

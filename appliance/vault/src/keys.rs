@@ -39,6 +39,11 @@ impl MasterKey {
         bytes.zeroize();
         key
     }
+
+    /// The bytes, for whoever hands the key on.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
 }
 
 impl fmt::Debug for MasterKey {

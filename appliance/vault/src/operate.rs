@@ -15,29 +15,14 @@
 //! `PUT` and bring an old secret back.
 
 use axum::http::StatusCode;
-use cofferdam_protocol::operator::{LOGS, MAX_TARGET, PREFIX, SEAL_TAG, SECRETS, STATUS, SealedSecret};
-use cofferdam_protocol::reply::ErrorReply;
+use cofferdam_protocol::operator::{LOGS, SEAL_TAG, SECRETS, STATUS, SealedSecret};
 use cofferdam_protocol::vault::{OperatorRequest, SecretEntry, SecretsReply};
-use cofferdam_protocol::{Fingerprint, SECRET_SCHEME, SecretRef, Timestamp, WordError, json};
-use serde::Serialize;
-use sha2::{Digest as _, Sha256};
+use cofferdam_protocol::{SECRET_SCHEME, SecretRef, Timestamp, WordError};
 
 use crate::audit::{Audit, Operation};
-use crate::operators::{AuthenticationError, Signed};
+use crate::request::{self, Answer, Refusal};
 use crate::store::{Entry, MAX_VALUE, RequestId};
 use crate::{DiskError, StoreError, Vault};
-
-/// What the operator gets: a status and, unless it is 204, a JSON body.
-#[derive(Clone, Debug, PartialEq, Eq)]
-pub struct Answer {
-    /// The HTTP status.
-    pub status: StatusCode,
-    /// The JSON body; empty with 204.
-    pub body: Vec<u8>,
-}
-
-/// A request that is not carried out, as the status, what is wrong, and what to do about it.
-struct Refusal(StatusCode, String, Option<&'static str>);
 
 /// What a request asks for, once it is known.
 enum Verb {
@@ -54,7 +39,9 @@ impl Vault {
             Audit { uid, operation: Operation::Authenticate, operator: None, references: &[], status: 0 };
         let mut subject = Vec::new();
         let mut operator = None;
-        let outcome = self.authenticate(uid, request).and_then(|fingerprint| {
+        let rules = &self.rules;
+        let authentic = request::authenticate(&rules.operators, rules.front_uid, uid, request);
+        let outcome = authentic.and_then(|fingerprint| {
             operator = Some(fingerprint);
             let verb = route(&request.method, &request.path)?;
             (event.operation, subject) = match &verb {
@@ -70,37 +57,8 @@ impl Vault {
         answer
     }
 
-    /// Returns the operator's fingerprint.
-    fn authenticate(&self, uid: u32, request: &OperatorRequest) -> Result<Fingerprint, Refusal> {
-        if uid != self.rules.front_uid {
-            return Err(Refusal(
-                StatusCode::FORBIDDEN,
-                "this peer may not relay operator requests".into(),
-                Some("operators speak to the appliance's endpoint"),
-            ));
-        }
-        check_target(request)?;
-        let signed = Signed {
-            method: &request.method,
-            path: &request.path,
-            body: request.body.as_bytes(),
-            channel_binding: request.channel_binding.as_bytes(),
-        };
-        let operator =
-            self.rules.operators.authenticate(&request.key, &request.signature, signed).map_err(|error| {
-                let hint = match error {
-                    AuthenticationError::UnknownKey => "use a key listed under operators in cofferdam.yaml",
-                    AuthenticationError::Signature => {
-                        "sign each request anew for the connection that carries it"
-                    }
-                };
-                Refusal(StatusCode::UNAUTHORIZED, error.to_string(), Some(hint))
-            })?;
-        Ok(operator.fingerprint)
-    }
-
     fn carry_out(&self, verb: &Verb, request: &OperatorRequest) -> Result<Answer, Refusal> {
-        let id: RequestId = Sha256::digest(request.signature.as_bytes()).into();
+        let id = request::id(request);
         match verb {
             Verb::Allow => Ok(Answer::empty()),
             Verb::List => {
@@ -150,55 +108,10 @@ impl Vault {
     }
 }
 
-impl Answer {
-    fn empty() -> Self {
-        Self { status: StatusCode::NO_CONTENT, body: Vec::new() }
-    }
-
-    fn json(status: StatusCode, body: &impl Serialize) -> Result<Self, Refusal> {
-        match json::to_vec(body) {
-            Ok(body) => Ok(Self { status, body }),
-            Err(_) => {
-                Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, "the answer cannot be written".into(), None))
-            }
-        }
-    }
-}
-
-impl Refusal {
-    fn into_answer(self) -> Answer {
-        match json::to_vec(&ErrorReply::new(self.1, self.2)) {
-            Ok(body) => Answer { status: self.0, body },
-            // Two strings always serialise; were that to fail, an answer without words is still a refusal.
-            Err(_) => Answer { status: StatusCode::INTERNAL_SERVER_ERROR, body: Vec::new() },
-        }
-    }
-}
-
-/// Checks shape and bound of what is signed as text before anything is verified.
-fn check_target(request: &OperatorRequest) -> Result<(), Refusal> {
-    let bad = |what: &str| Refusal(StatusCode::BAD_REQUEST, format!("{what} is malformed"), None);
-    let path_is_plain =
-        request.path.starts_with('/') && request.path.bytes().all(|byte| byte.is_ascii_graphic());
-    if !path_is_plain || request.path.len() > MAX_TARGET {
-        return Err(bad("path"));
-    }
-    match request.method.as_str() {
-        "GET" | "PUT" | "DELETE" | "POST" | "HEAD" | "PATCH" | "OPTIONS" => Ok(()),
-        _ => Err(bad("method")),
-    }
-}
-
 fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
-    let (path, query) = match path_and_query.split_once('?') {
-        Some((path, query)) => (path, Some(query)),
-        None => (path_and_query, None),
-    };
-    let path = path.strip_prefix(PREFIX).unwrap_or(path);
-    let not_found = || Refusal(StatusCode::NOT_FOUND, "there is no such resource".into(), None);
-    let not_allowed =
-        || Refusal(StatusCode::METHOD_NOT_ALLOWED, "the resource does not have this method".into(), None);
-    match (path, query) {
+    let not_allowed = Refusal::not_allowed;
+    let not_found = Refusal::not_found;
+    match request::target(path_and_query) {
         (STATUS | LOGS, _) => match method {
             "GET" => Ok(Verb::Allow),
             _ => Err(not_allowed()),

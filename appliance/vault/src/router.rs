@@ -104,7 +104,7 @@ async fn operator(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Pe
 }
 
 /// Reads a bounded body within [`BODY_TIME`] and parses it; the error is the answer.
-async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Response> {
+pub(crate) async fn read<T: DeserializeOwned>(body: Body) -> Result<T, Response> {
     let body = match tokio::time::timeout(BODY_TIME, collect(body)).await {
         Err(_) => return Err(problem(StatusCode::REQUEST_TIMEOUT, "the body did not arrive in time", None)),
         Ok(None) => {
@@ -136,11 +136,11 @@ async fn collect(mut body: Body) -> Option<Vec<u8>> {
     Some(bytes)
 }
 
-fn problem(status: StatusCode, error: &str, hint: Option<&str>) -> Response {
+pub(crate) fn problem(status: StatusCode, error: &str, hint: Option<&str>) -> Response {
     json(status, &ErrorReply::new(error, hint))
 }
 
-fn json(status: StatusCode, body: &impl Serialize) -> Response {
+pub(crate) fn json(status: StatusCode, body: &impl Serialize) -> Response {
     match serde_json::to_vec(body) {
         Ok(body) => (status, [(header::CONTENT_TYPE, JSON)], body).into_response(),
         Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),

@@ -20,7 +20,7 @@ mod error;
 mod open;
 mod pages;
 mod root;
-mod seal;
+pub(crate) mod seal;
 mod tree;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -33,7 +33,7 @@ use redb::{
     ReadableTableMetadata as _, TableDefinition, WriteTransaction,
 };
 
-pub use self::disk::{Disk, FileDisk, MemoryDisk};
+pub use self::disk::{Disk, FileDisk, MemoryDisk, Window};
 pub use self::error::DiskError;
 use self::pages::{Backend, Pages, Reserve};
 pub use self::root::Root;

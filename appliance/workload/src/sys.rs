@@ -260,8 +260,21 @@ pub fn place(source: BorrowedFd<'_>, target: RawFd) -> Result<(), Errno> {
         return Errno::result(unsafe { libc::fcntl(target, libc::F_SETFD, 0) }).map(drop);
     }
     // SAFETY: both are plain numbers; whatever was open at `target` is replaced, which is what the
-    // caller asks for. Callers do so only with 0-3 in a child about to execve, or with 0-2 in PID 1.
+    // caller asks for. Callers do so only with 0-4 in a child about to execve, or with 0-2 in PID 1.
     Errno::result(unsafe { libc::dup2(source.as_raw_fd(), target) }).map(drop)
+}
+
+/// Another descriptor of the same file, at the first free number from `first` on, closed on execve.
+///
+/// # Errors
+///
+/// What fcntl(2) says of F_DUPFD_CLOEXEC.
+pub fn duplicate(file: BorrowedFd<'_>, first: RawFd) -> Result<OwnedFd, Errno> {
+    // SAFETY: the descriptor is borrowed, hence open; what comes back is new and nobody else's.
+    unsafe {
+        let made = Errno::result(libc::fcntl(file.as_raw_fd(), libc::F_DUPFD_CLOEXEC, first))?;
+        Ok(OwnedFd::from_raw_fd(made))
+    }
 }
 
 /// Marks every descriptor from `first` on close-on-exec.

@@ -40,7 +40,8 @@ pub(crate) async fn run(
         } else {
             printable(&entry.line)
         };
-        if ui.line(&shown).is_err() {
+        if let Err(error) = ui.line(&shown) {
+            crate::ui::miss(Err(error));
             break;
         }
     }

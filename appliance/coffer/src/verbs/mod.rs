@@ -6,9 +6,12 @@ mod connect;
 mod init;
 mod logs;
 mod measure;
+mod seal;
+mod sealed;
 mod secret;
 mod status;
 mod token;
+mod unseal;
 mod verify;
 
 use std::time::Duration;
@@ -19,7 +22,7 @@ use cofferdam_protocol::Digest;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::channel::Channel;
+use crate::channel::{Channel, Stage};
 use crate::cli::{self, Cli, Verb};
 use crate::failure::{Failure, Outcome};
 use crate::source::Source;
@@ -27,12 +30,16 @@ use crate::trust::Trust;
 use crate::ui::Ui;
 use crate::within;
 
-/// The value that `secret put` stores, read before anything else is set up: while a person types or a program computes,
+/// The secret that a verb takes, read before anything else is set up: while a person types or a program computes,
 /// no connection waits, no time-out runs, and Ctrl-C ends the process as it does any other.
-pub(crate) fn secret_value(cli: &Cli) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
+pub(crate) fn secret(cli: &Cli) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
     match &cli.verb {
         Verb::Secret { action: cli::Secret::Put { name, keep_newline, .. } } => {
             secret::read_value(name, *keep_newline, cli.global.no_input).map(Some)
+        }
+        Verb::Unseal(options) => unseal::read_key(options, cli.global.no_input).map(Some),
+        Verb::Seal { action: cli::Seal::Init(options) } if options.division.is_none() => {
+            seal::read_passphrase(options, cli.global.no_input).map(Some)
         }
         _ => Ok(None),
     }
@@ -62,6 +69,11 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         }
         Verb::Secret { action } => within(limit, secret::run(ui, action, value)).await,
         Verb::Token { action } => token::run(ui, action),
+        Verb::Unseal(options) => unseal::run(ui, &options, value, limit).await,
+        Verb::Seal { action: cli::Seal::Init(options) } => seal::init(ui, &options, value, limit).await,
+        Verb::Seal { action: cli::Seal::Status(options) } => {
+            within(limit, seal::status(ui, &options.appliance, &options.key)).await
+        }
         Verb::Status { appliance, key } => within(limit, status::run(ui, &appliance, &key)).await,
         Verb::Logs { appliance, service, tail, key } => {
             within(limit, logs::run(ui, &appliance, &service, tail, &key)).await
@@ -118,9 +130,14 @@ async fn saying<T>(ui: &Ui, what: &str, work: impl Future<Output = T>) -> T {
 /// `--endpoint`), what answers is verified again on the connection itself, and its declaration is compared with the
 /// repository's. `known` is the TLS key that an earlier verification attested there, if there was one.
 async fn open(ui: &Ui, options: &cli::Appliance, known: Option<Digest>) -> Outcome<Channel> {
+    open_at(ui, options, known, Stage::Launched).await
+}
+
+/// As [`open`], to an appliance in one of these stages.
+async fn open_at(ui: &Ui, options: &cli::Appliance, known: Option<Digest>, stage: Stage) -> Outcome<Channel> {
     let trust = Trust::load(&options.trust, &options.github).await?;
     let source = Source::new(&options.repository, &options.github)?;
-    let opened = open_from(ui, options, known, &trust, &source).await;
+    let opened = open_from(ui, options, known, stage, &trust, &source).await;
     say_requests(ui, trust.requests + source.requests());
     opened.map_err(|failure| Failure { retry_after: failure.retry_after.or(source.retry_after()), ..failure })
 }
@@ -129,6 +146,7 @@ async fn open_from(
     ui: &Ui,
     options: &cli::Appliance,
     known: Option<Digest>,
+    stage: Stage,
     trust: &Trust,
     source: &Source,
 ) -> Outcome<Channel> {
@@ -143,7 +161,8 @@ async fn open_from(
         (None, Some(claims)) => claims.endpoint.clone(),
         (None, None) => return Err(Failure::usage("no endpoint")),
     };
-    let channel = Channel::open(&endpoint, &options.repository, trust, release.as_ref(), known).await?;
+    let channel =
+        Channel::open(&endpoint, &options.repository, trust, release.as_ref(), known, stage).await?;
     source.declaration(&channel.claims, options.commit).await?;
     if channel.appraisal.simulated {
         ui.warn("SIMULATED: this appliance runs on a simulated TDX device");

@@ -1,12 +1,11 @@
 //! `coffer secret put|list|rm`: on a verified connection, sealed to the vault's attested key.
 
 use std::fmt::Write as _;
-use std::io::IsTerminal as _;
 
 use cofferdam_attest::operator;
 use cofferdam_protocol::operator::{MAX_SECRET, SECRETS, secret_path};
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, SecretsReply};
-use cofferdam_protocol::{SecretRef, json as strict, read};
+use cofferdam_protocol::{SecretRef, json as strict};
 use hyper::StatusCode;
 use serde_json::json;
 use zeroize::Zeroizing;
@@ -14,6 +13,7 @@ use zeroize::Zeroizing;
 use crate::channel::refusal;
 use crate::cli::Secret;
 use crate::failure::{Failure, Outcome, chain};
+use crate::hidden;
 use crate::operator_key::OperatorKey;
 use crate::ui::Ui;
 
@@ -71,25 +71,8 @@ pub(crate) fn read_value(
     no_input: bool,
 ) -> Outcome<Zeroizing<Vec<u8>>> {
     let limit = MAX_SECRET;
-    let mut value = if std::io::stdin().is_terminal() {
-        if no_input {
-            return Err(Failure::usage("the value is read from standard input")
-                .hint("printf %s \"$VALUE\" | coffer secret put …"));
-        }
-        let typed = rpassword::prompt_password(format!("value of {name}: "))
-            .map_err(|error| Failure::failed(format!("cannot ask for the value: {error}")))?;
-        Zeroizing::new(typed.into_bytes())
-    } else {
-        // With a line feed at the end, which is cut off. What is longer still is cut here and refused below.
-        let mut bytes = Zeroizing::new(Vec::with_capacity(limit.saturating_add(2)));
-        let most = u64::try_from(limit).unwrap_or(u64::MAX).saturating_add(1);
-        match read::bounded_into(std::io::stdin().lock(), most, &mut bytes) {
-            Err(error) if error.kind() != std::io::ErrorKind::FileTooLarge => {
-                return Err(Failure::failed(format!("cannot read the value: {error}")));
-            }
-            _ => bytes,
-        }
-    };
+    let hint = "printf %s \"$VALUE\" | coffer secret put …";
+    let mut value = hidden::read(&format!("value of {name}"), limit, no_input, hint)?;
     if !keep_newline && value.last() == Some(&b'\n') {
         value.pop();
     }

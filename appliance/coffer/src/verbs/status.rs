@@ -7,15 +7,15 @@ use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
 use cofferdam_protocol::status::{NamedService, RoleState, ServiceState, StatusReply, Usage};
 use hyper::StatusCode;
 
-use crate::channel::refusal;
+use crate::channel::{Stage, refusal};
 use crate::cli;
-use crate::failure::{Failure, Outcome, chain};
+use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::ui::{Tone, Ui, printable};
 
 pub(crate) async fn run(ui: &Ui, appliance: &cli::Appliance, key: &cli::OperatorKey) -> Outcome {
     let key = OperatorKey::load(key)?;
-    let mut channel = super::open(ui, appliance, None).await?;
+    let mut channel = super::open_at(ui, appliance, None, Stage::Waiting).await?;
     let reply = channel.request(&key, "GET", STATUS, Vec::new()).await?;
     if reply.status != StatusCode::OK {
         return Err(refusal(&reply, "no status"));
@@ -26,6 +26,13 @@ pub(crate) async fn run(ui: &Ui, appliance: &cli::Appliance, key: &cli::Operator
     let status: StatusReply = json::from_json(&reply.body, MAX_REPLY).map_err(|error| malformed(&error))?;
     let shown = serde_json::to_value(&status).map_err(|error| malformed(&error))?;
     ui.result(&text(ui, &status), shown);
+    if channel.appraisal.is_before_launch() {
+        return Err(super::sealed::printed(
+            ui,
+            Failure::new(Code::NotReady, "the appliance is sealed: it waits for its state to be opened")
+                .hint(format!("coffer unseal {}", appliance.repository)),
+        ));
+    }
     Ok(())
 }
 

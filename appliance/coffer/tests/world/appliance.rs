@@ -12,6 +12,7 @@ use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
 use serde_json::json;
 
+use super::seal::Seal;
 use super::{Told, World, now};
 
 /// What it answers when it is asked for evidence.
@@ -33,6 +34,8 @@ pub struct Simulated {
     pub endpoint: String,
     pub mood: Arc<Mutex<Mood>>,
     pub told: Arc<Mutex<Option<Told>>>,
+    /// Its state while that is not open.
+    pub seal: Arc<Mutex<Option<Seal>>>,
     pub tls_key: String,
     pub vault_key: String,
 }
@@ -56,16 +59,21 @@ impl Simulated {
         let listener = TcpListener::bind("127.0.0.1:0").unwrap();
         let endpoint = listener.local_addr().unwrap().to_string();
         let (mood, told) = (Arc::new(Mutex::new(Mood::Honest)), Arc::new(Mutex::new(None)));
-        let (its_mood, its_told) = (Arc::clone(&mood), Arc::clone(&told));
+        let seal: Arc<Mutex<Option<Seal>>> = Arc::default();
+        let (its_mood, its_told, its_seal) = (Arc::clone(&mood), Arc::clone(&told), Arc::clone(&seal));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
-                let (config, mood, told) =
-                    (Arc::clone(&config), Arc::clone(&its_mood), Arc::clone(&its_told));
-                std::thread::spawn(move || serve(config, stream, &mood, &told));
+                let (config, mood, told, seal) = (
+                    Arc::clone(&config),
+                    Arc::clone(&its_mood),
+                    Arc::clone(&its_told),
+                    Arc::clone(&its_seal),
+                );
+                std::thread::spawn(move || serve(config, stream, &mood, &told, &seal));
             }
         });
         let vault_key = base64::encode(operator::generate_vault_key().1);
-        Self { endpoint, mood, told, tls_key, vault_key }
+        Self { endpoint, mood, told, seal, tls_key, vault_key }
     }
 
     pub fn set(&self, mood: Mood) {
@@ -91,19 +99,41 @@ impl Simulated {
     }
 }
 
+impl Simulated {
+    /// A world whose newest release attests an earlier boot of this appliance, on a state of epoch `attested` (0: in memory), and in
+    /// which the appliance itself waits with `seal`.
+    pub fn sealed_world(&self, seal: Seal, attested: u64) -> Option<World> {
+        let mut world = World::new()?;
+        world.endpoint.clone_from(&self.endpoint);
+        let commit = world.declare("alice");
+        world.attest(&Told { epoch: attested, ..world.told(&commit, "alice", 60) });
+        let waits = Told {
+            tls_key: self.tls_key.clone(),
+            vault_key: seal.public_key(),
+            launched: false,
+            ..world.told(&commit, "alice", 60)
+        };
+        *self.told.lock().unwrap() = Some(waits);
+        *self.seal.lock().unwrap() = Some(seal);
+        world.start();
+        Some(world)
+    }
+}
+
 /// Requests on one connection until it ends; `None` when it does.
 fn serve(
     config: Arc<ServerConfig>,
     stream: TcpStream,
     mood: &Mutex<Mood>,
     told: &Mutex<Option<Told>>,
+    seal: &Mutex<Option<Seal>>,
 ) -> Option<()> {
     stream.set_read_timeout(Some(Duration::from_secs(120))).ok()?;
     let mut stream = StreamOwned::new(ServerConnection::new(config).ok()?, stream);
     // Who has signed in: a service of this appliance says so.
     let mut caller = "nobody";
     loop {
-        let (line, _) = request(&mut stream)?;
+        let (line, sent) = request(&mut stream)?;
         if line.starts_with("POST /.well-known/cofferdam/v1/sign-in ") {
             let known = *mood.lock().unwrap() != Mood::Strange;
             let answer = if known { SIGNED_IN } else { NOT_SIGNED_IN };
@@ -116,6 +146,9 @@ fn serve(
             Some(rest) => evidence(rest, &stream.conn, *mood.lock().unwrap(), told)?,
             None => match line.split(' ').nth(1).and_then(|path| path.strip_prefix("/.well-known/cofferdam"))
             {
+                Some(path) if path == "/v1/seal" || path == "/v1/unseal" => {
+                    seal.lock().unwrap().as_mut()?.answer(&sent, told.lock().unwrap().as_mut()?)?
+                }
                 Some(path) => operators(line.split(' ').next()?, path),
                 None => ("200 OK", format!("hello {caller}").into_bytes()),
             },

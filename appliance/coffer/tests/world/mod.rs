@@ -28,6 +28,7 @@ use serde_json::{Value, json};
 use tdx_sim::{CollateralOptions, TdReport};
 
 pub mod appliance;
+pub mod seal;
 #[path = "../../../attest/tests/common/mod.rs"]
 pub mod simulated;
 
@@ -52,6 +53,10 @@ pub struct Told {
     pub validity: u64,
     pub nonce: Option<Vec<u8>>,
     pub binding: Option<[u8; 32]>,
+    /// Whether it is over the launch boundary; else it waits to be unsealed.
+    pub launched: bool,
+    /// Epoch of its state on disk; 0 in memory.
+    pub epoch: u64,
 }
 
 impl Told {
@@ -72,7 +77,11 @@ impl Told {
             }
             .event(),
             Machine { cpus: 2, memory_mib: 2048 }.event(),
-            State::memory().event(),
+            match std::num::NonZeroU64::new(self.epoch) {
+                None => State::memory(),
+                Some(epoch) => State::Disk { fresh: false, key: word(simulated::DIGEST), epoch },
+            }
+            .event(),
             Image {
                 service: "web".into(),
                 reference: word(&format!("registry.example/web@{}", simulated::DIGEST)),
@@ -81,7 +90,8 @@ impl Told {
             Launch { services: vec!["web".into()], tls_key: word(&self.tls_key) }.event(),
         ]
         .map(Result::unwrap);
-        let event_log = [simulated::firmware_events(), own.into()].concat();
+        let own = if self.launched { &own[..] } else { &own[..3] };
+        let event_log = [&simulated::firmware_events()[..], own].concat();
         let claims = Claims {
             repository: word(REPOSITORY),
             commit: word(&self.commit),
@@ -93,12 +103,14 @@ impl Told {
             expires_at: time(self.issued + self.validity),
             nonce: self.nonce.clone().map(|nonce| Nonce::new(nonce).unwrap()),
             channel_binding: self.binding.map(Into::into),
+            state_epoch: if self.launched { self.epoch } else { 0 },
             ..simulated::claims()
         }
         .encode()
         .unwrap();
         let report = TdReport::new(simulated::registers(&event_log), report_data(&claims));
-        let collateral = platform.collateral(now(), CollateralOptions::default()).unwrap().to_json().unwrap();
+        let collateral =
+            platform.collateral(self.issued, CollateralOptions::default()).unwrap().to_json().unwrap();
         let evidence = Evidence {
             quote: platform.quote(&report),
             claims,
@@ -252,6 +264,8 @@ impl World {
             validity: 86_400,
             nonce: None,
             binding: None,
+            launched: true,
+            epoch: 0,
         }
     }
 
@@ -277,6 +291,11 @@ impl World {
             "draft": false, "prerelease": false, "created_at": "2026-01-01T00:00:00Z", "published_at": at,
             "updated_at": at, "assets": assets,
         }));
+    }
+
+    /// Takes back what was released; before [`World::start`].
+    pub fn forget_releases(&mut self) {
+        self.releases.clear();
     }
 
     /// Publishes evidence under its tag; before [`World::start`].

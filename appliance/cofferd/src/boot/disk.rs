@@ -35,11 +35,11 @@ const LOOK_EVERY: Duration = Duration::from_millis(20);
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
     /// No disk of that serial appeared.
-    #[error("no disk with the serial {SERIAL}")]
-    Missing,
+    #[error("no disk with the serial {0}")]
+    Missing(&'static str),
     /// More than one: which of them counts must not be a guess.
-    #[error("{0} disks with the serial {SERIAL}, where there must be one")]
-    Ambiguous(usize),
+    #[error("{1} disks with the serial {0}, where there must be one")]
+    Ambiguous(&'static str, usize),
     /// The disk cannot be read.
     #[error("cannot read the declaration disk")]
     Read(#[source] io::Error),
@@ -69,26 +69,35 @@ pub(crate) struct Delivered {
 ///
 /// [`DiskError`].
 pub(crate) fn read() -> Result<Delivered, DiskError> {
-    let device = find(Path::new("/sys/class/block"), Path::new("/dev"), APPEARS_WITHIN)?;
+    let device = device(SERIAL)?;
     let bytes = files::read_bounded(device, MAX_DISK).map_err(DiskError::Read)?;
     take_apart(&bytes)
 }
 
-fn find(class: &Path, devices: &Path, limit: Duration) -> Result<PathBuf, DiskError> {
+/// The one virtio disk with this serial, which may still have to appear.
+///
+/// # Errors
+///
+/// [`DiskError::Missing`], [`DiskError::Ambiguous`].
+pub(super) fn device(serial: &'static str) -> Result<PathBuf, DiskError> {
+    find(serial, Path::new("/sys/class/block"), Path::new("/dev"), APPEARS_WITHIN)
+}
+
+fn find(serial: &'static str, class: &Path, devices: &Path, limit: Duration) -> Result<PathBuf, DiskError> {
     let deadline = Instant::now() + limit;
     loop {
-        let found = named(class).map_err(DiskError::Read)?;
+        let found = named(serial, class).map_err(DiskError::Read)?;
         match found.as_slice() {
             [name] => return Ok(devices.join(name)),
             [] if Instant::now() < deadline => std::thread::sleep(LOOK_EVERY),
-            [] => return Err(DiskError::Missing),
-            several => return Err(DiskError::Ambiguous(several.len())),
+            [] => return Err(DiskError::Missing(serial)),
+            several => return Err(DiskError::Ambiguous(serial, several.len())),
         }
     }
 }
 
 /// Names of the virtio disks with the serial. Before the driver is loaded there may be no class at all.
-fn named(class: &Path) -> io::Result<Vec<String>> {
+fn named(serial: &str, class: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(class) {
         Ok(entries) => entries,
         Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
@@ -99,8 +108,8 @@ fn named(class: &Path) -> io::Result<Vec<String>> {
         let entry = entry?;
         let Ok(name) = entry.file_name().into_string() else { continue };
         // Partitions have no serial of their own.
-        let serial = fs::read_to_string(class.join(&name).join("serial"));
-        if name.starts_with("vd") && serial.is_ok_and(|serial| serial.trim_end() == SERIAL) {
+        let found = fs::read_to_string(class.join(&name).join("serial"));
+        if name.starts_with("vd") && found.is_ok_and(|found| found.trim_end() == serial) {
             names.push(name);
         }
     }
@@ -215,8 +224,8 @@ mod tests {
     fn the_disk_is_found_by_its_serial_exactly_once() {
         let root = tempfile::tempdir().unwrap();
         let none = Duration::ZERO;
-        let find = |limit| find(root.path(), Path::new("/dev"), limit);
-        assert!(matches!(find(none), Err(DiskError::Missing)));
+        let find = |limit| find(SERIAL, root.path(), Path::new("/dev"), limit);
+        assert!(matches!(find(none), Err(DiskError::Missing(_))));
         let add = |name: &str, serial: &str| {
             fs::create_dir(root.path().join(name)).unwrap();
             fs::write(root.path().join(name).join("serial"), serial).unwrap();
@@ -224,18 +233,18 @@ mod tests {
         add("vda", "something-else");
         add("sda", SERIAL);
         fs::create_dir(root.path().join("vda1")).unwrap();
-        assert!(matches!(find(none), Err(DiskError::Missing)));
+        assert!(matches!(find(none), Err(DiskError::Missing(_))));
         add("vdb", SERIAL);
         assert_eq!(find(none).unwrap(), Path::new("/dev/vdb"));
         add("vdc", "cofferdam-decl\n");
-        assert!(matches!(find(none), Err(DiskError::Ambiguous(2))));
+        assert!(matches!(find(none), Err(DiskError::Ambiguous(SERIAL, 2))));
     }
 
     #[test]
     fn a_class_that_does_not_exist_yet_is_waited_for() {
         let limit = Duration::from_millis(30);
-        let found = find(Path::new("/nonexistent"), Path::new("/dev"), limit);
-        assert!(matches!(found, Err(DiskError::Missing)));
+        let found = find(SERIAL, Path::new("/nonexistent"), Path::new("/dev"), limit);
+        assert!(matches!(found, Err(DiskError::Missing(_))));
     }
 
     proptest::proptest! {

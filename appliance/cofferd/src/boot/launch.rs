@@ -1,7 +1,7 @@
 //! Stage `launch`: the launch boundary is measured, then the roles and the services start.
 //!
 //! After the `launch` event no measured input of the boot can change: it names the services, and the TLS key
-//! that every evidence document claims. That key is drawn here, anew at each boot.
+//! that every evidence document claims.
 
 use std::fs;
 use std::io;
@@ -16,20 +16,19 @@ use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::state::State;
 
 use super::Boot;
-use super::keys::{self, KeyError};
 use super::measure::Measured;
 use super::mount::{self as mounts, MountError};
 use super::services::{self, ResolveError};
 use super::unseal::Unsealed;
 use crate::paths;
-use crate::roles::facts::ServiceFacts;
+use crate::roles::facts::{Facts, ServiceFacts};
 use crate::roles::pull::image_dir;
 use crate::roles::{Key, RESERVE, ROLES, Role, SHIM, Starts};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
 use crate::system::files;
 use crate::system::images::{self, Holder, ImageError, PendingImage};
-use crate::system::spawn::KeyFile;
+use crate::system::spawn::Handed;
 use crate::system::supervise::Tier;
 use crate::system::tdx::TdxError;
 
@@ -39,9 +38,6 @@ pub(crate) enum LaunchError {
     /// A register.
     #[error("cannot measure the launch")]
     Registers(#[from] TdxError),
-    /// A key.
-    #[error("cannot make the keys")]
-    Keys(#[from] KeyError),
     /// A control group.
     #[error("cannot make the control groups")]
     Cgroup(#[from] CgroupError),
@@ -64,7 +60,7 @@ pub(crate) enum LaunchError {
 
 /// The facts of this boot, as the roles read them.
 pub(crate) struct Launched {
-    appliance: ApplianceFacts,
+    pub(super) appliance: ApplianceFacts,
 }
 
 impl Launched {
@@ -90,21 +86,6 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(5);
 /// Directories below /run/cofferdam that belong to no role.
 const DIRECTORIES: [&str; 3] = [paths::SERVICES_DIR, paths::ROOTFS_DIR, paths::SEALS_DIR];
 
-/// The keys that roles find at descriptor 3.
-struct Keys {
-    vault: KeyFile,
-    tls: KeyFile,
-}
-
-impl Keys {
-    fn of(&self, key: Key) -> KeyFile {
-        match key {
-            Key::Vault => self.vault.clone(),
-            Key::Tls => self.tls.clone(),
-        }
-    }
-}
-
 /// Measures the launch boundary and starts everything.
 ///
 /// # Errors
@@ -115,8 +96,7 @@ pub(super) fn establish(
     mut measured: Measured,
     unsealed: Unsealed,
 ) -> Result<Launched, LaunchError> {
-    let Unsealed { state, vault_key, mut numbers } = unsealed;
-    let (tls, tls_key) = keys::tls()?;
+    let Unsealed { state, disk, vault_key, tls, tls_key, mut numbers } = unsealed;
     let facts = services::resolve(&measured.declaration, &mut numbers, mounts::services_bytes()?)?;
     for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
         measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
@@ -127,27 +107,24 @@ pub(super) fn establish(
     for path in DIRECTORIES {
         files::directory(path, 0, 0, 0o755).map_err(file(path))?;
     }
-    for (path, uid, gid, mode) in ROLES.into_iter().filter_map(Role::directory) {
-        files::directory(path, uid, gid, mode).map_err(file(path))?;
-    }
-    let json = json::to_vec(&facts).map_err(LaunchError::Encode)?;
-    files::replace(paths::FACTS, &json).map_err(file(paths::FACTS))?;
-    let launched = Launched { appliance: appliance(measured, tls_key, state, boot.phases.clone())? };
-    launched.write()?;
+    let launched = Launched { appliance: appliance(&measured, tls_key, state, boot.phases.clone())? };
+    prepare(&facts, &launched)?;
     for (name, value) in launched.appliance.registers.named() {
         say(&format!("{name} {}", hex::encode(value)));
     }
 
     // In the order in which they need each other, each given a moment to be reachable: a role that finds nobody
     // would wait and ask again, which costs more. One that is not up in time does not hold up the rest.
-    let keys = Keys { vault: vault_key, tls };
     for role in ROLES.into_iter().filter(|role| role.starts() == Starts::Launch) {
-        let spec = role.spec(None, role.key().map(|key| keys.of(key)))?;
+        let key = role.key().map(|key| match key {
+            Key::Vault => vault_key.clone(),
+            Key::Tls => tls.clone(),
+        });
+        let mut spec = role.spec(None, key.map(Handed::Copy))?;
+        spec.disk = disk.clone().filter(|_| role.key() == Some(Key::Vault));
         let tier = if role.name() == RESERVE.name() { Tier::Reserve } else { Tier::Role };
         boot.supervisor.keep(role.name().to_owned(), tier, spec);
-        if let Some(socket) = role.socket().map(Path::new) {
-            boot.supervisor.run_until(REACHABLE_WITHIN, || socket.exists());
-        }
+        await_socket(boot, role);
     }
     for service in &facts.services {
         let uid = service.uid;
@@ -165,21 +142,47 @@ pub(super) fn establish(
     Ok(launched)
 }
 
-fn appliance(
-    measured: Measured,
+/// Makes what roles find when they start: their directories, `facts.json` and `appliance.json`.
+///
+/// # Errors
+///
+/// A file or directory.
+pub(super) fn prepare(facts: &Facts, launched: &Launched) -> Result<(), LaunchError> {
+    for (path, uid, gid, mode) in ROLES.into_iter().filter_map(Role::directory) {
+        files::directory(path, uid, gid, mode).map_err(file(path))?;
+    }
+    let json = json::to_vec(facts).map_err(LaunchError::Encode)?;
+    files::replace(paths::FACTS, &json).map_err(file(paths::FACTS))?;
+    launched.write()
+}
+
+/// Gives a role a moment to be reachable.
+pub(super) fn await_socket(boot: &mut Boot, role: &Role) {
+    if let Some(socket) = role.socket().map(Path::new) {
+        boot.supervisor.run_until(REACHABLE_WITHIN, || socket.exists());
+    }
+}
+
+/// What is known of this boot by now.
+///
+/// # Errors
+///
+/// The registers, or the program's own file.
+pub(super) fn appliance(
+    measured: &Measured,
     tls_key: Digest,
     state: State,
     phases: Vec<Phase>,
 ) -> Result<ApplianceFacts, LaunchError> {
     let Measured { registers, log, delivered, declaration } = measured;
     Ok(ApplianceFacts {
-        repository: declaration.repository,
+        repository: declaration.repository.clone(),
         commit: delivered.commit,
         declaration: Digest::of(&delivered.bytes),
-        endpoint: declaration.endpoint,
+        endpoint: declaration.endpoint.clone(),
         tls_key,
         state,
-        event_log: log,
+        event_log: log.clone(),
         phases,
         registers: registers.all()?,
         image: ImageInfo {

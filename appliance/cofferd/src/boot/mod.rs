@@ -5,7 +5,8 @@
 //! | `mount` | the kernel's file systems are there, hardened, and nothing that was there before is covered |
 //! | `measure` | what the host passed is in RTMR3, in the order of the event log, and was parsed only after that |
 //! | `network` | there is an address, obtained by a process that can do nothing else |
-//! | `unseal` | the state is open, or made; how it is kept is measured |
+//! | `unseal` | the state is open, or made; how it is kept, and what opened it, is measured. Until then evidence and operators are
+//! served, and nothing else runs |
 //! | `launch` | the launch boundary is measured; roles and services run |
 //!
 //! A stage hands its result to the next by value, so that none can run before what it needs. A stage that
@@ -74,7 +75,7 @@ fn stages(boot: &mut Boot) -> Result<(), Parked> {
     boot.supervisor.watch(PowerButtons::find("/sys/class/input".as_ref(), "/dev/input".as_ref()));
     let mut measured = boot.stage("measure", |_| measure::establish())?;
     boot.stage("network", |boot| network::establish(&mut boot.supervisor))?;
-    let unsealed = boot.stage("unseal", |_| unseal::establish(&mut measured))?;
+    let unsealed = boot.stage("unseal", |boot| unseal::establish(boot, &mut measured))?;
     boot.supervisor.state_is(unsealed.state.to_string());
     let launched = boot.stage("launch", |boot| launch::establish(boot, measured, unsealed))?;
     // Once more, now that the last stage's duration is known.

@@ -70,11 +70,8 @@ pub(super) fn resolve(
         let uid = PUBLISH.uid()?;
         Some(Grant { uid, secret: secret.clone() })
     });
-    let operators = declaration.operators.iter();
-    let operators =
-        operators.map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() });
     Ok(Facts {
-        operators: operators.collect(),
+        operators: operators(declaration),
         tokens: declaration.tokens.clone(),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
@@ -83,6 +80,25 @@ pub(super) fn resolve(
         networks: declaration.networks().into_iter().map(str::to_owned).collect(),
         services,
     })
+}
+
+/// What the roles read while the state is not open: whose signatures count. There is nobody else, and nothing to lease.
+pub(super) fn before_launch(declaration: &Declaration) -> Facts {
+    Facts {
+        operators: operators(declaration),
+        tokens: Vec::new(),
+        github: declaration.github.clone(),
+        attestation: declaration.attestation.clone(),
+        registries: Vec::new(),
+        grants: Vec::new(),
+        networks: Vec::new(),
+        services: Vec::new(),
+    }
+}
+
+fn operators(declaration: &Declaration) -> Vec<OperatorFacts> {
+    let facts = declaration.operators.iter();
+    facts.map(|operator| OperatorFacts { name: operator.name.clone(), key: *operator.key.public() }).collect()
 }
 
 /// Tells every service the addresses of the other members of its networks.

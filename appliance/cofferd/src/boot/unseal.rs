@@ -1,33 +1,87 @@
 //! Stage `unseal`: the appliance has its state, and with it the vault's key and the numbers of its services.
 //!
-//! How the state is kept is measured here, before anything uses it. So far there is one way: in memory, made anew at each boot.
+//! Without a disk for it the state is in memory, made anew at each boot. With one, the vault, `evidence` and `front` run in this stage,
+//! and `publish` to fetch the collateral of the evidence; nobody else does: an operator appraises the appliance on their very connection and sends what opens the disk, which only the vault can
+//! read. It opens the state, authenticates it as a whole, hands its key to PID 1 ([`handover`]) and ends. Then they are
+//! ended, and how the state is kept and what opened it is measured before anything uses it.
+
+use std::fs::{self, File, OpenOptions};
+use std::io;
+use std::os::unix::fs::OpenOptionsExt as _;
+use std::rc::Rc;
+use std::time::Duration;
 
 use cofferdam_attest::event_log::payload;
+use cofferdam_declaration::StateSource;
+use cofferdam_protocol::Digest;
+use cofferdam_protocol::state::State;
+use nix::errno::Errno;
+use nix::libc::O_EXCL;
 
+use super::Boot;
+use super::disk::{self, DiskError};
 use super::keys::{self, KeyError};
+use super::launch::{self, LaunchError, Launched};
 use super::measure::Measured;
 use super::numbers::Numbers;
-use crate::system::spawn::KeyFile;
+use super::services;
+use crate::roles::{EVIDENCE, FRONT, Key, PUBLISH, Role, VAULT};
+use crate::system::cgroup::CgroupError;
+use crate::system::console::say;
+use crate::system::handover::{self, Handover, HandoverError};
+use crate::system::spawn::{Handed, KeyFile};
+use crate::system::supervise::Tier;
+use crate::system::sys::SecretMemory;
 use crate::system::tdx::TdxError;
-use cofferdam_protocol::state::State;
+
+/// What the host has to call the disk (virtio-blk serial, at most 20 bytes).
+const SERIAL: &str = "cofferdam-state";
+/// Who runs while the state is not open.
+const WAITING: [&Role; 4] = [&VAULT, &EVIDENCE, &FRONT, &PUBLISH];
+/// How long the answer to the operator who opened the state may take to leave the machine.
+const ANSWER: Duration = Duration::from_secs(1);
 
 /// Why the stage failed.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum UnsealError {
-    /// The vault's key.
-    #[error("cannot make the vault's key")]
+    /// A key.
+    #[error("cannot make the keys")]
     Key(#[from] KeyError),
     /// A register.
     #[error("cannot measure how the state is kept")]
     Registers(#[from] TdxError),
+    /// The declaration wants a state disk.
+    #[error("the declaration keeps its state on a disk, and it is not there")]
+    Disk(#[from] DiskError),
+    /// The disk is not for us to write to.
+    #[error("cannot open the state disk")]
+    Open(#[source] io::Error),
+    /// No memory for the key.
+    #[error("cannot keep the key in memory of its own")]
+    Memory(#[source] Errno),
+    /// A control group.
+    #[error("cannot make the control groups")]
+    Cgroup(#[from] CgroupError),
+    /// What the roles read.
+    #[error("cannot start what an operator speaks to")]
+    Prepare(#[source] Box<LaunchError>),
+    /// What the vault left.
+    #[error(transparent)]
+    Handover(#[from] HandoverError),
 }
 
 /// What holds after this stage.
 pub(crate) struct Unsealed {
     /// How the state is kept: the claims and every text about it follow from this.
     pub(crate) state: State,
+    /// The disk that it is kept on.
+    pub(crate) disk: Option<Rc<File>>,
     /// The vault's master key.
     pub(crate) vault_key: KeyFile,
+    /// The private key that TLS is served with.
+    pub(crate) tls: KeyFile,
+    /// Digest of its public half's SubjectPublicKeyInfo.
+    pub(crate) tls_key: Digest,
     /// The services that had a number before.
     pub(crate) numbers: Numbers,
 }
@@ -37,7 +91,75 @@ pub(crate) struct Unsealed {
 /// # Errors
 ///
 /// [`UnsealError`].
-pub(crate) fn establish(measured: &mut Measured) -> Result<Unsealed, UnsealError> {
-    measured.measure(&payload::State::memory())?;
-    Ok(Unsealed { state: State::Memory, vault_key: keys::master()?, numbers: Numbers::default() })
+pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unsealed, UnsealError> {
+    let (tls, tls_key) = keys::tls()?;
+    match measured.declaration.state {
+        StateSource::Memory => {
+            measured.measure(&payload::State::memory())?;
+            let numbers = Numbers::default();
+            Ok(Unsealed {
+                state: State::Memory,
+                disk: None,
+                vault_key: keys::master()?,
+                tls,
+                tls_key,
+                numbers,
+            })
+        }
+        StateSource::Operator => {
+            let disk = open()?;
+            let Handover { vault, opened_by, epoch, fresh } = wait(boot, measured, &disk, &tls, tls_key)?;
+            measured.measure(&payload::State::Disk { fresh, key: opened_by, epoch })?;
+            let (state, vault_key) = (State::Open { epoch: epoch.get() }, Rc::new(vault));
+            Ok(Unsealed { state, disk: Some(disk), vault_key, tls, tls_key, numbers: Numbers::default() })
+        }
+    }
+}
+
+/// The disk, for this appliance alone: nothing else may have it open.
+fn open() -> Result<Rc<File>, UnsealError> {
+    let device = disk::device(SERIAL)?;
+    let file = OpenOptions::new().read(true).write(true).custom_flags(O_EXCL).open(device);
+    Ok(Rc::new(file.map_err(UnsealError::Open)?))
+}
+
+/// Lets operators open the state, however long that takes.
+fn wait(
+    boot: &mut Boot,
+    measured: &Measured,
+    disk: &Rc<File>,
+    tls: &KeyFile,
+    tls_key: Digest,
+) -> Result<Handover, UnsealError> {
+    let state = State::Sealed;
+    let appliance = launch::appliance(measured, tls_key, state, boot.phases.clone());
+    let prepared = appliance.and_then(|appliance| {
+        launch::prepare(&services::before_launch(&measured.declaration), &Launched { appliance })
+    });
+    prepared.map_err(|error| UnsealError::Prepare(Box::new(error)))?;
+    boot.supervisor.state_is(state.to_string());
+    let memory = Rc::new(SecretMemory::new(handover::LENGTH).map_err(UnsealError::Memory)?);
+    for role in WAITING {
+        let key = role.key().map(|key| match key {
+            Key::Vault => Handed::Shared(memory.clone()),
+            Key::Tls => Handed::Copy(tls.clone()),
+        });
+        let mut spec = role.spec(None, key)?;
+        spec.disk = (role.key() == Some(Key::Vault)).then(|| disk.clone());
+        if role.name() == VAULT.name() {
+            boot.supervisor.keep_until_done(role.name().to_owned(), Tier::Role, spec);
+        } else {
+            boot.supervisor.keep(role.name().to_owned(), Tier::Role, spec);
+        }
+        launch::await_socket(boot, role);
+    }
+    say("sealed: an operator opens the state with `coffer unseal`");
+    boot.supervisor.run_until_done(VAULT.name());
+    boot.supervisor.run_until(ANSWER, || false);
+    boot.supervisor.release(&WAITING.map(Role::name));
+    // Whoever finds one in the next stage is to find somebody behind it.
+    for socket in WAITING.into_iter().filter_map(Role::socket) {
+        let _ = fs::remove_file(socket);
+    }
+    Ok(handover::read(&memory)?)
 }

@@ -27,6 +27,7 @@ use cofferdam_github::{Client, GithubError};
 use cofferdam_protocol::evidence::EvidenceRequest;
 use cofferdam_protocol::facts::ApplianceFacts;
 use cofferdam_protocol::json::JsonError;
+use cofferdam_protocol::state::State;
 use cofferdam_protocol::status::PublishState;
 use cofferdam_protocol::{SecretRef, error_chain};
 use tokio::sync::watch;
@@ -74,7 +75,16 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         .enable_all()
         .build()
         .context("cannot start the runtime")?;
-    runtime.block_on(serve(settings, Paths::default()));
+    // What is attested before the state is open says nothing that clients may rely on: it is never published.
+    let waits = facts::appliance(Path::new(paths::APPLIANCE))?.state == State::Sealed;
+    runtime.block_on(async {
+        if waits {
+            let (sender, _known) = watch::channel(Err("it has not been fetched yet".to_owned()));
+            keep_collateral(&settings, &Paths::default(), sender).await;
+        } else {
+            serve(settings, Paths::default()).await;
+        }
+    });
     Ok(())
 }
 

@@ -14,7 +14,7 @@ use super::{bridge, evidence, front, network, publish, pull, reserve, shim, vaul
 use crate::paths;
 use crate::system::cgroup::{Cgroup, CgroupError, Limits};
 use crate::system::confine::{self, ConfineError, Filter, Policy, View};
-use crate::system::spawn::{Identity, KeyFile, Spec};
+use crate::system::spawn::{Handed, Identity, Spec};
 
 /// One role.
 #[derive(Debug)]
@@ -428,7 +428,7 @@ impl Role {
     pub(crate) fn spec(
         &self,
         service: Option<&ServiceFacts>,
-        key: Option<KeyFile>,
+        key: Option<Handed>,
     ) -> Result<Spec, CgroupError> {
         let limits = Limits { memory: self.memory, processes: Some(self.processes), cpus: None };
         let (identity, cgroup) = match (self.who, service) {
@@ -457,6 +457,7 @@ impl Role {
             own_network: self.network == Network::None,
             covered: self.covered,
             key,
+            disk: None,
             cgroup: Some(cgroup),
         })
     }

@@ -4,15 +4,17 @@
 //! it derives lie in such memory too. It takes the key, closes the descriptor, confines itself, reads who may lease
 //! what and whose signatures count, opens its store and serves its socket. It has no network.
 //!
-//! The store is a file of ciphertext on a tmpfs, so that it outlives this process and not the
-//! machine. A store that does not open is never replaced: the role then stays, answers every request
-//! with the reason, and holds no key that opens anything.
+//! The store is a part of the state disk, which PID 1 lends at descriptor 4. Without one it is a file of ciphertext on a tmpfs, so
+//! that it outlives this process and not the machine. A store that does not open is never replaced: the role then stays, answers
+//! every request with the reason, and holds no key that opens anything.
+//!
+//! While the state disk is closed, it serves operators and waits for one who opens it ([`sealed`]).
 
 mod listen;
+mod sealed;
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::fd::OwnedFd;
 use std::os::unix::fs::OpenOptionsExt as _;
 use std::path::Path;
 use std::sync::{Arc, Mutex, PoisonError};
@@ -23,10 +25,13 @@ use axum::Router;
 use axum::http::StatusCode;
 use cofferdam_protocol::json;
 use cofferdam_protocol::reply::{ErrorReply, JSON};
+use cofferdam_protocol::state::State;
+use cofferdam_vault::state::STORE;
 use cofferdam_vault::{
     Audit, DiskError, FileDisk, Grants, Keys, MasterKey, Operation, Operators, Rules, Store, StoreError,
     Vault, router,
 };
+use tokio::net::UnixListener;
 
 use crate::paths;
 use crate::roles::clock::unix_now;
@@ -55,12 +60,23 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     // Before the key is in this process's memory.
     confine::undumpable().context("cannot become unreadable for others")?;
     let memory = SecretKeys::new().context("no memory for the keys")?;
-    let master = sys::inherited(paths::KEY_FD).context("no key at descriptor 3")?;
-    let keys = Keys::derive_into(Box::new(memory), take_key(master)?)?;
+    let handed = sys::inherited(paths::KEY_FD).context("no key at descriptor 3")?;
+    let handed = SecretMemory::open(handed).context("what is at descriptor 3 is no key")?;
+    let disk = sys::inherited(paths::DISK_FD).ok().map(File::from);
     role.confine().context("cannot confine the role")?;
     let rules = rules(&Facts::read(Path::new(paths::FACTS))?)?;
-    let state = facts::appliance(Path::new(paths::APPLIANCE))?.state;
-    let service = match open(Path::new(paths::VAULT_STORE), keys) {
+    let appliance = facts::appliance(Path::new(paths::APPLIANCE))?;
+    let state = appliance.state;
+    if state == State::Sealed {
+        return sealed::run(appliance, rules, disk.context("no disk at descriptor 4")?, handed);
+    }
+    let keys = Keys::derive_into(Box::new(memory), take_key(handed)?)?;
+    let opened = match (state, disk) {
+        (State::Open { epoch }, Some(disk)) => open_disk(disk, keys, epoch),
+        (State::Memory, None) => open(Path::new(paths::VAULT_STORE), keys),
+        _ => anyhow::bail!("a state disk where there is none to be, or none where there is"),
+    };
+    let service = match opened {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());
             router(Arc::new(Vault::new(store, rules, unix_now, Lines::default().sink())))
@@ -69,24 +85,27 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));
             println!("vault: parked: {reason}");
-            parked(&reason)?
+            parked(&reason, state)?
         }
     };
-    let runtime = tokio::runtime::Builder::new_current_thread()
-        .enable_all()
-        .build()
-        .context("cannot start the runtime")?;
-    runtime.block_on(async {
-        let listener = unix::bind(Path::new(paths::VAULT_SOCKET))
-            .with_context(|| format!("cannot listen on {}", paths::VAULT_SOCKET))?;
+    runtime()?.block_on(async {
+        let listener = listener()?;
         listen::serve(listener, service).await;
         Ok(())
     })
 }
 
+fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {
+    tokio::runtime::Builder::new_current_thread().enable_all().build().context("cannot start the runtime")
+}
+
+fn listener() -> anyhow::Result<UnixListener> {
+    let socket = paths::VAULT_SOCKET;
+    unix::bind(Path::new(socket)).with_context(|| format!("cannot listen on {socket}"))
+}
+
 /// Takes the key out of the memory that PID 1 handed over, which is cleared and closed by that.
-fn take_key(descriptor: OwnedFd) -> anyhow::Result<MasterKey> {
-    let mut memory = SecretMemory::open(descriptor).context("what is at descriptor 3 is no key")?;
+fn take_key(mut memory: SecretMemory) -> anyhow::Result<MasterKey> {
     let key: &mut [u8; 32] = memory.bytes_mut().try_into().context("the key is not 32 bytes")?;
     Ok(MasterKey::take(key))
 }
@@ -104,6 +123,16 @@ fn rules(facts: &Facts) -> anyhow::Result<Rules> {
         front_uid: FRONT.uid().context("the front has no uid of its own")?,
         min_value: cofferdam_redact::MIN_SECRET,
     })
+}
+
+/// Opens the store on the state disk: not one that is older than what PID 1 measured.
+fn open_disk(disk: File, keys: Keys, measured: u64) -> Result<Store, StoreError> {
+    let length = STORE.end.saturating_sub(STORE.start);
+    let store = Store::open(FileDisk::window(disk, STORE.start, length).map_err(unusable)?, keys, None)?;
+    match store.root().epoch {
+        found if found < measured => Err(DiskError::OlderThan { found, expected: measured }.into()),
+        _ => Ok(store),
+    }
 }
 
 /// Opens the store, or makes it where there is none. A store is made beside its place and moved there when it is whole, so that
@@ -141,8 +170,15 @@ fn unusable(error: io::Error) -> StoreError {
 }
 
 /// Answers everything with the reason why there is no vault.
-fn parked(reason: &str) -> anyhow::Result<Router> {
-    let hint = "nothing was changed or lost by this; to start over with an empty vault restart the appliance";
+fn parked(reason: &str, state: State) -> anyhow::Result<Router> {
+    let hint = match state {
+        State::Memory => {
+            "nothing was changed or lost by this; to start over with an empty vault restart the appliance"
+        }
+        State::Sealed | State::Open { .. } => {
+            "nothing on the state disk was changed by this; attach the disk that belongs to this appliance and restart it"
+        }
+    };
     let body = json::to_vec(&ErrorReply::new(format!("the vault is parked: {reason}"), Some(hint)))?;
     Ok(Router::new().fallback(async move || {
         (StatusCode::SERVICE_UNAVAILABLE, [(axum::http::header::CONTENT_TYPE, JSON)], body)

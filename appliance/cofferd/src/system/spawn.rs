@@ -15,7 +15,7 @@
 use std::ffi::CString;
 use std::fs;
 use std::io::{self, Read, Write};
-use std::os::fd::{AsFd, AsRawFd};
+use std::os::fd::{AsFd, AsRawFd, OwnedFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 use std::rc::Rc;
@@ -86,6 +86,15 @@ pub enum Identity {
 /// A key that outlives the role's process.
 pub type KeyFile = Rc<SecretMemory>;
 
+/// What a role finds at descriptor 3.
+#[derive(Debug, Clone)]
+pub enum Handed {
+    /// A copy of a key: what one run of the role does to it does not reach the next.
+    Copy(KeyFile),
+    /// The very memory, for the role to write to. PID 1 looks at it once the role has ended.
+    Shared(KeyFile),
+}
+
 /// Everything that decides what a started process is and sees.
 #[derive(Debug, Clone)]
 pub struct Spec {
@@ -97,8 +106,10 @@ pub struct Spec {
     pub own_network: bool,
     /// Directories it must not see into.
     pub covered: &'static [&'static str],
-    /// A key, of which it finds a copy of its own at descriptor 3.
-    pub key: Option<KeyFile>,
+    /// What it finds at descriptor 3.
+    pub key: Option<Handed>,
+    /// The disk that it finds open at descriptor 4.
+    pub disk: Option<Rc<fs::File>>,
     /// Its control group. Only tests on a host without control groups leave it out.
     pub cgroup: Option<Cgroup>,
 }
@@ -218,10 +229,16 @@ fn become_role(spec: &Spec, channel: &mut &UnixStream) -> Result<std::convert::I
     execute(&spec.arguments)
 }
 
-/// The key goes to descriptor 3: a channel that happens to be there moves to another number. The old
+/// Key and disk go to descriptors 3 and 4: a channel that happens to be there moves to another number. The old
 /// one stays open, so that the number is not given out again.
 fn move_away(channel: &UnixStream) -> io::Result<Option<UnixStream>> {
-    if channel.as_raw_fd() == paths::KEY_FD { channel.try_clone().map(Some) } else { Ok(None) }
+    let in_the_way = channel.as_raw_fd() <= paths::DISK_FD;
+    if in_the_way { Ok(Some(beyond(channel)?.into())) } else { Ok(None) }
+}
+
+/// The same file at a number where nothing is handed over.
+fn beyond(file: &impl AsFd) -> Result<OwnedFd, Errno> {
+    sys::duplicate(file.as_fd(), paths::DISK_FD.saturating_add(1))
 }
 
 fn wait(channel: &mut &UnixStream) -> Result<(), StepError> {
@@ -359,17 +376,28 @@ fn enter_user_namespace(base: u32, channel: &mut &UnixStream) -> Result<(), Step
     Ok(())
 }
 
-/// 0 is /dev/null, 1 and 2 stay the console, 3 is the key if there is one; everything else closes on execve.
+/// 0 is /dev/null, 1 and 2 stay the console, 3 is the key and 4 the disk, if there is one; everything else closes on execve.
 fn descriptors(spec: &Spec) -> Result<(), StepError> {
     let null = step("open /dev/null", fs::File::open("/dev/null"))?;
     step("place standard input", sys::place(null.as_fd(), 0))?;
     step("mark descriptors", sys::close_on_exec_from(3))?;
-    if let Some(key) = &spec.key {
-        // A copy, so that what one run of the role does to its key does not reach the next.
-        let copy = step("copy the key", key.copy())?;
-        step("place the key", sys::place(copy.file(), paths::KEY_FD))?;
-        // Dropping it would clear what was just placed.
-        std::mem::forget(copy);
+    // First each to where the other is not placed.
+    let disk = spec.disk.as_ref().map(beyond).transpose();
+    let disk = step("hold the disk", disk)?;
+    let key = match &spec.key {
+        Some(Handed::Copy(key)) => {
+            let copy = step("copy the key", key.copy())?;
+            let file = step("hold the key", beyond(&copy.file()))?;
+            copy.leave();
+            Some(file)
+        }
+        Some(Handed::Shared(key)) => Some(step("hold the key", beyond(&key.file()))?),
+        None => None,
+    };
+    for (file, number) in [(key, paths::KEY_FD), (disk, paths::DISK_FD)] {
+        if let Some(file) = file {
+            step("place a descriptor", sys::place(file.as_fd(), number))?;
+        }
     }
     Ok(())
 }

@@ -120,6 +120,8 @@ struct Kept {
     held_until: Option<Instant>,
     /// Why PID 1 ended it last.
     detail: Option<String>,
+    /// Whether its work is over once it ends with exit code 0.
+    once: bool,
 }
 
 /// PID 1's view of its children.
@@ -201,20 +203,38 @@ impl Supervisor {
 
     /// Starts a process and keeps it running from now on. One that does not even start is tried again later.
     pub fn keep(&mut self, name: String, tier: Tier, spec: Spec) {
-        let now = Instant::now();
-        self.kept.push(Kept {
-            name,
-            tier,
-            spec,
-            pid: None,
-            started: now,
-            due: Some(now),
-            runs: 0,
-            backoff: Backoff::default(),
-            held_until: None,
-            detail: None,
-        });
+        self.add(Kept::new(name, tier, spec, false));
+    }
+
+    /// The same until it has ended with exit code 0.
+    pub fn keep_until_done(&mut self, name: String, tier: Tier, spec: Spec) {
+        self.add(Kept::new(name, tier, spec, true));
+    }
+
+    fn add(&mut self, kept: Kept) {
+        self.kept.push(kept);
         self.start_due();
+        self.publish();
+    }
+
+    /// Runs the loop for as long as nobody of this name is done.
+    pub fn run_until_done(&mut self, name: &str) {
+        while self.kept.iter().any(|kept| kept.name == name) {
+            self.turn(HEARTBEAT);
+        }
+    }
+
+    /// Ends those whose names these are and forgets them; everybody else goes on.
+    pub fn release(&mut self, names: &[&str]) {
+        let named = |kept: &Kept| names.contains(&kept.name.as_str());
+        self.end(named, ROLE_GRACE);
+        self.kept.retain(|kept| !named(kept));
+        self.ending = false;
+        let now = Instant::now();
+        for kept in self.kept.iter_mut().filter(|kept| kept.pid.is_none()) {
+            kept.due = Some(now);
+        }
+        self.changed = true;
         self.publish();
     }
 
@@ -313,6 +333,7 @@ impl Supervisor {
     fn reap(&mut self) -> bool {
         loop {
             let (pid, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
+                Ok(WaitStatus::Exited(pid, 0)) if self.is_done(pid) => continue,
                 Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exit code {code}")),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => {
                     self.short |= signal == Signal::SIGKILL && self.is_reserve(pid) && !self.ending;
@@ -324,6 +345,17 @@ impl Supervisor {
             };
             self.ended(pid, &how, Instant::now());
         }
+    }
+
+    /// Forgets the one whose work is over with this process. What is left in its control group is killed.
+    fn is_done(&mut self, pid: Pid) -> bool {
+        let Some(at) = self.kept.iter().position(|kept| kept.once && kept.pid == Some(pid)) else {
+            return false;
+        };
+        let done = self.kept.remove(at);
+        done.kill_group();
+        self.changed = true;
+        true
     }
 
     fn is_reserve(&self, pid: Pid) -> bool {
@@ -366,11 +398,7 @@ impl Supervisor {
         let held = kept.held_until.take().map(|until| until.saturating_duration_since(now));
         let delay = delay.max(held.unwrap_or_default());
         kept.due = (!self.ending).then(|| now + delay);
-        if let Some(group) = &kept.spec.cgroup
-            && let Err(error) = group.kill()
-        {
-            say(&format!("{}: cannot kill what it left: {error}", kept.name));
-        }
+        kept.kill_group();
         let next = if self.ending { String::new() } else { format!(", again in {} ms", delay.as_millis()) };
         say(&format!("{} ended ({how}){next}", kept.name));
     }
@@ -524,6 +552,32 @@ impl Machine for Services<'_> {
 }
 
 impl Kept {
+    fn new(name: String, tier: Tier, spec: Spec, once: bool) -> Self {
+        let now = Instant::now();
+        Self {
+            name,
+            tier,
+            spec,
+            pid: None,
+            started: now,
+            due: Some(now),
+            runs: 0,
+            backoff: Backoff::default(),
+            held_until: None,
+            detail: None,
+            once,
+        }
+    }
+
+    /// Kills what its process left in its control group.
+    fn kill_group(&self) {
+        if let Some(group) = &self.spec.cgroup
+            && let Err(error) = group.kill()
+        {
+            say(&format!("{}: cannot kill what it left: {error}", self.name));
+        }
+    }
+
     fn status(&self) -> RoleStatus {
         let state = match (self.pid, self.due) {
             (Some(_), _) => RoleState::Running,

@@ -6,6 +6,7 @@
 use std::fmt::{self, Debug};
 use std::fs::{File, TryLockError};
 use std::io::{self, Seek as _, SeekFrom};
+use std::ops::Range;
 use std::os::unix::fs::{FileExt as _, MetadataExt as _};
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
@@ -63,6 +64,14 @@ impl FileDisk {
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
+
+    /// The same for a part of it: `length` bytes from `offset`.
+    ///
+    /// # Errors
+    /// As [`FileDisk::new`] and [`Window::new`].
+    pub fn window(file: File, offset: u64, length: u64) -> io::Result<Window> {
+        Window::new(Arc::new(Self::new(file)?), offset..offset.saturating_add(length))
+    }
 }
 
 impl Disk for FileDisk {
@@ -87,6 +96,54 @@ impl Disk for FileDisk {
         let metadata = self.file.metadata()?;
         // A file that is one hole needs no reading.
         Ok((metadata.is_file() && metadata.blocks() == 0) || holds_zeros(self)?)
+    }
+}
+
+/// A part of a disk as a disk of its own: nothing outside it can be reached.
+#[derive(Clone, Debug)]
+pub struct Window {
+    disk: Arc<dyn Disk>,
+    offset: u64,
+    length: u64,
+}
+
+impl Window {
+    /// These bytes of a disk.
+    ///
+    /// # Errors
+    /// [`io::ErrorKind::UnexpectedEof`] when the disk does not have them all, and what it says when asked for its length.
+    pub fn new(disk: Arc<dyn Disk>, range: Range<u64>) -> io::Result<Self> {
+        let length = range.end.checked_sub(range.start).filter(|_| range.end != u64::MAX);
+        let length = length.ok_or(io::ErrorKind::UnexpectedEof)?;
+        if disk.len()? < range.end {
+            return Err(io::ErrorKind::UnexpectedEof.into());
+        }
+        Ok(Self { disk, offset: range.start, length })
+    }
+
+    /// Where `length` bytes from `offset` are on the disk.
+    fn place(&self, offset: u64, length: usize) -> io::Result<u64> {
+        let end = offset.checked_add(length as u64).filter(|end| *end <= self.length);
+        let place = end.and_then(|_| self.offset.checked_add(offset));
+        place.ok_or_else(|| io::ErrorKind::UnexpectedEof.into())
+    }
+}
+
+impl Disk for Window {
+    fn len(&self) -> io::Result<u64> {
+        Ok(self.length)
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.disk.read_at(self.place(offset, out.len())?, out)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.disk.write_at(self.place(offset, bytes.len())?, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.disk.sync()
     }
 }
 

@@ -14,13 +14,13 @@ use aes_gcm::{AeadInOut as _, Aes256Gcm, KeyInit as _};
 use zeroize::Zeroizing;
 
 /// Length of a nonce in bytes.
-pub(super) const NONCE: usize = 24;
+pub(crate) const NONCE: usize = 24;
 /// Length of an authentication tag in bytes.
-pub(super) const TAG: usize = 16;
+pub(crate) const TAG: usize = 16;
 
 /// A key that is ready to seal. Made for one commit or one read and dropped after it, so that the key's only lasting copy is
 /// where [`crate::KeyMemory`] keeps it.
-pub(super) struct Sealer {
+pub(crate) struct Sealer {
     cipher: Aes256,
     /// The subkey K1 of CMAC (NIST SP 800-38B §6.1).
     subkey: Zeroizing<[u8; 16]>,
@@ -28,10 +28,10 @@ pub(super) struct Sealer {
 
 /// AES-GCM refused: a length beyond its bounds, which no block has, or a tag that does not fit.
 #[derive(Debug)]
-pub(super) struct Refused;
+pub(crate) struct Refused;
 
 impl Sealer {
-    pub(super) fn new(key: &[u8; 32]) -> Self {
+    pub(crate) fn new(key: &[u8; 32]) -> Self {
         let cipher = Aes256::new(key.into());
         let mut zero = [0; 16].into();
         cipher.encrypt_block(&mut zero);
@@ -41,7 +41,7 @@ impl Sealer {
     }
 
     /// Encrypts in place and returns the tag.
-    pub(super) fn seal(
+    pub(crate) fn seal(
         &self,
         nonce: &[u8; NONCE],
         data: &[u8],
@@ -54,7 +54,7 @@ impl Sealer {
     }
 
     /// Decrypts in place. The tag is compared in constant time, before anything is decrypted.
-    pub(super) fn open(
+    pub(crate) fn open(
         &self,
         nonce: &[u8; NONCE],
         tag: &[u8; TAG],

@@ -100,3 +100,190 @@ pub(crate) fn put(vault: &Vault, name: &str, value: &[u8]) -> cofferdam_vault::A
     let body = sealed(vault, name, value);
     vault.operate(FRONT, &signed("PUT", &path(name), &body, &id()))
 }
+
+/// What the tests of a state share.
+pub(crate) mod state {
+    use std::io;
+    use std::sync::{Arc, Mutex};
+
+    use cofferdam_attest::shares::{self, Share};
+    use cofferdam_protocol::unseal::{NewMethod, OpeningKey, SecretBytes, UnsealRequest};
+    use cofferdam_vault::state::{Boot, Cost, MIN_DISK, STORE, Sealed, StateError};
+    use cofferdam_vault::{Disk, Operators};
+    use zeroize::Zeroizing;
+
+    use super::{FRONT, operator_key};
+
+    pub(crate) const PASSPHRASE: &str = "correct horse battery staple";
+    pub(crate) const RECOVERY: [u8; 32] = [0x52; 32];
+    pub(crate) const SET: [u8; 8] = *b"one set.";
+    const PIECE: usize = 4096;
+
+    /// Zeros that take no memory until something is written. Clones share the bytes.
+    #[derive(Clone, Debug)]
+    pub(crate) struct SparseDisk(Arc<Mutex<Sparse>>);
+
+    #[derive(Clone, Debug)]
+    pub(crate) struct Sparse {
+        pub(crate) length: u64,
+        pieces: std::collections::BTreeMap<u64, Vec<u8>>,
+        /// Writes that are still taken.
+        pub(crate) writes: usize,
+        /// An offset that cannot be read.
+        pub(crate) unreadable: Option<u64>,
+    }
+
+    impl SparseDisk {
+        pub(crate) fn new(length: u64) -> Self {
+            let pieces = std::collections::BTreeMap::new();
+            Self(Arc::new(Mutex::new(Sparse { length, pieces, writes: usize::MAX, unreadable: None })))
+        }
+
+        /// A disk of the same content that goes its own way.
+        pub(crate) fn copy(&self) -> Self {
+            Self(Arc::new(Mutex::new(self.0.lock().unwrap().clone())))
+        }
+
+        pub(crate) fn with(&self, change: impl FnOnce(&mut Sparse)) {
+            change(&mut self.0.lock().unwrap());
+        }
+
+        pub(crate) fn bytes(&self, offset: u64, length: usize) -> Vec<u8> {
+            let mut bytes = vec![0; length];
+            self.read_at(offset, &mut bytes).unwrap();
+            bytes
+        }
+
+        pub(crate) fn same(&self, other: &Self) -> bool {
+            let (one, other) = (self.0.lock().unwrap(), other.0.lock().unwrap());
+            let pieces = |disk: &Sparse| -> Vec<(u64, Vec<u8>)> {
+                let held = disk.pieces.iter().filter(|(_, piece)| piece.iter().any(|byte| *byte != 0));
+                held.map(|(place, piece)| (*place, piece.clone())).collect()
+            };
+            one.length == other.length && pieces(&one) == pieces(&other)
+        }
+    }
+
+    impl Disk for SparseDisk {
+        fn len(&self) -> io::Result<u64> {
+            Ok(self.0.lock().unwrap().length)
+        }
+
+        fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+            let disk = self.0.lock().unwrap();
+            let end = offset.checked_add(out.len() as u64).filter(|end| *end <= disk.length);
+            let end = end.ok_or(io::ErrorKind::UnexpectedEof)?;
+            if disk.unreadable.is_some_and(|bad| (offset..end).contains(&bad)) {
+                return Err(io::Error::other("a block that cannot be read"));
+            }
+            out.fill(0);
+            let first = offset / PIECE as u64;
+            for (place, piece) in disk.pieces.range(first..=end / PIECE as u64) {
+                let start = place * PIECE as u64;
+                for (at, byte) in (start..).zip(piece) {
+                    if let Some(place) = at.checked_sub(offset)
+                        && let Some(to) = out.get_mut(place as usize)
+                    {
+                        *to = *byte;
+                    }
+                }
+            }
+            Ok(())
+        }
+
+        fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+            let mut disk = self.0.lock().unwrap();
+            if offset + bytes.len() as u64 > disk.length {
+                return Err(io::ErrorKind::StorageFull.into());
+            }
+            disk.writes = disk.writes.checked_sub(1).ok_or(io::ErrorKind::ReadOnlyFilesystem)?;
+            let mut done = 0;
+            while done < bytes.len() {
+                let at = offset + done as u64;
+                let start = (at % PIECE as u64) as usize;
+                let take = (PIECE - start).min(bytes.len() - done);
+                let piece = disk.pieces.entry(at / PIECE as u64).or_insert_with(|| vec![0; PIECE]);
+                piece[start..start + take].copy_from_slice(&bytes[done..done + take]);
+                done += take;
+            }
+            Ok(())
+        }
+
+        fn sync(&self) -> io::Result<()> {
+            Ok(())
+        }
+
+        /// Without reading a quarter of a gigabyte of nothing.
+        fn is_blank(&self) -> io::Result<bool> {
+            Ok(self.0.lock().unwrap().pieces.values().flatten().all(|byte| *byte == 0))
+        }
+    }
+
+    pub(crate) fn boot() -> Boot {
+        Boot {
+            repository: "acme/shop".parse().unwrap(),
+            mrtd: [1; 48],
+            rtmr: [[2; 48], [3; 48], [4; 48]],
+            release: "v0.1.0".into(),
+        }
+    }
+
+    pub(crate) fn operators() -> Operators {
+        Operators::new([("alice", operator_key().verifying_key().to_bytes())]).unwrap()
+    }
+
+    pub(crate) fn find_as(disk: &SparseDisk, boot: Boot) -> Result<Sealed, StateError> {
+        let sealed = Sealed::find(disk.clone(), boot, operators(), FRONT, |_| {})?;
+        Ok(sealed.with_cost(Cost::new(8192, 1).unwrap()))
+    }
+
+    pub(crate) fn find(disk: &SparseDisk) -> Result<Sealed, StateError> {
+        find_as(disk, boot())
+    }
+
+    pub(crate) fn secret_bytes(bytes: impl AsRef<[u8]>) -> SecretBytes {
+        SecretBytes(Zeroizing::new(bytes.as_ref().to_vec()))
+    }
+
+    pub(crate) fn create_request() -> UnsealRequest {
+        let method = NewMethod::Passphrase { passphrase: secret_bytes(PASSPHRASE) };
+        UnsealRequest::Create { method, recovery: secret_bytes(RECOVERY) }
+    }
+
+    pub(crate) fn passphrase(text: &str) -> UnsealRequest {
+        UnsealRequest::Open { key: OpeningKey::Passphrase { passphrase: secret_bytes(text) }, at_least: 0 }
+    }
+
+    pub(crate) fn recovery(key: &[u8]) -> UnsealRequest {
+        UnsealRequest::Open { key: OpeningKey::Recovery { recovery: secret_bytes(key) }, at_least: 0 }
+    }
+
+    pub(crate) fn at_least(epoch: u64) -> UnsealRequest {
+        let key = OpeningKey::Recovery { recovery: secret_bytes(RECOVERY) };
+        UnsealRequest::Open { key, at_least: epoch }
+    }
+
+    pub(crate) fn share(set: [u8; 8], index: u8, bytes: &[u8]) -> UnsealRequest {
+        let key = OpeningKey::Share { set: set.into(), index, share: secret_bytes(bytes) };
+        UnsealRequest::Open { key, at_least: 0 }
+    }
+
+    /// A disk with a state under a passphrase and the recovery key.
+    pub(crate) fn made() -> SparseDisk {
+        let disk = SparseDisk::new(MIN_DISK);
+        find(&disk).unwrap().unseal(&create_request()).unwrap();
+        disk
+    }
+
+    /// A disk with a state under three of five shares, and the shares.
+    pub(crate) fn made_with_shares() -> (SparseDisk, Vec<Share>) {
+        let disk = SparseDisk::new(MIN_DISK);
+        let key = [0x4b; 32];
+        let method = NewMethod::Shares { key: secret_bytes(key), set: SET.into(), threshold: 3, shares: 5 };
+        let request = UnsealRequest::Create { method, recovery: secret_bytes(RECOVERY) };
+        find(&disk).unwrap().unseal(&request).unwrap();
+        (disk, shares::split(&key, 3, 5, getrandom::fill).unwrap())
+    }
+
+    pub(crate) const STORE_START: u64 = STORE.start;
+}

@@ -152,17 +152,18 @@ fn a_store_is_made_once_and_then_only_opened() {
 #[test]
 fn the_key_is_taken_whole_and_what_was_handed_over_is_cleared() {
     let handed = SecretMemory::holding(&[7; 32]).unwrap();
-    let key = take_key(handed.file().try_clone_to_owned().unwrap()).unwrap();
+    let lent = || SecretMemory::open(handed.file().try_clone_to_owned().unwrap()).unwrap();
+    let key = take_key(lent()).unwrap();
     assert_eq!(handed.bytes(), [0; 32]);
     let memory = Box::new(SecretKeys::new().unwrap());
     assert_eq!(Keys::derive_into(memory, key).unwrap().id(), keys(7).id());
     for wrong in [31, 33] {
         let handed = SecretMemory::holding(&vec![7; wrong]).unwrap();
-        assert!(take_key(handed.file().try_clone_to_owned().unwrap()).is_err(), "{wrong} bytes are no key");
+        assert!(take_key(handed).is_err(), "{wrong} bytes are no key");
     }
     let plain = tempfile::tempfile().unwrap();
     plain.set_len(32).unwrap();
-    assert!(take_key(plain.into()).is_err());
+    assert!(SecretMemory::open(plain.into()).is_err());
 }
 
 #[test]
@@ -173,7 +174,7 @@ fn a_parked_vault_says_why_to_everybody() {
         let listener = unix::bind(&socket).unwrap();
         let serving = tokio::spawn(listen::serve(
             listener,
-            parked("the store was sealed under another master key").unwrap(),
+            parked("the store was sealed under another master key", State::Memory).unwrap(),
         ));
         for (method, path) in
             [(Method::GET, "/v1/key"), (Method::POST, "/v1/lease"), (Method::POST, "/v1/operator")]

@@ -114,6 +114,11 @@ impl SecretMemory {
         unsafe { std::slice::from_raw_parts_mut(self.start.as_ptr(), self.length.get()) }
     }
 
+    /// Leaves what lies in it to whoever else has the file, for the rest of this process's life.
+    pub fn leave(self) {
+        std::mem::forget(self);
+    }
+
     /// The file, for a child to inherit.
     pub fn file(&self) -> BorrowedFd<'_> {
         self.file.as_fd()

@@ -1,0 +1,96 @@
+//! The options of `coffer unseal` and `coffer seal`.
+
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+
+use super::{Appliance, OWN, OperatorKey};
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum Seal {
+    /// Make the state of an appliance whose disk is blank
+    #[command(
+        after_help = "The recovery key is printed first, once: keep it. The passphrase is prompted for, or read from standard \
+        input.\n\nExamples:\n  coffer seal init acme/app > recovery.txt\n  \
+        coffer seal init acme/app --shares 3 --threshold 2 --recovery-out recovery.txt"
+    )]
+    Init(Box<SealInit>),
+    /// Show whether the state is open, and what opens it
+    #[command(
+        after_help = "Exit code 0 when it is open or in memory, 5 when it is sealed or the disk is blank.\n\nExample:\n  \
+        coffer seal status acme/app"
+    )]
+    Status(Box<SealStatus>),
+}
+
+/// Whose state to look at.
+#[derive(Debug, Args)]
+pub(crate) struct SealStatus {
+    #[command(flatten)]
+    pub(crate) appliance: Appliance,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
+}
+
+/// What opens the state, and what has to hold before it is given.
+#[derive(Debug, Args)]
+pub(crate) struct Unseal {
+    #[command(flatten)]
+    pub(crate) appliance: Appliance,
+    /// Open it with the recovery key
+    #[arg(long, conflicts_with = "share", help_heading = OWN)]
+    pub(crate) recovery: bool,
+    /// Give one share of the key; with enough of them the state opens
+    #[arg(long, help_heading = OWN)]
+    pub(crate) share: bool,
+    #[command(flatten)]
+    pub(crate) elsewhere: Elsewhere,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
+}
+
+/// The state to make.
+#[derive(Debug, Args)]
+pub(crate) struct SealInit {
+    #[command(flatten)]
+    pub(crate) appliance: Appliance,
+    #[command(flatten)]
+    pub(crate) division: Option<Division>,
+    /// Write the recovery key to a new file that only you can read, instead of printing it
+    #[arg(long, value_name = "FILE", help_heading = OWN)]
+    pub(crate) recovery_out: Option<PathBuf>,
+    /// Make it although a release attests that there was a state: what that held is given up
+    #[arg(long, help_heading = OWN)]
+    pub(crate) accept_loss: bool,
+    #[command(flatten)]
+    pub(crate) elsewhere: Elsewhere,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
+}
+
+/// A key in shares instead of a passphrase.
+#[derive(Debug, Args)]
+pub(crate) struct Division {
+    /// Print so many shares of a key, each for somebody else, instead of asking for a passphrase
+    #[arg(long, value_name = "N", requires = "threshold", required = false, value_parser = shares(), help_heading = OWN)]
+    pub(crate) shares: u8,
+    /// How many shares open the state
+    #[arg(long, value_name = "M", requires = "shares", required = false, value_parser = shares(), help_heading = OWN)]
+    pub(crate) threshold: u8,
+}
+
+/// What is known of the appliance from elsewhere before it gets a key.
+#[derive(Debug, Args)]
+pub(crate) struct Elsewhere {
+    /// Go on without asking the releases how new the state has to be: an older copy of the disk is then not noticed
+    #[arg(long, help_heading = OWN)]
+    pub(crate) without_witness: bool,
+    /// The declaration that the appliance must run (a file), instead of the repository's: for when GitHub is out of reach
+    #[arg(long, value_name = "FILE", conflicts_with = "commit", help_heading = OWN)]
+    pub(crate) declaration: Option<PathBuf>,
+}
+
+/// Two at least: one share of one would be a key with another name.
+fn shares() -> clap::builder::RangedI64ValueParser<u8> {
+    clap::value_parser!(u8).range(2..=i64::from(cofferdam_protocol::unseal::MAX_SHARES))
+}

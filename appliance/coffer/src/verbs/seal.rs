@@ -1,0 +1,259 @@
+//! `coffer seal init|status`: makes a state on a blank disk, and shows whether it is open.
+
+use std::fmt::Write as _;
+use std::time::Duration;
+
+use cofferdam_attest::shares;
+use cofferdam_protocol::hex;
+use cofferdam_protocol::unseal::{
+    MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, SealDisk, SealStatus, SecretBytes, UnsealRequest,
+};
+use serde_json::{Value, json};
+use zeroize::Zeroizing;
+
+use super::sealed::{Found, Target, open_result, printed};
+use super::unseal::lost;
+use crate::cli::{self, Division, SealInit};
+use crate::failure::{Code, Failure, Outcome, chain};
+use crate::files;
+use crate::hidden;
+use crate::operator_key::OperatorKey;
+use crate::seal_text::{self, Set};
+use crate::ui::Ui;
+use crate::within;
+
+/// A new passphrase: asked for twice where somebody is asked.
+pub(super) fn read_passphrase(options: &SealInit, no_input: bool) -> Outcome<Zeroizing<Vec<u8>>> {
+    let repository = &options.appliance.repository;
+    let what = format!("new passphrase of {repository}");
+    let typed = hidden::line(&what, MAX_PASSPHRASE, no_input, "coffer seal init … < FILE, or --shares")?;
+    if typed.len() < MIN_PASSPHRASE {
+        return Err(Failure::usage(format!("the passphrase has less than {MIN_PASSPHRASE} bytes")));
+    }
+    if hidden::is_asked() && *hidden::line("once more", MAX_PASSPHRASE, no_input, "")? != *typed {
+        return Err(Failure::usage("these were two passphrases"));
+    }
+    Ok(typed)
+}
+
+pub(super) async fn init(
+    ui: &Ui,
+    options: &SealInit,
+    passphrase: Option<Zeroizing<Vec<u8>>>,
+    limit: Duration,
+) -> Outcome {
+    let key = OperatorKey::load(&options.key)?;
+    let repository = &options.appliance.repository;
+    if let Some(path) = options.recovery_out.as_deref().filter(|path| path.exists()) {
+        return Err(Failure::usage(format!("{} already exists", path.display())));
+    }
+    let method = FirstWay::new(options.division.as_ref(), passphrase)?;
+    let target =
+        within(limit, Target::find(ui, &options.appliance, options.elsewhere.declaration.as_deref())).await?;
+    let found = within(limit, target.look(&key)).await?;
+    target.introduce(&found);
+    blank(found, repository)?;
+    let attested = within(limit, target.witness(&options.elsewhere)).await?.epoch;
+    if attested > 0 && !options.accept_loss {
+        return Err(lost(attested, &format!("coffer seal init {repository}")));
+    }
+    // The connection may be gone since, and keys of an appliance that is gone are of no use.
+    let mut waiting = blank(within(limit, target.look(&key)).await?, repository)?;
+    let recovery = random::<{ shares::KEY }>()?;
+    // From here on somebody has the keys, or nothing is sealed.
+    hand_out(ui, options, &recovery, &method)?;
+    ui.note("making the state …");
+    let request = UnsealRequest::Create { method: method.into_new(), recovery: secret(recovery.as_slice()) };
+    let sent = within(
+        limit,
+        waiting.send(&key, &request, "the state was not made, and the printed keys open nothing"),
+    );
+    match sent.await?.map(|status| status.disk) {
+        Some(SealDisk::Open) => ui.note("the state is made; the appliance launches …"),
+        None => {
+            ui.note("the connection was lost; looking whether the state was made: keep the printed keys …")
+        }
+        Some(_) => return Err(Failure::failed("the appliance took the keys, and its state is not open")),
+    }
+    let epoch = target.launched(&key, limit).await?;
+    // The keys were the result.
+    ui.note(open_result(epoch).0.trim_end());
+    Ok(())
+}
+
+pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::OperatorKey) -> Outcome {
+    let key = OperatorKey::load(key)?;
+    let target = Target::find(ui, appliance, None).await?;
+    let found = target.look(&key).await?;
+    target.introduce(&found);
+    let waiting = match found {
+        Found::Launched { epoch, .. } => {
+            let (text, value) = open_result(epoch);
+            ui.result(&text, value);
+            return Ok(());
+        }
+        Found::Waiting(waiting) => waiting,
+    };
+    let status = &waiting.status;
+    ui.result(&table(status), to_json(status));
+    let repository = &appliance.repository;
+    let (what, hint) = match status.disk {
+        SealDisk::Blank => ("the state disk is blank", format!("coffer seal init {repository}")),
+        SealDisk::Sealed => ("the state is sealed", format!("coffer unseal {repository}")),
+        SealDisk::Open => return Ok(()),
+    };
+    Err(printed(ui, Failure::new(Code::NotReady, what).hint(hint)))
+}
+
+/// The first way to open the new state.
+enum FirstWay {
+    Passphrase(Zeroizing<Vec<u8>>),
+    Shares { key: Zeroizing<[u8; shares::KEY]>, set: Set, threshold: u8, shares: Vec<shares::Share> },
+}
+
+impl FirstWay {
+    fn new(division: Option<&Division>, passphrase: Option<Zeroizing<Vec<u8>>>) -> Outcome<Self> {
+        let Some(Division { shares, threshold }) = division else {
+            let passphrase = passphrase.ok_or_else(|| Failure::usage("no passphrase"))?;
+            return Ok(Self::Passphrase(passphrase));
+        };
+        if threshold > shares {
+            return Err(Failure::usage(format!("{threshold} of {shares} shares cannot be given")));
+        }
+        let key = random::<{ shares::KEY }>()?;
+        let set = *random::<8>()?;
+        let divided = shares::split(&key, *threshold, *shares, getrandom::fill)
+            .map_err(|error| Failure::failed(format!("cannot divide the key: {}", chain(&error))))?;
+        Ok(Self::Shares { key, set: set.into(), threshold: *threshold, shares: divided })
+    }
+
+    fn shares(&self) -> Vec<Zeroizing<String>> {
+        match self {
+            Self::Passphrase(_) => Vec::new(),
+            Self::Shares { set, shares, .. } => {
+                shares.iter().map(|share| seal_text::share(set, share)).collect()
+            }
+        }
+    }
+
+    fn into_new(self) -> NewMethod {
+        match self {
+            Self::Passphrase(passphrase) => NewMethod::Passphrase { passphrase: SecretBytes(passphrase) },
+            Self::Shares { key, set, threshold, shares } => {
+                // At most 16, as the command line says.
+                let shares = u8::try_from(shares.len()).unwrap_or(u8::MAX);
+                NewMethod::Shares { key: secret(key.as_slice()), set, threshold, shares }
+            }
+        }
+    }
+}
+
+/// An appliance that waits with a blank disk.
+fn blank(found: Found, repository: &cofferdam_protocol::Repository) -> Outcome<Box<super::sealed::Waiting>> {
+    let waiting = match found {
+        Found::Launched { epoch: 0, .. } => {
+            return Err(Failure::failed("the appliance keeps its state in memory, as its declaration says")
+                .hint("declare `state: {provider: operator}`, attach a state disk and start it again"));
+        }
+        Found::Launched { .. } => return Err(Failure::failed("there is a state, and it is open")),
+        Found::Waiting(waiting) => waiting,
+    };
+    match waiting.status.disk {
+        SealDisk::Blank => Ok(waiting),
+        SealDisk::Sealed => Err(Failure::failed("there is a state on the disk, and it is not overwritten")
+            .hint(format!("coffer unseal {repository}"))),
+        SealDisk::Open => Err(Failure::failed("there is a state, and it is open")),
+    }
+}
+
+/// Gives the operator the keys, which are nowhere else.
+fn hand_out(ui: &Ui, options: &SealInit, recovery: &[u8; shares::KEY], method: &FirstWay) -> Outcome {
+    let unsealed = |error: std::io::Error| {
+        Failure::failed(format!("the keys cannot be written, so nothing was sealed: {error}"))
+    };
+    let recovery = seal_text::recovery(recovery);
+    let shares = method.shares();
+    let mut text = Zeroizing::new(String::with_capacity((shares.len() + 1) * (seal_text::MAX_TEXT + 1)));
+    let mut object = json!({ "shares": shares.iter().map(|share| share.as_str()).collect::<Vec<_>>() });
+    match &options.recovery_out {
+        Some(path) => {
+            let line = Zeroizing::new(format!("{}\n", *recovery));
+            files::write_new(path, line.as_bytes()).map_err(|failure| Failure {
+                message: format!("{}: nothing was sealed", failure.message),
+                ..failure
+            })?;
+            set(&mut object, "recovery_file", json!(path));
+        }
+        None => {
+            let _ = writeln!(text, "{}", *recovery);
+            set(&mut object, "recovery", json!(recovery.as_str()));
+        }
+    }
+    for share in &shares {
+        let _ = writeln!(text, "{}", **share);
+    }
+    if ui.json || !text.is_empty() {
+        ui.only_copy(&text, object).map_err(unsealed)?;
+    }
+    match &options.recovery_out {
+        Some(path) => {
+            ui.note(&format!("the recovery key is in {}: keep it where this machine is not", path.display()))
+        }
+        None => ui.note(
+            "the first line is the recovery key: it opens the state when everything else is lost. Keep it",
+        ),
+    }
+    if !shares.is_empty() {
+        let lines = if options.recovery_out.is_some() { "each line" } else { "each other line" };
+        ui.note(&format!("{lines} is a share: give each to somebody else"));
+    }
+    Ok(())
+}
+
+fn set(object: &mut Value, name: &str, value: Value) {
+    if let Value::Object(members) = object {
+        members.insert(name.to_owned(), value);
+    }
+}
+
+fn secret(bytes: &[u8]) -> SecretBytes {
+    SecretBytes(Zeroizing::new(bytes.to_vec()))
+}
+
+fn random<const N: usize>() -> Outcome<Zeroizing<[u8; N]>> {
+    let mut bytes = Zeroizing::new([0; N]);
+    getrandom::fill(bytes.as_mut_slice())
+        .map_err(|_| Failure::failed("the system gives no random numbers"))?;
+    Ok(bytes)
+}
+
+fn word(disk: SealDisk) -> &'static str {
+    match disk {
+        SealDisk::Blank => "blank",
+        SealDisk::Sealed => "sealed",
+        SealDisk::Open => "open",
+    }
+}
+
+fn table(status: &SealStatus) -> String {
+    let mut text = format!("{}\n", word(status.disk));
+    for method in &status.methods {
+        let _ = match method {
+            Method::Passphrase => writeln!(text, "  passphrase"),
+            Method::Recovery => writeln!(text, "  recovery key"),
+            Method::Shares { set, threshold, shares, given } => {
+                let set = hex::encode(set.as_bytes());
+                writeln!(text, "  shares        {given} given, {threshold} of {shares} open it, set {set}")
+            }
+        };
+    }
+    if status.wait_ms > 0 {
+        let _ = writeln!(text, "the next attempt is looked at in {} s", status.wait_ms.div_ceil(1000));
+    }
+    text
+}
+
+fn to_json(status: &SealStatus) -> Value {
+    let methods = serde_json::to_value(&status.methods).unwrap_or_default();
+    json!({ "state": word(status.disk), "methods": methods, "wait_ms": status.wait_ms })
+}

@@ -1,0 +1,148 @@
+//! The state of an appliance that waits: what its vault answers, with real keys sealed to it.
+
+use cofferdam_attest::operator;
+use cofferdam_attest::shares::{self, Share};
+use cofferdam_protocol::unseal::{
+    Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey, UnsealRequest,
+};
+use cofferdam_protocol::{Base64Array, base64};
+use zeroize::Zeroizing;
+
+use super::Told;
+
+pub const PASSPHRASE: &str = "correct horse battery";
+pub const RECOVERY: [u8; 32] = [7; 32];
+pub const SET: [u8; 8] = [1, 2, 3, 4, 5, 6, 7, 8];
+
+/// One state.
+pub struct Seal {
+    private: Zeroizing<[u8; 32]>,
+    public: [u8; 32],
+    disk: SealDisk,
+    epoch: u64,
+    passphrase: Option<Vec<u8>>,
+    /// The key that is divided, how many shares are needed and how many there are.
+    divided: Option<([u8; 32], Base64Array<8>, u8, u8)>,
+    recovery: Vec<u8>,
+    given: Vec<Share>,
+    wait_ms: u64,
+    /// How many keys were sent.
+    pub keys: usize,
+    /// Whether the connection is closed instead of an answer to a key.
+    pub breaks: bool,
+}
+
+impl Seal {
+    pub fn blank() -> Self {
+        let (private, public) = operator::generate_vault_key();
+        Self {
+            private,
+            public,
+            disk: SealDisk::Blank,
+            epoch: 0,
+            passphrase: None,
+            divided: None,
+            recovery: Vec::new(),
+            given: Vec::new(),
+            wait_ms: 0,
+            keys: 0,
+            breaks: false,
+        }
+    }
+
+    /// Sealed with a passphrase, last written at this epoch.
+    pub fn passphrase(epoch: u64) -> Self {
+        let (passphrase, recovery) = (Some(PASSPHRASE.into()), RECOVERY.to_vec());
+        Self { disk: SealDisk::Sealed, epoch, passphrase, recovery, ..Self::blank() }
+    }
+
+    /// Sealed with two of three shares.
+    pub fn shares(epoch: u64) -> Self {
+        let divided = Some(([9; 32], SET.into(), 2, 3));
+        Self { disk: SealDisk::Sealed, epoch, divided, recovery: RECOVERY.to_vec(), ..Self::blank() }
+    }
+
+    pub fn public_key(&self) -> String {
+        base64::encode(self.public)
+    }
+
+    fn status(&self) -> SealStatus {
+        let sealed = self.disk == SealDisk::Sealed;
+        let shares = self.divided.map(|(_, set, threshold, shares)| Method::Shares {
+            set,
+            threshold,
+            shares,
+            given: self.given.len().try_into().unwrap(),
+        });
+        let passphrase = self.passphrase.as_ref().map(|_| Method::Passphrase);
+        let methods = passphrase.into_iter().chain(shares).chain([Method::Recovery]);
+        SealStatus { disk: self.disk, methods: methods.filter(|_| sealed).collect(), wait_ms: self.wait_ms }
+    }
+
+    /// The answer to a body: without one the status is asked for. What opens the state launches the appliance.
+    pub fn answer(&mut self, body: &[u8], told: &mut Told) -> Option<(&'static str, Vec<u8>)> {
+        if !body.is_empty() {
+            self.keys += 1;
+            let sealed = SealedKey::parse(body).ok()?;
+            let text = operator::open_key(&self.private, &sealed).ok()?;
+            if let Some((status, words)) = self.carry_out(UnsealRequest::parse(&text).ok()?) {
+                return Some((status, words.into()));
+            }
+            self.wait_ms = 0;
+            if self.disk == SealDisk::Open {
+                (told.launched, told.epoch) = (true, self.epoch);
+            }
+            if self.breaks {
+                return None;
+            }
+        }
+        Some(("200 OK", serde_json::to_vec(&self.status()).ok()?))
+    }
+
+    fn carry_out(&mut self, request: UnsealRequest) -> Option<(&'static str, &'static str)> {
+        let (key, at_least) = match request {
+            UnsealRequest::Create { method, recovery } => {
+                assert_eq!(self.disk, SealDisk::Blank);
+                self.recovery = recovery.0.to_vec();
+                match method {
+                    NewMethod::Passphrase { passphrase } => self.passphrase = Some(passphrase.0.to_vec()),
+                    NewMethod::Shares { key, set, threshold, shares } => {
+                        self.divided = Some((key.0[..].try_into().unwrap(), set, threshold, shares));
+                    }
+                }
+                (self.disk, self.epoch) = (SealDisk::Open, 1);
+                return None;
+            }
+            UnsealRequest::Open { key, at_least } => (key, at_least),
+        };
+        let opens = match key {
+            OpeningKey::Passphrase { passphrase } => Some(&*passphrase.0) == self.passphrase.as_ref(),
+            OpeningKey::Recovery { recovery } => *recovery.0 == self.recovery,
+            OpeningKey::Share { set, index, share } => {
+                let (key, own, threshold, _) = self.divided.unwrap();
+                if set != own {
+                    let words = r#"{"error":"the share belongs to another set than the one that opens this state","hint":"coffer seal status shows the set and how many were given"}"#;
+                    return Some(("409 Conflict", words));
+                }
+                self.given.push(Share { index, bytes: Zeroizing::new(share.0[..].try_into().unwrap()) });
+                if self.given.len() < usize::from(threshold) {
+                    return None;
+                }
+                let given = std::mem::take(&mut self.given);
+                shares::combine(&given).is_ok_and(|combined| *combined == key)
+            }
+        };
+        if !opens {
+            self.wait_ms = 1000;
+            let words = r#"{"error":"the key does not open the state","hint":"check it"}"#;
+            return Some(("403 Forbidden", words));
+        }
+        if self.epoch < at_least {
+            let words = r#"{"error":"the state is an older copy","hint":"attach the disk that the appliance ran with last"}"#;
+            return Some(("412 Precondition Failed", words));
+        }
+        self.disk = SealDisk::Open;
+        self.epoch += 1;
+        None
+    }
+}

@@ -1,0 +1,123 @@
+//! The state of an appliance on a disk of the host: found, made and opened, or refused by name.
+//!
+//! It is responsible for the key slots, for what opens them, and for the way from an operator's request to the [`StateKeys`]. It never keeps a
+//! key that has opened something, never overwrites what it does not know, and never decides that a state is lost: a disk that
+//! does not open is left as it is, but for the count of attempts.
+//!
+//! # The disk
+//!
+//! ```text
+//! bytes                what
+//! 0       .. 28 KiB    a sheet of key slots (see `sheet`, `slot`)
+//! 28 KiB  .. 32 KiB    count of wrong attempts (see `attempts`)
+//! 32 KiB  .. 60 KiB    the other sheet
+//! 60 KiB  .. 64 KiB    the other count
+//! 64 KiB  .. 1 MiB     zeros
+//! 1 MiB   .. 257 MiB   the vault's store (see [`crate::store`])
+//! 257 MiB ..           volumes; nothing here reads or writes there
+//! ```
+//!
+//! Everything that is read is the host's and counts as hostile until it authenticates. Numbers that decide about memory or time are
+//! bounded before they are used.
+//!
+//! # What can be told apart, and when
+//!
+//! Without a key, by [`Sealed::find`]: zeros, something foreign, an unknown format, another length of the disk, another repository, another image, and
+//! damage, since a sheet holds a digest of itself. The digest is no authentication: who changes a byte on purpose changes
+//! the digest as well. Then the slot that is tried does not open, and that cannot be told from a wrong passphrase or key, nor
+//! should it. What another image or repository has sealed stays closed under every key, since those fields are authenticated with the slot.
+//!
+//! With a key that opens a slot, by [`Sealed::unseal`]: any other byte of either sheet that is not as the appliance wrote it
+//! ([`StateError::Altered`]), and after that the whole store, by its own names.
+//!
+//! What cannot be seen here: that all of the disk is an older copy of itself. For that an operator says what is known of it
+//! (`at_least`). Nor that only the key slots are an older copy, which today says the same as the present one: no way to open a state is
+//! ever changed after it was made.
+//!
+//! # Making a state
+//!
+//! Where the first MiB and the store's place are zeros: a mark in the place of the first sheet, the store, the second sheet, the first
+//! sheet over the mark; each is durable before the next one begins. Both sheets are there before anybody is told. So after a power
+//! cut there is a sheet, and the state opens, or there is a mark and no sheet, and nothing was ever acknowledged: then it is
+//! made anew, and what there is of a store is overwritten.
+//!
+//! The mark is authenticated by nothing; there is no key yet that could. A host that writes one over a real state makes it look
+//! unfinished, and an operator who then asks for a new state overwrites the old one. The host can have the same with zeros over the whole
+//! disk. In either case the operator is told of a blank disk where a state was attested, and that is where it has to be noticed: a
+//! blank disk is never made into a state without an operator's request. A mark with anything else but a torn write beside it is foreign.
+//!
+//! # Attempts
+//!
+//! An attempt is counted on the disk before it is made, and the count is taken back when it was right, so that a power cut in between does
+//! not save it. Each wrong one doubles the wait before the next, on the monotonic clock, from one second to five minutes; a restart waits again.
+
+mod attempts;
+mod error;
+mod http;
+mod key;
+mod sealed;
+mod sheet;
+mod slot;
+
+use std::fmt;
+use std::ops::Range;
+
+use cofferdam_protocol::{Digest, Repository};
+use zeroize::Zeroizing;
+
+pub use self::error::StateError;
+pub use self::http::sealed_router;
+pub use self::key::Cost;
+pub use self::sealed::{Notice, Sealed};
+use crate::MasterKey;
+
+/// The key slots and the count of attempts.
+pub const SLOTS: Range<u64> = 0..64 * 1024;
+/// The vault's store: for [`crate::FileDisk::window`].
+pub const STORE: Range<u64> = MIB..257 * MIB;
+/// Shortest disk that takes a state, in bytes.
+pub const MIN_DISK: u64 = STORE.end;
+/// Longest name of a release in characters.
+pub const MAX_RELEASE: usize = 63;
+
+const MIB: u64 = 1024 * 1024;
+
+/// What is known of the appliance that opens or makes a state.
+#[derive(Clone, Debug, PartialEq, Eq)]
+pub struct Boot {
+    /// The repository of its declaration.
+    pub repository: Repository,
+    /// MRTD.
+    pub mrtd: [u8; 48],
+    /// RTMR0, RTMR1 and RTMR2 as firmware and kernel left them.
+    pub rtmr: [[u8; 48]; 3],
+    /// What the image calls itself: for people, 1 to [`MAX_RELEASE`] printable characters without spaces.
+    pub release: String,
+}
+
+/// The keys of an open state.
+pub struct StateKeys {
+    /// The vault's.
+    pub vault: MasterKey,
+    /// For volumes.
+    pub volumes: Zeroizing<[u8; 32]>,
+}
+
+impl fmt::Debug for StateKeys {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str("[redacted:state keys]")
+    }
+}
+
+/// An open state.
+#[derive(Debug)]
+pub struct Opened {
+    /// Its keys.
+    pub keys: StateKeys,
+    /// Whether it was made just now.
+    pub fresh: bool,
+    /// What opened it: SHA-256 of the slot's bytes. Nothing secret.
+    pub opened_by: Digest,
+    /// Of the store's present commit.
+    pub epoch: u64,
+}

@@ -1,0 +1,646 @@
+//! A state that waits for an operator, and what makes or opens it.
+
+use std::collections::BTreeSet;
+use std::fmt;
+use std::io;
+use std::ops::Range;
+use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
+use std::time::Duration;
+
+use cofferdam_attest::operator;
+use cofferdam_attest::shares::{self, Share};
+use cofferdam_protocol::Digest;
+use cofferdam_protocol::unseal::{
+    MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey,
+    SecretBytes, UnsealRequest,
+};
+use tokio::sync::Notify;
+use tokio::time::Instant;
+use zeroize::Zeroizing;
+
+use super::attempts::{self, Attempts};
+use super::key::{self, Cost, Secret, StateKey, random};
+use super::sheet::{self, Found, Header, SHEET, Sheet};
+use super::slot::{Image, Set, Slot, Way};
+use super::{Boot, MIN_DISK, Opened, SLOTS, STORE, StateError, StateKeys};
+use crate::store::RequestId;
+use crate::{Audit, Disk, Keys, Operators, Store, Window};
+
+/// Where the sheets are.
+const SHEETS: [u64; 2] = [0, 32 * 1024];
+/// Where the counts of attempts are.
+const COUNTS: [u64; 2] = [SHEET as u64, 32 * 1024 + SHEET as u64];
+/// Written at once while what is left of an unfinished store is cleared.
+const CLEAR: usize = 64 * 1024;
+/// Most requests that are remembered of one boot. Nobody but an operator can cause one.
+const MAX_SPENT: usize = 4096;
+/// How long [`Sealed::opened`] waits for answers to be written.
+const ANSWERS: Duration = Duration::from_secs(5);
+
+/// A state, closed, with everything that it takes to open it but the key.
+pub struct Sealed {
+    pub(super) operators: Operators,
+    pub(super) front_uid: u32,
+    audit: Box<dyn Fn(&Audit<'_>) + Send + Sync>,
+    disk: Arc<dyn Disk>,
+    boot: Boot,
+    private: Secret,
+    public: [u8; 32],
+    cost: Option<Cost>,
+    /// Held while an attempt is made.
+    attempt: Mutex<()>,
+    inner: Mutex<Inner>,
+    /// Signalled when the state is open, and after each answer then.
+    changed: Notify,
+}
+
+struct Inner {
+    on_disk: OnDisk,
+    attempts: Attempts,
+    /// No attempt before this.
+    until: Instant,
+    given: Vec<Share>,
+    spent: BTreeSet<RequestId>,
+    opened: Option<Opened>,
+    /// Answers to operators that are not written yet.
+    answers: usize,
+}
+
+/// What is on the disk.
+#[derive(Clone, Debug)]
+enum OnDisk {
+    Blank {
+        /// The making of a state was cut off.
+        unfinished: bool,
+    },
+    Sealed {
+        /// The sheet that counts.
+        sheet: Arc<Sheet>,
+        /// The other one, where it is whole.
+        other: Option<Arc<Sheet>>,
+        /// The place of the one that counts: 0 or 1.
+        place: usize,
+    },
+    Open,
+}
+
+/// Something about the disk that is in nobody's way and that somebody should know of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub enum Notice {
+    /// One sheet of key slots is damaged; it is written anew when the state opens.
+    Sheet,
+    /// A count of attempts is damaged, and counts as one more.
+    Attempts,
+    /// The making of a state was cut off.
+    Unfinished,
+}
+
+impl fmt::Display for Notice {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(match self {
+            Self::Sheet => "one of the two sheets of key slots is damaged; the other one is in force",
+            Self::Attempts => "the count of wrong attempts is damaged and counts as higher",
+            Self::Unfinished => "a state was being made here and was not finished: it holds nothing",
+        })
+    }
+}
+
+impl Sealed {
+    /// Looks at a disk. Nothing is written. Operators are authenticated by `operators`, relayed by the peer with `front_uid`; `audit` takes one
+    /// event for each of their requests.
+    ///
+    /// # Errors
+    /// [`StateError`]: what is there, when no operator can make or open a state with it.
+    pub fn find(
+        disk: impl Disk,
+        boot: Boot,
+        operators: Operators,
+        front_uid: u32,
+        audit: impl Fn(&Audit<'_>) + Send + Sync + 'static,
+    ) -> Result<Self, StateError> {
+        let disk: Arc<dyn Disk> = Arc::new(disk);
+        Image::of(&boot)?;
+        let (on_disk, attempts) = survey(&*disk, &boot)?;
+        let (private, public) = operator::generate_vault_key();
+        let inner = Inner {
+            on_disk,
+            attempts,
+            until: Instant::now() + attempts.wait(),
+            given: Vec::new(),
+            spent: BTreeSet::new(),
+            opened: None,
+            answers: 0,
+        };
+        Ok(Self {
+            operators,
+            front_uid,
+            audit: Box::new(audit),
+            disk,
+            boot,
+            private: Box::new(private),
+            public,
+            cost: None,
+            attempt: Mutex::new(()),
+            inner: Mutex::new(inner),
+            changed: Notify::new(),
+        })
+    }
+
+    /// The same with a cost for new passphrases instead of one that is measured when it is needed.
+    #[must_use]
+    pub fn with_cost(mut self, cost: Cost) -> Self {
+        self.cost = Some(cost);
+        self
+    }
+
+    /// The X25519 public key to which an operator seals what opens the state: the claim `vault_key` until then. Another one
+    /// each time.
+    pub fn public_key(&self) -> [u8; 32] {
+        self.public
+    }
+
+    /// Whether the state is open, and what opens it.
+    pub fn status(&self) -> SealStatus {
+        let inner = self.lock();
+        let (disk, methods) = match &inner.on_disk {
+            OnDisk::Blank { .. } => (SealDisk::Blank, Vec::new()),
+            OnDisk::Open => (SealDisk::Open, Vec::new()),
+            OnDisk::Sealed { sheet, .. } => {
+                (SealDisk::Sealed, sheet.slots.iter().map(|slot| method(slot, &inner.given)).collect())
+            }
+        };
+        let wait = match inner.on_disk {
+            OnDisk::Sealed { .. } => inner.until.saturating_duration_since(Instant::now()),
+            _ => Duration::ZERO,
+        };
+        SealStatus { disk, methods, wait_ms: milliseconds(wait) }
+    }
+
+    /// What somebody should know of the disk.
+    pub fn notices(&self) -> Vec<Notice> {
+        let inner = self.lock();
+        let unfinished = matches!(inner.on_disk, OnDisk::Blank { unfinished: true });
+        let sheet = matches!(inner.on_disk, OnDisk::Sealed { other: None, .. });
+        let all = [
+            (sheet, Notice::Sheet),
+            (inner.attempts.damaged, Notice::Attempts),
+            (unfinished, Notice::Unfinished),
+        ];
+        all.into_iter().filter_map(|(there, notice)| there.then_some(notice)).collect()
+    }
+
+    /// Does what an operator asks for. It blocks for as long as the passphrase takes and the store is read; [`sealed_router`](super::sealed_router)
+    /// has a thread for it. A share that is one too few is no error: the status counts it.
+    ///
+    /// # Errors
+    /// [`StateError`].
+    pub fn unseal(&self, request: &UnsealRequest) -> Result<SealStatus, StateError> {
+        let opened = self.carry_out(request)?;
+        Ok(self.publish(opened))
+    }
+
+    /// Resolves once, when the state is open and the operators' answers are written, or were for some seconds not taken. On a
+    /// runtime of one thread they have left this process then.
+    pub async fn opened(&self) -> Opened {
+        let opened = loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if let Some(opened) = self.lock().opened.take() {
+                break opened;
+            }
+            changed.await;
+        };
+        // Whether they are written or the time is over, the state is open.
+        let _ = tokio::time::timeout(ANSWERS, self.answered()).await;
+        opened
+    }
+
+    async fn answered(&self) {
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            if self.lock().answers == 0 {
+                return;
+            }
+            changed.await;
+        }
+    }
+
+    /// Marks an answer to an operator as not written yet, or as written.
+    pub(super) fn answering(&self, begins: bool) {
+        let mut inner = self.lock();
+        inner.answers =
+            if begins { inner.answers.saturating_add(1) } else { inner.answers.saturating_sub(1) };
+        self.changed.notify_waiters();
+    }
+
+    /// Opens what an operator has sealed to [`Sealed::public_key`].
+    pub(super) fn read(&self, sealed: &SealedKey) -> Option<UnsealRequest> {
+        let text = operator::open_key(&self.private, sealed).ok()?;
+        UnsealRequest::parse(&text).ok()
+    }
+
+    /// Refuses a request that was carried out in this boot: a front could send it again.
+    pub(super) fn spend(&self, request: RequestId) -> Result<(), StateError> {
+        let spent = &mut self.lock().spent;
+        if spent.len() >= MAX_SPENT || !spent.insert(request) { Err(StateError::Spent) } else { Ok(()) }
+    }
+
+    pub(super) fn audit(&self, event: &Audit<'_>) {
+        (self.audit)(event);
+    }
+
+    /// Makes or opens; nobody sees yet that the state is open.
+    pub(super) fn carry_out(&self, request: &UnsealRequest) -> Result<Option<Opened>, StateError> {
+        let Ok(_attempt) = self.attempt.try_lock() else { return Err(StateError::Busy) };
+        let on_disk = self.lock().on_disk.clone();
+        match (request, on_disk) {
+            (_, OnDisk::Open) => Err(StateError::Open),
+            (UnsealRequest::Create { .. }, OnDisk::Sealed { .. }) => Err(StateError::Occupied),
+            (UnsealRequest::Create { method, recovery }, OnDisk::Blank { unfinished }) => {
+                let made = self.create(method, recovery, unfinished);
+                if made.is_err() {
+                    self.look_again();
+                }
+                made.map(Some)
+            }
+            (UnsealRequest::Open { .. }, OnDisk::Blank { .. }) => Err(StateError::Blank),
+            (UnsealRequest::Open { key, at_least }, OnDisk::Sealed { sheet, other, place }) => {
+                self.wait_is_over()?;
+                let sheets = Sheets { sheet, other, place };
+                match self.slot_key(&sheets.sheet, key)? {
+                    Some((slot, key, wrong)) => self.open(&sheets, &slot, &key, wrong, *at_least).map(Some),
+                    None => Ok(None),
+                }
+            }
+        }
+    }
+
+    /// Lets everybody know what [`Sealed::carry_out`] has done.
+    pub(super) fn publish(&self, opened: Option<Opened>) -> SealStatus {
+        if let Some(opened) = opened {
+            let mut inner = self.lock();
+            inner.on_disk = OnDisk::Open;
+            inner.opened = Some(opened);
+            drop(inner);
+            self.changed.notify_waiters();
+        }
+        self.status()
+    }
+
+    fn wait_is_over(&self) -> Result<(), StateError> {
+        match self.lock().until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Ok(()),
+            left => Err(StateError::Wait { ms: milliseconds(left) }),
+        }
+    }
+
+    /// The slot that is tried, with its key and the error if it does not open; `None` while there are too few shares. Counts the attempt.
+    fn slot_key(&self, sheet: &Sheet, key: &OpeningKey) -> Result<Option<Try>, StateError> {
+        let find = |kind: fn(&Way) -> bool| {
+            sheet.slots.iter().find(|slot| kind(&slot.way)).cloned().ok_or(StateError::NoSuchWay)
+        };
+        let tried = match key {
+            OpeningKey::Passphrase { passphrase } => {
+                let slot = find(|way| matches!(way, Way::Passphrase(_)))?;
+                let Way::Passphrase(cost) = slot.way else { return Err(StateError::NoSuchWay) };
+                let passphrase = check_passphrase(passphrase)?;
+                self.count()?;
+                let key = key::passphrase_key(passphrase, &slot.salt, cost)?;
+                (slot, key, StateError::WrongPassphrase)
+            }
+            OpeningKey::Recovery { recovery } => {
+                let slot = find(|way| matches!(way, Way::Recovery))?;
+                let recovery = key_bytes(recovery)?;
+                self.count()?;
+                let key = key::recovery_key(recovery, &slot.salt)?;
+                (slot, key, StateError::WrongRecovery)
+            }
+            OpeningKey::Share { set, index, share } => {
+                let slot = find(|way| matches!(way, Way::Shares(_)))?;
+                let Way::Shares(division) = slot.way else { return Err(StateError::NoSuchWay) };
+                let Some(given) = self.give(division, set.as_bytes(), *index, share)? else {
+                    return Ok(None);
+                };
+                self.count()?;
+                let whole = shares::combine(&given).map_err(|_| StateError::WrongShares)?;
+                let key = key::shares_key(&whole, &slot.salt)?;
+                (slot, key, StateError::WrongShares)
+            }
+        };
+        Ok(Some(tried))
+    }
+
+    /// Takes a share; returns all of them, which are forgotten here, when they are enough.
+    fn give(
+        &self,
+        division: Set,
+        set: &[u8; 8],
+        index: u8,
+        share: &SecretBytes,
+    ) -> Result<Option<Vec<Share>>, StateError> {
+        if *set != division.id {
+            return Err(StateError::OtherSet);
+        }
+        if index == 0 || index > division.shares {
+            return Err(StateError::NoSuchShare { index, shares: division.shares });
+        }
+        let bytes = Zeroizing::new(*key_bytes(share)?);
+        let given = &mut self.lock().given;
+        if given.iter().any(|share| share.index == index) {
+            return Err(StateError::ShareTwice(index));
+        }
+        given.push(Share { index, bytes });
+        let enough = given.len() >= usize::from(division.threshold);
+        Ok(enough.then(|| std::mem::take(given)))
+    }
+
+    fn open(
+        &self,
+        sheets: &Sheets,
+        slot: &Slot,
+        key: &Secret,
+        wrong: StateError,
+        at_least: u64,
+    ) -> Result<Opened, StateError> {
+        let Some(state) = slot.open(&sheets.sheet.header.write(), key) else {
+            let mut inner = self.lock();
+            inner.until = Instant::now() + inner.attempts.wait();
+            return Err(wrong);
+        };
+        self.set_count(0)?;
+        self.lock().given.clear();
+        let sheet_key = state.sheet()?;
+        if ![Some(&sheets.sheet), sheets.other.as_ref()].into_iter().flatten().all(|s| s.verify(&sheet_key)) {
+            return Err(StateError::Altered);
+        }
+        slot.image.same(&self.boot)?;
+        let keys = keys(&state)?;
+        let store = Store::open(self.store()?, keys, None)?;
+        let epoch = store.root().epoch;
+        drop(store);
+        if epoch < at_least {
+            return Err(StateError::OlderCopy { found: epoch, expected: at_least });
+        }
+        if sheets.other.is_none() {
+            self.put(SHEETS, 1 - sheets.place.min(1), &sheets.sheet.write())?;
+        }
+        opened(&state, slot, epoch, false)
+    }
+
+    fn create(
+        &self,
+        method: &NewMethod,
+        recovery: &SecretBytes,
+        unfinished: bool,
+    ) -> Result<Opened, StateError> {
+        let state = StateKey::random()?;
+        let length = self.disk.len().map_err(StateError::Io)?;
+        let mut identity = [0; 16];
+        random(&mut identity)?;
+        let header = Header { identity, length, repository: self.boot.repository.clone() };
+        let slots = self.new_slots(&header, method, recovery, &state)?;
+        let sheets = [2, 1].map(|number| {
+            let mut nonce = [0; _];
+            random(&mut nonce)?;
+            Sheet::seal(header.clone(), number, slots.clone(), nonce, &state.sheet()?)
+        });
+        let [first, second] = sheets;
+        let (first, second) = (first?.write(), second?.write());
+
+        let place = self.store()?;
+        if unfinished {
+            self.write(SHEETS, 1, &[0; SHEET])?;
+            clear(&place)?;
+        } else if !place.is_blank().map_err(StateError::Io)? {
+            return Err(StateError::Leftover);
+        }
+        self.put(SHEETS, 0, &sheet::mark())?;
+        let store = Store::create(place, keys(&state)?)?;
+        let epoch = store.root().epoch;
+        drop(store);
+        self.put(SHEETS, 1, &second)?;
+        self.put(SHEETS, 0, &first)?;
+        let slot = slots.first().ok_or(StateError::NoSuchWay)?;
+        opened(&state, slot, epoch, true)
+    }
+
+    /// The slots of a new state: the way that was asked for, and the recovery key.
+    fn new_slots(
+        &self,
+        header: &Header,
+        method: &NewMethod,
+        recovery: &SecretBytes,
+        state: &StateKey,
+    ) -> Result<Vec<Slot>, StateError> {
+        let (mut salt, mut recovery_salt) = ([0; key::SALT], [0; key::SALT]);
+        random(&mut salt)?;
+        random(&mut recovery_salt)?;
+        let recovery = key::recovery_key(key_bytes(recovery)?, &recovery_salt)?;
+        let (way, key) = match method {
+            NewMethod::Passphrase { passphrase } => {
+                let passphrase = check_passphrase(passphrase)?;
+                let cost = self.cost.map_or_else(Cost::calibrate, Ok)?;
+                (Way::Passphrase(cost), key::passphrase_key(passphrase, &salt, cost)?)
+            }
+            NewMethod::Shares { key, set, threshold, shares } => {
+                let set = Set::new(*set.as_bytes(), *threshold, *shares)?;
+                (Way::Shares(set), key::shares_key(key_bytes(key)?, &salt)?)
+            }
+        };
+        let seal = |way, salt, key: &Secret| {
+            let mut nonce = [0; _];
+            random(&mut nonce)?;
+            Slot::seal(way, salt, Image::of(&self.boot)?, nonce, &header.write(), key, state)
+        };
+        Ok(vec![seal(way, salt, &key)?, seal(Way::Recovery, recovery_salt, &recovery)?])
+    }
+
+    /// After a state was not made: whatever is there now is what counts.
+    fn look_again(&self) {
+        if let Ok((on_disk, attempts)) = survey(&*self.disk, &self.boot) {
+            let mut inner = self.lock();
+            inner.on_disk = on_disk;
+            inner.attempts = attempts;
+        }
+    }
+
+    /// Counts an attempt as a wrong one before it is made.
+    fn count(&self) -> Result<(), StateError> {
+        let wrong = self.lock().attempts.wrong.saturating_add(1);
+        self.set_count(wrong)
+    }
+
+    fn set_count(&self, wrong: u32) -> Result<(), StateError> {
+        let attempts = self.lock().attempts;
+        let (block, after) = attempts.write(wrong);
+        self.put(COUNTS, attempts.next, &block)?;
+        self.lock().attempts = after;
+        Ok(())
+    }
+
+    /// Writes to one of two places and makes it durable.
+    fn put(&self, places: [u64; 2], place: usize, bytes: &[u8]) -> Result<(), StateError> {
+        self.write(places, place, bytes)?;
+        self.disk.sync().map_err(StateError::Write)
+    }
+
+    fn write(&self, [first, second]: [u64; 2], place: usize, bytes: &[u8]) -> Result<(), StateError> {
+        let offset = if place == 0 { first } else { second };
+        self.disk.write_at(offset, bytes).map_err(StateError::Write)
+    }
+
+    fn store(&self) -> Result<Window, StateError> {
+        Window::new(self.disk.clone(), STORE).map_err(StateError::Io)
+    }
+
+    fn lock(&self) -> MutexGuard<'_, Inner> {
+        // Each change is one assignment.
+        self.inner.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+}
+
+impl fmt::Debug for Sealed {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.debug_struct("Sealed").field("status", &self.status()).finish_non_exhaustive()
+    }
+}
+
+/// A slot, the key to try it with, and what it means when it does not open.
+type Try = (Slot, Secret, StateError);
+
+struct Sheets {
+    sheet: Arc<Sheet>,
+    other: Option<Arc<Sheet>>,
+    place: usize,
+}
+
+/// Reads what decides about a disk.
+fn survey(disk: &dyn Disk, boot: &Boot) -> Result<(OnDisk, Attempts), StateError> {
+    let length = disk.len().map_err(StateError::Io)?;
+    let too_small = StateError::TooSmall { length, least: MIN_DISK };
+    if length < SLOTS.end {
+        return Err(too_small);
+    }
+    let [first, second] = SHEETS.map(|offset| read(disk, offset, SHEET));
+    let (first, second) = (Found::look(&first?), Found::look(&second?));
+    let [one_count, other_count] = COUNTS.map(|offset| read(disk, offset, attempts::BLOCK));
+    let attempts = Attempts::read([&one_count?, &other_count?]);
+    let on_disk = decide(first, second)?;
+    match &on_disk {
+        OnDisk::Sealed { sheet, .. } => {
+            let expected = sheet.header.length;
+            if length < expected || length < MIN_DISK {
+                return Err(StateError::Truncated { length, expected });
+            }
+            if length > expected {
+                return Err(StateError::Grown { length, expected });
+            }
+            if !sheet.header.repository.is_same(&boot.repository) {
+                return Err(StateError::OtherRepository(sheet.header.repository.clone()));
+            }
+            sheet.slots.iter().try_for_each(|slot| slot.image.same(boot))?;
+        }
+        _ if length < MIN_DISK => return Err(too_small),
+        _ => {
+            let [first, second] = COUNTS.map(|offset| offset..offset.saturating_add(attempts::BLOCK as u64));
+            for Range { start, end } in [first, second, SLOTS.end..STORE.start] {
+                let bytes = read(disk, start, usize::try_from(end.saturating_sub(start)).unwrap_or(0))?;
+                if bytes.iter().any(|byte| *byte != 0) {
+                    return Err(StateError::NotOurs);
+                }
+            }
+        }
+    }
+    Ok((on_disk, attempts))
+}
+
+/// What two places say together.
+fn decide(first: Found, second: Found) -> Result<OnDisk, StateError> {
+    let sealed = |sheet: Box<Sheet>, other: Option<Box<Sheet>>, place| OnDisk::Sealed {
+        sheet: Arc::from(sheet),
+        other: other.map(Arc::from),
+        place,
+    };
+    match (first, second) {
+        (Found::Format(format), _) | (_, Found::Format(format)) => Err(StateError::Format(format)),
+        (Found::Altered, _) | (_, Found::Altered) => Err(StateError::Altered),
+        (Found::Sheet(first), Found::Sheet(second)) => {
+            let same = first.header == second.header && (first.number != second.number || first == second);
+            match (same, first.number >= second.number) {
+                (false, _) => Err(StateError::TwoStates),
+                (true, true) => Ok(sealed(first, Some(second), 0)),
+                (true, false) => Ok(sealed(second, Some(first), 1)),
+            }
+        }
+        (Found::Sheet(sheet), _) => Ok(sealed(sheet, None, 0)),
+        (_, Found::Sheet(sheet)) => Ok(sealed(sheet, None, 1)),
+        (Found::Blank, Found::Blank) => Ok(OnDisk::Blank { unfinished: false }),
+        // The second sheet was being written; from zeros, so that what is there of it may look like anything.
+        (Found::Mark { whole: true }, _) => Ok(OnDisk::Blank { unfinished: true }),
+        (Found::Mark { whole: false }, Found::Blank) => Ok(OnDisk::Blank { unfinished: true }),
+        (Found::Damaged, _) | (_, Found::Damaged) => Err(StateError::Damaged),
+        _ => Err(StateError::NotOurs),
+    }
+}
+
+fn read(disk: &dyn Disk, offset: u64, length: usize) -> Result<Vec<u8>, StateError> {
+    let mut bytes = vec![0; length];
+    disk.read_at(offset, &mut bytes).map_err(|source| StateError::Unreadable { offset, source })?;
+    Ok(bytes)
+}
+
+/// Makes everything zero, durably, without writing where it is.
+fn clear(place: &Window) -> Result<(), StateError> {
+    let zeros = vec![0; CLEAR];
+    let mut buffer = vec![0; CLEAR];
+    let length = place.len().map_err(StateError::Io)?;
+    for offset in (0..length).step_by(CLEAR) {
+        let unreadable = |source: io::Error| StateError::Unreadable { offset: STORE.start + offset, source };
+        place.read_at(offset, &mut buffer).map_err(unreadable)?;
+        if buffer != zeros {
+            place.write_at(offset, &zeros).map_err(StateError::Write)?;
+        }
+    }
+    place.sync().map_err(StateError::Write)
+}
+
+fn keys(state: &StateKey) -> Result<Keys, StateError> {
+    Keys::derive(state.vault()?).map_err(|_| StateError::Derive)
+}
+
+fn opened(state: &StateKey, slot: &Slot, epoch: u64, fresh: bool) -> Result<Opened, StateError> {
+    let volumes = Zeroizing::new(**state.volumes()?);
+    let keys = StateKeys { vault: state.vault()?, volumes };
+    Ok(Opened { keys, fresh, opened_by: Digest::of(slot.write()), epoch })
+}
+
+fn method(slot: &Slot, given: &[Share]) -> Method {
+    match slot.way {
+        Way::Passphrase(_) => Method::Passphrase,
+        Way::Recovery => Method::Recovery,
+        Way::Shares(Set { id, threshold, shares }) => Method::Shares {
+            set: id.into(),
+            threshold,
+            shares,
+            given: u8::try_from(given.len()).unwrap_or(u8::MAX),
+        },
+    }
+}
+
+fn check_passphrase(passphrase: &SecretBytes) -> Result<&[u8], StateError> {
+    let bytes = passphrase.0.as_slice();
+    if !(MIN_PASSPHRASE..=MAX_PASSPHRASE).contains(&bytes.len()) || str::from_utf8(bytes).is_err() {
+        return Err(StateError::Passphrase { least: MIN_PASSPHRASE, most: MAX_PASSPHRASE });
+    }
+    Ok(bytes)
+}
+
+fn key_bytes(bytes: &SecretBytes) -> Result<&[u8; 32], StateError> {
+    bytes.0.as_slice().try_into().map_err(|_| StateError::KeyLength)
+}
+
+fn milliseconds(duration: Duration) -> u64 {
+    // Upwards, so that after so long it is over.
+    u64::try_from(duration.as_micros().div_ceil(1000)).unwrap_or(u64::MAX)
+}

@@ -1,0 +1,148 @@
+#!/usr/bin/python3
+"""State that survives: a disk that only an operator opens, over power cuts, with real boots.
+
+Three boots of the simulator image with one disk. The first makes the state and is cut off. The
+second opens it and still has the secret. The third is given a copy of the disk from before, which
+is refused.
+"""
+
+import json
+import os
+import shutil
+import signal
+import sys
+import tempfile
+import unittest
+
+sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+from harness import GITHUB_TOKEN, REPOSITORY, ROOT, World, free_port, wait_for, workload_files
+
+IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
+TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
+PASSPHRASE = "correct horse battery staple"
+SECRET = "secret://demo/web/value"
+TOKEN = "secret://cofferdam/github/token"
+VALUE = "what survives a power cut and is long enough"
+WAITS = "sealed: an operator opens the state"
+SERVICES = """  web:
+    image: {image}
+    environment: {{GREETING_SECRET: secret://demo/web/value}}
+    ports: [{{target: 8080, published: 443, auth: none}}]
+"""
+
+
+class State(unittest.TestCase):
+    """The checks run in the order of their names: each boot goes on from the one before."""
+
+    @classmethod
+    def setUpClass(cls):
+        cls.folder = tempfile.TemporaryDirectory(prefix="cofferdam-state-")
+        cls.addClassCleanup(cls.folder.cleanup)
+        cls.world = world = World(cls.folder.name, TOOLS)
+        cls.addClassCleanup(world.stop)
+        world.start_services()
+        config = {"Entrypoint": ["/probe"], "WorkingDir": "/"}
+        image = world.push_image("test/probe", workload_files(), config)
+        cls.port, cls.disk = free_port(), world.path("state.img")
+        declaration = world.declaration(cls.port, SERVICES.format(image=image))
+        cls.declaration = declaration.replace(
+            "version: 1\n", "version: 1\nstate: {provider: operator}\n"
+        )
+        cls.commit = world.commit(cls.declaration)
+        known = [*world.trust_options(IMAGE), *world.github_options()]
+        cls.options = ["--endpoint", f"127.0.0.1:{cls.port}", *known]
+
+    @classmethod
+    def boot(cls, name, until, disk):
+        more = ("--state", disk)
+        machine = cls.world.boot(name, IMAGE, cls.declaration, cls.commit, cls.port, *more)
+        cls.world.wait_console(name, machine, until, 240)
+        return machine
+
+    @classmethod
+    def cut(cls, name, machine):
+        """Takes the power away: QEMU ends at once, as if the host had ended it."""
+        with open(cls.world.path(name, "qemu.pid"), encoding="ascii") as file:
+            os.kill(int(file.read()), signal.SIGKILL)
+        machine.wait(20)
+
+    def coffer(self, *words, stdin=None):
+        return self.world.coffer(*words, REPOSITORY, *self.options, stdin=stdin)
+
+    def says(self, code, text, *words, stdin=None):
+        """Runs `coffer`; its exit code and a part of what it prints are these."""
+        got, out, err = self.coffer(*words, stdin=stdin)
+        self.assertEqual(got, code, f"{words}: {out}\n{err}")
+        self.assertIn(text, out + err)
+        return out
+
+    def put(self, name, value):
+        self.world.coffer_ok("secret", "put", REPOSITORY, name, *self.options, stdin=value)
+
+    def status(self):
+        """What `coffer status` says, or None while it cannot."""
+        code, out, _ = self.coffer("status", "--json")
+        return json.loads(out) if code == 0 else None
+
+    def runs(self):
+        def running():
+            status = self.status()
+            return status and status["services"][0]["state"] == "running"
+
+        wait_for("the service runs", 120, running, 1)
+
+    def published(self):
+        status = self.status()
+        return status and status["publish"]["state"] == "published"
+
+    def test_1_a_state_is_made_with_a_passphrase_and_a_recovery_key(self):
+        machine = self.boot("first", WAITS, self.disk)
+        wait_for("the operators' interface", 60, lambda: self.coffer("seal", "status")[0] == 5, 1)
+        self.says(5, "blank", "seal", "status")
+        self.says(5, "coffer", "status")
+        self.says(5, "sealed", "secret", "list")
+        out = self.says(0, "cofferdam-recovery-1-", "seal", "init", stdin=PASSPHRASE)
+        type(self).recovery = out.strip().splitlines()[-1]
+        self.world.wait_console("first", machine, "launched", 120)
+        self.put(SECRET, VALUE)
+        self.runs()
+        self.cut("first", machine)
+        shutil.copyfile(self.disk, self.world.path("older.img"))
+
+    def test_2_another_boot_has_it_again_and_only_with_the_passphrase(self):
+        machine = self.boot("second", WAITS, self.disk)
+        wait_for("the operators' interface", 60, lambda: self.coffer("seal", "status")[0] == 5, 1)
+        self.says(5, "sealed", "seal", "status")
+        self.says(4, "passphrase", "unseal", stdin="incorrect horse battery")
+        self.says(0, "open", "unseal", stdin=PASSPHRASE)
+        self.world.wait_console("second", machine, "launched", 120)
+        # Nobody has put it again.
+        self.runs()
+        self.assertIn(SECRET, self.coffer("secret", "list")[1])
+        self.says(0, "open", "seal", "status")
+        self.put(TOKEN, GITHUB_TOKEN)
+        wait_for("the release attestation", 120, self.published, 1)
+        self.cut("second", machine)
+
+    def test_3_an_older_copy_of_the_disk_is_noticed_and_left_as_it_is(self):
+        older = self.world.path("older.img")
+        machine = self.boot("third", WAITS, older)
+        wait_for("the operators' interface", 60, lambda: self.coffer("seal", "status")[0] == 5, 1)
+        self.says(3, "older", "unseal", stdin=PASSPHRASE)
+        self.says(5, "sealed", "seal", "status")
+        self.assertNotIn("launched", self.world.console("third"))
+        self.says(3, "older", "unseal", "--recovery", stdin=self.recovery)
+        self.cut("third", machine)
+
+    def test_4_the_disk_holds_nothing_that_can_be_read(self):
+        texts = (VALUE, PASSPHRASE, GITHUB_TOKEN, SECRET, self.recovery)
+        secrets = [text.encode() for text in texts]
+        for path in (self.disk, self.world.path("older.img")):
+            with open(path, "rb") as file:
+                while block := file.read(16 << 20):
+                    for secret in secrets:
+                        self.assertNotIn(secret, block)
+
+
+if __name__ == "__main__":
+    unittest.main(verbosity=2)
