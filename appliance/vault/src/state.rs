@@ -121,3 +121,8 @@ pub struct Opened {
     /// Of the store's present commit.
     pub epoch: u64,
 }
+
+#[cfg(test)]
+mod tests;
+#[cfg(test)]
+mod vectors;

@@ -22,6 +22,8 @@ mod pages;
 mod root;
 pub(crate) mod seal;
 mod tree;
+#[cfg(test)]
+mod vectors;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;

@@ -5,8 +5,8 @@
 mod common;
 
 use cofferdam_protocol::unseal::{Method, NewMethod, SealDisk, UnsealRequest};
-use cofferdam_vault::state::{MIN_DISK, STORE, Sealed, StateError};
-use cofferdam_vault::{Keys, Store, Window};
+use cofferdam_vault::state::{Boot, MIN_DISK, Notice, STORE, Sealed, StateError};
+use cofferdam_vault::{Disk as _, DiskError, Keys, Store, StoreError, Window};
 use common::state::*;
 use common::{id, secret};
 
@@ -169,4 +169,218 @@ fn wrong_keys_have_their_names_and_say_no_more() {
     let wrong = refused(&sealed, &passphrase("correct horse battery stapler"));
     assert!(matches!(wrong, StateError::WrongPassphrase));
     assert_eq!(wrong.to_string(), "the passphrase does not open the state");
+}
+
+#[test]
+fn what_is_no_state_disk_has_a_name_and_stays_as_it_is() {
+    let named = |change: &dyn Fn(&SparseDisk)| {
+        let disk = made();
+        change(&disk);
+        let before = disk.copy();
+        let error = find(&disk).unwrap_err();
+        assert!(disk.same(&before), "{error}");
+        error
+    };
+    let write = |offset: u64, bytes: &[u8]| {
+        let bytes = bytes.to_vec();
+        move |disk: &SparseDisk| disk.write_at(offset, &bytes).unwrap()
+    };
+    let both = |offset: u64, byte: u8| {
+        move |disk: &SparseDisk| {
+            for sheet in [0, 32 * 1024] {
+                disk.write_at(sheet + offset, &[byte]).unwrap();
+            }
+        }
+    };
+    let length = |length: u64| move |disk: &SparseDisk| disk.with(|disk| disk.length = length);
+    assert!(matches!(named(&both(0, b'X')), StateError::NotOurs));
+    assert!(matches!(named(&both(8, 2)), StateError::Format(2)));
+    assert!(matches!(named(&both(600, 0xA5)), StateError::Damaged));
+    let cut = named(&length(100 << 20));
+    assert!(matches!(cut, StateError::Truncated { length, expected: MIN_DISK } if length == 100 << 20));
+    assert!(matches!(named(&length(MIN_DISK - 1)), StateError::Truncated { .. }));
+    for long in [MIN_DISK + 1, 1 << 40, 1 << 63, u64::MAX] {
+        assert!(matches!(named(&length(long)), StateError::Grown { length, .. } if length == long));
+    }
+    for short in [0, 1, 512, 64 * 1024 - 1] {
+        assert!(matches!(named(&length(short)), StateError::TooSmall { .. }), "{short}");
+    }
+    for bad in [0, 28 * 1024, 40 * 1024, 64 * 1024 - 1] {
+        let error = named(&|disk: &SparseDisk| disk.with(|disk| disk.unreadable = Some(bad)));
+        assert!(matches!(error, StateError::Unreadable { .. }) && error.may_pass());
+    }
+    // What is in the way of a new state.
+    for offset in [0, 30 * 1024, 33 * 1024, 64 * 1024, (1 << 20) - 1] {
+        let disk = SparseDisk::new(MIN_DISK);
+        write(offset, &[1])(&disk);
+        assert!(matches!(find(&disk).unwrap_err(), StateError::NotOurs), "{offset}");
+    }
+    assert!(matches!(find(&SparseDisk::new(MIN_DISK - 1)).unwrap_err(), StateError::TooSmall { .. }));
+    for offset in [STORE_START, STORE.end - 1] {
+        let disk = SparseDisk::new(MIN_DISK);
+        write(offset, &[1])(&disk);
+        let before = disk.copy();
+        let sealed = find(&disk).unwrap();
+        assert!(matches!(refused(&sealed, &create_request()), StateError::Leftover));
+        assert!(disk.same(&before));
+    }
+}
+
+#[test]
+fn another_repository_or_image_has_its_name() {
+    let disk = made();
+    let before = disk.copy();
+    let other = |change: &dyn Fn(&mut Boot)| {
+        let mut other = boot();
+        change(&mut other);
+        find_as(&disk, other)
+    };
+    let error = other(&|boot| boot.repository = "acme/shops".parse().unwrap()).unwrap_err();
+    assert_eq!(error.to_string(), "the state was sealed by an appliance of acme/shop");
+    type Change = dyn Fn(&mut Boot);
+    let changes: [(&str, &Change); 3] = [
+        ("MRTD", &|boot| boot.mrtd[47] ^= 1),
+        ("RTMR1", &|boot| boot.rtmr[1][0] ^= 1),
+        ("RTMR2", &|boot| boot.rtmr[2][0] ^= 1),
+    ];
+    for (register, change) in changes {
+        let error = other(change).unwrap_err();
+        let text = format!("the state was sealed by another image, v0.1.0: its {register} is not this one's");
+        assert_eq!(error.to_string(), text);
+    }
+    for release in ["", "two words", "line\n", "\u{e9}", &"x".repeat(64)] {
+        let error = other(&|boot| boot.release = release.into()).unwrap_err();
+        assert!(matches!(error, StateError::Release(63)));
+    }
+    // More memory, another name of the same image, another case of the repository's name: the same appliance.
+    other(&|boot| boot.rtmr[0] = [9; 48]).unwrap();
+    other(&|boot| boot.release = "v0.1.1".into()).unwrap();
+    other(&|boot| boot.repository = "Acme/Shop".parse().unwrap()).unwrap();
+    assert!(disk.same(&before));
+}
+
+#[test]
+fn one_damaged_sheet_is_noticed_and_written_anew() {
+    for place in [0_u64, 32 * 1024] {
+        let disk = made();
+        let whole = disk.bytes(place ^ (32 * 1024), 28 * 1024);
+        disk.write_at(place + 1000, &[0xA5; 512]).unwrap();
+        let sealed = find(&disk).unwrap();
+        assert_eq!(sealed.notices(), [Notice::Sheet]);
+        refused(&sealed, &recovery(&[1; 32]));
+        assert_eq!(find(&disk).unwrap().notices(), [Notice::Sheet], "a wrong key mends nothing");
+        let sealed = find(&disk.copy()).unwrap();
+        assert!(matches!(refused(&sealed, &recovery(&RECOVERY)), StateError::Wait { .. }));
+        // The count is the host's to put back.
+        for count in [28 * 1024, 60 * 1024] {
+            disk.write_at(count, &[0; 4096]).unwrap();
+        }
+        find(&disk).unwrap().unseal(&recovery(&RECOVERY)).unwrap();
+        assert_eq!(disk.bytes(place, 28 * 1024), whole);
+        assert!(find(&disk).unwrap().notices().is_empty());
+    }
+}
+
+#[test]
+fn a_wait_survives_a_restart_and_ends_with_the_right_key() {
+    let disk = made();
+    for seconds in [1, 2, 4, 8] {
+        let sealed = find(&disk).unwrap();
+        let waited = sealed.status().wait_ms;
+        assert!(waited <= seconds * 500 && waited + 200 > seconds / 2 * 1000, "{waited} {seconds}");
+        // The next one waits out the former: the clock is the runtime's, so another disk's count is written instead.
+        let clock = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+        clock.unwrap().block_on(async {
+            let sealed = find(&disk).unwrap();
+            if seconds > 1 {
+                assert!(matches!(refused(&sealed, &recovery(&RECOVERY)), StateError::Wait { .. }));
+            }
+            tokio::time::advance(std::time::Duration::from_millis(sealed.status().wait_ms)).await;
+            assert!(matches!(refused(&sealed, &recovery(&[1; 32])), StateError::WrongRecovery));
+            assert_eq!(sealed.status().wait_ms, seconds * 1000);
+            assert!(matches!(refused(&sealed, &recovery(&RECOVERY)), StateError::Wait { .. }));
+        });
+    }
+    let clock = tokio::runtime::Builder::new_current_thread().enable_time().start_paused(true).build();
+    clock.unwrap().block_on(async {
+        let sealed = find(&disk).unwrap();
+        assert_eq!(sealed.status().wait_ms, 8000);
+        tokio::time::advance(std::time::Duration::from_secs(8)).await;
+        sealed.unseal(&recovery(&RECOVERY)).unwrap();
+    });
+    assert_eq!(find(&disk).unwrap().status().wait_ms, 0);
+}
+
+/// A power cut in the middle of an attempt does not save it, and without the count there is no attempt.
+#[test]
+fn an_attempt_is_counted_before_it_is_made() {
+    let disk = made();
+    disk.with(|disk| disk.writes = 0);
+    assert!(matches!(refused(&find(&disk).unwrap(), &recovery(&RECOVERY)), StateError::Write(_)));
+    disk.with(|disk| disk.writes = 1);
+    // The right key, and the count cannot be taken back.
+    assert!(matches!(refused(&find(&disk).unwrap(), &recovery(&RECOVERY)), StateError::Write(_)));
+    disk.with(|disk| disk.writes = usize::MAX);
+    assert!(find(&disk).unwrap().status().wait_ms > 500);
+}
+
+/// Making a state is cut off after each of its writes. Then there is a state that opens, or it is made anew.
+#[test]
+fn a_power_cut_while_a_state_is_made_costs_nothing() {
+    let (mut unfinished, mut there) = (0, 0);
+    for writes in 0.. {
+        let disk = SparseDisk::new(MIN_DISK);
+        disk.with(|disk| disk.writes = writes);
+        let outcome = find(&disk).unwrap().unseal(&create_request());
+        disk.with(|disk| disk.writes = usize::MAX);
+        let sealed = find(&disk).unwrap();
+        match sealed.status().disk {
+            SealDisk::Blank => {
+                assert!(outcome.is_err());
+                unfinished += usize::from(sealed.notices() == [Notice::Unfinished]);
+                sealed.unseal(&create_request()).unwrap();
+                let sealed = find(&disk).unwrap();
+                sealed.unseal(&recovery(&RECOVERY)).unwrap();
+                put(&disk, &sealed);
+            }
+            _ => {
+                there += 1;
+                sealed.unseal(&recovery(&RECOVERY)).unwrap();
+            }
+        }
+        if outcome.is_ok() {
+            break;
+        }
+    }
+    assert!(unfinished >= 3 && there >= 2, "{unfinished} {there}");
+}
+
+#[test]
+fn the_store_behind_the_slots_has_its_own_names() {
+    let disk = made();
+    disk.write_at(STORE_START + 3 * 4096, &[0; 4096]).unwrap();
+    for block in [0, 1, 2] {
+        disk.write_at(STORE_START + block * 4096, &[0; 4096]).unwrap();
+    }
+    let error = refused(&find(&disk).unwrap(), &recovery(&RECOVERY));
+    assert!(matches!(error, StateError::Store(StoreError::Disk(DiskError::Absent))), "{error}");
+    // The store of another state.
+    let (disk, other) = (made(), made());
+    let store = other.bytes(STORE_START, 1 << 20);
+    disk.write_at(STORE_START, &store).unwrap();
+    let error = refused(&find(&disk).unwrap(), &recovery(&RECOVERY));
+    assert!(matches!(error, StateError::Store(StoreError::Disk(DiskError::OtherKey))), "{error}");
+}
+
+#[test]
+fn nothing_that_is_secret_is_printed() {
+    let sealed = find(&made()).unwrap();
+    let mut printed = format!("{sealed:?} {:?}", create_request());
+    for request in [passphrase("correct horse battery stapler"), recovery(&[0x53; 32])] {
+        let error = sealed.unseal(&request).unwrap_err();
+        printed += &format!(" {request:?} {error:?} {error}");
+    }
+    for secret in ["horse", "stapler", "83, 83", "SSSS", "UlJS"] {
+        assert!(!printed.contains(secret), "{printed}");
+    }
 }

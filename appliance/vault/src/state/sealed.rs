@@ -68,7 +68,7 @@ struct Inner {
 
 /// What is on the disk.
 #[derive(Clone, Debug)]
-enum OnDisk {
+pub(super) enum OnDisk {
     Blank {
         /// The making of a state was cut off.
         unfinished: bool,
@@ -556,7 +556,7 @@ fn survey(disk: &dyn Disk, boot: &Boot) -> Result<(OnDisk, Attempts), StateError
 }
 
 /// What two places say together.
-fn decide(first: Found, second: Found) -> Result<OnDisk, StateError> {
+pub(super) fn decide(first: Found, second: Found) -> Result<OnDisk, StateError> {
     let sealed = |sheet: Box<Sheet>, other: Option<Box<Sheet>>, place| OnDisk::Sealed {
         sheet: Arc::from(sheet),
         other: other.map(Arc::from),

@@ -473,7 +473,7 @@ fn padded(record: &[u8; RECORD]) -> [u8; BLOCK] {
     block
 }
 
-fn associated_data(store: &[u8; 16], level: usize, index: u64, epoch: u64) -> Vec<u8> {
+pub(super) fn associated_data(store: &[u8; 16], level: usize, index: u64, epoch: u64) -> Vec<u8> {
     let level = u8::try_from(level).unwrap_or(u8::MAX);
     [BLOCK_DOMAIN, &[0], store, &[level], &index.to_be_bytes(), &epoch.to_be_bytes()].concat()
 }

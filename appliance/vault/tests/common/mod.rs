@@ -180,12 +180,10 @@ pub(crate) mod state {
             let first = offset / PIECE as u64;
             for (place, piece) in disk.pieces.range(first..=end / PIECE as u64) {
                 let start = place * PIECE as u64;
-                for (at, byte) in (start..).zip(piece) {
-                    if let Some(place) = at.checked_sub(offset)
-                        && let Some(to) = out.get_mut(place as usize)
-                    {
-                        *to = *byte;
-                    }
+                let (from, to) = (start.max(offset), (start + PIECE as u64).min(end));
+                if from < to {
+                    let part = &piece[(from - start) as usize..(to - start) as usize];
+                    out[(from - offset) as usize..(to - offset) as usize].copy_from_slice(part);
                 }
             }
             Ok(())
