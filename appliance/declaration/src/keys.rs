@@ -71,7 +71,7 @@ pub(crate) const ULIMIT: &[&str] = &["soft", "hard"];
 /// Keys of one secret file.
 pub(crate) const SECRET_FILE: &[&str] = &["source", "target"];
 /// Keys of one port in its long form.
-pub(crate) const PORT: &[&str] = &["published", "target", "protocol", "auth"];
+pub(crate) const PORT: &[&str] = &["published", "target", "protocol", "auth", "redact_responses"];
 /// Keys of one network.
 pub(crate) const NETWORK: &[&str] = &["driver", "internal"];
 /// Keys of a service's membership in one.

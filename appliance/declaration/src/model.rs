@@ -185,6 +185,8 @@ pub struct Port {
     pub target: u16,
     /// Who may call it.
     pub auth: Auth,
+    /// Whether the service's secrets are taken out of what it answers there, which is then HTTP/1.1 and nothing else.
+    pub redact_responses: bool,
 }
 
 /// Whose requests at a published port reach the service.

@@ -327,9 +327,12 @@ fn short_port(text: &str) -> Result<Port, WordError> {
         return Err(WordError::new("ranges of ports are not supported").hint("write one entry for each port"));
     }
     match pair.split(':').collect::<Vec<_>>().as_slice() {
-        [published, target] => {
-            Ok(Port { published: parse_port(published)?, target: parse_port(target)?, auth: Auth::Operators })
-        }
+        [published, target] => Ok(Port {
+            published: parse_port(published)?,
+            target: parse_port(target)?,
+            auth: Auth::Operators,
+            redact_responses: false,
+        }),
         [target] => Err(WordError::new("the port on the appliance is not given")
             .hint(format!("write \"PUBLISHED:{0}\", for example \"443:{0}\"", shorten(target, 12)))),
         _ => Err(WordError::new("not PUBLISHED:TARGET").hint(
@@ -353,7 +356,10 @@ fn long_port(node: &Node, errors: &mut Collector<'_>) -> Option<Port> {
         return None;
     }
     let auth = fields.get("auth").map_or(Some(Auth::Operators), |node| auth(node, errors));
-    Some(Port { published: published?, target: target?, auth: auth? })
+    let redact = fields
+        .get("redact_responses")
+        .map_or(Some(false), |node| fields::boolean(node, "`redact_responses`", errors));
+    Some(Port { published: published?, target: target?, auth: auth?, redact_responses: redact? })
 }
 
 fn auth(node: &Node, errors: &mut Collector<'_>) -> Option<Auth> {

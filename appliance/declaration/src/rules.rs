@@ -162,7 +162,7 @@ pub(crate) fn someone_can_call(
 ) {
     let ports = services.iter().flat_map(|read| read.service.ports.iter().zip(&read.ports));
     for (port, place) in ports {
-        let Port { published, target, auth } = port;
+        let Port { published, target, auth, .. } = port;
         match auth {
             Auth::Operators if operators.is_empty() => errors.hinted(
                 *place,

@@ -453,6 +453,9 @@ struct LongPort {
     /// everybody's.
     #[schemars(regex(pattern = "^(operators|tokens|none)$"))]
     auth: Option<String>,
+    /// Whether the service's secrets are taken out of its answers at this port; false unless given. The answers are then
+    /// HTTP/1.1 without compression, ranges and WebSockets.
+    redact_responses: Option<bool>,
 }
 
 #[derive(JsonSchema)]

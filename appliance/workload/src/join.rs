@@ -26,14 +26,9 @@ where
     A: AsyncRead + AsyncWrite + Unpin,
     B: AsyncRead + AsyncWrite + Unpin,
 {
-    let activity = Activity {
-        start: Instant::now(),
-        last: AtomicU64::new(0),
-        half_closed: AtomicBool::new(false),
-        changed: Notify::new(),
-    };
+    let activity = Activity::new();
     // Every byte is read from this side or written to it, so it is enough to look at one.
-    let mut a = Observed { inner: a, activity: &activity, moved: &moved };
+    let mut a = Observed::new(a, &activity, &moved);
     tokio::select! {
         // Either side may fail at any time; that is no error of the join.
         _ = copy_bidirectional(&mut a, &mut b) => {}
@@ -41,8 +36,8 @@ where
     }
 }
 
-/// What has happened between the two.
-struct Activity {
+/// What has happened on a stream.
+pub(crate) struct Activity {
     /// Times are milliseconds from here.
     start: Instant,
     /// When something passed last.
@@ -54,6 +49,16 @@ struct Activity {
 }
 
 impl Activity {
+    /// Nothing yet.
+    pub(crate) fn new() -> Self {
+        Self {
+            start: Instant::now(),
+            last: AtomicU64::new(0),
+            half_closed: AtomicBool::new(false),
+            changed: Notify::new(),
+        }
+    }
+
     fn now(&self) {
         let now = u64::try_from(self.start.elapsed().as_millis()).unwrap_or(u64::MAX);
         self.last.store(now, Ordering::Relaxed);
@@ -67,7 +72,7 @@ impl Activity {
     }
 
     /// Returns when nothing has passed for too long.
-    async fn silence(&self, idle: Idle) {
+    pub(crate) async fn silence(&self, idle: Idle) {
         loop {
             let limit = if self.half_closed.load(Ordering::Relaxed) { idle.half_closed } else { idle.open };
             let until = self.start + Duration::from_millis(self.last.load(Ordering::Relaxed)) + limit;
@@ -83,7 +88,7 @@ impl Activity {
 }
 
 /// A stream whose movements are noted.
-struct Observed<'a, S, F> {
+pub(crate) struct Observed<'a, S, F> {
     /// The stream.
     inner: S,
     /// Where they are noted.
@@ -92,7 +97,12 @@ struct Observed<'a, S, F> {
     moved: &'a F,
 }
 
-impl<S, F: Fn()> Observed<'_, S, F> {
+impl<'a, S, F: Fn()> Observed<'a, S, F> {
+    /// Has `activity` note what passes, and calls `moved` then.
+    pub(crate) fn new(inner: S, activity: &'a Activity, moved: &'a F) -> Self {
+        Self { inner, activity, moved }
+    }
+
     fn note(&self, bytes: usize) {
         if bytes > 0 {
             self.activity.now();

@@ -19,11 +19,13 @@
 // What other modules use says what it is.
 #![warn(clippy::missing_docs_in_private_items)]
 
+pub mod answers;
 pub mod cgroup;
 pub mod delivery;
 pub mod dns;
 pub mod environment;
 pub mod files;
+pub mod hop;
 pub mod image;
 pub mod init;
 pub mod join;

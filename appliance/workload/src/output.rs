@@ -17,7 +17,7 @@ use crate::launch::Output;
 use crate::log::{Lines, Log};
 
 /// Silence after which what is held back is let go.
-const IDLE: Duration = Duration::from_secs(1);
+pub(crate) const IDLE: Duration = Duration::from_secs(1);
 /// A pipe's default capacity.
 const CHUNK: usize = 64 << 10;
 

@@ -1,7 +1,8 @@
 //! Byte relays from the appliance to a service: the way to its published ports.
 //!
 //! The shim answers a Unix socket for each published port and connects to the service, in whose network it is. It copies
-//! bytes and looks at none. Services reach each other over their networks, without it.
+//! bytes and looks at none, but at a port that redacts [`answers`](crate::answers). Services reach each other over their
+//! networks, without it.
 //!
 //! All relays of a shim share a number of places ([`Connections`]). When all are taken, the connection that was silent longest,
 //! of the caller that has most, ends for the next one: no caller keeps another out.
@@ -18,7 +19,8 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpSocket, TcpStream, UnixListener};
 use tokio::sync::Notify;
 
-use crate::join::{Idle, join};
+use crate::answers::{self, Answers};
+use crate::join::{Activity, Idle, Observed, join};
 use crate::places::{Place, Places};
 
 /// Connections of all relays of a shim at a time: as many as the front passes on to one service, and nearly as many again. Two
@@ -54,26 +56,39 @@ impl Default for Connections {
 }
 
 impl Connections {
-    /// Relays for `caller` in a task of its own, as long as there is a place for it.
-    fn serve<C, S, F>(&self, caller: Caller, stream: C, connect: impl Fn() -> F + Send + 'static)
-    where
+    /// Relays for `caller` in a task of its own, as long as there is a place for it; with `answers`, redacts what the service
+    /// answers.
+    fn serve<C, S, F>(
+        &self,
+        caller: Caller,
+        stream: C,
+        connect: impl Fn() -> F + Send + Sync + 'static,
+        answers: Option<Answers>,
+    ) where
         C: AsyncRead + AsyncWrite + Unpin + Send + 'static,
-        S: AsyncRead + AsyncWrite + Unpin + Send,
+        S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
         F: Future<Output = io::Result<S>> + Send,
     {
         let ended = Arc::new(Notify::new());
         let place = self.0.enter(caller, &ended);
         tokio::spawn(async move {
+            let conversation = async {
+                match answers {
+                    None => relay(stream, &place, connect).await,
+                    Some(answers) => redact(stream, &place, connect, &answers).await,
+                }
+            };
             tokio::select! {
                 () = ended.notified() => {}
-                () = relay(stream, &place, connect) => {}
+                () = conversation => {}
             }
         });
     }
 }
 
 /// Answers the Unix socket at `path` by connecting to `port` of the service, until the runtime ends: on its loopback, or else at
-/// `address`, where a program listens that asked for its own host's address.
+/// `address`, where a program listens that asked for its own host's address. With `answers`, what the service answers is
+/// HTTP/1.1 and redacted, and nothing else passes.
 ///
 /// # Errors
 ///
@@ -83,6 +98,7 @@ pub fn publish(
     port: u16,
     address: Option<Ipv4Addr>,
     connections: &Connections,
+    answers: Option<&Answers>,
 ) -> io::Result<()> {
     match fs::remove_file(path) {
         Err(error) if error.kind() != io::ErrorKind::NotFound => return Err(error),
@@ -93,7 +109,7 @@ pub fn publish(
     fs::set_permissions(path, fs::Permissions::from_mode(0o666))?;
     let targets =
         [Some(Ipv4Addr::LOCALHOST), address].map(|address| Some(SocketAddr::from((address?, port))));
-    let connections = connections.clone();
+    let (connections, answers) = (connections.clone(), answers.cloned());
     tokio::spawn(async move {
         loop {
             let Ok((stream, _)) = listener.accept().await else {
@@ -101,7 +117,7 @@ pub fn publish(
                 continue;
             };
             if let Some(process) = stream.peer_cred().ok().and_then(|peer| peer.pid()) {
-                connections.serve(process, stream, move || reach(targets));
+                connections.serve(process, stream, move || reach(targets), answers.clone());
             }
             // Whoever has just lost their place lets go of it before the next one comes.
             tokio::task::yield_now().await;
@@ -140,15 +156,37 @@ async fn relay<S, F>(
     S: AsyncRead + AsyncWrite + Unpin,
     F: Future<Output = io::Result<S>>,
 {
-    let patience = tokio::time::Instant::now() + CONNECT_PATIENCE;
-    let other = loop {
-        match connect().await {
-            Ok(other) => break other,
-            Err(_) if tokio::time::Instant::now() < patience => tokio::time::sleep(CONNECT_PAUSE).await,
-            Err(_) => return,
-        }
-    };
+    let Ok(other) = patiently(connect).await else { return };
     join(caller, other, IDLE, || place.touch()).await;
+}
+
+/// Answers the caller with what the other side answers, redacted, or hangs up on it when there is none.
+async fn redact<S, F>(
+    caller: impl AsyncRead + AsyncWrite + Unpin,
+    place: &Place<Caller>,
+    connect: impl Fn() -> F,
+    answers: &Answers,
+) where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+    F: Future<Output = io::Result<S>>,
+{
+    let (activity, moved) = (Activity::new(), || place.touch());
+    let caller = Observed::new(caller, &activity, &moved);
+    tokio::select! {
+        () = answers::serve(caller, || patiently(&connect), answers) => {}
+        () = activity.silence(IDLE) => {}
+    }
+}
+
+/// Connects, again and again for a while.
+async fn patiently<S, F: Future<Output = io::Result<S>>>(connect: impl Fn() -> F) -> io::Result<S> {
+    let patience = tokio::time::Instant::now() + CONNECT_PATIENCE;
+    loop {
+        match connect().await {
+            Err(_) if tokio::time::Instant::now() < patience => tokio::time::sleep(CONNECT_PAUSE).await,
+            done => return done,
+        }
+    }
 }
 
 #[cfg(test)]
@@ -166,7 +204,7 @@ mod tests {
         let socket = directory.path().join("port-1");
         let service = TcpListener::bind((listens, 0)).await.unwrap();
         let port = service.local_addr().unwrap().port();
-        publish(&socket, port, address, &Connections::default()).unwrap();
+        publish(&socket, port, address, &Connections::default(), None).unwrap();
         let mut caller = UnixStream::connect(&socket).await.unwrap();
         caller.write_all(b"ping").await.unwrap();
         caller.shutdown().await.unwrap();
@@ -195,7 +233,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
         let nobody = TcpListener::bind("127.0.0.1:0").await.unwrap().local_addr().unwrap().port();
-        publish(&socket, nobody, None, &Connections::default()).unwrap();
+        publish(&socket, nobody, None, &Connections::default(), None).unwrap();
         let mut caller = UnixStream::connect(&socket).await.unwrap();
         let mut answer = Vec::new();
         assert_eq!(caller.read_to_end(&mut answer).await.unwrap(), 0);
@@ -245,7 +283,7 @@ mod tests {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
         let connections = Connections::default();
-        publish(&socket, echo().await, None, &connections).unwrap();
+        publish(&socket, echo().await, None, &connections, None).unwrap();
         let mut own = Vec::new();
         for _ in 0..3 {
             own.push(UnixStream::connect(&socket).await.unwrap());
@@ -286,6 +324,36 @@ mod tests {
     }
 
     #[tokio::test]
+    async fn callers_of_a_port_that_redacts_share_the_places_of_all_others() {
+        let directory = tempfile::tempdir().unwrap();
+        let (plain, redacted) = (directory.path().join("plain"), directory.path().join("redacted"));
+        let (connections, answers) = (Connections::default(), Answers::default());
+        let port = echo().await;
+        publish(&plain, port, None, &connections, None).unwrap();
+        publish(&redacted, port, None, &connections, Some(&answers)).unwrap();
+        let mut first = UnixStream::connect(&redacted).await.unwrap();
+        let mut others = Vec::new();
+        for _ in 0..CONNECTIONS {
+            others.push(UnixStream::connect(&plain).await.unwrap());
+            tokio::task::yield_now().await;
+        }
+        let end = tokio::time::timeout(Duration::from_secs(60), first.read(&mut [0])).await;
+        assert_eq!(end.expect("its place was needed").unwrap(), 0);
+        assert_eq!(connections.0.taken(), CONNECTIONS);
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn a_port_that_redacts_forgets_a_silent_connection_when_others_do() {
+        let (mut caller, near) = tokio::io::duplex(1024);
+        let place = Places::new(1).enter(0, &Arc::new(Notify::new()));
+        let start = tokio::time::Instant::now();
+        let nobody = || async { Err::<TcpStream, _>(io::ErrorKind::ConnectionRefused.into()) };
+        redact(near, &place, nobody, &Answers::default()).await;
+        assert!(start.elapsed() >= IDLE.open && start.elapsed() < IDLE.open + Duration::from_secs(1));
+        assert_eq!(caller.read(&mut [0]).await.unwrap(), 0);
+    }
+
+    #[tokio::test]
     async fn what_the_kernel_keeps_for_a_connection_is_bounded() {
         let directory = tempfile::tempdir().unwrap();
         let socket = directory.path().join("port-1");
@@ -294,7 +362,7 @@ mod tests {
         service.bind(([127, 0, 0, 1], 0).into()).unwrap();
         let service = service.listen(1).unwrap();
         let port = service.local_addr().unwrap().port();
-        publish(&socket, port, None, &Connections::default()).unwrap();
+        publish(&socket, port, None, &Connections::default(), None).unwrap();
         let mut caller = UnixStream::connect(&socket).await.unwrap();
         let (_silent, _) = service.accept().await.unwrap();
         // The service never reads; its own buffer is as small.

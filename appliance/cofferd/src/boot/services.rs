@@ -114,6 +114,8 @@ fn introduce(services: &mut [ServiceFacts]) {
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_declaration::{Auth, Port};
+
     use super::*;
     use crate::roles::testing::declaration;
 
@@ -197,7 +199,10 @@ mod tests {
             assert_eq!((name.as_str(), *uid, address.octets()), (expected, base, [10, 1, 1, last]));
         }
         let web = facts.service("web").unwrap();
-        assert_eq!(web.socket(8080), Path::new("/run/cofferdam/services/web/port-8080"));
+        let port = Port { published: 443, target: 8080, auth: Auth::None, redact_responses: false };
+        let socket = |port| web.socket(&port).strip_prefix("/run/cofferdam/services/web").unwrap().to_owned();
+        assert_eq!(socket(port), Path::new("port-8080"));
+        assert_eq!(socket(Port { redact_responses: true, ..port }), Path::new("port-8080-redacted"));
         assert_eq!(web.rootfs, Path::new("/run/cofferdam/rootfs/web"));
         assert_eq!(facts.registries.len(), 1);
         assert!(facts.service("other").is_err());

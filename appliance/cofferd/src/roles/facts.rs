@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use cofferdam_declaration::{Attestation, Github, Registry, SecretRef, Service, Token};
+use cofferdam_declaration::{Attestation, Github, Port, Registry, SecretRef, Service, Token};
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_workload::dns::Names;
@@ -230,8 +230,9 @@ impl ServiceFacts {
         self.directory.join("log.1")
     }
 
-    /// A Unix socket that its shim relays to this port inside its network.
-    pub(crate) fn socket(&self, port: u16) -> PathBuf {
-        self.directory.join(format!("port-{port}"))
+    /// A Unix socket that its shim relays to this port inside its network: one that redacts and one that does not are two.
+    pub(crate) fn socket(&self, port: &Port) -> PathBuf {
+        let redacted = if port.redact_responses { "-redacted" } else { "" };
+        self.directory.join(format!("port-{}{redacted}", port.target))
     }
 }

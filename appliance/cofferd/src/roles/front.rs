@@ -110,7 +110,7 @@ fn site(facts: &Facts) -> anyhow::Result<Site> {
             let backend = Backend {
                 service: service.declared.name.as_str().into(),
                 auth: port.auth,
-                socket: service.socket(port.target),
+                socket: service.socket(port),
                 uid: service.uid,
                 status: service.status(),
             };

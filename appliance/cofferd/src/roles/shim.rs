@@ -1,5 +1,5 @@
 //! The role that runs one service: it fetches the image, leases the secrets, makes the container, and
-//! passes on what it prints with the secrets taken out.
+//! passes on what it prints with the secrets taken out, and what it answers at the ports that say so.
 //!
 //! # Duties
 //!
@@ -17,9 +17,10 @@
 //! # Prohibitions
 //!
 //! - It has one thread, always: it clones (see [`launch`]).
-//! - It parses nothing that the workload prints. What it relays, it does not look at.
+//! - It parses nothing that the workload prints. What it relays, it does not look at, but HTTP at a port that redacts.
 //! - It prints nothing that came from the workload to the console.
 
+use std::collections::BTreeMap;
 use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -31,6 +32,7 @@ use cofferdam_declaration::{Login, Service};
 use cofferdam_protocol::status::{Killed, ServiceState, ServiceStatus};
 use cofferdam_protocol::{Digest, SecretRef};
 use cofferdam_redact::Redactor;
+use cofferdam_workload::answers::Answers;
 use cofferdam_workload::cgroup::{Group, Leaf};
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::dns::Names;
@@ -105,6 +107,7 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
             restarts: 0,
             last: None,
             killed: None,
+            answers: Answers::default(),
         };
         match shim.live().await {
             Ok(()) | Err(Interrupt::Stopped) => Ok(()),
@@ -130,6 +133,8 @@ struct Shim<'a> {
     restarts: u32,
     last: Option<End>,
     killed: Option<Killed>,
+    /// What its answers at the ports that redact are searched for.
+    answers: Answers,
 }
 
 /// Why a step of the shim has no value.
@@ -172,6 +177,7 @@ impl Shim<'_> {
                     (End::Exited(code), Some(format!("{failure:#}")))
                 }
             };
+            self.answers.forget();
             drop(lease);
             self.last = Some(end);
             self.killed = (ended() > before).then_some(Killed::OutOfMemory { limit: self.own.memory });
@@ -348,12 +354,15 @@ impl Shim<'_> {
         }
     }
 
-    /// The ways in to the service's published ports, made once: they outlive a restart of the workload.
+    /// The ways in to the service's published ports, made once: they outlive a restart of the workload. Where answers are
+    /// redacted, nobody gets one that is not.
     fn publish(&self) -> anyhow::Result<()> {
         let connections = relay::Connections::default();
-        for port in &self.service.ports {
-            let path = self.own.socket(port.target);
-            relay::publish(&path, port.target, self.own.address(), &connections)
+        let ways: BTreeMap<_, _> =
+            self.service.ports.iter().map(|port| (self.own.socket(port), port)).collect();
+        for (path, port) in ways {
+            let answers = port.redact_responses.then_some(&self.answers);
+            relay::publish(&path, port.target, self.own.address(), &connections, answers)
                 .with_context(|| format!("cannot publish port {}", port.target))?;
         }
         Ok(())
@@ -380,6 +389,7 @@ impl Shim<'_> {
         let name = &self.service.name;
         let log = Log::open(&self.own.log(), &self.own.previous_log()).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
+        self.answers.redact_with(redactor.clone());
         let (container, output) =
             launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, descriptor).await?;
         drop(delivery);

@@ -17,6 +17,7 @@ use axum::http::{
 use cofferdam_declaration::Auth;
 use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::status::{MAX_FILE, ServiceState, ServiceStatus};
+use cofferdam_workload::hop;
 use cofferdam_workload::join::{Idle, join};
 use hyper::body::Incoming;
 use hyper_util::rt::TokioIo;
@@ -45,19 +46,6 @@ pub(super) const TUNNEL_IDLE: Idle =
 
 /// What is kept of a service's answer while the client takes it, in bytes; the head of one has to fit as well.
 const ANSWER_BUFFER: usize = 32 * 1024;
-
-/// Headers of one hop (RFC 9110 §7.6.1, and the older names that are still sent).
-const HOP_BY_HOP: [HeaderName; 9] = [
-    header::CONNECTION,
-    HeaderName::from_static("keep-alive"),
-    HeaderName::from_static("proxy-connection"),
-    header::PROXY_AUTHENTICATE,
-    header::PROXY_AUTHORIZATION,
-    header::TE,
-    header::TRAILER,
-    header::TRANSFER_ENCODING,
-    header::UPGRADE,
-];
 
 const FORWARDED_FOR: HeaderName = HeaderName::from_static("x-forwarded-for");
 const FORWARDED_PROTO: HeaderName = HeaderName::from_static("x-forwarded-proto");
@@ -156,7 +144,7 @@ fn outgoing(
     parts.extensions.clear();
 
     let headers = &mut parts.headers;
-    remove_hop_by_hop(headers);
+    hop::remove(headers);
     remove_forwarded(headers);
     // hyper states the length of what it sends; `Expect` was answered on this hop.
     headers.remove(header::CONTENT_LENGTH);
@@ -207,7 +195,7 @@ async fn exchange(
         let service = hyper::upgrade::on(&mut response);
         tokio::spawn(tunnel_between(client, service, held));
         let mut parts = response.into_parts().0;
-        remove_hop_by_hop(&mut parts.headers);
+        hop::remove(&mut parts.headers);
         parts.headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
         parts.headers.insert(header::UPGRADE, HeaderValue::from_static("websocket"));
         return Response::from_parts(parts, Body::empty());
@@ -217,7 +205,7 @@ async fn exchange(
     if parts.headers.contains_key(header::TRANSFER_ENCODING) {
         parts.headers.remove(header::CONTENT_LENGTH);
     }
-    remove_hop_by_hop(&mut parts.headers);
+    hop::remove(&mut parts.headers);
     parts.version = Version::HTTP_11;
     hold(Response::from_parts(parts, Body::new(body)), held)
 }
@@ -240,22 +228,6 @@ fn is_websocket(headers: &HeaderMap) -> bool {
             .any(|token| token.trim().eq_ignore_ascii_case(wanted))
     };
     names(header::CONNECTION, "upgrade") && names(header::UPGRADE, "websocket")
-}
-
-/// Removes what RFC 9110 §7.6.1 says an intermediary removes: the fixed names and those that `Connection` lists.
-fn remove_hop_by_hop(headers: &mut HeaderMap) {
-    let listed: Vec<HeaderName> = headers
-        .get_all(header::CONNECTION)
-        .iter()
-        .filter_map(|value| value.to_str().ok())
-        .flat_map(|value| value.split(','))
-        .filter_map(|token| HeaderName::try_from(token.trim()).ok())
-        // A client must not be able to have these removed by naming them.
-        .filter(|name| *name != header::HOST && *name != header::CONTENT_LENGTH)
-        .collect();
-    for name in listed.iter().chain(&HOP_BY_HOP) {
-        headers.remove(name);
-    }
 }
 
 /// Removes every statement about earlier hops and callers: the first hop that can be believed is this one. A name is also removed

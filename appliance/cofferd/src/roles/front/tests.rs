@@ -41,7 +41,7 @@ use super::tls::{self, Identity, TlsKey};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::tests::start as start_evidence;
 use crate::roles::facts::OperatorFacts;
-use crate::roles::testing::{appliance, platform, quote, respond, serve_unix};
+use crate::roles::testing::{appliance, declaration, facts, platform, quote, respond, serve_unix};
 use crate::system::sys::SecretMemory;
 
 /// The ports that the workloads publish, as far as the declaration goes: tests listen where the system lets them.
@@ -1128,4 +1128,17 @@ async fn a_port_that_nobody_publishes_serves_the_appliance_only() {
     let mut client = Client::over(dial(address, None).await.unwrap()).await;
     assert_eq!(client.get("/").await.status, StatusCode::NOT_FOUND);
     assert_eq!(client.get(&format!("{PREFIX}/evidence")).await.status, StatusCode::OK);
+}
+
+#[test]
+fn a_port_that_redacts_has_a_way_of_its_own_to_the_service() {
+    let ports =
+        "{published: 443, target: 80, redact_responses: true}, {published: 444, target: 80}, '445:80'";
+    let text = format!(
+        "services:\n  web:\n    image: r.example/a@sha256:{}\n    ports: [{ports}]\n",
+        "0".repeat(64)
+    );
+    let site = super::site(&facts(&declaration(&text))).unwrap();
+    let socket = |port: u16| site.backends[&port].socket.file_name().unwrap().to_str().unwrap().to_owned();
+    assert_eq!([443, 444, 445].map(socket), ["port-80-redacted", "port-80", "port-80"]);
 }
