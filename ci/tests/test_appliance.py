@@ -68,7 +68,7 @@ SERVICES = """  web:
     secrets:
       - source: secret://demo/neighbour/value
         target: neighbour
-    ports: ["8444:8080"]
+    ports: ["8444:8080", {{published: 8447, target: 8080, auth: none, redact_responses: true}}]
     networks: {{default: , between: {{aliases: [peer.internal]}}}}
     expose: [81]
     restart: on-failure:3
@@ -123,7 +123,7 @@ class Appliance(unittest.TestCase):
         world.start_services()
         cls.trust, cls.github = world.trust_options(IMAGE), world.github_options()
         cls.port, cls.neighbour_port, cls.apart_port = free_port(), free_port(), free_port()
-        cls.token_port = free_port()
+        cls.token_port, cls.redacted_port = free_port(), free_port()
         image = world.push_image(
             "test/probe",
             workload_files(),
@@ -169,6 +169,8 @@ class Appliance(unittest.TestCase):
             f"{cls.apart_port}:8445",
             "--forward",
             f"{cls.token_port}:8446",
+            "--forward",
+            f"{cls.redacted_port}:8447",
             "--control",
         )
         world.wait_console("appliance", cls.appliance, "launched", 240)
@@ -388,6 +390,34 @@ class Appliance(unittest.TestCase):
         # Everybody's: nobody is named.
         status, _, headers = direct(self.apart_port, **forged)
         self.assertEqual((status, [each for each in headers if "caller" in each]), (200, []))
+
+    def test_13_answers_are_redacted_at_the_port_that_says_so_alone(self):
+        encoded = base64.b64encode(OTHER_SECRET.encode()).decode()
+        plain = request(self.neighbour_listen, "/tell")
+        self.assertEqual(plain, (200, f"told: {OTHER_SECRET} {encoded}\n"))
+        mask = "[redacted:secret://demo/neighbour/value]"
+        context = ssl._create_unverified_context()
+        told = http.client.HTTPSConnection(
+            "127.0.0.1", self.redacted_port, context=context, timeout=60
+        )
+        try:
+            # Several answers on one connection.
+            for _ in range(2):
+                told.request("GET", "/tell", headers={"Accept-Encoding": "gzip"})
+                answer = told.getresponse()
+                self.assertEqual(answer.status, 200)
+                self.assertEqual(answer.getheader("X-Told"), mask)
+                self.assertEqual(answer.getheader("Transfer-Encoding"), "chunked")
+                self.assertEqual(answer.read().decode(), f"told: {mask} {mask}\n")
+            told.request("GET", "/headers", headers={"Accept-Encoding": "gzip"})
+            self.assertIn("accept-encoding: identity", json.loads(told.getresponse().read()))
+            upgrade = {"Connection": "Upgrade", "Upgrade": "websocket"}
+            told.request("GET", "/tell", headers=upgrade)
+            answer = told.getresponse()
+            self.assertEqual(answer.status, 502)
+            self.assertIn("WebSocket", json.loads(answer.read())["error"])
+        finally:
+            told.close()
 
     def test_14_status_says_where_state_lives(self):
         status = self.status()

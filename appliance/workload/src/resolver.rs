@@ -130,7 +130,13 @@ mod tests {
     }
 
     async fn started() -> (Ipv4Addr, u16) {
-        let resolver = Resolver::bind((Ipv4Addr::LOCALHOST, 0)).await.unwrap();
+        // A port that is free for datagrams may be taken for streams: then another one.
+        let resolver = loop {
+            match Resolver::bind((Ipv4Addr::LOCALHOST, 0)).await {
+                Err(error) if error.kind() == io::ErrorKind::AddrInUse => {}
+                bound => break bound.unwrap(),
+            }
+        };
         let port = resolver.datagrams.local_addr().unwrap().port();
         resolver.serve(names());
         (Ipv4Addr::LOCALHOST, port)

@@ -11,6 +11,7 @@
 //! | `/secret-is?value=V` | whether the variable `GREETING_SECRET` has that value |
 //! | `/secret-files` | names and sizes below /run/secrets, as JSON |
 //! | `/leak` | prints the secret in every disguise that a careless program might use |
+//! | `/tell` | answers with the secret in a header and, in two writes, in the body |
 //! | `/slow-prompt` | prints a prompt without an end of line, and nothing after it |
 //! | `/print?line=TEXT` | prints a line |
 //! | `/attack?pid=N` | from a second process of the same user, attempts against process N (default: this one) |
@@ -106,10 +107,25 @@ fn serve(mut stream: TcpStream) {
     let (status, body) = match path {
         "/headers" => ("200 OK", list(headers.iter().map(|header| quoted(header)))),
         "/stream" => return stream_mib(stream, query),
+        "/tell" => return tell(stream),
         _ => answer(path, query),
     };
     let head = format!("HTTP/1.1 {status}\r\nContent-Length: {}\r\nConnection: close\r\n\r\n", body.len());
     let _ = stream.write_all(head.as_bytes()).and_then(|()| stream.write_all(body.as_bytes()));
+}
+
+/// Tells its secret to whoever asks, with a pause in the middle of it, and in base64.
+fn tell(mut stream: TcpStream) {
+    let secret = std::env::var(SECRET).unwrap_or_default();
+    let (half, rest) = secret.split_at(secret.len() / 2);
+    let encoded = base64(secret.as_bytes());
+    let length = "told:  \n".len() + secret.len() + encoded.len();
+    let head = format!(
+        "HTTP/1.1 200 OK\r\nX-Told: {secret}\r\nContent-Length: {length}\r\nConnection: close\r\n\r\n"
+    );
+    let _ = stream.write_all(format!("{head}told: {half}").as_bytes());
+    std::thread::sleep(Duration::from_millis(1200));
+    let _ = stream.write_all(format!("{rest} {encoded}\n").as_bytes());
 }
 
 fn answer(path: &str, query: &str) -> (&'static str, String) {
