@@ -45,6 +45,9 @@ fn main() -> ExitCode {
         (Some("container"), None) => init::run().unwrap(),
         (Some("shim"), Some(folder)) => shim(Path::new(&folder), cases),
         (Some("sleeping-shim"), Some(folder)) => shim(Path::new(&folder), sleeper),
+        (Some("starting-shim"), Some(folder)) => shim(Path::new(&folder), starts),
+        // For ci/bench.
+        (Some("starts"), None) => return measure(),
         // libtest's options, and its listing.
         (Some("--list"), _) => {}
         _ => return tests(),
@@ -228,6 +231,30 @@ impl Shim {
         assert_eq!(end, End::Exited(0), "{script}: {text}");
         text
     }
+}
+
+/// How often the bench starts a container.
+const STARTS: usize = 20;
+
+/// Prints how many microseconds each start of a container took that executes `true`, one on each line.
+fn measure() -> ExitCode {
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o777)).unwrap();
+    assert!(start("starting-shim", folder.path()).wait().unwrap().success());
+    print!("{}", fs::read_to_string(folder.path().join("starts")).unwrap());
+    ExitCode::SUCCESS
+}
+
+/// From the plan to the end of the workload, as a shim does it.
+fn starts(runtime: &tokio::runtime::Runtime, shim: &Shim) {
+    let mut lines = String::new();
+    for _ in 0..STARTS {
+        let begun = Instant::now();
+        let (end, _) = runtime.block_on(shim.run(&shim.plan(&["busybox", "true"]))).unwrap();
+        lines += &format!("{}\n", begun.elapsed().as_micros());
+        assert_eq!(end, End::Exited(0));
+    }
+    fs::write(shim.folder.join("starts"), lines).unwrap();
 }
 
 fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
