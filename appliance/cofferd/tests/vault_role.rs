@@ -135,13 +135,17 @@ struct VaultProcess(Child);
 impl VaultProcess {
     /// Starts the vault and waits until it answers. `None` when this kernel cannot confine it.
     fn start(key: &SecretMemory) -> Option<Self> {
-        // As PID 1 does: a copy, of which the shell below hands on the descriptor.
+        // As PID 1 does: a copy, of which the shell below hands on the descriptor and nothing else.
         let key = key.copy().unwrap();
         fcntl(key.file(), FcntlArg::F_SETFD(FdFlag::empty())).unwrap();
+        let script = match key.file().as_raw_fd() {
+            paths::KEY_FD => "exec \"$0\" vault".to_owned(),
+            number => format!("exec \"$0\" vault 3<&{number} {number}<&-"),
+        };
         let program = env!("CARGO_BIN_EXE_cofferd");
         let mut role = Self(
             Command::new("/bin/sh")
-                .args(["-c", "exec \"$0\" vault 3<&\"$1\"", program, &key.file().as_raw_fd().to_string()])
+                .args(["-c", &script, program])
                 .env_clear()
                 .uid(uid(&VAULT))
                 .gid(uid(&VAULT))

@@ -59,10 +59,11 @@ const STORE_SIZE: u64 = 256 * 1024 * 1024;
 pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     // Before the key is in this process's memory.
     confine::undumpable().context("cannot become unreadable for others")?;
-    let memory = SecretKeys::new().context("no memory for the keys")?;
+    // Both before anything else is opened, which could get one of their numbers.
     let handed = sys::inherited(paths::KEY_FD).context("no key at descriptor 3")?;
-    let handed = SecretMemory::open(handed).context("what is at descriptor 3 is no key")?;
     let disk = sys::inherited(paths::DISK_FD).ok().map(File::from);
+    let handed = SecretMemory::open(handed).context("what is at descriptor 3 is no key")?;
+    let memory = SecretKeys::new().context("no memory for the keys")?;
     role.confine().context("cannot confine the role")?;
     let rules = rules(&Facts::read(Path::new(paths::FACTS))?)?;
     let appliance = facts::appliance(Path::new(paths::APPLIANCE))?;
