@@ -355,7 +355,7 @@ fn a_refusal_costs_no_attempt_and_comes_before_the_share() {
     let before = disk.copy();
     let sealed = b().find(&disk).unwrap();
     let with = |place: usize, upgrade: Option<SignedStatement>| {
-        let share = secret_bytes(&*shares[place].bytes);
+        let share = secret_bytes(*shares[place].bytes);
         let key = OpeningKey::Share { set: SET.into(), index: shares[place].index, share };
         sealed.unseal(&UnsealRequest::Open { key, at_least: 0, upgrade: upgrade.map(Box::new) })
     };

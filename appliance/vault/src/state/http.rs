@@ -216,9 +216,7 @@ fn refuse_lineage(error: &LineageError) -> (StatusCode, Option<&'static str>) {
                 "an operator of the state allows it with `coffer seal allow-upgrade`; give that with `coffer unseal --upgrade FILE`",
             ),
         ),
-        E::Stranger(_) => {
-            (StatusCode::FORBIDDEN, Some("coffer seal status shows whose statements count"))
-        }
+        E::Stranger(_) => (StatusCode::FORBIDDEN, Some("coffer seal status shows whose statements count")),
         E::Signature => (StatusCode::FORBIDDEN, Some("make it anew: coffer seal allow-upgrade")),
         E::Version { .. } => (
             StatusCode::PRECONDITION_FAILED,
@@ -226,10 +224,9 @@ fn refuse_lineage(error: &LineageError) -> (StatusCode, Option<&'static str>) {
                 "a statement counts once; coffer seal status shows the state's version, and whether this image needs a statement",
             ),
         ),
-        E::From { .. } | E::ToRepository(_) | E::ToImage { .. } | E::ToOperators => (
-            StatusCode::PRECONDITION_FAILED,
-            Some("make one for what runs here: coffer seal allow-upgrade"),
-        ),
+        E::From { .. } | E::ToRepository(_) | E::ToImage { .. } | E::ToOperators => {
+            (StatusCode::PRECONDITION_FAILED, Some("make one for what runs here: coffer seal allow-upgrade"))
+        }
         E::OlderSheet { .. } => {
             (StatusCode::PRECONDITION_FAILED, Some("attach the disk that the appliance ran with last"))
         }

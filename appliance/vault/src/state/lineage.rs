@@ -147,12 +147,13 @@ impl Current {
         let input = statement.signing_input().map_err(|_| LineageError::Signature)?;
         // They were a declaration's, whose keys are usable.
         let signers = Operators::new(self.operators.iter().map(|key| ("", *key)));
-        signers.map_err(|_| LineageError::Signature)?.verify(&signed.key, &signed.signature, &input).map_err(
-            |error| match error {
+        signers
+            .map_err(|_| LineageError::Signature)?
+            .verify(&signed.key, &signed.signature, &input)
+            .map_err(|error| match error {
                 AuthenticationError::UnknownKey => LineageError::Stranger(signed.key),
                 AuthenticationError::Signature => LineageError::Signature,
-            },
-        )?;
+            })?;
         if statement.version <= self.version {
             return Err(LineageError::Version { statement: statement.version, state: self.version });
         }
@@ -211,8 +212,7 @@ impl Current {
         let [count] = take(rest)?;
         let _: [u8; 31] = take(rest)?;
         let keys: [u8; MAX_OPERATORS * KEY] = take(rest)?;
-        let operators: Vec<[u8; KEY]> =
-            keys.as_chunks().0.iter().take(usize::from(count)).copied().collect();
+        let operators: Vec<[u8; KEY]> = keys.as_chunks().0.iter().take(usize::from(count)).copied().collect();
         let ordered = !operators.is_empty() && operators.is_sorted_by(|one, next| one < next);
         let current = Self { version, repository, mrtd, rtmr, release, operators };
         (version > 0 && is_release(&current.release) && ordered).then_some(current)

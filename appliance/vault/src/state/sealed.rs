@@ -378,12 +378,7 @@ impl Sealed {
         Ok(enough.then(|| std::mem::take(given)))
     }
 
-    fn open(
-        &self,
-        sheets: &Sheets,
-        (slot, key, wrong): &Try,
-        at_least: u64,
-    ) -> Result<Opened, StateError> {
+    fn open(&self, sheets: &Sheets, (slot, key, wrong): &Try, at_least: u64) -> Result<Opened, StateError> {
         let Sheets { sheet, other, place, next } = sheets;
         let Some(state) = slot.open(&sheet.header.write(), key) else {
             let mut inner = self.lock();

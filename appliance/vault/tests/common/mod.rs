@@ -249,11 +249,19 @@ pub(crate) mod state {
     }
 
     pub(crate) fn passphrase(text: &str) -> UnsealRequest {
-        UnsealRequest::Open { key: OpeningKey::Passphrase { passphrase: secret_bytes(text) }, at_least: 0, upgrade: None }
+        UnsealRequest::Open {
+            key: OpeningKey::Passphrase { passphrase: secret_bytes(text) },
+            at_least: 0,
+            upgrade: None,
+        }
     }
 
     pub(crate) fn recovery(key: &[u8]) -> UnsealRequest {
-        UnsealRequest::Open { key: OpeningKey::Recovery { recovery: secret_bytes(key) }, at_least: 0, upgrade: None }
+        UnsealRequest::Open {
+            key: OpeningKey::Recovery { recovery: secret_bytes(key) },
+            at_least: 0,
+            upgrade: None,
+        }
     }
 
     pub(crate) fn at_least(epoch: u64) -> UnsealRequest {
