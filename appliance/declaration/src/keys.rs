@@ -26,7 +26,9 @@ pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
 /// Keys of `attestation`.
 pub(crate) const ATTESTATION: &[&str] = &["collateral", "ca"];
 /// Keys of `state`.
-pub(crate) const STATE: &[&str] = &["provider"];
+pub(crate) const STATE: &[&str] = &["provider", "peers"];
+/// Keys of one key server.
+pub(crate) const PEER: &[&str] = &["url", "key", "ca"];
 /// Keys of one registry.
 pub(crate) const REGISTRY: &[&str] = &["host", "ca", "username", "password"];
 /// Keys of one service.

@@ -7,7 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::time::Duration;
 
 use cofferdam_protocol::{
-    Digest, Endpoint, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef,
+    Digest, Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef,
 };
 use serde::{Deserialize, Serialize};
 
@@ -76,7 +76,7 @@ pub struct Attestation {
 }
 
 /// Where the appliance's state lives, and what opens it.
-#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[derive(Debug, Clone, PartialEq, Eq, Default, Serialize)]
 #[serde(rename_all = "lowercase")]
 pub enum StateSource {
     /// In memory, made anew at each boot. Every declaration's that says nothing.
@@ -84,6 +84,19 @@ pub enum StateSource {
     Memory,
     /// On the state disk, under a key that operators give at each boot. There is at least one operator.
     Operator,
+    /// On the state disk, under a key that a key server releases. There is at least one operator.
+    Peer(Box<KeyServer>),
+}
+
+/// A key server (`coffer keyserve`).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize)]
+pub struct KeyServer {
+    /// Where it is. What it says needs no secrecy on its way, and bears its signature.
+    pub url: HttpUrl,
+    /// The key that signs its answers.
+    pub key: OperatorKey,
+    /// PEM certificates that alone are trusted for an https URL; the image's bundle when absent.
+    pub ca: Option<String>,
 }
 
 /// What is known about a registry, or about a host that a registry sends to, such as its token service.

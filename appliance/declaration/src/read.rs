@@ -6,13 +6,13 @@
 use std::collections::BTreeSet;
 
 use cofferdam_protocol::{
-    AccessToken, Digest, HttpsUrl, SecretRef, WordError, base64, is_name, is_service_name, shorten,
+    AccessToken, Digest, HttpUrl, HttpsUrl, SecretRef, WordError, base64, is_name, is_service_name, shorten,
 };
 
 use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
-use crate::model::{Attestation, Declaration, Github, Login, Operator, Registry, StateSource, Token};
+use crate::model::{Attestation, Declaration, Github, KeyServer, Login, Operator, Registry, StateSource, Token};
 use crate::read_network;
 use crate::read_service;
 use crate::rules;
@@ -57,7 +57,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     if let (Some(services), Some(operators), Some(tokens)) = (&services, &operators, &tokens) {
         rules::someone_can_call(services, operators, tokens, errors);
     }
-    if let (Some(state), Some(operators), Some(node)) = (state, &operators, top.get("state")) {
+    if let (Some(state), Some(operators), Some(node)) = (&state, &operators, top.get("state")) {
         rules::someone_can_unseal(state, operators, node.place, errors);
     }
     if let (Some(services), Some(operators), Some(github), Some(registries)) =
@@ -239,20 +239,61 @@ fn attestation(node: Option<&Node>, errors: &mut Collector<'_>) -> Option<Attest
 /// What opens the state. State in memory is what there is without this key, so that one thing is not said in two ways.
 fn state(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
     const OPERATOR: &str = "write `provider: operator`: operators open the state with `coffer unseal`";
+    const PEER: &str = "write `peers: [{url: \"http://keys.example.org:7443\", key: ssh-ed25519 AAAA…}]`; `coffer keyserve` prints it";
     let fields = Fields::open(node, "`state`", keys::STATE, &[], errors)?;
     let node = fields.require("provider", OPERATOR, errors)?;
     let text = fields::text(node, "`provider`", errors)?;
-    let (message, hint) = match text.as_str() {
-        "operator" => return Some(StateSource::Operator),
-        "peer" => ("the provider `peer` is not supported yet".to_owned(), OPERATOR),
-        "memory" => (
+    let peers = fields.get("peers");
+    let (message, hint) = match (text.as_str(), peers) {
+        ("operator", None) => return Some(StateSource::Operator),
+        ("operator", Some(peers)) => {
+            errors.hinted(peers.place, "`peers` goes with `provider: peer`", "remove it, or write `provider: peer`");
+            return None;
+        }
+        ("peer", Some(peers)) => return peer(peers, errors),
+        ("peer", None) => ("`provider: peer` names no key server".to_owned(), PEER),
+        ("memory", _) => (
             "`memory` is not a provider of state".to_owned(),
             "remove `state`: without it state is in memory, and lost at power-off",
         ),
-        other => (format!("`{}` is not a provider of state", shorten(other, 40)), OPERATOR),
+        (other, _) => (format!("`{}` is not a provider of state", shorten(other, 40)), OPERATOR),
     };
     errors.hinted(node.place, message, hint);
     None
+}
+
+/// The key server that opens the state. One so far: with several, each would witness openings that the others do not know of.
+fn peer(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
+    let items = fields::list(node, "`peers`", errors)?;
+    let [item] = items else {
+        errors.hinted(node.place, format!("`peers` has {} key servers instead of one", items.len()), "name one");
+        return None;
+    };
+    let fields = Fields::open(item, "a key server", keys::PEER, &[], errors)?;
+    let url = fields.require("url", "write `url: \"http://keys.example.org:7443\"`", errors);
+    let key = fields
+        .require("key", "write `key: ssh-ed25519 AAAA…`, the public half of the key server's `--key`", errors)
+        .and_then(|node| operator_key(node, errors));
+    let ca_node = fields.get("ca");
+    let ca = ca_node.map(|node| pem(node, errors));
+    let url = http_url(url?, errors)?;
+    if let (Some(node), false) = (ca_node, url.is_https()) {
+        errors.hinted(node.place, "`ca` is for an https URL", "remove it: answers bear the server's signature");
+        return None;
+    }
+    Some(StateSource::Peer(Box::new(KeyServer { url, key: key?, ca: optional(ca)? })))
+}
+
+fn http_url(node: &Node, errors: &mut Collector<'_>) -> Option<HttpUrl> {
+    let text = fields::text(node, "`url`", errors)?;
+    match text.parse() {
+        // What stands before an @ may be a password.
+        Err(error) if text.contains('@') => {
+            errors.hidden(node.place, error);
+            None
+        }
+        result => fields::checked(node, result, errors),
+    }
 }
 
 /// A registry, and where its password is named.

@@ -179,16 +179,20 @@ pub(crate) fn someone_can_call(
     }
 }
 
-/// A state that operators open stays closed for ever when there is none.
+/// A state that operators open or make stays closed for ever when there is none.
 pub(crate) fn someone_can_unseal(
-    state: StateSource,
+    state: &StateSource,
     operators: &[Operator],
     place: Place,
     errors: &mut Collector<'_>,
 ) {
-    if state == StateSource::Operator && operators.is_empty() {
+    if *state != StateSource::Memory && operators.is_empty() {
         let hint = "name one: `operators: [{name: alice, key: ssh-ed25519 AAAA…}]`";
-        errors.hinted(place, "the state is opened by operators, and there is none", hint);
+        let message = match state {
+            StateSource::Peer(_) => "the state is made by an operator, and there is none",
+            _ => "the state is opened by operators, and there is none",
+        };
+        errors.hinted(place, message, hint);
     }
 }
 

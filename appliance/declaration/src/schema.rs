@@ -143,9 +143,27 @@ struct Attestation {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "described, never filled")]
 struct State {
-    /// Operators open it at each boot, with `coffer unseal`.
-    #[schemars(regex(pattern = "^operator$"))]
+    /// `operator`: operators open it at each boot, with `coffer unseal`. `peer`: a key server releases its key to the appliance.
+    #[schemars(regex(pattern = "^(operator|peer)$"))]
     provider: String,
+    /// The key server of `provider: peer`.
+    #[schemars(length(min = 1, max = 1))]
+    peers: Option<Vec<Peer>>,
+}
+
+/// A key server: `coffer keyserve`.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Peer {
+    /// Where it is.
+    #[schemars(regex(pattern = r"^https?://[^@?#]+$"), length(max = 1024))]
+    url: String,
+    /// The public half of its key: one line of an ed25519 .pub file.
+    #[schemars(regex(pattern = r"^ssh-ed25519 [A-Za-z0-9+/=]+( .*)?$"), length(max = 1024))]
+    key: String,
+    /// PEM certificates that alone are trusted for an https URL.
+    ca: Option<Pem>,
 }
 
 /// What is known about a registry, or about a host that a registry sends to, such as its token service.
@@ -602,6 +620,7 @@ mod tests {
         assert_eq!(keys_at("/$defs/Github"), sorted(keys::GITHUB));
         assert_eq!(keys_at("/$defs/Attestation"), sorted(keys::ATTESTATION));
         assert_eq!(keys_at("/$defs/State"), sorted(keys::STATE));
+        assert_eq!(keys_at("/$defs/Peer"), sorted(keys::PEER));
         assert_eq!(keys_at("/$defs/Registry"), sorted(keys::REGISTRY));
         assert_eq!(keys_at("/$defs/Service"), sorted(keys::SERVICE));
         assert_eq!(keys_at("/$defs/SecretFile"), sorted(keys::SECRET_FILE));

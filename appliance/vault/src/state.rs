@@ -66,6 +66,7 @@ mod error;
 mod http;
 mod key;
 mod lineage;
+mod peer;
 mod sealed;
 mod sheet;
 mod slot;
@@ -132,6 +133,8 @@ pub struct Opened {
     pub opened_by: Digest,
     /// Of the store's present commit.
     pub epoch: u64,
+    /// That commit's digest.
+    pub root: [u8; 32],
     /// Version of the lineage: it rises with each statement.
     pub lineage: u64,
     /// The statement that let this boot open it, where one did.

@@ -77,7 +77,7 @@ impl Seal {
         let passphrase = self.passphrase.as_ref().map(|_| Method::Passphrase);
         let methods = passphrase.into_iter().chain(shares).chain([Method::Recovery]);
         let methods = methods.filter(|_| sealed).collect();
-        SealStatus { disk: self.disk, methods, wait_ms: self.wait_ms, lineage: None }
+        SealStatus { disk: self.disk, methods, wait_ms: self.wait_ms, lineage: None, peer: None }
     }
 
     /// The answer to a body: without one the status is asked for. What opens the state launches the appliance.

@@ -16,6 +16,7 @@ use serde::{Deserialize, Serialize};
 
 use super::evidence::VaultKey;
 use super::operator::Signature;
+use super::unseal::SealDisk;
 use crate::json::{self, JsonError};
 use crate::{Base64Array, Repository};
 
@@ -238,6 +239,39 @@ impl fmt::Display for Refusal {
     fn fmt(&self, out: &mut fmt::Formatter<'_>) -> fmt::Result {
         out.write_str(self.name())
     }
+}
+
+/// `POST` at the vault's socket, by `publish` alone, while the state is closed: a [`PeerNews`]. The reply is a [`PeerReply`].
+pub const PEER: &str = "/v1/peer";
+
+/// What `publish` has of the key server. The vault judges all of it.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum PeerNews {
+    /// Nothing new: how is the state?
+    Look {},
+    /// The server's answer.
+    Answer(ReleaseAnswer),
+    /// The server has taken down what opened.
+    Acknowledged(EpochAck),
+    /// There is none, in words for operators.
+    Trouble {
+        /// At most [`MAX_DETAIL`] characters.
+        detail: String,
+    },
+}
+
+/// How the state is.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerReply {
+    /// What is on the disk.
+    pub disk: SealDisk,
+    /// Whether the server's key is there, for a state that is to be made.
+    pub has_key: bool,
+    /// What the server has to take down before the state is used.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub report: Option<EpochReport>,
 }
 
 #[cfg(test)]

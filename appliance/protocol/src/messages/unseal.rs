@@ -95,6 +95,8 @@ pub enum NewMethod {
         /// How many there are: up to [`MAX_SHARES`].
         shares: u8,
     },
+    /// The key of the declared key server, which the appliance has of it already.
+    Peer {},
 }
 
 /// What opens a state.
@@ -199,6 +201,9 @@ pub struct SealStatus {
     /// Who may open it, where there is something to open. As the disk says it: true as soon as the state has opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<Lineage>,
+    /// What there is of the key server, where the declaration names one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub peer: Option<PeerStatus>,
 }
 
 /// Who may open a state now.
@@ -256,8 +261,24 @@ pub enum Method {
         /// How many the appliance has been given since its boot.
         given: u8,
     },
+    /// The key of a key server.
+    Peer,
     /// The recovery key.
     Recovery,
+}
+
+/// What an appliance has of its key server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerStatus {
+    /// Whether its key is there.
+    pub has_key: bool,
+    /// The newest epoch of a state that it knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub epoch: Option<u64>,
+    /// What stands in the way, in words.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub trouble: Option<String>,
 }
 
 #[cfg(test)]
@@ -307,6 +328,7 @@ mod tests {
             ],
             wait_ms: 0,
             lineage: None,
+            peer: None,
         };
         let text = r#"{"disk":"sealed","methods":[{"method":"passphrase"},{"method":"shares","set":"AQEBAQEBAQE=","threshold":2,"shares":3,"given":1},{"method":"recovery"}],"wait_ms":0}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), text);

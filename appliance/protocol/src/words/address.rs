@@ -11,7 +11,7 @@ use super::digest::Digest;
 use super::error::WordError;
 use super::text::{as_text, parse_decimal, shorten};
 
-as_text!(Endpoint, RegistryHost, ImageReference, HttpsUrl);
+as_text!(Endpoint, RegistryHost, ImageReference, HttpsUrl, HttpUrl);
 
 /// Where clients reach the appliance: `host:port`. It becomes a claim, so its text is canonical.
 #[derive(Debug, Clone, PartialEq, Eq, Hash)]
@@ -202,36 +202,71 @@ impl FromStr for HttpsUrl {
     type Err = WordError;
 
     fn from_str(text: &str) -> Result<Self, WordError> {
-        let wrong = |why: String| WordError::new(format!("not an https URL: {why}"));
-        if text.len() > 1024 {
-            return Err(wrong("it is longer than 1024 bytes".into()));
-        }
-        let rest =
-            text.strip_prefix("https://").ok_or_else(|| wrong("it does not start with https://".into()))?;
-        let rest = rest.strip_suffix('/').unwrap_or(rest);
-        let (authority, path) = match rest.split_once('/') {
-            Some((authority, path)) => (authority, Some(path)),
-            None => (rest, None),
-        };
-        if authority.contains('@') {
-            return Err(wrong("it has a user or a password".into()));
-        }
-        if authority.parse::<RegistryHost>().is_err() {
-            return Err(wrong(
-                "its host is not a lower-case name or an address, with or without a port".into(),
-            ));
-        }
-        let path_ok = path.is_none_or(|path| {
-            path.split('/').all(|part| {
-                !matches!(part, "" | "." | "..")
-                    && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
-            })
-        });
-        if !path_ok {
-            return Err(wrong("its path has more than letters, digits, - . _ ~ and single slashes".into()));
-        }
-        Ok(Self(format!("https://{rest}")))
+        let wrong = |why: &str| WordError::new(format!("not an https URL: {why}"));
+        let rest = text.strip_prefix("https://").ok_or_else(|| wrong("it does not start with https://"))?;
+        check_url(rest).map(|rest| Self(format!("https://{rest}"))).map_err(wrong)
     }
+}
+
+/// An `http://` or `https://` URL of the same shape as [`HttpsUrl`]: for what needs no secrecy on its way.
+#[derive(Debug, Clone, PartialEq, Eq, Hash)]
+pub struct HttpUrl(String);
+
+impl HttpUrl {
+    /// The whole text.
+    pub fn as_str(&self) -> &str {
+        &self.0
+    }
+
+    /// Whether it is one of TLS.
+    pub fn is_https(&self) -> bool {
+        self.0.starts_with("https://")
+    }
+}
+
+impl FromStr for HttpUrl {
+    type Err = WordError;
+
+    fn from_str(text: &str) -> Result<Self, WordError> {
+        let wrong = |why: &str| WordError::new(format!("not an http or https URL: {why}"));
+        let found = ["http://", "https://"].into_iter().find_map(|scheme| Some((scheme, text.strip_prefix(scheme)?)));
+        let (scheme, rest) = found.ok_or_else(|| wrong("it does not start with http:// or https://"))?;
+        check_url(rest).map(|rest| Self(format!("{scheme}{rest}"))).map_err(wrong)
+    }
+}
+
+impl fmt::Display for HttpUrl {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        f.write_str(&self.0)
+    }
+}
+
+/// What follows the scheme of a URL without user, query or fragment; without a slash at its end.
+fn check_url(rest: &str) -> Result<&str, &'static str> {
+    if rest.len() > 1016 {
+        return Err("it is longer than 1024 bytes");
+    }
+    let rest = rest.strip_suffix('/').unwrap_or(rest);
+    let (authority, path) = match rest.split_once('/') {
+        Some((authority, path)) => (authority, Some(path)),
+        None => (rest, None),
+    };
+    if authority.contains('@') {
+        return Err("it has a user or a password");
+    }
+    if authority.parse::<RegistryHost>().is_err() {
+        return Err("its host is not a lower-case name or an address, with or without a port");
+    }
+    let path_ok = path.is_none_or(|path| {
+        path.split('/').all(|part| {
+            !matches!(part, "" | "." | "..")
+                && part.bytes().all(|b| b.is_ascii_alphanumeric() || b"-._~".contains(&b))
+        })
+    });
+    if !path_ok {
+        return Err("its path has more than letters, digits, - . _ ~ and single slashes");
+    }
+    Ok(rest)
 }
 
 impl fmt::Display for HttpsUrl {

@@ -21,7 +21,7 @@ mod text;
 mod timestamp;
 
 pub use access_token::AccessToken;
-pub use address::{Endpoint, HttpsUrl, ImageReference, RegistryHost, parse_port};
+pub use address::{Endpoint, HttpUrl, HttpsUrl, ImageReference, RegistryHost, parse_port};
 pub use base64::{Base64Array, Base64Bytes};
 pub use chain::error_chain;
 pub use commit::Commit;

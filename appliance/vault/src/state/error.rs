@@ -147,6 +147,30 @@ pub enum StateError {
         /// Epoch that is known.
         expected: u64,
     },
+    /// The key server knows another state than this one.
+    #[error("this is another state than the one of epoch {epoch} that the key server knows")]
+    OtherState {
+        /// Of the one that it knows.
+        epoch: u64,
+    },
+    /// The key server knows another commit of the same number.
+    #[error("the state disk was copied: another copy of it has reached commit {epoch} as well")]
+    Copied {
+        /// The commit's number.
+        epoch: u64,
+    },
+    /// The declaration names none.
+    #[error("the declaration names no key server")]
+    NoKeyServer,
+    /// A state cannot be made without its key.
+    #[error("there is no key of the key server yet: {0}")]
+    NoPeer(String),
+    /// Not from the declared server, or not for this boot.
+    #[error("the answer is not signed by the declared key server for this appliance")]
+    PeerSignature,
+    /// Its key is another one than the state was made with.
+    #[error("the key of the key server does not open the state")]
+    WrongPeer,
     /// The key slots are whole, and the store behind them is not.
     #[error(transparent)]
     Store(#[from] StoreError),

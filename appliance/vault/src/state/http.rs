@@ -7,6 +7,8 @@
 //! | `GET /v1/status`, `GET /v1/logs` | 204: allowed; the front serves them itself |
 //! | anything about secrets | 503: the state is sealed |
 //!
+//! `publish` brings what a key server says with `POST /v1/peer`; who it is the kernel says.
+//!
 //! Operators are authenticated as always, before anything else of a request is looked at. Each request is one event, written before its
 //! effect shows: an open state is handed on after that.
 
@@ -19,6 +21,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use cofferdam_protocol::operator::{LOGS, SECRETS, STATUS};
+use cofferdam_protocol::keyserve::{PEER, PeerNews};
 use cofferdam_protocol::reply::JSON;
 use cofferdam_protocol::unseal::{OpeningKey, SEAL, SealedKey, UNSEAL, UnsealRequest};
 use cofferdam_protocol::vault::{KEY, KeyReply, LEASE, OPERATOR, OperatorRequest};
@@ -38,6 +41,7 @@ pub fn sealed_router(sealed: Arc<Sealed>) -> Router {
         .route(KEY, get(key))
         .route(LEASE, post(async || problem(StatusCode::SERVICE_UNAVAILABLE, SEALED, Some(HINT))))
         .route(OPERATOR, post(operator))
+        .route(PEER, post(peer))
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource", None))
         .method_not_allowed_fallback(async || {
             problem(StatusCode::METHOD_NOT_ALLOWED, "the resource does not have this method", None)
@@ -67,6 +71,25 @@ async fn operator(
     }
     let body = Bytes::from_owner(AnswerBody { bytes: answer.body, _unwritten: unwritten });
     (answer.status, [(header::CONTENT_TYPE, JSON)], body).into_response()
+}
+
+/// 404 for everybody but the one who speaks for the key server.
+async fn peer(State(sealed): State<Arc<Sealed>>, Extension(peer): Extension<Peer>, body: Body) -> Response {
+    let news: PeerNews = match read(body).await {
+        Ok(news) => news,
+        Err(response) => return response,
+    };
+    // In a thread of its own: the store is read.
+    let taken = tokio::task::spawn_blocking(move || sealed.peer_news(peer.uid, &news)).await;
+    match taken {
+        Ok(Some(Ok(reply))) => json(StatusCode::OK, &reply),
+        Ok(Some(Err(error))) => {
+            let Refusal(status, text, hint) = refuse(error);
+            problem(status, &text, hint)
+        }
+        Ok(None) => problem(StatusCode::NOT_FOUND, "there is no such resource", None),
+        Err(_) => StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+    }
 }
 
 /// What an operator wants, once it is known.
@@ -186,6 +209,14 @@ fn refuse(error: StateError) -> Refusal {
         E::OlderCopy { .. } => {
             (StatusCode::PRECONDITION_FAILED, Some("attach the disk that the appliance ran with last"))
         }
+        E::OtherState { .. } | E::Copied { .. } => (
+            StatusCode::PRECONDITION_FAILED,
+            Some("attach the disk that the appliance ran with last, and run one copy of the appliance"),
+        ),
+        E::NoPeer(_) => (StatusCode::SERVICE_UNAVAILABLE, Some("coffer seal status shows what stands in the way")),
+        E::NoKeyServer => (StatusCode::CONFLICT, Some("declare `state: {provider: peer, peers: […]}`, or make it without --peer")),
+        E::PeerSignature => (StatusCode::FORBIDDEN, Some("compare the declared key with what `coffer keyserve` prints")),
+        E::WrongPeer => (StatusCode::FORBIDDEN, Some("the key server has lost the directory that it had: bring back a copy")),
         E::Lineage(error) => refuse_lineage(error),
         E::Leftover | E::Store(StoreError::Disk(DiskError::Occupied)) => {
             (StatusCode::CONFLICT, Some("attach the right disk, or one that holds zeros only"))

@@ -10,9 +10,10 @@
 //! passphrase   ── Argon2id (RFC 9106), version 0x13, salt and parameters of the slot ─▶ the slot's key
 //! shares' key  ── HKDF-SHA256, salt of the slot, info "cofferdam/state/shares/v1" ────▶ the slot's key
 //! recovery key ── HKDF-SHA256, salt of the slot, info "cofferdam/state/recovery/v1" ──▶ the slot's key
+//! server's key ── HKDF-SHA256, salt of the slot, info "cofferdam/state/peer/v1" ──────▶ the slot's key
 //! ```
 //!
-//! Argon2id only where there is something to guess: the other two are 32 random bytes.
+//! Argon2id only where there is something to guess: the others are 32 random bytes.
 
 use std::time::{Duration, Instant};
 
@@ -37,6 +38,7 @@ const GOAL: Duration = Duration::from_secs(1);
 const STATE_SALT: &[u8] = b"cofferdam/state/v1";
 const SHARES_INFO: &[u8] = b"cofferdam/state/shares/v1";
 const RECOVERY_INFO: &[u8] = b"cofferdam/state/recovery/v1";
+const PEER_INFO: &[u8] = b"cofferdam/state/peer/v1";
 
 /// Length of a slot's salt in bytes.
 pub(super) const SALT: usize = 16;
@@ -150,6 +152,11 @@ pub(super) fn shares_key(key: &[u8; 32], salt: &[u8; SALT]) -> Result<Secret, St
 /// The key of a slot that the recovery key opens.
 pub(super) fn recovery_key(key: &[u8; 32], salt: &[u8; SALT]) -> Result<Secret, StateError> {
     derive(salt, key, RECOVERY_INFO)
+}
+
+/// The key of a slot that a key server opens.
+pub(super) fn peer_key(key: &[u8; 32], salt: &[u8; SALT]) -> Result<Secret, StateError> {
+    derive(salt, key, PEER_INFO)
 }
 
 pub(super) fn random(bytes: &mut [u8]) -> Result<(), StateError> {

@@ -22,10 +22,11 @@ use zeroize::Zeroizing;
 use super::attempts::{self, Attempts};
 use super::key::{self, Cost, Secret, StateKey, random};
 use super::lineage::Current;
+use super::peer::{KeyServer, Known};
 use super::sheet::{self, Found, Header, SHEET, Sheet};
 use super::slot::{Image, Set, Slot, Way};
 use super::{Boot, LineageError, MIN_DISK, Opened, SLOTS, STORE, StateError, StateKeys, Upgrade};
-use crate::store::RequestId;
+use crate::store::{RequestId, Root};
 use crate::{Audit, Disk, Keys, Operators, Store, Window};
 
 /// Where the sheets are.
@@ -45,7 +46,8 @@ pub struct Sealed {
     pub(super) front_uid: u32,
     audit: Box<dyn Fn(&Audit<'_>) + Send + Sync>,
     disk: Arc<dyn Disk>,
-    boot: Boot,
+    pub(super) boot: Boot,
+    pub(super) key_server: Option<KeyServer>,
     private: Secret,
     public: [u8; 32],
     cost: Option<Cost>,
@@ -139,6 +141,7 @@ impl Sealed {
             audit: Box::new(audit),
             disk,
             boot,
+            key_server: None,
             private: Box::new(private),
             public,
             cost: None,
@@ -177,7 +180,8 @@ impl Sealed {
             OnDisk::Sealed { .. } => inner.until.saturating_duration_since(Instant::now()),
             _ => Duration::ZERO,
         };
-        SealStatus { disk, methods, wait_ms: milliseconds(wait), lineage }
+        let peer = self.key_server.as_ref().map(KeyServer::status);
+        SealStatus { disk, methods, wait_ms: milliseconds(wait), lineage, peer }
     }
 
     /// What somebody should know of the disk.
@@ -256,17 +260,17 @@ impl Sealed {
 
     /// Makes or opens; nobody sees yet that the state is open.
     pub(super) fn carry_out(&self, request: &UnsealRequest) -> Result<Option<Opened>, StateError> {
-        let Ok(_attempt) = self.attempt.try_lock() else { return Err(StateError::Busy) };
-        let on_disk = self.lock().on_disk.clone();
-        match (request, on_disk) {
+        let _attempt = self.begin()?;
+        match (request, self.on_disk()) {
             (_, OnDisk::Open) => Err(StateError::Open),
             (UnsealRequest::Create { .. }, OnDisk::Sealed { .. }) => Err(StateError::Occupied),
             (UnsealRequest::Create { method, recovery }, OnDisk::Blank { unfinished }) => {
                 let made = self.create(method, recovery, unfinished);
-                if made.is_err() {
+                if made.is_err() || matches!(method, NewMethod::Peer {}) {
                     self.look_again();
                 }
-                made.map(Some)
+                // Its key server opens it, and witnesses that.
+                made.map(|opened| Some(opened).filter(|_| !matches!(method, NewMethod::Peer {})))
             }
             (UnsealRequest::Open { .. }, OnDisk::Blank { .. }) => Err(StateError::Blank),
             (UnsealRequest::Open { key, at_least, upgrade }, OnDisk::Sealed { sheet, other, place }) => {
@@ -275,13 +279,32 @@ impl Sealed {
                 let next = self.successor(&sheet.current, upgrade.as_deref())?;
                 let sheets = Sheets { sheet, other, place, next };
                 let Some(attempt) = self.slot_key(&sheets.sheet, key)? else { return Ok(None) };
-                let opened = self.open(&sheets, &attempt, *at_least);
+                let known = Known { at_least: *at_least, witnessed: None };
+                let opened = self.open(&sheets, &attempt, &known);
                 if opened.is_err() && sheets.next.is_some() {
                     self.look_again();
                 }
                 opened.map(Some)
             }
         }
+    }
+
+    /// Keeps every other attempt out.
+    pub(super) fn begin(&self) -> Result<MutexGuard<'_, ()>, StateError> {
+        self.attempt.try_lock().map_err(|_| StateError::Busy)
+    }
+
+    pub(super) fn on_disk(&self) -> OnDisk {
+        self.lock().on_disk.clone()
+    }
+
+    pub(super) fn private_key(&self) -> &[u8; 32] {
+        &self.private
+    }
+
+    /// Refuses a state that was left to another image, repository or other operators.
+    pub(super) fn admits(&self, current: &Current) -> Result<(), StateError> {
+        Ok(current.admits(&self.boot, &self.operators)?)
     }
 
     /// Lets everybody know what [`Sealed::carry_out`] has done.
@@ -303,7 +326,7 @@ impl Sealed {
         upgrade: Option<&SignedStatement>,
     ) -> Result<Option<(Current, Upgrade)>, StateError> {
         let Some(signed) = upgrade else {
-            current.admits(&self.boot, &self.operators)?;
+            self.admits(current)?;
             return Ok(None);
         };
         let next = current.with(signed, &self.boot, &self.operators)?;
@@ -378,7 +401,12 @@ impl Sealed {
         Ok(enough.then(|| std::mem::take(given)))
     }
 
-    fn open(&self, sheets: &Sheets, (slot, key, wrong): &Try, at_least: u64) -> Result<Opened, StateError> {
+    pub(super) fn open(
+        &self,
+        sheets: &Sheets,
+        (slot, key, wrong): &Try,
+        known: &Known,
+    ) -> Result<Opened, StateError> {
         let Sheets { sheet, other, place, next } = sheets;
         let Some(state) = slot.open(&sheet.header.write(), key) else {
             let mut inner = self.lock();
@@ -392,10 +420,7 @@ impl Sealed {
             return Err(StateError::Altered);
         }
         let store = Store::open(self.store()?, keys(&state)?, None)?;
-        let found = store.root().epoch;
-        if found < at_least {
-            return Err(StateError::OlderCopy { found, expected: at_least });
-        }
+        known.admits(&sheet.header.identity, &store.root())?;
         let version = sheet.current.version;
         if version < store.lineage() {
             return Err(LineageError::OlderSheet { sheet: version, store: store.lineage() }.into());
@@ -405,13 +430,13 @@ impl Sealed {
             Some((current, _)) => self.write_successor(sheets, current, &sheet_key)?,
         };
         store.count_opening(sheet.current.version)?;
-        let epoch = store.root().epoch;
+        let root = store.root();
         drop(store);
         if next.is_some() || other.as_ref().is_none_or(|other| other.current != sheet.current) {
             self.put(SHEETS, other_place(place), &sheet.write())?;
         }
         let upgrade = next.as_ref().map(|(_, upgrade)| *upgrade);
-        Ok(Opened { lineage: sheet.current.version, upgrade, ..opened(&state, slot, epoch, false)? })
+        Ok(Opened { lineage: sheet.current.version, upgrade, ..opened(&state, slot, &root, false)? })
     }
 
     /// Writes the sheet that a statement has changed over the older one, and says where it is.
@@ -461,12 +486,15 @@ impl Sealed {
         }
         self.put(SHEETS, 0, &sheet::mark())?;
         let store = Store::create(place, keys(&state)?)?;
-        let epoch = store.root().epoch;
+        let root = store.root();
         drop(store);
         self.put(SHEETS, 1, &second)?;
         self.put(SHEETS, 0, &first)?;
         let slot = slots.first().ok_or(StateError::NoSuchWay)?;
-        opened(&state, slot, epoch, true)
+        if let (NewMethod::Peer {}, Some(server)) = (method, &self.key_server) {
+            server.made();
+        }
+        opened(&state, slot, &root, true)
     }
 
     /// The slots of a new state: the way that was asked for, and the recovery key.
@@ -490,6 +518,10 @@ impl Sealed {
             NewMethod::Shares { key, set, threshold, shares } => {
                 let set = Set::new(*set.as_bytes(), *threshold, *shares)?;
                 (Way::Shares(set), key::shares_key(key_bytes(key)?, &salt)?)
+            }
+            NewMethod::Peer {} => {
+                let server = self.key_server.as_ref().ok_or(StateError::NoKeyServer)?;
+                (Way::Peer(server.id), server.slot_key(&salt)?)
             }
         };
         let seal = |way, salt, key: &Secret| {
@@ -549,14 +581,14 @@ impl fmt::Debug for Sealed {
 }
 
 /// A slot, the key to try it with, and what it means when it does not open.
-type Try = (Slot, Secret, fn() -> StateError);
+pub(super) type Try = (Slot, Secret, fn() -> StateError);
 
-struct Sheets {
-    sheet: Arc<Sheet>,
-    other: Option<Arc<Sheet>>,
-    place: usize,
+pub(super) struct Sheets {
+    pub(super) sheet: Arc<Sheet>,
+    pub(super) other: Option<Arc<Sheet>>,
+    pub(super) place: usize,
     /// What a statement makes of it.
-    next: Option<(Current, Upgrade)>,
+    pub(super) next: Option<(Current, Upgrade)>,
 }
 
 fn other_place(place: usize) -> usize {
@@ -653,17 +685,18 @@ fn keys(state: &StateKey) -> Result<Keys, StateError> {
     Keys::derive(state.vault()?).map_err(|_| StateError::Derive)
 }
 
-fn opened(state: &StateKey, slot: &Slot, epoch: u64, fresh: bool) -> Result<Opened, StateError> {
+fn opened(state: &StateKey, slot: &Slot, root: &Root, fresh: bool) -> Result<Opened, StateError> {
     let volumes = Zeroizing::new(**state.volumes()?);
     let keys = StateKeys { vault: state.vault()?, volumes };
     let opened_by = Digest::of(slot.write());
-    Ok(Opened { keys, fresh, opened_by, epoch, lineage: 1, upgrade: None })
+    Ok(Opened { keys, fresh, opened_by, epoch: root.epoch, root: root.digest, lineage: 1, upgrade: None })
 }
 
 fn method(slot: &Slot, given: &[Share]) -> Method {
     match slot.way {
         Way::Passphrase(_) => Method::Passphrase,
         Way::Recovery => Method::Recovery,
+        Way::Peer(_) => Method::Peer,
         Way::Shares(Set { id, threshold, shares }) => Method::Shares {
             set: id.into(),
             threshold,

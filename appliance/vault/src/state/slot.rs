@@ -2,14 +2,14 @@
 //!
 //! ```text
 //! offset  length
-//!      0       1  kind: 1 passphrase, 2 shares, 3 recovery key
+//!      0       1  kind: 1 passphrase, 2 shares, 3 recovery key, 4 key server
 //!      1       1  shares: how many are needed
 //!      2       1  shares: how many there are
 //!      3       1  passphrase: version of Argon2, 0x13
 //!      4       4  passphrase: KiB of memory
 //!      8       4  passphrase: passes
 //!     12       4  passphrase: lanes, 1
-//!     16       8  shares: the set
+//!     16       8  shares: the set; key server: the beginning of the SHA-256 of its Ed25519 public key
 //!     24      16  salt
 //!     40       8  version of the key
 //!     48       8  version of the lineage
@@ -46,6 +46,8 @@ pub(super) enum Way {
     Passphrase(Cost),
     Shares(Set),
     Recovery,
+    /// The key server with this beginning of its key's digest.
+    Peer([u8; 8]),
 }
 
 /// A division of a key into shares.
@@ -148,6 +150,7 @@ impl Slot {
             1 if version == ARGON2_VERSION && lanes == 1 => Way::Passphrase(Cost::new(memory, passes)?),
             2 => Way::Shares(Set::new(id, threshold, shares).ok()?),
             3 => Way::Recovery,
+            4 => Way::Peer(id),
             _ => return None,
         };
         let salt = take(rest)?;
@@ -168,6 +171,7 @@ impl Slot {
             Way::Passphrase(cost) => (1, 0, 0, ARGON2_VERSION, [cost.memory(), cost.passes(), 1], [0; 8]),
             Way::Shares(set) => (2, set.threshold, set.shares, 0, [0; 3], set.id),
             Way::Recovery => (3, 0, 0, 0, [0; 3], [0; 8]),
+            Way::Peer(id) => (4, 0, 0, 0, [0; 3], *id),
         };
         let mut bytes = Vec::with_capacity(SLOT);
         bytes.extend([kind, threshold, shares, version]);
