@@ -57,6 +57,8 @@ pub struct Told {
     pub launched: bool,
     /// Epoch of its state on disk; 0 in memory.
     pub epoch: u64,
+    /// Version of that state's lineage.
+    pub lineage: u64,
 }
 
 impl Told {
@@ -79,7 +81,10 @@ impl Told {
             Machine { cpus: 2, memory_mib: 2048 }.event(),
             match std::num::NonZeroU64::new(self.epoch) {
                 None => State::memory(),
-                Some(epoch) => State::Disk { fresh: false, key: word(simulated::DIGEST), epoch },
+                Some(epoch) => {
+                    let (key, lineage) = (word(simulated::DIGEST), self.lineage.try_into().unwrap());
+                    State::Disk { fresh: false, key, epoch, lineage }
+                }
             }
             .event(),
             Image {
@@ -266,6 +271,7 @@ impl World {
             binding: None,
             launched: true,
             epoch: 0,
+            lineage: 1,
         }
     }
 
