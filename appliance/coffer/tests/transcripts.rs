@@ -4,7 +4,8 @@
 //! printed (`> `), what it said on stderr (`! `) and the exit code (`= `). The first words of a file may be `world: github`
 //! or `world: appliance`: then a development GitHub has a release attestation of acme/shop, and an appliance answers. With `world: sealed
 //! DISK ATTESTED EPOCH` the release is of an earlier boot, on a state of epoch ATTESTED, and the appliance waits: with a blank disk, or with
-//! one whose state is of epoch EPOCH and opens with a passphrase or shares.
+//! one whose state is of epoch EPOCH and opens with a passphrase or shares. With `peer` it is blank and there is a key server that knows EPOCH,
+//! with `refused-peer` one that refuses.
 //! Nothing of this environment reaches `coffer`. `SNAPSHOTS=overwrite cargo test -p coffer --test transcripts` writes what
 //! is printed now.
 
@@ -129,6 +130,10 @@ fn replayed(text: &str) -> Option<String> {
                 "blank" => Seal::blank(),
                 "passphrase" => Seal::passphrase(epoch),
                 "shares" => Seal::shares(epoch),
+                "peer" => Seal::peer(Ok(epoch)),
+                "refused-peer" => Seal::peer(Err(
+                    "the key server http://keys.example:7443: refused: measurement: rtmr2: is another",
+                )),
                 other => panic!("{other}"),
             };
             appliance = Simulated::start();

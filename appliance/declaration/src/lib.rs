@@ -30,15 +30,16 @@ mod value;
 mod yaml;
 
 pub use cofferdam_protocol::{
-    Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME, SecretRef,
+    Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME,
+    SecretRef,
 };
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
 pub use limits::{
     Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
 };
 pub use model::{
-    Attestation, Auth, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, KeyServer, Login, Membership, Operator, Port,
-    Registry, Restart, SecretFile, Service, StateSource, Token, Value,
+    Attestation, Auth, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, KeyServer, Login, Membership,
+    Operator, Port, Registry, Restart, SecretFile, Service, StateSource, Token, Value,
 };
 pub use read::MAX_SERVICES;
 pub use rules::APPLIANCE_NAMESPACE;

@@ -12,7 +12,9 @@ use cofferdam_protocol::{
 use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
-use crate::model::{Attestation, Declaration, Github, KeyServer, Login, Operator, Registry, StateSource, Token};
+use crate::model::{
+    Attestation, Declaration, Github, KeyServer, Login, Operator, Registry, StateSource, Token,
+};
 use crate::read_network;
 use crate::read_service;
 use crate::rules;
@@ -247,7 +249,11 @@ fn state(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
     let (message, hint) = match (text.as_str(), peers) {
         ("operator", None) => return Some(StateSource::Operator),
         ("operator", Some(peers)) => {
-            errors.hinted(peers.place, "`peers` goes with `provider: peer`", "remove it, or write `provider: peer`");
+            errors.hinted(
+                peers.place,
+                "`peers` goes with `provider: peer`",
+                "remove it, or write `provider: peer`",
+            );
             return None;
         }
         ("peer", Some(peers)) => return peer(peers, errors),
@@ -266,7 +272,11 @@ fn state(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
 fn peer(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
     let items = fields::list(node, "`peers`", errors)?;
     let [item] = items else {
-        errors.hinted(node.place, format!("`peers` has {} key servers instead of one", items.len()), "name one");
+        errors.hinted(
+            node.place,
+            format!("`peers` has {} key servers instead of one", items.len()),
+            "name one",
+        );
         return None;
     };
     let fields = Fields::open(item, "a key server", keys::PEER, &[], errors)?;
@@ -278,7 +288,11 @@ fn peer(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
     let ca = ca_node.map(|node| pem(node, errors));
     let url = http_url(url?, errors)?;
     if let (Some(node), false) = (ca_node, url.is_https()) {
-        errors.hinted(node.place, "`ca` is for an https URL", "remove it: answers bear the server's signature");
+        errors.hinted(
+            node.place,
+            "`ca` is for an https URL",
+            "remove it: answers bear the server's signature",
+        );
         return None;
     }
     Some(StateSource::Peer(Box::new(KeyServer { url, key: key?, ca: optional(ca)? })))

@@ -167,7 +167,14 @@ fn a_false_server_neither_opens_a_state_nor_chooses_the_key_of_a_new_one() {
         }
     }
     assert!(find(&disk).unwrap().peer_news(PUBLISH, &PeerNews::Look {}).is_none(), "none is declared");
-    let weak = find(&disk).unwrap().with_key_server(&{ let mut key = [0; 32]; key[0] = 1; key }, PUBLISH);
+    let weak = find(&disk).unwrap().with_key_server(
+        &{
+            let mut key = [0; 32];
+            key[0] = 1;
+            key
+        },
+        PUBLISH,
+    );
     assert!(weak.is_err());
 }
 

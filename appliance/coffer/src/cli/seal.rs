@@ -12,7 +12,8 @@ pub(crate) enum Seal {
     #[command(
         after_help = "The recovery key is printed first, once: keep it. The passphrase is prompted for, or read from standard \
         input.\n\nExamples:\n  coffer seal init acme/app > recovery.txt\n  \
-        coffer seal init acme/app --shares 3 --threshold 2 --recovery-out recovery.txt"
+        coffer seal init acme/app --shares 3 --threshold 2 --recovery-out recovery.txt\n  \
+        coffer seal init acme/app --peer > recovery.txt"
     )]
     Init(Box<SealInit>),
     /// Show whether the state is open, and what opens it
@@ -56,6 +57,9 @@ pub(crate) struct SealInit {
     pub(crate) appliance: Appliance,
     #[command(flatten)]
     pub(crate) division: Option<Division>,
+    /// Open it with the key of the declared key server from now on, instead of asking for a passphrase
+    #[arg(long, conflicts_with_all = ["shares", "threshold"], help_heading = OWN)]
+    pub(crate) peer: bool,
     /// Write the recovery key to a new file that only you can read, instead of printing it
     #[arg(long, value_name = "FILE", help_heading = OWN)]
     pub(crate) recovery_out: Option<PathBuf>,

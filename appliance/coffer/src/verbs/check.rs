@@ -20,6 +20,13 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
         Ok(declaration) => {
             let services: Vec<&str> =
                 declaration.services.iter().map(|service| service.name.as_str()).collect();
+            let (state, kept) = match declaration.state {
+                StateSource::Memory => ("memory", "in memory only, lost at power-off"),
+                StateSource::Operator => {
+                    ("operator", "on the state disk, opened by an operator at each boot")
+                }
+                StateSource::Peer(_) => ("peer", "on the state disk, opened by a key server at each boot"),
+            };
             let text = format!(
                 "{}: {} with {} service{}: {}\nstate: {}\n",
                 path.display(),
@@ -27,12 +34,9 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
                 services.len(),
                 if services.len() == 1 { "" } else { "s" },
                 services.join(", "),
-                match declaration.state {
-                    StateSource::Memory => "in memory only, lost at power-off",
-                    StateSource::Operator => "on the state disk, opened by an operator at each boot",
-                }
+                kept
             );
-            let (repository, state) = (declaration.repository.to_string(), declaration.state);
+            let repository = declaration.repository.to_string();
             ui.result(
                 &text,
                 json!({ "valid": true, "repository": repository, "services": services, "state": state }),

@@ -39,7 +39,7 @@ pub(crate) fn secret(cli: &Cli) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
             secret::read_value(name, *keep_newline, cli.global.no_input).map(Some)
         }
         Verb::Unseal(options) => unseal::read_key(options, cli.global.no_input).map(Some),
-        Verb::Seal { action: cli::Seal::Init(options) } if options.division.is_none() => {
+        Verb::Seal { action: cli::Seal::Init(options) } if options.division.is_none() && !options.peer => {
             seal::read_passphrase(options, cli.global.no_input).map(Some)
         }
         _ => Ok(None),

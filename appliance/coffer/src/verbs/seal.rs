@@ -6,7 +6,8 @@ use std::time::Duration;
 use cofferdam_attest::shares;
 use cofferdam_protocol::hex;
 use cofferdam_protocol::unseal::{
-    MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, SealDisk, SealStatus, SecretBytes, UnsealRequest,
+    MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, PeerStatus, SealDisk, SealStatus, SecretBytes,
+    UnsealRequest,
 };
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -19,7 +20,7 @@ use crate::files;
 use crate::hidden;
 use crate::operator_key::OperatorKey;
 use crate::seal_text::{self, Set};
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
 use crate::within;
 
 /// A new passphrase: asked for twice where somebody is asked.
@@ -47,13 +48,17 @@ pub(super) async fn init(
     if let Some(path) = options.recovery_out.as_deref().filter(|path| path.exists()) {
         return Err(Failure::usage(format!("{} already exists", path.display())));
     }
-    let method = FirstWay::new(options.division.as_ref(), passphrase)?;
+    let method = match options.peer {
+        true => FirstWay::Peer,
+        false => FirstWay::new(options.division.as_ref(), passphrase)?,
+    };
     let target =
         within(limit, Target::find(ui, &options.appliance, options.elsewhere.declaration.as_deref())).await?;
     let found = within(limit, target.look(&key)).await?;
     target.introduce(&found);
-    blank(found, repository)?;
-    let attested = within(limit, target.witness(&options.elsewhere)).await?.epoch;
+    let waiting = blank(found, repository)?;
+    let witnessed = key_server(&waiting.status, options.peer)?;
+    let attested = within(limit, target.witness(&options.elsewhere)).await?.epoch.max(witnessed);
     if attested > 0 && !options.accept_loss {
         return Err(lost(attested, &format!("coffer seal init {repository}")));
     }
@@ -70,12 +75,15 @@ pub(super) async fn init(
     );
     match sent.await?.map(|status| status.disk) {
         Some(SealDisk::Open) => ui.note("the state is made; the appliance launches …"),
+        Some(SealDisk::Sealed) if options.peer => {
+            ui.note("the state is made; its key server opens it, and the appliance launches …");
+        }
         None => {
             ui.note("the connection was lost; looking whether the state was made: keep the printed keys …")
         }
         Some(_) => return Err(Failure::failed("the appliance took the keys, and its state is not open")),
     }
-    let epoch = target.launched(&key, limit).await?;
+    let epoch = target.launched(&key, options.peer, limit).await?;
     // The keys were the result.
     ui.note(open_result(epoch).0.trim_end());
     Ok(())
@@ -98,7 +106,14 @@ pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::Opera
     ui.result(&table(status), to_json(status));
     let repository = &appliance.repository;
     let (what, hint) = match status.disk {
-        SealDisk::Blank => ("the state disk is blank", format!("coffer seal init {repository}")),
+        SealDisk::Blank => {
+            let by_peer = if status.peer.is_some() { " --peer" } else { "" };
+            ("the state disk is blank", format!("coffer seal init {repository}{by_peer}"))
+        }
+        SealDisk::Sealed if status.peer.is_some() => (
+            "the state is sealed",
+            format!("its key server opens it; without it: coffer unseal {repository} --recovery"),
+        ),
         SealDisk::Sealed => ("the state is sealed", format!("coffer unseal {repository}")),
         SealDisk::Open => return Ok(()),
     };
@@ -108,6 +123,7 @@ pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::Opera
 /// The first way to open the new state.
 enum FirstWay {
     Passphrase(Zeroizing<Vec<u8>>),
+    Peer,
     Shares { key: Zeroizing<[u8; shares::KEY]>, set: Set, threshold: u8, shares: Vec<shares::Share> },
 }
 
@@ -129,7 +145,7 @@ impl FirstWay {
 
     fn shares(&self) -> Vec<Zeroizing<String>> {
         match self {
-            Self::Passphrase(_) => Vec::new(),
+            Self::Passphrase(_) | Self::Peer => Vec::new(),
             Self::Shares { set, shares, .. } => {
                 shares.iter().map(|share| seal_text::share(set, share)).collect()
             }
@@ -139,11 +155,29 @@ impl FirstWay {
     fn into_new(self) -> NewMethod {
         match self {
             Self::Passphrase(passphrase) => NewMethod::Passphrase { passphrase: SecretBytes(passphrase) },
+            Self::Peer => NewMethod::Peer {},
             Self::Shares { key, set, threshold, shares } => {
                 // At most 16, as the command line says.
                 let shares = u8::try_from(shares.len()).unwrap_or(u8::MAX);
                 NewMethod::Shares { key: secret(key.as_slice()), set, threshold, shares }
             }
+        }
+    }
+}
+
+/// What the key server knows of a state, 0 for nothing; insists that the appliance has its key, or none where it is not to open the state.
+fn key_server(status: &SealStatus, wanted: bool) -> Outcome<u64> {
+    match (&status.peer, wanted) {
+        (None, false) => Ok(0),
+        (None, true) => Err(Failure::failed("the declaration names no key server")
+            .hint("declare `state: {provider: peer, peers: […]}`, or leave out --peer")),
+        (Some(_), false) => Err(Failure::usage("the declaration names a key server that opens the state")
+            .hint("say --peer, or declare `state: {provider: operator}`")),
+        (Some(PeerStatus { has_key: true, epoch, .. }), true) => Ok(epoch.unwrap_or(0)),
+        (Some(PeerStatus { trouble, .. }), true) => {
+            let why = trouble.as_deref().unwrap_or("it has not answered yet");
+            Err(Failure::new(Code::NotReady, format!("no key of the key server: {}", printable(why)))
+                .hint("its console says what to do; the appliance asks again by itself"))
         }
     }
 }
@@ -241,11 +275,18 @@ fn table(status: &SealStatus) -> String {
         let _ = match method {
             Method::Passphrase => writeln!(text, "  passphrase"),
             Method::Recovery => writeln!(text, "  recovery key"),
+            Method::Peer => writeln!(text, "  key server"),
             Method::Shares { set, threshold, shares, given } => {
                 let set = hex::encode(set.as_bytes());
                 writeln!(text, "  shares        {given} given, {threshold} of {shares} open it, set {set}")
             }
         };
+    }
+    if let Some(peer) = &status.peer {
+        let key = if peer.has_key { "its key is there" } else { "no key of it yet" };
+        let known = peer.epoch.map(|epoch| format!("; it knows epoch {epoch}")).unwrap_or_default();
+        let trouble = peer.trouble.as_deref().map(|trouble| format!("\n  {}", printable(trouble)));
+        let _ = writeln!(text, "key server: {key}{known}{}", trouble.unwrap_or_default());
     }
     if status.wait_ms > 0 {
         let _ = writeln!(text, "the next attempt is looked at in {} s", status.wait_ms.div_ceil(1000));
@@ -255,5 +296,9 @@ fn table(status: &SealStatus) -> String {
 
 fn to_json(status: &SealStatus) -> Value {
     let methods = serde_json::to_value(&status.methods).unwrap_or_default();
-    json!({ "state": word(status.disk), "methods": methods, "wait_ms": status.wait_ms })
+    let mut object = json!({ "state": word(status.disk), "methods": methods, "wait_ms": status.wait_ms });
+    if let Some(peer) = &status.peer {
+        set(&mut object, "peer", serde_json::to_value(peer).unwrap_or_default());
+    }
+    object
 }

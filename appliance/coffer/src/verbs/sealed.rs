@@ -23,7 +23,7 @@ use crate::files;
 use crate::operator_key::OperatorKey;
 use crate::source::Source;
 use crate::trust::Trust;
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
 use crate::witness::{self, Witness};
 
 /// Between two looks at an appliance that is about to launch.
@@ -128,11 +128,16 @@ impl<'a> Target<'a> {
 
     /// Waits until the appliance has launched, at most `limit`; the epoch of its state. While its roles start anew it may be out of
     /// reach; a refusal ends the wait.
-    pub(super) async fn launched(&self, key: &OperatorKey, limit: Duration) -> Outcome<u64> {
+    /// With `by_peer` a key server opens it meanwhile.
+    pub(super) async fn launched(&self, key: &OperatorKey, by_peer: bool, limit: Duration) -> Outcome<u64> {
         let until = Instant::now() + limit;
         loop {
             let last = match tokio::time::timeout_at(until, self.look(key)).await {
                 Ok(Ok(Found::Launched { epoch, .. })) => return Ok(epoch),
+                Ok(Ok(Found::Waiting(waiting))) if waiting.status.disk == SealDisk::Sealed && by_peer => {
+                    let trouble = waiting.status.peer.and_then(|peer| peer.trouble);
+                    printable(trouble.as_deref().unwrap_or("its key server opens it"))
+                }
                 Ok(Ok(Found::Waiting(waiting))) if waiting.status.disk != SealDisk::Open => {
                     return Err(Failure::new(Code::NotReady, "the state is not open")
                         .hint(format!("coffer seal status {}", self.options.repository)));
@@ -145,7 +150,7 @@ impl<'a> Target<'a> {
             if Instant::now() + LOOK >= until {
                 return Err(Failure::new(
                     Code::NotReady,
-                    format!("the state is open, and the appliance has not launched within {limit:?}: {last}"),
+                    format!("the appliance has not launched within {limit:?}: {last}"),
                 )
                 .hint(format!("coffer status {}; --timeout sets the limit", self.options.repository)));
             }

@@ -76,7 +76,7 @@ pub(super) async fn run(
             Some(_) => return more_shares(ui, sent.iter().flat_map(|status| &status.methods)),
         }
     }
-    let (text, value) = open_result(target.launched(&key, limit).await?);
+    let (text, value) = open_result(target.launched(&key, false, limit).await?);
     ui.result(&text, value);
     Ok(())
 }
@@ -128,7 +128,8 @@ fn has_way(
     at_least: u64,
     repository: &cofferdam_protocol::Repository,
 ) -> Outcome {
-    let hint = format!("coffer seal init {repository}");
+    let by_peer = if waiting.status.peer.is_some() { " --peer" } else { "" };
+    let hint = format!("coffer seal init {repository}{by_peer}");
     match waiting.status.disk {
         SealDisk::Open => return Ok(()),
         SealDisk::Blank if at_least > 0 => return Err(lost(at_least, &hint)),
@@ -143,6 +144,8 @@ fn has_way(
         Method::Passphrase => way == Way::Passphrase,
         Method::Shares { .. } => way == Way::Share,
         Method::Recovery => way == Way::Recovery,
+        // It opens the state by itself.
+        Method::Peer => false,
     };
     if waiting.status.methods.iter().any(is) {
         return Ok(());
@@ -151,6 +154,7 @@ fn has_way(
         Method::Passphrase => "a passphrase",
         Method::Shares { .. } => "shares (--share)",
         Method::Recovery => "the recovery key (--recovery)",
+        Method::Peer => "its key server, by itself",
     });
     let ways: Vec<&str> = ways.collect();
     Err(Failure::usage(format!("this state is not opened so; it opens with {}", ways.join(" or "))))

@@ -3,7 +3,7 @@
 use cofferdam_attest::operator;
 use cofferdam_attest::shares::{self, Share};
 use cofferdam_protocol::unseal::{
-    Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey, UnsealRequest,
+    Method, NewMethod, OpeningKey, PeerStatus, SealDisk, SealStatus, SealedKey, UnsealRequest,
 };
 use cofferdam_protocol::{Base64Array, base64};
 use zeroize::Zeroizing;
@@ -30,6 +30,8 @@ pub struct Seal {
     pub keys: usize,
     /// Whether the connection is closed instead of an answer to a key.
     pub breaks: bool,
+    /// What there is of a key server.
+    pub peer: Option<PeerStatus>,
 }
 
 impl Seal {
@@ -47,6 +49,7 @@ impl Seal {
             wait_ms: 0,
             keys: 0,
             breaks: false,
+            peer: None,
         }
     }
 
@@ -54,6 +57,17 @@ impl Seal {
     pub fn passphrase(epoch: u64) -> Self {
         let (passphrase, recovery) = (Some(PASSPHRASE.into()), RECOVERY.to_vec());
         Self { disk: SealDisk::Sealed, epoch, passphrase, recovery, ..Self::blank() }
+    }
+
+    /// Blank, with a key server that knows this epoch, or with what stands in the way of it.
+    pub fn peer(known: Result<u64, &str>) -> Self {
+        let peer = match known {
+            Ok(epoch) => {
+                PeerStatus { has_key: true, epoch: Some(epoch).filter(|epoch| *epoch > 0), trouble: None }
+            }
+            Err(trouble) => PeerStatus { has_key: false, epoch: None, trouble: Some(trouble.to_owned()) },
+        };
+        Self { peer: Some(peer), ..Self::blank() }
     }
 
     /// Sealed with two of three shares.
@@ -77,7 +91,7 @@ impl Seal {
         let passphrase = self.passphrase.as_ref().map(|_| Method::Passphrase);
         let methods = passphrase.into_iter().chain(shares).chain([Method::Recovery]);
         let methods = methods.filter(|_| sealed).collect();
-        SealStatus { disk: self.disk, methods, wait_ms: self.wait_ms, lineage: None, peer: None }
+        SealStatus { disk: self.disk, methods, wait_ms: self.wait_ms, lineage: None, peer: self.peer.clone() }
     }
 
     /// The answer to a body: without one the status is asked for. What opens the state launches the appliance.
@@ -110,6 +124,7 @@ impl Seal {
                     NewMethod::Shares { key, set, threshold, shares } => {
                         self.divided = Some((key.0[..].try_into().unwrap(), set, threshold, shares));
                     }
+                    NewMethod::Peer {} => assert!(self.peer.as_ref().unwrap().has_key),
                 }
                 (self.disk, self.epoch) = (SealDisk::Open, 1);
                 return None;

@@ -108,6 +108,12 @@ fn stuck(why: &str) -> ! {
     }
 }
 
+/// What the roles read about a declaration while the state is closed.
+#[cfg(test)]
+pub(crate) fn waiting_facts(declaration: &cofferdam_declaration::Declaration) -> crate::roles::facts::Facts {
+    services::before_launch(declaration)
+}
+
 /// What the roles read about a declaration in the first boot of an appliance.
 #[cfg(test)]
 pub(crate) fn first_facts(declaration: &cofferdam_declaration::Declaration) -> crate::roles::facts::Facts {

@@ -3,13 +3,13 @@
 use std::net::Ipv4Addr;
 use std::path::Path;
 
-use cofferdam_declaration::{Declaration, Service};
+use cofferdam_declaration::{Declaration, Service, StateSource};
 
 use super::numbers::{Exhausted, Numbers};
 use super::partition::{self, TooLittle};
 use crate::paths;
 use crate::roles::PUBLISH;
-use crate::roles::facts::{Facts, Grant, OperatorFacts, Place, ServiceFacts};
+use crate::roles::facts::{Facts, Grant, KeyServerFacts, OperatorFacts, Place, ServiceFacts};
 use crate::system::cgroup;
 
 /// Why a declaration cannot run on this machine.
@@ -75,6 +75,7 @@ pub(super) fn resolve(
         tokens: declaration.tokens.clone(),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
+        key_server: None,
         registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
         networks: declaration.networks().into_iter().map(str::to_owned).collect(),
@@ -89,11 +90,17 @@ pub(super) fn before_launch(declaration: &Declaration) -> Facts {
         tokens: Vec::new(),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
+        key_server: key_server(declaration),
         registries: Vec::new(),
         grants: Vec::new(),
         networks: Vec::new(),
         services: Vec::new(),
     }
+}
+
+fn key_server(declaration: &Declaration) -> Option<KeyServerFacts> {
+    let StateSource::Peer(server) = &declaration.state else { return None };
+    Some(KeyServerFacts { url: server.url.clone(), key: *server.key.public(), ca: server.ca.clone() })
 }
 
 fn operators(declaration: &Declaration) -> Vec<OperatorFacts> {

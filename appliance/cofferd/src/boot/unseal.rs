@@ -1,8 +1,8 @@
 //! Stage `unseal`: the appliance has its state, and with it the vault's key and the numbers of its services.
 //!
 //! Without a disk for it the state is in memory, made anew at each boot. With one, the vault, `evidence` and `front` run in this stage,
-//! and `publish` to fetch the collateral of the evidence; nobody else does: an operator appraises the appliance on their very connection and sends what opens the disk, which only the vault can
-//! read. It opens the state, authenticates it as a whole, hands its key to PID 1 ([`handover`]) and ends. Then they are
+//! and `publish` to fetch the collateral of the evidence and to ask a key server; nobody else does: an operator appraises the appliance on their very connection and sends what opens the disk, which only the vault can
+//! read, and so does a key server. It opens the state, authenticates it as a whole, hands its key to PID 1 ([`handover`]) and ends. Then they are
 //! ended, and how the state is kept and what opened it is measured before anything uses it: the statement first, where an operator let
 //! this image have the state of another one.
 
@@ -96,7 +96,7 @@ pub(crate) struct Unsealed {
 /// [`UnsealError`].
 pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unsealed, UnsealError> {
     let (tls, tls_key) = keys::tls()?;
-    match measured.declaration.state {
+    match &measured.declaration.state {
         StateSource::Memory => {
             measured.measure(&payload::State::memory())?;
             let numbers = Numbers::default();
@@ -109,7 +109,7 @@ pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unse
                 numbers,
             })
         }
-        StateSource::Operator => {
+        StateSource::Operator | StateSource::Peer(_) => {
             let disk = open()?;
             let Handover { vault, opened_by, epoch, fresh, lineage, upgrade } =
                 wait(boot, measured, &disk, &tls, tls_key)?;
@@ -162,7 +162,10 @@ fn wait(
         }
         launch::await_socket(boot, role);
     }
-    say("sealed: an operator opens the state with `coffer unseal`");
+    match &measured.declaration.state {
+        StateSource::Peer(server) => say(&format!("sealed: the key server {} opens the state", server.url)),
+        _ => say("sealed: an operator opens the state with `coffer unseal`"),
+    }
     boot.supervisor.run_until_done(VAULT.name());
     boot.supervisor.run_until(ANSWER, || false);
     boot.supervisor.release(&WAITING.map(Role::name));

@@ -6,7 +6,7 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use cofferdam_declaration::{Attestation, Github, Port, Registry, SecretRef, Service, Token};
+use cofferdam_declaration::{Attestation, Github, HttpUrl, Port, Registry, SecretRef, Service, Token};
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_workload::dns::Names;
@@ -34,6 +34,8 @@ pub(crate) struct Facts {
     pub(crate) github: Github,
     /// Where collateral comes from.
     pub(crate) attestation: Attestation,
+    /// Who releases the key of the state, while it is closed.
+    pub(crate) key_server: Option<KeyServerFacts>,
     /// What is known about the registries of images.
     pub(crate) registries: Vec<Registry>,
     /// Who may lease what: the services and `publish`.
@@ -65,6 +67,19 @@ pub(crate) struct OperatorFacts {
     /// The Ed25519 public key, in hex.
     #[serde(with = "hex")]
     pub(crate) key: [u8; 32],
+}
+
+/// A key server.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct KeyServerFacts {
+    /// Where it is.
+    pub(crate) url: HttpUrl,
+    /// The Ed25519 public key that signs its answers, in hex.
+    #[serde(with = "hex")]
+    pub(crate) key: [u8; 32],
+    /// The only certificate authorities for an https URL, in PEM.
+    pub(crate) ca: Option<String>,
 }
 
 /// One secret that one peer may lease.

@@ -1,4 +1,5 @@
-//! Role `publish`: collateral from the provisioning certification service, release attestations to GitHub.
+//! Role `publish`: collateral from the provisioning certification service, release attestations to GitHub, and, while the state is
+//! closed, the way to its key server.
 //!
 //! Outbound only: it opens no port and no socket. It holds the GitHub token for as long as one release takes, and no
 //! other secret. What it writes for others is public: the collateral that `front` adds to evidence,
@@ -11,6 +12,7 @@
 //! server says so, and stops nothing else.
 
 mod collateral;
+mod key_server;
 mod pck;
 mod release;
 mod status;
@@ -42,7 +44,7 @@ use crate::paths;
 use crate::roles::Role;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, ask};
-use crate::roles::facts::{self, Facts, FactsError};
+use crate::roles::facts::{self, Facts, FactsError, KeyServerFacts};
 use crate::system::client::vault::{self, LeaseError};
 use crate::system::files;
 
@@ -79,8 +81,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let waits = facts::appliance(Path::new(paths::APPLIANCE))?.state == State::Sealed;
     runtime.block_on(async {
         if waits {
-            let (sender, _known) = watch::channel(Err("it has not been fetched yet".to_owned()));
-            keep_collateral(&settings, &Paths::default(), sender).await;
+            wait(settings, Paths::default()).await;
         } else {
             serve(settings, Paths::default()).await;
         }
@@ -96,6 +97,7 @@ struct Settings {
     token: Option<SecretRef>,
     pcs: String,
     pcs_ca: Option<String>,
+    key_server: Option<KeyServerFacts>,
 }
 
 impl Settings {
@@ -106,6 +108,7 @@ impl Settings {
             token: facts.github.token,
             pcs: facts.attestation.collateral.to_string(),
             pcs_ca: facts.attestation.ca,
+            key_server: facts.key_server,
         }
     }
 }
@@ -142,6 +145,17 @@ impl Paths {
 /// Collateral as far as it is known: the thing itself and until when it is in date (seconds since the Unix epoch), or
 /// why there is none.
 type Known = Result<(Arc<Collateral>, u64), String>;
+
+/// While the state is closed: collateral for operators' evidence and for the key server's, if there is one.
+async fn wait(settings: Settings, paths: Paths) {
+    let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
+    let asking = async {
+        if let Some(server) = &settings.key_server {
+            key_server::keep_asking(server, &paths, known).await;
+        }
+    };
+    tokio::join!(keep_collateral(&settings, &paths, sender), asking);
+}
 
 /// Both loops, until the task is dropped.
 async fn serve(settings: Settings, paths: Paths) {

@@ -8,7 +8,7 @@
 //! that it outlives this process and not the machine. A store that does not open is never replaced: the role then stays, answers
 //! every request with the reason, and holds no key that opens anything.
 //!
-//! While the state disk is closed, it serves operators and waits for one who opens it ([`sealed`]).
+//! While the state disk is closed, it serves operators, hears what the key server says, and waits for who opens it ([`sealed`]).
 
 mod listen;
 mod sealed;
@@ -65,11 +65,13 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let handed = SecretMemory::open(handed).context("what is at descriptor 3 is no key")?;
     let memory = SecretKeys::new().context("no memory for the keys")?;
     role.confine().context("cannot confine the role")?;
-    let rules = rules(&Facts::read(Path::new(paths::FACTS))?)?;
+    let facts = Facts::read(Path::new(paths::FACTS))?;
+    let rules = rules(&facts)?;
     let appliance = facts::appliance(Path::new(paths::APPLIANCE))?;
     let state = appliance.state;
     if state == State::Sealed {
-        return sealed::run(appliance, rules, disk.context("no disk at descriptor 4")?, handed);
+        let disk = disk.context("no disk at descriptor 4")?;
+        return sealed::run(appliance, rules, facts.key_server, disk, handed);
     }
     let keys = Keys::derive_into(Box::new(memory), take_key(handed)?)?;
     let opened = match (state, disk) {

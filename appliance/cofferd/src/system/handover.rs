@@ -129,7 +129,7 @@ mod tests {
     fn opened(fresh: bool, upgrade: Option<Used>) -> Opened {
         let vault = MasterKey::take(&mut [1; 32]);
         let keys = StateKeys { vault, volumes: [8; 32].into() };
-        Opened { keys, fresh, opened_by: Digest::of(b"slot"), epoch: 7, lineage: 3, upgrade }
+        Opened { keys, fresh, opened_by: Digest::of(b"slot"), epoch: 7, root: [5; 32], lineage: 3, upgrade }
     }
 
     #[test]

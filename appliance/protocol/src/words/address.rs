@@ -229,7 +229,8 @@ impl FromStr for HttpUrl {
 
     fn from_str(text: &str) -> Result<Self, WordError> {
         let wrong = |why: &str| WordError::new(format!("not an http or https URL: {why}"));
-        let found = ["http://", "https://"].into_iter().find_map(|scheme| Some((scheme, text.strip_prefix(scheme)?)));
+        let found =
+            ["http://", "https://"].into_iter().find_map(|scheme| Some((scheme, text.strip_prefix(scheme)?)));
         let (scheme, rest) = found.ok_or_else(|| wrong("it does not start with http:// or https://"))?;
         check_url(rest).map(|rest| Self(format!("{scheme}{rest}"))).map_err(wrong)
     }

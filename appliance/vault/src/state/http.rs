@@ -20,8 +20,8 @@ use axum::extract::{Extension, State};
 use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
-use cofferdam_protocol::operator::{LOGS, SECRETS, STATUS};
 use cofferdam_protocol::keyserve::{PEER, PeerNews};
+use cofferdam_protocol::operator::{LOGS, SECRETS, STATUS};
 use cofferdam_protocol::reply::JSON;
 use cofferdam_protocol::unseal::{OpeningKey, SEAL, SealedKey, UNSEAL, UnsealRequest};
 use cofferdam_protocol::vault::{KEY, KeyReply, LEASE, OPERATOR, OperatorRequest};
@@ -116,7 +116,10 @@ impl Sealed {
                     event.operation = Operation::SealStatus;
                     Ok(Reply::Status(None))
                 }
-                Verb::Unseal => self.unsealed(request, &mut event.operation).map(Reply::Status),
+                Verb::Unseal => {
+                    let opened = self.unsealed(request, &mut event.operation);
+                    opened.map(|opened| Reply::Status(opened.map(Box::new)))
+                }
             }
         });
         let (reply, refused) = match outcome {
@@ -134,7 +137,8 @@ impl Sealed {
             (Some(answer), _) => answer,
             (None, Reply::Empty) => Answer::empty(),
             (None, Reply::Status(opened)) => {
-                Answer::json(status, &self.publish(opened)).unwrap_or_else(Refusal::into_answer)
+                Answer::json(status, &self.publish(opened.map(|opened| *opened)))
+                    .unwrap_or_else(Refusal::into_answer)
             }
         }
     }
@@ -167,7 +171,7 @@ impl Sealed {
 
 enum Reply {
     Empty,
-    Status(Option<Opened>),
+    Status(Option<Box<Opened>>),
 }
 
 fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
@@ -213,10 +217,20 @@ fn refuse(error: StateError) -> Refusal {
             StatusCode::PRECONDITION_FAILED,
             Some("attach the disk that the appliance ran with last, and run one copy of the appliance"),
         ),
-        E::NoPeer(_) => (StatusCode::SERVICE_UNAVAILABLE, Some("coffer seal status shows what stands in the way")),
-        E::NoKeyServer => (StatusCode::CONFLICT, Some("declare `state: {provider: peer, peers: […]}`, or make it without --peer")),
-        E::PeerSignature => (StatusCode::FORBIDDEN, Some("compare the declared key with what `coffer keyserve` prints")),
-        E::WrongPeer => (StatusCode::FORBIDDEN, Some("the key server has lost the directory that it had: bring back a copy")),
+        E::NoPeer(_) => {
+            (StatusCode::SERVICE_UNAVAILABLE, Some("coffer seal status shows what stands in the way"))
+        }
+        E::NoKeyServer => (
+            StatusCode::CONFLICT,
+            Some("declare `state: {provider: peer, peers: […]}`, or make it without --peer"),
+        ),
+        E::PeerSignature => {
+            (StatusCode::FORBIDDEN, Some("compare the declared key with what `coffer keyserve` prints"))
+        }
+        E::WrongPeer => (
+            StatusCode::FORBIDDEN,
+            Some("the key server has lost the directory that it had: bring back a copy"),
+        ),
         E::Lineage(error) => refuse_lineage(error),
         E::Leftover | E::Store(StoreError::Disk(DiskError::Occupied)) => {
             (StatusCode::CONFLICT, Some("attach the right disk, or one that holds zeros only"))

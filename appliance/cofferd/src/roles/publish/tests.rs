@@ -138,17 +138,17 @@ impl Github {
 }
 
 /// Everything around the role.
-struct World {
+pub(super) struct World {
     directory: TempDir,
-    settings: Settings,
-    paths: Paths,
+    pub(super) settings: Settings,
+    pub(super) paths: Paths,
     github: Arc<Github>,
     token: Arc<AtomicBool>,
     facts: ApplianceFacts,
 }
 
 impl World {
-    async fn new() -> Self {
+    pub(super) async fn new() -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         std::fs::create_dir(root.join("publish")).unwrap();
@@ -197,6 +197,7 @@ impl World {
             token: Some(REFERENCE.parse().unwrap()),
             pcs: pcs.0,
             pcs_ca: Some(pcs.1),
+            key_server: None,
         };
         let answering = Arc::clone(&github);
         server.serve(move |request| {

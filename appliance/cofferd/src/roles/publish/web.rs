@@ -4,7 +4,7 @@ use std::path::Path;
 use std::time::Duration;
 
 use axum::http::HeaderMap;
-use reqwest::{Certificate, Client, StatusCode};
+use reqwest::{Certificate, Client, ClientBuilder, RequestBuilder, Response, StatusCode};
 
 use crate::system::files;
 
@@ -80,16 +80,24 @@ pub(crate) fn client(authorities: &str) -> Result<Client, WebError> {
     if roots.is_empty() {
         return Err(WebError::Authorities);
     }
+    builder().tls_certs_only(roots).https_only(true).build().map_err(WebError::Prepare)
+}
+
+/// A client for a server to which nothing secret goes and whose answers are signed: without TLS.
+///
+/// # Errors
+/// When it cannot be made.
+pub(crate) fn plain_client() -> Result<Client, WebError> {
+    builder().tls_certs_only([]).build().map_err(WebError::Prepare)
+}
+
+fn builder() -> ClientBuilder {
     Client::builder()
-        .tls_certs_only(roots)
-        .https_only(true)
         .redirect(reqwest::redirect::Policy::none())
         .no_proxy()
         .connect_timeout(CONNECT_LIMIT)
         .timeout(REQUEST_LIMIT)
         .user_agent(concat!("cofferdam/", env!("CARGO_PKG_VERSION")))
-        .build()
-        .map_err(WebError::Prepare)
 }
 
 /// Headers and body of a 200.
@@ -97,21 +105,47 @@ pub(crate) fn client(authorities: &str) -> Result<Client, WebError> {
 /// # Errors
 /// When there is no complete answer, it is not a 200, or it is larger than `limit` bytes.
 pub(crate) async fn get(client: &Client, url: &str, limit: usize) -> Result<(HeaderMap, Vec<u8>), WebError> {
-    let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
-    let host = host.unwrap_or_else(|| "a server without a name".to_owned());
-    let unreachable =
-        |source: reqwest::Error| WebError::Unreachable { host: host.clone(), source: source.without_url() };
-    let mut response = client.get(url).send().await.map_err(unreachable)?;
+    let (response, host) = send(client.get(url), url).await?;
     if response.status() != StatusCode::OK {
         return Err(WebError::Status { host, status: response.status() });
     }
     let headers = response.headers().clone();
-    let mut body = Vec::new();
-    while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
-        if body.len().saturating_add(chunk.len()) > limit {
-            return Err(WebError::TooLarge { host, limit });
-        }
-        body.extend_from_slice(&chunk);
+    Ok((headers, read(response, host, limit).await?))
+}
+
+/// Status and body of whatever is answered to a `POST`.
+///
+/// # Errors
+/// When there is no complete answer, or it is larger than `limit` bytes.
+pub(crate) async fn post(
+    client: &Client,
+    url: &str,
+    body: Vec<u8>,
+    limit: usize,
+) -> Result<(StatusCode, Vec<u8>), WebError> {
+    let (response, host) = send(client.post(url).body(body), url).await?;
+    Ok((response.status(), read(response, host, limit).await?))
+}
+
+async fn send(request: RequestBuilder, url: &str) -> Result<(Response, String), WebError> {
+    let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
+    let host = host.unwrap_or_else(|| "a server without a name".to_owned());
+    match request.send().await {
+        Ok(response) => Ok((response, host)),
+        Err(source) => Err(WebError::Unreachable { host, source: source.without_url() }),
     }
-    Ok((headers, body))
+}
+
+async fn read(mut response: Response, host: String, limit: usize) -> Result<Vec<u8>, WebError> {
+    let mut body = Vec::new();
+    loop {
+        match response.chunk().await {
+            Ok(None) => return Ok(body),
+            Ok(Some(chunk)) if body.len().saturating_add(chunk.len()) > limit => {
+                return Err(WebError::TooLarge { host, limit });
+            }
+            Ok(Some(chunk)) => body.extend_from_slice(&chunk),
+            Err(source) => return Err(WebError::Unreachable { host, source: source.without_url() }),
+        }
+    }
 }

@@ -13,6 +13,8 @@ use cofferdam_vault::state::{Boot, Opened, Sealed, sealed_router};
 use cofferdam_vault::{FileDisk, Rules};
 
 use super::{Lines, listen, listener, parked, runtime};
+use crate::roles::PUBLISH;
+use crate::roles::facts::KeyServerFacts;
 use crate::system::handover;
 use crate::system::sys::SecretMemory;
 
@@ -24,6 +26,7 @@ use crate::system::sys::SecretMemory;
 pub(super) fn run(
     appliance: ApplianceFacts,
     rules: Rules,
+    key_server: Option<KeyServerFacts>,
     disk: File,
     mut handed: SecretMemory,
 ) -> anyhow::Result<()> {
@@ -37,7 +40,7 @@ pub(super) fn run(
     let disk = FileDisk::new(disk).context("cannot lock the state disk")?;
     let sink = Lines::default().sink();
     let sealed = match Sealed::find(disk, boot, rules.operators, rules.front_uid, sink) {
-        Ok(sealed) => Arc::new(sealed),
+        Ok(sealed) => Arc::new(with(sealed, key_server)?),
         Err(error) if error.may_pass() => return Err(error).context("cannot read the state disk"),
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));
@@ -65,4 +68,11 @@ pub(super) fn run(
     handover::write(&mut handed, &opened);
     handed.leave();
     Ok(())
+}
+
+/// The same with the declared key server, for which `publish` speaks.
+fn with(sealed: Sealed, key_server: Option<KeyServerFacts>) -> anyhow::Result<Sealed> {
+    let Some(server) = key_server else { return Ok(sealed) };
+    let uid = PUBLISH.uid().context("publish has no uid of its own")?;
+    Ok(sealed.with_key_server(&server.key, uid)?)
 }
