@@ -33,6 +33,11 @@ const FILES: [&str; 4] = ["/etc", "/etc/hosts", "/etc/hostname", "/etc/resolv.co
 const DECLARE: &str =
     "declare a volume beside `services`, `volumes: {data: {}}`, and write data:/path/in/the/container";
 
+/// Whether no volume goes to this path of a container, because the appliance puts something of its own there.
+pub fn reserved_path(path: &str) -> bool {
+    matches!(path, "/" | "/run") || FILES.contains(&path) || TAKEN.iter().any(|taken| below(path, taken))
+}
+
 /// A service's volume, with its place.
 pub(crate) type Mounted = (VolumeMount, Place);
 
@@ -81,8 +86,7 @@ pub(crate) fn mounts(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Moun
             _ => (short(item, errors)?, item.place),
         };
         let VolumeMount { target, .. } = &mount;
-        let taken = TAKEN.iter().any(|taken| below(target, taken)) || FILES.contains(&target.as_str());
-        if matches!(target.as_str(), "/" | "/run") || taken {
+        if reserved_path(target) {
             let hint = "a volume goes to a directory of the program's own, for example /data";
             errors.hinted(place, "the appliance mounts this path itself", hint);
             return None;

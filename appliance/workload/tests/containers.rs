@@ -201,6 +201,7 @@ impl Shim {
             shm_size: 64 << 20,
             ulimits: Default::default(),
             tmpfs: vec!["/tmp".into()],
+            volumes: Vec::new(),
             arguments: words.iter().map(|word| (*word).to_owned()).collect(),
             working_dir: "/work".into(),
             uid: 1000,
