@@ -12,6 +12,7 @@
 //! | [`status`] | PID 1, shims, `publish` → `front` → an operator | who is doing what |
 //! | [`log`] | a shim → `front` → an operator | one line of a service's log |
 //! | [`unseal`] | an operator → `front` → vault | opening the state |
+//! | [`upgrade`] | an operator → the vault, in [`unseal`] | what may open the state next |
 //! | [`reply`] | everybody | what an error looks like |
 
 pub mod bridge;
@@ -24,4 +25,5 @@ pub mod reply;
 pub mod state;
 pub mod status;
 pub mod unseal;
+pub mod upgrade;
 pub mod vault;

@@ -52,7 +52,7 @@ pub(super) fn run(
     for notice in sealed.notices() {
         println!("vault: state disk: {notice}");
     }
-    let Opened { keys, fresh, opened_by, epoch } = runtime()?.block_on(async {
+    let Opened { keys, fresh, opened_by, epoch, .. } = runtime()?.block_on(async {
         let listener = listener()?;
         let service = sealed_router(sealed.clone());
         tokio::select! {
