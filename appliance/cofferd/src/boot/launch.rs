@@ -27,7 +27,7 @@ use crate::roles::{Key, RESERVE, ROLES, Role, SHIM, Starts};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
 use crate::system::files;
-use crate::system::images::{self, Holder, ImageError, PendingImage};
+use crate::system::images::{self, Holder, PendingImage};
 use crate::system::spawn::Handed;
 use crate::system::supervise::Tier;
 use crate::system::tdx::TdxError;
@@ -46,7 +46,7 @@ pub(crate) enum LaunchError {
     File(String, #[source] io::Error),
     /// The file system of an image.
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(#[from] images::MountError),
     /// The machine's memory.
     #[error(transparent)]
     Memory(#[from] MountError),

@@ -18,7 +18,7 @@ mod secret;
 
 pub use self::secret::{SecretKeys, SecretMemory};
 pub use cofferdam_workload::sys::{
-    attach, close_on_exec_from, default_signals, detached_copy, duplicate, fork, inherited, interface_up,
+    OwnFlags, attach, close_on_exec_from, default_signals, detached_copy, duplicate, fork, inherited, interface_up,
     leave, map_ids_of, place, receive, set_interface_address, set_interface_mask, set_interface_mtu,
 };
 
