@@ -543,12 +543,16 @@ class World:
             os.kill(int(file.read()), signal.SIGKILL)
         process.wait(20)
 
-    def power_off(self, name, process, seconds=40):
-        """Presses the power button and waits for the machine to end by itself."""
+    def monitor(self, name, command):
+        """Gives QEMU's monitor one command, as a person at the host would."""
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.connect(self.path(name, "monitor.sock"))
-            monitor.sendall(b"system_powerdown\n")
+            monitor.sendall(command.encode() + b"\n")
             time.sleep(0.2)
+
+    def power_off(self, name, process, seconds=40):
+        """Presses the power button and waits for the machine to end by itself."""
+        self.monitor(name, "system_powerdown")
         process.wait(seconds)
 
 

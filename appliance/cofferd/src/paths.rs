@@ -54,6 +54,10 @@ pub const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";
 /// A file for each image that is there and that nobody can change any more, named by its digest in hex. Root, 0755.
 pub const SEALS_DIR: &str = "/run/cofferdam/seals";
 
+/// Where PID 1 mounts each volume, in a directory of its name. Root, 0700: services have mounts of their own.
+pub const VOLUMES_DIR: &str = "/run/cofferdam/volumes";
+/// The blocks of an empty file system, part of the image.
+pub const VOLUME_TEMPLATE: &str = "/usr/lib/volume-template";
 /// Where each service sees its volumes in its own ids: a directory of its shim's, 0700, and in it one mount for each.
 pub const SERVICE_VOLUMES_DIR: &str = "/run/cofferdam/service-volumes";
 

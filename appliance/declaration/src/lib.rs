@@ -42,7 +42,9 @@ pub use model::{
     Registry, Restart, SecretFile, Service, StateSource, Token, Value, Volume, VolumeMount,
 };
 pub use read::MAX_SERVICES;
-pub use read_volumes::{DEFAULT_VOLUME_SIZE, LEAST_VOLUME_SIZE, MAX_VOLUMES, MOST_VOLUME_SIZE, reserved_path};
+pub use read_volumes::{
+    DEFAULT_VOLUME_SIZE, LEAST_VOLUME_SIZE, MAX_VOLUMES, MOST_VOLUME_SIZE, reserved_path,
+};
 pub use rules::APPLIANCE_NAMESPACE;
 pub use schema::json_schema;
 pub use value::{IdOrName, Signal, User};

@@ -22,7 +22,7 @@ pub const MAX_VOLUMES: usize = 32;
 /// Bytes of a volume that says nothing.
 pub const DEFAULT_VOLUME_SIZE: u64 = 1 << 30;
 /// Fewest bytes of one: what checks and encrypts it takes a few MiB of that.
-pub const LEAST_VOLUME_SIZE: u64 = 32 << 20;
+pub const LEAST_VOLUME_SIZE: u64 = 64 << 20;
 /// Most bytes of one.
 pub const MOST_VOLUME_SIZE: u64 = 1 << 40;
 /// Volumes are made of pieces of so many bytes.

@@ -488,7 +488,7 @@ struct Network {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "described, never filled")]
 struct Volume {
-    /// 32m to 1t; 1g unless given. It cannot be changed later.
+    /// 64m to 1t; 1g unless given. It cannot be changed later.
     size: Option<Size>,
 }
 

@@ -216,12 +216,12 @@ fn the_readme_says_who_may_call_a_port() {
 #[test]
 fn a_volume_has_a_size_of_whole_mebibytes_and_a_service_sees_it_without_executing_unless_it_says_so() {
     let text = full().split("services:").next().unwrap().to_owned()
-        + "volumes: {data: {size: 33554433}, cache: }\nservices:\n  web:\n    image: r.example/app@DIGEST\n    volumes:\n      \
+        + "volumes: {data: {size: 67108865}, cache: }\nservices:\n  web:\n    image: r.example/app@DIGEST\n    volumes:\n      \
            - data:/var/lib/data\n      - {type: volume, source: cache, target: /c, read_only: true, exec: true}\n";
     let declaration = Declaration::parse(text.replace("DIGEST", DIGEST).as_bytes());
     let declaration = declaration.unwrap_or_else(|errors| panic!("{errors}"));
     let volume = |name: &str, size| Volume { name: name.to_owned(), size };
-    assert_eq!(declaration.volumes, [volume("data", 33 << 20), volume("cache", DEFAULT_VOLUME_SIZE)]);
+    assert_eq!(declaration.volumes, [volume("data", 65 << 20), volume("cache", DEFAULT_VOLUME_SIZE)]);
     let mount = |source: &str, target: &str, both| VolumeMount {
         source: source.into(),
         target: target.into(),

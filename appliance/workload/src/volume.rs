@@ -25,7 +25,9 @@ use std::path::{Path, PathBuf};
 
 use cofferdam_declaration::reserved_path;
 use nix::fcntl::{AT_FDCWD, AtFlags, OFlag, OpenHow, ResolveFlag, openat, openat2, readlinkat};
-use nix::sys::stat::{FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, fstatat, futimens, mkdirat, mknodat, utimensat};
+use nix::sys::stat::{
+    FileStat, Mode, SFlag, UtimensatFlags, fchmod, fstat, fstatat, futimens, mkdirat, mknodat, utimensat,
+};
 use nix::sys::time::TimeSpec;
 use nix::unistd::{Gid, Uid, UnlinkatFlags, fchown, fchownat, fsync, symlinkat, unlinkat};
 use serde::{Deserialize, Serialize};
@@ -178,7 +180,9 @@ fn copy_entries(from: &OwnedFd, to: &OwnedFd, left: &mut u32, depth: usize) -> i
         return Err(io::Error::other("the image's directory is too deep"));
     }
     for name in entries(from)? {
-        *left = left.checked_sub(1).ok_or_else(|| io::Error::other("the image's directory has too many entries"))?;
+        *left = left
+            .checked_sub(1)
+            .ok_or_else(|| io::Error::other("the image's directory has too many entries"))?;
         copy(from, to, &name, left, depth)?;
     }
     Ok(())
@@ -192,7 +196,12 @@ fn copy(from: &OwnedFd, to: &OwnedFd, name: &OsStr, left: &mut u32, depth: usize
         SFlag::S_IFDIR => {
             mkdirat(to, name, Mode::S_IRWXU)?;
             let below = openat(to, name, NO_LINK, Mode::empty())?;
-            copy_entries(&openat(from, name, NO_LINK, Mode::empty())?, &below, left, depth.saturating_add(1))?;
+            copy_entries(
+                &openat(from, name, NO_LINK, Mode::empty())?,
+                &below,
+                left,
+                depth.saturating_add(1),
+            )?;
             adopt(&below, &stat)
         }
         SFlag::S_IFREG => {

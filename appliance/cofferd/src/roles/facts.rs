@@ -6,7 +6,9 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use cofferdam_declaration::{Attestation, Github, Port, Registry, SecretRef, Service, Token, Volume, VolumeMount};
+use cofferdam_declaration::{
+    Attestation, Github, Port, Registry, SecretRef, Service, Token, Volume, VolumeMount,
+};
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_workload::dns::Names;

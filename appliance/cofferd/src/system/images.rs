@@ -107,6 +107,11 @@ pub fn mount_for(place: &Path, holder: &Holder, own: OwnFlags) -> Result<(), Mou
     attach(&copy(place, holder, own)?, &holder.place)
 }
 
+/// Undoes that at the machine's end, when no process is left. What stays mounted loses nothing: the file system is written out all the same.
+pub(crate) fn unmount(place: &Path) {
+    let _ = umount2(place, MntFlags::empty());
+}
+
 fn attach(copy: &OwnedFd, place: &Path) -> Result<(), MountError> {
     step("attach the file system", place, sys::attach(copy.as_fd(), &named(place)?))
 }

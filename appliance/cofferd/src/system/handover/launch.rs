@@ -6,6 +6,7 @@
 //! | 32..36 | one bit for each declared volume, the first one's is the lowest, little endian |
 
 use cofferdam_vault::MasterKey;
+use nix::errno::Errno;
 
 use crate::system::sys::SecretMemory;
 
@@ -18,6 +19,17 @@ pub(crate) fn write(memory: &mut SecretMemory, key: impl FnOnce(&mut [u8; 32]), 
         key(place);
         rest.iter_mut().zip(volumes.to_le_bytes()).for_each(|(place, byte)| *place = byte);
     }
+}
+
+/// New memory with a key and these volumes.
+///
+/// # Errors
+///
+/// No memory of that kind.
+pub(crate) fn holding(key: &SecretMemory, volumes: u32) -> Result<SecretMemory, Errno> {
+    let mut memory = SecretMemory::new(LENGTH)?;
+    write(&mut memory, |place| place.iter_mut().zip(key.bytes()).for_each(|(to, from)| *to = *from), volumes);
+    Ok(memory)
 }
 
 /// Takes the key out of the memory, which is cleared by that. `None` for memory of another length.

@@ -95,7 +95,10 @@ mod tests {
             let read = read(&memory).unwrap();
             assert_eq!(read.len(), written.len());
             for (read, VolumeKey { volume, key }) in read.iter().zip(&written) {
-                assert_eq!((read.offset, read.length, read.made), (volume.offset, volume.length, volume.made));
+                assert_eq!(
+                    (read.offset, read.length, read.made),
+                    (volume.offset, volume.length, volume.made)
+                );
                 assert_eq!(read.key.bytes(), key.as_slice());
             }
             assert!(!format!("{read:?}").contains("[1, 1"), "{read:?}");
