@@ -182,6 +182,9 @@ pub struct Expectations {
     /// nothing yet. Its TLS key is in no event, so the quote binds it through nonce and channel binding alone: such evidence is refused
     /// unless `nonce`, `channel_binding` and `tls_key` are those of the connection that it came over, and in a release always.
     pub before_launch: bool,
+    /// With `before_launch`: whether what the evidence is asked for travels sealed to its claim `vault_key`. Then `nonce` suffices, since
+    /// it does not matter who relays it or which connection it came over.
+    pub sealed_to_vault_key: bool,
     /// Whether to leave out searches whose result only explains, such as which claim was changed: for a caller who goes through
     /// many documents. No outcome depends on it.
     pub brief: bool,

@@ -51,7 +51,10 @@ pub(super) fn check(
     appraisal.require("event_order", names.join(", "), &problems);
     appraisal.require("event_payloads", "well formed and consistent", &payloads(&ours));
     if waits {
-        let bound = "nothing runs yet; nonce, channel binding and TLS key are this connection's";
+        let bound = match expected.sealed_to_vault_key {
+            true => "nothing runs yet; the nonce is ours, and what is sent goes to the vault's key alone",
+            false => "nothing runs yet; nonce, channel binding and TLS key are this connection's",
+        };
         appraisal.require(BEFORE_LAUNCH, bound, &unbound(expected));
     }
 }
@@ -59,10 +62,11 @@ pub(super) fn check(
 /// What is missing for believing evidence whose TLS key no event names. That what is expected is also claimed, the checks of the
 /// claims say.
 fn unbound(expected: &Expectations) -> Vec<String> {
+    let connection = !expected.sealed_to_vault_key;
     let missing = [
         ("nonce", expected.nonce.is_none()),
-        ("channel binding", expected.channel_binding.is_none()),
-        ("TLS key", expected.tls_key.is_none()),
+        ("channel binding", connection && expected.channel_binding.is_none()),
+        ("TLS key", connection && expected.tls_key.is_none()),
     ];
     let missing = missing.into_iter().filter(|(_, missing)| *missing);
     let mut problems: Vec<String> =

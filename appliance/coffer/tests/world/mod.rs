@@ -57,6 +57,10 @@ pub struct Told {
     pub launched: bool,
     /// Epoch of its state on disk; 0 in memory.
     pub epoch: u64,
+    pub repository: String,
+    /// The digest's first byte of the kernel that was measured.
+    pub kernel: u8,
+    pub options: CollateralOptions,
 }
 
 impl Told {
@@ -71,7 +75,7 @@ impl Told {
             }
             .event(),
             Appliance {
-                repository: word(REPOSITORY),
+                repository: word(&self.repository),
                 declaration: word(&self.declaration),
                 endpoint: word(&self.endpoint),
             }
@@ -91,9 +95,11 @@ impl Told {
         ]
         .map(Result::unwrap);
         let own = if self.launched { &own[..] } else { &own[..3] };
-        let event_log = [&simulated::firmware_events()[..], own].concat();
+        let mut firmware = simulated::firmware_events();
+        firmware[4].digest.as_mut().unwrap()[0] = self.kernel;
+        let event_log = [&firmware[..], own].concat();
         let claims = Claims {
-            repository: word(REPOSITORY),
+            repository: word(&self.repository),
             commit: word(&self.commit),
             declaration: word(&self.declaration),
             endpoint: word(&self.endpoint),
@@ -109,8 +115,7 @@ impl Told {
         .encode()
         .unwrap();
         let report = TdReport::new(simulated::registers(&event_log), report_data(&claims));
-        let collateral =
-            platform.collateral(self.issued, CollateralOptions::default()).unwrap().to_json().unwrap();
+        let collateral = platform.collateral(self.issued, self.options).unwrap().to_json().unwrap();
         let evidence = Evidence {
             quote: platform.quote(&report),
             claims,
@@ -266,6 +271,9 @@ impl World {
             binding: None,
             launched: true,
             epoch: 0,
+            repository: REPOSITORY.to_owned(),
+            kernel: 5,
+            options: CollateralOptions::default(),
         }
     }
 
