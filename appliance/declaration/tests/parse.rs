@@ -231,3 +231,18 @@ fn a_volume_has_a_size_of_whole_mebibytes_and_a_service_sees_it_without_executin
     let expected = [mount("data", "/var/lib/data", false), mount("cache", "/c", true)];
     assert_eq!(declaration.service("web").unwrap().volumes, expected);
 }
+
+#[test]
+fn the_volumes_in_the_readme_are_a_declaration_and_its_text_says_the_bounds() {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```").find(|block| block.contains("pgdata: {size")).unwrap();
+    let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
+    let head = full().split("tokens:").next().unwrap().to_owned();
+    let declaration =
+        Declaration::parse((head + &block).as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(declaration.volumes.iter().map(|volume| volume.size >> 30).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(declaration.services[0].volumes.len(), 2);
+    let (least, most) = (LEAST_VOLUME_SIZE >> 20, MOST_VOLUME_SIZE >> 40);
+    assert!(block.contains(&format!("# {least}m to {most}t; without a size {} GiB", DEFAULT_VOLUME_SIZE >> 30)));
+    assert!(readme.contains(&format!("There are at most {MAX_VOLUMES}.")));
+}
