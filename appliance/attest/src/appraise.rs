@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use crate::claims::Claims;
 use crate::dcap::{self, Platform};
 use crate::event_log::Register;
+use crate::event_log::payload::{State, Upgrade};
 use crate::evidence::{Collateral, Evidence};
 use crate::policy::Policy;
 use crate::quote::{self, Quote};
@@ -105,6 +106,12 @@ pub struct Appraisal {
     /// The claims, when they decode. True only if the verdict is `Accepted`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claims: Option<Claims>,
+    /// How the state is kept, as it was measured. True only if the verdict is `Accepted`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// The statement that let this boot open the state, as it was measured. True only if the verdict is `Accepted`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Upgrade>,
     /// Whether the chain ends in a root that is not Intel's: a simulated TD, which proves nothing about hardware.
     pub simulated: bool,
 }

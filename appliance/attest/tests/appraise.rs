@@ -795,7 +795,8 @@ fn the_epoch_of_a_state_on_disk_is_the_one_that_was_measured() {
     };
     let disk = |epoch: u64| {
         let key = [5; 32].into();
-        State::Disk { fresh: epoch == 1, key, epoch: epoch.try_into().unwrap() }.event().unwrap()
+        let (fresh, lineage) = (epoch == 1, 1.try_into().unwrap());
+        State::Disk { fresh, key, epoch: epoch.try_into().unwrap(), lineage }.event().unwrap()
     };
     for epoch in [1, 7] {
         let fixture = with(disk(epoch), epoch);

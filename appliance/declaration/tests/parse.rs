@@ -243,6 +243,8 @@ fn the_volumes_in_the_readme_are_a_declaration_and_its_text_says_the_bounds() {
     assert_eq!(declaration.volumes.iter().map(|volume| volume.size >> 30).collect::<Vec<_>>(), [2, 1]);
     assert_eq!(declaration.services[0].volumes.len(), 2);
     let (least, most) = (LEAST_VOLUME_SIZE >> 20, MOST_VOLUME_SIZE >> 40);
-    assert!(block.contains(&format!("# {least}m to {most}t; without a size {} GiB", DEFAULT_VOLUME_SIZE >> 30)));
+    assert!(
+        block.contains(&format!("# {least}m to {most}t; without a size {} GiB", DEFAULT_VOLUME_SIZE >> 30))
+    );
     assert!(readme.contains(&format!("There are at most {MAX_VOLUMES}.")));
 }

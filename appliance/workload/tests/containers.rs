@@ -555,8 +555,7 @@ async fn volumes(shim: &Shim) {
                     of the imagea\nlink\nsub\n";
     assert_eq!(taken, expected);
     // What is changed stays, and comes from the image no more.
-    run(data, "echo mine >/had/a; busybox rm -r /had/sub; echo new >/had/new; busybox chmod 711 /had")
-        .await;
+    run(data, "echo mine >/had/a; busybox rm -r /had/sub; echo new >/had/new; busybox chmod 711 /had").await;
     assert_eq!(
         run(data, "cat /had/a /had/new; busybox ls -A /had; stat -c %a /had").await,
         "mine\nnew\na\nlink\nnew\n711\n"

@@ -57,6 +57,8 @@ pub struct Told {
     pub launched: bool,
     /// Epoch of its state on disk; 0 in memory.
     pub epoch: u64,
+    /// Version of that state's lineage.
+    pub lineage: u64,
     pub repository: String,
     /// The digest's first byte of the kernel that was measured.
     pub kernel: u8,
@@ -83,7 +85,10 @@ impl Told {
             Machine { cpus: 2, memory_mib: 2048 }.event(),
             match std::num::NonZeroU64::new(self.epoch) {
                 None => State::memory(),
-                Some(epoch) => State::Disk { fresh: false, key: word(simulated::DIGEST), epoch },
+                Some(epoch) => {
+                    let (key, lineage) = (word(simulated::DIGEST), self.lineage.try_into().unwrap());
+                    State::Disk { fresh: false, key, epoch, lineage }
+                }
             }
             .event(),
             Image {
@@ -271,6 +276,7 @@ impl World {
             binding: None,
             launched: true,
             epoch: 0,
+            lineage: 1,
             repository: REPOSITORY.to_owned(),
             kernel: 5,
             options: CollateralOptions::default(),

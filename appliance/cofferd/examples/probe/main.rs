@@ -211,7 +211,8 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
         "/crash" => std::process::abort(),
         _ => match networks::answer(path, parameter)
             .or_else(|| layers::answer(path, parameter))
-            .or_else(|| volumes::answer(path, parameter)) {
+            .or_else(|| volumes::answer(path, parameter))
+        {
             Some(body) => body,
             None => return ("404 Not Found", "no such probe\n".to_owned()),
         },

@@ -66,7 +66,8 @@ const REMOUNT: c_int = 32;
 
 fn attempts(directory: &Path) -> String {
     let program = directory.join("program");
-    let copied = fs::copy("/probe", &program).and_then(|_| fs::set_permissions(&program, Permissions::from_mode(0o6755)));
+    let copied = fs::copy("/probe", &program)
+        .and_then(|_| fs::set_permissions(&program, Permissions::from_mode(0o6755)));
     let said = [
         ("copy", copied),
         ("execute", Command::new(&program).arg("--version").status().map(drop)),
@@ -106,7 +107,9 @@ fn device(path: &Path) -> io::Result<()> {
 fn remount(directory: &Path) -> io::Result<()> {
     let path = CString::new(directory.as_os_str().as_encoded_bytes())?;
     // SAFETY: as in `device`; no file system, no type and no options are named.
-    match unsafe { syscall(MOUNT, c"none".as_ptr(), path.as_ptr(), c"".as_ptr(), c_long::from(REMOUNT), 0_usize) } {
+    match unsafe {
+        syscall(MOUNT, c"none".as_ptr(), path.as_ptr(), c"".as_ptr(), c_long::from(REMOUNT), 0_usize)
+    } {
         -1 => Err(io::Error::last_os_error()),
         _ => Ok(()),
     }

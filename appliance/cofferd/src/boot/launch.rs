@@ -160,6 +160,9 @@ fn await_record(boot: &mut Boot) {
 
 /// Mounts the volumes of a service where its shim finds them, and says where.
 fn volumes(service: &ServiceFacts) -> Result<Vec<PathBuf>, LaunchError> {
+    if service.declared.volumes.is_empty() {
+        return Ok(Vec::new());
+    }
     let (directory, uid) = (service.volumes_directory(), service.uid);
     files::directory(&directory, uid, uid, 0o700).map_err(file(&directory))?;
     let places = service.volumes().into_iter().map(|volume| volume.source);
