@@ -70,9 +70,7 @@ pub(super) async fn init(
     );
     match sent.await?.map(|status| status.disk) {
         Some(SealDisk::Open) => ui.note("the state is made; the appliance launches …"),
-        None => {
-            ui.note("the connection was lost; looking whether the state was made: keep the printed keys …")
-        }
+        None => ui.note("no answer came; looking whether the state was made: keep the printed keys …"),
         Some(_) => return Err(Failure::failed("the appliance took the keys, and its state is not open")),
     }
     let epoch = target.launched(&key, limit).await?;

@@ -72,7 +72,7 @@ pub(super) async fn run(
         match sent.as_ref().map(|status| status.disk) {
             Some(SealDisk::Open) => ui.note("the state is open; the appliance launches …"),
             // Which it was, the appliance shows.
-            None => ui.note("the connection was lost; looking whether the state is open …"),
+            None => ui.note("no answer came; looking whether the state is open …"),
             Some(_) => return more_shares(ui, sent.iter().flat_map(|status| &status.methods)),
         }
     }

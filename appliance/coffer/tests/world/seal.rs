@@ -30,6 +30,8 @@ pub struct Seal {
     pub keys: usize,
     /// Whether the connection is closed instead of an answer to a key.
     pub breaks: bool,
+    /// Whether `front` has given the vault up before it answers a key.
+    pub late: bool,
 }
 
 impl Seal {
@@ -47,6 +49,7 @@ impl Seal {
             wait_ms: 0,
             keys: 0,
             breaks: false,
+            late: false,
         }
     }
 
@@ -95,6 +98,12 @@ impl Seal {
             }
             if self.breaks {
                 return None;
+            }
+            if self.late {
+                return Some((
+                    "504 Gateway Timeout",
+                    br#"{"error":"the vault has not answered in time"}"#.to_vec(),
+                ));
             }
         }
         Some(("200 OK", serde_json::to_vec(&self.status()).ok()?))

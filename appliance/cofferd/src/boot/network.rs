@@ -58,7 +58,10 @@ pub(crate) fn establish(supervisor: &mut Supervisor) -> Result<(), NetworkError>
     let lease = Path::new(paths::NETWORK_LEASE);
     let (began, mut wait) = (Instant::now(), SAID_AFTER);
     while !supervisor.run_until(wait, || lease.exists()) {
-        say(&format!("network: no address after {} s: no DHCP server has answered", began.elapsed().as_secs()));
+        say(&format!(
+            "network: no address after {} s: no DHCP server has answered",
+            began.elapsed().as_secs()
+        ));
         wait = wait.saturating_mul(2).min(SAID_EVERY);
     }
     Ok(())
