@@ -9,12 +9,14 @@ use cofferdam_attest::reference::ProcessorId;
 use cofferdam_protocol::{Commit, Endpoint, Repository, SECRET_SCHEME, SecretRef, WordError, hex};
 
 mod appraise;
+mod keyserve;
 mod origin;
 mod seal;
 
 pub(crate) use appraise::{Appraise, Expected, Format};
+pub(crate) use keyserve::{Keyserve, KeyserveAction, Serve};
 use origin::Origins;
-pub(crate) use seal::{Division, Elsewhere, Seal, SealInit, Unseal};
+pub(crate) use seal::{AllowUpgrade, Division, Elsewhere, Seal, SealInit, Unseal};
 
 /// The heading of what stands after a group with a heading of its own: none, as before the group.
 const OWN: Option<&'static str> = None;
@@ -133,14 +135,22 @@ pub(crate) enum Verb {
     /// Open the state of an appliance that waits for it
     #[command(
         after_help = "The passphrase is prompted for, or read from standard input.\n\nExamples:\n  coffer unseal acme/app\n  \
-        coffer unseal acme/app --share < share.txt"
+        coffer unseal acme/app --share < share.txt\n  coffer unseal acme/app --upgrade upgrade.json"
     )]
     Unseal(Box<Unseal>),
-    /// Make a state on a blank disk, and see what opens it
+    /// Make a state on a blank disk, see what opens it, leave it to another image
     Seal {
         #[command(subcommand)]
         action: Seal,
     },
+    /// Serve the keys of appliances' states to evidence that is accepted
+    #[command(
+        after_help = "Keys are released to appliances that were added, that wait for them, and whose evidence verifies as with `coffer \
+        verify`.\nThe server remembers how new each state was: an older copy of a disk is refused.\n\nExamples:\n  \
+        ssh-keygen -t ed25519 -N '' -f keyserve.key\n  coffer keyserve add acme/app --data keys\n  \
+        coffer keyserve --data keys --key keyserve.key --listen 0.0.0.0:7443 --reference measurements"
+    )]
+    Keyserve(Box<Keyserve>),
     /// Make tokens for clients that are no operators
     Token {
         #[command(subcommand)]

@@ -1,9 +1,11 @@
 //! The verbs: one file each, named as on the command line.
 
+mod allow_upgrade;
 mod appraise;
 mod check;
 mod connect;
 mod init;
+mod keyserve;
 mod logs;
 mod measure;
 mod seal;
@@ -68,11 +70,15 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
             connect::run(ui, appliance, listen, port, &key, limit).await
         }
         Verb::Secret { action } => within(limit, secret::run(ui, action, value)).await,
+        Verb::Keyserve(options) => keyserve::run(ui, *options, limit).await,
         Verb::Token { action } => token::run(ui, action),
         Verb::Unseal(options) => unseal::run(ui, &options, value, limit).await,
         Verb::Seal { action: cli::Seal::Init(options) } => seal::init(ui, &options, value, limit).await,
         Verb::Seal { action: cli::Seal::Status(options) } => {
             within(limit, seal::status(ui, &options.appliance, &options.key)).await
+        }
+        Verb::Seal { action: cli::Seal::AllowUpgrade(options) } => {
+            within(limit, allow_upgrade::run(ui, &options)).await
         }
         Verb::Status { appliance, key } => within(limit, status::run(ui, &appliance, &key)).await,
         Verb::Logs { appliance, service, tail, key } => {

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use cofferdam_attest::appraise::Verdict;
+use cofferdam_attest::appraise::{Appraisal, Verdict};
+use cofferdam_attest::event_log::payload::State;
 use cofferdam_github::Requests;
 use cofferdam_protocol::{Commit, Repository};
 use serde_json::{Value, json};
@@ -106,6 +107,7 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
             claims.issued_at,
             claims.expires_at
         );
+        text.push_str(&state(&verified.judged.appraisal));
     }
     let mut object = trust::to_json(&verified.judged, &verified.checks, found.verdict);
     if let Value::Object(members) = &mut object {
@@ -120,11 +122,46 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
     ui.result(&text, object);
 }
 
+/// What the state on disk has behind it; nothing where it is in memory.
+fn state(appraisal: &Appraisal) -> String {
+    let Some(State::Disk { epoch, lineage, .. }) = &appraisal.state else { return String::new() };
+    let opened = appraisal.upgrade.as_ref().map(|upgrade| {
+        format!(", left to this image by {} with the statement {}", upgrade.signer, upgrade.statement)
+    });
+    format!("state: on disk, epoch {epoch}, lineage {lineage}{}\n", opened.unwrap_or_default())
+}
+
 /// Immutable or not, the evidence is what counts; a release that can be changed can only be made to fail.
 fn immutable_words(immutable: Option<bool>) -> &'static str {
     match immutable {
         Some(true) => "(immutable)",
         Some(false) => "(not immutable: who may write releases can change it)",
         None => "(GitHub does not say whether it is immutable)",
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_attest::event_log::payload::Upgrade;
+
+    use super::*;
+
+    #[test]
+    fn the_lineage_of_a_state_on_disk_is_shown() {
+        let of = |state, upgrade| super::state(&Appraisal { state, upgrade, ..Appraisal::default() });
+        assert_eq!(of(None, None), "");
+        assert_eq!(of(Some(State::memory()), None), "");
+        let (key, number) = ([5; 32].into(), |n: u64| n.try_into().unwrap());
+        let disk = State::Disk { fresh: false, key, epoch: number(7), lineage: number(2) };
+        assert_eq!(of(Some(disk.clone()), None), "state: on disk, epoch 7, lineage 2\n");
+        let (statement, signer) = ([6; 32].into(), [0; 32].into());
+        let upgrade = Upgrade { statement, version: number(2), signer };
+        let (digest, key) = ("06".repeat(32), "A".repeat(43));
+        assert_eq!(
+            of(Some(disk), Some(upgrade)),
+            format!(
+                "state: on disk, epoch 7, lineage 2, left to this image by SHA256:{key} with the statement sha256:{digest}\n"
+            )
+        );
     }
 }

@@ -3,7 +3,8 @@
 //! Without a disk for it the state is in memory, made anew at each boot. With one, the vault, `evidence` and `front` run in this stage,
 //! and `publish` to fetch the collateral of the evidence; nobody else does: an operator appraises the appliance on their very connection and sends what opens the disk, which only the vault can
 //! read. It opens the state, authenticates it as a whole, hands its key to PID 1 ([`handover`]) and ends. Then they are
-//! ended, and how the state is kept and what opened it is measured before anything uses it.
+//! ended, and how the state is kept and what opened it is measured before anything uses it: the statement first, where an operator let
+//! this image have the state of another one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
@@ -110,8 +111,12 @@ pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unse
         }
         StateSource::Operator => {
             let disk = open()?;
-            let Handover { vault, opened_by, epoch, fresh } = wait(boot, measured, &disk, &tls, tls_key)?;
-            measured.measure(&payload::State::Disk { fresh, key: opened_by, epoch })?;
+            let Handover { vault, opened_by, epoch, fresh, lineage, upgrade } =
+                wait(boot, measured, &disk, &tls, tls_key)?;
+            if let Some(upgrade) = upgrade {
+                measured.measure(&upgrade)?;
+            }
+            measured.measure(&payload::State::Disk { fresh, key: opened_by, epoch, lineage })?;
             let volumes = volumes::establish(&disk, Vec::new())?;
             boot.supervisor.at_the_end(|| volumes.close());
             let (state, vault_key) = (State::Open { epoch: epoch.get() }, Rc::new(vault));

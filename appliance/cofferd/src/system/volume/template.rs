@@ -1,4 +1,4 @@
-//! An empty file system of 8 MiB, whose blocks that are not zeros are a file of the image (image/volume-template).
+//! An empty file system of 12 MiB, whose blocks that are not zeros are a file of the image (image/volume-template).
 //!
 //! All of it is written, zeros too: no block of it is ever read before it was written. Nor is the last block of the device,
 //! which the kernel reads before it lets the file system grow.
@@ -9,7 +9,7 @@ use std::io::{self, Seek as _, SeekFrom, Write as _};
 use super::geometry::BLOCK;
 
 /// Blocks of the file system.
-const BLOCKS: u32 = 2048;
+const BLOCKS: u32 = 3072;
 /// A record: the block's number, little endian, and the block. In ascending order.
 const RECORD: usize = 4 + BLOCK as usize;
 /// Longest file.
@@ -65,7 +65,7 @@ mod tests {
 
     #[test]
     fn all_blocks_are_written_and_the_last_one_of_the_device() {
-        let template = Template::new(&[record(1, 0xaa), record(2047, 0xbb)].concat()).unwrap();
+        let template = Template::new(&[record(1, 0xaa), record(3071, 0xbb)].concat()).unwrap();
         let mut file = tempfile::tempfile().unwrap();
         file.write_all(&vec![0xff; LENGTH as usize + 3 * 4096]).unwrap();
         file.rewind().unwrap();
@@ -74,19 +74,19 @@ mod tests {
         file.rewind().unwrap();
         io::Read::read_to_end(&mut file, &mut bytes).unwrap();
         let blocks: Vec<u8> = bytes.chunks(4096).map(|block| block[4095]).collect();
-        assert_eq!((blocks[0], blocks[1], blocks[2], blocks[2046], blocks[2047]), (0, 0xaa, 0, 0, 0xbb));
-        assert_eq!(blocks[2048..], [0xff, 0xff, 0]);
+        assert_eq!((blocks[0], blocks[1], blocks[2], blocks[3070], blocks[3071]), (0, 0xaa, 0, 0, 0xbb));
+        assert_eq!(blocks[3072..], [0xff, 0xff, 0]);
     }
 
     #[test]
     fn what_is_no_template_is_refused() {
         let bad = [
             Vec::new(),
-            record(2048, 1),
+            record(3072, 1),
             [record(5, 1), record(5, 1)].concat(),
             [record(5, 1), record(4, 1)].concat(),
             record(0, 1)[..4099].to_vec(),
-            vec![0; RECORD * 2049],
+            vec![0; RECORD * 3073],
         ];
         for (number, file) in bad.iter().enumerate() {
             assert!(Template::new(file).is_none(), "{number}");
