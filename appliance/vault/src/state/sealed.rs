@@ -1,6 +1,6 @@
 //! A state that waits for an operator, and what makes or opens it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -25,9 +25,9 @@ use super::lineage::Current;
 use super::peer::{KeyServer, Known};
 use super::sheet::{self, Found, Header, SHEET, Sheet};
 use super::slot::{Image, Set, Slot, Way};
-use super::{Boot, LineageError, MIN_DISK, Opened, SLOTS, STORE, StateError, StateKeys, Upgrade};
-use crate::store::{RequestId, Root};
-use crate::{Audit, Disk, Keys, Operators, Store, Window};
+use super::{Boot, LineageError, MIN_DISK, Opened, SLOTS, STORE, StateError, StateKeys, Upgrade, VolumeKey};
+use crate::store::{RequestId, Root, volumes};
+use crate::{Audit, Disk, Keys, Operators, Store, StoreError, Volume, Wanted, Window};
 
 /// Where the sheets are.
 const SHEETS: [u64; 2] = [0, 32 * 1024];
@@ -51,6 +51,7 @@ pub struct Sealed {
     private: Secret,
     public: [u8; 32],
     cost: Option<Cost>,
+    volumes: Vec<Wanted>,
     /// Held while an attempt is made.
     attempt: Mutex<()>,
     inner: Mutex<Inner>,
@@ -145,6 +146,7 @@ impl Sealed {
             private: Box::new(private),
             public,
             cost: None,
+            volumes: Vec::new(),
             attempt: Mutex::new(()),
             inner: Mutex::new(inner),
             changed: Notify::new(),
@@ -155,6 +157,13 @@ impl Sealed {
     #[must_use]
     pub fn with_cost(mut self, cost: Cost) -> Self {
         self.cost = Some(cost);
+        self
+    }
+
+    /// The same with volumes, which get a place on the disk when the state is opened or made, or else it is not.
+    #[must_use]
+    pub fn with_volumes(mut self, volumes: Vec<Wanted>) -> Self {
+        self.volumes = volumes;
         self
     }
 
@@ -425,6 +434,7 @@ impl Sealed {
         if version < store.lineage() {
             return Err(LineageError::OlderSheet { sheet: version, store: store.lineage() }.into());
         }
+        let volumes = store.place_volumes(&self.volumes, sheet.header.length)?;
         let (sheet, place) = match next {
             None => (sheet.clone(), *place),
             Some((current, _)) => self.write_successor(sheets, current, &sheet_key)?,
@@ -436,7 +446,7 @@ impl Sealed {
             self.put(SHEETS, other_place(place), &sheet.write())?;
         }
         let upgrade = next.as_ref().map(|(_, upgrade)| *upgrade);
-        Ok(Opened { lineage: sheet.current.version, upgrade, ..opened(&state, slot, &root, false)? })
+        Ok(Opened { lineage: sheet.current.version, upgrade, ..opened(&state, volumes, slot, &root, false)? })
     }
 
     /// Writes the sheet that a statement has changed over the older one, and says where it is.
@@ -477,6 +487,9 @@ impl Sealed {
         let [first, second] = sheets;
         let (first, second) = (first?.write(), second?.write());
 
+        // Whether they have room, before anything is written.
+        volumes::place(&mut BTreeMap::new(), &self.volumes, length, &mut |_| true)
+            .map_err(StoreError::Volume)?;
         let place = self.store()?;
         if unfinished {
             self.write(SHEETS, 1, &[0; SHEET])?;
@@ -486,6 +499,7 @@ impl Sealed {
         }
         self.put(SHEETS, 0, &sheet::mark())?;
         let store = Store::create(place, keys(&state)?)?;
+        let volumes = store.place_volumes(&self.volumes, length)?;
         let root = store.root();
         drop(store);
         self.put(SHEETS, 1, &second)?;
@@ -494,7 +508,7 @@ impl Sealed {
         if let (NewMethod::Peer {}, Some(server)) = (method, &self.key_server) {
             server.made();
         }
-        opened(&state, slot, &root, true)
+        opened(&state, volumes, slot, &root, true)
     }
 
     /// The slots of a new state: the way that was asked for, and the recovery key.
@@ -685,8 +699,16 @@ fn keys(state: &StateKey) -> Result<Keys, StateError> {
     Keys::derive(state.vault()?).map_err(|_| StateError::Derive)
 }
 
-fn opened(state: &StateKey, slot: &Slot, root: &Root, fresh: bool) -> Result<Opened, StateError> {
-    let volumes = Zeroizing::new(**state.volumes()?);
+fn opened(
+    state: &StateKey,
+    volumes: Vec<Volume>,
+    slot: &Slot,
+    root: &Root,
+    fresh: bool,
+) -> Result<Opened, StateError> {
+    let of_all = state.volumes()?;
+    let sealed = |volume: Volume| Ok(VolumeKey { key: key::volume_key(&of_all, &volume.id)?, volume });
+    let volumes = volumes.into_iter().map(sealed).collect::<Result<_, StateError>>()?;
     let keys = StateKeys { vault: state.vault()?, volumes };
     let opened_by = Digest::of(slot.write());
     Ok(Opened { keys, fresh, opened_by, epoch: root.epoch, root: root.digest, lineage: 1, upgrade: None })

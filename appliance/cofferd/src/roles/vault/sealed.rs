@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use cofferdam_protocol::facts::ApplianceFacts;
 use cofferdam_protocol::state::State;
 use cofferdam_vault::state::{Boot, Opened, Sealed, sealed_router};
-use cofferdam_vault::{FileDisk, Rules};
+use cofferdam_vault::{FileDisk, Rules, Wanted};
 
 use super::{Lines, listen, listener, parked, runtime};
 use crate::roles::PUBLISH;
@@ -27,6 +27,7 @@ pub(super) fn run(
     appliance: ApplianceFacts,
     rules: Rules,
     key_server: Option<KeyServerFacts>,
+    volumes: Vec<Wanted>,
     disk: File,
     mut handed: SecretMemory,
 ) -> anyhow::Result<()> {
@@ -40,7 +41,7 @@ pub(super) fn run(
     let disk = FileDisk::new(disk).context("cannot lock the state disk")?;
     let sink = Lines::default().sink();
     let sealed = match Sealed::find(disk, boot, rules.operators, rules.front_uid, sink) {
-        Ok(sealed) => Arc::new(with(sealed, key_server)?),
+        Ok(sealed) => Arc::new(with(sealed.with_volumes(volumes), key_server)?),
         Err(error) if error.may_pass() => return Err(error).context("cannot read the state disk"),
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));
