@@ -100,8 +100,8 @@ pub(super) fn establish(
     unsealed: Unsealed,
 ) -> Result<Launched, LaunchError> {
     let Unsealed { state, disk, vault_key, new_volumes, tls, tls_key, mut numbers } = unsealed;
-    let volumes = KERNEL_BYTES.saturating_mul(measured.declaration.volumes.len() as u64);
-    let memory = mounts::services_bytes()?.saturating_sub(volumes);
+    let kernel = KERNEL_BYTES.saturating_mul(measured.declaration.volumes.len() as u64);
+    let memory = mounts::services_bytes()?.saturating_sub(kernel);
     let facts = services::resolve(&measured.declaration, &mut numbers, memory)?;
     for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
         measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
