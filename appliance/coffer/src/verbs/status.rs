@@ -133,5 +133,9 @@ mod tests {
         service.usage = Some(USAGE);
         let lines = remarks(&service);
         assert_eq!(lines[1..], ["killed: out of memory (limit 512 MiB)", "again in 1s"]);
+        service.killed = Some(Killed::MachineOutOfMemory);
+        assert_eq!(remarks(&service)[1..], ["killed: the machine ran out of memory", "again in 1s"]);
+        service.killed = Some(Killed::UncountedMemory);
+        assert_eq!(remarks(&service)[1], "killed: it took memory that is counted to nobody");
     }
 }

@@ -165,8 +165,7 @@ impl Shim<'_> {
             let lease = self.secrets().await?;
             self.dependencies().await?;
             let started = Instant::now();
-            let ended = || leaf.as_ref().map(Leaf::out_of_memory);
-            let before = ended();
+            let before = self.group.as_ref().map(Group::out_of_memory);
             let (end, reason) = match self.start(&image, &lease, leaf.as_ref()).await {
                 Ok(running) => (self.watch(running).await?, None),
                 Err(failure) => {
@@ -180,7 +179,11 @@ impl Shim<'_> {
             self.answers.forget();
             drop(lease);
             self.last = Some(end);
-            self.killed = (ended() > before).then_some(Killed::OutOfMemory { limit: self.own.memory });
+            let now = self.group.as_ref().map(Group::out_of_memory);
+            self.killed = now.zip(before).and_then(|(now, before)| now.since(&before));
+            if let Some(killed) = self.killed {
+                eprintln!("cofferd: {}: killed: {killed}", self.own.declared.name);
+            }
             let Some(wait) = policy.next(end, started.elapsed()) else {
                 let state = if reason.is_some() { ServiceState::Failed } else { ServiceState::Exited };
                 self.report(state, |status| status.detail = reason)?;

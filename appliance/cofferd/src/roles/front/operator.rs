@@ -161,10 +161,8 @@ impl Records {
             let status = written(&directory.join("status.json"), ServiceStatus::parse);
             let service = NamedService::new(name.clone(), status);
             let shim = format!("{} {name}", SHIM.name());
-            let shim =
-                roles.iter().flatten().find(|role| role.name == shim && role.state != RoleState::Running);
-            match shim {
-                Some(shim) => service.without_its_shim(shim.detail.clone()),
+            match roles.iter().flatten().find(|role| role.name == shim) {
+                Some(shim) => service.with_its_shim(shim),
                 None => service,
             }
         });
