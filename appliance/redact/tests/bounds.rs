@@ -48,11 +48,9 @@ fn is_found(secret: &str, text: &str, piece: usize) -> bool {
 #[test]
 fn a_long_secret_with_a_long_colour_after_each_letter_is_found() {
     let gaps = [colour(103), colour(MAX_GAP), "\x1b[0m".repeat(25)];
-    for (secret, piece, gaps) in [
-        (letters(16_000), 1 << 20, &gaps[..1]),
-        (letters(300), 64, &gaps),
-        ("a".repeat(300), 1000, &gaps),
-    ] {
+    for (secret, piece, gaps) in
+        [(letters(16_000), 1 << 20, &gaps[..1]), (letters(300), 64, &gaps), ("a".repeat(300), 1000, &gaps)]
+    {
         for gap in gaps {
             let (out, held) = pushed(&secret, &between(&secret, gap), piece);
             // The colours stay.
@@ -90,7 +88,12 @@ fn base64_of_base64_is_read_up_to_its_bound() {
 #[test]
 fn no_more_is_held_back_than_the_bound_whatever_comes() {
     let escape = |byte: u8| format!("\\\\\\\\\\\\\\\\U{byte:08x}");
-    let gap = format!("{}{}{}", "\r\n".repeat(MAX_GAP / 2), escape(0x1b), colour(MAX_GAP).trim_start_matches('\x1b'));
+    let gap = format!(
+        "{}{}{}",
+        "\r\n".repeat(MAX_GAP / 2),
+        escape(0x1b),
+        colour(MAX_GAP).trim_start_matches('\x1b')
+    );
     let secret = letters(54);
     // All of the longest pattern but its last digit, each symbol as long as it can be and as far from the last; and then no secret.
     let digits = hex::encode(&secret);

@@ -517,8 +517,9 @@ async fn a_caller_that_goes_away_ends_its_request() {
 async fn what_is_held_back_of_an_answer_is_bounded_whatever_the_service_says() {
     // All but the last letter, each with the longest that may stand between two of them, again and again.
     let gap = format!("{}\u{1b}[{}m", "\r\n".repeat(64), "1".repeat(125));
-    let begun: String = SECRET.chars().take(SECRET.len() - 1).flat_map(|letter| [letter.to_string(), gap.clone()]).collect();
-    let said = format!("{begun}!").repeat(100);
+    let begun: String =
+        SECRET.chars().take(SECRET.len() - 1).flat_map(|letter| [letter.to_string(), gap.clone()]).collect();
+    let said = format!("{begun}!").repeat(100) + &begun;
     let text = said.clone();
     let room = Room::with(move |mut stream, _| {
         let text = text.clone();
@@ -539,7 +540,8 @@ async fn what_is_held_back_of_an_answer_is_bounded_whatever_the_service_says() {
     };
     // The service says no more, and does not end either.
     while passed(&got) + cofferdam_redact::MAX_HELD < said.len() {
-        let count = timeout(LONG, caller.read(&mut buffer)).await.expect("all but what may be held back").unwrap();
+        let count =
+            timeout(LONG, caller.read(&mut buffer)).await.expect("all but what may be held back").unwrap();
         assert!(count > 0, "it does not end");
         got.extend_from_slice(&buffer[..count]);
     }

@@ -169,8 +169,7 @@ impl OutOfMemory {
     #[must_use]
     pub fn since(&self, before: &Self) -> Option<Killed> {
         let own = self.own > before.own;
-        let killed =
-            if own { Killed::OutOfMemory { limit: self.limit } } else { Killed::MachineOutOfMemory };
+        let killed = if own { Killed::OutOfMemory { limit: self.limit } } else { Killed::MachineOutOfMemory };
         (self.ended > before.ended).then_some(killed)
     }
 }

@@ -373,7 +373,9 @@ impl Supervisor {
     fn relieve(&mut self) {
         say("the machine ran out of memory");
         let order = self.times.since(services(&self.kept));
-        for Ended { service, relieved } in low_memory::relieve(&mut Services::new(services(&self.kept)), order) {
+        for Ended { service, relieved } in
+            low_memory::relieve(&mut Services::new(services(&self.kept)), order)
+        {
             let killed = if relieved { Killed::UncountedMemory } else { Killed::MachineOutOfMemory };
             say(&format!("{service}: ended: {killed}"));
             if let Some(kept) = self.kept.iter_mut().find(|kept| kept.name == service) {

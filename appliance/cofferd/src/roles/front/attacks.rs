@@ -161,7 +161,8 @@ async fn there_is_no_http_2_whose_heads_would_have_other_bounds() {
     let both = offer(&[b"h2", b"http/1.1"]).await.unwrap();
     assert_eq!(both.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
     // Its preface, settings and the head of `GET /` (RFC 9113 §3.4, §6), without asking.
-    let frames = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x05\0\0\0\x01\x82\x84\x87";
+    let frames =
+        b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x05\0\0\0\x01\x82\x84\x87";
     for mut stream in [both, offer(&[]).await.unwrap()] {
         stream.write_all(frames).await.unwrap();
         let mut answer = Vec::new();

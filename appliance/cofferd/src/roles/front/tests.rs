@@ -723,7 +723,8 @@ async fn a_service_without_its_shim_does_not_run_whatever_the_shim_said_last() {
         "killed":{"why":"out-of-memory","limit":1048576}}"#;
     std::fs::write(room.path("services/web/status.json"), web).unwrap();
     assert_eq!(seen(again).await["killed"], json!({"why": "out-of-memory", "limit": 1_048_576}));
-    let web = r#"{"state":"exited","missing":[],"restarts":1,"exit_code":0,"since":"2026-01-01T00:00:00.000Z"}"#;
+    let web =
+        r#"{"state":"exited","missing":[],"restarts":1,"exit_code":0,"since":"2026-01-01T00:00:00.000Z"}"#;
     std::fs::write(room.path("services/web/status.json"), web).unwrap();
     assert!(seen(again).await.get("killed").is_none());
 }
