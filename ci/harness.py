@@ -30,6 +30,8 @@ CONTRACT = os.path.join(ROOT, "..", "shared", "contracts", "github-releases.open
 REPOSITORY = "acme/app"
 GITHUB_TOKEN = "development-token-0123456789"
 HOST_FROM_GUEST = "10.0.2.2"
+# On the console of an appliance whose state is not open.
+SEALED = "sealed: an operator opens the state"
 
 
 def free_port():
@@ -374,12 +376,15 @@ class World:
         with open(self.path("operator.key.pub"), encoding="utf-8") as file:
             return file.read().strip()
 
-    def declaration(self, port, services, repository=REPOSITORY):
-        """A declaration for this world; `services` is the indented YAML of the services."""
+    def declaration(self, port, services, repository=REPOSITORY, state=None):
+        """A declaration for this world; `services` is the indented YAML of the services, `state`
+        the provider of what opens the state disk.
+        """
+        sealed = f"state: {{provider: {state}}}\n" if state else ""
         with open(self.ca, encoding="utf-8") as file:
             ca = "".join(f"    {line}" for line in file)
         return (
-            f"version: 1\nrepository: {repository}\nendpoint: 127.0.0.1:{port}\n"
+            f"version: 1\n{sealed}repository: {repository}\nendpoint: 127.0.0.1:{port}\n"
             f"operators:\n  - name: demo\n    key: {self.operator()}\n"
             f"github:\n  api: https://{HOST_FROM_GUEST}:{self.github_port}/api/v3\n  token: "
             f"secret://cofferdam/github/token\n  ca: |\n{ca}"
@@ -532,12 +537,22 @@ class World:
             raise Failed(f"coffer {' '.join(arguments)} exited with {code}\n{out}{err}")
         return out
 
-    def power_off(self, name, process, seconds=40):
-        """Presses the power button and waits for the machine to end by itself."""
+    def cut_power(self, name, process):
+        """Ends QEMU at once, as a host that takes the power away."""
+        with open(self.path(name, "qemu.pid"), encoding="ascii") as file:
+            os.kill(int(file.read()), signal.SIGKILL)
+        process.wait(20)
+
+    def monitor(self, name, command):
+        """Gives QEMU's monitor one command, as a person at the host would."""
         with socket.socket(socket.AF_UNIX) as monitor:
             monitor.connect(self.path(name, "monitor.sock"))
-            monitor.sendall(b"system_powerdown\n")
+            monitor.sendall(command.encode() + b"\n")
             time.sleep(0.2)
+
+    def power_off(self, name, process, seconds=40):
+        """Presses the power button and waits for the machine to end by itself."""
+        self.monitor(name, "system_powerdown")
         process.wait(seconds)
 
 

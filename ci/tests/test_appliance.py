@@ -1079,10 +1079,15 @@ class Hostile(unittest.TestCase):
 
     def test_a_declaration_of_the_hosts_own_gets_no_secret(self):
         """The host changes the declaration and names a commit that is real: another operator would
-        read the logs.
+        read the logs. And it withholds the network until the appliance says that it waits.
         """
         changed = self.declaration.replace("name: demo", "name: host")
         appliance = self.world.boot("slipped", IMAGE, changed, self.commit, self.port)
+        monitor = self.world.path("slipped", "monitor.sock")
+        wait_for("QEMU's monitor", 30, lambda: os.path.exists(monitor))
+        self.world.monitor("slipped", "set_link net off")
+        self.world.wait_console("slipped", appliance, "no DHCP server has answered", 240)
+        self.world.monitor("slipped", "set_link net on")
         self.world.wait_console("slipped", appliance, "launched", 240)
         code, said = self.put(IMAGE)
         self.assertEqual(code, 3, said)

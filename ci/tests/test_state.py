@@ -9,13 +9,21 @@ is refused.
 import json
 import os
 import shutil
-import signal
 import sys
 import tempfile
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from harness import GITHUB_TOKEN, REPOSITORY, ROOT, World, free_port, wait_for, workload_files
+from harness import (
+    GITHUB_TOKEN,
+    REPOSITORY,
+    ROOT,
+    SEALED,
+    World,
+    free_port,
+    wait_for,
+    workload_files,
+)
 
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
@@ -23,7 +31,6 @@ PASSPHRASE = "correct horse battery staple"
 SECRET = "secret://demo/web/value"
 TOKEN = "secret://cofferdam/github/token"
 VALUE = "what survives a power cut and is long enough"
-WAITS = "sealed: an operator opens the state"
 SERVICES = """  web:
     image: {image}
     environment: {{GREETING_SECRET: secret://demo/web/value}}
@@ -44,10 +51,8 @@ class State(unittest.TestCase):
         config = {"Entrypoint": ["/probe"], "WorkingDir": "/"}
         image = world.push_image("test/probe", workload_files(), config)
         cls.port, cls.disk = free_port(), world.path("state.img")
-        declaration = world.declaration(cls.port, SERVICES.format(image=image))
-        cls.declaration = declaration.replace(
-            "version: 1\n", "version: 1\nstate: {provider: operator}\n"
-        )
+        services = SERVICES.format(image=image)
+        cls.declaration = world.declaration(cls.port, services, state="operator")
         cls.commit = world.commit(cls.declaration)
         known = [*world.trust_options(IMAGE), *world.github_options()]
         cls.options = ["--endpoint", f"127.0.0.1:{cls.port}", *known]
@@ -58,13 +63,6 @@ class State(unittest.TestCase):
         machine = cls.world.boot(name, IMAGE, cls.declaration, cls.commit, cls.port, *more)
         cls.world.wait_console(name, machine, until, 240)
         return machine
-
-    @classmethod
-    def cut(cls, name, machine):
-        """Takes the power away: QEMU ends at once, as if the host had ended it."""
-        with open(cls.world.path(name, "qemu.pid"), encoding="ascii") as file:
-            os.kill(int(file.read()), signal.SIGKILL)
-        machine.wait(20)
 
     def coffer(self, *words, stdin=None):
         return self.world.coffer(*words, REPOSITORY, *self.options, stdin=stdin)
@@ -96,7 +94,7 @@ class State(unittest.TestCase):
         return status and status["publish"]["state"] == "published"
 
     def test_1_a_state_is_made_with_a_passphrase_and_a_recovery_key(self):
-        machine = self.boot("first", WAITS, self.disk)
+        machine = self.boot("first", SEALED, self.disk)
         wait_for("the operators' interface", 60, lambda: self.coffer("seal", "status")[0] == 5, 1)
         self.says(5, "blank", "seal", "status")
         self.says(5, "coffer", "status")
@@ -106,11 +104,11 @@ class State(unittest.TestCase):
         self.world.wait_console("first", machine, "launched", 120)
         self.put(SECRET, VALUE)
         self.runs()
-        self.cut("first", machine)
+        self.world.cut_power("first", machine)
         shutil.copyfile(self.disk, self.world.path("older.img"))
 
     def test_2_another_boot_has_it_again_and_only_with_the_passphrase(self):
-        machine = self.boot("second", WAITS, self.disk)
+        machine = self.boot("second", SEALED, self.disk)
         wait_for("the operators' interface", 60, lambda: self.coffer("seal", "status")[0] == 5, 1)
         self.says(5, "sealed", "seal", "status")
         self.says(4, "passphrase", "unseal", stdin="incorrect horse battery")
@@ -122,17 +120,17 @@ class State(unittest.TestCase):
         self.says(0, "open", "seal", "status")
         self.put(TOKEN, GITHUB_TOKEN)
         wait_for("the release attestation", 120, self.published, 1)
-        self.cut("second", machine)
+        self.world.cut_power("second", machine)
 
     def test_3_an_older_copy_of_the_disk_is_noticed_and_left_as_it_is(self):
         older = self.world.path("older.img")
-        machine = self.boot("third", WAITS, older)
+        machine = self.boot("third", SEALED, older)
         wait_for("the operators' interface", 60, lambda: self.coffer("seal", "status")[0] == 5, 1)
         self.says(3, "older", "unseal", stdin=PASSPHRASE)
         self.says(5, "sealed", "seal", "status")
         self.assertNotIn("launched", self.world.console("third"))
         self.says(3, "older", "unseal", "--recovery", stdin=self.recovery)
-        self.cut("third", machine)
+        self.world.cut_power("third", machine)
 
     def test_4_the_disk_holds_nothing_that_can_be_read(self):
         texts = (VALUE, PASSPHRASE, GITHUB_TOKEN, SECRET, self.recovery)

@@ -11,6 +11,7 @@ use serde::{Serialize, Serializer};
 use crate::claims::Claims;
 use crate::dcap::{self, Platform};
 use crate::event_log::Register;
+use crate::event_log::payload::{State, Upgrade};
 use crate::evidence::{Collateral, Evidence};
 use crate::policy::Policy;
 use crate::quote::{self, Quote};
@@ -105,6 +106,12 @@ pub struct Appraisal {
     /// The claims, when they decode. True only if the verdict is `Accepted`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claims: Option<Claims>,
+    /// How the state is kept, as it was measured. True only if the verdict is `Accepted`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state: Option<State>,
+    /// The statement that let this boot open the state, as it was measured. True only if the verdict is `Accepted`.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<Upgrade>,
     /// Whether the chain ends in a root that is not Intel's: a simulated TD, which proves nothing about hardware.
     pub simulated: bool,
 }
@@ -182,6 +189,9 @@ pub struct Expectations {
     /// nothing yet. Its TLS key is in no event, so the quote binds it through nonce and channel binding alone: such evidence is refused
     /// unless `nonce`, `channel_binding` and `tls_key` are those of the connection that it came over, and in a release always.
     pub before_launch: bool,
+    /// With `before_launch`: whether what the evidence is asked for travels sealed to its claim `vault_key`. Then `nonce` suffices, since
+    /// it does not matter who relays it or which connection it came over.
+    pub sealed_to_vault_key: bool,
     /// Whether to leave out searches whose result only explains, such as which claim was changed: for a caller who goes through
     /// many documents. No outcome depends on it.
     pub brief: bool,

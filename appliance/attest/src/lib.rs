@@ -16,6 +16,7 @@ pub mod dcap;
 pub mod ear;
 pub mod event_log;
 pub mod evidence;
+pub mod keyserve;
 pub mod operator;
 pub mod policy;
 pub mod quote;

@@ -710,6 +710,32 @@ fn evidence_from_before_the_launch_counts_only_where_it_is_expected_and_on_its_o
     assert_eq!(failed(&fixture.appraise_with(&evidence, &relayed)), ["channel_binding"]);
 }
 
+/// What is sent can be opened by the vault in the claims alone, whoever relays it.
+#[test]
+fn for_what_is_sealed_to_the_vault_key_a_nonce_suffices_and_nothing_less() {
+    let mut fixture = waiting();
+    fixture.claims.channel_binding = None;
+    let evidence = fixture.evidence();
+    let expected = Expectations {
+        before_launch: true,
+        sealed_to_vault_key: true,
+        nonce: Some(Nonce::new(vec![1; 16]).unwrap()),
+        tls_key: None,
+        ..fixture.expectations()
+    };
+    let appraisal = fixture.appraise_with(&evidence, &expected);
+    assert_eq!(appraisal.verdict(), Verdict::Accepted, "{}", appraisal.headline());
+    assert!(appraisal.is_before_launch());
+    let other = Expectations { nonce: Some(Nonce::new(vec![2; 16]).unwrap()), ..expected.clone() };
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &other)), ["nonce"]);
+    let none = Expectations { nonce: None, ..expected.clone() };
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &none)), ["before_launch"]);
+    let not_expected = Expectations { before_launch: false, ..expected.clone() };
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &not_expected)), ["event_order"]);
+    let as_release = Expectations { tag: Tag::for_claims(&evidence.claims), ..expected };
+    assert_eq!(failed(&fixture.appraise_with(&evidence, &as_release)), ["before_launch"]);
+}
+
 #[test]
 fn a_release_attestation_is_never_of_an_appliance_that_waits() {
     let fixture = waiting();
@@ -769,7 +795,8 @@ fn the_epoch_of_a_state_on_disk_is_the_one_that_was_measured() {
     };
     let disk = |epoch: u64| {
         let key = [5; 32].into();
-        State::Disk { fresh: epoch == 1, key, epoch: epoch.try_into().unwrap() }.event().unwrap()
+        let (fresh, lineage) = (epoch == 1, 1.try_into().unwrap());
+        State::Disk { fresh, key, epoch: epoch.try_into().unwrap(), lineage }.event().unwrap()
     };
     for epoch in [1, 7] {
         let fixture = with(disk(epoch), epoch);

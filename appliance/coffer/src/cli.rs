@@ -9,10 +9,12 @@ use cofferdam_attest::reference::ProcessorId;
 use cofferdam_protocol::{Commit, Endpoint, Repository, SECRET_SCHEME, SecretRef, WordError, hex};
 
 mod appraise;
+mod keyserve;
 mod origin;
 mod seal;
 
 pub(crate) use appraise::{Appraise, Expected, Format};
+pub(crate) use keyserve::{Keyserve, KeyserveAction, Serve};
 use origin::Origins;
 pub(crate) use seal::{Division, Elsewhere, Seal, SealInit, Unseal};
 
@@ -141,6 +143,14 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         action: Seal,
     },
+    /// Serve the keys of appliances' states to evidence that is accepted
+    #[command(
+        after_help = "Keys are released to appliances that were added, that wait for them, and whose evidence verifies as with `coffer \
+        verify`.\nThe server remembers how new each state was: an older copy of a disk is refused.\n\nExamples:\n  \
+        ssh-keygen -t ed25519 -N '' -f keyserve.key\n  coffer keyserve add acme/app --data keys\n  \
+        coffer keyserve --data keys --key keyserve.key --listen 0.0.0.0:7443 --reference measurements"
+    )]
+    Keyserve(Box<Keyserve>),
     /// Make tokens for clients that are no operators
     Token {
         #[command(subcommand)]

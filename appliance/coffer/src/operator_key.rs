@@ -6,7 +6,7 @@
 use std::os::unix::fs::PermissionsExt as _;
 use std::path::PathBuf;
 
-use cofferdam_protocol::operator::{self, Authorization};
+use cofferdam_protocol::operator::{self, Authorization, Signature};
 use cofferdam_protocol::{Fingerprint, OperatorKey as PublicKey, WordError};
 use ed25519_dalek::{Signer as _, SigningKey};
 use ssh_key::private::{Ed25519Keypair, KeypairData};
@@ -86,6 +86,11 @@ impl OperatorKey {
         self.public.fingerprint()
     }
 
+    /// The signature of bytes that bear a domain of their own.
+    pub(crate) fn sign(&self, input: &[u8]) -> Signature {
+        self.signing.sign(input).to_bytes().into()
+    }
+
     /// The `Authorization` header of one request on one TLS connection.
     pub(crate) fn authorization(
         &self,
@@ -95,7 +100,7 @@ impl OperatorKey {
         channel_binding: &[u8; 32],
     ) -> String {
         let input = operator::signing_input(method, path, body, channel_binding);
-        let signature = self.signing.sign(&input).to_bytes().into();
+        let signature = self.sign(&input);
         Authorization { key: self.fingerprint(), signature }.to_string()
     }
 }

@@ -68,6 +68,11 @@ impl Trust {
         self.policy.max_age_s
     }
 
+    /// Whether no reference values were named: then nothing is ever accepted.
+    pub(crate) fn has_no_reference(&self) -> bool {
+        self.reference.images.is_empty() || self.reference.platforms.is_empty()
+    }
+
     /// Expectations with the reference values and nothing else.
     pub(crate) fn expectations(&self) -> Expectations {
         Expectations { reference: self.reference.clone(), ..Expectations::default() }

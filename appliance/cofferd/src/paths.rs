@@ -51,6 +51,11 @@ pub const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";
 /// A file for each image that is there and that nobody can change any more, named by its digest in hex. Root, 0755.
 pub const SEALS_DIR: &str = "/run/cofferdam/seals";
 
+/// Where PID 1 mounts each volume, in a directory of its name. Root, 0700: services have mounts of their own.
+pub const VOLUMES_DIR: &str = "/run/cofferdam/volumes";
+/// The blocks of an empty file system, part of the image.
+pub const VOLUME_TEMPLATE: &str = "/usr/lib/volume-template";
+
 /// One directory per service, each owned by its shim's uid, 0755.
 pub const SERVICES_DIR: &str = "/run/cofferdam/services";
 

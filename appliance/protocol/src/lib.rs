@@ -8,5 +8,7 @@
 mod messages;
 mod words;
 
-pub use messages::{bridge, event, evidence, facts, log, operator, reply, state, status, unseal, vault};
+pub use messages::{
+    bridge, event, evidence, facts, keyserve, log, operator, reply, state, status, unseal, upgrade, vault,
+};
 pub use words::*;

@@ -121,3 +121,43 @@ fn tokens_are_made_and_read_as_frozen_and_nothing_else_is_one() {
         assert!(text(&case["token"]).parse::<AccessToken>().is_err(), "{}", case["why"]);
     }
 }
+
+/// `policy/vectors/keyserve.json`: the messages of a key server, and what its signatures cover.
+#[test]
+fn what_a_key_server_says_and_signs_is_frozen() {
+    use cofferdam_protocol::Repository;
+    use cofferdam_protocol::keyserve::{EpochAck, EpochReport, NonceReply, Refused, ReleaseAnswer, parse};
+    fn text<T: DeserializeOwned + Serialize>(text: &str) -> Option<String> {
+        let message: T = parse(text.as_bytes()).ok()?;
+        Some(String::from_utf8(json::to_vec(&message).unwrap()).unwrap())
+    }
+    let vectors: Value = serde_json::from_str(include_str!("../../../policy/vectors/keyserve.json")).unwrap();
+    let reader = |kind: &str| match kind {
+        "answer" | "first_answer" => text::<ReleaseAnswer>,
+        "report" => text::<EpochReport>,
+        "ack" => text::<EpochAck>,
+        "nonce" => text::<NonceReply>,
+        "refusal" => text::<Refused>,
+        other => panic!("no reader for {other}"),
+    };
+    for kind in ["answer", "first_answer", "report", "ack", "nonce", "refusal"] {
+        let message = vectors[kind]["message"].as_str().unwrap();
+        assert_eq!(reader(kind)(message).as_deref(), Some(message), "{kind}");
+    }
+    let refused = vectors["refused"].as_array().unwrap();
+    assert_eq!(refused.len(), 17);
+    for case in refused {
+        let read = reader(case["kind"].as_str().unwrap());
+        assert_eq!(read(case["text"].as_str().unwrap()), None, "{}", case["why"]);
+    }
+    let repository: Repository = vectors["repository"].as_str().unwrap().parse().unwrap();
+    let vault_key: [u8; 32] = hex::decode_array(vectors["vault_key"].as_str().unwrap()).unwrap();
+    for kind in ["answer", "first_answer"] {
+        let answer: ReleaseAnswer = parse(vectors[kind]["message"].as_str().unwrap().as_bytes()).unwrap();
+        let input = answer.signing_input(&repository, &vault_key.into());
+        assert_eq!(hex::encode(&input), vectors[kind]["signing_input"], "{kind}");
+    }
+    let report: EpochReport = parse(vectors["report"]["message"].as_str().unwrap().as_bytes()).unwrap();
+    let acknowledged = EpochAck::signing_input(&report.repository, &report.opened);
+    assert_eq!(hex::encode(&acknowledged), vectors["ack"]["signing_input"]);
+}

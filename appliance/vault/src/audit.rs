@@ -46,6 +46,8 @@ pub enum Operation {
     CreateState,
     /// An operator opens the state with a passphrase or the recovery key.
     OpenState,
+    /// An operator opens the state, or gives a share, with a statement that lets this appliance.
+    UpgradeState,
     /// An operator gives a share.
     GiveShare,
 }
@@ -63,6 +65,7 @@ impl Operation {
             Self::Unseal => "unseal",
             Self::CreateState => "create-state",
             Self::OpenState => "open-state",
+            Self::UpgradeState => "upgrade-state",
             Self::GiveShare => "give-share",
         }
     }

@@ -72,6 +72,13 @@ impl Operators {
         Ok(Self(operators))
     }
 
+    /// The raw public keys, ascending.
+    pub fn keys(&self) -> Vec<[u8; 32]> {
+        let mut keys: Vec<[u8; 32]> = self.0.values().map(|operator| operator.key.to_bytes()).collect();
+        keys.sort_unstable();
+        keys
+    }
+
     /// Finds the operator who signed the request. Verification is strict (RFC 8032 without the cofactor, canonical
     /// encodings only), so that a signature has exactly one form and can be remembered.
     ///
@@ -83,11 +90,24 @@ impl Operators {
         signature: &Signature,
         request: Signed<'_>,
     ) -> Result<&Operator, AuthenticationError> {
-        let operator = self.0.get(fingerprint).ok_or(AuthenticationError::UnknownKey)?;
         let input = signing_input(request.method, request.path, request.body, request.channel_binding);
+        self.verify(fingerprint, signature, &input)
+    }
+
+    /// Finds the operator who signed these bytes, which say themselves what they are for. As strict as [`Operators::authenticate`].
+    ///
+    /// # Errors
+    /// [`AuthenticationError`].
+    pub fn verify(
+        &self,
+        fingerprint: &Fingerprint,
+        signature: &Signature,
+        input: &[u8],
+    ) -> Result<&Operator, AuthenticationError> {
+        let operator = self.0.get(fingerprint).ok_or(AuthenticationError::UnknownKey)?;
         operator
             .key
-            .verify_strict(&input, &ed25519_dalek::Signature::from_bytes(signature.as_bytes()))
+            .verify_strict(input, &ed25519_dalek::Signature::from_bytes(signature.as_bytes()))
             .map_err(|_| AuthenticationError::Signature)?;
         Ok(operator)
     }

@@ -22,17 +22,27 @@
 //!
 //! # What can be told apart, and when
 //!
-//! Without a key, by [`Sealed::find`]: zeros, something foreign, an unknown format, another length of the disk, another repository, another image, and
+//! Without a key, by [`Sealed::find`]: zeros, something foreign, an unknown format, another length of the disk, and
 //! damage, since a sheet holds a digest of itself. The digest is no authentication: who changes a byte on purpose changes
 //! the digest as well. Then the slot that is tried does not open, and that cannot be told from a wrong passphrase or key, nor
-//! should it. What another image or repository has sealed stays closed under every key, since those fields are authenticated with the slot.
+//! should it.
 //!
-//! With a key that opens a slot, by [`Sealed::unseal`]: any other byte of either sheet that is not as the appliance wrote it
-//! ([`StateError::Altered`]), and after that the whole store, by its own names.
+//! Also without a key, by [`Sealed::unseal`]: another image, another repository or other operators than the state was left to (see `lineage`).
+//! They open it with a statement of one of its operators. What the sheet says of that is believed for the refusal alone: before
+//! anything is handed over the sheet has authenticated.
+//!
+//! With a key that opens a slot: any other byte of either sheet that is not as the appliance wrote it ([`StateError::Altered`]), after that
+//! the whole store, by its own names, and sheets from before a statement beside a store from after it.
 //!
 //! What cannot be seen here: that all of the disk is an older copy of itself. For that an operator says what is known of it
-//! (`at_least`). Nor that only the key slots are an older copy, which today says the same as the present one: no way to open a state is
-//! ever changed after it was made.
+//! (`at_least`).
+//!
+//! # A statement
+//!
+//! The sheet that says who may open the state from now on goes over the older one; then the store commits the version; then the same sheet goes
+//! over the other one. Each is durable before the next one begins. After the first write the state is its successor's, who opens it without
+//! the statement: the newer sheet counts. As long as the store has not committed, nothing was handed to it, and who destroys the newer sheet has
+//! the older one in force. From then on a sheet of a lower version than the store's opens nothing.
 //!
 //! # Making a state
 //!
@@ -55,6 +65,7 @@ mod attempts;
 mod error;
 mod http;
 mod key;
+mod lineage;
 mod sealed;
 mod sheet;
 mod slot;
@@ -62,12 +73,13 @@ mod slot;
 use std::fmt;
 use std::ops::Range;
 
-use cofferdam_protocol::{Digest, Repository};
+use cofferdam_protocol::{Digest, Fingerprint, Repository};
 use zeroize::Zeroizing;
 
 pub use self::error::StateError;
 pub use self::http::sealed_router;
 pub use self::key::Cost;
+pub use self::lineage::LineageError;
 pub use self::sealed::{Notice, Sealed};
 use crate::MasterKey;
 
@@ -120,6 +132,19 @@ pub struct Opened {
     pub opened_by: Digest,
     /// Of the store's present commit.
     pub epoch: u64,
+    /// Version of the lineage: it rises with each statement.
+    pub lineage: u64,
+    /// The statement that let this boot open it, where one did.
+    pub upgrade: Option<Upgrade>,
+}
+
+/// A statement that was used.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Upgrade {
+    /// Which one.
+    pub statement: Digest,
+    /// Whose signature counted.
+    pub signer: Fingerprint,
 }
 
 #[cfg(test)]

@@ -32,7 +32,7 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use cofferdam_protocol::{SecretRef, SecretValue, WordError};
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
-    ReadableTableMetadata as _, TableDefinition, WriteTransaction,
+    ReadableTableMetadata as _, TableDefinition, TableError, WriteTransaction,
 };
 
 pub use self::disk::{Disk, FileDisk, MemoryDisk, Window};
@@ -54,6 +54,8 @@ const RECORDS: TableDefinition<'static, &str, &[u8]> = TableDefinition::new("rec
 /// Order of arrival → digest of a request that changed something.
 const SPENT: TableDefinition<'static, u64, [u8; 32]> = TableDefinition::new("spent");
 
+/// The highest version of the lineage that has opened the state.
+const LINEAGE: TableDefinition<'static, (), u64> = TableDefinition::new("lineage");
 /// How often the state was opened.
 const OPENINGS: TableDefinition<'static, (), u64> = TableDefinition::new("openings");
 
@@ -137,6 +139,7 @@ struct State {
     database: Option<Database>,
     records: BTreeMap<SecretRef, Row>,
     spent: Spent,
+    lineage: u64,
 }
 
 #[derive(Default)]
@@ -160,7 +163,7 @@ impl Store {
     pub fn create(disk: impl Disk, keys: Keys) -> Result<Self, StoreError> {
         let keys = Arc::new(keys);
         let pages = Arc::new(Pages::create(Box::new(disk), keys.clone())?);
-        let state = State { database: None, records: BTreeMap::new(), spent: Spent::default() };
+        let state = State { database: None, records: BTreeMap::new(), spent: Spent::default(), lineage: 0 };
         let store = Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) };
         store.change(&mut store.lock(), Reserve::Stays, |transaction| {
             transaction.open_table(RECORDS).map_err(database_error)?;
@@ -182,8 +185,9 @@ impl Store {
         let transaction = database.begin_read().map_err(database_error)?;
         let records = load_records(&transaction, &keys)?;
         let spent = load_spent(&transaction)?;
+        let lineage = load_lineage(&transaction)?;
         drop(transaction);
-        let state = State { database: Some(database), records, spent };
+        let state = State { database: Some(database), records, spent, lineage };
         Ok(Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) })
     }
 
@@ -264,19 +268,28 @@ impl Store {
     }
 
     /// Makes a commit that says that the state was opened once more, so that a copy from before has a lower epoch than what was opened, and
-    /// than what is attested from now on.
+    /// than what is attested from now on; and under which version of its lineage.
     ///
     /// # Errors
     /// A [`DiskError`].
-    pub fn count_opening(&self) -> Result<(), StoreError> {
+    pub fn count_opening(&self, lineage: u64) -> Result<(), StoreError> {
         let mut state = self.lock();
         self.change(&mut state, Reserve::Used, |transaction| {
             let mut table = transaction.open_table(OPENINGS).map_err(database_error)?;
             let before = table.get(()).map_err(database_error)?.map_or(0, |count| count.value());
             let count = before.checked_add(1).ok_or(StoreError::Exhausted)?;
             table.insert((), count).map_err(database_error)?;
+            let mut table = transaction.open_table(LINEAGE).map_err(database_error)?;
+            table.insert((), lineage).map_err(database_error)?;
             Ok(())
-        })
+        })?;
+        state.lineage = lineage;
+        Ok(())
+    }
+
+    /// The version of the lineage at the last [`Store::count_opening`], 0 before there was one.
+    pub fn lineage(&self) -> u64 {
+        self.lock().lineage
     }
 
     /// The latest value under a reference, or `None`.
@@ -408,6 +421,14 @@ fn load_spent(transaction: &ReadTransaction) -> Result<Spent, StoreError> {
         spent.requests.insert(request.value());
     }
     Ok(spent)
+}
+
+fn load_lineage(transaction: &ReadTransaction) -> Result<u64, StoreError> {
+    match transaction.open_table(LINEAGE) {
+        Ok(table) => Ok(table.get(()).map_err(database_error)?.map_or(0, |version| version.value())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(0),
+        Err(error) => Err(database_error(error)),
+    }
 }
 
 /// redb on the pages as they are now.

@@ -3,16 +3,15 @@
 use cofferdam_protocol::hex;
 
 use crate::appraise::{Appraisal, Expectations};
-use crate::event_log::payload::{Appliance, Declaration, Image, Launch, Machine, Payload, State};
+use crate::event_log::payload::{Appliance, Declaration, Image, Launch, Machine, Payload, State, Upgrade};
 use crate::event_log::{self, Event};
 use crate::policy::Policy;
 use crate::quote::Quote;
 
-/// Events that come exactly once before the images, in this order.
+/// Events that come exactly once before the images, in this order. Right before `state` there may be an `upgrade`.
 const OPENING: [&str; 4] = [Declaration::NAME, Appliance::NAME, Machine::NAME, State::NAME];
 
-/// Events that may follow the launch boundary. `upgrade` is reserved: until it has a payload with a meaning, nobody can
-/// say what an appliance runs after one, and no policy allows it.
+/// Events that may follow the launch boundary.
 const AFTER_LAUNCH: [&str; 1] = ["sealed"];
 
 /// The check that is made of evidence from before the launch boundary alone.
@@ -42,6 +41,8 @@ pub(super) fn check(
             );
         }
     }
+    appraisal.state = ours.iter().find_map(|event| State::read(event));
+    appraisal.upgrade = ours.iter().find_map(|event| Upgrade::read(event));
     let (reached, mut problems) = order(events, &ours, policy);
     let waits = reached == Reached::Machine && expected.before_launch;
     if reached != Reached::Launch && !waits {
@@ -51,7 +52,10 @@ pub(super) fn check(
     appraisal.require("event_order", names.join(", "), &problems);
     appraisal.require("event_payloads", "well formed and consistent", &payloads(&ours));
     if waits {
-        let bound = "nothing runs yet; nonce, channel binding and TLS key are this connection's";
+        let bound = match expected.sealed_to_vault_key {
+            true => "nothing runs yet; the nonce is ours, and what is sent goes to the vault's key alone",
+            false => "nothing runs yet; nonce, channel binding and TLS key are this connection's",
+        };
         appraisal.require(BEFORE_LAUNCH, bound, &unbound(expected));
     }
 }
@@ -59,10 +63,11 @@ pub(super) fn check(
 /// What is missing for believing evidence whose TLS key no event names. That what is expected is also claimed, the checks of the
 /// claims say.
 fn unbound(expected: &Expectations) -> Vec<String> {
+    let connection = !expected.sealed_to_vault_key;
     let missing = [
         ("nonce", expected.nonce.is_none()),
-        ("channel binding", expected.channel_binding.is_none()),
-        ("TLS key", expected.tls_key.is_none()),
+        ("channel binding", connection && expected.channel_binding.is_none()),
+        ("TLS key", connection && expected.tls_key.is_none()),
     ];
     let missing = missing.into_iter().filter(|(_, missing)| *missing);
     let mut problems: Vec<String> =
@@ -96,12 +101,16 @@ fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> (Reached, Vec<Strin
     }
     let allowed = |name: &str| policy.allowed_events.iter().any(|known| known == name);
     let mut wanted = OPENING.iter();
-    let mut launched = false;
+    let (mut launched, mut upgraded) = (false, false);
     for event in ours {
         let name = event.event.as_str();
         let is_ours = OPENING.contains(&name)
-            || [Image::NAME, Launch::NAME].contains(&name)
+            || [Upgrade::NAME, Image::NAME, Launch::NAME].contains(&name)
             || AFTER_LAUNCH.contains(&name);
+        let next = wanted.as_slice().first();
+        if upgraded && next == Some(&State::NAME) && name != State::NAME {
+            problems.push(format!("`{name}` between `{}` and `{}`", Upgrade::NAME, State::NAME));
+        }
         if launched {
             if !AFTER_LAUNCH.contains(&name) {
                 problems.push(format!("`{name}` after the launch boundary"));
@@ -110,6 +119,11 @@ fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> (Reached, Vec<Strin
             if !allowed(name) {
                 problems.push(format!("unknown event `{name}`"));
             }
+        } else if name == Upgrade::NAME {
+            if next != Some(&State::NAME) {
+                problems.push(format!("`{name}` in the wrong place"));
+            }
+            upgraded = true;
         } else if name == Image::NAME || name == Launch::NAME {
             if let Some(missing) = wanted.next() {
                 problems.push(format!("`{name}` before `{missing}`"));
@@ -125,7 +139,7 @@ fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> (Reached, Vec<Strin
     }
     let reached = match wanted.as_slice() {
         _ if launched => Reached::Launch,
-        [State::NAME] => Reached::Machine,
+        [State::NAME] if !upgraded => Reached::Machine,
         _ => Reached::Elsewhere,
     };
     (reached, problems)
@@ -139,6 +153,7 @@ fn payloads(ours: &[&Event]) -> Vec<String> {
             Declaration::NAME => Declaration::read(event).is_some(),
             Appliance::NAME => Appliance::read(event).is_some(),
             Machine::NAME => Machine::read(event).is_some(),
+            Upgrade::NAME => Upgrade::read(event).is_some(),
             State::NAME => State::read(event).is_some(),
             Image::NAME => Image::read(event).is_some(),
             Launch::NAME => Launch::read(event).is_some(),
@@ -154,6 +169,12 @@ fn payloads(ours: &[&Event]) -> Vec<String> {
         && declaration.digest != appliance.declaration
     {
         problems.push("`appliance` names another declaration than `declaration`".to_owned());
+    }
+    if let Some(upgrade) = ours.iter().find_map(|event| Upgrade::read(event))
+        && let Some(state) = ours.iter().find_map(|event| State::read(event))
+        && !matches!(state, State::Disk { fresh: false, lineage, .. } if lineage == upgrade.version)
+    {
+        problems.push("`state` is not what `upgrade` opened".to_owned());
     }
     let images: Vec<String> =
         ours.iter().filter_map(|event| Image::read(event)).map(|image| image.service).collect();

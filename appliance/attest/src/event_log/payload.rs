@@ -6,7 +6,7 @@
 use std::num::NonZeroU64;
 
 use cofferdam_protocol::json::{self, JsonError};
-use cofferdam_protocol::{Commit, Digest, Endpoint, ImageReference, Repository};
+use cofferdam_protocol::{Commit, Digest, Endpoint, Fingerprint, ImageReference, Repository};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
@@ -87,6 +87,8 @@ pub enum State {
         key: Digest,
         /// Number of the store's commit when it was opened: the claim `state_epoch`. 0 is what state in memory claims.
         epoch: NonZeroU64,
+        /// Version of its lineage: it rises with each statement that let another image, repository or operators open it.
+        lineage: NonZeroU64,
     },
 }
 
@@ -95,6 +97,18 @@ impl State {
     pub fn memory() -> Self {
         Self::Memory { fresh: true }
     }
+}
+
+/// The statement that let this boot open the state, right before [`State`]: only where one was used.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Upgrade {
+    /// Digest of what was signed ([`cofferdam_protocol::upgrade`]).
+    pub statement: Digest,
+    /// The version that it gave the lineage.
+    pub version: NonZeroU64,
+    /// The operator's key that signed.
+    pub signer: Fingerprint,
 }
 
 /// State in memory that is not fresh would be state from nowhere.
@@ -134,6 +148,9 @@ impl Payload for Appliance {
 }
 impl Payload for Machine {
     const NAME: &'static str = "machine";
+}
+impl Payload for Upgrade {
+    const NAME: &'static str = "upgrade";
 }
 impl Payload for State {
     const NAME: &'static str = "state";

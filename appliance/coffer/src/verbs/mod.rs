@@ -4,6 +4,7 @@ mod appraise;
 mod check;
 mod connect;
 mod init;
+mod keyserve;
 mod logs;
 mod measure;
 mod seal;
@@ -68,6 +69,7 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
             connect::run(ui, appliance, listen, port, &key, limit).await
         }
         Verb::Secret { action } => within(limit, secret::run(ui, action, value)).await,
+        Verb::Keyserve(options) => keyserve::run(ui, *options, limit).await,
         Verb::Token { action } => token::run(ui, action),
         Verb::Unseal(options) => unseal::run(ui, &options, value, limit).await,
         Verb::Seal { action: cli::Seal::Init(options) } => seal::init(ui, &options, value, limit).await,

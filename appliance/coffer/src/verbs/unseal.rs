@@ -67,7 +67,7 @@ pub(super) async fn run(
             Way::Recovery => "opening the state with the recovery key …",
             Way::Share => "giving the share …",
         });
-        let request = UnsealRequest::Open { key: key_of(way(options), &typed)?, at_least };
+        let request = UnsealRequest::Open { key: key_of(way(options), &typed)?, at_least, upgrade: None };
         let sent = within(limit, waiting.send(&key, &request, "the state was not opened")).await?;
         match sent.as_ref().map(|status| status.disk) {
             Some(SealDisk::Open) => ui.note("the state is open; the appliance launches …"),

@@ -3,7 +3,8 @@
 use std::fmt::Write as _;
 use std::path::Path;
 
-use cofferdam_attest::appraise::Verdict;
+use cofferdam_attest::appraise::{Appraisal, Verdict};
+use cofferdam_attest::event_log::payload::State;
 use cofferdam_github::Requests;
 use cofferdam_protocol::{Commit, Repository};
 use serde_json::{Value, json};
@@ -106,6 +107,7 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
             claims.issued_at,
             claims.expires_at
         );
+        text.push_str(&state(&verified.judged.appraisal));
     }
     let mut object = trust::to_json(&verified.judged, &verified.checks, found.verdict);
     if let Value::Object(members) = &mut object {
@@ -118,6 +120,15 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
         members.insert("requests".to_owned(), serde_json::to_value(asked).unwrap_or_default());
     }
     ui.result(&text, object);
+}
+
+/// What the state on disk has behind it; nothing where it is in memory.
+fn state(appraisal: &Appraisal) -> String {
+    let Some(State::Disk { epoch, lineage, .. }) = &appraisal.state else { return String::new() };
+    let opened = appraisal.upgrade.as_ref().map(|upgrade| {
+        format!(", left to this image by {} with the statement {}", upgrade.signer, upgrade.statement)
+    });
+    format!("state: on disk, epoch {epoch}, lineage {lineage}{}\n", opened.unwrap_or_default())
 }
 
 /// Immutable or not, the evidence is what counts; a release that can be changed can only be made to fail.

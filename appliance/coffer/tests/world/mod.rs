@@ -57,6 +57,12 @@ pub struct Told {
     pub launched: bool,
     /// Epoch of its state on disk; 0 in memory.
     pub epoch: u64,
+    /// Version of that state's lineage.
+    pub lineage: u64,
+    pub repository: String,
+    /// The digest's first byte of the kernel that was measured.
+    pub kernel: u8,
+    pub options: CollateralOptions,
 }
 
 impl Told {
@@ -71,7 +77,7 @@ impl Told {
             }
             .event(),
             Appliance {
-                repository: word(REPOSITORY),
+                repository: word(&self.repository),
                 declaration: word(&self.declaration),
                 endpoint: word(&self.endpoint),
             }
@@ -79,7 +85,10 @@ impl Told {
             Machine { cpus: 2, memory_mib: 2048 }.event(),
             match std::num::NonZeroU64::new(self.epoch) {
                 None => State::memory(),
-                Some(epoch) => State::Disk { fresh: false, key: word(simulated::DIGEST), epoch },
+                Some(epoch) => {
+                    let (key, lineage) = (word(simulated::DIGEST), self.lineage.try_into().unwrap());
+                    State::Disk { fresh: false, key, epoch, lineage }
+                }
             }
             .event(),
             Image {
@@ -91,9 +100,11 @@ impl Told {
         ]
         .map(Result::unwrap);
         let own = if self.launched { &own[..] } else { &own[..3] };
-        let event_log = [&simulated::firmware_events()[..], own].concat();
+        let mut firmware = simulated::firmware_events();
+        firmware[4].digest.as_mut().unwrap()[0] = self.kernel;
+        let event_log = [&firmware[..], own].concat();
         let claims = Claims {
-            repository: word(REPOSITORY),
+            repository: word(&self.repository),
             commit: word(&self.commit),
             declaration: word(&self.declaration),
             endpoint: word(&self.endpoint),
@@ -109,8 +120,7 @@ impl Told {
         .encode()
         .unwrap();
         let report = TdReport::new(simulated::registers(&event_log), report_data(&claims));
-        let collateral =
-            platform.collateral(self.issued, CollateralOptions::default()).unwrap().to_json().unwrap();
+        let collateral = platform.collateral(self.issued, self.options).unwrap().to_json().unwrap();
         let evidence = Evidence {
             quote: platform.quote(&report),
             claims,
@@ -266,6 +276,10 @@ impl World {
             binding: None,
             launched: true,
             epoch: 0,
+            lineage: 1,
+            repository: REPOSITORY.to_owned(),
+            kernel: 5,
+            options: CollateralOptions::default(),
         }
     }
 

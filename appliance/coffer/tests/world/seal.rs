@@ -76,7 +76,8 @@ impl Seal {
         });
         let passphrase = self.passphrase.as_ref().map(|_| Method::Passphrase);
         let methods = passphrase.into_iter().chain(shares).chain([Method::Recovery]);
-        SealStatus { disk: self.disk, methods: methods.filter(|_| sealed).collect(), wait_ms: self.wait_ms }
+        let methods = methods.filter(|_| sealed).collect();
+        SealStatus { disk: self.disk, methods, wait_ms: self.wait_ms, lineage: None }
     }
 
     /// The answer to a body: without one the status is asked for. What opens the state launches the appliance.
@@ -113,7 +114,7 @@ impl Seal {
                 (self.disk, self.epoch) = (SealDisk::Open, 1);
                 return None;
             }
-            UnsealRequest::Open { key, at_least } => (key, at_least),
+            UnsealRequest::Open { key, at_least, .. } => (key, at_least),
         };
         let opens = match key {
             OpeningKey::Passphrase { passphrase } => Some(&*passphrase.0) == self.passphrase.as_ref(),

@@ -21,6 +21,7 @@ mod numbers;
 mod partition;
 mod services;
 mod unseal;
+mod volumes;
 
 use std::error::Error;
 use std::time::{Duration, Instant};

@@ -5,7 +5,7 @@ use std::io;
 use std::os::fd::AsFd;
 use std::os::unix::fs::symlink;
 use std::path::Path;
-use std::time::Duration;
+use std::time::{Duration, Instant};
 
 use nix::errno::Errno;
 use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
@@ -13,11 +13,14 @@ use nix::sys::socket::{AddressFamily, SockFlag, SockType, socket};
 use crate::paths;
 use crate::roles::NETWORK;
 use crate::system::cgroup::CgroupError;
+use crate::system::console::say;
 use crate::system::supervise::{Supervisor, Tier};
 use crate::system::{files, sys};
 
-/// A DHCP server answers within a second or two; one that needs more than half a minute is not there.
-const LEASE_WITHIN: Duration = Duration::from_secs(30);
+/// A DHCP server answers within a second or two: after this long it is said that none has, and again each time it was twice as long.
+const SAID_AFTER: Duration = Duration::from_secs(10);
+/// Longest time without a word about it.
+const SAID_EVERY: Duration = Duration::from_secs(10 * 60);
 
 /// Why the stage failed.
 #[derive(Debug, thiserror::Error)]
@@ -31,12 +34,9 @@ pub(crate) enum NetworkError {
     /// The control group cannot be made.
     #[error("cannot make the control group of the network role")]
     Cgroup(#[from] CgroupError),
-    /// Nobody answered.
-    #[error("no address by DHCP within {} s", LEASE_WITHIN.as_secs())]
-    NoLease,
 }
 
-/// Brings the network up and waits for its lease.
+/// Brings the network up and waits for its lease, however long that takes: a network that is away can come back.
 ///
 /// # Errors
 ///
@@ -56,7 +56,15 @@ pub(crate) fn establish(supervisor: &mut Supervisor) -> Result<(), NetworkError>
     }
     supervisor.keep(NETWORK.name().to_owned(), Tier::Role, NETWORK.spec(None, None)?);
     let lease = Path::new(paths::NETWORK_LEASE);
-    if supervisor.run_until(LEASE_WITHIN, || lease.exists()) { Ok(()) } else { Err(NetworkError::NoLease) }
+    let (began, mut wait) = (Instant::now(), SAID_AFTER);
+    while !supervisor.run_until(wait, || lease.exists()) {
+        say(&format!(
+            "network: no address after {} s: no DHCP server has answered",
+            began.elapsed().as_secs()
+        ));
+        wait = wait.saturating_mul(2).min(SAID_EVERY);
+    }
+    Ok(())
 }
 
 fn loopback() -> Result<(), Errno> {

@@ -3,11 +3,11 @@
 //! Without a disk for it the state is in memory, made anew at each boot. With one, the vault, `evidence` and `front` run in this stage,
 //! and `publish` to fetch the collateral of the evidence; nobody else does: an operator appraises the appliance on their very connection and sends what opens the disk, which only the vault can
 //! read. It opens the state, authenticates it as a whole, hands its key to PID 1 ([`handover`]) and ends. Then they are
-//! ended, and how the state is kept and what opened it is measured before anything uses it.
+//! ended, and how the state is kept and what opened it is measured before anything uses it: the statement first, where an operator let
+//! this image have the state of another one.
 
 use std::fs::{self, File, OpenOptions};
 use std::io;
-use std::os::unix::fs::OpenOptionsExt as _;
 use std::rc::Rc;
 use std::time::Duration;
 
@@ -16,7 +16,6 @@ use cofferdam_declaration::StateSource;
 use cofferdam_protocol::Digest;
 use cofferdam_protocol::state::State;
 use nix::errno::Errno;
-use nix::libc::O_EXCL;
 
 use super::Boot;
 use super::disk::{self, DiskError};
@@ -25,6 +24,7 @@ use super::launch::{self, LaunchError, Launched};
 use super::measure::Measured;
 use super::numbers::Numbers;
 use super::services;
+use super::volumes::{self, VolumeError};
 use crate::roles::{EVIDENCE, FRONT, Key, PUBLISH, Role, VAULT};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
@@ -68,6 +68,9 @@ pub(crate) enum UnsealError {
     /// What the vault left.
     #[error(transparent)]
     Handover(#[from] HandoverError),
+    /// A volume.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
 }
 
 /// What holds after this stage.
@@ -108,18 +111,24 @@ pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unse
         }
         StateSource::Operator => {
             let disk = open()?;
-            let Handover { vault, opened_by, epoch, fresh } = wait(boot, measured, &disk, &tls, tls_key)?;
-            measured.measure(&payload::State::Disk { fresh, key: opened_by, epoch })?;
+            let Handover { vault, opened_by, epoch, fresh, lineage, upgrade } =
+                wait(boot, measured, &disk, &tls, tls_key)?;
+            if let Some(upgrade) = upgrade {
+                measured.measure(&upgrade)?;
+            }
+            measured.measure(&payload::State::Disk { fresh, key: opened_by, epoch, lineage })?;
+            let volumes = volumes::establish(&disk, Vec::new())?;
+            boot.supervisor.at_the_end(|| volumes.close());
             let (state, vault_key) = (State::Open { epoch: epoch.get() }, Rc::new(vault));
             Ok(Unsealed { state, disk: Some(disk), vault_key, tls, tls_key, numbers: Numbers::default() })
         }
     }
 }
 
-/// The disk, for this appliance alone: nothing else may have it open.
+/// The disk. Not for itself (O_EXCL): the device mapper takes it like that for the volumes, and the vault has its lock on it.
 fn open() -> Result<Rc<File>, UnsealError> {
     let device = disk::device(SERIAL)?;
-    let file = OpenOptions::new().read(true).write(true).custom_flags(O_EXCL).open(device);
+    let file = OpenOptions::new().read(true).write(true).open(device);
     Ok(Rc::new(file.map_err(UnsealError::Open)?))
 }
 

@@ -9,16 +9,22 @@
 //! | 32..64 | SHA-256 of the slot that was opened |
 //! | 64..72 | the store's epoch, little endian |
 //! | 72 | 1: the state was there, 2: it was made at this boot |
+//! | 73..81 | version of its lineage, little endian |
+//! | 81 | 1: it opened without a statement, 2: with the one that follows |
+//! | 82..114 | digest of the statement; zeros without one |
+//! | 114..146 | SHA-256 of the key that signed it; zeros without one |
 
 use std::num::NonZeroU64;
 
-use cofferdam_protocol::Digest;
+use cofferdam_attest::event_log::payload::Upgrade;
+use cofferdam_protocol::{Digest, Fingerprint};
+use cofferdam_vault::state::Opened;
 use nix::errno::Errno;
 
 use super::sys::SecretMemory;
 
 /// Length in bytes.
-pub(crate) const LENGTH: usize = 73;
+pub(crate) const LENGTH: usize = 146;
 
 /// What was opened.
 #[derive(Debug)]
@@ -31,6 +37,10 @@ pub(crate) struct Handover {
     pub(crate) epoch: NonZeroU64,
     /// Whether the state was made at this boot.
     pub(crate) fresh: bool,
+    /// Version of its lineage.
+    pub(crate) lineage: NonZeroU64,
+    /// The statement that it was opened with, and what PID 1 measures of it.
+    pub(crate) upgrade: Option<Upgrade>,
 }
 
 /// The memory does not hold what a vault that has opened the state leaves there.
@@ -44,16 +54,22 @@ pub(crate) enum HandoverError {
     Memory(#[source] Errno),
 }
 
-/// Writes it: the last byte last.
-pub(crate) fn write(
-    memory: &mut SecretMemory,
-    vault: &[u8; 32],
-    opened_by: &Digest,
-    epoch: u64,
-    fresh: bool,
-) {
-    let parts: [&[u8]; 4] =
-        [vault, opened_by.as_bytes(), &epoch.to_le_bytes(), if fresh { &[2] } else { &[1] }];
+/// Writes it.
+pub(crate) fn write(memory: &mut SecretMemory, opened: &Opened) {
+    let (with, statement, signer) = match &opened.upgrade {
+        None => (1, [0; 32], [0; 32]),
+        Some(upgrade) => (2, *upgrade.statement.as_bytes(), *upgrade.signer.as_bytes()),
+    };
+    let parts: [&[u8]; 8] = [
+        opened.keys.vault.expose(),
+        opened.opened_by.as_bytes(),
+        &opened.epoch.to_le_bytes(),
+        &[if opened.fresh { 2 } else { 1 }],
+        &opened.lineage.to_le_bytes(),
+        &[with],
+        &statement,
+        &signer,
+    ];
     let bytes = parts.into_iter().flatten();
     memory.bytes_mut().iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
 }
@@ -66,40 +82,80 @@ pub(crate) fn write(
 pub(crate) fn read(memory: &SecretMemory) -> Result<Handover, HandoverError> {
     let incomplete = || HandoverError::Incomplete;
     let bytes: &[u8; LENGTH] = memory.bytes().try_into().map_err(|_| incomplete())?;
-    let (vault, rest) = bytes.split_first_chunk::<32>().ok_or_else(incomplete)?;
-    let (opened_by, rest) = rest.split_first_chunk::<32>().ok_or_else(incomplete)?;
-    let (epoch, rest) = rest.split_first_chunk::<8>().ok_or_else(incomplete)?;
-    let fresh = match rest {
-        [1] => false,
-        [2] => true,
-        _ => return Err(incomplete()),
-    };
+    let rest = &mut &bytes[..];
+    let vault = take::<32>(rest)?;
+    let opened_by = Digest::from(*take(rest)?);
+    let epoch = number(rest)?;
+    let fresh = choice(rest)?;
+    let lineage = number(rest)?;
+    let upgraded = choice(rest)?;
+    let (statement, signer) = (Digest::from(*take(rest)?), Fingerprint::from(*take(rest)?));
     Ok(Handover {
         vault: SecretMemory::holding(vault).map_err(HandoverError::Memory)?,
-        opened_by: Digest::from(*opened_by),
-        epoch: NonZeroU64::new(u64::from_le_bytes(*epoch)).ok_or_else(incomplete)?,
+        opened_by,
+        epoch,
         fresh,
+        lineage,
+        upgrade: upgraded.then_some(Upgrade { statement, version: lineage, signer }),
     })
+}
+
+fn take<'a, const N: usize>(rest: &mut &'a [u8]) -> Result<&'a [u8; N], HandoverError> {
+    let (head, tail) = rest.split_first_chunk().ok_or(HandoverError::Incomplete)?;
+    *rest = tail;
+    Ok(head)
+}
+
+fn number(rest: &mut &[u8]) -> Result<NonZeroU64, HandoverError> {
+    NonZeroU64::new(u64::from_le_bytes(*take(rest)?)).ok_or(HandoverError::Incomplete)
+}
+
+/// 1 is no and 2 is yes, so that zeros are neither.
+fn choice(rest: &mut &[u8]) -> Result<bool, HandoverError> {
+    match take(rest)? {
+        [1] => Ok(false),
+        [2] => Ok(true),
+        [_] => Err(HandoverError::Incomplete),
+    }
 }
 
 #[cfg(test)]
 mod tests {
+    use cofferdam_vault::MasterKey;
+    use cofferdam_vault::state::{StateKeys, Upgrade as Used};
+
     use super::*;
+
+    fn opened(fresh: bool, upgrade: Option<Used>) -> Opened {
+        let vault = MasterKey::take(&mut [1; 32]);
+        let keys = StateKeys { vault, volumes: [8; 32].into() };
+        Opened { keys, fresh, opened_by: Digest::of(b"slot"), epoch: 7, lineage: 3, upgrade }
+    }
 
     #[test]
     fn what_is_handed_over_is_read_again_and_nothing_else_is() {
         let mut memory = SecretMemory::new(LENGTH).unwrap();
         assert!(matches!(read(&memory), Err(HandoverError::Incomplete)));
-        let digest = Digest::of(b"slot");
-        for fresh in [true, false] {
-            write(&mut memory, &[1; 32], &digest, 7, fresh);
+        let used = Used { statement: Digest::of(b"statement"), signer: Fingerprint::of(&[9; 32]) };
+        for (fresh, upgrade) in [(true, None), (false, Some(used)), (false, None)] {
+            write(&mut memory, &opened(fresh, upgrade));
             let read = read(&memory).unwrap();
-            assert_eq!((read.vault.bytes(), read.opened_by), (&[1; 32][..], digest));
-            assert_eq!((read.epoch.get(), read.fresh), (7, fresh));
+            assert_eq!((read.vault.bytes(), read.opened_by), (&[1; 32][..], Digest::of(b"slot")));
+            assert_eq!((read.epoch.get(), read.fresh, read.lineage.get()), (7, fresh, 3));
+            let measured = upgrade.map(|Used { statement, signer }| Upgrade {
+                statement,
+                version: NonZeroU64::new(3).unwrap(),
+                signer,
+            });
+            assert_eq!(read.upgrade, measured);
             assert!(!format!("{read:?}").contains("[1, 1"), "{read:?}");
         }
-        *memory.bytes_mut().last_mut().unwrap() = 3;
-        assert!(matches!(read(&memory), Err(HandoverError::Incomplete)));
+        let whole = memory.bytes().to_vec();
+        for (place, wrong) in [(72, 0), (72, 3), (81, 0), (81, 3), (64, 0), (73, 0)] {
+            memory.bytes_mut().copy_from_slice(&whole);
+            memory.bytes_mut()[place] = wrong;
+            assert!(matches!(read(&memory), Err(HandoverError::Incomplete)), "{place} {wrong}");
+        }
         assert!(matches!(read(&SecretMemory::new(LENGTH + 1).unwrap()), Err(HandoverError::Incomplete)));
     }
 }

@@ -10,6 +10,7 @@ pub(crate) mod console;
 pub(crate) mod handover;
 pub mod images;
 mod low_memory;
+pub mod mapper;
 pub(crate) mod meminfo;
 pub(crate) mod power;
 pub(crate) mod quota;
@@ -19,5 +20,6 @@ pub mod supervise;
 pub mod sys;
 pub(crate) mod tdx;
 pub(crate) mod unix;
+pub mod volume;
 
 pub(crate) use cofferdam_workload::files;

@@ -141,6 +141,8 @@ pub struct Supervisor {
     looked: Instant,
     /// The machine ran out of memory, and nothing was done about it yet.
     short: bool,
+    /// What is done last, when no process is left.
+    last: Vec<Box<dyn FnOnce()>>,
 }
 
 impl Supervisor {
@@ -171,6 +173,7 @@ impl Supervisor {
             times: KernelTimes::default(),
             looked: Instant::now(),
             short: false,
+            last: Vec::new(),
         })
     }
 
@@ -195,6 +198,11 @@ impl Supervisor {
     /// Listens to these power buttons from now on.
     pub(crate) fn watch(&mut self, power: PowerButtons) {
         self.power = power;
+    }
+
+    /// Does this at the machine's end, when no process is left; what came last first.
+    pub(crate) fn at_the_end(&mut self, last: impl FnOnce() + 'static) {
+        self.last.push(Box::new(last));
     }
 
     /// Seals this image as soon as it is there.
@@ -459,7 +467,7 @@ impl Supervisor {
         }
     }
 
-    /// Services, then roles, then the rest, then the machine.
+    /// Services, then roles, then the rest, then what they wrote to, then the machine.
     fn power_off(&mut self, why: &str) -> ! {
         say(&format!("power-off: {why}"));
         self.enter("power-off");
@@ -472,6 +480,7 @@ impl Supervisor {
         while Instant::now() < deadline && self.reap() {
             std::thread::sleep(LINGER);
         }
+        self.last.drain(..).rev().for_each(|last| last());
         sync();
         say("power-off");
         loop {

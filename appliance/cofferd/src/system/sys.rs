@@ -14,8 +14,10 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockaddrIn;
 
+mod mapper;
 mod secret;
 
+pub(crate) use self::mapper::{MAPPER_HEADER, mapper_request, resize_ext4};
 pub use self::secret::{SecretKeys, SecretMemory};
 pub use cofferdam_workload::sys::{
     attach, close_on_exec_from, default_signals, detached_copy, duplicate, fork, inherited, interface_up,

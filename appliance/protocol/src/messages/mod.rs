@@ -12,16 +12,20 @@
 //! | [`status`] | PID 1, shims, `publish` → `front` → an operator | who is doing what |
 //! | [`log`] | a shim → `front` → an operator | one line of a service's log |
 //! | [`unseal`] | an operator → `front` → vault | opening the state |
+//! | [`keyserve`] | `publish` ↔ a key server | releasing the key of a state, and witnessing its epoch |
+//! | [`upgrade`] | an operator → the vault, in [`unseal`] | what may open the state next |
 //! | [`reply`] | everybody | what an error looks like |
 
 pub mod bridge;
 pub mod event;
 pub mod evidence;
 pub mod facts;
+pub mod keyserve;
 pub mod log;
 pub mod operator;
 pub mod reply;
 pub mod state;
 pub mod status;
 pub mod unseal;
+pub mod upgrade;
 pub mod vault;

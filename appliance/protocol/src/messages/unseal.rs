@@ -10,9 +10,11 @@ use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
 use zeroize::Zeroizing;
 
+use super::event::Register;
 use super::operator::SEAL_TAG;
+use super::upgrade::SignedStatement;
 use crate::json::{self, JsonError};
-use crate::{Base64Array, Base64Bytes, base64};
+use crate::{Base64Array, Base64Bytes, Fingerprint, Repository, base64, hex};
 
 /// `GET`: whether the state is open, and what opens it. The reply is a [`SealStatus`].
 pub const SEAL: &str = "/v1/seal";
@@ -67,6 +69,9 @@ pub enum UnsealRequest {
         key: OpeningKey,
         /// The lowest epoch that is believed: what the newest release attestation or another witness knows of.
         at_least: u64,
+        /// What lets this appliance open it, where the state was left to another image, repository or other operators.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        upgrade: Option<Box<SignedStatement>>,
     },
 }
 
@@ -191,6 +196,35 @@ pub struct SealStatus {
     pub methods: Vec<Method>,
     /// Milliseconds until the next attempt is looked at; each wrong one doubles it.
     pub wait_ms: u64,
+    /// Who may open it, where there is something to open. As the disk says it: true as soon as the state has opened.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub lineage: Option<Lineage>,
+}
+
+/// Who may open a state now.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Lineage {
+    /// Rises with each statement that let somebody else open it; 1 where it was made.
+    pub version: u64,
+    /// The repository of the declaration.
+    pub repository: Repository,
+    /// What the image calls itself.
+    pub release: String,
+    /// MRTD.
+    #[serde(with = "hex::array")]
+    pub mrtd: Register,
+    /// RTMR1.
+    #[serde(with = "hex::array")]
+    pub rtmr1: Register,
+    /// RTMR2.
+    #[serde(with = "hex::array")]
+    pub rtmr2: Register,
+    /// Whose statements count.
+    pub operators: Vec<Fingerprint>,
+    /// Why this appliance opens it with a statement only, where that is so.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub needs_statement: Option<String>,
 }
 
 /// What is on the state disk.
@@ -244,6 +278,7 @@ mod tests {
             UnsealRequest::Open {
                 key: OpeningKey::Share { set: [7; 8].into(), index: 2, share: bytes("battery staple") },
                 at_least: 9,
+                upgrade: None,
             },
         ];
         for request in requests {
@@ -271,6 +306,7 @@ mod tests {
                 Method::Recovery,
             ],
             wait_ms: 0,
+            lineage: None,
         };
         let text = r#"{"disk":"sealed","methods":[{"method":"passphrase"},{"method":"shares","set":"AQEBAQEBAQE=","threshold":2,"shares":3,"given":1},{"method":"recovery"}],"wait_ms":0}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), text);

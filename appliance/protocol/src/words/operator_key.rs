@@ -25,6 +25,18 @@ impl Fingerprint {
         let wire = [&[0, 0, 0, 11][..], b"ssh-ed25519", &[0, 0, 0, 32], key].concat();
         Self(Sha256::digest(wire).into())
     }
+
+    /// The SHA-256 itself.
+    pub fn as_bytes(&self) -> &[u8; 32] {
+        &self.0
+    }
+}
+
+impl From<[u8; 32]> for Fingerprint {
+    /// From the SHA-256 of a key.
+    fn from(digest: [u8; 32]) -> Self {
+        Self(digest)
+    }
 }
 
 impl FromStr for Fingerprint {

@@ -2,8 +2,7 @@
 
 use std::io;
 
-use cofferdam_protocol::Repository;
-
+use super::LineageError;
 use crate::StoreError;
 
 /// Why a state is not found, made or opened. No variant holds a byte of a key.
@@ -65,17 +64,9 @@ pub enum StateError {
     /// The disk does not take a change. Without it no attempt is made: it would not be counted.
     #[error("the state disk does not take a change")]
     Write(#[source] io::Error),
-    /// Made by the appliance of another repository.
-    #[error("the state was sealed by an appliance of {0}")]
-    OtherRepository(Repository),
-    /// Made by another image.
-    #[error("the state was sealed by another image, {release}: its {register} is not this one's")]
-    OtherImage {
-        /// The image's release, as the state names it.
-        release: String,
-        /// Which measurement differs.
-        register: &'static str,
-    },
+    /// The state is not this appliance's to open, or a statement does not make it so.
+    #[error(transparent)]
+    Lineage(#[from] LineageError),
     /// There is nothing to open.
     #[error("the state disk is blank")]
     Blank,

@@ -23,7 +23,7 @@ use cofferdam_protocol::reply::JSON;
 use cofferdam_protocol::unseal::{OpeningKey, SEAL, SealedKey, UNSEAL, UnsealRequest};
 use cofferdam_protocol::vault::{KEY, KeyReply, LEASE, OPERATOR, OperatorRequest};
 
-use super::{Opened, Sealed, StateError};
+use super::{LineageError, Opened, Sealed, StateError};
 use crate::audit::{Audit, Operation};
 use crate::request::{self, Answer, Refusal};
 use crate::router::{json, problem, read};
@@ -134,6 +134,7 @@ impl Sealed {
         let unseal = self.read(&sealed).ok_or_else(malformed)?;
         *operation = match &unseal {
             UnsealRequest::Create { .. } => Operation::CreateState,
+            UnsealRequest::Open { upgrade: Some(_), .. } => Operation::UpgradeState,
             UnsealRequest::Open { key: OpeningKey::Share { .. }, .. } => Operation::GiveShare,
             UnsealRequest::Open { .. } => Operation::OpenState,
         };
@@ -185,6 +186,7 @@ fn refuse(error: StateError) -> Refusal {
         E::OlderCopy { .. } => {
             (StatusCode::PRECONDITION_FAILED, Some("attach the disk that the appliance ran with last"))
         }
+        E::Lineage(error) => refuse_lineage(error),
         E::Leftover | E::Store(StoreError::Disk(DiskError::Occupied)) => {
             (StatusCode::CONFLICT, Some("attach the right disk, or one that holds zeros only"))
         }
@@ -203,6 +205,32 @@ fn refuse(error: StateError) -> Refusal {
         cause = source.source();
     }
     Refusal(status, text, hint)
+}
+
+fn refuse_lineage(error: &LineageError) -> (StatusCode, Option<&'static str>) {
+    use LineageError as E;
+    match error {
+        E::OtherRepository(_) | E::OtherImage { .. } | E::OtherOperators => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Some(
+                "an operator of the state allows it with `coffer seal allow-upgrade`; give that with `coffer unseal --upgrade FILE`",
+            ),
+        ),
+        E::Stranger(_) => (StatusCode::FORBIDDEN, Some("coffer seal status shows whose statements count")),
+        E::Signature => (StatusCode::FORBIDDEN, Some("make it anew: coffer seal allow-upgrade")),
+        E::Version { .. } => (
+            StatusCode::PRECONDITION_FAILED,
+            Some(
+                "a statement counts once; coffer seal status shows the state's version, and whether this image needs a statement",
+            ),
+        ),
+        E::From { .. } | E::ToRepository(_) | E::ToImage { .. } | E::ToOperators => {
+            (StatusCode::PRECONDITION_FAILED, Some("make one for what runs here: coffer seal allow-upgrade"))
+        }
+        E::OlderSheet { .. } => {
+            (StatusCode::PRECONDITION_FAILED, Some("attach the disk that the appliance ran with last"))
+        }
+    }
 }
 
 /// Counts an answer as not written for as long as it lives.

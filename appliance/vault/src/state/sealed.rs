@@ -14,15 +14,17 @@ use cofferdam_protocol::unseal::{
     MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey,
     SecretBytes, UnsealRequest,
 };
+use cofferdam_protocol::upgrade::SignedStatement;
 use tokio::sync::Notify;
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use super::attempts::{self, Attempts};
 use super::key::{self, Cost, Secret, StateKey, random};
+use super::lineage::Current;
 use super::sheet::{self, Found, Header, SHEET, Sheet};
 use super::slot::{Image, Set, Slot, Way};
-use super::{Boot, MIN_DISK, Opened, SLOTS, STORE, StateError, StateKeys};
+use super::{Boot, LineageError, MIN_DISK, Opened, SLOTS, STORE, StateError, StateKeys, Upgrade};
 use crate::store::RequestId;
 use crate::{Audit, Disk, Keys, Operators, Store, Window};
 
@@ -120,7 +122,7 @@ impl Sealed {
     ) -> Result<Self, StateError> {
         let disk: Arc<dyn Disk> = Arc::new(disk);
         Image::of(&boot)?;
-        let (on_disk, attempts) = survey(&*disk, &boot)?;
+        let (on_disk, attempts) = survey(&*disk)?;
         let (private, public) = operator::generate_vault_key();
         let inner = Inner {
             on_disk,
@@ -162,18 +164,20 @@ impl Sealed {
     /// Whether the state is open, and what opens it.
     pub fn status(&self) -> SealStatus {
         let inner = self.lock();
-        let (disk, methods) = match &inner.on_disk {
-            OnDisk::Blank { .. } => (SealDisk::Blank, Vec::new()),
-            OnDisk::Open => (SealDisk::Open, Vec::new()),
-            OnDisk::Sealed { sheet, .. } => {
-                (SealDisk::Sealed, sheet.slots.iter().map(|slot| method(slot, &inner.given)).collect())
-            }
+        let (disk, methods, lineage) = match &inner.on_disk {
+            OnDisk::Blank { .. } => (SealDisk::Blank, Vec::new(), None),
+            OnDisk::Open => (SealDisk::Open, Vec::new(), None),
+            OnDisk::Sealed { sheet, .. } => (
+                SealDisk::Sealed,
+                sheet.slots.iter().map(|slot| method(slot, &inner.given)).collect(),
+                Some(sheet.current.describe(&self.boot, &self.operators)),
+            ),
         };
         let wait = match inner.on_disk {
             OnDisk::Sealed { .. } => inner.until.saturating_duration_since(Instant::now()),
             _ => Duration::ZERO,
         };
-        SealStatus { disk, methods, wait_ms: milliseconds(wait) }
+        SealStatus { disk, methods, wait_ms: milliseconds(wait), lineage }
     }
 
     /// What somebody should know of the disk.
@@ -265,13 +269,17 @@ impl Sealed {
                 made.map(Some)
             }
             (UnsealRequest::Open { .. }, OnDisk::Blank { .. }) => Err(StateError::Blank),
-            (UnsealRequest::Open { key, at_least }, OnDisk::Sealed { sheet, other, place }) => {
+            (UnsealRequest::Open { key, at_least, upgrade }, OnDisk::Sealed { sheet, other, place }) => {
                 self.wait_is_over()?;
-                let sheets = Sheets { sheet, other, place };
-                match self.slot_key(&sheets.sheet, key)? {
-                    Some((slot, key, wrong)) => self.open(&sheets, &slot, &key, wrong, *at_least).map(Some),
-                    None => Ok(None),
+                // Before a key is tried: what is said of the sheet here holds if it authenticates.
+                let next = self.successor(&sheet.current, upgrade.as_deref())?;
+                let sheets = Sheets { sheet, other, place, next };
+                let Some(attempt) = self.slot_key(&sheets.sheet, key)? else { return Ok(None) };
+                let opened = self.open(&sheets, &attempt, *at_least);
+                if opened.is_err() && sheets.next.is_some() {
+                    self.look_again();
                 }
+                opened.map(Some)
             }
         }
     }
@@ -286,6 +294,21 @@ impl Sealed {
             self.changed.notify_waiters();
         }
         self.status()
+    }
+
+    /// What the state's lineage becomes, where a statement says so; without one it has to be this boot's.
+    fn successor(
+        &self,
+        current: &Current,
+        upgrade: Option<&SignedStatement>,
+    ) -> Result<Option<(Current, Upgrade)>, StateError> {
+        let Some(signed) = upgrade else {
+            current.admits(&self.boot, &self.operators)?;
+            return Ok(None);
+        };
+        let next = current.with(signed, &self.boot, &self.operators)?;
+        let statement = signed.statement.digest().map_err(|_| StateError::Derive)?;
+        Ok(Some((next, Upgrade { statement, signer: signed.key })))
     }
 
     fn wait_is_over(&self) -> Result<(), StateError> {
@@ -307,14 +330,14 @@ impl Sealed {
                 let passphrase = check_passphrase(passphrase)?;
                 self.count()?;
                 let key = key::passphrase_key(passphrase, &slot.salt, cost)?;
-                (slot, key, StateError::WrongPassphrase)
+                (slot, key, (|| StateError::WrongPassphrase) as fn() -> _)
             }
             OpeningKey::Recovery { recovery } => {
                 let slot = find(|way| matches!(way, Way::Recovery))?;
                 let recovery = key_bytes(recovery)?;
                 self.count()?;
                 let key = key::recovery_key(recovery, &slot.salt)?;
-                (slot, key, StateError::WrongRecovery)
+                (slot, key, (|| StateError::WrongRecovery) as fn() -> _)
             }
             OpeningKey::Share { set, index, share } => {
                 let slot = find(|way| matches!(way, Way::Shares(_)))?;
@@ -325,7 +348,7 @@ impl Sealed {
                 self.count()?;
                 let whole = shares::combine(&given).map_err(|_| StateError::WrongShares)?;
                 let key = key::shares_key(&whole, &slot.salt)?;
-                (slot, key, StateError::WrongShares)
+                (slot, key, (|| StateError::WrongShares) as fn() -> _)
             }
         };
         Ok(Some(tried))
@@ -355,39 +378,57 @@ impl Sealed {
         Ok(enough.then(|| std::mem::take(given)))
     }
 
-    fn open(
-        &self,
-        sheets: &Sheets,
-        slot: &Slot,
-        key: &Secret,
-        wrong: StateError,
-        at_least: u64,
-    ) -> Result<Opened, StateError> {
-        let Some(state) = slot.open(&sheets.sheet.header.write(), key) else {
+    fn open(&self, sheets: &Sheets, (slot, key, wrong): &Try, at_least: u64) -> Result<Opened, StateError> {
+        let Sheets { sheet, other, place, next } = sheets;
+        let Some(state) = slot.open(&sheet.header.write(), key) else {
             let mut inner = self.lock();
             inner.until = Instant::now() + inner.attempts.wait();
-            return Err(wrong);
+            return Err(wrong());
         };
         self.set_count(0)?;
         self.lock().given.clear();
         let sheet_key = state.sheet()?;
-        if ![Some(&sheets.sheet), sheets.other.as_ref()].into_iter().flatten().all(|s| s.verify(&sheet_key)) {
+        if ![Some(sheet), other.as_ref()].into_iter().flatten().all(|sheet| sheet.verify(&sheet_key)) {
             return Err(StateError::Altered);
         }
-        slot.image.same(&self.boot)?;
-        let keys = keys(&state)?;
-        let store = Store::open(self.store()?, keys, None)?;
+        let store = Store::open(self.store()?, keys(&state)?, None)?;
         let found = store.root().epoch;
         if found < at_least {
             return Err(StateError::OlderCopy { found, expected: at_least });
         }
-        store.count_opening()?;
+        let version = sheet.current.version;
+        if version < store.lineage() {
+            return Err(LineageError::OlderSheet { sheet: version, store: store.lineage() }.into());
+        }
+        let (sheet, place) = match next {
+            None => (sheet.clone(), *place),
+            Some((current, _)) => self.write_successor(sheets, current, &sheet_key)?,
+        };
+        store.count_opening(sheet.current.version)?;
         let epoch = store.root().epoch;
         drop(store);
-        if sheets.other.is_none() {
-            self.put(SHEETS, 1 - sheets.place.min(1), &sheets.sheet.write())?;
+        if next.is_some() || other.as_ref().is_none_or(|other| other.current != sheet.current) {
+            self.put(SHEETS, other_place(place), &sheet.write())?;
         }
-        opened(&state, slot, epoch, false)
+        let upgrade = next.as_ref().map(|(_, upgrade)| *upgrade);
+        Ok(Opened { lineage: sheet.current.version, upgrade, ..opened(&state, slot, epoch, false)? })
+    }
+
+    /// Writes the sheet that a statement has changed over the older one, and says where it is.
+    fn write_successor(
+        &self,
+        sheets: &Sheets,
+        current: &Current,
+        key: &Secret,
+    ) -> Result<(Arc<Sheet>, usize), StateError> {
+        let Sheet { header, number, slots, .. } = &*sheets.sheet;
+        let number = number.checked_add(1).ok_or(StateError::Altered)?;
+        let mut nonce = [0; _];
+        random(&mut nonce)?;
+        let sheet = Sheet::seal(header.clone(), number, current.clone(), slots.clone(), nonce, key)?;
+        let place = other_place(sheets.place);
+        self.put(SHEETS, place, &sheet.write())?;
+        Ok((Arc::new(sheet), place))
     }
 
     fn create(
@@ -405,7 +446,8 @@ impl Sealed {
         let sheets = [2, 1].map(|number| {
             let mut nonce = [0; _];
             random(&mut nonce)?;
-            Sheet::seal(header.clone(), number, slots.clone(), nonce, &state.sheet()?)
+            let current = Current::first(&self.boot, &self.operators);
+            Sheet::seal(header.clone(), number, current, slots.clone(), nonce, &state.sheet()?)
         });
         let [first, second] = sheets;
         let (first, second) = (first?.write(), second?.write());
@@ -458,12 +500,10 @@ impl Sealed {
         Ok(vec![seal(way, salt, &key)?, seal(Way::Recovery, recovery_salt, &recovery)?])
     }
 
-    /// After a state was not made: whatever is there now is what counts.
+    /// After a state was not made or not opened: whatever is there now is what counts.
     fn look_again(&self) {
-        if let Ok((on_disk, attempts)) = survey(&*self.disk, &self.boot) {
-            let mut inner = self.lock();
-            inner.on_disk = on_disk;
-            inner.attempts = attempts;
+        if let Ok((on_disk, _)) = survey(&*self.disk) {
+            self.lock().on_disk = on_disk;
         }
     }
 
@@ -509,16 +549,22 @@ impl fmt::Debug for Sealed {
 }
 
 /// A slot, the key to try it with, and what it means when it does not open.
-type Try = (Slot, Secret, StateError);
+type Try = (Slot, Secret, fn() -> StateError);
 
 struct Sheets {
     sheet: Arc<Sheet>,
     other: Option<Arc<Sheet>>,
     place: usize,
+    /// What a statement makes of it.
+    next: Option<(Current, Upgrade)>,
+}
+
+fn other_place(place: usize) -> usize {
+    1 - place.min(1)
 }
 
 /// Reads what decides about a disk.
-fn survey(disk: &dyn Disk, boot: &Boot) -> Result<(OnDisk, Attempts), StateError> {
+fn survey(disk: &dyn Disk) -> Result<(OnDisk, Attempts), StateError> {
     let length = disk.len().map_err(StateError::Io)?;
     let too_small = StateError::TooSmall { length, least: MIN_DISK };
     if length < SLOTS.end {
@@ -538,10 +584,6 @@ fn survey(disk: &dyn Disk, boot: &Boot) -> Result<(OnDisk, Attempts), StateError
             if length > expected {
                 return Err(StateError::Grown { length, expected });
             }
-            if !sheet.header.repository.is_same(&boot.repository) {
-                return Err(StateError::OtherRepository(sheet.header.repository.clone()));
-            }
-            sheet.slots.iter().try_for_each(|slot| slot.image.same(boot))?;
         }
         _ if length < MIN_DISK => return Err(too_small),
         _ => {
@@ -614,7 +656,8 @@ fn keys(state: &StateKey) -> Result<Keys, StateError> {
 fn opened(state: &StateKey, slot: &Slot, epoch: u64, fresh: bool) -> Result<Opened, StateError> {
     let volumes = Zeroizing::new(**state.volumes()?);
     let keys = StateKeys { vault: state.vault()?, volumes };
-    Ok(Opened { keys, fresh, opened_by: Digest::of(slot.write()), epoch })
+    let opened_by = Digest::of(slot.write());
+    Ok(Opened { keys, fresh, opened_by, epoch, lineage: 1, upgrade: None })
 }
 
 fn method(slot: &Slot, given: &[Share]) -> Method {

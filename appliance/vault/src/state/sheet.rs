@@ -3,21 +3,23 @@
 //! ```text
 //! offset  length
 //!      0       8  "CFDSTATE"
-//!      8       1  format, 1
+//!      8       1  format, 2
 //!      9       7  zero
 //!     16      16  identity of the state, random
 //!     32       8  length of the disk in bytes
-//!     40       1  length of the repository's name
+//!     40       1  length of the name of the repository that made it
 //!     41     151  the name, OWNER/REPO
 //!    192       8  number of the sheet: the higher one counts
 //!    200       1  number of slots, 1 to 8
-//!    201     311  zero
-//!    512    4096  eight slots of 512 bytes; those that there are not are zero
-//!   4608      24  nonce
-//!   4632      16  tag of the empty message under that nonce: XAES-256-GCM with the key "sheet" and
-//!                 "cofferdam/state/sheet/v1" 00 and bytes 0 to 4607 as associated data
-//!   4648      32  SHA-256 of "cofferdam/state/damage/v1" 00 and bytes 0 to 4647
-//!   4680   23992  zero
+//!    201      55  zero
+//!    256    1424  who may open the state now (see `lineage`)
+//!   1680     368  zero
+//!   2048    4096  eight slots of 512 bytes; those that there are not are zero
+//!   6144      24  nonce
+//!   6168      16  tag of the empty message under that nonce: XAES-256-GCM with the key "sheet" and
+//!                 "cofferdam/state/sheet/v2" 00 and bytes 0 to 6143 as associated data
+//!   6184      32  SHA-256 of "cofferdam/state/damage/v1" 00 and bytes 0 to 6183
+//!   6216   22456  zero
 //! ```
 //!
 //! Numbers are big endian. Bytes 0 to 191 are the header that each slot authenticates: it never changes as long as the state is this one, so
@@ -31,6 +33,7 @@ use sha2::{Digest as _, Sha256};
 
 use super::StateError;
 use super::key::Secret;
+use super::lineage::Current;
 use super::slot::{SLOT, Slot, take};
 use crate::store::seal::{NONCE, Sealer, TAG};
 
@@ -39,12 +42,13 @@ pub(super) const SHEET: usize = 28 * 1024;
 /// Most slots.
 pub(super) const MAX_SLOTS: usize = 8;
 const HEADER: usize = 192;
-const FIXED: usize = 512;
+const LINEAGE: usize = 256;
+const FIXED: usize = 2048;
 const SIGNED: usize = FIXED + MAX_SLOTS * SLOT;
 const MAGIC: &[u8; 8] = b"CFDSTATE";
-const FORMAT: u8 = 1;
+const FORMAT: u8 = 2;
 const REPOSITORY: usize = 151;
-const SHEET_DOMAIN: &[u8] = b"cofferdam/state/sheet/v1";
+const SHEET_DOMAIN: &[u8] = b"cofferdam/state/sheet/v2";
 const DAMAGE_DOMAIN: &[u8] = b"cofferdam/state/damage/v1";
 
 /// Stands where the first sheet will be while a state is being made.
@@ -75,6 +79,7 @@ pub(super) struct Header {
     pub(super) identity: [u8; 16],
     /// Of the disk, in bytes.
     pub(super) length: u64,
+    /// Of the appliance that made the state.
     pub(super) repository: Repository,
 }
 
@@ -83,6 +88,7 @@ pub(super) struct Header {
 pub(super) struct Sheet {
     pub(super) header: Header,
     pub(super) number: u64,
+    pub(super) current: Current,
     pub(super) slots: Vec<Slot>,
     nonce: [u8; NONCE],
     tag: [u8; TAG],
@@ -108,11 +114,12 @@ impl Sheet {
     pub(super) fn seal(
         header: Header,
         number: u64,
+        current: Current,
         slots: Vec<Slot>,
         nonce: [u8; NONCE],
         key: &Secret,
     ) -> Result<Self, StateError> {
-        let mut sheet = Self { header, number, slots, nonce, tag: [0; TAG] };
+        let mut sheet = Self { header, number, current, slots, nonce, tag: [0; TAG] };
         let data = associated_data(&sheet.signed());
         sheet.tag = Sealer::new(key).seal(&nonce, &data, &mut []).map_err(|_| StateError::Derive)?;
         Ok(sheet)
@@ -137,6 +144,8 @@ impl Sheet {
         let mut bytes = self.header.write();
         bytes.extend(self.number.to_be_bytes());
         bytes.push(u8::try_from(self.slots.len()).unwrap_or(0));
+        bytes.resize(LINEAGE, 0);
+        bytes.extend(self.current.write());
         bytes.resize(FIXED, 0);
         for slot in self.slots.iter().take(MAX_SLOTS) {
             bytes.extend(slot.write());
@@ -156,11 +165,12 @@ impl Sheet {
         let header = Header { identity, length, repository: name.parse().ok()? };
         let number = u64::from_be_bytes(take(rest)?);
         let [count] = take(rest)?;
+        let current = Current::read(&mut bytes.get(LINEAGE..)?)?;
         let slots = bytes.get(FIXED..SIGNED)?;
         let slots = slots.as_chunks::<SLOT>().0.iter().take(usize::from(count));
         let slots = slots.map(|slot| Slot::read(slot)).collect::<Option<Vec<_>>>()?;
         let rest = &mut bytes.get(SIGNED..)?;
-        let sheet = Self { header, number, slots, nonce: take(rest)?, tag: take(rest)? };
+        let sheet = Self { header, number, current, slots, nonce: take(rest)?, tag: take(rest)? };
         (!sheet.slots.is_empty() && sheet.write() == bytes).then_some(sheet)
     }
 }

@@ -66,7 +66,7 @@ impl Set {
     }
 }
 
-/// The measurements of an image, and what it calls itself.
+/// The measurements of the image that made a slot, and what it calls itself. Who may open the state now, the sheet says.
 #[derive(Clone, Debug, PartialEq, Eq)]
 pub(super) struct Image {
     pub(super) mrtd: [u8; 48],
@@ -81,19 +81,6 @@ impl Image {
             return Err(StateError::Release(MAX_RELEASE));
         }
         Ok(Self { mrtd: boot.mrtd, rtmr: boot.rtmr, release: boot.release.clone() })
-    }
-
-    /// Refuses what another image has sealed. RTMR0 is the machine's shape and stays out: a state is not lost because memory was
-    /// added, and whoever opens it has appraised the machine first.
-    pub(super) fn same(&self, boot: &Boot) -> Result<(), StateError> {
-        let [_, kernel, rest] = &self.rtmr;
-        let [_, boot_kernel, boot_rest] = &boot.rtmr;
-        let registers =
-            [("MRTD", &self.mrtd, &boot.mrtd), ("RTMR1", kernel, boot_kernel), ("RTMR2", rest, boot_rest)];
-        match registers.into_iter().find(|(_, sealed, present)| sealed != present) {
-            Some((register, ..)) => Err(StateError::OtherImage { release: self.release.clone(), register }),
-            None => Ok(()),
-        }
     }
 }
 
@@ -208,6 +195,6 @@ pub(super) fn take<const N: usize>(rest: &mut &[u8]) -> Option<[u8; N]> {
 }
 
 /// Printable ASCII of a bounded length, since it is shown to people.
-fn is_release(text: &str) -> bool {
+pub(super) fn is_release(text: &str) -> bool {
     (1..=MAX_RELEASE).contains(&text.len()) && text.bytes().all(|byte| byte.is_ascii_graphic())
 }

@@ -1,16 +1,25 @@
 //! Every byte of the sheets, and every way in which a write of one can be cut off.
 
 use super::key::{self, Cost, Secret, StateKey, secret};
+use super::lineage::Current;
 use super::sealed::{OnDisk, decide};
 use super::sheet::{self, Found, Header, SHEET, Sheet};
 use super::slot::{Image, Set, Slot, Way};
 use super::*;
+use crate::Operators;
 
 /// What a digest vouches for, and the digest.
-const SIGNED: usize = 4648;
+const SIGNED: usize = 6184;
+
+/// The Ed25519 public key of RFC 8032's first test.
+const OPERATOR: [u8; 32] = [
+    0xd7, 0x5a, 0x98, 0x01, 0x82, 0xb1, 0x0a, 0xb7, 0xd5, 0x4b, 0xfe, 0xd3, 0xc9, 0x64, 0x07, 0x3a, 0x0e,
+    0xe1, 0x72, 0xf3, 0xda, 0xa6, 0x23, 0x25, 0xaf, 0x02, 0x1a, 0x68, 0xf7, 0x07, 0x51, 0x1a,
+];
 
 struct Made {
     header: Header,
+    current: Current,
     state: StateKey,
     recovery: Secret,
     sheets: [Vec<u8>; 2],
@@ -24,6 +33,8 @@ fn made() -> Made {
         rtmr: [[2; 48], [3; 48], [4; 48]],
         release: "v0.1.0".into(),
     };
+    let operators = Operators::new([("alice", OPERATOR)]).unwrap();
+    let current = Current::first(&boot, &operators);
     let header = Header { identity: [7; 16], length: MIN_DISK, repository: boot.repository.clone() };
     let mut state = StateKey(secret());
     state.0.fill(9);
@@ -42,9 +53,12 @@ fn made() -> Made {
         .collect();
     let sheet_key = state.sheet().unwrap();
     let sheets = [2, 1].map(|number| {
-        Sheet::seal(header.clone(), number, slots.clone(), [number as u8; 24], &sheet_key).unwrap().write()
+        let nonce = [number as u8; 24];
+        Sheet::seal(header.clone(), number, current.clone(), slots.clone(), nonce, &sheet_key)
+            .unwrap()
+            .write()
     });
-    Made { header, state, recovery, sheets }
+    Made { header, current, state, recovery, sheets }
 }
 
 fn look(sheets: &[Vec<u8>; 2]) -> Result<OnDisk, StateError> {
@@ -118,10 +132,14 @@ fn two_sheets_of_two_states_are_no_state() {
     other.identity = [8; 16];
     let Ok(OnDisk::Sealed { sheet, .. }) = look(&made.sheets) else { panic!("no sheet") };
     let key = made.state.sheet().unwrap();
-    let stranger = Sheet::seal(other, 1, sheet.slots.clone(), [1; 24], &key).unwrap().write();
+    let of = |header: &Header, number| {
+        let (current, slots) = (made.current.clone(), sheet.slots.clone());
+        Sheet::seal(header.clone(), number, current, slots, [1; 24], &key).unwrap().write()
+    };
+    let stranger = of(&other, 1);
     assert!(matches!(look(&[made.sheets[0].clone(), stranger]), Err(StateError::TwoStates)));
     // One number, two contents.
-    let twin = Sheet::seal(made.header.clone(), 2, sheet.slots.clone(), [1; 24], &key).unwrap().write();
+    let twin = of(&made.header, 2);
     assert!(matches!(look(&[made.sheets[0].clone(), twin]), Err(StateError::TwoStates)));
 }
 
@@ -176,7 +194,7 @@ fn a_state_that_was_not_finished_is_made_anew() {
         assert!(matches!(look(&[first, second]), Err(StateError::NotOurs)));
     }
     let mut damaged = made.sheets[0].clone();
-    damaged[300] = 1;
+    damaged[1700] = 1;
     assert!(matches!(look(&[damaged.clone(), blank]), Err(StateError::Damaged)));
     assert!(matches!(look(&[damaged.clone(), damaged]), Err(StateError::Damaged)));
 }

@@ -7,6 +7,7 @@ use serde_json::Value;
 
 use super::attempts::{self, Attempts};
 use super::key::{self, Cost, StateKey, secret};
+use super::lineage::Current;
 use super::sheet::{Found, Header, SHEET, Sheet};
 use super::slot::{Image, Set, Slot, Way};
 
@@ -43,6 +44,17 @@ fn header(vectors: &Value) -> Header {
         identity: array(&vectors["identity"]),
         length: number(&vectors["disk_length"]),
         repository: vectors["repository"].as_str().unwrap().parse().unwrap(),
+    }
+}
+
+fn current(vectors: &Value, vector: &Value) -> Current {
+    Current {
+        version: number(&vector["version"]),
+        repository: vector["repository"].as_str().unwrap().parse().unwrap(),
+        mrtd: array(&vectors["mrtd"]),
+        rtmr: [1, 2].map(|place| array(&vectors["rtmr"][place])),
+        release: vector["release"].as_str().unwrap().into(),
+        operators: vector["operators"].as_array().unwrap().iter().map(array).collect(),
     }
 }
 
@@ -104,7 +116,8 @@ fn sheets_are_written_and_read_as_in_the_vectors() {
     let key = state_key(&vectors).sheet().unwrap();
     for vector in vectors["sheets"].as_array().unwrap() {
         let (number, nonce) = (number(&vector["number"]), array(&vector["nonce"]));
-        let sheet = Sheet::seal(header(&vectors), number, slots(&vectors), nonce, &key).unwrap();
+        let current = current(&vectors, &vector["current"]);
+        let sheet = Sheet::seal(header(&vectors), number, current, slots(&vectors), nonce, &key).unwrap();
         let written = padded(&vector["sheet"], SHEET);
         assert_eq!(sheet.write(), written);
         let Found::Sheet(found) = Found::look(&written) else { panic!("{number} is no sheet") };

@@ -249,21 +249,29 @@ pub(crate) mod state {
     }
 
     pub(crate) fn passphrase(text: &str) -> UnsealRequest {
-        UnsealRequest::Open { key: OpeningKey::Passphrase { passphrase: secret_bytes(text) }, at_least: 0 }
+        UnsealRequest::Open {
+            key: OpeningKey::Passphrase { passphrase: secret_bytes(text) },
+            at_least: 0,
+            upgrade: None,
+        }
     }
 
     pub(crate) fn recovery(key: &[u8]) -> UnsealRequest {
-        UnsealRequest::Open { key: OpeningKey::Recovery { recovery: secret_bytes(key) }, at_least: 0 }
+        UnsealRequest::Open {
+            key: OpeningKey::Recovery { recovery: secret_bytes(key) },
+            at_least: 0,
+            upgrade: None,
+        }
     }
 
     pub(crate) fn at_least(epoch: u64) -> UnsealRequest {
         let key = OpeningKey::Recovery { recovery: secret_bytes(RECOVERY) };
-        UnsealRequest::Open { key, at_least: epoch }
+        UnsealRequest::Open { key, at_least: epoch, upgrade: None }
     }
 
     pub(crate) fn share(set: [u8; 8], index: u8, bytes: &[u8]) -> UnsealRequest {
         let key = OpeningKey::Share { set: set.into(), index, share: secret_bytes(bytes) };
-        UnsealRequest::Open { key, at_least: 0 }
+        UnsealRequest::Open { key, at_least: 0, upgrade: None }
     }
 
     /// A disk with a state under a passphrase and the recovery key.

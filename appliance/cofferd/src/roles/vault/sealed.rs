@@ -52,7 +52,7 @@ pub(super) fn run(
     for notice in sealed.notices() {
         println!("vault: state disk: {notice}");
     }
-    let Opened { keys, fresh, opened_by, epoch } = runtime()?.block_on(async {
+    let opened: Opened = runtime()?.block_on(async {
         let listener = listener()?;
         let service = sealed_router(sealed.clone());
         tokio::select! {
@@ -60,8 +60,9 @@ pub(super) fn run(
             opened = sealed.opened() => Ok(opened),
         }
     })?;
-    println!("vault: the state is open at epoch {epoch}");
-    handover::write(&mut handed, keys.vault.expose(), &opened_by, epoch, fresh);
+    let Opened { epoch, lineage, .. } = &opened;
+    println!("vault: the state is open at epoch {epoch}, version {lineage} of its lineage");
+    handover::write(&mut handed, &opened);
     handed.leave();
     Ok(())
 }

@@ -1,7 +1,9 @@
 //! RTMR3: the appliance's own events.
 
 use cofferdam_attest::event_log::Event;
-use cofferdam_attest::event_log::payload::{Appliance, Declaration, Image, Launch, Machine, Payload, State};
+use cofferdam_attest::event_log::payload::{
+    Appliance, Declaration, Image, Launch, Machine, Payload, State, Upgrade,
+};
 use serde_json::{Value, json};
 
 use super::Case;
@@ -88,10 +90,11 @@ fn order(honest: &Value) -> Vec<Case> {
         ),
         with(
             "upgrade-after-launch",
-            "an event whose payload has no meaning yet",
+            "a statement that nobody has used before the boundary",
             also(6, Event::new("upgrade", "{}")),
             "`upgrade` after the launch boundary",
-        ),
+        )
+        .fails(&["event_order", "event_payloads"], "`upgrade` after the launch boundary"),
         with(
             "unknown",
             "an event that nobody knows",
@@ -247,19 +250,31 @@ fn payloads(honest: &Value) -> Vec<Case> {
         state(
             "disk-without-key",
             "nobody knows what opened it",
-            json!({ "kind": "disk", "fresh": false, "epoch": 7 }),
+            json!({ "kind": "disk", "fresh": false, "epoch": 7, "lineage": 1 }),
         )
         .fails(&["event_payloads", "state_epoch"], "payload of `state` is malformed"),
         state(
             "disk-without-epoch",
             "an older copy could not be told",
-            json!({ "kind": "disk", "fresh": false, "key": digest }),
+            json!({ "kind": "disk", "fresh": false, "key": digest, "lineage": 1 }),
         ),
         state(
             "disk-epoch-0",
             "the epoch of state in memory",
-            json!({ "kind": "disk", "fresh": true, "key": digest, "epoch": 0 }),
+            json!({ "kind": "disk", "fresh": true, "key": digest, "epoch": 0, "lineage": 1 }),
         ),
+        state(
+            "disk-without-lineage",
+            "nobody knows how often it was left to a successor",
+            json!({ "kind": "disk", "fresh": false, "key": digest, "epoch": 7 }),
+        )
+        .fails(&["event_payloads", "state_epoch"], "payload of `state` is malformed"),
+        state(
+            "disk-lineage-0",
+            "a version that no lineage has",
+            json!({ "kind": "disk", "fresh": false, "key": digest, "epoch": 7, "lineage": 0 }),
+        )
+        .fails(&["event_payloads", "state_epoch"], "payload of `state` is malformed"),
         state("another-kind", "state that nobody knows", json!({ "kind": "network", "fresh": true })),
         with(
             "image-by-tag",
@@ -312,12 +327,35 @@ fn payloads(honest: &Value) -> Vec<Case> {
     ]
 }
 
+/// The fingerprint of RFC 8032's first test key.
+const SIGNER: &str = "SHA256:bbXpuKG6zhzdmnxq256TlqzFBzRl2f6OOg722cYNbU8";
+
+fn upgrade(version: u64) -> Event {
+    let (statement, signer) = (common::word(common::DIGEST), common::word(SIGNER));
+    Upgrade { statement, version: version.try_into().unwrap(), signer }.event().unwrap()
+}
+
+fn disk(fresh: bool) -> Event {
+    let (key, epoch, lineage) = (common::word(common::DIGEST), 7.try_into().unwrap(), 2.try_into().unwrap());
+    State::Disk { fresh, key, epoch, lineage }.event().unwrap()
+}
+
 /// State on a disk, and evidence from before there is any.
 fn states(honest: &Value) -> Vec<Case> {
+    let upgraded = |name: &str, about: &str, change: &dyn Fn(&mut Vec<Event>)| {
+        let mut own = own_events();
+        own.splice(3..4, [upgrade(2), disk(false)]);
+        change(&mut own);
+        let mut fixture = Fixture { events: [common::firmware_events(), own].concat(), ..Fixture::default() };
+        fixture.claims.state_epoch = 7;
+        Case::new(honest, name, about).evidence(&fixture.evidence())
+    };
     let with = |name: &str, about: &str, epoch: u64, claimed: u64| {
         let mut own = own_events();
         let key = common::word(common::DIGEST);
-        own[3] = State::Disk { fresh: false, key, epoch: epoch.try_into().unwrap() }.event().unwrap();
+        let lineage = 2.try_into().unwrap();
+        own[3] =
+            State::Disk { fresh: false, key, epoch: epoch.try_into().unwrap(), lineage }.event().unwrap();
         let mut fixture = Fixture { events: [common::firmware_events(), own].concat(), ..Fixture::default() };
         fixture.claims.state_epoch = claimed;
         Case::new(honest, name, about).evidence(&fixture.evidence())
@@ -326,6 +364,40 @@ fn states(honest: &Value) -> Vec<Case> {
         with("state/disk", "state on a disk, which this boot opened", 7, 7),
         with("state/another-epoch", "the claim is not what was measured", 7, 8)
             .fails(&["state_epoch"], "the event log says 7"),
+        upgraded("state/upgraded", "a statement let this boot open the state", &|_| {}),
+        upgraded(
+            "state/upgrade-of-another-version",
+            "the state is not what the statement made of it",
+            &|own| {
+                own[3] = upgrade(3);
+            },
+        )
+        .fails(&["event_payloads"], "`state` is not what `upgrade` opened"),
+        upgraded("state/upgrade-of-memory", "no statement is about state in memory", &|own| {
+            own[4] = State::memory().event().unwrap();
+        })
+        .fails(&["event_payloads"], "`state` is not what `upgrade` opened"),
+        upgraded("state/upgrade-of-fresh", "a new state is opened without a statement", &|own| {
+            own[4] = disk(true);
+        })
+        .fails(&["event_payloads"], "`state` is not what `upgrade` opened"),
+        upgraded("state/upgrade-after", "measured when the state was in use already", &|own| own.swap(3, 4))
+            .fails(&["event_order"], "`upgrade` in the wrong place"),
+        upgraded("state/upgrade-before-machine", "in another place", &|own| own.swap(2, 3))
+            .fails(&["event_order"], "`upgrade` in the wrong place"),
+        upgraded("state/upgrade-twice", "two statements", &|own| own.insert(3, upgrade(2)))
+            .fails(&["event_order"], "`upgrade` between `upgrade` and `state`"),
+        upgraded("state/upgrade-after-launch", "a statement after the boundary", &|own| own.push(upgrade(2)))
+            .fails(&["event_order"], "`upgrade` after the launch boundary"),
+        upgraded("state/upgrade-without-signer", "nobody knows who allowed it", &|own| {
+            own[3] = Event::new("upgrade", json!({ "statement": common::DIGEST, "version": 2 }).to_string());
+        })
+        .fails(&["event_payloads"], "payload of `upgrade` is malformed"),
+        upgraded("state/upgrade-to-version-0", "a version that no lineage has", &|own| {
+            let payload = json!({ "statement": common::DIGEST, "version": 0, "signer": SIGNER });
+            own[3] = Event::new("upgrade", payload.to_string());
+        })
+        .fails(&["event_payloads"], "payload of `upgrade` is malformed"),
         measured(
             honest,
             "state/waiting",
@@ -348,7 +420,7 @@ fn allowed(honest: &Value) -> Vec<Case> {
         let own = [own_events(), vec![Event::new("upgrade", "{}")]].concat();
         measured(honest, "event-order/upgrade-allowed-but-late", "no policy allows it there", own)
             .set("/policy/allowed_events", json!(["upgrade"]))
-            .fails(&["event_order"], "`upgrade` after the launch boundary")
+            .fails(&["event_order", "event_payloads"], "`upgrade` after the launch boundary")
     };
     vec![
         upgrade,

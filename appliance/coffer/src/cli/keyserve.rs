@@ -1,0 +1,76 @@
+//! The options of `coffer keyserve`.
+
+use std::net::SocketAddr;
+use std::path::PathBuf;
+
+use clap::{Args, Subcommand};
+use cofferdam_protocol::Repository;
+
+use super::{Github, OWN, Trust};
+
+/// A server, or a change of what it keeps.
+#[derive(Debug, Args)]
+#[command(args_conflicts_with_subcommands = true, subcommand_negates_reqs = true)]
+pub(crate) struct Keyserve {
+    #[command(subcommand)]
+    pub(crate) action: Option<KeyserveAction>,
+    #[command(flatten)]
+    pub(crate) serve: Serve,
+}
+
+/// The server.
+#[derive(Debug, Args)]
+pub(crate) struct Serve {
+    /// Where appliances ask (plain HTTP: the keys are sealed to the appliance, and the answers signed)
+    #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:7443", help_heading = OWN)]
+    pub(crate) listen: SocketAddr,
+    /// The directory of the keys, which is this user's alone
+    #[arg(long, value_name = "DIR", required = true, help_heading = OWN)]
+    pub(crate) data: Option<PathBuf>,
+    /// The server's private key: Ed25519 in OpenSSH's format. The declaration names its public half
+    #[arg(long, value_name = "FILE", required = true, help_heading = OWN)]
+    pub(crate) key: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) trust: Trust,
+    #[command(flatten)]
+    pub(crate) github: Github,
+}
+
+#[derive(Debug, Subcommand)]
+pub(crate) enum KeyserveAction {
+    /// Add an appliance that may get a key, or change which declarations it may run
+    #[command(after_help = "Example:\n  coffer keyserve add acme/app --data keys")]
+    Add {
+        /// The repository that is the appliance's identity
+        #[arg(value_name = "OWNER/REPO")]
+        repository: Repository,
+        /// A declaration that gets the key (a file), instead of what the repository's default branch declares; may be repeated
+        #[arg(long, value_name = "FILE")]
+        declaration: Vec<PathBuf>,
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Show the appliances and what is known of their states
+    #[command(after_help = "Example:\n  coffer keyserve list --data keys")]
+    List {
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Forget how new an appliance's state was, and keep its key: an older copy of its disk opens then
+    #[command(after_help = "Example:\n  coffer keyserve forget acme/app --data keys")]
+    Forget {
+        /// The repository that is the appliance's identity
+        #[arg(value_name = "OWNER/REPO")]
+        repository: Repository,
+        #[command(flatten)]
+        data: Data,
+    },
+}
+
+/// Where the keys are.
+#[derive(Debug, Args)]
+pub(crate) struct Data {
+    /// The directory of the keys
+    #[arg(long, value_name = "DIR")]
+    pub(crate) data: PathBuf,
+}

@@ -1,0 +1,90 @@
+"""A machine without firmware: the kernel of an image, and appliance/cofferd/examples/volume as its
+first program.
+
+Used by ci/tests/test_volumes.py and ci/bench. The program is the debug build, with the machine's
+own C library beside it; nothing of it is in an image.
+"""
+
+import os
+import subprocess
+import threading
+
+import uki
+from process import Failed, run
+
+ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+TEMPLATE = "usr/lib/volume-template"
+E2FSCK = "/usr/sbin/e2fsck"
+SECONDS = 120
+
+
+class Guest:
+    """Kernel and initramfs, laid down in `folder`."""
+
+    def __init__(self, image, folder):
+        run(
+            ["cargo", "build", "--quiet", "--locked", "-p", "cofferd", "--example", "volume"],
+            cwd=ROOT,
+        )
+        program = os.path.join(folder, "volume")
+        run(["strip", "-o", program, os.path.join(ROOT, "target", "debug", "examples", "volume")])
+        files = {"init": program, "e2fsck": E2FSCK}
+        for path in [*libraries(program), *libraries(E2FSCK)]:
+            # The loader at the place that programs name, all else where it looks.
+            inside = path[1:] if path.startswith("/lib64/") else f"lib/{os.path.basename(path)}"
+            files[inside] = path
+        parts = [uki.file_archive(name, b"", 0o40755) for name in ("lib", "lib64")]
+        for name, path in files.items():
+            with open(path, "rb") as file:
+                parts.append(uki.file_archive(name, file.read(), 0o100555))
+        parts.append(uki.file_archive("volume-template", uki.initramfs(image)[TEMPLATE][4]))
+        self.folder = folder
+        with open(os.path.join(folder, "initrd"), "wb") as file:
+            file.writelines(parts)
+        with open(os.path.join(folder, "linux"), "wb") as file:
+            file.write(uki.section(image, ".linux"))
+
+    def boot(self, words, disks, kill=None, seconds=SECONDS, options=()):
+        """The console of a machine that does these words, up to its end, or to its being killed
+        when a line has `kill` in it.
+        """
+        drives = []
+        for number, disk in enumerate(disks):
+            drives += ["-drive", f"file={disk},format=raw,if=none,id=d{number},cache=unsafe"]
+            drives += ["-device", f"virtio-blk-pci,drive=d{number}"]
+        command = (
+            "qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot"
+            " -machine q35 -accel tcg,thread=multi -cpu max -m 1G -smp 2 -serial stdio"
+            " -kernel linux -initrd initrd"
+        )
+        line = f"console=ttyS0 panic=-1 -- {' '.join(words)}"
+        qemu = subprocess.Popen(
+            [*command.split(), "-append", line, *drives, *options],
+            cwd=self.folder,
+            stdin=subprocess.DEVNULL,
+            stdout=subprocess.PIPE,
+            text=True,
+            errors="replace",
+        )
+        watchdog = threading.Timer(seconds, qemu.kill)
+        watchdog.start()
+        console = []
+        try:
+            for said in qemu.stdout:
+                console.append(said)
+                if kill and kill in said:
+                    break
+            return "".join(console)
+        finally:
+            watchdog.cancel()
+            qemu.kill()
+            qemu.wait()
+            qemu.stdout.close()
+
+
+def libraries(program):
+    """The files that a program is loaded with."""
+    told = subprocess.run(["ldd", program], capture_output=True, text=True, check=False)
+    if told.returncode != 0:
+        raise Failed(f"ldd {program}: {told.stderr}")
+    return [word for word in told.stdout.split() if word.startswith("/")]
