@@ -66,7 +66,7 @@ fn what_was_put_is_there_after_a_kill() {
         let reader = std::thread::spawn(move || {
             let versions = BufReader::new(output).lines().map_while(Result::ok);
             let versions = versions.filter_map(|line| line.strip_prefix("put ")?.parse::<u64>().ok());
-            versions.inspect(|_| drop(put.send(()))).last()
+            versions.inspect(|_| put.send(()).unwrap_or_default()).last()
         });
         // The first is killed while it is being made, or soon after.
         for _ in 0..round {

@@ -54,7 +54,7 @@ pub struct Leaf {
 /// What the kernel has counted (cgroup-v2, `memory.events`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct OutOfMemory {
-    /// Processes of the workload that were ended because there was no memory.
+    /// Processes of the leaf that were ended because there was no memory.
     ended: u64,
     /// How often the service's own limit left none.
     own: u64,
@@ -113,16 +113,17 @@ impl Group {
         })
     }
 
-    /// What the kernel has ended in the workload for want of memory so far.
-    pub fn out_of_memory(&self) -> OutOfMemory {
+    /// What the kernel has ended in a leaf for want of memory so far.
+    pub fn out_of_memory(&self, leaf: &Leaf) -> OutOfMemory {
         // An unreadable group has ended none.
-        let events = |file: &str, key: &str| {
-            read(&self.mount.join(file)).ok().and_then(|events| entry(&events, key)).unwrap_or_default()
+        let events = |group: &Path, key: &str| {
+            let text = read(&group.join("memory.events")).ok();
+            text.and_then(|events| entry(&events, key)).unwrap_or_default()
         };
         // The first counts processes, whoever was short of memory; the second how often this group or one below was.
         OutOfMemory {
-            ended: events("workload/memory.events", "oom_kill"),
-            own: events("memory.events", "oom"),
+            ended: events(&leaf.path, "oom_kill"),
+            own: events(&self.mount, "oom"),
             limit: self.memory,
         }
     }
@@ -165,7 +166,7 @@ impl Leaf {
 }
 
 impl OutOfMemory {
-    /// Why the workload was ended since `before`, when it was for this.
+    /// Why somebody in the leaf was ended since `before`, when it was for this.
     #[must_use]
     pub fn since(&self, before: &Self) -> Option<Killed> {
         let own = self.own > before.own;
@@ -282,12 +283,13 @@ mod tests {
     fn what_the_kernel_ended_for_the_services_limit_and_for_the_machine_is_told_apart() {
         let mount = delegated(0, 0);
         let group = Group::new(mount.path(), 512 * MIB, 100, None);
-        let before = group.out_of_memory();
-        assert_eq!(group.out_of_memory().since(&before), None);
+        let leaf = group.workload().unwrap();
+        let before = group.out_of_memory(&leaf);
+        assert_eq!(group.out_of_memory(&leaf).since(&before), None);
         let counted = |file: &str, oom: u64, killed: u64| {
             let events = format!("low 0\nhigh 0\nmax 12\noom {oom}\noom_kill {killed}\noom_group_kill 1\n");
             fs::write(mount.path().join(file), events).unwrap();
-            group.out_of_memory()
+            group.out_of_memory(&leaf)
         };
         // The limit of somebody above: nothing of this service was short, and the kernel chose it all the same.
         let machine = counted("workload/memory.events", 0, 3);

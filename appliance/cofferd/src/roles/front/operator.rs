@@ -13,7 +13,7 @@ use axum::http::{Method, Request, Response, StatusCode};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::operator::{JSON_LINES, LOGS, LogsQuery, MAX_BODY, STATUS};
 use cofferdam_protocol::status::{
-    BootStatus, MAX_FILE, NamedService, PublishStatus, RoleState, ServiceStatus, StatusReply,
+    BootStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, OPERATOR, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, error_chain};
