@@ -376,11 +376,12 @@ class World:
         with open(self.path("operator.key.pub"), encoding="utf-8") as file:
             return file.read().strip()
 
-    def declaration(self, port, services, repository=REPOSITORY, state=None):
+    def declaration(self, port, services, repository=REPOSITORY, state=None, volumes=None):
         """A declaration for this world; `services` is the indented YAML of the services, `state`
-        the provider of what opens the state disk.
+        the provider of what opens the state disk, `volumes` a mapping in YAML's flow style.
         """
         sealed = f"state: {{provider: {state}}}\n" if state else ""
+        sealed += f"volumes: {volumes}\n" if volumes else ""
         with open(self.ca, encoding="utf-8") as file:
             ca = "".join(f"    {line}" for line in file)
         return (

@@ -1,14 +1,16 @@
 #!/usr/bin/python3
 """State that survives: a disk that only an operator opens, over power cuts, with real boots.
 
-Three boots of the simulator image with one disk. The first makes the state and is cut off. The
-second opens it and still has the secret. The third is given a copy of the disk from before, which
-is refused.
+Three boots of the simulator image with one disk. The first makes the state and its volumes and is
+cut off. The second opens it and still has the secret, and what a service wrote into its volume. The
+third is given a copy of the disk from before, which is refused.
 """
 
+import http.client
 import json
 import os
 import shutil
+import ssl
 import sys
 import tempfile
 import unittest
@@ -35,7 +37,16 @@ SERVICES = """  web:
     image: {image}
     environment: {{GREETING_SECRET: secret://demo/web/value}}
     ports: [{{target: 8080, published: 443, auth: none}}]
+    volumes:
+      - kept:/kept
+      - {{type: volume, source: shared, target: /shared, read_only: true}}
+      - {{type: volume, source: programs, target: /programs, exec: true}}
+  other:
+    image: {image}
+    volumes: ["shared:/elsewhere"]
 """
+# The last one is nobody's.
+VOLUMES = "{kept: {size: 128m}, shared: {size: 64m}, programs: {size: 64m}, unused: {size: 64m}}"
 
 
 class State(unittest.TestCase):
@@ -49,10 +60,11 @@ class State(unittest.TestCase):
         cls.addClassCleanup(world.stop)
         world.start_services()
         config = {"Entrypoint": ["/probe"], "WorkingDir": "/"}
-        image = world.push_image("test/probe", workload_files(), config)
+        kept = {"kept": (0o751, None), "kept/of-the-image": (0o640, b"of the image")}
+        image = world.push_image("test/probe", {**workload_files(), **kept}, config)
         cls.port, cls.disk = free_port(), world.path("state.img")
         services = SERVICES.format(image=image)
-        cls.declaration = world.declaration(cls.port, services, state="operator")
+        cls.declaration = world.declaration(cls.port, services, state="operator", volumes=VOLUMES)
         cls.commit = world.commit(cls.declaration)
         known = [*world.trust_options(IMAGE), *world.github_options()]
         cls.options = ["--endpoint", f"127.0.0.1:{cls.port}", *known]
@@ -85,9 +97,25 @@ class State(unittest.TestCase):
     def runs(self):
         def running():
             status = self.status()
-            return status and status["services"][0]["state"] == "running"
+            return status and all(one["state"] == "running" for one in status["services"])
 
-        wait_for("the service runs", 120, running, 1)
+        wait_for("the services run", 120, running, 1)
+
+    def ask(self, path):
+        """What the service `web` answers."""
+        context = ssl._create_unverified_context()
+        connection = http.client.HTTPSConnection(
+            "127.0.0.1", self.port, context=context, timeout=60
+        )
+        try:
+            connection.request("GET", path)
+            return connection.getresponse().read().decode()
+        finally:
+            connection.close()
+
+    def ask_other(self, path):
+        """What the service `other` answers, through `web`."""
+        return self.ask(f"/dependency?host=other&ask={path}")
 
     def published(self):
         status = self.status()
@@ -104,8 +132,42 @@ class State(unittest.TestCase):
         self.world.wait_console("first", machine, "launched", 120)
         self.put(SECRET, VALUE)
         self.runs()
+        self.volumes_are_new()
         self.world.cut_power("first", machine)
         shutil.copyfile(self.disk, self.world.path("older.img"))
+
+    def volumes_are_new(self):
+        """An empty volume has what the image has there; what is written is for whoever sees it."""
+        self.assertEqual(json.loads(self.ask("/volume/names?path=/kept")), ["of-the-image"])
+        self.assertEqual(json.loads(self.ask("/volume/names?path=/shared")), [])
+        size, owner, group, mode, _ = json.loads(self.ask("/file?path=/kept/of-the-image"))
+        self.assertEqual((size, owner, group, mode), (12, 0, 0, 0o640))
+        self.assertEqual(self.ask("/volume/put?path=/kept/of-the-image&text=mine"), "put\n")
+        self.assertEqual(self.ask(f"/volume/put?path=/kept/put&text={'x' * 3000}"), "put\n")
+        for number in range(20):
+            answer = self.ask(f"/volume/append?path=/kept/lines&text=line-{number}")
+            self.assertEqual(answer, "appended\n")
+        self.assertEqual(self.ask_other("/volume/names?path=/kept"), '["of-the-image"]\n')
+        self.assertIn("EROFS", self.ask("/volume/put?path=/shared/a&text=x"))
+        self.assertEqual(self.ask_other("/volume/put?path=/elsewhere/from-other"), "put\n")
+        self.assertEqual(json.loads(self.ask("/volume/names?path=/shared")), ["from-other"])
+        attempts = json.loads(self.ask("/volume/attempts?path=/kept"))
+        self.assertEqual(attempts.pop("copy"), "ok")
+        self.assertNotIn("ok", attempts.values(), attempts)
+        self.assertEqual(attempts["execute"], "EACCES")
+        attempts = json.loads(self.ask("/volume/attempts?path=/programs"))
+        self.assertEqual(attempts.pop("execute"), "ok")
+        self.assertEqual([name for name, was in attempts.items() if was == "ok"], ["copy"])
+
+    def volumes_are_kept(self):
+        """What was acknowledged before the power cut, and nothing of the image's once more."""
+        self.assertEqual(self.ask("/volume/read?path=/kept/of-the-image"), "mine")
+        self.assertEqual(self.ask("/volume/read?path=/kept/put"), "x" * 3000)
+        lines = "".join(f"line-{number}\n" for number in range(20))
+        self.assertEqual(self.ask("/volume/read?path=/kept/lines"), lines)
+        names = json.loads(self.ask("/volume/names?path=/kept"))
+        self.assertEqual(names, ["lines", "of-the-image", "program", "put"])
+        self.assertEqual(self.ask_other("/volume/names?path=/kept"), '["of-the-image"]\n')
 
     def test_2_another_boot_has_it_again_and_only_with_the_passphrase(self):
         machine = self.boot("second", SEALED, self.disk)
@@ -116,6 +178,7 @@ class State(unittest.TestCase):
         self.world.wait_console("second", machine, "launched", 120)
         # Nobody has put it again.
         self.runs()
+        self.volumes_are_kept()
         self.assertIn(SECRET, self.coffer("secret", "list")[1])
         self.says(0, "open", "seal", "status")
         self.put(TOKEN, GITHUB_TOKEN)

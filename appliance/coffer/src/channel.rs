@@ -362,6 +362,7 @@ pub(crate) fn refusal(reply: &Reply, what: &str) -> Failure {
         StatusCode::SERVICE_UNAVAILABLE | StatusCode::TOO_MANY_REQUESTS => (Code::NotReady, "not ready"),
         StatusCode::BAD_REQUEST | StatusCode::PAYLOAD_TOO_LARGE => (Code::Usage, "refused"),
         StatusCode::PRECONDITION_FAILED => (Code::Rejected, "refused"),
+        StatusCode::GATEWAY_TIMEOUT => (Code::CouldNotCheck, "no answer in time"),
         _ => (Code::Failed, "failed"),
     };
     match ErrorReply::parse(&reply.body) {

@@ -16,7 +16,7 @@ mod seal;
 pub(crate) use appraise::{Appraise, Expected, Format};
 pub(crate) use keyserve::{Keyserve, KeyserveAction, Serve};
 use origin::Origins;
-pub(crate) use seal::{Division, Elsewhere, Seal, SealInit, Unseal};
+pub(crate) use seal::{AllowUpgrade, Division, Elsewhere, Seal, SealInit, Unseal};
 
 /// The heading of what stands after a group with a heading of its own: none, as before the group.
 const OWN: Option<&'static str> = None;
@@ -135,10 +135,10 @@ pub(crate) enum Verb {
     /// Open the state of an appliance that waits for it
     #[command(
         after_help = "The passphrase is prompted for, or read from standard input.\n\nExamples:\n  coffer unseal acme/app\n  \
-        coffer unseal acme/app --share < share.txt"
+        coffer unseal acme/app --share < share.txt\n  coffer unseal acme/app --upgrade upgrade.json"
     )]
     Unseal(Box<Unseal>),
-    /// Make a state on a blank disk, and see what opens it
+    /// Make a state on a blank disk, see what opens it, leave it to another image
     Seal {
         #[command(subcommand)]
         action: Seal,

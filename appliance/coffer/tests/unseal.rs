@@ -8,6 +8,13 @@ use std::io::Write as _;
 use std::path::Path;
 use std::process::{Command, Output, Stdio};
 
+use cofferdam_attest::evidence::Evidence;
+use cofferdam_attest::reference::{BootPlatform, Half};
+use cofferdam_declaration::Declaration;
+use cofferdam_protocol::unseal::Lineage;
+use cofferdam_protocol::upgrade::{SignedStatement, Statement};
+use cofferdam_protocol::{Fingerprint, OperatorKey};
+use ed25519_dalek::{Signature, VerifyingKey};
 use world::appliance::{Mood, Simulated};
 use world::seal::{PASSPHRASE, Seal};
 use world::{REPOSITORY, Told, World, now, said, tag_at};
@@ -198,7 +205,17 @@ fn an_answer_that_is_lost_is_found_out_from_the_appliance() {
     place.appliance.seal.lock().unwrap().as_mut().unwrap().breaks = true;
     let (code, text) = place.unseal(&[]);
     assert_eq!((code, place.keys()), (0, 1), "{text}");
-    assert!(text.contains("the connection was lost") && text.contains("open at epoch 10"), "{text}");
+    assert!(text.contains("no answer came") && text.contains("open at epoch 10"), "{text}");
+}
+
+/// On a slow machine the state can be made after `front` has given up: the printed keys are the only ones that open it.
+#[test]
+fn an_answer_that_is_late_does_not_say_that_nothing_was_made() {
+    let Some(place) = Place::with(Seal::blank(), 0) else { return };
+    place.appliance.seal.lock().unwrap().as_mut().unwrap().late = true;
+    let (code, text) = place.run(&["seal", "init"], &[]);
+    assert_eq!((code, place.keys()), (0, 1), "{text}");
+    assert!(text.contains("keep the printed keys") && !text.contains("open nothing"), "{text}");
 }
 
 #[test]
@@ -227,6 +244,129 @@ fn keys_that_nobody_gets_seal_nothing() {
     assert_eq!((code, place.keys()), (0, 1), "{text}");
     let object: serde_json::Value = serde_json::from_str(text.lines().next().unwrap()).unwrap();
     assert!(object["recovery"].as_str().unwrap().starts_with("cofferdam-recovery-1-"), "{object}");
+}
+
+/// The state was left to another image: it gets no key, and the statement is about what runs.
+#[test]
+fn a_state_of_another_image_is_opened_with_a_statement_only() {
+    let Some(place) = Place::sealed() else { return };
+    let why = "the state was sealed by another image, v0.1.0: its RTMR2 is not this one's";
+    place.appliance.seal.lock().unwrap().as_mut().unwrap().lineage = Some(lineage(Some(why)));
+    let (code, text) = place.unseal(&[]);
+    assert_eq!((code, place.keys()), (5, 0), "{text}");
+    assert!(text.contains(why) && text.contains("coffer seal allow-upgrade acme/shop"), "{text}");
+    let (code, text) = place.run(&["seal", "status"], &[]);
+    assert_eq!(code, 5, "{text}");
+    for part in ["lineage 4 of acme/shop, image v0.1.0", why, "allow-upgrade", &"22".repeat(48)] {
+        assert!(text.contains(part), "{part}: {text}");
+    }
+
+    let file = place.world.at("upgrade.json");
+    let path = file.to_str().unwrap();
+    let (code, text) = place.run(&["seal", "allow-upgrade"], &["-o", path]);
+    assert_eq!((code, place.keys()), (0, 0), "{text}");
+    let (code, text) = place.unseal(&["--upgrade", path]);
+    assert_eq!((code, place.keys()), (0, 1), "{text}");
+    let sent = place.appliance.seal.lock().unwrap().as_ref().unwrap().upgrade.clone().unwrap();
+    assert_eq!(sent, SignedStatement::parse(&std::fs::read(&file).unwrap()).unwrap());
+    let Statement { version, from, to } = &sent.statement;
+    assert_eq!(
+        (*version, from.to_string(), to.repository.to_string()),
+        (5, REPOSITORY.into(), REPOSITORY.into())
+    );
+    let quote = place.appliance.told.lock().unwrap().as_ref().unwrap().document();
+    let quote = cofferdam_attest::quote::parse(&Evidence::parse(&quote).unwrap().quote).unwrap();
+    assert_eq!((to.mrtd, [to.rtmr1, to.rtmr2]), (quote.mrtd, [quote.rtmr[1], quote.rtmr[2]]));
+    let declared = Declaration::parse(place.world.declaration("alice").as_bytes()).unwrap();
+    assert_eq!(
+        to.operators.iter().map(|key| *key.as_bytes()).collect::<Vec<_>>(),
+        [*declared.operators[0].key.public()]
+    );
+    let public = std::fs::read_to_string(place.world.at("key.pub")).unwrap();
+    let public: OperatorKey = public.parse().unwrap();
+    assert_eq!(sent.key, public.fingerprint());
+    let key = VerifyingKey::from_bytes(public.public()).unwrap();
+    let input = sent.statement.signing_input().unwrap();
+    key.verify_strict(&input, &Signature::from_bytes(sent.signature.as_bytes())).unwrap();
+}
+
+/// From a running appliance, and from nothing but files.
+#[test]
+fn a_statement_is_made_before_the_next_image_starts() {
+    let Some(mut place) = Place::sealed() else { return };
+    let (image, platform) = (place.world.at("reference-0.json"), place.world.at("reference-1.json"));
+    let (image, platform) = (image.to_str().unwrap(), platform.to_str().unwrap());
+    let next = ["--measurements", image, "--boot", "simulator"];
+    place.told(|told| (told.launched, told.epoch, told.lineage) = (true, 7, 6));
+    let read = |text: &str| {
+        let end = text.rfind('}').unwrap();
+        let start = text.find('{').unwrap();
+        SignedStatement::parse(&text.as_bytes()[start..=end]).unwrap().statement
+    };
+    let (code, text) = place.run(&["seal", "allow-upgrade"], &next);
+    assert_eq!(code, 0, "{text}");
+    let online = read(&text);
+    let half = Half::parse(&std::fs::read(image).unwrap()).unwrap();
+    let Half::Image(half) = half else { panic!("no image") };
+    let boot = half.boots.iter().find(|boot| boot.platform == BootPlatform::Simulator).unwrap();
+    assert_eq!((online.version, [online.to.rtmr1, online.to.rtmr2]), (7, [boot.rtmr1, boot.rtmr2]));
+    let (code, text) = place.run(&["seal", "status"], &[]);
+    assert!(code == 0 && text.contains("lineage 6"), "{text}");
+    place.told(|told| told.epoch = 0);
+    let (code, text) = place.run(&["seal", "allow-upgrade"], &next);
+    assert!(code == 1 && text.contains("in memory"), "{text}");
+
+    place.world.stop();
+    let declared = place.world.at("declared.yaml");
+    std::fs::write(&declared, place.world.declaration("alice")).unwrap();
+    let renamed = place.world.at("renamed.yaml");
+    std::fs::write(&renamed, place.world.declaration("alice").replacen("acme/shop", "acme/store", 1))
+        .unwrap();
+    let offline = [&next[..], &["--from-version", "6", "--measurements", platform]].concat();
+    let (code, text) = place.run(&["seal", "allow-upgrade"], &offline);
+    assert_eq!(code, 6, "the operators are not known: {text}");
+    let with = |more: &[&str]| place.run(&["seal", "allow-upgrade"], &[&offline[..], more].concat());
+    let (code, text) = with(&["--operators", declared.to_str().unwrap()]);
+    assert_eq!((code, read(&text)), (0, online), "{text}");
+    let (code, text) = with(&["--operators", renamed.to_str().unwrap(), "--repository", "acme/store"]);
+    assert_eq!(code, 0, "{text}");
+    let moved = read(&text);
+    assert_eq!(
+        (moved.from.to_string(), moved.to.repository.to_string()),
+        (REPOSITORY.into(), "acme/store".into())
+    );
+    for (more, why) in [
+        (&["--operators", renamed.to_str().unwrap()][..], "is of acme/store, not of acme/shop"),
+        (&["--operators", image], "is not valid"),
+        (
+            &["--operators", declared.to_str().unwrap(), "--measurements", image],
+            "one statement is for one image",
+        ),
+        (
+            &["--operators", declared.to_str().unwrap(), "--mrtd", &"77".repeat(48)],
+            "one statement is for one MRTD",
+        ),
+    ] {
+        let (code, text) = with(more);
+        assert!(code == 2 && text.contains(why), "{why}: {text}");
+    }
+    for (file, code) in [(image, 2), (declared.to_str().unwrap(), 2), ("/nothing", 2)] {
+        assert_eq!(place.unseal(&["--upgrade", file]).0, code, "{file}");
+    }
+    assert_eq!(place.keys(), 0);
+}
+
+fn lineage(needs_statement: Option<&str>) -> Lineage {
+    Lineage {
+        version: 4,
+        repository: REPOSITORY.parse().unwrap(),
+        release: "v0.1.0".into(),
+        mrtd: [0x11; 48],
+        rtmr1: [0x22; 48],
+        rtmr2: [0x33; 48],
+        operators: vec![Fingerprint::of(&[4; 32])],
+        needs_statement: needs_statement.map(str::to_owned),
+    }
 }
 
 /// On a terminal the passphrase is asked for, a new one twice, and what is typed does not show.

@@ -19,6 +19,9 @@ pub const VAULT_SOCKET: &str = "/run/cofferdam/vault/vault.sock";
 /// The vault's records: a redb file of ciphertext, 0600, in memory because the tmpfs is.
 pub const VAULT_STORE: &str = "/run/cofferdam/vault/store";
 
+/// Says that the vault has recorded the volumes that were made at this boot.
+pub const VAULT_VOLUMES: &str = "/run/cofferdam/vault/volumes";
+
 /// Owned by `evidence`, 0711.
 pub const EVIDENCE_DIR: &str = "/run/cofferdam/evidence";
 /// The socket of the only holder of the quote device, 0666: SO_PEERCRED decides.
@@ -55,6 +58,8 @@ pub const SEALS_DIR: &str = "/run/cofferdam/seals";
 pub const VOLUMES_DIR: &str = "/run/cofferdam/volumes";
 /// The blocks of an empty file system, part of the image.
 pub const VOLUME_TEMPLATE: &str = "/usr/lib/volume-template";
+/// Where each service sees its volumes in its own ids: a directory of its shim's, 0700, and in it one mount for each.
+pub const SERVICE_VOLUMES_DIR: &str = "/run/cofferdam/service-volumes";
 
 /// One directory per service, each owned by its shim's uid, 0755.
 pub const SERVICES_DIR: &str = "/run/cofferdam/services";

@@ -111,7 +111,7 @@ fn prepare(key: &SigningKey) {
         "attestation": {"collateral": "https://api.trustedservices.intel.com", "ca": null},
         "registries": [],
         "grants": [{"uid": 100_000, "secret": PASSWORD}],
-        "networks": [],
+        "volumes": [], "networks": [],
         "services": [],
     });
     fs::write(paths::FACTS, facts.to_string()).unwrap();
@@ -126,7 +126,9 @@ fn prepare(key: &SigningKey) {
 }
 
 fn master_key(byte: u8) -> SecretMemory {
-    SecretMemory::holding(&[byte; 32]).unwrap()
+    // No volumes.
+    let key = [[byte; 32].as_slice(), &[0; 4]].concat();
+    SecretMemory::holding(&key).unwrap()
 }
 
 /// The vault's process; killed when dropped.

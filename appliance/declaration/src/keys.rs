@@ -15,6 +15,7 @@ pub(crate) const TOP: &[&str] = &[
     "state",
     "registries",
     "networks",
+    "volumes",
     "services",
 ];
 /// Keys of one operator.
@@ -47,6 +48,7 @@ pub(crate) const SERVICE: &[&str] = &[
     "working_dir",
     "read_only",
     "tmpfs",
+    "volumes",
     "stop_signal",
     "stop_grace_period",
     "deploy",
@@ -76,6 +78,10 @@ pub(crate) const PORT: &[&str] = &["published", "target", "protocol", "auth", "r
 pub(crate) const NETWORK: &[&str] = &["driver", "internal"];
 /// Keys of a service's membership in one.
 pub(crate) const MEMBERSHIP: &[&str] = &["aliases"];
+/// Keys of one volume.
+pub(crate) const VOLUME: &[&str] = &["size"];
+/// Keys of where a service sees one, in its long form.
+pub(crate) const VOLUME_MOUNT: &[&str] = &["type", "source", "target", "read_only", "exec", "volume"];
 /// Keys of one dependency in its long form.
 pub(crate) const DEPENDENCY: &[&str] = &["condition"];
 
@@ -99,7 +105,6 @@ const FOR_WINDOWS: &str = "it is for Windows containers";
 pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
     ("name", "an appliance is named by its repository", "write `repository: owner/repo`"),
     ("include", "a declaration is one file, so that one digest says what runs", "write the services here"),
-    ("volumes", NOT_YET, "for files that may be lost use `tmpfs` in the service"),
     ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
     (
         "secrets",
@@ -113,7 +118,7 @@ pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
 pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("annotations", "nothing reads them", REMOVE),
     ("attach", "every service's output goes to `coffer logs`", REMOVE),
-    ("blkio_config", "a service has no disk: its files lie in memory", REMOVE),
+    ("blkio_config", "the disk is divided by the sizes of volumes", "give the service a volume of its own"),
     (
         "build",
         "nothing is built inside the appliance: an image is verified by its digest",
@@ -185,14 +190,17 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("scale", "one service is one container", "name a second service"),
     ("security_opt", "the profiles are part of the image and cannot be weakened", REMOVE),
     ("stdin_open", "nothing can attach to a workload", REMOVE),
-    ("storage_opt", "files lie in memory, which `mem_limit` bounds", MEMORY),
+    ("storage_opt", "files outside volumes lie in memory, which `mem_limit` bounds", MEMORY),
     ("sysctls", "kernel parameters belong to the image", REMOVE),
     ("tty", "nothing can attach to a workload", REMOVE),
     ("use_api_socket", "there is no container engine inside", REMOVE),
     ("userns_mode", "every service has a user namespace of its own", REMOVE),
     ("uts", "a service never shares a namespace", REMOVE),
-    ("volumes", NOT_YET, "for files that may be lost use `tmpfs`"),
-    ("volumes_from", "a service never sees another's files", REMOVE),
+    (
+        "volumes_from",
+        "a service sees the volumes that it names",
+        "name them under `volumes` in both services",
+    ),
 ];
 
 /// Compose keys of `deploy`.
@@ -271,6 +279,38 @@ pub(crate) const UNSUPPORTED_NETWORK: &[Unsupported] = &[
     ("name", "a network is called what it is called here", REMOVE),
 ];
 
+/// Compose keys of one volume.
+pub(crate) const UNSUPPORTED_VOLUME: &[Unsupported] = &[
+    ("driver", "every volume is a part of the state disk", REMOVE),
+    ("driver_opts", "every volume is a part of the state disk", "write its size: `size: 2gb`"),
+    (
+        "external",
+        "there is nothing outside of the declaration to use",
+        "declare the volume here: `{size: 1gb}`",
+    ),
+    ("labels", "nothing reads them", "use a comment"),
+    ("name", "a volume is called what it is called here", REMOVE),
+];
+
+/// Compose keys of where a service sees one.
+pub(crate) const UNSUPPORTED_VOLUME_MOUNT: &[Unsupported] = &[
+    (
+        "bind",
+        "a service never sees the host's files",
+        "write `type: volume`, and name the volume as `source`",
+    ),
+    ("consistency", "there is one kind of volume", REMOVE),
+    ("image", "a service sees the files of its own image", "put the files into the service's image"),
+    ("tmpfs", "it is an option of another type", "name the path under `tmpfs` in the service"),
+];
+
+/// Compose keys of `volume` there.
+pub(crate) const UNSUPPORTED_VOLUME_OPTIONS: &[Unsupported] = &[
+    ("labels", "nothing reads them", "use a comment"),
+    ("nocopy", "an empty volume takes over what the image has at its target", REMOVE),
+    ("subpath", NOT_YET, "declare a volume of its own"),
+];
+
 /// Compose keys of a service's membership in one.
 pub(crate) const UNSUPPORTED_MEMBERSHIP: &[Unsupported] = &[
     ("driver_opts", ONE_KIND, REMOVE),
@@ -347,6 +387,8 @@ mod tests {
             (PORT, UNSUPPORTED_PORT),
             (NETWORK, UNSUPPORTED_NETWORK),
             (MEMBERSHIP, UNSUPPORTED_MEMBERSHIP),
+            (VOLUME, UNSUPPORTED_VOLUME),
+            (VOLUME_MOUNT, UNSUPPORTED_VOLUME_MOUNT),
             (DEPENDENCY, UNSUPPORTED_DEPENDENCY),
             (DEPLOY, UNSUPPORTED_DEPLOY),
             (RESOURCES, UNSUPPORTED_RESOURCES),

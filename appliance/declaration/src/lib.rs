@@ -24,6 +24,7 @@ mod read;
 mod read_limits;
 mod read_network;
 mod read_service;
+mod read_volumes;
 mod rules;
 mod schema;
 mod value;
@@ -38,9 +39,12 @@ pub use limits::{
 };
 pub use model::{
     Attestation, Auth, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, Login, Membership, Operator, Port,
-    Registry, Restart, SecretFile, Service, StateSource, Token, Value,
+    Registry, Restart, SecretFile, Service, StateSource, Token, Value, Volume, VolumeMount,
 };
 pub use read::MAX_SERVICES;
+pub use read_volumes::{
+    DEFAULT_VOLUME_SIZE, LEAST_VOLUME_SIZE, MAX_VOLUMES, MOST_VOLUME_SIZE, reserved_path,
+};
 pub use rules::APPLIANCE_NAMESPACE;
 pub use schema::json_schema;
 pub use value::{IdOrName, Signal, User};

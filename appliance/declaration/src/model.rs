@@ -33,6 +33,9 @@ pub struct Declaration {
     pub state: StateSource,
     /// What is known about registries beyond their names in image references; hosts are unique.
     pub registries: Vec<Registry>,
+    /// Directories on the state disk that services share and that outlive them, in the order of the file; names are unique. There are
+    /// none without a state on a disk.
+    pub volumes: Vec<Volume>,
     /// 1 to 32 services in the order of the file, which is also the order of their `image` events.
     pub services: Vec<Service>,
 }
@@ -106,6 +109,28 @@ pub struct Login {
     pub password: SecretRef,
 }
 
+/// A directory on the state disk that outlives the services that see it.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Volume {
+    /// `[a-z0-9][a-z0-9._-]{0,62}`.
+    pub name: String,
+    /// What it takes of the state disk, in bytes: a whole number of MiB.
+    pub size: u64,
+}
+
+/// Where a service sees a volume.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct VolumeMount {
+    /// The volume's name.
+    pub source: String,
+    /// Absolute; no other volume and no tmpfs of the service goes there.
+    pub target: String,
+    /// Whether the service cannot write to it.
+    pub read_only: bool,
+    /// Whether programs in it can be executed.
+    pub exec: bool,
+}
+
 /// One workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
@@ -140,6 +165,8 @@ pub struct Service {
     pub read_only: bool,
     /// Absolute paths of empty in-memory file systems; unique.
     pub tmpfs: Vec<String>,
+    /// Volumes that it sees; targets are unique.
+    pub volumes: Vec<VolumeMount>,
     /// What asks it to stop; `None` keeps the image's, or SIGTERM.
     pub stop_signal: Option<Signal>,
     /// How long it gets between that signal and SIGKILL. At most ten minutes.

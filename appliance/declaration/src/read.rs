@@ -15,6 +15,7 @@ use crate::keys;
 use crate::model::{Attestation, Declaration, Github, Login, Operator, Registry, StateSource, Token};
 use crate::read_network;
 use crate::read_service;
+use crate::read_volumes;
 use crate::rules;
 use crate::yaml::{Kind, Node};
 
@@ -51,6 +52,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let registries = top.get("registries").map_or(Some(Vec::new()), |node| registries(node, errors));
     let networks =
         top.get("networks").map_or(Some(BTreeSet::new()), |node| read_network::declared(node, errors));
+    let volumes = top.get("volumes").map_or(Some(Vec::new()), |node| read_volumes::declared(node, errors));
     let services = top
         .require("services", "name at least one: `services: {web: {image: …}}`", errors)
         .and_then(|node| services(node, errors));
@@ -69,6 +71,12 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     if let (Some(services), Some(networks)) = (&services, &networks) {
         rules::networks(services, networks, errors);
     }
+    if let (Some(services), Some(volumes)) = (&services, &volumes) {
+        rules::volumes(services, volumes, errors);
+    }
+    if let (Some(state), Some(volumes), Some(node)) = (state, &volumes, top.get("volumes")) {
+        rules::volumes_have_a_disk(state, volumes, node.place, errors);
+    }
     networks?;
     let declaration = Declaration {
         repository: repository?,
@@ -79,6 +87,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         attestation: attestation?,
         state: state?,
         registries: registries?.into_iter().map(|read| read.registry).collect(),
+        volumes: volumes?,
         services: services?.into_iter().map(|read| read.service).collect(),
     };
     errors.is_empty().then_some(declaration)

@@ -43,7 +43,7 @@ pub(crate) fn resources(service: &Fields<'_>, errors: &mut Collector<'_>) -> Opt
 }
 
 /// A number with or without quotes, which no reader of YAML takes for another one; the parsers judge its text.
-fn number<T>(
+pub(crate) fn number<T>(
     node: &Node,
     what: &str,
     parse: impl FnOnce(&str) -> Result<T, WordError>,

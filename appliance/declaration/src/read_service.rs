@@ -15,6 +15,7 @@ use crate::model::{Auth, DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, S
 use crate::read::{bounded, collect, optional};
 use crate::read_limits::{self, Resources};
 use crate::read_network;
+use crate::read_volumes;
 use crate::value::{IdOrName, parse_duration};
 use crate::yaml::{Entry, Kind, Node};
 
@@ -27,6 +28,8 @@ const MAX_PORTS: usize = 32;
 const MAX_TMPFS: usize = 16;
 const MAX_DEPENDENCIES: usize = 32;
 const MAX_GROUPS: usize = 32;
+/// What the appliance mounts itself; a file system over one of these would hide it.
+pub(crate) const TAKEN: [&str; 4] = ["/proc", "/sys", "/dev", "/run/secrets"];
 /// PATH_MAX of Linux, with its NUL.
 const MAX_PATH: usize = 4095;
 
@@ -37,6 +40,8 @@ pub(crate) struct Read {
     pub(crate) ports: Vec<Place>,
     /// Of each membership, in order; of the default network's when the file does not say it, the service has none.
     pub(crate) networks: Vec<Option<Place>>,
+    /// Of each volume, in order.
+    pub(crate) volumes: Vec<Place>,
     /// Of each dependency, in order.
     pub(crate) depends_on: Vec<Place>,
     /// Of each reference to a secret.
@@ -65,6 +70,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let read_only =
         fields.get("read_only").map_or(Some(false), |node| fields::boolean(node, "`read_only`", errors));
     let tmpfs = or_empty(fields.get("tmpfs"), |node| tmpfs(node, errors));
+    let volumes = or_empty(fields.get("volumes"), |node| read_volumes::mounts(node, errors));
     let stop_signal = fields.get("stop_signal").map(|node| fields::parse(node, "`stop_signal`", errors));
     let stop_grace_period = fields
         .get("stop_grace_period")
@@ -74,6 +80,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     exposed?;
     let (networks, network_places) = networks?.into_iter().unzip();
     let (depends_on, dependency_places) = depends_on?.into_iter().unzip();
+    let (volumes, volume_places) = volumes?.into_iter().unzip();
     let Resources { limits, shm_size, ulimits, capabilities } = resources?;
     let service = Service {
         name: name.to_owned(),
@@ -91,6 +98,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         working_dir: optional(working_dir)?,
         read_only: read_only?,
         tmpfs: tmpfs?,
+        volumes,
         stop_signal: optional(stop_signal)?,
         stop_grace_period: stop_grace_period?,
         limits,
@@ -102,6 +110,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         service,
         ports: port_places,
         networks: network_places,
+        volumes: volume_places,
         depends_on: dependency_places,
         references,
     })
@@ -456,8 +465,6 @@ fn groups(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<IdOrName>> {
 }
 
 fn tmpfs(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<String>> {
-    // What the appliance mounts itself; a file system over one of these would hide it.
-    const TAKEN: &[&str] = &["/proc", "/sys", "/dev", "/run/secrets"];
     let single = std::slice::from_ref(node);
     let items = match &node.kind {
         Kind::Scalar { .. } => single,
@@ -471,8 +478,7 @@ fn tmpfs(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<String>> {
             errors.hinted(item.place, "options of a tmpfs are not supported yet", "write the path alone");
             return None;
         }
-        let taken = TAKEN.iter().find(|taken| path == **taken || path.starts_with(&format!("{taken}/")));
-        if path == "/" || path == "/run" || taken.is_some() {
+        if path == "/" || path == "/run" || TAKEN.iter().any(|taken| below(&path, taken)) {
             errors.error(item.place, "the appliance mounts this path itself");
             return None;
         }
@@ -485,15 +491,23 @@ fn tmpfs(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<String>> {
     collect(read)
 }
 
+/// Whether a path is this directory or in it.
+pub(crate) fn below(path: &str, directory: &str) -> bool {
+    path.strip_prefix(directory).is_some_and(|rest| rest.is_empty() || rest.starts_with('/'))
+}
+
+pub(crate) fn path(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<String> {
+    absolute(fields::text(node, what, errors)?, node.place, what, errors)
+}
+
 /// An absolute path in its shortest form: no `.`, no `..`, no doubled slash, none at the end.
-fn path(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<String> {
-    let text = fields::text(node, what, errors)?;
+pub(crate) fn absolute(text: String, place: Place, what: &str, errors: &mut Collector<'_>) -> Option<String> {
     let parts_ok = text
         .strip_prefix('/')
         .is_some_and(|rest| rest.is_empty() || rest.split('/').all(|part| !matches!(part, "" | "." | "..")));
     if !parts_ok || text.len() > MAX_PATH || text.contains(char::is_control) {
         errors.hinted(
-            node.place,
+            place,
             format!("{what} is not an absolute path"),
             "it starts with / and has no . or .. parts, no double slash and no slash at its end",
         );

@@ -6,7 +6,7 @@ use cofferdam_protocol::shorten;
 
 use crate::diagnostics::{Collector, Place};
 use crate::keys::nearest;
-use crate::model::{Auth, Github, Operator, Port, StateSource, Token};
+use crate::model::{Auth, Github, Operator, Port, StateSource, Token, Volume};
 use crate::read::ReadRegistry;
 use crate::read_network::DEFAULT;
 use crate::read_service::Read;
@@ -70,6 +70,41 @@ pub(crate) fn networks(services: &[Read], declared: &BTreeSet<String>, errors: &
                 );
             }
         }
+    }
+}
+
+/// Checks that the volumes that services see are declared, and that no tmpfs goes to the same path.
+pub(crate) fn volumes(services: &[Read], declared: &[Volume], errors: &mut Collector<'_>) {
+    let names = || declared.iter().map(|volume| volume.name.as_str());
+    for read in services {
+        for (mount, place) in read.service.volumes.iter().zip(&read.volumes) {
+            let source = mount.source.as_str();
+            if !names().any(|name| name == source) {
+                let message = format!("there is no volume `{}`", shorten(source, 64));
+                let hint = match nearest(source, names()) {
+                    Some(near) => format!("did you mean `{near}`?"),
+                    None => "declare it beside `services`: `volumes: {name: {size: 1gb}}`".to_owned(),
+                };
+                errors.hinted(*place, message, hint);
+            }
+            if read.service.tmpfs.contains(&mount.target) {
+                errors.error(*place, "a tmpfs goes to the same path");
+            }
+        }
+    }
+}
+
+/// Volumes lie on the state disk.
+pub(crate) fn volumes_have_a_disk(
+    state: StateSource,
+    volumes: &[Volume],
+    place: Place,
+    errors: &mut Collector<'_>,
+) {
+    if state == StateSource::Memory && !volumes.is_empty() {
+        let hint =
+            "write `state: {provider: operator}`; for files that may be lost use `tmpfs` in the service";
+        errors.hinted(place, "volumes lie on a state disk, and the state is in memory", hint);
     }
 }
 

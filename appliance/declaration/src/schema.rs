@@ -70,6 +70,9 @@ struct Declaration {
     /// Networks by name; `default` needs no declaration.
     #[schemars(extend("maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"}))]
     networks: Option<BTreeMap<String, OrNothing<Network>>>,
+    /// Directories on the state disk that services share and that outlive them, by name; they need `state`.
+    #[schemars(extend("maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"}))]
+    volumes: Option<BTreeMap<String, OrNothing<Volume>>>,
     /// What runs, by name.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9-]{0,30}$"}))]
     services: BTreeMap<String, Service>,
@@ -212,6 +215,9 @@ struct Service {
     read_only: Option<bool>,
     /// Empty file systems in memory.
     tmpfs: Option<Tmpfs>,
+    /// Volumes that it sees, `NAME:/target` or in full.
+    #[schemars(length(max = 32))]
+    volumes: Option<Vec<ServiceVolume>>,
     /// What asks it to stop, for example SIGTERM.
     #[schemars(regex(pattern = r"^((SIG)?(HUP|INT|QUIT|ABRT|KILL|USR1|USR2|ALRM|TERM|WINCH))$"))]
     stop_signal: Option<String>,
@@ -477,6 +483,45 @@ struct Network {
     internal: Option<bool>,
 }
 
+/// A part of the state disk.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Volume {
+    /// 64m to 1t; 1g unless given. It cannot be changed later.
+    size: Option<Size>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum ServiceVolume {
+    Short(#[schemars(regex(pattern = r"^[a-z0-9][a-z0-9._-]{0,62}:/[^:]+(:r[ow])?$"))] String),
+    Long(VolumeMount),
+}
+
+/// Where a service sees a volume, in full.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct VolumeMount {
+    #[schemars(regex(pattern = "^volume$"))]
+    r#type: String,
+    /// The volume's name.
+    source: String,
+    target: AbsolutePath,
+    /// Whether the service cannot write to it; false unless given.
+    read_only: Option<bool>,
+    /// Whether programs in it can be executed; false unless given.
+    exec: Option<bool>,
+    volume: Option<VolumeOptions>,
+}
+
+/// Nothing that Compose has here is supported.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+struct VolumeOptions {}
+
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "described, never filled")]
@@ -608,6 +653,8 @@ mod tests {
         assert_eq!(keys_at("/$defs/LongPort"), sorted(keys::PORT));
         assert_eq!(keys_at("/$defs/Network"), sorted(keys::NETWORK));
         assert_eq!(keys_at("/$defs/Membership"), sorted(keys::MEMBERSHIP));
+        assert_eq!(keys_at("/$defs/Volume"), sorted(keys::VOLUME));
+        assert_eq!(keys_at("/$defs/VolumeMount"), sorted(keys::VOLUME_MOUNT));
         assert_eq!(keys_at("/$defs/Dependency"), sorted(keys::DEPENDENCY));
         assert_eq!(keys_at("/$defs/Deploy"), sorted(keys::DEPLOY));
         assert_eq!(keys_at("/$defs/Resources"), sorted(keys::RESOURCES));

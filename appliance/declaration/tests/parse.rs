@@ -212,3 +212,39 @@ fn the_readme_says_who_may_call_a_port() {
     assert_eq!(kinds, [(443, Auth::Operators), (8443, Auth::Tokens), (8444, Auth::None)]);
     assert!(readme.contains(AccessToken::PREFIX));
 }
+
+#[test]
+fn a_volume_has_a_size_of_whole_mebibytes_and_a_service_sees_it_without_executing_unless_it_says_so() {
+    let text = full().split("services:").next().unwrap().to_owned()
+        + "volumes: {data: {size: 67108865}, cache: }\nservices:\n  web:\n    image: r.example/app@DIGEST\n    volumes:\n      \
+           - data:/var/lib/data\n      - {type: volume, source: cache, target: /c, read_only: true, exec: true}\n";
+    let declaration = Declaration::parse(text.replace("DIGEST", DIGEST).as_bytes());
+    let declaration = declaration.unwrap_or_else(|errors| panic!("{errors}"));
+    let volume = |name: &str, size| Volume { name: name.to_owned(), size };
+    assert_eq!(declaration.volumes, [volume("data", 65 << 20), volume("cache", DEFAULT_VOLUME_SIZE)]);
+    let mount = |source: &str, target: &str, both| VolumeMount {
+        source: source.into(),
+        target: target.into(),
+        read_only: both,
+        exec: both,
+    };
+    let expected = [mount("data", "/var/lib/data", false), mount("cache", "/c", true)];
+    assert_eq!(declaration.service("web").unwrap().volumes, expected);
+}
+
+#[test]
+fn the_volumes_in_the_readme_are_a_declaration_and_its_text_says_the_bounds() {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```").find(|block| block.contains("pgdata: {size")).unwrap();
+    let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
+    let head = full().split("tokens:").next().unwrap().to_owned();
+    let declaration =
+        Declaration::parse((head + &block).as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(declaration.volumes.iter().map(|volume| volume.size >> 30).collect::<Vec<_>>(), [2, 1]);
+    assert_eq!(declaration.services[0].volumes.len(), 2);
+    let (least, most) = (LEAST_VOLUME_SIZE >> 20, MOST_VOLUME_SIZE >> 40);
+    assert!(
+        block.contains(&format!("# {least}m to {most}t; without a size {} GiB", DEFAULT_VOLUME_SIZE >> 30))
+    );
+    assert!(readme.contains(&format!("There are at most {MAX_VOLUMES}.")));
+}

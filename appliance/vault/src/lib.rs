@@ -36,5 +36,8 @@ pub use keys::{DeriveError, KeyMemory, Keys, MasterKey, UnsealError};
 pub use operators::{AuthenticationError, KeyError, Operator, Operators, Signed};
 pub use request::Answer;
 pub use router::{Peer, router};
-pub use store::{Disk, DiskError, Entry, FileDisk, MemoryDisk, Root, Store, StoreError, Window};
+pub use store::{
+    Disk, DiskError, Entry, FileDisk, MemoryDisk, Root, Store, StoreError, Volume, VolumeError, Wanted,
+    Window,
+};
 pub use vault::{LeaseError, MAX_WAITERS, MAX_WAITERS_PER_PEER, Rules, Vault};

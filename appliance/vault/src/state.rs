@@ -79,9 +79,11 @@ use zeroize::Zeroizing;
 pub use self::error::StateError;
 pub use self::http::sealed_router;
 pub use self::key::Cost;
+#[cfg(test)]
+pub(crate) use self::key::volume_key;
 pub use self::lineage::LineageError;
 pub use self::sealed::{Notice, Sealed};
-use crate::MasterKey;
+use crate::{MasterKey, Volume};
 
 /// The key slots and the count of attempts.
 pub const SLOTS: Range<u64> = 0..64 * 1024;
@@ -111,8 +113,16 @@ pub struct Boot {
 pub struct StateKeys {
     /// The vault's.
     pub vault: MasterKey,
-    /// For volumes.
-    pub volumes: Zeroizing<[u8; 32]>,
+    /// Of each volume that was asked for, in that order ([`Sealed::with_volumes`]).
+    pub volumes: Vec<VolumeKey>,
+}
+
+/// A volume and what it is sealed with.
+pub struct VolumeKey {
+    /// Where it lies.
+    pub volume: Volume,
+    /// Its key.
+    pub key: Box<Zeroizing<[u8; 32]>>,
 }
 
 impl fmt::Debug for StateKeys {

@@ -24,6 +24,9 @@ pub(crate) mod seal;
 mod tree;
 #[cfg(test)]
 mod vectors;
+pub(crate) mod volumes;
+#[cfg(test)]
+mod volumes_tests;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -39,6 +42,7 @@ pub use self::disk::{Disk, FileDisk, MemoryDisk, Window};
 pub use self::error::DiskError;
 use self::pages::{Backend, Pages, Reserve};
 pub use self::root::Root;
+pub use self::volumes::{Volume, VolumeError, Wanted};
 use crate::Keys;
 use crate::record::{self, RecordError};
 
@@ -108,6 +112,9 @@ pub enum StoreError {
     /// A new record could not be sealed.
     #[error("the secret cannot be sealed")]
     Seal(#[source] RecordError),
+    /// A volume has no place.
+    #[error(transparent)]
+    Volume(#[from] VolumeError),
     /// As many records as there may be.
     #[error("the store holds {0} secrets and takes no further one")]
     Full(usize),
@@ -342,6 +349,18 @@ impl Store {
                 Err(error)
             }
         }
+    }
+
+    /// Reads the database as the present commit left it.
+    fn read<T>(
+        &self,
+        state: &mut State,
+        work: impl FnOnce(&ReadTransaction) -> Result<T, StoreError>,
+    ) -> Result<T, StoreError> {
+        let database = state.database.take().map_or_else(|| open_database(&self.pages), Ok)?;
+        let done = database.begin_read().map_err(database_error).and_then(|transaction| work(&transaction));
+        state.database = Some(database);
+        done
     }
 
     fn lock(&self) -> MutexGuard<'_, State> {

@@ -16,6 +16,8 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::volume::Volume;
+
 /// Bound on a plan in bytes: a declaration has 1 MiB and an image's configuration 4 MiB.
 const MAX_PLAN: u64 = 16 << 20;
 /// Bound on a delivery in bytes: what execve takes for an environment (a quarter of the default stack), several times.
@@ -41,6 +43,8 @@ pub struct Plan {
     pub ulimits: Ulimits,
     /// Where empty in-memory file systems go; absolute.
     pub tmpfs: Vec<String>,
+    /// Volumes that it sees; targets are unique, and none is a tmpfs's.
+    pub volumes: Vec<Volume>,
     /// What runs; not empty.
     pub arguments: Vec<String>,
     /// Absolute; made when it is missing.

@@ -45,6 +45,7 @@ pub mod status;
 pub mod sys;
 pub mod unpack;
 pub mod user;
+pub mod volume;
 
 /// The id of a container that does not exist in its workload's user namespace: identity of the container's first process
 /// and owner of the pipes that the workload prints to, so that no capability of the workload reaches either. The last of

@@ -15,6 +15,7 @@
 //!   there, and a service needs none of it; an empty tmpfs says only which CPUs there are, because
 //!   C libraries and runtimes ask.
 //! - `/dev`: six harmless devices, pseudo-terminals, shared memory, message queues. Read-only itself.
+//! - volumes, each a mount of its own (see [`volume`]);
 //! - `/run/secrets`: its secret files, in memory, for its user only (for all of the container's when it starts as root). The workload's process writes them.
 //! - no setuid program gains anything and no device node opens anywhere else (nosuid, nodev).
 
@@ -33,6 +34,7 @@ use nix::unistd::{chdir, chroot, sethostname};
 use crate::delivery::Plan;
 use crate::resolver::RESOLV_CONF;
 use crate::sys;
+use crate::volume::{self, Taken};
 
 /// Where secret files are.
 pub(crate) const SECRETS: &str = "/run/secrets";
@@ -117,6 +119,8 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
     }
     let cpus: Vec<_> = CPU_FILES.iter().map(|name| (name, fs::read(format!("{CPU}/{name}")))).collect();
 
+    let volumes = step("take the volumes along", volume::take(&plan.volumes))?;
+
     become_root(&fresh_root(plan)?)?;
     step("set the host name", sethostname(&plan.hostname))?;
     tmpfs("/dev", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC, "mode=755,size=64k")?;
@@ -137,13 +141,7 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
     read_only("/sys", DATA_ONLY)?;
     read_only("/dev", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
     network_files(plan)?;
-    let mut temporary: Vec<&String> = plan.tmpfs.iter().collect();
-    // A parent before what lies below it.
-    temporary.sort();
-    for path in temporary {
-        directories(path)?;
-        mounted(path, "tmpfs", DATA_ONLY, "mode=1777")?;
-    }
+    data(plan, &volumes)?;
     directories(SECRETS)?;
     let mode = if plan.uid == 0 { 555 } else { 500 };
     let options = format!("mode={mode},uid={},gid={},size=16m", plan.uid, plan.gid);
@@ -151,6 +149,23 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
     directories(&plan.working_dir)?;
     if plan.read_only {
         read_only("/", NO_PRIVILEGES)?;
+    }
+    Ok(())
+}
+
+/// Mounts what the plan says beside the root: in-memory file systems, and volumes.
+fn data(plan: &Plan, volumes: &[Taken<'_>]) -> Result<(), RootfsError> {
+    let temporary = plan.tmpfs.iter().map(|path| (path.as_str(), None));
+    let mut all: Vec<_> =
+        temporary.chain(volumes.iter().map(|volume| (volume.target(), Some(volume)))).collect();
+    // A parent before what lies below it.
+    all.sort_by_key(|(path, _)| *path);
+    for (path, volume) in all {
+        directories(path)?;
+        match volume {
+            None => mounted(path, "tmpfs", DATA_ONLY, "mode=1777")?,
+            Some(volume) => step(format!("attach the volume at {path}"), volume.attach())?,
+        }
     }
     Ok(())
 }

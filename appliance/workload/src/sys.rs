@@ -77,15 +77,27 @@ pub fn detached_copy(path: &CStr) -> Result<OwnedFd, Errno> {
     owned(unsafe { libc::syscall(libc::SYS_open_tree, libc::AT_FDCWD, path.as_ptr(), flags) })
 }
 
+/// What a copy of a mount is beside what the original is.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub struct OwnFlags {
+    /// Nothing is written through it.
+    pub read_only: bool,
+    /// No program in it is executed.
+    pub no_exec: bool,
+}
+
 /// Shows the files of a detached mount under the ids of a user namespace: what is 0 in the file system is 0 there
-/// (mount_setattr(2) with MOUNT_ATTR_IDMAP, Linux 5.12; tmpfs has it since 6.3). `read_only` is this mount's own.
+/// (mount_setattr(2) with MOUNT_ATTR_IDMAP, Linux 5.12; tmpfs has it since 6.3).
 ///
 /// # Errors
 ///
 /// What mount_setattr(2) says; needs CAP_SYS_ADMIN where the file system was made and over the user namespace.
-pub fn map_ids_of(mount: BorrowedFd<'_>, ids: BorrowedFd<'_>, read_only: bool) -> Result<(), Errno> {
+pub fn map_ids_of(mount: BorrowedFd<'_>, ids: BorrowedFd<'_>, own: OwnFlags) -> Result<(), Errno> {
+    let set = |wanted, flag| if wanted { flag } else { 0 };
     let attributes = libc::mount_attr {
-        attr_set: libc::MOUNT_ATTR_IDMAP | if read_only { libc::MOUNT_ATTR_RDONLY } else { 0 },
+        attr_set: libc::MOUNT_ATTR_IDMAP
+            | set(own.read_only, libc::MOUNT_ATTR_RDONLY)
+            | set(own.no_exec, libc::MOUNT_ATTR_NOEXEC),
         attr_clr: 0,
         propagation: 0,
         userns_fd: ids.as_raw_fd().try_into().map_err(|_| Errno::EBADF)?,
@@ -123,6 +135,28 @@ pub fn attach(mount: BorrowedFd<'_>, path: &CStr) -> Result<(), Errno> {
             libc::AT_FDCWD,
             path.as_ptr(),
             EMPTY_PATH,
+        )
+    };
+    Errno::result(outcome).map(drop)
+}
+
+/// Attaches a detached mount over the directory that a descriptor stands for, wherever its path leads by now.
+///
+/// # Errors
+///
+/// As [`attach`].
+pub(crate) fn attach_to(mount: BorrowedFd<'_>, directory: BorrowedFd<'_>) -> Result<(), Errno> {
+    // MOVE_MOUNT_F_EMPTY_PATH and MOVE_MOUNT_T_EMPTY_PATH (include/uapi/linux/mount.h).
+    const EMPTY_PATHS: libc::c_uint = 4 | 0x40;
+    // SAFETY: both strings are terminated constants; the descriptors are borrowed, hence open.
+    let outcome = unsafe {
+        libc::syscall(
+            libc::SYS_move_mount,
+            mount.as_raw_fd(),
+            c"".as_ptr(),
+            directory.as_raw_fd(),
+            c"".as_ptr(),
+            EMPTY_PATHS,
         )
     };
     Errno::result(outcome).map(drop)

@@ -514,7 +514,7 @@ pub(crate) fn names(directory: &OwnedFd, path: &Path) -> Result<Vec<OsString>, U
 }
 
 /// Removes `name` and all below it. Nothing there is fine.
-fn remove(parent: &OwnedFd, name: &OsStr, path: &Path, depth: usize) -> Result<(), UnpackError> {
+pub(crate) fn remove(parent: &OwnedFd, name: &OsStr, path: &Path, depth: usize) -> Result<(), UnpackError> {
     let child = path.join(name);
     match kind_of(parent, name)? {
         None => Ok(()),

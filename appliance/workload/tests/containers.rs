@@ -8,14 +8,13 @@
 
 use std::fs;
 use std::io::{Read, Write};
-use std::os::unix::fs::PermissionsExt;
+use std::os::unix::fs::{PermissionsExt, chown};
 use std::path::{Path, PathBuf};
 use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use caps::CapSet;
 use cofferdam_declaration::Ulimit;
-use cofferdam_workload::SHIM_ID;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::dns::Names;
 use cofferdam_workload::init;
@@ -25,6 +24,8 @@ use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::End;
 use cofferdam_workload::seccomp::Profile;
 use cofferdam_workload::unpack::Unpacker;
+use cofferdam_workload::volume::Volume;
+use cofferdam_workload::{OUTSIDE_ID, SHIM_ID};
 use nix::mount::{MsFlags, mount};
 use nix::sched::{CloneFlags, unshare};
 use nix::unistd::{Gid, Uid, setgroups, setresgid, setresuid};
@@ -172,11 +173,31 @@ fn image() -> Vec<u8> {
     put("bin/bash", &fs::read(BASH).unwrap(), 0o755);
     put("etc/passwd", b"root:x:0:0::/:/bin/sh\napp:x:1000:1001::/:/bin/sh\n", 0o644);
     put("script", b"#!/bin/bash\necho a script\n", 0o755);
+    volume_files(&mut put);
     let needed = Command::new("ldd").arg(BASH).output().unwrap();
     for path in
         String::from_utf8(needed.stdout).unwrap().split_whitespace().filter(|word| word.starts_with('/'))
     {
         put(path.trim_start_matches('/'), &fs::read(path).unwrap(), 0o755);
+    }
+    for (name, mode, owner) in [("had/", 0o750, 1000), ("had/sub/", 0o700, 1000), ("had2/", 0o755, 0)] {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Directory);
+        header.set_size(0);
+        header.set_mode(mode);
+        header.set_uid(owner);
+        header.set_gid(owner);
+        builder.append_data(&mut header, name, &b""[..]).unwrap();
+    }
+    for (link, target) in
+        [("had/link", "a"), ("linked", "/had2"), ("to-proc", "/proc/sys"), ("up", "../../../..")]
+    {
+        let mut header = tar::Header::new_gnu();
+        header.set_entry_type(tar::EntryType::Symlink);
+        header.set_size(0);
+        header.set_uid(1000);
+        header.set_gid(1001);
+        builder.append_link(&mut header, link, target).unwrap();
     }
     for applet in ["sh", "cat", "sleep", "id", "stat", "ps", "chmod", "cp"] {
         let mut header = tar::Header::new_gnu();
@@ -190,6 +211,12 @@ fn image() -> Vec<u8> {
     builder.into_inner().unwrap()
 }
 
+/// What a volume takes over from the image.
+fn volume_files(put: &mut impl FnMut(&str, &[u8], u32)) {
+    put("had/a", b"of the image", 0o640);
+    put("had/sub/x", b"below", 0o755);
+}
+
 impl Shim {
     fn plan(&self, words: &[&str]) -> Plan {
         Plan {
@@ -201,6 +228,7 @@ impl Shim {
             shm_size: 64 << 20,
             ulimits: Default::default(),
             tmpfs: vec!["/tmp".into()],
+            volumes: Vec::new(),
             arguments: words.iter().map(|word| (*word).to_owned()).collect(),
             working_dir: "/work".into(),
             uid: 1000,
@@ -273,6 +301,10 @@ fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
         println!("ok: names are told by the resolver, whose port nobody takes, and every other port is free");
         declared_limits_hold(shim).await;
         println!("ok: resource limits and shared memory are what the plan says");
+        volumes(shim).await;
+        println!("ok: an empty volume takes over what the image has, and any other is as it was left");
+        walls_of_volumes(shim).await;
+        println!("ok: a volume leads nobody astray, and root in it is root of nothing else");
         walls(shim).await;
         println!("ok: the root is what the plan says, and the rest is not there");
     });
@@ -470,6 +502,155 @@ async fn walls(shim: &Shim) {
         shim.plan(&["sh", "-c", "(echo x >/new) 2>/dev/null || echo locked; echo x >/tmp/x && echo tmp"]);
     (plan.uid, plan.gid, plan.read_only) = (0, 0, true);
     assert_eq!(shim.run(&plan).await.unwrap().1, "locked\ntmp\n");
+}
+
+/// A file system in the role of a volume, as PID 1 mounts one.
+fn volume(shim: &Shim, name: &str, flags: MsFlags, size: &str) -> PathBuf {
+    let path = shim.folder.join(name);
+    fs::create_dir(&path).unwrap();
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV | flags;
+    let options = format!("mode=755,uid=0,gid=0,size={size}");
+    mount(Some("volume"), &path, Some("tmpfs"), flags, Some(options.as_str())).unwrap();
+    path
+}
+
+/// The same once more, read-only.
+fn again(shim: &Shim, of: &Path, name: &str) -> PathBuf {
+    let path = shim.folder.join(name);
+    fs::create_dir(&path).unwrap();
+    let none = None::<&str>;
+    mount(Some(of), &path, none, MsFlags::MS_BIND, none).unwrap();
+    let flags =
+        MsFlags::MS_REMOUNT | MsFlags::MS_BIND | MsFlags::MS_RDONLY | MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(none, &path, none, flags, none).unwrap();
+    path
+}
+
+/// The plan of a service that sees these, as root.
+fn seeing(shim: &Shim, volumes: &[(&Path, &str, bool)], script: &str) -> Plan {
+    let mut plan = shim.plan(&["sh", "-c", script]);
+    (plan.uid, plan.gid) = (0, 0);
+    let volume = |(source, target, read_only): &(&Path, &str, bool)| Volume {
+        source: source.to_path_buf(),
+        target: (*target).to_owned(),
+        read_only: *read_only,
+    };
+    plan.volumes = volumes.iter().map(volume).collect();
+    plan
+}
+
+async fn volumes(shim: &Shim) {
+    let path = volume(shim, "volume", MsFlags::empty(), "1m");
+    let reader = again(shim, &path, "reader");
+    let run = async |volumes: &[(&Path, &str, bool)], script: &str| {
+        let (end, text) = shim.run(&seeing(shim, volumes, script)).await.unwrap();
+        assert_eq!(end, End::Exited(0), "{script}: {text}");
+        text
+    };
+    let data: &[(&Path, &str, bool)] = &[(&path, "/had", false)];
+    let look = "cd /; stat -c '%n %u:%g %a' had had/a had/sub had/sub/x; busybox readlink had/link; \
+                cat had/link; busybox ls -A had";
+    let taken = run(data, look).await;
+    let expected = "had 1000:1000 750\nhad/a 0:0 640\nhad/sub 1000:1000 700\nhad/sub/x 0:0 755\na\n\
+                    of the imagea\nlink\nsub\n";
+    assert_eq!(taken, expected);
+    // What is changed stays, and comes from the image no more.
+    run(data, "echo mine >/had/a; busybox rm -r /had/sub; echo new >/had/new; busybox chmod 711 /had").await;
+    assert_eq!(
+        run(data, "cat /had/a /had/new; busybox ls -A /had; stat -c %a /had").await,
+        "mine\nnew\na\nlink\nnew\n711\n"
+    );
+    // Shared: the other service sees it at its own path, and what it may not write to it does not.
+    let both: &[(&Path, &str, bool)] = &[(&reader, "/srv/made/here", true)];
+    let script = "cat /srv/made/here/a; (echo x >/srv/made/here/a) 2>/dev/null || echo refused; \
+                  busybox mount -o remount,rw /srv/made/here 2>/dev/null || echo refused; cat /had/a";
+    assert_eq!(run(both, script).await, "mine\nrefused\nrefused\nof the image");
+    // A service without it sees the image's own directory, and the place outside is not there.
+    let outside = format!("cat /had/a; cat {}/a 2>/dev/null || echo nothing", path.display());
+    assert_eq!(run(&[], &outside).await, "of the imagenothing\n");
+
+    // A copy that was cut off is made anew; a mark that a workload made is no mark.
+    let cut = volume(shim, "cut", MsFlags::empty(), "1m");
+    let mark = cut.join(".cofferdam-unfinished");
+    for (owner, expected) in [(OUTSIDE_ID, "a\nlink\nsub\n"), (1000, ".cofferdam-unfinished\nhalf\n")] {
+        run(&[(&cut, "/cut", false)], "busybox rm -rf /cut/* /cut/.[!.]*; echo x >/cut/half").await;
+        fs::create_dir(&mark).unwrap();
+        chown(&mark, Some(owner), Some(owner)).unwrap();
+        assert_eq!(run(&[(&cut, "/had", false)], "busybox ls -A /had").await, expected, "{owner}");
+    }
+    fs::remove_dir(&mark).unwrap();
+    fs::remove_file(cut.join("half")).unwrap();
+    fs::create_dir(&mark).unwrap();
+    let empty = run(&[(&cut, "/had", false)], "busybox ls -A /had").await;
+    assert_eq!(empty, "a\nlink\nsub\n", "a mark alone, whose owner was not set yet");
+
+    // One that is too small says so, and half of it never counts.
+    let small = volume(shim, "small", MsFlags::empty(), "12k");
+    for _ in 0..2 {
+        let failed = shim.run(&seeing(shim, &[(&small, "/bin", false)], "")).await.unwrap_err();
+        assert!(
+            matches!(&failed, LaunchError::Failed { code: 126, reason } if reason.contains("volume at /bin") && reason.contains("No space")),
+            "{failed}"
+        );
+    }
+    assert!(small.join(".cofferdam-unfinished").exists());
+}
+
+async fn walls_of_volumes(shim: &Shim) {
+    let path = volume(shim, "walls", MsFlags::empty(), "4m");
+    let script = "cd /v; for call in 'mknod null c 1 3' 'mknod disk b 252 0' 'mount -o remount,suid,dev /v' 'umount /v' \
+                  'chown 65535 .' 'mount -t tmpfs none /v'; do busybox $call 2>/dev/null && echo $call; done; \
+                  cp /bin/busybox . && busybox chmod 6755 busybox; grep ' /v ' /proc/mounts";
+    let (_, text) = shim.run(&seeing(shim, &[(&path, "/v", false)], script)).await.unwrap();
+    assert!(text.starts_with("volume /v tmpfs rw,nosuid,nodev,") && text.lines().count() == 1, "{text}");
+    // A program that would be root's is its caller's, for whoever executes it.
+    let mut plan =
+        seeing(shim, &[(&path, "/v", false)], "/v/busybox id -u; /v/busybox grep Cap /proc/self/status");
+    (plan.uid, plan.gid) = (1000, 1001);
+    let (_, text) = shim.run(&plan).await.unwrap();
+    assert!(text.starts_with("1000\n") && !text.contains("CapPrm:\t00000000000005fb"), "{text}");
+    // Without leave nothing in it is executed, not by its interpreter's or loader's name either.
+    let none = volume(shim, "noexec", MsFlags::MS_NOEXEC, "4m");
+    let script = "cp /bin/busybox /bin/bash /script /v; for it in '/v/busybox true' /v/script '/lib64/ld-linux-x86-64.so.2 /v/bash'; do \
+                  $it 2>/dev/null && echo $it; done; :";
+    assert_eq!(shim.run(&seeing(shim, &[(&none, "/v", false)], script)).await.unwrap().1, "");
+
+    // Links of the image lead to the image's own directories and no further.
+    let text = shim
+        .run(&seeing(shim, &[(&path, "/linked/below", false)], "busybox ls /had2/below /linked/below"))
+        .await
+        .unwrap()
+        .1;
+    assert_eq!(text, "/had2/below:\nbusybox\n\n/linked/below:\nbusybox\n");
+    let reason = async |volumes: &[(&Path, &str, bool)]| match shim
+        .run(&seeing(shim, volumes, "echo started"))
+        .await
+    {
+        Err(LaunchError::Failed { code: 126, reason }) => reason,
+        other => panic!("{other:?}"),
+    };
+    for target in ["/to-proc", "/up", "/up/dev/shm", "/up/run/secrets"] {
+        let said = reason(&[(&path, target, false)]).await;
+        assert!(said.contains(target) && said.contains("a path of the appliance's own"), "{said}");
+    }
+    // A link that lies in a volume is not followed to another: whoever shares that volume may have made it.
+    run_ok(shim, &seeing(shim, &[(&path, "/v", false)], "busybox ln -s /bin /v/inner")).await;
+    let said = reason(&[(&path, "/v", false), (&none, "/v/inner", false)]).await;
+    assert!(said.contains("/v/inner") && said.contains("symbolic links"), "{said}");
+    let script = "busybox rm /v/inner; busybox mkdir /v/inner";
+    run_ok(shim, &seeing(shim, &[(&path, "/v", false)], script)).await;
+    let nested = [(path.as_path(), "/v", false), (none.as_path(), "/v/inner", false)];
+    assert_eq!(run_ok(shim, &seeing(shim, &nested, "busybox ls /v/inner")).await, "bash\nbusybox\nscript\n");
+    // Secrets lie above everything.
+    let script = "cat /run/secrets/token; busybox ls /v";
+    let text = run_ok(shim, &seeing(shim, &[(&path, "/run/v", false), (&path, "/v", false)], script)).await;
+    assert_eq!(text, format!("{SECRET}busybox\ninner\n"));
+}
+
+async fn run_ok(shim: &Shim, plan: &Plan) -> String {
+    let (end, text) = shim.run(plan).await.unwrap();
+    assert_eq!(end, End::Exited(0), "{text}");
+    text
 }
 
 /// Starts a container, says which process it is, and waits to be killed.

@@ -4,7 +4,9 @@ use std::path::PathBuf;
 
 use clap::{Args, Subcommand};
 
-use super::{Appliance, OWN, OperatorKey};
+use cofferdam_protocol::Repository;
+
+use super::{Appliance, Boot, OWN, OperatorKey, Register};
 
 #[derive(Debug, Subcommand)]
 pub(crate) enum Seal {
@@ -21,6 +23,48 @@ pub(crate) enum Seal {
         coffer seal status acme/app"
     )]
     Status(Box<SealStatus>),
+    /// Sign the statement that lets another image, repository or other operators open the state
+    #[command(
+        after_help = "Without --image or --measurements it is for the image that runs there. What is not given is asked of the appliance and \
+        of its repository.\nThe state takes each statement once, from an operator that it knows; then the image before it opens nothing any \
+        more.\n\nExamples:\n  coffer seal allow-upgrade acme/app --image cofferdam.efi -o upgrade.json\n  \
+        coffer seal allow-upgrade acme/app --measurements image.json --operators cofferdam.yaml -o upgrade.json\n  \
+        coffer unseal acme/app --upgrade upgrade.json"
+    )]
+    AllowUpgrade(Box<AllowUpgrade>),
+}
+
+/// Who may open the state next.
+#[derive(Debug, Args)]
+pub(crate) struct AllowUpgrade {
+    #[command(flatten)]
+    pub(crate) appliance: Appliance,
+    /// The next image, measured as `coffer measure` does
+    #[arg(long, value_name = "UKI", conflicts_with = "measurements", help_heading = OWN)]
+    pub(crate) image: Option<PathBuf>,
+    /// The next image's reference values, or the next firmware's, as a release has them; may be repeated
+    #[arg(long, value_name = "FILE", help_heading = OWN)]
+    pub(crate) measurements: Vec<PathBuf>,
+    /// How the next image is booted
+    #[arg(long, value_enum, value_name = "WAY", default_value = "tdx", help_heading = OWN)]
+    pub(crate) boot: Boot,
+    /// The next firmware's MRTD, 96 hex digits (default: the appliance's)
+    #[arg(long, value_name = "HEX", value_parser = super::register, help_heading = OWN)]
+    pub(crate) mrtd: Option<Register>,
+    /// The repository of the next declaration, where it is another one
+    #[arg(long = "repository", value_name = "OWNER/REPO", help_heading = OWN)]
+    pub(crate) to: Option<Repository>,
+    /// The next declaration, of which the operators count (default: what the repository declares now)
+    #[arg(long, value_name = "FILE", help_heading = OWN)]
+    pub(crate) operators: Option<PathBuf>,
+    /// The version that the state's lineage has now (default: the appliance's)
+    #[arg(long, value_name = "N", help_heading = OWN)]
+    pub(crate) from_version: Option<u64>,
+    /// Write the statement to a file instead of printing it
+    #[arg(short, long, value_name = "FILE", help_heading = OWN)]
+    pub(crate) output: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
 }
 
 /// Whose state to look at.
@@ -43,6 +87,10 @@ pub(crate) struct Unseal {
     /// Give one share of the key; with enough of them the state opens
     #[arg(long, help_heading = OWN)]
     pub(crate) share: bool,
+    /// Give the statement that lets this image, repository or its operators open the state (`coffer seal allow-upgrade`); with --share
+    /// it is given with each share
+    #[arg(long, value_name = "FILE", help_heading = OWN)]
+    pub(crate) upgrade: Option<PathBuf>,
     #[command(flatten)]
     pub(crate) elsewhere: Elsewhere,
     #[command(flatten)]

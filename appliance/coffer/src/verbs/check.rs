@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cofferdam_declaration::{Declaration, MAX_BYTES, StateSource};
+use cofferdam_declaration::{Declaration, MAX_BYTES, Service, StateSource, Volume};
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure, Outcome};
@@ -32,10 +32,14 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
                     StateSource::Operator => "on the state disk, opened by an operator at each boot",
                 }
             );
+            let volumes = volumes(&declaration);
             let (repository, state) = (declaration.repository.to_string(), declaration.state);
             ui.result(
-                &text,
-                json!({ "valid": true, "repository": repository, "services": services, "state": state }),
+                &(text + &volumes),
+                json!({
+                    "valid": true, "repository": repository, "services": services, "state": state,
+                    "volumes": declaration.volumes,
+                }),
             );
             Ok(())
         }
@@ -51,4 +55,16 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
             Err(Failure::new(Code::Usage, "the declaration is not valid").rendered(rendered))
         }
     }
+}
+
+/// A line for each volume, with the services that see it.
+fn volumes(declaration: &Declaration) -> String {
+    let line = |volume: &Volume| {
+        let sees = |service: &&Service| service.volumes.iter().any(|mount| mount.source == volume.name);
+        let services = declaration.services.iter().filter(sees).map(|service| service.name.as_str());
+        let services = services.collect::<Vec<_>>().join(", ");
+        let services = if services.is_empty() { "no service".to_owned() } else { services };
+        format!("volume {}: {} MiB, for {services}\n", volume.name, volume.size >> 20)
+    };
+    declaration.volumes.iter().map(line).collect()
 }

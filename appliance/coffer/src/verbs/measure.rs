@@ -26,7 +26,7 @@ use crate::ui::{Ui, printable};
 use crate::{files, references};
 
 /// Our UKI is 20 MiB at most; others' may be larger.
-const LARGEST_IMAGE: usize = 512 << 20;
+pub(super) const LARGEST_IMAGE: usize = 512 << 20;
 /// A firmware is 2 to 16 MiB.
 const LARGEST_FIRMWARE: usize = 64 << 20;
 /// Stands for the machine's memory where what depends on it is left out afterwards.
@@ -105,7 +105,7 @@ fn image(options: &Measure, uki: Option<&[u8]>) -> Outcome<Option<ImageReference
     Ok(Some(image))
 }
 
-fn way(boot: Boot) -> (BootPlatform, BootSource) {
+pub(super) fn way(boot: Boot) -> (BootPlatform, BootSource) {
     match boot {
         Boot::Tdx => (BootPlatform::Tdx, BootSource::Disk),
         Boot::Simulator => (BootPlatform::Simulator, BootSource::Disk),

@@ -1,5 +1,6 @@
 //! The verbs: one file each, named as on the command line.
 
+mod allow_upgrade;
 mod appraise;
 mod check;
 mod connect;
@@ -75,6 +76,9 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         Verb::Seal { action: cli::Seal::Init(options) } => seal::init(ui, &options, value, limit).await,
         Verb::Seal { action: cli::Seal::Status(options) } => {
             within(limit, seal::status(ui, &options.appliance, &options.key)).await
+        }
+        Verb::Seal { action: cli::Seal::AllowUpgrade(options) } => {
+            within(limit, allow_upgrade::run(ui, &options)).await
         }
         Verb::Status { appliance, key } => within(limit, status::run(ui, &appliance, &key)).await,
         Verb::Logs { appliance, service, tail, key } => {

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 use std::time::Duration;
 
+use cofferdam_attest::event_log::payload::State;
 use cofferdam_attest::shares;
 use cofferdam_protocol::hex;
 use cofferdam_protocol::unseal::{
@@ -19,7 +20,7 @@ use crate::files;
 use crate::hidden;
 use crate::operator_key::OperatorKey;
 use crate::seal_text::{self, Set};
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
 use crate::within;
 
 /// A new passphrase: asked for twice where somebody is asked.
@@ -70,9 +71,7 @@ pub(super) async fn init(
     );
     match sent.await?.map(|status| status.disk) {
         Some(SealDisk::Open) => ui.note("the state is made; the appliance launches …"),
-        None => {
-            ui.note("the connection was lost; looking whether the state was made: keep the printed keys …")
-        }
+        None => ui.note("no answer came; looking whether the state was made: keep the printed keys …"),
         Some(_) => return Err(Failure::failed("the appliance took the keys, and its state is not open")),
     }
     let epoch = target.launched(&key, limit).await?;
@@ -87,8 +86,12 @@ pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::Opera
     let found = target.look(&key).await?;
     target.introduce(&found);
     let waiting = match found {
-        Found::Launched { epoch, .. } => {
-            let (text, value) = open_result(epoch);
+        Found::Launched { epoch, channel } => {
+            let (mut text, mut value) = open_result(epoch);
+            if let Some(State::Disk { lineage, .. }) = &channel.appraisal.state {
+                let _ = writeln!(text, "lineage {lineage}");
+                set(&mut value, "lineage", json!({ "version": lineage }));
+            }
             ui.result(&text, value);
             return Ok(());
         }
@@ -97,8 +100,15 @@ pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::Opera
     let status = &waiting.status;
     ui.result(&table(status), to_json(status));
     let repository = &appliance.repository;
+    let needs_statement = status.lineage.as_ref().is_some_and(|lineage| lineage.needs_statement.is_some());
     let (what, hint) = match status.disk {
         SealDisk::Blank => ("the state disk is blank", format!("coffer seal init {repository}")),
+        SealDisk::Sealed if needs_statement => (
+            "the state is sealed, and not left to this appliance",
+            format!(
+                "coffer seal allow-upgrade {repository} -o FILE, then coffer unseal {repository} --upgrade FILE"
+            ),
+        ),
         SealDisk::Sealed => ("the state is sealed", format!("coffer unseal {repository}")),
         SealDisk::Open => return Ok(()),
     };
@@ -250,10 +260,28 @@ fn table(status: &SealStatus) -> String {
     if status.wait_ms > 0 {
         let _ = writeln!(text, "the next attempt is looked at in {} s", status.wait_ms.div_ceil(1000));
     }
+    if let Some(lineage) = &status.lineage {
+        let (repository, release) = (&lineage.repository, printable(&lineage.release));
+        let _ = writeln!(text, "lineage {} of {repository}, image {release}", lineage.version);
+        let registers = [("MRTD", &lineage.mrtd), ("RTMR1", &lineage.rtmr1), ("RTMR2", &lineage.rtmr2)];
+        for (name, value) in registers {
+            let _ = writeln!(text, "  {name:8}  {}", hex::encode(value));
+        }
+        for key in &lineage.operators {
+            let _ = writeln!(text, "  operator  {key}");
+        }
+        if let Some(why) = &lineage.needs_statement {
+            let _ = writeln!(text, "it opens here with a statement only: {}", printable(why));
+        }
+    }
     text
 }
 
 fn to_json(status: &SealStatus) -> Value {
     let methods = serde_json::to_value(&status.methods).unwrap_or_default();
-    json!({ "state": word(status.disk), "methods": methods, "wait_ms": status.wait_ms })
+    let mut object = json!({ "state": word(status.disk), "methods": methods, "wait_ms": status.wait_ms });
+    if let Some(lineage) = &status.lineage {
+        set(&mut object, "lineage", serde_json::to_value(lineage).unwrap_or_default());
+    }
+    object
 }

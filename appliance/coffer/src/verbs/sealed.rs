@@ -155,7 +155,8 @@ impl<'a> Target<'a> {
 }
 
 impl Waiting {
-    /// Sends a request that is sealed to the key of this start. `None` when the connection was lost meanwhile: then the state may be open.
+    /// Sends a request that is sealed to the key of this start. `None` when the connection was lost meanwhile or no answer came in time: then the
+    /// state may be open.
     pub(super) async fn send(
         &mut self,
         key: &OperatorKey,
@@ -167,6 +168,7 @@ impl Waiting {
             .map_err(|error| Failure::failed(format!("cannot seal the request: {}", chain(&error))))?;
         let body = strict::to_vec(&sealed).map_err(|error| Failure::failed(chain(&error)))?;
         match self.channel.request(key, "POST", UNSEAL, body).await {
+            Ok(reply) if reply.status == StatusCode::GATEWAY_TIMEOUT => Ok(None),
             Ok(reply) => status_in(&reply, what).map(Some),
             Err(failure) if failure.code == Code::CouldNotCheck => Ok(None),
             Err(failure) => Err(failure),

@@ -7,13 +7,14 @@ use serde_json::json;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
+use super::allow_upgrade;
 use super::sealed::{Found, Target, Waiting, open_result};
 use crate::cli::Unseal;
 use crate::failure::{Code, Failure, Outcome};
 use crate::hidden;
 use crate::operator_key::OperatorKey;
 use crate::seal_text::{self, SealTextError};
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
 use crate::within;
 
 /// What was typed, or came on standard input.
@@ -37,6 +38,7 @@ pub(super) async fn run(
 ) -> Outcome {
     let key = OperatorKey::load(&options.key)?;
     let typed = typed.ok_or_else(|| Failure::usage("no key"))?;
+    let upgrade = options.upgrade.as_deref().map(allow_upgrade::read).transpose()?;
     let repository = &options.appliance.repository;
     let target =
         within(limit, Target::find(ui, &options.appliance, options.elsewhere.declaration.as_deref())).await?;
@@ -53,6 +55,9 @@ pub(super) async fn run(
     };
     let at_least = within(limit, target.witness(&options.elsewhere)).await?.epoch;
     has_way(&waiting, way(options), at_least, repository)?;
+    if upgrade.is_none() {
+        needs_no_statement(&waiting, repository)?;
+    }
     if waiting.status.disk != SealDisk::Open {
         if let Some(ms) = Some(waiting.status.wait_ms).filter(|ms| *ms > 0) {
             ui.note(&format!("waiting {} s: there were wrong attempts", ms.div_ceil(1000)));
@@ -67,12 +72,12 @@ pub(super) async fn run(
             Way::Recovery => "opening the state with the recovery key …",
             Way::Share => "giving the share …",
         });
-        let request = UnsealRequest::Open { key: key_of(way(options), &typed)?, at_least, upgrade: None };
+        let request = UnsealRequest::Open { key: key_of(way(options), &typed)?, at_least, upgrade };
         let sent = within(limit, waiting.send(&key, &request, "the state was not opened")).await?;
         match sent.as_ref().map(|status| status.disk) {
             Some(SealDisk::Open) => ui.note("the state is open; the appliance launches …"),
             // Which it was, the appliance shows.
-            None => ui.note("the connection was lost; looking whether the state is open …"),
+            None => ui.note("no answer came; looking whether the state is open …"),
             Some(_) => return more_shares(ui, sent.iter().flat_map(|status| &status.methods)),
         }
     }
@@ -154,6 +159,16 @@ fn has_way(
     });
     let ways: Vec<&str> = ways.collect();
     Err(Failure::usage(format!("this state is not opened so; it opens with {}", ways.join(" or "))))
+}
+
+/// Without a statement no key is sent to an appliance that would refuse it.
+fn needs_no_statement(waiting: &Waiting, repository: &cofferdam_protocol::Repository) -> Outcome {
+    let why = waiting.status.lineage.as_ref().and_then(|lineage| lineage.needs_statement.as_ref());
+    why.map_or(Ok(()), |why| {
+        Err(Failure::new(Code::NotReady, printable(why)).hint(format!(
+            "an operator of the state allows it: coffer seal allow-upgrade {repository} -o FILE, then coffer unseal {repository} --upgrade FILE"
+        )))
+    })
 }
 
 /// A blank disk where there was a state: another disk, or one that was erased.

@@ -139,3 +139,29 @@ fn immutable_words(immutable: Option<bool>) -> &'static str {
         None => "(GitHub does not say whether it is immutable)",
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use cofferdam_attest::event_log::payload::Upgrade;
+
+    use super::*;
+
+    #[test]
+    fn the_lineage_of_a_state_on_disk_is_shown() {
+        let of = |state, upgrade| super::state(&Appraisal { state, upgrade, ..Appraisal::default() });
+        assert_eq!(of(None, None), "");
+        assert_eq!(of(Some(State::memory()), None), "");
+        let (key, number) = ([5; 32].into(), |n: u64| n.try_into().unwrap());
+        let disk = State::Disk { fresh: false, key, epoch: number(7), lineage: number(2) };
+        assert_eq!(of(Some(disk.clone()), None), "state: on disk, epoch 7, lineage 2\n");
+        let (statement, signer) = ([6; 32].into(), [0; 32].into());
+        let upgrade = Upgrade { statement, version: number(2), signer };
+        let (digest, key) = ("06".repeat(32), "A".repeat(43));
+        assert_eq!(
+            of(Some(disk), Some(upgrade)),
+            format!(
+                "state: on disk, epoch 7, lineage 2, left to this image by SHA256:{key} with the statement sha256:{digest}\n"
+            )
+        );
+    }
+}

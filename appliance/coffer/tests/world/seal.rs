@@ -3,8 +3,9 @@
 use cofferdam_attest::operator;
 use cofferdam_attest::shares::{self, Share};
 use cofferdam_protocol::unseal::{
-    Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey, UnsealRequest,
+    Lineage, Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey, UnsealRequest,
 };
+use cofferdam_protocol::upgrade::SignedStatement;
 use cofferdam_protocol::{Base64Array, base64};
 use zeroize::Zeroizing;
 
@@ -28,8 +29,14 @@ pub struct Seal {
     wait_ms: u64,
     /// How many keys were sent.
     pub keys: usize,
+    /// Who may open it, as the status says.
+    pub lineage: Option<Lineage>,
+    /// The statement that came with a key.
+    pub upgrade: Option<SignedStatement>,
     /// Whether the connection is closed instead of an answer to a key.
     pub breaks: bool,
+    /// Whether `front` has given the vault up before it answers a key.
+    pub late: bool,
 }
 
 impl Seal {
@@ -46,7 +53,10 @@ impl Seal {
             given: Vec::new(),
             wait_ms: 0,
             keys: 0,
+            lineage: None,
+            upgrade: None,
             breaks: false,
+            late: false,
         }
     }
 
@@ -77,7 +87,12 @@ impl Seal {
         let passphrase = self.passphrase.as_ref().map(|_| Method::Passphrase);
         let methods = passphrase.into_iter().chain(shares).chain([Method::Recovery]);
         let methods = methods.filter(|_| sealed).collect();
-        SealStatus { disk: self.disk, methods, wait_ms: self.wait_ms, lineage: None }
+        SealStatus {
+            disk: self.disk,
+            methods,
+            wait_ms: self.wait_ms,
+            lineage: self.lineage.clone().filter(|_| sealed),
+        }
     }
 
     /// The answer to a body: without one the status is asked for. What opens the state launches the appliance.
@@ -95,6 +110,12 @@ impl Seal {
             }
             if self.breaks {
                 return None;
+            }
+            if self.late {
+                return Some((
+                    "504 Gateway Timeout",
+                    br#"{"error":"the vault has not answered in time"}"#.to_vec(),
+                ));
             }
         }
         Some(("200 OK", serde_json::to_vec(&self.status()).ok()?))
@@ -114,8 +135,16 @@ impl Seal {
                 (self.disk, self.epoch) = (SealDisk::Open, 1);
                 return None;
             }
-            UnsealRequest::Open { key, at_least, .. } => (key, at_least),
+            UnsealRequest::Open { key, at_least, upgrade } => {
+                self.upgrade = upgrade.map(|signed| *signed);
+                (key, at_least)
+            }
         };
+        if self.lineage.as_ref().is_some_and(|lineage| lineage.needs_statement.is_some())
+            && self.upgrade.is_none()
+        {
+            return Some(("503 Service Unavailable", r#"{"error":"sealed by another image"}"#));
+        }
         let opens = match key {
             OpeningKey::Passphrase { passphrase } => Some(&*passphrase.0) == self.passphrase.as_ref(),
             OpeningKey::Recovery { recovery } => *recovery.0 == self.recovery,

@@ -17,8 +17,8 @@
 //! | `/attack?pid=N` | from a second process of the same user, attempts against process N (default: this one) |
 //! | `/exhaust?kind=K&seconds=N` | a process that takes all of a kind and keeps it; what stopped it, or that it still goes on after N seconds |
 //! | `/release` | ends that process and all that it made |
-//! | `/dependency?host=H&port=P` | what another service answers to `GET /` |
-//! | what `networks` and `layers` list | its networks and the files of its image, and attempts there |
+//! | `/dependency?host=H&port=P&ask=/…` | what another service answers to `GET /…` |
+//! | what `networks`, `layers` and `volumes` list | its networks, the files of its image and its volumes, and attempts there |
 //! | `/stat?count=N` | how many of N stat calls found this program, and how many microseconds they took, as JSON |
 //! | `/exit?code=N`, `/crash` | ends; the first says so before |
 //!
@@ -40,6 +40,7 @@ use std::time::{Duration, Instant};
 mod exhaust;
 mod layers;
 mod networks;
+mod volumes;
 
 const SECRET: &str = "GREETING_SECRET";
 /// The process that `/exhaust` started last.
@@ -182,7 +183,8 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
         "/dependency" => {
             let host = parameter("host").unwrap_or_default();
             let port = parameter("port").and_then(|port| port.parse().ok()).unwrap_or(8080);
-            return match fetch(&host, port) {
+            let asked = parameter("ask").unwrap_or_else(|| "/".to_owned());
+            return match fetch(&host, port, &asked) {
                 Ok(text) => ("200 OK", text),
                 Err(error) => ("502 Bad Gateway", format!("{error}\n")),
             };
@@ -207,7 +209,10 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
             String::new()
         }
         "/crash" => std::process::abort(),
-        _ => match networks::answer(path, parameter).or_else(|| layers::answer(path, parameter)) {
+        _ => match networks::answer(path, parameter)
+            .or_else(|| layers::answer(path, parameter))
+            .or_else(|| volumes::answer(path, parameter))
+        {
             Some(body) => body,
             None => return ("404 Not Found", "no such probe\n".to_owned()),
         },
@@ -290,10 +295,10 @@ fn secret_files() -> String {
     }))
 }
 
-fn fetch(host: &str, port: u16) -> std::io::Result<String> {
+fn fetch(host: &str, port: u16, path: &str) -> std::io::Result<String> {
     let mut stream = TcpStream::connect((host, port))?;
     stream.set_read_timeout(Some(Duration::from_secs(10)))?;
-    write!(stream, "GET / HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
+    write!(stream, "GET {path} HTTP/1.1\r\nHost: {host}\r\nConnection: close\r\n\r\n")?;
     let mut answer = String::new();
     stream.take(64 << 10).read_to_string(&mut answer)?;
     Ok(answer.split_once("\r\n\r\n").map(|(_, body)| body.to_owned()).unwrap_or_default())

@@ -9,6 +9,7 @@ use nix::errno::Errno;
 use p256::elliptic_curve::Generate;
 use p256::pkcs8::{EncodePrivateKey, EncodePublicKey};
 
+use crate::system::handover::launch;
 use crate::system::spawn::KeyFile;
 use crate::system::sys::SecretMemory;
 
@@ -26,14 +27,16 @@ pub(crate) enum KeyError {
     Memory(#[source] Errno),
 }
 
-/// 32 random bytes: the vault's master key.
+/// What the vault starts with when its state is in memory: a random master key, and no volumes.
 ///
 /// # Errors
 ///
 /// [`KeyError`].
 pub(crate) fn master() -> Result<KeyFile, KeyError> {
-    let mut memory = SecretMemory::new(32).map_err(KeyError::Memory)?;
-    getrandom::fill(memory.bytes_mut()).map_err(KeyError::Random)?;
+    let mut memory = SecretMemory::new(launch::LENGTH).map_err(KeyError::Memory)?;
+    let mut drawn = Ok(());
+    launch::write(&mut memory, |key| drawn = getrandom::fill(key), 0);
+    drawn.map_err(KeyError::Random)?;
     Ok(Rc::new(memory))
 }
 
@@ -58,8 +61,9 @@ mod tests {
     #[test]
     fn each_master_key_is_another_one() {
         let key = master().unwrap();
-        assert_eq!(key.bytes().len(), 32);
-        assert_ne!(key.bytes(), [0; 32]);
+        assert_eq!(key.bytes().len(), 36);
+        assert_ne!(key.bytes()[..32], [0; 32]);
+        assert_eq!(key.bytes()[32..], [0; 4]);
         assert_ne!(key.bytes(), master().unwrap().bytes());
     }
 

@@ -5,7 +5,7 @@
 
 use std::fs;
 use std::io;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cofferdam_attest::event_log::payload;
@@ -27,9 +27,10 @@ use crate::roles::{Key, RESERVE, ROLES, Role, SHIM, Starts};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
 use crate::system::files;
-use crate::system::images::{self, Holder, ImageError, PendingImage};
+use crate::system::images::{self, Holder, PendingImage};
 use crate::system::spawn::Handed;
 use crate::system::supervise::Tier;
+use crate::system::sys::OwnFlags;
 use crate::system::tdx::TdxError;
 
 /// Why the stage failed.
@@ -46,7 +47,7 @@ pub(crate) enum LaunchError {
     File(String, #[source] io::Error),
     /// The file system of an image.
     #[error(transparent)]
-    Image(#[from] ImageError),
+    Image(#[from] images::MountError),
     /// The machine's memory.
     #[error(transparent)]
     Memory(#[from] MountError),
@@ -84,7 +85,8 @@ impl Launched {
 const REACHABLE_WITHIN: Duration = Duration::from_secs(5);
 
 /// Directories below /run/cofferdam that belong to no role.
-const DIRECTORIES: [&str; 3] = [paths::SERVICES_DIR, paths::ROOTFS_DIR, paths::SEALS_DIR];
+const DIRECTORIES: [&str; 4] =
+    [paths::SERVICES_DIR, paths::SERVICE_VOLUMES_DIR, paths::ROOTFS_DIR, paths::SEALS_DIR];
 
 /// Measures the launch boundary and starts everything.
 ///
@@ -96,7 +98,7 @@ pub(super) fn establish(
     mut measured: Measured,
     unsealed: Unsealed,
 ) -> Result<Launched, LaunchError> {
-    let Unsealed { state, disk, vault_key, tls, tls_key, mut numbers } = unsealed;
+    let Unsealed { state, disk, vault_key, new_volumes, tls, tls_key, mut numbers } = unsealed;
     let facts = services::resolve(&measured.declaration, &mut numbers, mounts::services_bytes()?)?;
     for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
         measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
@@ -134,12 +136,44 @@ pub(super) fn establish(
     for owner in facts.services.iter().filter(|service| service.pulls()) {
         boot.supervisor.seal(image(owner, &facts.services)?);
     }
+    if new_volumes {
+        await_record(boot);
+    }
+    let mounts = facts.services.iter().map(volumes).collect::<Result<Vec<_>, _>>()?;
+    boot.supervisor.at_the_end(move || mounts.iter().flatten().for_each(|place| images::unmount(place)));
     for service in &facts.services {
         let spec = SHIM.spec(Some(service), None)?;
         let tier = Tier::Service { grace: service.declared.stop_grace_period };
         boot.supervisor.keep(format!("{} {}", SHIM.name(), service.declared.name), tier, spec);
     }
     Ok(launched)
+}
+
+/// Waits until the vault has recorded the volumes that were made at this boot: at the next one it would say of a volume that it does not
+/// know that it is to be made, and what a service had written would be gone.
+fn await_record(boot: &mut Boot) {
+    let recorded = Path::new(paths::VAULT_VOLUMES);
+    while !boot.supervisor.run_until(REACHABLE_WITHIN, || recorded.exists()) {
+        say("no service starts before the vault has recorded the volumes that were made");
+    }
+}
+
+/// Mounts the volumes of a service where its shim finds them, and says where.
+fn volumes(service: &ServiceFacts) -> Result<Vec<PathBuf>, LaunchError> {
+    if service.declared.volumes.is_empty() {
+        return Ok(Vec::new());
+    }
+    let (directory, uid) = (service.volumes_directory(), service.uid);
+    files::directory(&directory, uid, uid, 0o700).map_err(file(&directory))?;
+    let places = service.volumes().into_iter().map(|volume| volume.source);
+    let mounted = service.declared.volumes.iter().zip(places).map(|(declared, place)| {
+        files::directory(&place, 0, 0, 0o700).map_err(file(&place))?;
+        let holder = Holder { place, base: uid };
+        let own = OwnFlags { read_only: declared.read_only, no_exec: !declared.exec };
+        images::mount_for(&Path::new(paths::VOLUMES_DIR).join(&declared.source), &holder, own)?;
+        Ok(holder.place)
+    });
+    mounted.collect()
 }
 
 /// Makes what roles find when they start: their directories, `facts.json` and `appliance.json`.

@@ -78,11 +78,13 @@ pub(super) fn resolve(
         registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
         networks: declaration.networks().into_iter().map(str::to_owned).collect(),
+        volumes: declaration.volumes.clone(),
         services,
     })
 }
 
-/// What the roles read while the state is not open: whose signatures count. There is nobody else, and nothing to lease.
+/// What the roles read while the state is not open: whose signatures count, and which volumes need a place. There is nobody else, and
+/// nothing to lease.
 pub(super) fn before_launch(declaration: &Declaration) -> Facts {
     Facts {
         operators: operators(declaration),
@@ -92,6 +94,7 @@ pub(super) fn before_launch(declaration: &Declaration) -> Facts {
         registries: Vec::new(),
         grants: Vec::new(),
         networks: Vec::new(),
+        volumes: declaration.volumes.clone(),
         services: Vec::new(),
     }
 }

@@ -12,7 +12,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use cofferdam_attest::event_log::payload;
-use cofferdam_declaration::StateSource;
+use cofferdam_declaration::{StateSource, Volume};
 use cofferdam_protocol::Digest;
 use cofferdam_protocol::state::State;
 use nix::errno::Errno;
@@ -24,10 +24,11 @@ use super::launch::{self, LaunchError, Launched};
 use super::measure::Measured;
 use super::numbers::Numbers;
 use super::services;
-use super::volumes::{self, VolumeError};
+use super::volumes::{self, Place, VolumeError};
 use crate::roles::{EVIDENCE, FRONT, Key, PUBLISH, Role, VAULT};
 use crate::system::cgroup::CgroupError;
 use crate::system::console::say;
+use crate::system::handover::volumes::Sealed;
 use crate::system::handover::{self, Handover, HandoverError};
 use crate::system::spawn::{Handed, KeyFile};
 use crate::system::supervise::Tier;
@@ -79,8 +80,10 @@ pub(crate) struct Unsealed {
     pub(crate) state: State,
     /// The disk that it is kept on.
     pub(crate) disk: Option<Rc<File>>,
-    /// The vault's master key.
+    /// What the vault starts with ([`handover::launch`]).
     pub(crate) vault_key: KeyFile,
+    /// Whether volumes were made at this boot, which the vault has to record before a service writes to one.
+    pub(crate) new_volumes: bool,
     /// The private key that TLS is served with.
     pub(crate) tls: KeyFile,
     /// Digest of its public half's SubjectPublicKeyInfo.
@@ -104,6 +107,7 @@ pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unse
                 state: State::Memory,
                 disk: None,
                 vault_key: keys::master()?,
+                new_volumes: false,
                 tls,
                 tls_key,
                 numbers,
@@ -111,18 +115,35 @@ pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unse
         }
         StateSource::Operator => {
             let disk = open()?;
-            let Handover { vault, opened_by, epoch, fresh, lineage, upgrade } =
+            let Handover { vault, opened_by, epoch, fresh, volumes, lineage, upgrade } =
                 wait(boot, measured, &disk, &tls, tls_key)?;
             if let Some(upgrade) = upgrade {
                 measured.measure(&upgrade)?;
             }
             measured.measure(&payload::State::Disk { fresh, key: opened_by, epoch, lineage })?;
-            let volumes = volumes::establish(&disk, Vec::new())?;
+            let places = places(&measured.declaration.volumes, volumes)?;
+            let new_volumes = places.iter().any(|place| !place.made);
+            let existing = handover::launch::first(places.len());
+            let volumes = volumes::establish(&disk, places)?;
             boot.supervisor.at_the_end(|| volumes.close());
-            let (state, vault_key) = (State::Open { epoch: epoch.get() }, Rc::new(vault));
-            Ok(Unsealed { state, disk: Some(disk), vault_key, tls, tls_key, numbers: Numbers::default() })
+            let state = State::Open { epoch: epoch.get() };
+            let vault_key = handover::launch::holding(&vault, existing).map_err(UnsealError::Memory)?;
+            let (vault_key, numbers) = (Rc::new(vault_key), Numbers::default());
+            Ok(Unsealed { state, disk: Some(disk), vault_key, new_volumes, tls, tls_key, numbers })
         }
     }
+}
+
+/// The declared volumes, each with what the vault says of it.
+fn places(declared: &[Volume], sealed: Vec<Sealed>) -> Result<Vec<Place>, HandoverError> {
+    if declared.len() != sealed.len() {
+        return Err(HandoverError::Incomplete);
+    }
+    let place = |(volume, sealed): (&Volume, Sealed)| {
+        let Sealed { offset, length, key, made } = sealed;
+        Place { name: volume.name.clone(), offset, length, key, made }
+    };
+    Ok(declared.iter().zip(sealed).map(place).collect())
 }
 
 /// The disk. Not for itself (O_EXCL): the device mapper takes it like that for the volumes, and the vault has its lock on it.

@@ -6,10 +6,13 @@
 use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
-use cofferdam_declaration::{Attestation, Github, Port, Registry, SecretRef, Service, Token};
+use cofferdam_declaration::{
+    Attestation, Github, Port, Registry, SecretRef, Service, Token, Volume, VolumeMount,
+};
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_workload::dns::Names;
+use cofferdam_workload::volume;
 use serde::{Deserialize, Serialize};
 
 use crate::paths;
@@ -40,6 +43,8 @@ pub(crate) struct Facts {
     pub(crate) grants: Vec<Grant>,
     /// The networks that have members, in the order of their names.
     pub(crate) networks: Vec<String>,
+    /// The volumes in the order of the declaration.
+    pub(crate) volumes: Vec<Volume>,
     /// The services in the order of the declaration.
     pub(crate) services: Vec<ServiceFacts>,
 }
@@ -213,6 +218,24 @@ impl ServiceFacts {
     /// What its whole control group may use, in bytes.
     pub(crate) fn group_memory(&self) -> u64 {
         self.memory.saturating_add(SHIM_SHARE)
+    }
+
+    /// The directory where its shim, and nobody else, sees its volumes.
+    pub(crate) fn volumes_directory(&self) -> PathBuf {
+        Path::new(paths::SERVICE_VOLUMES_DIR).join(&self.declared.name)
+    }
+
+    /// Its volumes in the order of the declaration: where its shim sees each, and where its container does.
+    pub(crate) fn volumes(&self) -> Vec<volume::Volume> {
+        let directory = self.volumes_directory();
+        let mounts = self.declared.volumes.iter().enumerate();
+        let volume = |(number, mount): (usize, &VolumeMount)| volume::Volume {
+            // A number: two of them may show the same volume in different ways.
+            source: directory.join(number.to_string()),
+            target: mount.target.clone(),
+            read_only: mount.read_only,
+        };
+        mounts.map(volume).collect()
     }
 
     /// What its shim is doing.

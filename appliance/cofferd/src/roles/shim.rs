@@ -415,6 +415,7 @@ impl Shim<'_> {
             shm_size: self.service.shm_size,
             ulimits: self.service.ulimits,
             tmpfs: self.service.tmpfs.clone(),
+            volumes: self.own.volumes(),
             arguments: environment::arguments(self.service, image)?,
             working_dir: working_dir.to_owned(),
             uid: account.uid,

@@ -96,11 +96,13 @@ enum Run {
     Container(fn() -> std::io::Result<()>),
 }
 
-/// The quote device, the registers and the firmware's tables. Covered for everybody who does not need them.
+/// The quote device, the registers, the firmware's tables and the volumes. Covered for everybody who does not need them; a service sees its
+/// volumes elsewhere.
 const DEVICE_PATHS: &[&str] =
-    &["/sys/kernel/config/tsm", "/sys/devices/virtual/misc/tdx_guest", "/sys/firmware"];
-/// What stays covered for `evidence`, which asks for quotes and never touches a register.
-const REGISTER_PATHS: &[&str] = &["/sys/devices/virtual/misc/tdx_guest", "/sys/firmware"];
+    &["/sys/kernel/config/tsm", "/sys/devices/virtual/misc/tdx_guest", "/sys/firmware", paths::VOLUMES_DIR];
+/// What stays covered for `evidence`, which asks for quotes and never touches a register. It is root without capabilities, to whom the
+/// volumes' directory belongs.
+const REGISTER_PATHS: &[&str] = &["/sys/devices/virtual/misc/tdx_guest", "/sys/firmware", paths::VOLUMES_DIR];
 
 /// Threads of a role: a tokio runtime and its blocking pool under load.
 const PROCESSES: u32 = 128;

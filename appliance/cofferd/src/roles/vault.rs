@@ -23,13 +23,14 @@ use std::time::{Duration, Instant};
 use anyhow::Context as _;
 use axum::Router;
 use axum::http::StatusCode;
+use cofferdam_declaration::Volume;
 use cofferdam_protocol::json;
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::state::State;
 use cofferdam_vault::state::STORE;
 use cofferdam_vault::{
-    Audit, DiskError, FileDisk, Grants, Keys, MasterKey, Operation, Operators, Rules, Store, StoreError,
-    Vault, router,
+    Audit, DiskError, FileDisk, Grants, Keys, Operation, Operators, Rules, Store, StoreError, Vault, Wanted,
+    router,
 };
 use tokio::net::UnixListener;
 
@@ -37,6 +38,7 @@ use crate::paths;
 use crate::roles::clock::unix_now;
 use crate::roles::facts::{self, Facts};
 use crate::roles::{FRONT, Role};
+use crate::system::handover::launch;
 use crate::system::sys::{self, SecretKeys, SecretMemory};
 use crate::system::{confine, unix};
 
@@ -65,18 +67,23 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let handed = SecretMemory::open(handed).context("what is at descriptor 3 is no key")?;
     let memory = SecretKeys::new().context("no memory for the keys")?;
     role.confine().context("cannot confine the role")?;
-    let rules = rules(&Facts::read(Path::new(paths::FACTS))?)?;
+    let facts = Facts::read(Path::new(paths::FACTS))?;
+    let rules = rules(&facts)?;
     let appliance = facts::appliance(Path::new(paths::APPLIANCE))?;
     let state = appliance.state;
     if state == State::Sealed {
-        return sealed::run(appliance, rules, disk.context("no disk at descriptor 4")?, handed);
+        let volumes = facts.volumes.into_iter().map(|volume| Wanted { name: volume.name, size: volume.size });
+        let disk = disk.context("no disk at descriptor 4")?;
+        return sealed::run(appliance, rules, volumes.collect(), disk, handed);
     }
-    let keys = Keys::derive_into(Box::new(memory), take_key(handed)?)?;
+    let (key, existing) = launch::take(handed).context("what is at descriptor 3 is no key")?;
+    let keys = Keys::derive_into(Box::new(memory), key)?;
     let opened = match (state, disk) {
         (State::Open { epoch }, Some(disk)) => open_disk(disk, keys, epoch),
         (State::Memory, None) => open(Path::new(paths::VAULT_STORE), keys),
         _ => anyhow::bail!("a state disk where there is none to be, or none where there is"),
     };
+    let opened = opened.and_then(|store| record(store, &facts.volumes, existing));
     let service = match opened {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());
@@ -105,10 +112,15 @@ fn listener() -> anyhow::Result<UnixListener> {
     unix::bind(Path::new(socket)).with_context(|| format!("cannot listen on {socket}"))
 }
 
-/// Takes the key out of the memory that PID 1 handed over, which is cleared and closed by that.
-fn take_key(mut memory: SecretMemory) -> anyhow::Result<MasterKey> {
-    let key: &mut [u8; 32] = memory.bytes_mut().try_into().context("the key is not 32 bytes")?;
-    Ok(MasterKey::take(key))
+/// Remembers which volumes exist, and says that it has: from then on services may write to them.
+fn record(store: Store, declared: &[Volume], existing: u32) -> Result<Store, StoreError> {
+    if existing != 0 {
+        let bits = (0..u32::BITS).map(|bit| existing >> bit & 1 == 1);
+        let volumes = declared.iter().zip(bits).filter(|(_, exists)| *exists);
+        store.volumes_made(volumes.map(|(volume, _)| volume.name.as_str()))?;
+        fs::write(paths::VAULT_VOLUMES, b"").map_err(unusable)?;
+    }
+    Ok(store)
 }
 
 /// Who may do what: who leases which secret, and whose signatures count.

@@ -13,6 +13,10 @@
 //! | 81 | 1: it opened without a statement, 2: with the one that follows |
 //! | 82..114 | digest of the statement; zeros without one |
 //! | 114..146 | SHA-256 of the key that signed it; zeros without one |
+//!
+//! Behind that are the volumes, in the order of the declaration ([`volumes`]).
+//!
+//! The vault's next run finds a key of another layout there ([`launch`]): the master key, and which of the declared volumes exist.
 
 use std::num::NonZeroU64;
 
@@ -21,10 +25,16 @@ use cofferdam_protocol::{Digest, Fingerprint};
 use cofferdam_vault::state::Opened;
 use nix::errno::Errno;
 
+use self::volumes::Sealed;
 use super::sys::SecretMemory;
 
+pub(crate) mod launch;
+pub(crate) mod volumes;
+
+/// Length of what comes before the volumes, in bytes.
+const HEAD: usize = 146;
 /// Length in bytes.
-pub(crate) const LENGTH: usize = 146;
+pub(crate) const LENGTH: usize = HEAD + volumes::LENGTH;
 
 /// What was opened.
 #[derive(Debug)]
@@ -37,6 +47,8 @@ pub(crate) struct Handover {
     pub(crate) epoch: NonZeroU64,
     /// Whether the state was made at this boot.
     pub(crate) fresh: bool,
+    /// The declared volumes, in order.
+    pub(crate) volumes: Vec<Sealed>,
     /// Version of its lineage.
     pub(crate) lineage: NonZeroU64,
     /// The statement that it was opened with, and what PID 1 measures of it.
@@ -71,7 +83,9 @@ pub(crate) fn write(memory: &mut SecretMemory, opened: &Opened) {
         &signer,
     ];
     let bytes = parts.into_iter().flatten();
-    memory.bytes_mut().iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
+    let (head, table) = memory.bytes_mut().split_at_mut_checked(HEAD).unwrap_or_default();
+    volumes::write(table, &opened.keys.volumes);
+    head.iter_mut().zip(bytes).for_each(|(place, byte)| *place = *byte);
 }
 
 /// Reads it, once nobody writes to it any more.
@@ -82,7 +96,8 @@ pub(crate) fn write(memory: &mut SecretMemory, opened: &Opened) {
 pub(crate) fn read(memory: &SecretMemory) -> Result<Handover, HandoverError> {
     let incomplete = || HandoverError::Incomplete;
     let bytes: &[u8; LENGTH] = memory.bytes().try_into().map_err(|_| incomplete())?;
-    let rest = &mut &bytes[..];
+    let (head, table) = bytes.split_first_chunk::<HEAD>().ok_or_else(incomplete)?;
+    let rest = &mut &head[..];
     let vault = take::<32>(rest)?;
     let opened_by = Digest::from(*take(rest)?);
     let epoch = number(rest)?;
@@ -95,6 +110,7 @@ pub(crate) fn read(memory: &SecretMemory) -> Result<Handover, HandoverError> {
         opened_by,
         epoch,
         fresh,
+        volumes: volumes::read(table)?,
         lineage,
         upgrade: upgraded.then_some(Upgrade { statement, version: lineage, signer }),
     })
@@ -128,7 +144,7 @@ mod tests {
 
     fn opened(fresh: bool, upgrade: Option<Used>) -> Opened {
         let vault = MasterKey::take(&mut [1; 32]);
-        let keys = StateKeys { vault, volumes: [8; 32].into() };
+        let keys = StateKeys { vault, volumes: Vec::new() };
         Opened { keys, fresh, opened_by: Digest::of(b"slot"), epoch: 7, lineage: 3, upgrade }
     }
 

@@ -26,6 +26,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
+use crate::system::sys::OwnFlags;
 use crate::system::{spawn, sys};
 
 /// No setuid program and no device of an image works.
@@ -34,17 +35,17 @@ const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 const NAMESPACE_TIMEOUT_MS: u16 = 10_000;
 const NONE: Option<&str> = None;
 
-/// Why an image has no file system.
+/// Why a service does not see a file system.
 #[derive(Debug, thiserror::Error)]
-#[error("cannot {step} for the image at {path}")]
-pub struct ImageError {
+#[error("cannot {step} at {path}")]
+pub struct MountError {
     step: &'static str,
     path: String,
     #[source]
     source: io::Error,
 }
 
-/// A service that has the image.
+/// A service that has the file system.
 #[derive(Debug, Clone)]
 pub struct Holder {
     /// The directory where it finds it.
@@ -71,27 +72,48 @@ pub struct PendingImage {
 ///
 /// # Errors
 ///
-/// [`ImageError`].
+/// [`MountError`].
 pub fn mount_image(
     owner: &Holder,
     others: &[Holder],
     size: u64,
     complete: PathBuf,
     seal: PathBuf,
-) -> Result<PendingImage, ImageError> {
+) -> Result<PendingImage, MountError> {
     let Holder { place, .. } = owner;
     let options = format!("mode=0700,size={size}");
     let made = mount(Some("image"), place, Some("tmpfs"), FLAGS, Some(options.as_str()));
     step("make a file system", place, made)?;
     let copies = std::iter::once((owner, false)).chain(others.iter().map(|other| (other, true)));
-    let copies = copies.map(|(holder, read_only)| Ok((holder, copy(place, holder, read_only)?)));
-    let copies: Vec<(&Holder, OwnedFd)> = copies.collect::<Result<_, ImageError>>()?;
+    let copies = copies.map(|(holder, read_only)| {
+        let own = OwnFlags { read_only, ..OwnFlags::default() };
+        Ok((holder, copy(place, holder, own)?))
+    });
+    let copies: Vec<(&Holder, OwnedFd)> = copies.collect::<Result<_, MountError>>()?;
     // From here on nobody sees it with its own ids.
     step("hide the file system", place, umount2(place, MntFlags::MNT_DETACH))?;
     for (Holder { place, .. }, copy) in &copies {
-        step("attach the file system", place, sys::attach(copy.as_fd(), &named(place)?))?;
+        attach(copy, place)?;
     }
     Ok(PendingImage { place: place.clone(), complete, seal, reported: false })
+}
+
+/// Mounts what is mounted at `place` once more, for `holder` alone and in the ids of its container.
+///
+/// # Errors
+///
+/// [`MountError`].
+pub fn mount_for(place: &Path, holder: &Holder, own: OwnFlags) -> Result<(), MountError> {
+    attach(&copy(place, holder, own)?, &holder.place)
+}
+
+/// Undoes that at the machine's end, when no process is left. What stays mounted loses nothing: the file system is written out all the same.
+pub(crate) fn unmount(place: &Path) {
+    let _ = umount2(place, MntFlags::empty());
+}
+
+fn attach(copy: &OwnedFd, place: &Path) -> Result<(), MountError> {
+    step("attach the file system", place, sys::attach(copy.as_fd(), &named(place)?))
 }
 
 impl PendingImage {
@@ -99,8 +121,8 @@ impl PendingImage {
     ///
     /// # Errors
     ///
-    /// [`ImageError`]; the image stays unsealed.
-    pub fn seal(&self) -> Result<bool, ImageError> {
+    /// [`MountError`]; the image stays unsealed.
+    pub fn seal(&self) -> Result<bool, MountError> {
         if fs::symlink_metadata(&self.complete).is_err() {
             return Ok(false);
         }
@@ -118,10 +140,10 @@ impl PendingImage {
 }
 
 /// The mount at `place` once more, attached nowhere, in the ids of `holder`.
-fn copy(place: &Path, holder: &Holder, read_only: bool) -> Result<OwnedFd, ImageError> {
+fn copy(place: &Path, holder: &Holder, own: OwnFlags) -> Result<OwnedFd, MountError> {
     let copy = step("copy the mount", place, sys::detached_copy(&named(place)?))?;
     let ids = step("make the ids", &holder.place, ids_of(holder.base))?;
-    step("map the ids", &holder.place, sys::map_ids_of(copy.as_fd(), ids.as_fd(), read_only))?;
+    step("map the ids", &holder.place, sys::map_ids_of(copy.as_fd(), ids.as_fd(), own))?;
     Ok(copy)
 }
 
@@ -154,7 +176,7 @@ fn make_namespace(mut channel: &UnixStream) -> io::Result<()> {
     channel.read(&mut [0]).map(drop)
 }
 
-fn named(path: &Path) -> Result<CString, ImageError> {
+fn named(path: &Path) -> Result<CString, MountError> {
     step("name a path", path, CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from))
 }
 
@@ -162,6 +184,6 @@ fn step<T, E: Into<io::Error>>(
     step: &'static str,
     path: &Path,
     outcome: Result<T, E>,
-) -> Result<T, ImageError> {
-    outcome.map_err(|source| ImageError { step, path: path.display().to_string(), source: source.into() })
+) -> Result<T, MountError> {
+    outcome.map_err(|source| MountError { step, path: path.display().to_string(), source: source.into() })
 }

@@ -27,7 +27,7 @@ use super::{LineageError, Opened, Sealed, StateError};
 use crate::audit::{Audit, Operation};
 use crate::request::{self, Answer, Refusal};
 use crate::router::{json, problem, read};
-use crate::{DiskError, Peer, StoreError};
+use crate::{DiskError, Peer, StoreError, VolumeError};
 
 const SEALED: &str = "the state is sealed";
 const HINT: &str = "open it: coffer unseal";
@@ -190,6 +190,7 @@ fn refuse(error: StateError) -> Refusal {
         E::Leftover | E::Store(StoreError::Disk(DiskError::Occupied)) => {
             (StatusCode::CONFLICT, Some("attach the right disk, or one that holds zeros only"))
         }
+        E::Store(StoreError::Volume(error)) => (StatusCode::CONFLICT, Some(volume_hint(error))),
         E::Altered | E::Store(_) => (
             StatusCode::CONFLICT,
             Some("nothing was changed: attach the disk as the appliance left it, or a copy of it"),
@@ -205,6 +206,18 @@ fn refuse(error: StateError) -> Refusal {
         cause = source.source();
     }
     Refusal(status, text, hint)
+}
+
+fn volume_hint(error: &VolumeError) -> &'static str {
+    match error {
+        VolumeError::NoRoom { .. } => {
+            "nothing was changed: declare a smaller volume; those that are not declared any more keep their place"
+        }
+        VolumeError::SizeChanged { .. } => {
+            "nothing was changed: declare the size that it has, or a volume of another name"
+        }
+        _ => "nothing was changed",
+    }
 }
 
 fn refuse_lineage(error: &LineageError) -> (StatusCode, Option<&'static str>) {

@@ -7,6 +7,7 @@
 //!     ├ info "volumes"  for volumes
 //!     └ info "sheet"    authenticates the sheets of key slots
 //!
+//! volumes      ── HKDF-SHA256, salt "cofferdam/volume/v1", info the volume's id ────────▶ the volume's key
 //! passphrase   ── Argon2id (RFC 9106), version 0x13, salt and parameters of the slot ─▶ the slot's key
 //! shares' key  ── HKDF-SHA256, salt of the slot, info "cofferdam/state/shares/v1" ────▶ the slot's key
 //! recovery key ── HKDF-SHA256, salt of the slot, info "cofferdam/state/recovery/v1" ──▶ the slot's key
@@ -36,6 +37,7 @@ const GOAL: Duration = Duration::from_secs(1);
 
 const STATE_SALT: &[u8] = b"cofferdam/state/v1";
 const SHARES_INFO: &[u8] = b"cofferdam/state/shares/v1";
+const VOLUME_SALT: &[u8] = b"cofferdam/volume/v1";
 const RECOVERY_INFO: &[u8] = b"cofferdam/state/recovery/v1";
 
 /// Length of a slot's salt in bytes.
@@ -150,6 +152,11 @@ pub(super) fn shares_key(key: &[u8; 32], salt: &[u8; SALT]) -> Result<Secret, St
 /// The key of a slot that the recovery key opens.
 pub(super) fn recovery_key(key: &[u8; 32], salt: &[u8; SALT]) -> Result<Secret, StateError> {
     derive(salt, key, RECOVERY_INFO)
+}
+
+/// The key of one volume.
+pub(crate) fn volume_key(volumes: &[u8; 32], id: &[u8; 16]) -> Result<Secret, StateError> {
+    derive(VOLUME_SALT, volumes, id)
 }
 
 pub(super) fn random(bytes: &mut [u8]) -> Result<(), StateError> {

@@ -1,6 +1,6 @@
 //! A state that waits for an operator, and what makes or opens it.
 
-use std::collections::BTreeSet;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
 use std::ops::Range;
@@ -24,9 +24,9 @@ use super::key::{self, Cost, Secret, StateKey, random};
 use super::lineage::Current;
 use super::sheet::{self, Found, Header, SHEET, Sheet};
 use super::slot::{Image, Set, Slot, Way};
-use super::{Boot, LineageError, MIN_DISK, Opened, SLOTS, STORE, StateError, StateKeys, Upgrade};
-use crate::store::RequestId;
-use crate::{Audit, Disk, Keys, Operators, Store, Window};
+use super::{Boot, LineageError, MIN_DISK, Opened, SLOTS, STORE, StateError, StateKeys, Upgrade, VolumeKey};
+use crate::store::{RequestId, volumes};
+use crate::{Audit, Disk, Keys, Operators, Store, StoreError, Volume, Wanted, Window};
 
 /// Where the sheets are.
 const SHEETS: [u64; 2] = [0, 32 * 1024];
@@ -49,6 +49,7 @@ pub struct Sealed {
     private: Secret,
     public: [u8; 32],
     cost: Option<Cost>,
+    volumes: Vec<Wanted>,
     /// Held while an attempt is made.
     attempt: Mutex<()>,
     inner: Mutex<Inner>,
@@ -142,6 +143,7 @@ impl Sealed {
             private: Box::new(private),
             public,
             cost: None,
+            volumes: Vec::new(),
             attempt: Mutex::new(()),
             inner: Mutex::new(inner),
             changed: Notify::new(),
@@ -152,6 +154,13 @@ impl Sealed {
     #[must_use]
     pub fn with_cost(mut self, cost: Cost) -> Self {
         self.cost = Some(cost);
+        self
+    }
+
+    /// The same with volumes, which get a place on the disk when the state is opened or made, or else it is not.
+    #[must_use]
+    pub fn with_volumes(mut self, volumes: Vec<Wanted>) -> Self {
+        self.volumes = volumes;
         self
     }
 
@@ -400,6 +409,7 @@ impl Sealed {
         if version < store.lineage() {
             return Err(LineageError::OlderSheet { sheet: version, store: store.lineage() }.into());
         }
+        let volumes = store.place_volumes(&self.volumes, sheet.header.length)?;
         let (sheet, place) = match next {
             None => (sheet.clone(), *place),
             Some((current, _)) => self.write_successor(sheets, current, &sheet_key)?,
@@ -411,7 +421,7 @@ impl Sealed {
             self.put(SHEETS, other_place(place), &sheet.write())?;
         }
         let upgrade = next.as_ref().map(|(_, upgrade)| *upgrade);
-        Ok(Opened { lineage: sheet.current.version, upgrade, ..opened(&state, slot, epoch, false)? })
+        Ok(Opened { lineage: sheet.current.version, upgrade, ..opened(&state, volumes, slot, epoch, false)? })
     }
 
     /// Writes the sheet that a statement has changed over the older one, and says where it is.
@@ -452,6 +462,9 @@ impl Sealed {
         let [first, second] = sheets;
         let (first, second) = (first?.write(), second?.write());
 
+        // Whether they have room, before anything is written.
+        volumes::place(&mut BTreeMap::new(), &self.volumes, length, &mut |_| true)
+            .map_err(StoreError::Volume)?;
         let place = self.store()?;
         if unfinished {
             self.write(SHEETS, 1, &[0; SHEET])?;
@@ -461,12 +474,13 @@ impl Sealed {
         }
         self.put(SHEETS, 0, &sheet::mark())?;
         let store = Store::create(place, keys(&state)?)?;
+        let volumes = store.place_volumes(&self.volumes, length)?;
         let epoch = store.root().epoch;
         drop(store);
         self.put(SHEETS, 1, &second)?;
         self.put(SHEETS, 0, &first)?;
         let slot = slots.first().ok_or(StateError::NoSuchWay)?;
-        opened(&state, slot, epoch, true)
+        opened(&state, volumes, slot, epoch, true)
     }
 
     /// The slots of a new state: the way that was asked for, and the recovery key.
@@ -653,8 +667,16 @@ fn keys(state: &StateKey) -> Result<Keys, StateError> {
     Keys::derive(state.vault()?).map_err(|_| StateError::Derive)
 }
 
-fn opened(state: &StateKey, slot: &Slot, epoch: u64, fresh: bool) -> Result<Opened, StateError> {
-    let volumes = Zeroizing::new(**state.volumes()?);
+fn opened(
+    state: &StateKey,
+    volumes: Vec<Volume>,
+    slot: &Slot,
+    epoch: u64,
+    fresh: bool,
+) -> Result<Opened, StateError> {
+    let of_all = state.volumes()?;
+    let sealed = |volume: Volume| Ok(VolumeKey { key: key::volume_key(&of_all, &volume.id)?, volume });
+    let volumes = volumes.into_iter().map(sealed).collect::<Result<_, StateError>>()?;
     let keys = StateKeys { vault: state.vault()?, volumes };
     let opened_by = Digest::of(slot.write());
     Ok(Opened { keys, fresh, opened_by, epoch, lineage: 1, upgrade: None })

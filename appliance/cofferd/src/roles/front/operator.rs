@@ -15,6 +15,7 @@ use cofferdam_protocol::operator::{JSON_LINES, LOGS, LogsQuery, MAX_BODY, STATUS
 use cofferdam_protocol::status::{
     BootStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
+use cofferdam_protocol::unseal::UNSEAL;
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, OPERATOR, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, error_chain};
 use hyper::body::Incoming;
@@ -23,12 +24,16 @@ use tokio::sync::Semaphore;
 use super::listen::Peer;
 use super::{auth, reply, untrusted_file};
 use crate::roles::{SHIM, facts};
+use crate::system::client::{self, ClientError};
 
 /// How long a body may take to arrive.
 const BODY_LIMIT: Duration = Duration::from_secs(20);
 
 /// How long the vault may take.
 const VAULT_LIMIT: Duration = Duration::from_secs(20);
+
+/// How long it may take to make or open the state: a passphrase's Argon2id, and reading the whole store, on a processor that is busy.
+const UNSEAL_LIMIT: Duration = Duration::from_secs(300);
 
 /// Requests that the vault is asked about at one time. Operators are people and scripts.
 const REQUESTS: usize = 8;
@@ -108,7 +113,8 @@ impl Operators {
             key: authorization.key,
             signature: authorization.signature,
         };
-        let (status, answer) = match self.ask(&question).await {
+        let limit = if path == UNSEAL { UNSEAL_LIMIT } else { VAULT_LIMIT };
+        let (status, answer) = match self.ask(&question, limit).await {
             Ok(answered) => answered,
             Err(response) => return response,
         };
@@ -129,20 +135,21 @@ impl Operators {
     async fn ask(
         &self,
         question: &OperatorRequest,
+        limit: Duration,
     ) -> Result<(StatusCode, axum::body::Bytes), Response<Body>> {
         // Not printed: anybody can make this happen as often as he likes, and PID 1 says when the vault is gone.
         let unreachable = || reply::later(StatusCode::SERVICE_UNAVAILABLE, "the vault does not answer", 1);
         let body = json::to_vec(question).map_err(|_| unreachable())?;
-        crate::system::client::request(
-            &self.vault,
-            Method::POST,
-            OPERATOR,
-            body,
-            MAX_OPERATOR_REPLY,
-            VAULT_LIMIT,
+        client::request(&self.vault, Method::POST, OPERATOR, body, MAX_OPERATOR_REPLY, limit).await.map_err(
+            |error| match error {
+                ClientError::Timeout(_) => reply::error(
+                    StatusCode::GATEWAY_TIMEOUT,
+                    "the vault has not answered in time: whether it does what was asked is not known",
+                    Some("look before you ask again"),
+                ),
+                _ => unreachable(),
+            },
         )
-        .await
-        .map_err(|_| unreachable())
     }
 }
 

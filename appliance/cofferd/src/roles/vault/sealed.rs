@@ -10,7 +10,7 @@ use anyhow::Context as _;
 use cofferdam_protocol::facts::ApplianceFacts;
 use cofferdam_protocol::state::State;
 use cofferdam_vault::state::{Boot, Opened, Sealed, sealed_router};
-use cofferdam_vault::{FileDisk, Rules};
+use cofferdam_vault::{FileDisk, Rules, Wanted};
 
 use super::{Lines, listen, listener, parked, runtime};
 use crate::system::handover;
@@ -24,6 +24,7 @@ use crate::system::sys::SecretMemory;
 pub(super) fn run(
     appliance: ApplianceFacts,
     rules: Rules,
+    volumes: Vec<Wanted>,
     disk: File,
     mut handed: SecretMemory,
 ) -> anyhow::Result<()> {
@@ -37,7 +38,7 @@ pub(super) fn run(
     let disk = FileDisk::new(disk).context("cannot lock the state disk")?;
     let sink = Lines::default().sink();
     let sealed = match Sealed::find(disk, boot, rules.operators, rules.front_uid, sink) {
-        Ok(sealed) => Arc::new(sealed),
+        Ok(sealed) => Arc::new(sealed.with_volumes(volumes)),
         Err(error) if error.may_pass() => return Err(error).context("cannot read the state disk"),
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));

@@ -50,7 +50,7 @@ fn declaration(key: &SigningKey) -> Declaration {
 }
 
 fn keys(byte: u8) -> Keys {
-    Keys::derive(MasterKey::take(&mut [byte; 32])).unwrap()
+    Keys::derive(cofferdam_vault::MasterKey::take(&mut [byte; 32])).unwrap()
 }
 
 fn reference(text: &str) -> SecretRef {
@@ -151,15 +151,16 @@ fn a_store_is_made_once_and_then_only_opened() {
 
 #[test]
 fn the_key_is_taken_whole_and_what_was_handed_over_is_cleared() {
-    let handed = SecretMemory::holding(&[7; 32]).unwrap();
+    let mut handed = SecretMemory::new(launch::LENGTH).unwrap();
+    launch::write(&mut handed, |key| key.fill(7), 0);
     let lent = || SecretMemory::open(handed.file().try_clone_to_owned().unwrap()).unwrap();
-    let key = take_key(lent()).unwrap();
-    assert_eq!(handed.bytes(), [0; 32]);
+    let (key, volumes) = launch::take(lent()).unwrap();
+    assert_eq!((&handed.bytes()[..32], volumes), (&[0; 32][..], 0));
     let memory = Box::new(SecretKeys::new().unwrap());
     assert_eq!(Keys::derive_into(memory, key).unwrap().id(), keys(7).id());
-    for wrong in [31, 33] {
+    for wrong in [32, 35, 37] {
         let handed = SecretMemory::holding(&vec![7; wrong]).unwrap();
-        assert!(take_key(handed).is_err(), "{wrong} bytes are no key");
+        assert!(launch::take(handed).is_none(), "{wrong} bytes are no key");
     }
     let plain = tempfile::tempfile().unwrap();
     plain.set_len(32).unwrap();
