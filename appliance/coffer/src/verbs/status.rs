@@ -50,8 +50,8 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
     for role in status.roles.iter().flatten() {
         let tone = if role.state == RoleState::Running { Tone::Good } else { Tone::Unsure };
         let _ = writeln!(out, "{}", row(ui, &role.name, tone, role.state.as_str(), role.restarts));
-        if let Some(detail) = &role.detail {
-            let _ = writeln!(out, "    {}", printable(detail));
+        if let Some(killed) = role.killed {
+            let _ = writeln!(out, "    ended: {killed}");
         }
     }
     let _ = writeln!(out, "services:");
