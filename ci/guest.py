@@ -44,13 +44,13 @@ class Guest:
         with open(os.path.join(folder, "linux"), "wb") as file:
             file.write(uki.section(image, ".linux"))
 
-    def boot(self, words, disks, kill=None, seconds=SECONDS, options=()):
+    def boot(self, words, disks, kill=None, seconds=SECONDS, drive=""):
         """The console of a machine that does these words, up to its end, or to its being killed
-        when a line has `kill` in it.
+        when a line has `kill` in it. `drive` is what QEMU is told about each disk besides.
         """
         drives = []
         for number, disk in enumerate(disks):
-            drives += ["-drive", f"file={disk},format=raw,if=none,id=d{number},cache=unsafe"]
+            drives += ["-drive", f"file={disk},format=raw,if=none,id=d{number},cache=unsafe{drive}"]
             drives += ["-device", f"virtio-blk-pci,drive=d{number}"]
         command = (
             "qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot"
@@ -59,7 +59,7 @@ class Guest:
         )
         line = f"console=ttyS0 panic=-1 -- {' '.join(words)}"
         qemu = subprocess.Popen(
-            [*command.split(), "-append", line, *drives, *options],
+            [*command.split(), "-append", line, *drives],
             cwd=self.folder,
             stdin=subprocess.DEVNULL,
             stdout=subprocess.PIPE,

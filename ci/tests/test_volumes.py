@@ -8,6 +8,7 @@ starts the host does to the disks what a host can. No firmware and no appliance:
 """
 
 import hashlib
+import hmac
 import os
 import re
 import sys
@@ -28,7 +29,7 @@ A, B = f"0,{LEAST},3", f"{LEAST},{LEAST},4"
 FILLED = "8,5"
 # A block's number, then where it is: `struct superblock` and `get_data_sector` of
 # drivers/md/dm-integrity.c, for the length of our journal.
-JOURNAL, RUN, TAG = 8184, 256, 32
+JOURNAL, RUN, TAG = 3960, 256, 32
 FLAGS, VERSION, SECTIONS, SALT = 24, 8, 12, 48
 # The most that a new volume of 10 GiB may write: its file system's 12 MiB twice over (once into the
 # journal), descriptors of 80 groups, and what dm-integrity begins with.
@@ -41,6 +42,12 @@ def place(block):
     area, offset = sector >> 15, sector & 32767
     run = 8 + JOURNAL + (area << 15) + area * RUN
     return (run + RUN + offset) * 512, run * 512 + offset // 8 * TAG
+
+
+def derived(byte, name, length):
+    """One of the keys of a volume whose key is 32 times this byte, as a table has it."""
+    key = hmac.digest(b"cofferdam/volume/v1", bytes([byte]) * 32, "sha256")
+    return hmac.digest(key, name + b"\1", "sha256")[:length].hex()
 
 
 class Volumes(unittest.TestCase):
@@ -80,7 +87,13 @@ class Volumes(unittest.TestCase):
     def test_a_volume_is_made_filled_and_there_again(self):
         self.disk("large", 12 << 30)
         made = [f"make,one,vda,{ONE}", "written,vda", f"make,ten,vda,{TEN}", "written,vda"]
-        work = ["held,one", f"fill,one,{FILLED}", f"fill,ten,{FILLED}", f"verify,one,{FILLED}"]
+        work = [
+            "nodes",
+            "held,one",
+            f"fill,one,{FILLED}",
+            f"fill,ten,{FILLED}",
+            f"verify,one,{FILLED}",
+        ]
         console = self.boot([*made, *work, "close,one", "close,ten"], "large")
         for word in (*made, *work, "close,one", "close,ten"):
             said = self.ok(console, word)
@@ -88,6 +101,14 @@ class Volumes(unittest.TestCase):
                 print(f"{word}: {said}", file=sys.stderr)
                 self.assertIn("0 entries", said)
         self.assertIn("busy", self.ok(console, "held,one"))
+        nodes = self.ok(console, "nodes").rstrip("; ").split("; ")
+        self.assertEqual(len(nodes), 7, nodes)
+        for node in nodes:
+            self.assertTrue(node.endswith(" 600 0:0"), node)
+        # Everything that the kernel said is in the console.
+        for byte in (1, 2):
+            for name, length in ((b"blocks", 16), (b"journal mac", 32), (b"journal crypt", 32)):
+                self.assertNotIn(derived(byte, name, length), console)
         before, after = (int(n) for n in re.findall(r"written,vda: ok (\d+)", console))
         print(f"10 GiB: {(after - before) / 2048:.0f} MiB written", file=sys.stderr)
         self.assertLess((after - before) * 512, MOST_WRITTEN)

@@ -2,9 +2,11 @@
 //!
 //! What a request looks like and what its signature covers is [`cofferdam_protocol::operator`]'s.
 
-use cofferdam_protocol::SecretRef;
+#[cfg(not(target_family = "wasm"))]
+use cofferdam_protocol::Base64Bytes;
 use cofferdam_protocol::operator::{MAX_SECRET, SEAL_TAG, SealedSecret};
 use cofferdam_protocol::unseal::SealedKey;
+use cofferdam_protocol::{Base64Array, SecretRef};
 use hpke::aead::AesGcm256;
 use hpke::kdf::HkdfSha256;
 use hpke::kem::{Kem as _, X25519HkdfSha256};
@@ -47,18 +49,8 @@ pub fn seal_secret(
     if value.len() > MAX_SECRET {
         return Err(OperatorError::TooLong);
     }
-    let public =
-        <X25519HkdfSha256 as hpke::Kem>::PublicKey::from_bytes(vault_key).map_err(|_| OperatorError::Key)?;
-    let (enc, ciphertext) = hpke::single_shot_seal::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
-        &hpke::OpModeS::Base,
-        &public,
-        SECRET_INFO,
-        value,
-        reference.as_str().as_bytes(),
-    )
-    .map_err(|_| OperatorError::Key)?;
-    let ciphertext = cofferdam_protocol::Base64Bytes::new(ciphertext).map_err(|_| OperatorError::TooLong)?;
-    Ok(SealedSecret { enc: <[u8; 32]>::from(enc.to_bytes()).into(), ciphertext })
+    let (enc, ciphertext) = seal(vault_key, SECRET_INFO, reference.as_str().as_bytes(), value)?;
+    Ok(SealedSecret { enc, ciphertext })
 }
 
 /// Opens what [`seal_secret`] sealed under the same reference.
@@ -73,20 +65,7 @@ pub fn open_secret(
     if sealed.ciphertext.as_bytes().len() > MAX_SECRET + SEAL_TAG {
         return Err(OperatorError::TooLong);
     }
-    let private = <X25519HkdfSha256 as hpke::Kem>::PrivateKey::from_bytes(private_key)
-        .map_err(|_| OperatorError::Key)?;
-    let enc = <X25519HkdfSha256 as hpke::Kem>::EncappedKey::from_bytes(sealed.enc.as_bytes())
-        .map_err(|_| OperatorError::Open)?;
-    hpke::single_shot_open::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
-        &OpModeR::Base,
-        &private,
-        &enc,
-        SECRET_INFO,
-        sealed.ciphertext.as_bytes(),
-        reference.as_str().as_bytes(),
-    )
-    .map(Zeroizing::new)
-    .map_err(|_| OperatorError::Open)
+    open(private_key, SECRET_INFO, reference.as_str().as_bytes(), &sealed.enc, sealed.ciphertext.as_bytes())
 }
 
 /// Seals what opens a state to the appliance that waits for it, as [`seal_secret`] seals a value. The connection is the signature's
@@ -96,18 +75,8 @@ pub fn open_secret(
 /// [`OperatorError::Key`] when the key is not usable.
 #[cfg(not(target_family = "wasm"))]
 pub fn seal_key(vault_key: &[u8; 32], request: &[u8]) -> Result<SealedKey, OperatorError> {
-    let public =
-        <X25519HkdfSha256 as hpke::Kem>::PublicKey::from_bytes(vault_key).map_err(|_| OperatorError::Key)?;
-    let (enc, ciphertext) = hpke::single_shot_seal::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
-        &hpke::OpModeS::Base,
-        &public,
-        UNSEAL_INFO,
-        request,
-        b"",
-    )
-    .map_err(|_| OperatorError::Key)?;
-    let ciphertext = cofferdam_protocol::Base64Bytes::new(ciphertext).map_err(|_| OperatorError::TooLong)?;
-    Ok(SealedKey { enc: <[u8; 32]>::from(enc.to_bytes()).into(), ciphertext })
+    let (enc, ciphertext) = seal(vault_key, UNSEAL_INFO, b"", request)?;
+    Ok(SealedKey { enc, ciphertext })
 }
 
 /// Opens what [`seal_key`] sealed.
@@ -115,17 +84,50 @@ pub fn seal_key(vault_key: &[u8; 32], request: &[u8]) -> Result<SealedKey, Opera
 /// # Errors
 /// [`OperatorError::Open`] for a wrong key or damaged bytes, without saying which.
 pub fn open_key(private_key: &[u8; 32], sealed: &SealedKey) -> Result<Zeroizing<Vec<u8>>, OperatorError> {
+    open(private_key, UNSEAL_INFO, b"", &sealed.enc, sealed.ciphertext.as_bytes())
+}
+
+/// Seals to a vault: the encapsulated key and what it opens. `info` says what for, so that nothing opens as something else.
+#[cfg(not(target_family = "wasm"))]
+fn seal<const MAX: usize>(
+    vault_key: &[u8; 32],
+    info: &[u8],
+    associated: &[u8],
+    plain: &[u8],
+) -> Result<(Base64Array<32>, Base64Bytes<SEAL_TAG, MAX>), OperatorError> {
+    let public =
+        <X25519HkdfSha256 as hpke::Kem>::PublicKey::from_bytes(vault_key).map_err(|_| OperatorError::Key)?;
+    let (enc, ciphertext) = hpke::single_shot_seal::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
+        &hpke::OpModeS::Base,
+        &public,
+        info,
+        plain,
+        associated,
+    )
+    .map_err(|_| OperatorError::Key)?;
+    let ciphertext = Base64Bytes::new(ciphertext).map_err(|_| OperatorError::TooLong)?;
+    Ok((<[u8; 32]>::from(enc.to_bytes()).into(), ciphertext))
+}
+
+/// Opens what [`seal`] sealed for the same.
+fn open(
+    private_key: &[u8; 32],
+    info: &[u8],
+    associated: &[u8],
+    enc: &Base64Array<32>,
+    ciphertext: &[u8],
+) -> Result<Zeroizing<Vec<u8>>, OperatorError> {
     let private = <X25519HkdfSha256 as hpke::Kem>::PrivateKey::from_bytes(private_key)
         .map_err(|_| OperatorError::Key)?;
-    let enc = <X25519HkdfSha256 as hpke::Kem>::EncappedKey::from_bytes(sealed.enc.as_bytes())
+    let enc = <X25519HkdfSha256 as hpke::Kem>::EncappedKey::from_bytes(enc.as_bytes())
         .map_err(|_| OperatorError::Open)?;
     hpke::single_shot_open::<AesGcm256, HkdfSha256, X25519HkdfSha256>(
         &OpModeR::Base,
         &private,
         &enc,
-        UNSEAL_INFO,
-        sealed.ciphertext.as_bytes(),
-        b"",
+        info,
+        ciphertext,
+        associated,
     )
     .map(Zeroizing::new)
     .map_err(|_| OperatorError::Open)

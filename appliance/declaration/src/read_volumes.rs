@@ -160,7 +160,8 @@ fn long(node: &Node, errors: &mut Collector<'_>) -> Option<Mounted> {
     let options = fields.get("volume").map_or(Some(()), |node| {
         Fields::open(node, "`volume`", &[], keys::UNSUPPORTED_VOLUME_OPTIONS, errors).map(drop)
     });
-    (kind?, options?);
+    kind?;
+    options?;
     let (target, place) = target?;
     Some((VolumeMount { source: source?, target, read_only: read_only?, exec: exec? }, place))
 }

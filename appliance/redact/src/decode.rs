@@ -5,8 +5,9 @@
 //! right at one place (`%41` is a percent sign, or an `A`), and all are reported; which one fits is known
 //! only to whoever knows the next symbol of a secret.
 
-/// A bound on what may stand between two symbols of a secret: a hyperlink or a colour with its parameters.
-pub(crate) const MAX_GAP: usize = 128;
+/// How many bytes may stand between two bytes of a secret, so that it is still found: hyperlinks, colours with their parameters, line
+/// breaks.
+pub const MAX_GAP: usize = 128;
 /// Backslashes double with each level of quoting; this is three levels.
 const MAX_BACKSLASHES: usize = 8;
 

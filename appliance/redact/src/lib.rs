@@ -12,6 +12,9 @@
 //!
 //! in one piece or in any number of pieces with any pauses between them. Everything else comes out byte for byte.
 //!
+//! Three bounds: what stands between two bytes of a secret is read up to [`MAX_GAP`] bytes of it, base64 of base64 for secrets of up
+//! to [`MAX_TWICE`] bytes, and no more than [`MAX_HELD`] bytes are ever held back. What is beyond the first two is not found.
+//!
 //! What it does not do: it knows nothing of processes, files or time (the caller says when nothing has come for
 //! a while), and it is no defence against a program that means to disguise a secret: a secret reversed, encrypted
 //! or printed one byte per line with words between is not found. It stops accidents and talked-into agents that print
@@ -40,7 +43,9 @@ mod tests;
 use std::fmt;
 use std::sync::Arc;
 
-pub use stream::Stream;
+pub use decode::MAX_GAP;
+pub use pattern::MAX_TWICE;
+pub use stream::{MAX_HELD, Stream};
 
 use matcher::Matcher;
 use pattern::Patterns;

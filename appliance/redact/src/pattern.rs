@@ -21,8 +21,8 @@ const STEP: usize = 48;
 /// A line of a multi-line secret is searched for alone when it has this many bytes: shorter ones are brackets,
 /// indentation and words that stand in other texts too.
 const MIN_LINE: usize = 12;
-/// Secrets up to this size are searched for in twice-encoded base64, whose patterns take 30 times their size.
-const MAX_TWICE: usize = 4096;
+/// Secrets up to this size, in bytes, are searched for in twice-encoded base64, whose patterns take 30 times their size.
+pub const MAX_TWICE: usize = 4096;
 /// Fewer symbols of twice-encoded base64 than this occur by chance.
 const MIN_TWICE: usize = 8;
 /// The bytes in one line of base64 at 76 and at 64 columns (MIME, RFC 2045; PEM, RFC 7468).

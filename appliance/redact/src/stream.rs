@@ -18,6 +18,11 @@ use crate::matcher::{Begun, Found, Match, Matcher};
 /// ones are words that stand at the end of other texts too.
 const LONG_PARTIAL: usize = 8;
 
+/// The most that a stream holds back, in bytes. A pattern has at most 108 symbols (hexadecimal of a piece). Each takes at most 26
+/// bytes (a character beyond U+FFFF in JSON, its backslashes doubled three times) and stands at most 273 after the one before it: twice
+/// [`MAX_GAP`](crate::MAX_GAP) and an escape for ESC between the two halves. Behind the last, `MAX_GAP` of line breaks.
+pub const MAX_HELD: usize = 32 * 1024;
+
 /// How much of the input is copied behind what was kept: several times what is usually kept.
 const BRIDGE: usize = 512;
 

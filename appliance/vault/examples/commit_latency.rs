@@ -1,4 +1,5 @@
-//! What a put costs beside one `fdatasync`, with 10, 1,000 and 100,000 records in the store.
+//! What a put costs beside one `fdatasync`, with 10, 1,000, 10,000 and 100,000 records in the store: in time, and in writes, bytes and
+//! syncs, which are the same on every machine.
 //!
 //! `cargo run --release -p cofferdam-vault --example commit_latency [ROUNDS]`
 //!
@@ -6,15 +7,65 @@
 //! bytes over an existing record. Bias: the page cache holds the file, and the disk is whatever the temporary directory is on.
 
 use std::error::Error;
+use std::io;
 use std::os::unix::fs::FileExt as _;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 use cofferdam_protocol::{SecretRef, SecretValue};
-use cofferdam_vault::{FileDisk, Keys, MasterKey, Store};
+use cofferdam_vault::{Disk, FileDisk, Keys, MasterKey, Store};
 
 type Outcome<T> = Result<T, Box<dyn Error + Send + Sync>>;
 
-const RECORDS: [usize; 3] = [10, 1000, 100_000];
+const RECORDS: [usize; 4] = [10, 1000, 10_000, 100_000];
+
+/// A disk that counts what is asked of it.
+#[derive(Debug)]
+struct Counting {
+    disk: FileDisk,
+    counts: Arc<Counts>,
+}
+
+#[derive(Debug, Default)]
+struct Counts {
+    reads: AtomicU64,
+    writes: AtomicU64,
+    bytes: AtomicU64,
+    syncs: AtomicU64,
+}
+
+impl Counts {
+    fn now(&self) -> [u64; 4] {
+        [&self.reads, &self.writes, &self.bytes, &self.syncs].map(|count| count.load(Ordering::Relaxed))
+    }
+}
+
+impl Disk for Counting {
+    fn len(&self) -> io::Result<u64> {
+        self.disk.len()
+    }
+
+    fn read_at(&self, offset: u64, out: &mut [u8]) -> io::Result<()> {
+        self.counts.reads.fetch_add(1, Ordering::Relaxed);
+        self.disk.read_at(offset, out)
+    }
+
+    fn write_at(&self, offset: u64, bytes: &[u8]) -> io::Result<()> {
+        self.counts.writes.fetch_add(1, Ordering::Relaxed);
+        self.counts.bytes.fetch_add(bytes.len() as u64, Ordering::Relaxed);
+        self.disk.write_at(offset, bytes)
+    }
+
+    fn sync(&self) -> io::Result<()> {
+        self.counts.syncs.fetch_add(1, Ordering::Relaxed);
+        self.disk.sync()
+    }
+
+    fn is_blank(&self) -> io::Result<bool> {
+        self.disk.is_blank()
+    }
+}
 
 fn main() -> Outcome<()> {
     let rounds: usize = std::env::args().nth(1).map_or(Ok(500), |text| text.parse())?;
@@ -30,13 +81,15 @@ fn main() -> Outcome<()> {
     file.set_len(256 << 20)?;
     let keys = Keys::derive(MasterKey::take(&mut [7; 32]))?;
     let most = RECORDS.into_iter().max().unwrap_or(0);
-    let store = Store::create(FileDisk::new(file)?, keys)?.with_max_records(most);
+    let counts = Arc::new(Counts::default());
+    let disk = Counting { disk: FileDisk::new(file)?, counts: Arc::clone(&counts) };
+    let store = Store::create(disk, keys)?.with_max_records(most);
     let mut request = 0_u64;
     for records in RECORDS {
         for number in store.list().len()..records {
             put(&store, number, &mut request)?;
         }
-        let (mut syncs, mut puts) = (Vec::new(), Vec::new());
+        let (mut syncs, mut puts, before) = (Vec::new(), Vec::new(), counts.now());
         for round in 0..rounds {
             let start = Instant::now();
             plain.write_all_at(&[round as u8; 4096], (round as u64 % 256) * 4096)?;
@@ -51,6 +104,18 @@ fn main() -> Outcome<()> {
             "{records:>7} records: put {put:>8.1} µs, fdatasync {sync:>8.1} µs, ratio {:.2}",
             put / sync
         );
+        let each: Vec<f64> = counts
+            .now()
+            .iter()
+            .zip(before)
+            .map(|(now, before)| (now - before) as f64 / rounds as f64)
+            .collect();
+        if let [reads, writes, bytes, syncs] = each[..] {
+            let kib = bytes / 1024.0;
+            println!(
+                "        each put: {writes:.1} writes, {kib:.1} KiB, {syncs:.2} syncs, {reads:.1} blocks read"
+            );
+        }
     }
     Ok(())
 }

@@ -5,6 +5,7 @@
 //! | `PUT /v1/secrets/{ns}/{name}/{field}` | 200 with the entry |
 //! | `GET /v1/secrets` | 200 with the list |
 //! | `DELETE /v1/secrets/{ns}/{name}/{field}` | 204 |
+//! | `GET /v1/seal`, `POST /v1/unseal` | 409: there is nothing to open |
 //! | `GET /v1/status`, `GET /v1/logs` | 204: allowed; the front serves them itself |
 //!
 //! Paths are accepted with and without the prefix of the operator API. Signed is what the operator sent, so a path
@@ -16,6 +17,7 @@
 
 use axum::http::StatusCode;
 use cofferdam_protocol::operator::{LOGS, SEAL_TAG, SECRETS, STATUS, SealedSecret};
+use cofferdam_protocol::unseal::{SEAL, UNSEAL};
 use cofferdam_protocol::vault::{OperatorRequest, SecretEntry, SecretsReply};
 use cofferdam_protocol::{SECRET_SCHEME, SecretRef, Timestamp, WordError};
 
@@ -116,6 +118,10 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
             "GET" => Ok(Verb::Allow),
             _ => Err(not_allowed()),
         },
+        // Who asks a vault that waits for it gets the answer of `state::http`.
+        (SEAL, None) if method == "GET" => Err(open_already()),
+        (UNSEAL, None) if method == "POST" => Err(open_already()),
+        (SEAL | UNSEAL, None) => Err(not_allowed()),
         (SECRETS, None) => match method {
             "GET" => Ok(Verb::List),
             _ => Err(not_allowed()),
@@ -138,6 +144,14 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
         }
         _ => Err(not_found()),
     }
+}
+
+fn open_already() -> Refusal {
+    Refusal(
+        StatusCode::CONFLICT,
+        "there is nothing to open: the state is open, or in memory".into(),
+        Some("coffer seal status says which"),
+    )
 }
 
 /// What a failure of the store means to an operator. The cause stays inside: it is about the appliance, not the request.

@@ -1,7 +1,7 @@
 //! A vault that is killed in the middle of its work, and the one that is started after it.
 //!
 //! The test starts itself again as a child that puts secrets without end into a store on a file and says
-//! after each what it has put; kills it at a moment of no choosing; and opens the store.
+//! after each what it has put; kills it at a moment of no choosing, after as many puts as each round wants; and opens the store.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that fails panics")]
 
@@ -11,6 +11,7 @@ use std::fs::OpenOptions;
 use std::io::{BufRead as _, BufReader};
 use std::path::Path;
 use std::process::{Command, Stdio};
+use std::sync::mpsc;
 use std::time::Duration;
 
 use cofferdam_vault::{DiskError, FileDisk, Store, StoreError};
@@ -61,11 +62,17 @@ fn what_was_put_is_there_after_a_kill() {
             .spawn()
             .unwrap();
         let output = child.stdout.take().unwrap();
+        let (put, puts) = mpsc::channel();
         let reader = std::thread::spawn(move || {
             let versions = BufReader::new(output).lines().map_while(Result::ok);
-            versions.filter_map(|line| line.strip_prefix("put ")?.parse::<u64>().ok()).last()
+            let versions = versions.filter_map(|line| line.strip_prefix("put ")?.parse::<u64>().ok());
+            versions.inspect(|_| put.send(()).unwrap_or_default()).last()
         });
-        std::thread::sleep(Duration::from_millis(150 + 13 * round));
+        // The first is killed while it is being made, or soon after.
+        for _ in 0..round {
+            puts.recv_timeout(Duration::from_secs(60)).expect("the child puts");
+        }
+        std::thread::sleep(Duration::from_micros(if round == 0 { 20_000 } else { 1370 * round }));
         child.kill().unwrap();
         child.wait().unwrap();
         let said = reader.join().unwrap().unwrap_or(last);
@@ -91,5 +98,5 @@ fn what_was_put_is_there_after_a_kill() {
         }
         last = version;
     }
-    assert!(last > 20, "only {last} puts in all rounds");
+    assert!(last >= (1..10).sum(), "only {last} puts in all rounds");
 }

@@ -4,13 +4,13 @@
 
 mod common;
 
-use cofferdam_protocol::Fingerprint;
 use cofferdam_protocol::unseal::{OpeningKey, SealDisk, UnsealRequest};
 use cofferdam_protocol::upgrade::{SignedStatement, Statement, Successor};
-use cofferdam_vault::Operators;
-use cofferdam_vault::state::{Boot, Cost, LineageError, MIN_DISK, Notice, Opened, Sealed, StateError};
+use cofferdam_protocol::{Fingerprint, base64};
+use cofferdam_vault::state::{Boot, Cost, LineageError, MIN_DISK, Notice, Opened, STORE, Sealed, StateError};
+use cofferdam_vault::{Keys, Operators, Store, Window};
 use common::state::*;
-use common::{FRONT, operator_key};
+use common::{FRONT, operator_key, secret};
 use ed25519_dalek::{Signer as _, SigningKey};
 
 const SHEETS: [u64; 2] = [0, 32 * 1024];
@@ -384,6 +384,59 @@ fn the_status_says_who_may_open_it() {
     assert_eq!(lineage(&b()).needs_statement.as_deref(), Some(why));
     let blank = a().find(&SparseDisk::new(MIN_DISK)).unwrap().status();
     assert_eq!((blank.disk, blank.lineage), (SealDisk::Blank, None));
+}
+
+/// A whole disk of the first format with a lineage, as it was written then: made by A, left to B, with a secret. Another format has
+/// a disk of its own, and this one goes on to open.
+#[test]
+fn the_disk_of_the_vectors_opens() {
+    let text = include_str!("../../../policy/vectors/state-disk.json");
+    let vector: serde_json::Value = serde_json::from_str(text).unwrap();
+    let disk = SparseDisk::new(vector["length"].as_str().unwrap().parse().unwrap());
+    let pieces = vector["pieces"].as_array().unwrap();
+    assert!(pieces.len() > 8);
+    for piece in pieces {
+        use cofferdam_vault::Disk as _;
+        let offset = piece["offset"].as_str().unwrap().parse().unwrap();
+        disk.write_at(offset, &base64::decode(piece["bytes"].as_str().unwrap()).unwrap()).unwrap();
+    }
+    assert!(b().find(&disk).unwrap().notices().is_empty());
+    assert!(matches!(a().refused(&disk, None), LineageError::OtherImage { .. }));
+    let opened = b().open(&disk, None).unwrap();
+    assert_eq!((opened.lineage, opened.fresh), (2, false));
+    let place = Window::new(std::sync::Arc::new(disk), STORE).unwrap();
+    let store = Store::open(place, Keys::derive(opened.keys.vault).unwrap(), None).unwrap();
+    let value = store.get(&"secret://app/db/password".parse().unwrap()).unwrap().unwrap();
+    assert_eq!(value.expose(), b"correct horse");
+    assert_eq!(store.list().len(), 1);
+}
+
+/// Writes the disk of [`the_disk_of_the_vectors_opens`]: for a new format, beside the ones that there are.
+#[test]
+#[ignore = "writes a new disk to the file that STATE_DISK names"]
+fn a_disk_is_written_for_the_vectors() {
+    let disk = a().made();
+    let opened = b().open(&disk, Some(&b().statement(2))).unwrap();
+    let place = Window::new(std::sync::Arc::new(disk.clone()), STORE).unwrap();
+    let store = Store::open(place, Keys::derive(opened.keys.vault).unwrap(), None).unwrap();
+    store.put(&secret("secret://app/db/password", b"correct horse"), 0, &[1; 32]).unwrap();
+    drop(store);
+    let pieces = disk.pieces();
+    let pieces = pieces.iter().map(
+        |(offset, bytes)| serde_json::json!({ "offset": offset.to_string(), "bytes": base64::encode(bytes) }),
+    );
+    let about = "A disk of length bytes: zeros, but for these pieces. Its state was made by the image, repository and operator of \
+        tests/lineage.rs with a passphrase (\"correct horse battery staple\") and a recovery key (32 bytes of 0x52), left to the next \
+        image with a statement, which gave its lineage the version 2, and holds secret://app/db/password, \"correct horse\". Bytes are \
+        base64, 64-bit numbers are texts.";
+    let vector = serde_json::json!({
+        "format": "a state disk with key slots of version 2",
+        "about": about,
+        "length": MIN_DISK.to_string(),
+        "pieces": pieces.collect::<Vec<_>>(),
+    });
+    let text = format!("{}\n", serde_json::to_string_pretty(&vector).unwrap());
+    std::fs::write(std::env::var_os("STATE_DISK").unwrap(), text).unwrap();
 }
 
 fn forget_attempts(disk: &SparseDisk) {

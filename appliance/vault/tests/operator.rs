@@ -361,3 +361,18 @@ proptest! {
         prop_assert!(status == StatusCode::BAD_REQUEST || status == StatusCode::UNAUTHORIZED);
     }
 }
+
+#[test]
+fn a_vault_that_serves_says_that_there_is_nothing_to_open() {
+    let vault = fresh();
+    for (method, path) in [("GET", "/v1/seal"), ("POST", "/v1/unseal")] {
+        let answer = ask(&vault, method, path);
+        assert_eq!(answer.status, StatusCode::CONFLICT, "{path}");
+        assert_eq!(error(&answer).error, "there is nothing to open: the state is open, or in memory");
+        assert_eq!(error(&answer).hint.as_deref(), Some("coffer seal status says which"));
+    }
+    for (method, path) in [("PUT", "/v1/seal"), ("DELETE", "/v1/unseal"), ("GET", "/v1/unseal")] {
+        assert_eq!(ask(&vault, method, path).status, StatusCode::METHOD_NOT_ALLOWED, "{method} {path}");
+    }
+    assert_eq!(ask(&vault, "GET", "/v1/seal?a").status, StatusCode::NOT_FOUND);
+}

@@ -11,14 +11,16 @@ use axum::Router;
 use axum::body::{Body, Bytes};
 use axum::http::{Request, StatusCode};
 use cofferdam_attest::operator::seal_key;
+use cofferdam_protocol::Fingerprint;
 use cofferdam_protocol::reply::ErrorReply;
-use cofferdam_protocol::unseal::{SealDisk, SealStatus, UnsealRequest};
+use cofferdam_protocol::unseal::{OpeningKey, SealDisk, SealStatus, UnsealRequest};
+use cofferdam_protocol::upgrade::{SignedStatement, Statement, Successor};
 use cofferdam_protocol::vault::{KeyReply, OperatorRequest};
-use cofferdam_vault::state::{Cost, MIN_DISK, Sealed, sealed_router};
+use cofferdam_vault::state::{Boot, Cost, MIN_DISK, Sealed, sealed_router};
 use cofferdam_vault::{Audit, Peer};
 use common::state::*;
 use common::*;
-use ed25519_dalek::SigningKey;
+use ed25519_dalek::{Signer as _, SigningKey};
 use hyper::service::Service as _;
 use hyper_util::service::TowerToHyperService;
 
@@ -29,10 +31,14 @@ struct Waiting {
 }
 
 fn start(disk: &SparseDisk) -> Waiting {
+    start_as(disk, boot())
+}
+
+fn start_as(disk: &SparseDisk, boot: Boot) -> Waiting {
     let lines = Arc::new(Mutex::new(Vec::new()));
     let sink = lines.clone();
     let audit = move |event: &Audit<'_>| sink.lock().unwrap().push(event.to_string());
-    let sealed = Sealed::find(disk.clone(), boot(), operators(), FRONT, audit).unwrap();
+    let sealed = Sealed::find(disk.clone(), boot, operators(), FRONT, audit).unwrap();
     let sealed = Arc::new(sealed.with_cost(Cost::new(8192, 1).unwrap()));
     Waiting { router: sealed_router(sealed.clone()), sealed, lines }
 }
@@ -108,6 +114,51 @@ async fn a_state_is_made_and_then_opened_by_an_operator() {
     assert_eq!(opened.keys.vault.expose(), made.keys.vault.expose());
     let (code, body) = waiting.unseal(&passphrase(PASSPHRASE)).await;
     assert_eq!((code, error(&body)), (StatusCode::CONFLICT, "the state is open".into()));
+}
+
+/// Which refusals say "checked and false", which "not allowed", and which that the state stays sealed.
+#[tokio::test]
+async fn a_state_of_another_image_is_opened_with_a_statement_of_its_operator() {
+    let disk = made();
+    let mut next = boot();
+    next.rtmr[2] = [0xB2; 48];
+    let waiting = start_as(&disk, next.clone());
+    let before = disk.copy();
+    let statement = |version: u64, rtmr2: [u8; 48], key: &SigningKey| {
+        let [_, rtmr1, _] = next.rtmr;
+        let operators = vec![operator_key().verifying_key().to_bytes().into()];
+        let to = Successor { repository: next.repository.clone(), mrtd: next.mrtd, rtmr1, rtmr2, operators };
+        let statement = Statement { version, from: next.repository.clone(), to };
+        let signature = key.sign(&statement.signing_input().unwrap()).to_bytes().into();
+        let key = Fingerprint::of(&key.verifying_key().to_bytes());
+        Some(Box::new(SignedStatement { statement, key, signature }))
+    };
+    let request = |upgrade| {
+        let key = OpeningKey::Recovery { recovery: secret_bytes(RECOVERY) };
+        UnsealRequest::Open { key, at_least: 0, upgrade }
+    };
+    let (own, stranger) = (operator_key(), SigningKey::from_bytes(&[4; 32]));
+    let mut changed = statement(2, [0xB2; 48], &own);
+    changed.as_mut().unwrap().statement.version = 3;
+    for (upgrade, code, words, verb) in [
+        (None, 503, "the state was sealed by another image", "open-state"),
+        (statement(2, [0xB2; 48], &stranger), 403, "no operator of the state", "upgrade-state"),
+        (changed, 403, "does not match", "upgrade-state"),
+        (statement(1, [0xB2; 48], &own), 412, "the state is at version 1 already", "upgrade-state"),
+        (statement(2, [0xB3; 48], &own), 412, "lets another image open the state", "upgrade-state"),
+    ] {
+        let (found, body) = waiting.unseal(&request(upgrade)).await;
+        assert_eq!(found.as_u16(), code, "{words}");
+        let reply: ErrorReply = serde_json::from_slice(&body).unwrap();
+        assert!(reply.error.contains(words) && reply.hint.is_some(), "{reply:?}");
+        assert!(waiting.last_line().starts_with(&format!("audit: {verb} uid=102 status={code} operator=")));
+    }
+    assert!(disk.same(&before), "no attempt was made");
+    let status = status(&waiting.ask("GET", "/v1/seal", b"").await.1);
+    assert!(status.lineage.unwrap().needs_statement.unwrap().contains("RTMR2"));
+    let (found, _) = waiting.unseal(&request(statement(2, [0xB2; 48], &own))).await;
+    assert_eq!(found, StatusCode::OK);
+    assert_eq!(waiting.sealed.opened().await.lineage, 2);
 }
 
 #[tokio::test]

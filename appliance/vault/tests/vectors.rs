@@ -1,4 +1,4 @@
-//! The record format against its frozen vectors, which another implementation of it has made.
+//! Records and statements against their frozen vectors, which another implementation of them has made.
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing, reason = "a test that fails panics")]
 
@@ -6,8 +6,9 @@ use std::cell::Cell;
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cofferdam_protocol::upgrade::SignedStatement;
 use cofferdam_protocol::{SecretRef, SecretValue};
-use cofferdam_vault::{Keys, MasterKey, record};
+use cofferdam_vault::{Keys, MasterKey, Operators, record};
 use serde_json::Value;
 
 fn vectors() -> Value {
@@ -66,5 +67,55 @@ fn what_the_vectors_refuse_is_refused() {
     for vector in refused {
         let reference = vector["reference"].as_str().unwrap().parse::<SecretRef>().unwrap();
         assert!(record::open(&keys, &reference, &bytes(&vector["record"])).is_err(), "{}", vector["why"]);
+    }
+}
+
+fn statements() -> Value {
+    serde_json::from_str(include_str!("../../../policy/vectors/upgrade.json")).unwrap()
+}
+
+#[track_caller]
+fn statement(vector: &Value) -> SignedStatement {
+    SignedStatement::parse(vector["file"].as_str().unwrap().as_bytes()).unwrap()
+}
+
+fn holds(vectors: &Value, signed: &SignedStatement) -> bool {
+    let signer = Operators::new([("signer", bytes(&vectors["public_key"]).try_into().unwrap())]).unwrap();
+    assert_eq!(signed.key.to_string(), vectors["key"].as_str().unwrap());
+    let input = signed.statement.signing_input().unwrap();
+    signer.verify(&signed.key, &signed.signature, &input).is_ok()
+}
+
+#[test]
+fn statements_are_read_and_signed_as_in_the_vectors() {
+    use ed25519_dalek::{Signer as _, SigningKey};
+    let vectors = statements();
+    let key = SigningKey::from_bytes(&bytes(&vectors["seed"]).try_into().unwrap());
+    let accepted = vectors["accepted"].as_array().unwrap();
+    assert_eq!(accepted.len(), 4);
+    for vector in accepted {
+        let signed = statement(vector);
+        let input = signed.statement.signing_input().unwrap();
+        assert_eq!(input, bytes(&vector["signing_input"]));
+        assert_eq!(signed.statement.digest().unwrap().to_string(), vector["digest"].as_str().unwrap());
+        assert_eq!(key.sign(&input).to_bytes(), *signed.signature.as_bytes());
+        assert!(holds(&vectors, &signed) && signed.statement.to.is_ordered());
+    }
+}
+
+#[test]
+fn statements_that_the_vectors_refuse_are_refused() {
+    let vectors = statements();
+    let all = |name: &str| vectors[name].as_array().unwrap().clone();
+    assert!(all("refused").len() > 15 && all("unordered").len() > 3 && all("forged").len() > 5);
+    for vector in all("refused") {
+        assert!(SignedStatement::parse(vector["file"].as_str().unwrap().as_bytes()).is_err(), "{vector}");
+    }
+    for vector in all("unordered") {
+        let signed = statement(&vector);
+        assert!(holds(&vectors, &signed) && !signed.statement.to.is_ordered(), "{vector}");
+    }
+    for vector in all("forged") {
+        assert!(!holds(&vectors, &statement(&vector)), "{vector}");
     }
 }

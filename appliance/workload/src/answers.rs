@@ -8,6 +8,9 @@
 //! answers is none in either. A service that encodes all the same, and a WebSocket, become an error. Nothing passes as it
 //! is: where there is no redactor, there is no answer.
 //!
+//! Of one answer this keeps at most [`HEAD`] bytes of either side's head or body, one piece of a body on its way, and
+//! [`MAX_HELD`](cofferdam_redact::MAX_HELD) bytes that may begin a secret.
+//!
 //! It finds what [`cofferdam_redact`] finds. A program that means to hide a secret in its answers, or spreads one over
 //! several, is not stopped.
 

@@ -10,7 +10,7 @@ use std::io::{self, Write};
 use std::os::fd::{AsFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 
-use cofferdam_protocol::status::Usage;
+use cofferdam_protocol::status::{Killed, Usage};
 
 /// The pull has one thread, and its runtime a few for names and files.
 const PULL_PROCESSES: u32 = 32;
@@ -49,6 +49,17 @@ pub struct Group {
 pub struct Leaf {
     path: PathBuf,
     directory: File,
+}
+
+/// What the kernel has counted (cgroup-v2, `memory.events`).
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct OutOfMemory {
+    /// Processes of the leaf that were ended because there was no memory.
+    ended: u64,
+    /// How often the service's own limit left none.
+    own: u64,
+    /// What that is, in bytes.
+    limit: u64,
 }
 
 impl Group {
@@ -102,6 +113,21 @@ impl Group {
         })
     }
 
+    /// What the kernel has ended in a leaf for want of memory so far.
+    pub fn out_of_memory(&self, leaf: &Leaf) -> OutOfMemory {
+        // An unreadable group has ended none.
+        let events = |group: &Path, key: &str| {
+            let text = read(&group.join("memory.events")).ok();
+            text.and_then(|events| entry(&events, key)).unwrap_or_default()
+        };
+        // The first counts processes, whoever was short of memory; the second how often this group or one below was.
+        OutOfMemory {
+            ended: events(&leaf.path, "oom_kill"),
+            own: events(&self.mount, "oom"),
+            limit: self.memory,
+        }
+    }
+
     /// What is charged to the service and not to its shim, in bytes.
     fn used(&self) -> io::Result<u64> {
         let all = number(&self.mount.join("memory.current"))?;
@@ -137,13 +163,15 @@ impl Leaf {
     pub fn descriptor(&self) -> BorrowedFd<'_> {
         self.directory.as_fd()
     }
+}
 
-    /// How many of its processes the kernel has ended so far because there was no memory. An unreadable group has ended none.
-    pub fn out_of_memory(&self) -> u64 {
-        read(&self.path.join("memory.events"))
-            .ok()
-            .and_then(|events| entry(&events, "oom_kill"))
-            .unwrap_or_default()
+impl OutOfMemory {
+    /// Why somebody in the leaf was ended since `before`, when it was for this.
+    #[must_use]
+    pub fn since(&self, before: &Self) -> Option<Killed> {
+        let own = self.own > before.own;
+        let killed = if own { Killed::OutOfMemory { limit: self.limit } } else { Killed::MachineOutOfMemory };
+        (self.ended > before.ended).then_some(killed)
     }
 }
 
@@ -252,12 +280,27 @@ mod tests {
     }
 
     #[test]
-    fn what_the_kernel_ended_for_memory_is_counted() {
+    fn what_the_kernel_ended_for_the_services_limit_and_for_the_machine_is_told_apart() {
         let mount = delegated(0, 0);
-        let leaf = Group::new(mount.path(), 512 * MIB, 100, None).workload().unwrap();
-        assert_eq!(leaf.out_of_memory(), 0);
-        let events = "low 0\nhigh 0\nmax 12\noom 1\noom_kill 3\noom_group_kill 1\n";
-        fs::write(mount.path().join("workload/memory.events"), events).unwrap();
-        assert_eq!(leaf.out_of_memory(), 3);
+        let group = Group::new(mount.path(), 512 * MIB, 100, None);
+        let leaf = group.workload().unwrap();
+        let before = group.out_of_memory(&leaf);
+        assert_eq!(group.out_of_memory(&leaf).since(&before), None);
+        let counted = |file: &str, oom: u64, killed: u64| {
+            let events = format!("low 0\nhigh 0\nmax 12\noom {oom}\noom_kill {killed}\noom_group_kill 1\n");
+            fs::write(mount.path().join(file), events).unwrap();
+            group.out_of_memory(&leaf)
+        };
+        // The limit of somebody above: nothing of this service was short, and the kernel chose it all the same.
+        let machine = counted("workload/memory.events", 0, 3);
+        assert_eq!(machine.since(&before), Some(Killed::MachineOutOfMemory));
+        assert_eq!(machine.since(&machine), None);
+        // Its own, whether it was the workload's leaf that was full or all of the service.
+        counted("workload/memory.events", 0, 4);
+        let own = counted("memory.events", 1, 4);
+        assert_eq!(own.since(&machine), Some(Killed::OutOfMemory { limit: 512 * MIB }));
+        // It came to its limit and nobody of the workload was ended.
+        let own = counted("memory.events", 2, 4);
+        assert_eq!(counted("memory.events", 3, 4).since(&own), None);
     }
 }

@@ -50,8 +50,8 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
     for role in status.roles.iter().flatten() {
         let tone = if role.state == RoleState::Running { Tone::Good } else { Tone::Unsure };
         let _ = writeln!(out, "{}", row(ui, &role.name, tone, role.state.as_str(), role.restarts));
-        if let Some(detail) = &role.detail {
-            let _ = writeln!(out, "    {}", printable(detail));
+        if let Some(killed) = role.killed {
+            let _ = writeln!(out, "    ended: {killed}");
         }
     }
     let _ = writeln!(out, "services:");
@@ -133,5 +133,9 @@ mod tests {
         service.usage = Some(USAGE);
         let lines = remarks(&service);
         assert_eq!(lines[1..], ["killed: out of memory (limit 512 MiB)", "again in 1s"]);
+        service.killed = Some(Killed::MachineOutOfMemory);
+        assert_eq!(remarks(&service)[1..], ["killed: the machine ran out of memory", "again in 1s"]);
+        service.killed = Some(Killed::UncountedMemory);
+        assert_eq!(remarks(&service)[1], "killed: it took memory that is counted to nobody");
     }
 }

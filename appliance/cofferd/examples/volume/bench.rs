@@ -15,7 +15,7 @@ const THREADS: u64 = 8;
 const LARGE: usize = 1 << 20;
 const SMALL: usize = 4096;
 /// Of each measurement.
-const SECONDS: Duration = Duration::from_secs(3);
+const SECONDS: Duration = Duration::from_secs(2);
 
 /// Memory that a device can read and write itself.
 #[repr(C, align(4096))]

@@ -13,6 +13,8 @@
 //! | `kept,NAME` | reads that file again |
 //! | `where,NAME` | the first block of the large file, as the file system numbers them |
 //! | `written,DISK` | how many sectors have been written to the disk since the start |
+//! | `nodes` | mode and owner of the device mapper's node and of each device that it made |
+//! | `memory` | what is available, in KiB |
 //! | `held,NAME` | tries to have the volume's device for writing while it is mounted |
 //! | `close,NAME` | unmounts it and removes its device |
 //! | `fsck,NAME,DISK,OFFSET,LENGTH,KEY` | opens the device without mounting it, and has /e2fsck judge it |
@@ -28,6 +30,7 @@ use std::fmt::Write as _;
 use std::fs::{self, File, OpenOptions};
 use std::io::{Read as _, Write as _};
 use std::os::fd::AsRawFd as _;
+use std::os::unix::fs::MetadataExt as _;
 use std::path::{Path, PathBuf};
 use std::process::Command;
 use std::time::{Duration, Instant};
@@ -103,6 +106,12 @@ fn run(word: &str, volumes: &mut BTreeMap<String, Volume>) -> Outcome {
             let line = fs::read_to_string(format!("/sys/block/{disk}/stat"))?;
             Ok(line.split_whitespace().nth(6).ok_or("no such field")?.to_owned())
         }
+        ["nodes"] => nodes(),
+        ["memory"] => {
+            let text = fs::read_to_string("/proc/meminfo")?;
+            let line = text.lines().find(|line| line.starts_with("MemAvailable:")).ok_or("no such line")?;
+            Ok(line.split_whitespace().nth(1).ok_or("no such field")?.to_owned())
+        }
         ["held", name] => {
             let device = fs::read_to_string("/proc/mounts")?;
             let line =
@@ -135,6 +144,17 @@ fn run(word: &str, volumes: &mut BTreeMap<String, Volume>) -> Outcome {
         }
         _ => Err("unknown".into()),
     }
+}
+
+fn nodes() -> Outcome {
+    let made = fs::read_dir("/dev")?.filter_map(|entry| Some(entry.ok()?.path()));
+    let made = made.filter(|path| path.to_string_lossy().starts_with("/dev/dm-"));
+    let mut text = String::new();
+    for path in made.chain([PathBuf::from("/dev/mapper/control")]) {
+        let about = fs::metadata(&path)?;
+        write!(text, "{} {:o} {}:{}; ", path.display(), about.mode() & 0o7777, about.uid(), about.gid())?;
+    }
+    Ok(text)
 }
 
 fn device(name: &str) -> Result<File, std::io::Error> {

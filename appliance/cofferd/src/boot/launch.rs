@@ -32,6 +32,7 @@ use crate::system::spawn::Handed;
 use crate::system::supervise::Tier;
 use crate::system::sys::OwnFlags;
 use crate::system::tdx::TdxError;
+use crate::system::volume::KERNEL_BYTES;
 
 /// Why the stage failed.
 #[derive(Debug, thiserror::Error)]
@@ -99,7 +100,9 @@ pub(super) fn establish(
     unsealed: Unsealed,
 ) -> Result<Launched, LaunchError> {
     let Unsealed { state, disk, vault_key, new_volumes, tls, tls_key, mut numbers } = unsealed;
-    let facts = services::resolve(&measured.declaration, &mut numbers, mounts::services_bytes()?)?;
+    let kernel = KERNEL_BYTES.saturating_mul(measured.declaration.volumes.len() as u64);
+    let memory = mounts::services_bytes()?.saturating_sub(kernel);
+    let facts = services::resolve(&measured.declaration, &mut numbers, memory)?;
     for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
         measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
     }

@@ -5,8 +5,7 @@
 //! | `mount` | the kernel's file systems are there, hardened, and nothing that was there before is covered |
 //! | `measure` | what the host passed is in RTMR3, in the order of the event log, and was parsed only after that |
 //! | `network` | there is an address, obtained by a process that can do nothing else |
-//! | `unseal` | the state is open, or made; how it is kept, and what opened it, is measured. Until then evidence and operators are
-//! served, and nothing else runs |
+//! | `unseal` | the state is open, or made; how it is kept, and what opened it, is measured. Until then no service runs |
 //! | `launch` | the launch boundary is measured; roles and services run |
 //!
 //! A stage hands its result to the next by value, so that none can run before what it needs. A stage that

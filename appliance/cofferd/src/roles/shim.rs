@@ -165,8 +165,9 @@ impl Shim<'_> {
             let lease = self.secrets().await?;
             self.dependencies().await?;
             let started = Instant::now();
-            let ended = || leaf.as_ref().map(Leaf::out_of_memory);
-            let before = ended();
+            let group = self.group.clone();
+            let counted = || group.as_ref().zip(leaf.as_ref()).map(|(group, leaf)| group.out_of_memory(leaf));
+            let before = counted();
             let (end, reason) = match self.start(&image, &lease, leaf.as_ref()).await {
                 Ok(running) => (self.watch(running).await?, None),
                 Err(failure) => {
@@ -180,7 +181,10 @@ impl Shim<'_> {
             self.answers.forget();
             drop(lease);
             self.last = Some(end);
-            self.killed = (ended() > before).then_some(Killed::OutOfMemory { limit: self.own.memory });
+            self.killed = counted().zip(before).and_then(|(now, before)| now.since(&before));
+            if let Some(killed) = self.killed {
+                eprintln!("cofferd: {}: killed: {killed}", self.own.declared.name);
+            }
             let Some(wait) = policy.next(end, started.elapsed()) else {
                 let state = if reason.is_some() { ServiceState::Failed } else { ServiceState::Exited };
                 self.report(state, |status| status.detail = reason)?;
@@ -532,8 +536,8 @@ async fn pull(
 ) -> anyhow::Result<Answer> {
     let leaf =
         group.as_ref().map(Group::image).transpose().context("cannot make the pull's control group")?;
-    let ended = || leaf.as_ref().map(Leaf::out_of_memory);
-    let before = ended();
+    let counted = || group.as_ref().zip(leaf.as_ref()).map(|(group, leaf)| group.out_of_memory(leaf));
+    let before = counted();
     let (writer, mut reader) = pipe::pipe().context("cannot make a pipe")?;
     let mut command = Command::new("/proc/self/exe");
     let input = if credentials.is_some() { Stdio::piped() } else { Stdio::null() };
@@ -551,8 +555,12 @@ async fn pull(
     let mut said = Vec::new();
     (&mut reader).take(MAX_ANSWER).read_to_end(&mut said).await.context("cannot hear from the pull")?;
     let status = child.wait()?;
-    if ended() > before {
-        return Ok(Answer { error: Some(PullError::NoRoom(own.memory).to_string()), transient: false });
+    match counted().zip(before).and_then(|(now, before)| now.since(&before)) {
+        Some(Killed::OutOfMemory { .. }) => {
+            return Ok(Answer { error: Some(PullError::NoRoom(own.memory).to_string()), transient: false });
+        }
+        Some(killed) => return Ok(Answer { error: Some(killed.to_string()), transient: true }),
+        None => {}
     }
     serde_json::from_slice(&said).with_context(|| format!("the pull ended without an answer ({status})"))
 }

@@ -10,7 +10,11 @@
 use std::collections::BTreeMap;
 use std::time::Duration;
 
+use cofferdam_protocol::error_chain;
+
 use super::cgroup::Cgroup;
+use super::console::say;
+use super::meminfo::meminfo;
 
 /// What has to be available again, in bytes: several times what the reserve holds.
 pub(super) const ENOUGH: u64 = 64 << 20;
@@ -98,6 +102,47 @@ fn wait_for_memory(machine: &mut impl Machine, service: &str) {
             return;
         }
         machine.pause(LOOK_EVERY);
+    }
+}
+
+/// The services of this machine, by the names of their shims, with their groups.
+pub(super) struct Services<'a>(Vec<(&'a str, &'a Cgroup)>);
+
+impl<'a> Services<'a> {
+    pub(super) fn new(services: impl Iterator<Item = (&'a str, &'a Cgroup)>) -> Self {
+        Self(services.collect())
+    }
+
+    fn group(&self, service: &str) -> Option<&Cgroup> {
+        self.0.iter().find(|(name, _)| *name == service).map(|(_, group)| *group)
+    }
+}
+
+impl Machine for Services<'_> {
+    fn available(&self) -> u64 {
+        // Who cannot even read this is short of memory.
+        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
+        meminfo(&text, "MemAvailable").unwrap_or_default()
+    }
+
+    fn freeze(&mut self, frozen: bool) {
+        if let Err(error) = Cgroup::services().freeze(frozen) {
+            say(&format!("cannot let the services stand still or go on: {}", error_chain(&error)));
+        }
+    }
+
+    fn end(&mut self, service: &str) {
+        if let Some(Err(error)) = self.group(service).map(Cgroup::kill) {
+            say(&format!("{service}: cannot end it: {}", error_chain(&error)));
+        }
+    }
+
+    fn populated(&self, service: &str) -> bool {
+        self.group(service).is_some_and(Cgroup::populated)
+    }
+
+    fn pause(&mut self, time: Duration) {
+        std::thread::sleep(time);
     }
 }
 

@@ -23,7 +23,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
-use cofferdam_protocol::status::{BootStatus, RoleState, RoleStatus};
+use cofferdam_protocol::status::{BootStatus, Killed, RoleState, RoleStatus};
 use cofferdam_protocol::{error_chain, json};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
@@ -38,8 +38,7 @@ use crate::system::cgroup::Cgroup;
 use crate::system::console::say;
 use crate::system::files;
 use crate::system::images::PendingImage;
-use crate::system::low_memory::{self, Ended, KernelTimes, Machine};
-use crate::system::meminfo::meminfo;
+use crate::system::low_memory::{self, Ended, KernelTimes, Services};
 use crate::system::power::PowerButtons;
 use crate::system::spawn::{self, Spec};
 
@@ -118,8 +117,10 @@ struct Kept {
     backoff: Backoff,
     /// Not before then, whatever the backoff says.
     held_until: Option<Instant>,
-    /// Why PID 1 ended it last.
-    detail: Option<String>,
+    /// Why PID 1 is ending it, until it has ended.
+    ending: Option<Killed>,
+    /// Why PID 1 ended it last, if it was PID 1.
+    killed: Option<Killed>,
     /// Whether its work is over once it ends with exit code 0.
     once: bool,
 }
@@ -380,16 +381,14 @@ impl Supervisor {
     fn relieve(&mut self) {
         say("the machine ran out of memory");
         let order = self.times.since(services(&self.kept));
-        for Ended { service, relieved } in low_memory::relieve(&mut Services(&self.kept), order) {
-            let held = if relieved {
-                "ended: it took memory that is counted to nobody"
-            } else {
-                "ended, since the machine ran out of memory"
-            };
-            say(&format!("{service}: {held}"));
+        for Ended { service, relieved } in
+            low_memory::relieve(&mut Services::new(services(&self.kept)), order)
+        {
+            let killed = if relieved { Killed::UncountedMemory } else { Killed::MachineOutOfMemory };
+            say(&format!("{service}: ended: {killed}"));
             if let Some(kept) = self.kept.iter_mut().find(|kept| kept.name == service) {
                 kept.held_until = relieved.then(|| Instant::now() + low_memory::HOLD);
-                kept.detail = Some(held.to_owned());
+                kept.ending = Some(killed);
             }
         }
         self.look();
@@ -401,6 +400,7 @@ impl Supervisor {
             return;
         };
         kept.pid = None;
+        kept.killed = kept.ending.take();
         self.changed = true;
         let delay = kept.backoff.after(now.saturating_duration_since(kept.started));
         let held = kept.held_until.take().map(|until| until.saturating_duration_since(now));
@@ -523,43 +523,6 @@ fn services(kept: &[Kept]) -> impl Iterator<Item = (&str, &Cgroup)> {
     services.filter_map(|kept| Some((kept.name.as_str(), kept.spec.cgroup.as_ref()?)))
 }
 
-/// The services as [`low_memory`] deals with them.
-struct Services<'a>(&'a [Kept]);
-
-impl Services<'_> {
-    fn group(&self, service: &str) -> Option<&Cgroup> {
-        services(self.0).find(|(name, _)| *name == service).map(|(_, group)| group)
-    }
-}
-
-impl Machine for Services<'_> {
-    fn available(&self) -> u64 {
-        // Who cannot even read this is short of memory.
-        let text = std::fs::read_to_string("/proc/meminfo").unwrap_or_default();
-        meminfo(&text, "MemAvailable").unwrap_or_default()
-    }
-
-    fn freeze(&mut self, frozen: bool) {
-        if let Err(error) = Cgroup::services().freeze(frozen) {
-            say(&format!("cannot let the services stand still or go on: {}", error_chain(&error)));
-        }
-    }
-
-    fn end(&mut self, service: &str) {
-        if let Some(Err(error)) = self.group(service).map(Cgroup::kill) {
-            say(&format!("{service}: cannot end it: {}", error_chain(&error)));
-        }
-    }
-
-    fn populated(&self, service: &str) -> bool {
-        self.group(service).is_some_and(Cgroup::populated)
-    }
-
-    fn pause(&mut self, time: Duration) {
-        std::thread::sleep(time);
-    }
-}
-
 impl Kept {
     fn new(name: String, tier: Tier, spec: Spec, once: bool) -> Self {
         let now = Instant::now();
@@ -573,7 +536,8 @@ impl Kept {
             runs: 0,
             backoff: Backoff::default(),
             held_until: None,
-            detail: None,
+            ending: None,
+            killed: None,
             once,
         }
     }
@@ -595,7 +559,7 @@ impl Kept {
         };
         let pid = self.pid.map(Pid::as_raw);
         let restarts = self.runs.saturating_sub(1);
-        RoleStatus { name: self.name.clone(), pid, restarts, state, detail: self.detail.clone() }
+        RoleStatus { name: self.name.clone(), pid, restarts, state, killed: self.killed }
     }
 }
 

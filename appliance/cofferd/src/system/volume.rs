@@ -32,6 +32,7 @@ mod template;
 
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, Read as _, Seek as _, SeekFrom, Write as _};
+use std::ops::RangeInclusive;
 use std::os::fd::AsFd as _;
 use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::{Path, PathBuf};
@@ -85,7 +86,7 @@ pub enum VolumeError {
         end: u64,
     },
     /// Offset or length.
-    #[error("a volume is at least 64 MiB long and lies at a multiple of 4096 bytes")]
+    #[error("a volume is 64 MiB to 1 TiB long and lies at a multiple of 4096 bytes")]
     Region,
     /// What it begins with is not its own.
     #[error(transparent)]
@@ -116,8 +117,13 @@ impl From<Unspecified> for VolumeError {
     }
 }
 
-/// Shortest volume: the template, the journal of dm-integrity, and room to grow.
-const SHORTEST: u64 = 64 << 20;
+/// Shortest and longest volume: the template, the journal of dm-integrity and room to grow; up to where an ext4 grows without being converted,
+/// which would read what was never written.
+pub const LENGTHS: RangeInclusive<u64> = 64 << 20..=1 << 40;
+
+/// What an open volume takes of the kernel's memory, in bytes: three copies of dm-integrity's journal, buffers for tags, pools of dm-crypt, the
+/// file system's own. Measured in a guest.
+pub const KERNEL_BYTES: u64 = 32 << 20;
 
 /// The device of a volume, without its file system. Removed when dropped.
 #[derive(Debug)]
@@ -168,7 +174,7 @@ impl Sealed {
         let aligned = [offset, length].iter().all(|bytes| bytes.is_multiple_of(BLOCK));
         let end = offset
             .checked_add(length)
-            .filter(|_| aligned && length >= SHORTEST)
+            .filter(|_| aligned && LENGTHS.contains(&length))
             .ok_or(VolumeError::Region)?;
         let bytes = disk.seek(SeekFrom::End(0)).map_err(device("read the length of the disk"))?;
         if bytes < end {

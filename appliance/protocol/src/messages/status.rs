@@ -49,7 +49,7 @@ pub struct RoleStatus {
     pub state: RoleState,
     /// Why PID 1 ended it last, when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub detail: Option<String>,
+    pub killed: Option<Killed>,
 }
 
 /// What a role is doing.
@@ -91,7 +91,7 @@ pub struct ServiceStatus {
     /// How the workload last ended; 128 and the signal's number for a signal.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub exit_code: Option<i32>,
-    /// Why the kernel ended the workload last, when it did.
+    /// Why the workload was ended last, when it was for want of memory.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub killed: Option<Killed>,
     /// One line for people.
@@ -104,7 +104,7 @@ pub struct ServiceStatus {
     pub usage: Option<Usage>,
 }
 
-/// Why the kernel ended a workload, which by its exit code alone could have been anybody's SIGKILL.
+/// Why the kernel or PID 1 ended a workload, which by its exit code alone could have been anybody's SIGKILL.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(tag = "why", rename_all = "kebab-case", deny_unknown_fields)]
 pub enum Killed {
@@ -113,12 +113,18 @@ pub enum Killed {
         /// What that is, in bytes.
         limit: u64,
     },
+    /// All services together, or the machine, needed more memory than there is; this one had not used up its own.
+    MachineOutOfMemory,
+    /// The machine had no memory left, and had some again after the end of this one: it was counted to nobody.
+    UncountedMemory,
 }
 
 impl std::fmt::Display for Killed {
     fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
         match self {
             Self::OutOfMemory { limit } => write!(f, "out of memory (limit {} MiB)", limit >> 20),
+            Self::MachineOutOfMemory => f.write_str("the machine ran out of memory"),
+            Self::UncountedMemory => f.write_str("it took memory that is counted to nobody"),
         }
     }
 }
@@ -314,10 +320,17 @@ pub struct NamedService {
 }
 
 impl NamedService {
-    /// The same while its shim does not run, and so nothing of it, whatever the shim said last.
+    /// The same with what PID 1 says about its shim. While that does not run, nothing of the service does, whatever the shim said
+    /// last; a shim that was started again knows no end of a workload before its own first one.
     #[must_use]
-    pub fn without_its_shim(self, detail: Option<String>) -> Self {
-        Self { state: ServiceState::Restarting, pid: None, usage: None, detail, ..self }
+    pub fn with_its_shim(self, shim: &RoleStatus) -> Self {
+        if shim.state != RoleState::Running {
+            let detail = shim.killed.map(|killed| format!("ended: {killed}"));
+            let killed = shim.killed.or(self.killed);
+            return Self { state: ServiceState::Restarting, pid: None, usage: None, detail, killed, ..self };
+        }
+        let killed = if self.exit_code.is_none() { shim.killed } else { self.killed };
+        Self { killed, ..self }
     }
 
     /// The status of the service `name`, as far as its shim has said one.

@@ -154,13 +154,15 @@ pub(crate) mod state {
             bytes
         }
 
+        /// What is not zero: offsets and [`PIECE`] bytes each.
+        pub(crate) fn pieces(&self) -> Vec<(u64, Vec<u8>)> {
+            let disk = self.0.lock().unwrap();
+            let held = disk.pieces.iter().filter(|(_, piece)| piece.iter().any(|byte| *byte != 0));
+            held.map(|(place, piece)| (*place * PIECE as u64, piece.clone())).collect()
+        }
+
         pub(crate) fn same(&self, other: &Self) -> bool {
-            let (one, other) = (self.0.lock().unwrap(), other.0.lock().unwrap());
-            let pieces = |disk: &Sparse| -> Vec<(u64, Vec<u8>)> {
-                let held = disk.pieces.iter().filter(|(_, piece)| piece.iter().any(|byte| *byte != 0));
-                held.map(|(place, piece)| (*place, piece.clone())).collect()
-            };
-            one.length == other.length && pieces(&one) == pieces(&other)
+            self.len().unwrap() == other.len().unwrap() && self.pieces() == other.pieces()
         }
     }
 

@@ -141,6 +141,8 @@ async fn converse(
         .timer(TokioTimer::new())
         .header_read_timeout(limits.headers)
         .max_buf_size(limits.header_bytes)
+        // Of itself the buffer takes up to twice as much when it arrives at once.
+        .max_header_size(limits.header_bytes)
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await;

@@ -13,7 +13,7 @@ use axum::http::{Method, Request, Response, StatusCode};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::operator::{JSON_LINES, LOGS, LogsQuery, MAX_BODY, STATUS};
 use cofferdam_protocol::status::{
-    BootStatus, MAX_FILE, NamedService, PublishStatus, RoleState, ServiceStatus, StatusReply,
+    BootStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
 use cofferdam_protocol::unseal::UNSEAL;
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, OPERATOR, OperatorRequest};
@@ -168,10 +168,8 @@ impl Records {
             let status = written(&directory.join("status.json"), ServiceStatus::parse);
             let service = NamedService::new(name.clone(), status);
             let shim = format!("{} {name}", SHIM.name());
-            let shim =
-                roles.iter().flatten().find(|role| role.name == shim && role.state != RoleState::Running);
-            match shim {
-                Some(shim) => service.without_its_shim(shim.detail.clone()),
+            match roles.iter().flatten().find(|role| role.name == shim) {
+                Some(shim) => service.with_its_shim(shim),
                 None => service,
             }
         });

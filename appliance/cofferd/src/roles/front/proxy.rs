@@ -175,7 +175,8 @@ async fn exchange(
     held: Held,
 ) -> Response<Body> {
     let mut client = hyper::client::conn::http1::Builder::new();
-    let handshake = client.max_buf_size(ANSWER_BUFFER).handshake(TokioIo::new(stream));
+    let client = client.max_buf_size(ANSWER_BUFFER).max_header_size(ANSWER_BUFFER);
+    let handshake = client.handshake(TokioIo::new(stream));
     let Ok((mut sender, connection)) = handshake.await else { return unavailable(backend) };
     tokio::spawn(async move {
         let _ = connection.with_upgrades().await;

@@ -704,12 +704,29 @@ async fn a_service_without_its_shim_does_not_run_whatever_the_shim_said_last() {
     let status = seen(r#"{"name":"shim web","pid":7,"restarts":0,"state":"running"}"#).await;
     assert_eq!((&status["state"], &status["pid"]), (&json!("running"), &json!(9)));
     let status =
-        seen(r#"{"name":"shim web","restarts":0,"state":"restarting","detail":"ended: it took all"}"#).await;
+        seen(r#"{"name":"shim web","restarts":0,"state":"restarting","killed":{"why":"uncounted-memory"}}"#)
+            .await;
     assert_eq!(
         status,
-        json!({"name": "web", "state": "restarting", "missing": [], "restarts": 2, "detail": "ended: it took all",
+        json!({"name": "web", "state": "restarting", "missing": [], "restarts": 2,
+            "killed": {"why": "uncounted-memory"}, "detail": "ended: it took memory that is counted to nobody",
             "since": "2026-01-01T00:00:00.000Z"})
     );
+    // Once it runs again, its new shim knows nothing of that, until a workload of its own has ended.
+    let again = r#"{"name":"shim web","pid":8,"restarts":1,"state":"running","killed":{"why":"machine-out-of-memory"}}"#;
+    let status = seen(again).await;
+    assert_eq!(
+        (&status["state"], &status["killed"]["why"]),
+        (&json!("running"), &json!("machine-out-of-memory"))
+    );
+    let web = r#"{"state":"running","missing":[],"restarts":1,"exit_code":137,"since":"2026-01-01T00:00:00.000Z",
+        "killed":{"why":"out-of-memory","limit":1048576}}"#;
+    std::fs::write(room.path("services/web/status.json"), web).unwrap();
+    assert_eq!(seen(again).await["killed"], json!({"why": "out-of-memory", "limit": 1_048_576}));
+    let web =
+        r#"{"state":"exited","missing":[],"restarts":1,"exit_code":0,"since":"2026-01-01T00:00:00.000Z"}"#;
+    std::fs::write(room.path("services/web/status.json"), web).unwrap();
+    assert!(seen(again).await.get("killed").is_none());
 }
 
 #[tokio::test]

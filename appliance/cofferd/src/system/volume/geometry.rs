@@ -14,7 +14,7 @@ pub(super) const BLOCK: u64 = 4096;
 const BLOCK_SECTORS: u64 = BLOCK / SECTOR;
 const SECTOR: u64 = 512;
 /// The journal, at most, in sectors: the kernel keeps three copies of it in memory.
-pub(super) const JOURNAL_SECTORS: u64 = 4 << 11;
+pub(super) const JOURNAL_SECTORS: u64 = 2 << 11;
 /// Sectors of data between two runs of tags.
 pub(super) const INTERLEAVE_SECTORS: u64 = 1 << INTERLEAVE;
 const INTERLEAVE: u32 = 15;
@@ -225,9 +225,9 @@ mod tests {
     #[test]
     fn the_journal_of_both_ciphers_is_as_the_kernel_divides_it() {
         let short = Geometry::new(1 << 21, 32).unwrap();
-        assert_eq!((short.section_sectors, short.sections, short.metadata_run), (264, 31, 256));
+        assert_eq!((short.section_sectors, short.sections, short.metadata_run), (264, 15, 256));
         let long = Geometry::new(1 << 21, 48).unwrap();
-        assert_eq!((long.section_sectors, long.sections, long.metadata_run), (264, 31, 384));
+        assert_eq!((long.section_sectors, long.sections, long.metadata_run), (264, 15, 384));
     }
 
     #[test]

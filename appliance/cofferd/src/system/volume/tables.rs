@@ -142,7 +142,7 @@ mod tests {
         let geometry = Geometry::new(2 << 20, 32).unwrap();
         let table = keys.integrity("252:0", &geometry).unwrap();
         assert_eq!((table.kind, table.sectors), ("integrity", geometry.provided()));
-        let expected = "252:0 0 32 J 10 block_size:4096 interleave_sectors:32768 buffer_sectors:128 journal_sectors:8184 \
+        let expected = "252:0 0 32 J 10 block_size:4096 interleave_sectors:32768 buffer_sectors:128 journal_sectors:3960 \
                         journal_watermark:50 commit_time:10000 fix_padding fix_hmac \
                         journal_crypt:ctr(aes):2ceab556cd2f7345371bcce24b1c82a67ae87aa9f9e73c34b2e02dd48ed28117 \
                         journal_mac:hmac(sha256):a311b243a02772f20f3295d7cfab5edebe401c6d84364bd7245dd71c10af9a24";
