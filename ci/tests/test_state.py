@@ -167,8 +167,9 @@ class State(unittest.TestCase):
         self.assertEqual(self.ask("/volume/read?path=/kept/put"), "x" * 3000)
         lines = "".join(f"line-{number}\n" for number in range(20))
         self.assertEqual(self.ask("/volume/read?path=/kept/lines"), lines)
-        names = json.loads(self.ask("/volume/names?path=/kept"))
-        self.assertEqual(names, ["lines", "of-the-image", "program", "put"])
+        # The program was not flushed: it may be there or not.
+        names = set(json.loads(self.ask("/volume/names?path=/kept"))) - {"program"}
+        self.assertEqual(names, {"lines", "of-the-image", "put"})
         self.assertEqual(self.ask_other("/volume/names?path=/kept"), '["of-the-image"]\n')
 
     def test_2_another_boot_has_it_again_and_only_with_the_passphrase(self):
