@@ -1,9 +1,10 @@
 #!/usr/bin/python3
 """State that survives: a disk that only an operator opens, over power cuts, with real boots.
 
-Three boots of the simulator image with one disk. The first makes the state and its volumes and is
+Four boots of the simulator image with one disk. The first makes the state and its volumes and is
 cut off. The second opens it and still has the secret, and what a service wrote into its volume. The
-third is given a copy of the disk from before, which is refused.
+third is given a copy of the disk from before, which is refused. The fourth is of another image,
+which needs a statement.
 """
 
 import http.client
@@ -16,6 +17,7 @@ import tempfile
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import uki
 from harness import (
     GITHUB_TOKEN,
     REPOSITORY,
@@ -70,9 +72,9 @@ class State(unittest.TestCase):
         cls.options = ["--endpoint", f"127.0.0.1:{cls.port}", *known]
 
     @classmethod
-    def boot(cls, name, until, disk):
+    def boot(cls, name, until, disk, image=IMAGE):
         more = ("--state", disk)
-        machine = cls.world.boot(name, IMAGE, cls.declaration, cls.commit, cls.port, *more)
+        machine = cls.world.boot(name, image, cls.declaration, cls.commit, cls.port, *more)
         cls.world.wait_console(name, machine, until, 240)
         return machine
 
@@ -165,8 +167,9 @@ class State(unittest.TestCase):
         self.assertEqual(self.ask("/volume/read?path=/kept/put"), "x" * 3000)
         lines = "".join(f"line-{number}\n" for number in range(20))
         self.assertEqual(self.ask("/volume/read?path=/kept/lines"), lines)
-        names = json.loads(self.ask("/volume/names?path=/kept"))
-        self.assertEqual(names, ["lines", "of-the-image", "program", "put"])
+        # The program was not flushed: it may be there or not.
+        names = set(json.loads(self.ask("/volume/names?path=/kept"))) - {"program"}
+        self.assertEqual(names, {"lines", "of-the-image", "put"})
         self.assertEqual(self.ask_other("/volume/names?path=/kept"), '["of-the-image"]\n')
 
     def test_2_another_boot_has_it_again_and_only_with_the_passphrase(self):
@@ -203,6 +206,26 @@ class State(unittest.TestCase):
                 while block := file.read(16 << 20):
                     for secret in secrets:
                         self.assertNotIn(secret, block)
+
+    def test_5_another_image_opens_it_with_a_statement_only(self):
+        with open(IMAGE, "rb") as file:
+            image = file.read()
+        line = uki.section(image, ".cmdline").rstrip(b"\0\n")
+        following = self.world.path("next.efi")
+        with open(following, "wb") as file:
+            file.write(uki.variant(image, {".cmdline": line + b" cofferdam.next=1"}))
+        self.options = [*self.options, "--reference", self.world.references(following)[0]]
+        machine = self.boot("next", SEALED, self.disk, following)
+        wait_for("the operators' interface", 60, lambda: self.coffer("seal", "status")[0] == 5, 1)
+        self.says(5, "a statement only", "seal", "status")
+        self.says(5, "is not this one's", "unseal", stdin=PASSPHRASE)
+        statement = self.world.path("upgrade.json")
+        self.says(0, "version 2", "seal", "allow-upgrade", "-o", statement)
+        self.says(0, "open", "unseal", "--upgrade", statement, stdin=PASSPHRASE)
+        self.world.wait_console("next", machine, "launched", 120)
+        self.says(0, "lineage 2", "seal", "status")
+        self.assertIn(SECRET, self.coffer("secret", "list")[1])
+        self.world.cut_power("next", machine)
 
 
 if __name__ == "__main__":

@@ -138,6 +138,22 @@ class Volumes(unittest.TestCase):
         for word in (*words, f"fsck,a,vda,{A}"):
             self.ok(console, word)
 
+    def test_a_block_that_cannot_be_read_is_an_error_of_that_read_alone(self):
+        self.disk("failing", 2 * LEAST * MIB)
+        words = [f"make,a,vda,{A}", f"make,b,vda,{B}", f"fill,a,{FILLED}", f"fill,b,{FILLED}"]
+        console = self.boot([*words, "where,a", "close,a", "close,b"], "failing")
+        sector = place(int(self.ok(console, "where,a")) + 3)[0] // 512
+        with open(self.path("errors"), "w", encoding="utf-8") as file:
+            file.write(f'[inject-error]\nevent = "read_aio"\nsector = "{sector}"\n')
+        disk = f"blkdebug:{self.path('errors')}:{self.path('failing')}"
+        words = [f"open,a,vda,{A}", f"open,b,vda,{B}", f"verify,a,{FILLED}", f"verify,b,{FILLED}"]
+        words += ["keep,a", "kept,a", "close,a", "close,b"]
+        console = self.machine.boot([*words, "off"], [disk])
+        self.assertIn("os error 5", self.refused(console, f"verify,a,{FILLED}"))
+        for word in words:
+            if word != f"verify,a,{FILLED}":
+                self.ok(console, word)
+
     def test_what_a_host_does_to_the_disk_is_told_by_name(self):
         self.disk("whole", 2 * LEAST * MIB)
         words = [f"make,a,vda,{A}", f"make,b,vda,{B}", f"fill,a,{FILLED}", "where,a"]

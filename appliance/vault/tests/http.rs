@@ -365,3 +365,49 @@ async fn removing_a_secret_cuts_access_at_once() {
     assert_eq!(lease(&router, SERVICE, &[PASSWORD], 0).await.0, StatusCode::CONFLICT);
     assert!(started.elapsed() < Duration::from_secs(1));
 }
+
+#[tokio::test]
+async fn a_disk_that_fails_or_vanishes_ends_the_changes_and_no_lease() {
+    let disk = state::SparseDisk::new(16 << 20);
+    let store = Store::create(disk.clone(), keys(1)).unwrap();
+    let vault = Arc::new(Vault::new(store, rules(), || NOW, |_| {}));
+    let router = router(vault.clone());
+    put(&vault, USER, b"a user's name");
+    put(&vault, PASSWORD, b"correct horse");
+    let change = async |method: &str, value: &[u8]| {
+        let body = if method == "PUT" { sealed(&vault, PASSWORD, value) } else { Vec::new() };
+        let request = signed(method, &path(PASSWORD), &body, &id());
+        send(&router, Some(FRONT), "POST", "/v1/operator", serde_json::to_vec(&request).unwrap()).await
+    };
+    let length = 16 << 20;
+    // It vanishes, and comes back; or takes so many writes more and then none.
+    let faults = std::iter::once((0, usize::MAX)).chain((0..64).map(|writes| (length, writes)));
+    let mut failed = 0;
+    for (length_now, writes) in faults {
+        disk.with(|disk| (disk.length, disk.writes) = (length_now, writes));
+        let (status, body) = change("PUT", b"a newer value").await;
+        if status == StatusCode::OK {
+            break;
+        }
+        failed += 1;
+        let reply: ErrorReply = serde_json::from_slice(&body).unwrap();
+        assert_eq!(status, StatusCode::SERVICE_UNAVAILABLE, "{writes} {reply:?}");
+        let words = ["the store's disk does not take the change", "of the store's disk cannot be read"];
+        assert!(words.iter().any(|words| reply.error.ends_with(words)), "{reply:?}");
+        if writes == 0 || length_now == 0 {
+            assert_eq!(change("DELETE", b"").await.0, StatusCode::SERVICE_UNAVAILABLE);
+        }
+        let (status, body) = lease(&router, SERVICE, &[PASSWORD, USER], 0).await;
+        assert_eq!((status, value(&body, PASSWORD)), (StatusCode::OK, b"correct horse".to_vec()));
+        // What was acknowledged is what a vault finds that is started now.
+        disk.with(|disk| (disk.length, disk.writes) = (length, usize::MAX));
+        let found = Store::open(disk.copy(), keys(1), None).unwrap();
+        assert_eq!(found.get(&reference(PASSWORD)).unwrap().unwrap().expose(), b"correct horse");
+        assert_eq!(found.get(&reference(USER)).unwrap().unwrap().expose(), b"a user's name");
+    }
+    assert!(failed > 3, "{failed}");
+    disk.with(|disk| disk.writes = usize::MAX);
+    assert_eq!(change("PUT", b"the newest value").await.0, StatusCode::OK);
+    let found = Store::open(disk.copy(), keys(1), None).unwrap();
+    assert_eq!(found.get(&reference(PASSWORD)).unwrap().unwrap().expose(), b"the newest value");
+}

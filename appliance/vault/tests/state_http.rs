@@ -13,7 +13,7 @@ use axum::http::{Request, StatusCode};
 use cofferdam_attest::operator::seal_key;
 use cofferdam_protocol::Fingerprint;
 use cofferdam_protocol::reply::ErrorReply;
-use cofferdam_protocol::unseal::{OpeningKey, SealDisk, SealStatus, UnsealRequest};
+use cofferdam_protocol::unseal::{NewMethod, OpeningKey, SealDisk, SealStatus, UnsealRequest};
 use cofferdam_protocol::upgrade::{SignedStatement, Statement, Successor};
 use cofferdam_protocol::vault::{KeyReply, OperatorRequest};
 use cofferdam_vault::state::{Boot, Cost, MIN_DISK, Sealed, sealed_router};
@@ -70,6 +70,19 @@ impl Waiting {
 
     async fn unseal(&self, request: &UnsealRequest) -> (StatusCode, Bytes) {
         self.ask("POST", "/v1/unseal", &self.sealed_body(request)).await
+    }
+
+    /// The same by somebody who tries again while they are told to wait.
+    async fn unseal_patiently(&self, request: &UnsealRequest) -> (StatusCode, Bytes) {
+        let until = tokio::time::Instant::now() + Duration::from_secs(60);
+        loop {
+            let answer = self.unseal(request).await;
+            if answer.0 != StatusCode::TOO_MANY_REQUESTS {
+                return answer;
+            }
+            assert!(tokio::time::Instant::now() < until, "{}", error(&answer.1));
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
     }
 
     fn last_line(&self) -> String {
@@ -258,4 +271,54 @@ async fn an_attempt_does_not_end_with_its_connection() {
     assert!(tokio::time::timeout(Duration::from_millis(2), asked).await.is_err(), "too fast to be left");
     assert!(!waiting.sealed.opened().await.fresh);
     assert!(waiting.last_line().starts_with("audit: open-state uid=102 status=200"));
+}
+
+#[tokio::test]
+async fn two_operators_who_are_right_at_once_open_or_make_the_state_once() {
+    let disk = made();
+    let waiting = start(&disk);
+    let (one, other) = (passphrase(PASSPHRASE), recovery(&RECOVERY));
+    let answers = tokio::join!(waiting.unseal_patiently(&one), waiting.unseal_patiently(&other));
+    let (first, second) = if answers.0.0 == StatusCode::OK { answers } else { (answers.1, answers.0) };
+    assert_eq!((first.0, status(&first.1).disk), (StatusCode::OK, SealDisk::Open));
+    assert_eq!((second.0, error(&second.1)), (StatusCode::CONFLICT, "the state is open".into()));
+    assert!(!waiting.sealed.opened().await.fresh);
+
+    // On a blank disk: one of them makes it, and only their recovery key opens it.
+    let disk = SparseDisk::new(MIN_DISK);
+    let waiting = start(&disk);
+    let create = |recovery: [u8; 32]| UnsealRequest::Create {
+        method: NewMethod::Passphrase { passphrase: secret_bytes(PASSPHRASE) },
+        recovery: secret_bytes(recovery),
+    };
+    let keys = [[0x61; 32], [0x62; 32]];
+    let (one, other) = (create(keys[0]), create(keys[1]));
+    let (one, other) = tokio::join!(waiting.unseal_patiently(&one), waiting.unseal_patiently(&other));
+    let mut codes = [one.0, other.0];
+    let (own, foreign) = if codes[0] == StatusCode::OK { (keys[0], keys[1]) } else { (keys[1], keys[0]) };
+    codes.sort();
+    assert_eq!(codes, [StatusCode::OK, StatusCode::CONFLICT]);
+    assert!(waiting.sealed.opened().await.fresh);
+    assert_eq!(start(&disk.copy()).unseal(&recovery(&foreign)).await.0, StatusCode::FORBIDDEN);
+    assert_eq!(start(&disk).unseal(&recovery(&own)).await.0, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn who_is_wrong_does_not_take_the_shares_that_others_give() {
+    let (disk, shares) = made_with_shares();
+    let waiting = start(&disk);
+    let give = |index: usize| share(SET, shares[index].index, &*shares[index].bytes);
+    let (wrong, one, other) = (recovery(&[9; 32]), give(0), give(1));
+    let answers = tokio::join!(
+        waiting.unseal_patiently(&wrong),
+        waiting.unseal_patiently(&one),
+        waiting.unseal_patiently(&other)
+    );
+    let codes = (answers.0.0, answers.1.0, answers.2.0);
+    assert_eq!(codes, (StatusCode::FORBIDDEN, StatusCode::OK, StatusCode::OK));
+    assert_eq!(status(&answers.2.1).disk, SealDisk::Sealed);
+    // The wait after a wrong attempt is everybody's; the shares that were given stay.
+    let (code, body) = waiting.unseal_patiently(&give(2)).await;
+    assert_eq!((code, status(&body).disk), (StatusCode::OK, SealDisk::Open));
+    assert!(!waiting.sealed.opened().await.fresh);
 }

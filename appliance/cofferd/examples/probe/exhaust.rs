@@ -25,7 +25,7 @@ const ENOUGH: usize = 4_000_000;
 type Held = (usize, String);
 
 /// Every kind, in the order in which the tests try them.
-pub(crate) const KINDS: [&str; 29] = [
+pub(crate) const KINDS: [&str; 30] = [
     "memory",
     "memfd",
     "dev-shm",
@@ -52,6 +52,7 @@ pub(crate) const KINDS: [&str; 29] = [
     "tcp",
     "backlog",
     "udp",
+    "neighbours",
     "files",
     "output",
     "processor",
@@ -92,6 +93,7 @@ pub(crate) fn run(kind: &str) {
         "semaphores" => fill(ENOUGH, || number(64, &[0, 250, 0o1600])),
         "message-queues" => fill(ENOUGH, message_queue),
         "posix-queues" => posix_queues(),
+        "neighbours" => neighbours(),
         "files" => files(),
         "output" => output(),
         "processor" => fill(64, || {
@@ -273,6 +275,32 @@ fn udp() -> io::Result<UdpSocket> {
         let _ = socket.send_to(&[0_u8; 32768], address);
     }
     Ok(socket)
+}
+
+/// A datagram to each address of each network that it is in (10.n.0.0/16): the table of those that the kernel has sent to is one for
+/// the machine.
+fn neighbours() -> Held {
+    let routes = std::fs::read_to_string("/proc/net/route").unwrap_or_default();
+    // Interface, destination: four bytes of the address as one number of this machine's.
+    let networks: Vec<[u8; 4]> = routes
+        .lines()
+        .filter_map(|line| u32::from_str_radix(line.split_whitespace().nth(1)?, 16).ok())
+        .map(u32::to_le_bytes)
+        .filter(|network| network[0] == 10)
+        .collect();
+    let Ok(socket) = UdpSocket::bind("0.0.0.0:0") else { return (0, "no socket".to_owned()) };
+    let mut count = 0;
+    for [a, b, _, _] in networks {
+        for host in 1..u16::MAX {
+            let [c, d] = host.to_be_bytes();
+            match socket.send_to(b"x", (std::net::Ipv4Addr::new(a, b, c, d), 9)) {
+                Ok(_) => count += 1,
+                Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
+                Err(error) => return (count, crate::text(&error)),
+            }
+        }
+    }
+    (count, "nothing".to_owned())
 }
 
 /// Descriptors that are in no process: sent over sockets that nobody reads and that are themselves sent.
