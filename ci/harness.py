@@ -30,6 +30,8 @@ CONTRACT = os.path.join(ROOT, "..", "shared", "contracts", "github-releases.open
 REPOSITORY = "acme/app"
 GITHUB_TOKEN = "development-token-0123456789"
 HOST_FROM_GUEST = "10.0.2.2"
+# A declaration's state that operators open.
+OPERATOR = "{provider: operator}"
 # On the console of an appliance whose state is not open.
 SEALED = "sealed: an operator opens the state"
 
@@ -378,9 +380,9 @@ class World:
 
     def declaration(self, port, services, repository=REPOSITORY, state=None, volumes=None):
         """A declaration for this world; `services` is the indented YAML of the services, `state`
-        the provider of what opens the state disk, `volumes` a mapping in YAML's flow style.
+        and `volumes` are mappings in YAML's flow style.
         """
-        sealed = f"state: {{provider: {state}}}\n" if state else ""
+        sealed = f"state: {state}\n" if state else ""
         sealed += f"volumes: {volumes}\n" if volumes else ""
         with open(self.ca, encoding="utf-8") as file:
             ca = "".join(f"    {line}" for line in file)

@@ -20,6 +20,7 @@ sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import uki
 from harness import (
     GITHUB_TOKEN,
+    OPERATOR,
     REPOSITORY,
     ROOT,
     SEALED,
@@ -66,7 +67,7 @@ class State(unittest.TestCase):
         image = world.push_image("test/probe", {**workload_files(), **kept}, config)
         cls.port, cls.disk = free_port(), world.path("state.img")
         services = SERVICES.format(image=image)
-        cls.declaration = world.declaration(cls.port, services, state="operator", volumes=VOLUMES)
+        cls.declaration = world.declaration(cls.port, services, state=OPERATOR, volumes=VOLUMES)
         cls.commit = world.commit(cls.declaration)
         known = [*world.trust_options(IMAGE), *world.github_options()]
         cls.options = ["--endpoint", f"127.0.0.1:{cls.port}", *known]
