@@ -4,8 +4,9 @@ entry points that prepare their data and become another user, a port below 1024,
 /dev/stdout, users by name, layers of gzip and of zstd.
 
 One boot of the simulator image with the reference images of ci/images, whose Python server asks
-each of the others by its name. COFFERDAM_IMAGES=all takes MariaDB and php-fpm, too; else it is a
-list of names with commas. COFFERDAM_RESTARTS=100 ends each of them so many times.
+each of the others by its name. The databases keep their data in volumes. COFFERDAM_IMAGES=all takes
+MariaDB and php-fpm, too; else it is a list of names with commas. COFFERDAM_RESTARTS=100 ends each
+of them so many times.
 """
 
 import http.client
@@ -18,7 +19,7 @@ import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import images
-from harness import REPOSITORY, ROOT, World, free_port, wait_for
+from harness import OPERATOR, REPOSITORY, ROOT, SEALED, World, free_port, wait_for
 from imagefiles import ANSWERS, IMAGES
 from process import Failed
 
@@ -37,6 +38,9 @@ VARIABLES = {
     "mariadb": f"MARIADB_ROOT_PASSWORD: {REFERENCE}",
     "python": f"PASSWORD: {REFERENCE}",
 }
+# Where a database keeps its data.
+VOLUMES = {"postgres": "/var/lib/postgresql/data", "mariadb": "/var/lib/mysql"}
+PASSPHRASE = "correct horse battery staple"
 # A database makes itself at its first start, on an emulated processor.
 START = 420
 
@@ -64,17 +68,24 @@ class Images(unittest.TestCase):
             services += f"  {name}:\n    image: {world.push_layout(layout, name, f'ref/{name}')}\n"
             if name in VARIABLES:
                 services += f"    environment: {{{VARIABLES[name]}}}\n"
+            if name in VOLUMES:
+                services += f'    volumes: ["{name}:{VOLUMES[name]}"]\n'
             if name == "python":
                 others = ", ".join(other for other in NAMES if other != name)
                 services += f'    ports: ["443:8080"]\n    depends_on: [{others}]\n'
-        declaration = world.declaration(port, services)
+        volumes = ", ".join(f"{name}: {{size: 320m}}" for name in NAMES if name in VOLUMES)
+        declaration = world.declaration(port, services, state=OPERATOR, volumes=f"{{{volumes}}}")
         commit = world.commit(declaration)
-        machine = ["--memory", MEMORY, "--control"]
+        machine = ["--memory", MEMORY, "--control", "--state", world.path("state.img")]
         appliance = world.boot("appliance", IMAGE, declaration, commit, port, *machine)
         begun = time.monotonic()
-        world.wait_console("appliance", appliance, "launched", 240)
+        world.wait_console("appliance", appliance, SEALED, 240)
         known = [*world.trust_options(IMAGE), *world.github_options()]
         cls.options = ["--endpoint", f"127.0.0.1:{port}", *known]
+        status = ["seal", "status", REPOSITORY, *cls.options]
+        wait_for("the operators' interface", 90, lambda: world.coffer(*status)[0] == 5, 1)
+        world.coffer_ok("seal", "init", REPOSITORY, *cls.options, stdin=PASSPHRASE)
+        world.wait_console("appliance", appliance, "launched", 240)
         status = ["status", REPOSITORY, *cls.options]
         wait_for("the first status", 90, lambda: world.coffer(*status)[0] == 0, 1)
         code, out, err = world.coffer(
