@@ -1,7 +1,8 @@
 """A machine without firmware: the kernel of an image, and appliance/cofferd/examples/volume as its
 first program.
 
-Used by ci/tests/test_volumes.py and ci/bench. The program is the debug build, with the machine's
+Used by ci/tests/test_volumes.py and ci/bench; ci/tests/test_kernel.py starts an image's own first
+program the same way. The program is the debug build, with the machine's
 own C library beside it; nothing of it is in an image.
 """
 
@@ -52,34 +53,41 @@ class Guest:
         for number, disk in enumerate(disks):
             drives += ["-drive", f"file={disk},format=raw,if=none,id=d{number},cache=unsafe{drive}"]
             drives += ["-device", f"virtio-blk-pci,drive=d{number}"]
-        command = (
-            "qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot"
-            " -machine q35 -accel tcg,thread=multi -cpu max -m 1G -smp 2 -serial stdio"
-            " -kernel linux -initrd initrd"
-        )
         line = f"console=ttyS0 panic=-1 -- {' '.join(words)}"
-        qemu = subprocess.Popen(
-            [*command.split(), "-append", line, *drives],
-            cwd=self.folder,
-            stdin=subprocess.DEVNULL,
-            stdout=subprocess.PIPE,
-            text=True,
-            errors="replace",
-        )
-        watchdog = threading.Timer(seconds, qemu.kill)
-        watchdog.start()
-        console = []
-        try:
-            for said in qemu.stdout:
-                console.append(said)
-                if kill and kill in said:
-                    break
-            return "".join(console)
-        finally:
-            watchdog.cancel()
-            qemu.kill()
-            qemu.wait()
-            qemu.stdout.close()
+        return console(self.folder, "1G", line, drives, kill, seconds)
+
+
+def console(folder, memory, line, more, until=None, seconds=SECONDS):
+    """What a machine with the kernel and the initramfs of `folder` and this command line says, up
+    to its end, or to the line with `until` in it.
+    """
+    command = (
+        "qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot"
+        f" -machine q35 -accel tcg,thread=multi -cpu max -m {memory} -smp 2 -serial stdio"
+        " -kernel linux -initrd initrd"
+    )
+    qemu = subprocess.Popen(
+        [*command.split(), "-append", line, *more],
+        cwd=folder,
+        stdin=subprocess.DEVNULL,
+        stdout=subprocess.PIPE,
+        text=True,
+        errors="replace",
+    )
+    watchdog = threading.Timer(seconds, qemu.kill)
+    watchdog.start()
+    lines = []
+    try:
+        for said in qemu.stdout:
+            lines.append(said)
+            if until and until in said:
+                break
+        return "".join(lines)
+    finally:
+        watchdog.cancel()
+        qemu.kill()
+        qemu.wait()
+        qemu.stdout.close()
 
 
 def libraries(program):

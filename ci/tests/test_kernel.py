@@ -10,10 +10,10 @@ import os
 import subprocess
 import sys
 import tempfile
-import threading
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
+import guest
 import uki
 
 HERE = os.path.dirname(os.path.abspath(__file__))
@@ -22,7 +22,6 @@ ROOT = os.path.dirname(os.path.dirname(HERE))
 IMAGE = os.path.join(ROOT, "cofferdam.efi")
 # PID 1's first line: the tables were read before that.
 STARTED = "mount:"
-BOOT_SECONDS = 120
 
 
 def boot(image, folder, *arguments):
@@ -33,54 +32,7 @@ def boot(image, folder, *arguments):
         with open(os.path.join(folder, name), "wb") as file:
             file.write(uki.section(data, section))
     command_line = uki.section(data, ".cmdline").rstrip(b"\0").decode()
-    qemu = subprocess.Popen(
-        [
-            "qemu-system-x86_64",
-            "-nodefaults",
-            "-no-user-config",
-            "-display",
-            "none",
-            "-no-reboot",
-            "-accel",
-            "tcg,thread=multi",
-            "-cpu",
-            "max",
-            "-machine",
-            "q35",
-            "-m",
-            "2G",
-            "-smp",
-            "2",
-            "-kernel",
-            "linux",
-            "-initrd",
-            "initrd",
-            "-append",
-            command_line,
-            "-serial",
-            "stdio",
-            *arguments,
-        ],
-        cwd=folder,
-        stdin=subprocess.DEVNULL,
-        stdout=subprocess.PIPE,
-        text=True,
-        errors="replace",
-    )
-    watchdog = threading.Timer(BOOT_SECONDS, qemu.kill)
-    watchdog.start()
-    console = []
-    try:
-        for line in qemu.stdout:
-            console.append(line)
-            if STARTED in line:
-                break
-        return "".join(console)
-    finally:
-        watchdog.cancel()
-        qemu.kill()
-        qemu.wait()
-        qemu.stdout.close()
+    return guest.console(folder, "2G", command_line, arguments, STARTED)
 
 
 class Kernel(unittest.TestCase):
