@@ -43,6 +43,7 @@ pub(crate) const SERVICE: &[&str] = &[
     "expose",
     "networks",
     "network_mode",
+    "egress",
     "depends_on",
     "restart",
     "user",
@@ -98,6 +99,8 @@ const ONE_NAME: &str =
 /// Completes "… is not supported" alone: there is no more to say than that it will be.
 pub(crate) const NOT_YET: &str = "yet";
 const ADDRESSES: &str = "the appliance gives out the addresses";
+const NAMES: &str = "the appliance answers a service's questions for names";
+const DESTINATIONS: &str = "remove it; name what the service may reach: `egress: [\"api.example.org:443\"]`";
 const ONE_KIND: &str = "every network is a bridge inside the appliance";
 const CPUS: &str = "write `cpus`, for example \"0.5\"";
 const MEMORY: &str = "write `mem_limit`, for example 512m";
@@ -142,9 +145,9 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("develop", "nothing is built inside the appliance", REMOVE),
     ("device_cgroup_rules", "a workload never sees a device, least of all the quote device", REMOVE),
     ("devices", "a workload never sees a device, least of all the quote device", REMOVE),
-    ("dns", "a service has no way out of the appliance", REMOVE),
-    ("dns_opt", "a service has no way out of the appliance", REMOVE),
-    ("dns_search", "a service has no way out of the appliance", REMOVE),
+    ("dns", NAMES, DESTINATIONS),
+    ("dns_opt", NAMES, REMOVE),
+    ("dns_search", NAMES, REMOVE),
     ("domainname", "a service's host name is its name", REMOVE),
     (
         "env_file",

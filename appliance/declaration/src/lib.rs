@@ -16,6 +16,7 @@
 //! ```
 
 mod diagnostics;
+mod egress;
 mod fields;
 mod keys;
 mod limits;
@@ -35,6 +36,7 @@ pub use cofferdam_protocol::{
     SecretRef,
 };
 pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
+pub use egress::{Carries, Egress, MAX_EGRESS, MAX_EGRESS_PORTS, is_destination};
 pub use limits::{
     Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
 };

@@ -11,6 +11,7 @@ use cofferdam_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::egress::Egress;
 use crate::limits::{Capability, Limits, Ulimits};
 use crate::value::{IdOrName, Signal, User};
 
@@ -164,6 +165,8 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// The networks that it is a member of, without repeats: its first interface is in the first. Empty when it has none.
     pub networks: Vec<Membership>,
+    /// Where it may connect to outside of the appliance: nowhere when empty, as it is without a network. Names with their ports are unique.
+    pub egress: Vec<Egress>,
     /// Names of the services that start first, in the order of the file, without repeats.
     pub depends_on: Vec<String>,
     /// What happens when it ends.

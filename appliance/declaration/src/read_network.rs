@@ -58,8 +58,8 @@ fn describe(node: &Node, errors: &mut Collector<'_>) -> Option<()> {
         }
         errors.hinted(
             node.place,
-            "every network is internal: no service has a way out of the appliance",
-            "remove it, or write `internal: true`; `ports` publishes a port",
+            "every network is internal: the way out of the appliance is each service's own",
+            "remove it, or write `internal: true`; `egress: [\"api.example.org:443\"]` in the service opens a way out, `ports` publishes a port",
         );
         None
     });

@@ -9,6 +9,7 @@ use std::time::Duration;
 use cofferdam_protocol::{SECRET_SCHEME, SecretRef, WordError, parse_decimal, parse_port, shorten};
 
 use crate::diagnostics::{Collector, Place};
+use crate::egress;
 use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::{Auth, DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
@@ -62,6 +63,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let ports = or_empty(fields.get("ports"), |node| ports(node, errors));
     let exposed = fields.get("expose").map_or(Some(()), |node| read_network::exposed(node, errors));
     let networks = read_network::memberships(&fields, errors);
+    let egress = or_empty(fields.get("egress"), |node| egress::read(node, errors));
     let depends_on = or_empty(fields.get("depends_on"), |node| dependencies(node, errors));
     let restart = fields.get("restart").map_or(Some(Restart::Always), |node| restart(node, errors));
     let user = fields.get("user").map(|node| fields::parse(node, "`user`", errors));
@@ -78,7 +80,9 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let resources = read_limits::resources(&fields, errors);
     let (ports, port_places) = ports?.into_iter().unzip();
     exposed?;
-    let (networks, network_places) = networks?.into_iter().unzip();
+    let (networks, network_places): (Vec<_>, _) = networks?.into_iter().unzip();
+    let egress = egress?;
+    egress::needs_a_network(fields.get("egress"), &egress, &networks, errors)?;
     let (depends_on, dependency_places) = depends_on?.into_iter().unzip();
     let (volumes, volume_places) = volumes?.into_iter().unzip();
     let Resources { limits, shm_size, ulimits, capabilities } = resources?;
@@ -91,6 +95,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         secrets: secrets?,
         ports,
         networks,
+        egress,
         depends_on,
         restart: restart?,
         user: optional(user)?,

@@ -217,6 +217,10 @@ struct Service {
     /// `none` for no network at all.
     #[schemars(regex(pattern = "^none$"))]
     network_mode: Option<String>,
+    /// Where it may connect to outside of the appliance: NAME:PORT for TLS with this server name, NAME:PORT/tcp for any bytes; `*.`
+    /// stands for one label. Nowhere unless given.
+    #[schemars(length(max = 64))]
+    egress: Option<Vec<Destination>>,
     /// Services that start first.
     depends_on: Option<Dependencies>,
     /// What happens when it ends; always, unless said otherwise.
@@ -580,6 +584,19 @@ enum ExposedPort {
     Text(#[schemars(regex(pattern = "^[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?(/(tcp|udp))?$"))] String),
     Number(#[schemars(range(min = 1, max = 65535))] u32),
 }
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Destination(
+    #[schemars(
+        regex(
+            pattern = r"^(\*\.[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)?([a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?\.)*[a-z0-9]([a-z0-9-]{0,61}[a-z0-9])?:[1-9][0-9]{0,4}(/tcp)?$"
+        ),
+        length(max = 263)
+    )]
+    String,
+);
 
 /// What Compose's short form leaves empty: `backend:`.
 struct OrNothing<T>(std::marker::PhantomData<T>);

@@ -42,6 +42,7 @@ services:
       - {{published: 8445, target: 8080, auth: operators}}
       - {{published: 8446, target: 8080, auth: tokens}}
       - {{published: 8447, target: 8080, auth: none}}
+    egress: ["api.openai.com:443", "*.example.org:443", "db.example.net:5432/tcp"]
     depends_on: [db]
     restart: on-failure:3
     user: "1000:www-data"
@@ -98,6 +99,10 @@ fn everything_that_is_supported_reads_into_its_type() {
     ];
     assert_eq!(ports, expected);
     assert_eq!(declaration.tokens, [Token { name: "ci".into(), hash: Digest::of("") }]);
+    assert_eq!(
+        web.egress.iter().map(ToString::to_string).collect::<Vec<_>>(),
+        ["api.openai.com:443", "*.example.org:443", "db.example.net:5432/tcp"]
+    );
     assert_eq!(web.restart, Restart::OnFailure { max_retries: Some(3) });
     assert_eq!(
         web.user,
@@ -120,6 +125,7 @@ fn everything_that_is_supported_reads_into_its_type() {
         db.environment,
         [("A".into(), Value::Plain("b=c".into())), ("B".into(), Value::Plain(String::new()))]
     );
+    assert_eq!(db.egress, []);
     assert_eq!(db.restart, Restart::No);
     assert_eq!(db.command, None);
     assert_eq!(
