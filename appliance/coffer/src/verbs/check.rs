@@ -22,7 +22,9 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
     let shown: Vec<Value> = checked.remarks.iter().map(json).collect();
     match checked.declaration {
         Ok(declaration) => {
-            ui.say(remarks.trim_end_matches('\n'));
+            if !remarks.is_empty() {
+                ui.note(remarks.trim_end());
+            }
             let services: Vec<&str> =
                 declaration.services.iter().map(|service| service.name.as_str()).collect();
             let (state, kept) = match declaration.state {
@@ -53,6 +55,7 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
             Ok(())
         }
         Err(diagnostics) => {
+            let remarks = if ui.quiet { String::new() } else { remarks };
             let rendered = remarks + &diagnostics.render(&name);
             if ui.json {
                 let found: Vec<Value> = diagnostics.iter().map(json).collect();
