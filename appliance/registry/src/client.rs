@@ -646,6 +646,14 @@ mod tests {
         server.registry().blob(blob, "layer", &mut sink, rewind).await.map(|()| sink)
     }
 
+    #[test]
+    fn docker_hub_has_its_own_address() {
+        let base = |host: &str| base(&host.parse().unwrap());
+        assert_eq!(base("docker.io"), "https://registry-1.docker.io");
+        assert_eq!(base("ghcr.io"), "https://ghcr.io");
+        assert_eq!(base("r.example:5000"), "https://r.example:5000");
+    }
+
     #[tokio::test]
     async fn a_blob_arrives_whole_and_checked() {
         let body = vec![7_u8; 200_000];
