@@ -9,7 +9,7 @@ use std::time::Duration;
 use cofferdam_attest::keyserve as sealing;
 use cofferdam_protocol::Repository;
 use cofferdam_protocol::keyserve::{EpochAck, EpochReport, PeerNews, PeerReply, ReleaseAnswer, Witnessed};
-use cofferdam_protocol::unseal::{Method, NewMethod, SealDisk, UnsealRequest};
+use cofferdam_protocol::unseal::{Method, NewMethod, SealDisk, UnsealRequest, Witness};
 use cofferdam_vault::state::{Boot, MIN_DISK, Opened, Sealed, StateError};
 use common::state::*;
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -99,7 +99,11 @@ fn opened(sealed: &Sealed) -> Option<Opened> {
 }
 
 fn create() -> UnsealRequest {
-    UnsealRequest::Create { method: NewMethod::Peer {}, recovery: secret_bytes(RECOVERY) }
+    UnsealRequest::Create {
+        method: NewMethod::Peer {},
+        recovery: secret_bytes(RECOVERY),
+        witness: Witness::default(),
+    }
 }
 
 #[test]
