@@ -247,7 +247,7 @@ fn after_an_upgrade_with_the_recovery_key_the_server_opens_it_again() {
     server.open(&disk);
     let mut image = boot();
     image.rtmr[2] = [0xB2; 48];
-    let key = operator_key();
+    let key = common::operator_key();
     let [_, rtmr1, rtmr2] = image.rtmr;
     let operators = vec![key.verifying_key().to_bytes().into()];
     let to = Successor { repository: image.repository.clone(), mrtd: image.mrtd, rtmr1, rtmr2, operators };
