@@ -151,6 +151,16 @@ impl Pages {
         self.lock().root
     }
 
+    /// Lets the next commit have a higher epoch than this one.
+    ///
+    /// # Errors
+    /// [`DiskError::Exhausted`] when there is none.
+    pub(super) fn skip_past(&self, epoch: u64) -> Result<(), DiskError> {
+        let mut state = self.lock();
+        state.next_epoch = state.next_epoch.max(epoch.checked_add(1).ok_or(DiskError::Exhausted)?);
+        Ok(())
+    }
+
     /// Makes everything that redb has written durable as one commit. Only what removes something may use the reserve.
     ///
     /// # Errors
@@ -240,7 +250,17 @@ impl fmt::Debug for Pages {
 impl State {
     pub(super) fn new(tree: Tree, root: Root, slot: u64, next_epoch: u64, blocks: u64, length: u64) -> Self {
         let free = Free::between(&tree.blocks(), FIRST..blocks);
-        Self { tree, root, slot, next_epoch, blocks, length, free, first: None, change: Change::after(length) }
+        Self {
+            tree,
+            root,
+            slot,
+            next_epoch,
+            blocks,
+            length,
+            free,
+            first: None,
+            change: Change::after(length),
+        }
     }
 
     /// Seals the changed pages and the nodes over them into free blocks, and enters them into the tree.
