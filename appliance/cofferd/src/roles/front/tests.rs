@@ -115,6 +115,7 @@ impl Room {
             appliance: root.join("appliance.json"),
             roles: root.join("status.json"),
             publish: root.join("publish/status.json"),
+            egress: root.join("egress"),
             services: vec![
                 ("web".into(), root.join("services/web")),
                 ("db".into(), root.join("services/db")),
@@ -1125,6 +1126,7 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
                 appliance: room.path("appliance.json"),
                 roles: room.path("status.json"),
                 publish: room.path("publish/status.json"),
+                egress: room.path("egress"),
                 services: Vec::new(),
             },
         ),
