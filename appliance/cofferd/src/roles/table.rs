@@ -270,7 +270,7 @@ pub static EGRESS: Role = Role {
     socket: Some(paths::EGRESS_SOCKET),
     key: None,
     // Hundreds of connections, with what the kernel keeps for them.
-    memory: Some(64 << 20),
+    memory: Some(48 << 20),
     processes: 16,
     run: Run::Appliance(egress::run),
 };

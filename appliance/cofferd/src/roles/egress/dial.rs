@@ -15,7 +15,7 @@ use super::lookup::{Found, Resolvers};
 use crate::system::gate::BUFFER;
 
 /// For one address.
-const PATIENCE: Duration = Duration::from_secs(10);
+pub(super) const PATIENCE: Duration = Duration::from_secs(10);
 /// Addresses that are tried.
 const MAX_TRIED: usize = 4;
 

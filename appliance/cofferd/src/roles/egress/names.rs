@@ -11,7 +11,7 @@ use std::time::Duration;
 use tokio::time::Instant;
 
 /// Names at a time.
-const MOST: usize = 1024;
+pub(super) const MOST: usize = 1024;
 /// An address is another name's at the earliest this long after it was last given out or dialled: a resolver keeps an answer for a
 /// minute, and a program that keeps it longer does not end up elsewhere unnoticed.
 const KEPT: Duration = Duration::from_secs(3600);

@@ -26,9 +26,9 @@ use super::names::Names;
 use super::seen::Seen;
 
 /// For a client to begin with TLS, and to begin again.
-const HELLO: Duration = Duration::from_secs(10);
+pub(super) const HELLO: Duration = Duration::from_secs(10);
 /// For a server's first answer to that.
-const ANSWER: Duration = Duration::from_secs(30);
+pub(super) const ANSWER: Duration = Duration::from_secs(30);
 /// Silence after which a connection is forgotten, as of those between services: see [`cofferdam_workload::relay`].
 const IDLE: Idle = Idle { open: Duration::from_secs(8 * 3600), half_closed: Duration::from_secs(300) };
 /// Questions to the DNS at a time; other connections wait for their turn.

@@ -7,7 +7,7 @@ use rustls::{ClientConfig, ClientConnection, RootCertStore};
 use super::*;
 
 /// A hello as rustls writes it, in one record.
-fn written(server: &str) -> Vec<u8> {
+pub(in crate::roles::egress) fn written(server: &str) -> Vec<u8> {
     let provider = Arc::new(rustls::crypto::aws_lc_rs::default_provider());
     let config = ClientConfig::builder_with_provider(provider)
         .with_safe_default_protocol_versions()
@@ -124,7 +124,7 @@ fn other_protocols_are_not_tls() {
 }
 
 /// A ServerHello with this random in a record of 60 bytes.
-fn server(random: [u8; 32]) -> Vec<u8> {
+pub(in crate::roles::egress) fn server(random: [u8; 32]) -> Vec<u8> {
     [&[HANDSHAKE, 3, 3, 0, 60][..], &[SERVER_HELLO, 0, 0, 56, 3, 3], &random, &[9; 22]].concat()
 }
 
