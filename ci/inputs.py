@@ -34,7 +34,8 @@ ALSO = re.compile(r"mkosi\.(?!tools).+|mkosi\.tools\.conf|\.cargo|rust-toolchain
 # the crates that no image holds only the manifest counts, which cargo reads for the workspace.
 NOT_INPUTS = re.compile(
     r"(?!image/base/)(?:.*/)?[^/]+\.md|appliance/[^/]+/(?:tests|fuzz|benches|examples)/.*|"
-    r"appliance/(?:coffer|measure)/(?!Cargo\.toml$).*|policy/vectors/.*"
+    r"appliance/(?:coffer|measure)/(?!Cargo\.toml$).*|policy/vectors/.*|"
+    r"policy/declaration\.schema\.json"
 )
 
 

@@ -105,6 +105,7 @@ impl NotDialled {
             return Failure::rejected(format!(
                 "tls_key: {endpoint} shows {found}, the release attestation says {pinned}"
             ))
+            .after_reboot()
             .hint("after a reboot, wait for the new release attestation, or name --endpoint to begin anew");
         }
         let what = format!("{endpoint} is refused: {refusal}");

@@ -72,9 +72,10 @@ pub(crate) enum Verb {
         key: OperatorKey,
     },
     /// Check a declaration and point at each mistake
-    #[command(after_help = "Example:\n  coffer check cofferdam.yaml")]
+    #[command(after_help = "Examples:\n  coffer check cofferdam.yaml\n  \
+        git show HEAD:cofferdam.yaml | coffer check -")]
     Check {
-        /// The declaration
+        /// The declaration; - reads standard input
         #[arg(default_value = "cofferdam.yaml")]
         file: PathBuf,
         /// Print the JSON Schema of declarations instead of checking one

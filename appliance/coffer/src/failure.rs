@@ -37,6 +37,8 @@ pub(crate) struct Failure {
     /// Already rendered for the person (a declaration's diagnostics, an appraisal's report): printed as it is
     /// instead of the message.
     pub(crate) rendered: Option<String>,
+    /// Whether a reboot explains it: the key that answers is not attested, and may be soon.
+    pub(crate) after_reboot: bool,
     /// How long somebody who could not answer asks us not to ask again.
     pub(crate) retry_after: Option<Duration>,
 }
@@ -46,7 +48,14 @@ pub(crate) type Outcome<T = ()> = Result<T, Failure>;
 
 impl Failure {
     pub(crate) fn new(code: Code, message: impl Into<String>) -> Self {
-        Self { code, message: message.into(), hint: None, rendered: None, retry_after: None }
+        Self {
+            code,
+            message: message.into(),
+            hint: None,
+            rendered: None,
+            after_reboot: false,
+            retry_after: None,
+        }
     }
 
     pub(crate) fn usage(message: impl Into<String>) -> Self {
@@ -63,6 +72,11 @@ impl Failure {
 
     pub(crate) fn could_not_check(message: impl Into<String>) -> Self {
         Self::new(Code::CouldNotCheck, message)
+    }
+
+    pub(crate) fn after_reboot(mut self) -> Self {
+        self.after_reboot = true;
+        self
     }
 
     pub(crate) fn hint(mut self, hint: impl Into<String>) -> Self {

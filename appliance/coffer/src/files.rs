@@ -18,6 +18,11 @@ pub(crate) fn read(path: &Path, largest: usize) -> Outcome<Vec<u8>> {
     read_secret(path, largest).map(|mut bytes| std::mem::take(&mut *bytes))
 }
 
+/// As [`read`]; `-` is standard input.
+pub(crate) fn read_or_stdin(path: &Path, largest: usize) -> Outcome<Vec<u8>> {
+    read(if path == Path::new("-") { Path::new("/dev/stdin") } else { path }, largest)
+}
+
 /// As [`read`], for bytes that are wiped after use.
 pub(crate) fn read_secret(path: &Path, largest: usize) -> Outcome<Zeroizing<Vec<u8>>> {
     let (file, length) = open(path)?;

@@ -6,7 +6,8 @@
 //! 1. After a renewal that was *refused* nothing is served any more: the session ends with that refusal, and with it every
 //!    open stream.
 //! 2. While a renewal *could not be checked* the last evidence counts until it expires, and not a second longer. Then
-//!    connections are turned away until a renewal succeeds.
+//!    connections are turned away until a renewal succeeds. A reboot is no refusal: a sealed appliance, or one whose new key
+//!    is not attested yet, gets nothing, and is asked again.
 //! 3. A stream lives as long as the evidence it was opened under, or that which renewed it: the same TLS key.
 //!
 //! Clock, listener, peer and verification come in through [`World`], so that the tests own them.
@@ -134,7 +135,7 @@ async fn renew<W: World>(shared: Arc<Shared<W>>, renewed: watch::Sender<Peer>) -
                 (due, pause) = (fresh.renew_unix, FIRST_PAUSE);
                 renewed.send_replace(fresh);
             }
-            Err(failure) if failure.code == Code::CouldNotCheck => {
+            Err(failure) if may_pass(&failure) => {
                 world.failed(&failure);
                 world.warn(&standing(&peer, world.now()));
                 due = world.now().saturating_add(pause.as_secs());
@@ -146,6 +147,11 @@ async fn renew<W: World>(shared: Arc<Shared<W>>, renewed: watch::Sender<Peer>) -
             Err(failure) => return failure,
         }
     }
+}
+
+/// Whether the next renewal may succeed without anybody having lied in this one.
+fn may_pass(failure: &Failure) -> bool {
+    failure.after_reboot || matches!(failure.code, Code::CouldNotCheck | Code::NotReady)
 }
 
 /// One verification within the limit.
@@ -196,7 +202,7 @@ async fn warn_before_expiry<W: World>(shared: &Shared<W>, peer: &Peer) {
     ));
 }
 
-/// What a renewal that could not be checked leaves.
+/// What a renewal leaves that was neither good nor a refusal.
 fn standing(peer: &Peer, now: u64) -> String {
     match peer.expires_unix.checked_sub(now).filter(|left| *left > 0) {
         Some(left) => format!("{} is served on the last evidence, for {left} s at most", peer.endpoint),

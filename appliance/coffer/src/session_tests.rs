@@ -27,6 +27,8 @@ enum Weather {
     Hangs,
     /// An answer that is a failure with this code.
     Fails(Code),
+    /// The newest attestation is for another key than the one that answers.
+    Rebooted,
     /// A rate limit: nobody is to ask again for so many seconds.
     Limited(u64),
     /// Good, but only for so many seconds.
@@ -137,6 +139,7 @@ impl World for Fake {
             Weather::Good => Ok(peer(&self.sky.attested.lock().unwrap(), self.now())),
             Weather::Hangs => std::future::pending().await,
             Weather::Fails(code) => Err(Failure::new(code, "bad weather")),
+            Weather::Rebooted => Err(Failure::rejected("tls_key").after_reboot()),
             Weather::Limited(seconds) => Err(Failure {
                 retry_after: Some(Duration::from_secs(seconds)),
                 ..Failure::could_not_check("asked too often")
@@ -300,8 +303,8 @@ async fn no_request_is_served_after_a_refusal_whatever_follows() {
 }
 
 #[tokio::test(start_paused = true)]
-async fn every_refusal_ends_the_session_and_its_streams_and_only_could_not_check_does_not() {
-    for code in [Code::Failed, Code::Usage, Code::Rejected, Code::NotAllowed, Code::NotReady, Code::Policy] {
+async fn every_refusal_ends_the_session_and_its_streams_and_what_may_pass_does_not() {
+    for code in [Code::Failed, Code::Usage, Code::Rejected, Code::NotAllowed, Code::Policy] {
         let session = Session::start();
         let mut open = session.connect().await.unwrap();
         assert!(open.request().await);
@@ -313,10 +316,37 @@ async fn every_refusal_ends_the_session_and_its_streams_and_only_could_not_check
         assert!((session.sky.minute() - 10.0).abs() < 0.1, "{}", session.sky.minute());
         assert!(open.ended().await, "the stream is cut, not ended");
     }
+    for weather in [Weather::Fails(Code::CouldNotCheck), Weather::Fails(Code::NotReady), Weather::Rebooted] {
+        let session = Session::start();
+        session.sky.set(weather);
+        session.at(14).await;
+        assert!(session.request().await);
+    }
+}
+
+#[tokio::test(start_paused = true)]
+async fn an_appliance_that_boots_again_gets_nothing_until_its_new_key_is_attested_and_is_served_then() {
     let session = Session::start();
-    session.sky.set(Weather::Fails(Code::CouldNotCheck));
-    session.at(14).await;
+    session.at(1).await;
+    *session.sky.key.lock().unwrap() = "two".to_owned();
+    for weather in [Weather::Fails(Code::NotReady), Weather::Rebooted] {
+        session.sky.set(weather);
+        for _ in 0..60 {
+            assert!(!session.request().await, "{weather:?}");
+            sleep(Duration::from_secs(1)).await;
+        }
+    }
+    assert!(session.sky.verified.load(Ordering::Relaxed) <= 120 / 5 + 1, "asks every five seconds at most");
+    session.sky.set(Weather::Good);
+    *session.sky.attested.lock().unwrap() = "two".to_owned();
+    // The last request has asked for the evidence.
+    sleep(FIRST_PAUSE * 2).await;
     assert!(session.request().await);
+    // Longer than the evidence for the old key counts.
+    session.sky.set(Weather::Rebooted);
+    *session.sky.key.lock().unwrap() = "three".to_owned();
+    session.at(30).await;
+    assert!(!session.request().await && !session.running.is_finished());
 }
 
 #[tokio::test(start_paused = true)]

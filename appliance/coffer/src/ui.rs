@@ -37,7 +37,7 @@ pub(crate) fn miss(outcome: std::io::Result<()>) {
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Ui {
     pub(crate) json: bool,
-    quiet: bool,
+    pub(crate) quiet: bool,
     verbose: bool,
     colour: bool,
 }

@@ -14,9 +14,23 @@ use serde::Serialize;
 /// More errors than this help nobody; the last one then says how many were left out.
 pub const MAX_DIAGNOSTICS: usize = 40;
 
-/// One error at its place.
+/// How much a remark weighs.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Level {
+    /// The file is no declaration.
+    Error,
+    /// It is one, and hardly does what its author means.
+    Warning,
+    /// It is one, and something in it has no effect here or another than its reader may expect.
+    Note,
+}
+
+/// One error or remark at its place.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize)]
 pub struct Diagnostic {
+    /// How much it weighs.
+    pub level: Level,
     /// What is wrong, lower case, without a full stop.
     pub message: String,
     /// From 1.
@@ -51,11 +65,13 @@ struct Excerpt {
     width: usize,
 }
 
-/// Collects errors while a file is read.
+/// Collects errors and remarks while a file is read.
 pub(crate) struct Collector<'s> {
     source: &'s str,
     found: Vec<(Place, Diagnostic)>,
     left_out: usize,
+    /// Each with how often the same was found again.
+    remarks: Vec<(Place, Diagnostic, usize)>,
 }
 
 impl Diagnostics {
@@ -63,6 +79,7 @@ impl Diagnostics {
     pub(crate) fn single(place: Place, message: String, hint: &str) -> Self {
         let hint = Some(hint.to_owned());
         Self(vec![Diagnostic {
+            level: Level::Error,
             message,
             line: place.line,
             column: place.column,
@@ -93,7 +110,8 @@ impl std::error::Error for Diagnostics {}
 impl Diagnostic {
     /// `error: what`, `at file:line:column`, the line with a caret, `hint: what to write`; ends in a newline.
     pub fn render(&self, file: &str) -> String {
-        let mut out = format!("error: {}\n  at {file}:{}:{}\n", self.message, self.line, self.column);
+        let level = self.level.as_str();
+        let mut out = format!("{level}: {}\n  at {file}:{}:{}\n", self.message, self.line, self.column);
         if !self.excerpt.text.is_empty() {
             let number = self.line.to_string();
             let margin = " ".repeat(number.len());
@@ -110,9 +128,64 @@ impl Diagnostic {
     }
 }
 
+impl Level {
+    /// The word before the message.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Error => "error",
+            Self::Warning => "warning",
+            Self::Note => "note",
+        }
+    }
+}
+
 impl<'s> Collector<'s> {
     pub(crate) fn new(source: &'s str) -> Self {
-        Self { source, found: Vec::new(), left_out: 0 }
+        Self { source, found: Vec::new(), left_out: 0, remarks: Vec::new() }
+    }
+
+    /// Something that has no effect here, or another than its reader may expect. The same is said once, at its first place.
+    pub(crate) fn note(&mut self, place: Place, message: impl Into<String>, hint: impl Into<String>) {
+        self.remark(Level::Note, place, message.into(), hint.into());
+    }
+
+    /// Something that hardly does what its author means. The same is said once, at its first place.
+    pub(crate) fn warning(&mut self, place: Place, message: impl Into<String>, hint: impl Into<String>) {
+        self.remark(Level::Warning, place, message.into(), hint.into());
+    }
+
+    fn remark(&mut self, level: Level, place: Place, message: String, hint: String) {
+        if let Some((first, known, again)) =
+            self.remarks.iter_mut().find(|(_, known, _)| known.message == message)
+        {
+            *again = again.saturating_add(1);
+            if (place.line, place.column) < (first.line, first.column) {
+                let excerpt = Excerpt::of(self.source, place, false);
+                *known = Diagnostic { line: place.line, column: place.column, excerpt, ..known.clone() };
+                *first = place;
+            }
+            return;
+        }
+        if self.remarks.len() >= MAX_DIAGNOSTICS {
+            return;
+        }
+        let hint = Some(hint).filter(|hint| !hint.is_empty());
+        let excerpt = Excerpt::of(self.source, place, false);
+        let remark = Diagnostic { level, message, line: place.line, column: place.column, hint, excerpt };
+        self.remarks.push((place, remark, 0));
+    }
+
+    /// The remarks in the order of the file.
+    pub(crate) fn take_remarks(&mut self) -> Vec<Diagnostic> {
+        let mut remarks = std::mem::take(&mut self.remarks);
+        remarks.sort_by_key(|(place, ..)| (place.line, place.column));
+        let remarks = remarks.into_iter().map(|(_, mut remark, again)| {
+            if again > 0 {
+                let _ = write!(remark.message, " (and {again} more)");
+            }
+            remark
+        });
+        remarks.collect()
     }
 
     pub(crate) fn error(&mut self, place: Place, message: impl Into<String>) {
@@ -154,7 +227,8 @@ impl<'s> Collector<'s> {
             return;
         }
         let excerpt = Excerpt::of(self.source, place, hide);
-        let diagnostic = Diagnostic { message, line: place.line, column: place.column, hint, excerpt };
+        let (level, line, column) = (Level::Error, place.line, place.column);
+        let diagnostic = Diagnostic { level, message, line, column, hint, excerpt };
         self.found.push((place, diagnostic));
     }
 }

@@ -42,6 +42,11 @@ impl<'n> Fields<'n> {
         self.entries.iter().find(|entry| entry.key == key).map(|entry| &entry.value)
     }
 
+    /// Whether a key is there, known or not.
+    pub(crate) fn has(&self, key: &str) -> bool {
+        self.entries.iter().any(|entry| entry.key == key)
+    }
+
     /// The value of a key that has to be there; an error at the mapping when it is not.
     pub(crate) fn require(&self, key: &str, hint: &str, errors: &mut Collector<'_>) -> Option<&'n Node> {
         let found = self.get(key);
@@ -63,13 +68,8 @@ fn unknown_key(
     if let Some((_, why, instead)) = unsupported.iter().find(|(name, ..)| *name == entry.key) {
         let separator = if *why == NOT_YET { "" } else { ":" };
         errors.hinted(entry.place, format!("`{key}` is not supported{separator} {why}"), *instead);
-    } else if entry.key.starts_with("x-") {
-        errors.hinted(
-            entry.place,
-            format!("`{key}` is not supported: nothing reads extension keys"),
-            "use a comment",
-        );
-    } else {
+    } else if !entry.key.starts_with("x-") {
+        // Extension keys are for other programs, as in Compose.
         let message = format!("`{key}` is not a key of {what}");
         match nearest(&entry.key, known.iter().copied()) {
             Some(name) => errors.hinted(entry.place, message, format!("did you mean `{name}`?")),
@@ -104,7 +104,7 @@ pub(crate) fn list<'n>(node: &'n Node, what: &str, errors: &mut Collector<'_>) -
 pub(crate) fn mismatch(node: &Node, what: &str, needed: &str, errors: &mut Collector<'_>) {
     let found = match &node.kind {
         Kind::Refused => return,
-        Kind::Scalar { text, plain: true } if is_null(text) => "nothing",
+        Kind::Scalar { text, plain: true, .. } if is_null(text) => "nothing",
         Kind::Scalar { .. } => "a single value",
         Kind::List(_) => "a list",
         Kind::Map(_) => "a mapping",
@@ -114,7 +114,7 @@ pub(crate) fn mismatch(node: &Node, what: &str, needed: &str, errors: &mut Colle
 
 /// The text of a scalar, for a key whose value other readers of YAML must see in the same way.
 pub(crate) fn text(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<String> {
-    let Kind::Scalar { text, plain } = &node.kind else {
+    let Kind::Scalar { text, plain, .. } = &node.kind else {
         mismatch(node, what, "a text", errors);
         return None;
     };
@@ -136,13 +136,7 @@ pub(crate) fn text(node: &Node, what: &str, errors: &mut Collector<'_>) -> Optio
         errors.error(node.place, format!("{what} has a NUL character"));
         return None;
     }
-    match undollar(text) {
-        Ok(text) => Some(text),
-        Err(error) => {
-            errors.value(node.place, error);
-            None
-        }
-    }
+    Some(text.clone())
 }
 
 /// A scalar that is one of this crate's small values.
@@ -163,8 +157,8 @@ pub(crate) fn checked<T>(node: &Node, result: Result<T, WordError>, errors: &mut
 /// `true` or `false`, written so.
 pub(crate) fn boolean(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<bool> {
     match &node.kind {
-        Kind::Scalar { text, plain: true } if text == "true" => Some(true),
-        Kind::Scalar { text, plain: true } if text == "false" => Some(false),
+        Kind::Scalar { text, plain, filled } if (*plain || *filled) && text == "true" => Some(true),
+        Kind::Scalar { text, plain, filled } if (*plain || *filled) && text == "false" => Some(false),
         Kind::Scalar { .. } => {
             errors.hinted(
                 node.place,
@@ -238,19 +232,6 @@ fn misreading(text: &str) -> Option<&'static str> {
     None
 }
 
-/// `$$` is a dollar, as in Compose. Any other `$` would be a variable there, and there is no environment
-/// here to take one from: the file is measured and means one thing.
-fn undollar(text: &str) -> Result<String, WordError> {
-    if !text.contains('$') {
-        return Ok(text.to_owned());
-    }
-    if text.replace("$$", "").contains('$') {
-        return Err(WordError::new("`$` stands for a variable in Compose, and there are none here")
-            .hint("write $$ for a dollar sign; for a secret write secret://namespace/name/field"));
-    }
-    Ok(text.replace("$$", "$"))
-}
-
 #[cfg(test)]
 mod tests {
     use super::*;
@@ -308,14 +289,6 @@ mod tests {
             "12 monkeys",
         ] {
             assert_eq!(misreading(text), None, "{text}");
-        }
-    }
-
-    #[test]
-    fn a_dollar_is_doubled_or_refused() {
-        assert_eq!(undollar("a$$b$$$$"), Ok("a$b$$".to_owned()));
-        for text in ["$A", "${A}", "$", "a$", "$$$", "${A:-b}", "$1"] {
-            assert!(undollar(text).is_err(), "{text}");
         }
     }
 }

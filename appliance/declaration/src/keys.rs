@@ -6,6 +6,7 @@
 /// Keys of the file itself.
 pub(crate) const TOP: &[&str] = &[
     "version",
+    "name",
     "repository",
     "endpoint",
     "operators",
@@ -62,9 +63,23 @@ pub(crate) const SERVICE: &[&str] = &[
     "ulimits",
     "cap_add",
     "cap_drop",
+    "extra_hosts",
+    "container_name",
+    "hostname",
+    "platform",
+    "labels",
+    "annotations",
+    "pull_policy",
+    "logging",
+    "stdin_open",
+    "tty",
+    "privileged",
+    "init",
+    "scale",
+    "security_opt",
 ];
 /// Keys of `deploy`.
-pub(crate) const DEPLOY: &[&str] = &["resources"];
+pub(crate) const DEPLOY: &[&str] = &["resources", "labels", "mode", "replicas"];
 /// Keys of `deploy.resources`.
 pub(crate) const RESOURCES: &[&str] = &["limits"];
 /// Keys of `deploy.resources.limits`.
@@ -76,13 +91,14 @@ pub(crate) const ULIMIT: &[&str] = &["soft", "hard"];
 /// Keys of one secret file.
 pub(crate) const SECRET_FILE: &[&str] = &["source", "target"];
 /// Keys of one port in its long form.
-pub(crate) const PORT: &[&str] = &["published", "target", "protocol", "auth", "redact_responses"];
+pub(crate) const PORT: &[&str] =
+    &["published", "target", "protocol", "auth", "redact_responses", "host_ip", "mode", "name"];
 /// Keys of one network.
-pub(crate) const NETWORK: &[&str] = &["driver", "internal"];
+pub(crate) const NETWORK: &[&str] = &["driver", "internal", "attachable", "external", "name", "labels"];
 /// Keys of a service's membership in one.
 pub(crate) const MEMBERSHIP: &[&str] = &["aliases"];
 /// Keys of one volume.
-pub(crate) const VOLUME: &[&str] = &["size"];
+pub(crate) const VOLUME: &[&str] = &["size", "driver", "external", "name", "labels"];
 /// Keys of where a service sees one, in its long form.
 pub(crate) const VOLUME_MOUNT: &[&str] = &["type", "source", "target", "read_only", "exec", "volume"];
 /// Keys of one dependency in its long form.
@@ -108,7 +124,6 @@ const FOR_WINDOWS: &str = "it is for Windows containers";
 
 /// Compose keys of the whole file.
 pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
-    ("name", "an appliance is named by its repository", "write `repository: owner/repo`"),
     ("include", "a declaration is one file, so that one digest says what runs", "write the services here"),
     ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
     (
@@ -121,7 +136,6 @@ pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
 
 /// Compose keys of one service.
 pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
-    ("annotations", "nothing reads them", REMOVE),
     ("attach", "every service's output goes to `coffer logs`", REMOVE),
     ("blkio_config", "the disk is divided by the sizes of volumes", "give the service a volume of its own"),
     (
@@ -132,7 +146,6 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("cgroup", "a service never leaves its own cgroup", REMOVE),
     ("cgroup_parent", "a service never leaves its own cgroup", REMOVE),
     ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
-    ("container_name", "a service's name is its container's name", "rename the service"),
     ("cpu_count", FOR_WINDOWS, CPUS),
     ("cpu_percent", FOR_WINDOWS, CPUS),
     ("cpu_period", "`cpus` says the same in one number", CPUS),
@@ -160,18 +173,13 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
         "write the service's keys here",
     ),
     ("external_links", "there is nothing outside to link to", SERVICES_NETWORK),
-    ("extra_hosts", "names are those of the services in its networks", ONE_NAME),
     ("gpus", "a workload never sees a device", REMOVE),
     ("healthcheck", NOT_YET, "let the process exit when it is not healthy; `restart` starts it again"),
-    ("hostname", "a service's host name is its name", "rename the service"),
-    ("init", "the appliance reaps orphans itself", REMOVE),
     ("interface_name", "a service's interfaces are eth0, eth1, … in the order of its networks", REMOVE),
     ("ipc", "a service never shares a namespace", REMOVE),
     ("isolation", FOR_WINDOWS, REMOVE),
     ("label_file", "nothing reads labels", REMOVE),
-    ("labels", "nothing reads them", "use a comment"),
     ("links", "it is Compose's old way: in a network every service is known by its name", ONE_NAME),
-    ("logging", "output is redacted and kept by the appliance", "read it with `coffer logs`"),
     ("mac_address", ADDRESSES, REMOVE),
     ("mem_reservation", "a service's memory is its own: its limit is also what is kept for it", MEMORY),
     ("mem_swappiness", "there is no swap", REMOVE),
@@ -180,24 +188,17 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ("oom_kill_disable", "a service that needs more than its memory is ended", MEMORY),
     ("oom_score_adj", "a service that needs more than its memory is ended, and no other one", MEMORY),
     ("pid", "a service never shares a namespace", REMOVE),
-    ("platform", "the appliance is linux/amd64", REMOVE),
     ("post_start", "nothing can enter a running workload", "do it in the image's own command"),
     ("pre_stop", "nothing can enter a running workload", "handle `stop_signal` in the program"),
-    ("privileged", "a workload never gets privileges over the appliance", REMOVE),
     (
         "profiles",
         "what a declaration names runs: one digest, one set of services",
         "keep another declaration",
     ),
     ("provider", "nothing runs outside containers", REMOVE),
-    ("pull_policy", "an image is pulled by its digest, once", REMOVE),
     ("runtime", "there is one runtime", REMOVE),
-    ("scale", "one service is one container", "name a second service"),
-    ("security_opt", "the profiles are part of the image and cannot be weakened", REMOVE),
-    ("stdin_open", "nothing can attach to a workload", REMOVE),
     ("storage_opt", "files outside volumes lie in memory, which `mem_limit` bounds", MEMORY),
     ("sysctls", "kernel parameters belong to the image", REMOVE),
-    ("tty", "nothing can attach to a workload", REMOVE),
     ("use_api_socket", "there is no container engine inside", REMOVE),
     ("userns_mode", "every service has a user namespace of its own", REMOVE),
     ("uts", "a service never shares a namespace", REMOVE),
@@ -212,10 +213,7 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
 pub(crate) const UNSUPPORTED_DEPLOY: &[Unsupported] = &[
     ("endpoint_mode", "one service is one container", REMOVE),
     ("job_mode", "one service is one container", REMOVE),
-    ("labels", "nothing reads them", "use a comment"),
-    ("mode", "one service is one container", REMOVE),
     ("placement", "there is one appliance", REMOVE),
-    ("replicas", "one service is one container", "name a second service"),
     (
         "restart_policy",
         "it is for swarms",
@@ -265,37 +263,20 @@ pub(crate) const UNSUPPORTED_SECRET: &[Unsupported] = &[
 ];
 
 /// Compose keys of one port.
-pub(crate) const UNSUPPORTED_PORT: &[Unsupported] = &[
-    ("host_ip", "a published port is open on the appliance's address", REMOVE),
-    ("mode", "there is one appliance", REMOVE),
-    ("name", "nothing reads it", "use a comment"),
-    ("app_protocol", "a published port speaks TLS outside and HTTP inside", REMOVE),
-];
+pub(crate) const UNSUPPORTED_PORT: &[Unsupported] =
+    &[("app_protocol", "a published port speaks TLS outside and HTTP inside", REMOVE)];
 
 /// Compose keys of one network.
 pub(crate) const UNSUPPORTED_NETWORK: &[Unsupported] = &[
-    ("attachable", ONE_KIND, REMOVE),
     ("driver_opts", ONE_KIND, REMOVE),
     ("enable_ipv4", "networks are IPv4", REMOVE),
     ("enable_ipv6", "networks are IPv4", REMOVE),
-    ("external", "there is nothing outside of the declaration to join", "declare the network here"),
     ("ipam", ADDRESSES, "use names; every service has one"),
-    ("labels", "nothing reads them", "use a comment"),
-    ("name", "a network is called what it is called here", REMOVE),
 ];
 
 /// Compose keys of one volume.
-pub(crate) const UNSUPPORTED_VOLUME: &[Unsupported] = &[
-    ("driver", "every volume is a part of the state disk", REMOVE),
-    ("driver_opts", "every volume is a part of the state disk", "write its size: `size: 2gb`"),
-    (
-        "external",
-        "there is nothing outside of the declaration to use",
-        "declare the volume here: `{size: 1gb}`",
-    ),
-    ("labels", "nothing reads them", "use a comment"),
-    ("name", "a volume is called what it is called here", REMOVE),
-];
+pub(crate) const UNSUPPORTED_VOLUME: &[Unsupported] =
+    &[("driver_opts", "every volume is a part of the state disk", "write its size: `size: 2gb`")];
 
 /// Compose keys of where a service sees one.
 pub(crate) const UNSUPPORTED_VOLUME_MOUNT: &[Unsupported] = &[

@@ -22,20 +22,24 @@ mod keys;
 mod limits;
 mod model;
 mod read;
+mod read_harmless;
 mod read_limits;
 mod read_network;
+mod read_ports;
 mod read_service;
 mod read_volumes;
 mod rules;
 mod schema;
+mod shell_words;
 mod value;
+mod variables;
 mod yaml;
 
 pub use cofferdam_protocol::{
     Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME,
     SecretRef,
 };
-pub use diagnostics::{Diagnostic, Diagnostics, MAX_DIAGNOSTICS};
+pub use diagnostics::{Diagnostic, Diagnostics, Level, MAX_DIAGNOSTICS};
 pub use egress::{Carries, Egress, MAX_EGRESS, MAX_EGRESS_PORTS, is_destination};
 pub use limits::{
     Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
@@ -49,9 +53,18 @@ pub use read_volumes::{
     DEFAULT_VOLUME_SIZE, LEAST_VOLUME_SIZE, MAX_VOLUMES, MOST_VOLUME_SIZE, reserved_path,
 };
 pub use rules::APPLIANCE_NAMESPACE;
-pub use schema::json_schema;
+pub use schema::{SCHEMA_ID, json_schema};
 pub use value::{IdOrName, Signal, User};
 pub use yaml::{MAX_BYTES, MAX_DEPTH};
+
+/// What there is to say about a file.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub struct Checked {
+    /// What it declares, or everything that is wrong with it, in the order of the file.
+    pub declaration: Result<Declaration, Diagnostics>,
+    /// Warnings and notes in the order of the file: what has no effect here, and what hardly does what its author means.
+    pub remarks: Vec<Diagnostic>,
+}
 
 impl Declaration {
     /// Reads the bytes of a declaration.
@@ -59,11 +72,22 @@ impl Declaration {
     /// # Errors
     /// Everything that is wrong with them, in the order of the file.
     pub fn parse(bytes: &[u8]) -> Result<Self, Diagnostics> {
-        let source = yaml::text(bytes)?;
+        Self::check(bytes).declaration
+    }
+
+    /// Reads the bytes of a declaration, for somebody who can still change them.
+    pub fn check(bytes: &[u8]) -> Checked {
+        let source = match yaml::text(bytes) {
+            Ok(source) => source,
+            Err(diagnostics) => return Checked { declaration: Err(diagnostics), remarks: Vec::new() },
+        };
         let mut errors = diagnostics::Collector::new(source);
         let declaration = match yaml::read(source, &mut errors) {
             // What was refused in the structure would only be reported again as missing.
-            Some(root) if errors.is_empty() => read::declaration(&root, &mut errors),
+            Some(mut root) if errors.is_empty() => {
+                variables::fill(&mut root, &mut errors);
+                read::declaration(&root, &mut errors)
+            }
             Some(_) => None,
             None => {
                 if errors.is_empty() {
@@ -75,7 +99,8 @@ impl Declaration {
                 None
             }
         };
-        match (declaration, errors.finish()) {
+        let remarks = errors.take_remarks();
+        let declaration = match (declaration, errors.finish()) {
             (Some(declaration), None) => Ok(declaration),
             (_, Some(diagnostics)) => Err(diagnostics),
             // Whoever returns nothing has said why; should that ever fail, the answer is still no.
@@ -84,6 +109,7 @@ impl Declaration {
                 "the declaration could not be read".into(),
                 "please report this file",
             )),
-        }
+        };
+        Checked { declaration, remarks }
     }
 }

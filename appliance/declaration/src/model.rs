@@ -4,6 +4,7 @@
 //! defaults, the default is already filled in, so that no two readers can fill it in differently.
 
 use std::collections::{BTreeMap, BTreeSet};
+use std::net::IpAddr;
 use std::time::Duration;
 
 use cofferdam_protocol::{
@@ -148,7 +149,7 @@ pub struct VolumeMount {
 /// One workload.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct Service {
-    /// `[a-z0-9][a-z0-9-]{0,30}`: also its host name, by which the others in its networks know it.
+    /// `[a-z0-9][a-z0-9_-]{0,30}`: also its host name, by which the others in its networks know it.
     pub name: String,
     /// What runs.
     pub image: ImageReference,
@@ -165,6 +166,8 @@ pub struct Service {
     pub ports: Vec<Port>,
     /// The networks that it is a member of, without repeats: its first interface is in the first. Empty when it has none.
     pub networks: Vec<Membership>,
+    /// Lines of its `/etc/hosts` beside its own: names with their addresses.
+    pub extra_hosts: Vec<(String, IpAddr)>,
     /// Where it may connect to outside of the appliance: nowhere when empty, as it is without a network. Names with their ports are unique.
     pub egress: Vec<Egress>,
     /// Names of the services that start first, in the order of the file, without repeats.

@@ -40,6 +40,10 @@ const DEFAULT_COLLATERAL: &str = "https://api.trustedservices.intel.com";
 pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Declaration> {
     let top = Fields::open(root, "the declaration", keys::TOP, keys::UNSUPPORTED_TOP, errors)?;
     version(&top, errors);
+    if let Some(node) = top.get("name") {
+        fields::text(node, "`name`", errors)?;
+        errors.note(node.place, "`name` has no effect: an appliance is named by its repository", "");
+    }
     let repository = top
         .require("repository", "write `repository: owner/repo`, the appliance's identity", errors)
         .and_then(|node| fields::parse(node, "`repository`", errors));
@@ -72,6 +76,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     }
     if let (Some(services), Some(networks)) = (&services, &networks) {
         rules::networks(services, networks, errors);
+        rules::remarks(services, errors);
     }
     if let (Some(services), Some(volumes)) = (&services, &volumes) {
         rules::volumes(services, volumes, errors);
@@ -99,7 +104,15 @@ fn version(top: &Fields<'_>, errors: &mut Collector<'_>) {
     let hint = "write `version: 1`; it is the version of this format, not of Compose";
     let Some(node) = top.require("version", hint, errors) else { return };
     match &node.kind {
-        Kind::Scalar { text, plain: true } if text == "1" => {}
+        Kind::Scalar { text, plain: true, .. } if text == "1" => {}
+        // A text or a fraction is Compose's, which ignores it; a whole number is this format's.
+        Kind::Scalar { text, plain, .. }
+            if (!plain || text.contains('.')) && matches!(text.split('.').next(), Some("2" | "3")) =>
+        {
+            let message =
+                "`version` is Compose's and has no effect: this is read as version 1 of a declaration";
+            errors.note(node.place, message, "write `version: 1`");
+        }
         Kind::Scalar { text, .. } => {
             errors.hinted(node.place, format!("version {} is not known", shorten(text, 20)), hint);
         }
@@ -384,7 +397,7 @@ fn services(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<read_service:
             errors.hinted(
                 entry.place,
                 format!("`{}` is not a service's name", shorten(&entry.key, 64)),
-                "1 to 31 of a-z 0-9 and -, starting with a letter or a digit: it becomes a host name",
+                "1 to 31 of a-z 0-9 - and _, starting with a letter or a digit: it becomes a host name",
             );
             return None;
         }

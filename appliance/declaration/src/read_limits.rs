@@ -13,6 +13,7 @@ use crate::limits::{
     Ulimits, capability_names, parse_cpus, parse_pids, parse_size, parse_whole, remaining,
 };
 use crate::read::{bounded, collect, optional};
+use crate::read_harmless;
 use crate::yaml::{Kind, Node};
 
 /// More than there are capabilities.
@@ -50,7 +51,7 @@ pub(crate) fn number<T>(
     errors: &mut Collector<'_>,
 ) -> Option<T> {
     match &node.kind {
-        Kind::Scalar { text, plain } if !(*plain && fields::is_null(text)) => {
+        Kind::Scalar { text, plain, .. } if !(*plain && fields::is_null(text)) => {
             fields::checked(node, parse(text), errors)
         }
         _ => {
@@ -117,6 +118,7 @@ fn deploy<'n>(node: Option<&'n Node>, errors: &mut Collector<'_>) -> Option<Depl
     let none = Some((None, None, None));
     let Some(node) = node else { return none };
     let deploy = Fields::open(node, "`deploy`", keys::DEPLOY, keys::UNSUPPORTED_DEPLOY, errors)?;
+    read_harmless::deploy(&deploy, errors)?;
     let Some(node) = deploy.get("resources") else { return none };
     let resources = Fields::open(node, "`resources`", keys::RESOURCES, keys::UNSUPPORTED_RESOURCES, errors)?;
     let Some(node) = resources.get("limits") else { return none };

@@ -4,6 +4,7 @@
 //! alias, and nobody else. A service that names none is a member of `default`.
 
 use std::collections::BTreeSet;
+use std::net::IpAddr;
 
 use cofferdam_protocol::{WordError, is_name, parse_port, shorten};
 
@@ -12,6 +13,7 @@ use crate::fields::{self, Fields};
 use crate::keys;
 use crate::model::Membership;
 use crate::read::{bounded, collect};
+use crate::read_harmless;
 use crate::yaml::{Entry, Kind, Node};
 
 /// The network of a service that names none, as in Compose.
@@ -23,6 +25,7 @@ const MAX_NETWORKS: usize = 32;
 const MAX_MEMBERSHIPS: usize = 8;
 const MAX_ALIASES: usize = 16;
 const MAX_EXPOSED: usize = 64;
+const MAX_EXTRA_HOSTS: usize = 32;
 /// A name of the DNS (RFC 1035 §2.3.4, without the root's dot) and one of its labels.
 const MAX_ALIAS: usize = 253;
 const MAX_LABEL: usize = 63;
@@ -53,17 +56,19 @@ fn describe(node: &Node, errors: &mut Collector<'_>) -> Option<()> {
         None
     });
     let internal = fields.get("internal").map(|node| {
-        if fields::boolean(node, "`internal`", errors)? {
-            return Some(());
+        if !fields::boolean(node, "`internal`", errors)? {
+            errors.note(
+                node.place,
+                "`internal: false` has no effect: the way out of the appliance is each service's own",
+                "`egress: [\"api.example.org:443\"]` in the service opens one, `ports` publishes a port",
+            );
         }
-        errors.hinted(
-            node.place,
-            "every network is internal: the way out of the appliance is each service's own",
-            "remove it, or write `internal: true`; `egress: [\"api.example.org:443\"]` in the service opens a way out, `ports` publishes a port",
-        );
-        None
+        Some(())
     });
-    (driver != Some(None) && internal != Some(None)).then_some(())
+    let attachable = fields.get("attachable").map(|node| fields::boolean(node, "`attachable`", errors));
+    let named = read_harmless::named(&fields, "network", errors);
+    let complete = driver != Some(None) && internal != Some(None) && attachable != Some(None);
+    named.filter(|()| complete)
 }
 
 fn network_name(entry: &Entry, errors: &mut Collector<'_>) -> Option<String> {
@@ -170,17 +175,9 @@ fn membership(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<String>> {
 }
 
 /// A host name in lower case, which may have dots.
-fn alias(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
+pub(crate) fn alias(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
     let text = fields::text(node, "an alias", errors)?;
-    let label = |label: &str| {
-        (1..=MAX_LABEL).contains(&label.len())
-            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
-            && !label.starts_with('-')
-            && !label.ends_with('-')
-    };
-    // What reads as an address is never asked for as a name.
-    let number = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
-    if text.len() > MAX_ALIAS || !text.split('.').all(label) || number || text == "localhost" {
+    if !is_host_name(&text) {
         errors.hinted(
             node.place,
             format!("`{}` is not a name that a service can have", shorten(&text, 64)),
@@ -189,6 +186,67 @@ fn alias(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
         return None;
     }
     Some(text)
+}
+
+/// Labels of lower-case letters, digits, - and _ with dots between them.
+fn is_host_name(text: &str) -> bool {
+    let label = |label: &str| {
+        (1..=MAX_LABEL).contains(&label.len())
+            && label.bytes().all(|b| b.is_ascii_lowercase() || b.is_ascii_digit() || matches!(b, b'-' | b'_'))
+            && !label.starts_with('-')
+            && !label.ends_with('-')
+    };
+    // What reads as an address is never asked for as a name.
+    let number = text.rsplit('.').next().is_some_and(|last| last.bytes().all(|b| b.is_ascii_digit()));
+    text.len() <= MAX_ALIAS && text.split('.').all(label) && !number && text != "localhost"
+}
+
+/// Gives a service a further name in each of its networks.
+pub(crate) fn also_called(networks: &mut [Membership], service: &str, alias: &str) {
+    for at in networks {
+        if alias != service && !at.aliases.iter().any(|known| known == alias) {
+            at.aliases.push(alias.to_owned());
+        }
+    }
+}
+
+/// A mapping from names to addresses, or a list of `NAME=ADDRESS` or `NAME:ADDRESS`.
+pub(crate) fn extra_hosts(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<(String, IpAddr)>> {
+    let entries: Vec<(String, String, Place)> = match &node.kind {
+        Kind::Map(entries) => collect(entries.iter().map(|entry| {
+            Some((entry.key.clone(), fields::text(&entry.value, "an address", errors)?, entry.value.place))
+        }))?,
+        Kind::List(items) => collect(items.iter().map(|item| {
+            let text = fields::text(item, "a name with its address", errors)?;
+            let Some((name, address)) = text.split_once(['=', ':']) else {
+                errors.hinted(item.place, "a name without an address", "write \"name=127.0.0.1\"");
+                return None;
+            };
+            Some((name.to_owned(), address.to_owned(), item.place))
+        }))?,
+        _ => {
+            fields::mismatch(node, "`extra_hosts`", "a mapping or a list of NAME=ADDRESS", errors);
+            return None;
+        }
+    };
+    bounded(node, entries.len(), MAX_EXTRA_HOSTS, "further hosts", errors)?;
+    collect(entries.into_iter().map(|(name, address, place)| {
+        if !is_host_name(&name.to_ascii_lowercase()) {
+            errors.error(place, format!("`{}` is not a name of a host", shorten(&name, 64)));
+            return None;
+        }
+        let bare = address.strip_prefix('[').and_then(|rest| rest.strip_suffix(']')).unwrap_or(&address);
+        let Ok(address) = bare.parse() else {
+            let (message, hint) = if address == "host-gateway" {
+                ("a service has no way to the host".to_owned(), "remove it")
+            } else {
+                (format!("`{}` is not an address", shorten(&address, 64)), "write \"name=127.0.0.1\"")
+            };
+            errors.hinted(place, message, hint);
+            return None;
+        };
+        Some((name, address))
+    }))
 }
 
 /// `expose` says what is so anyway: every port is open to the members of the service's networks. It is checked and informs.
@@ -220,5 +278,5 @@ fn exposed_port(text: &str) -> Result<(), WordError> {
 
 /// In YAML `backend:` alone is null: a network as it is by default.
 fn is_nothing(node: &Node) -> bool {
-    matches!(&node.kind, Kind::Scalar { text, plain: true } if fields::is_null(text))
+    matches!(&node.kind, Kind::Scalar { text, plain: true, .. } if fields::is_null(text))
 }

@@ -6,17 +6,21 @@
 use std::collections::BTreeSet;
 use std::time::Duration;
 
-use cofferdam_protocol::{SECRET_SCHEME, SecretRef, WordError, parse_decimal, parse_port, shorten};
+use cofferdam_protocol::{SECRET_SCHEME, SecretRef, parse_decimal, shorten};
 
+use crate::ImageReference;
 use crate::diagnostics::{Collector, Place};
 use crate::egress;
 use crate::fields::{self, Fields};
 use crate::keys;
-use crate::model::{Auth, DEFAULT_STOP_GRACE_PERIOD, Port, Restart, SecretFile, Service, Value};
+use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Membership, Restart, SecretFile, Service, Value};
 use crate::read::{bounded, collect, optional};
+use crate::read_harmless;
 use crate::read_limits::{self, Resources};
 use crate::read_network;
+use crate::read_ports;
 use crate::read_volumes;
+use crate::shell_words;
 use crate::value::{IdOrName, parse_duration};
 use crate::yaml::{Entry, Kind, Node};
 
@@ -25,7 +29,6 @@ const MAX_TEXT: usize = 64 * 1024;
 const MAX_ARGUMENTS: usize = 256;
 const MAX_VARIABLES: usize = 256;
 const MAX_SECRET_FILES: usize = 64;
-const MAX_PORTS: usize = 32;
 const MAX_TMPFS: usize = 16;
 const MAX_DEPENDENCIES: usize = 32;
 const MAX_GROUPS: usize = 32;
@@ -37,6 +40,8 @@ const MAX_PATH: usize = 4095;
 /// A service with the places that later rules may complain about.
 pub(crate) struct Read {
     pub(crate) service: Service,
+    pub(crate) image: Place,
+    pub(crate) container_name: Option<Place>,
     /// Of each port, in order.
     pub(crate) ports: Vec<Place>,
     /// Of each membership, in order; of the default network's when the file does not say it, the service has none.
@@ -53,16 +58,23 @@ pub(crate) struct Read {
 pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Option<Read> {
     let fields = Fields::open(node, "a service", keys::SERVICE, keys::UNSUPPORTED_SERVICE, errors)?;
     let mut references = Vec::new();
-    let image = fields
-        .require("image", "write `image: registry/name@sha256:…`", errors)
-        .and_then(|node| fields::parse(node, "`image`", errors));
-    let command = fields.get("command").map(|node| arguments(node, "`command`", errors));
-    let entrypoint = fields.get("entrypoint").map(|node| arguments(node, "`entrypoint`", errors));
+    let image_place = fields.get("image").map_or(node.place, |node| node.place);
+    // What stands there instead has been said about `build`.
+    let built = fields.has("build") && !fields.has("image");
+    let image_node =
+        if built { None } else { fields.require("image", "write `image: registry/name@sha256:…`", errors) };
+    let image = image_node.and_then(|node| image(node, errors));
+    let command = fields.get("command").map_or(Some(None), |node| arguments(node, "`command`", errors));
+    let entrypoint =
+        fields.get("entrypoint").map_or(Some(None), |node| arguments(node, "`entrypoint`", errors));
     let environment = or_empty(fields.get("environment"), |node| environment(node, &mut references, errors));
     let secrets = or_empty(fields.get("secrets"), |node| secret_files(node, &mut references, errors));
-    let ports = or_empty(fields.get("ports"), |node| ports(node, errors));
+    let ports = or_empty(fields.get("ports"), |node| read_ports::ports(node, errors));
     let exposed = fields.get("expose").map_or(Some(()), |node| read_network::exposed(node, errors));
     let networks = read_network::memberships(&fields, errors);
+    let container_name =
+        fields.get("container_name").map(|node| (read_network::alias(node, errors), node.place));
+    let extra_hosts = or_empty(fields.get("extra_hosts"), |node| read_network::extra_hosts(node, errors));
     let egress = or_empty(fields.get("egress"), |node| egress::read(node, errors));
     let depends_on = or_empty(fields.get("depends_on"), |node| dependencies(node, errors));
     let restart = fields.get("restart").map_or(Some(Restart::Always), |node| restart(node, errors));
@@ -78,9 +90,16 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         .get("stop_grace_period")
         .map_or(Some(DEFAULT_STOP_GRACE_PERIOD), |node| duration(node, errors));
     let resources = read_limits::resources(&fields, errors);
+    let harmless = read_harmless::service(&fields, errors);
     let (ports, port_places) = ports?.into_iter().unzip();
     exposed?;
-    let (networks, network_places): (Vec<_>, _) = networks?.into_iter().unzip();
+    harmless?;
+    let (mut networks, network_places): (Vec<Membership>, _) = networks?.into_iter().unzip();
+    let container_name = container_name.map(|(alias, place)| Some((alias?, place)));
+    let container_name = optional(container_name)?;
+    if let Some((alias, _)) = &container_name {
+        read_network::also_called(&mut networks, name, alias);
+    }
     let egress = egress?;
     egress::needs_a_network(fields.get("egress"), &egress, &networks, errors)?;
     let (depends_on, dependency_places) = depends_on?.into_iter().unzip();
@@ -89,12 +108,13 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let service = Service {
         name: name.to_owned(),
         image: image?,
-        command: optional(command)?,
-        entrypoint: optional(entrypoint)?,
+        command: command?,
+        entrypoint: entrypoint?,
         environment: environment?,
         secrets: secrets?,
         ports,
         networks,
+        extra_hosts: extra_hosts?,
         egress,
         depends_on,
         restart: restart?,
@@ -113,6 +133,8 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     };
     Some(Read {
         service,
+        image: image_place,
+        container_name: container_name.map(|(_, place)| place),
         ports: port_places,
         networks: network_places,
         volumes: volume_places,
@@ -125,28 +147,34 @@ fn or_empty<T>(node: Option<&Node>, read: impl FnOnce(&Node) -> Option<Vec<T>>) 
     node.map_or(Some(Vec::new()), read)
 }
 
-/// A list of arguments, or one word. A line that a shell would have to split is refused: there is no shell,
-/// and Compose's own splitting rules differ from every shell's.
-fn arguments(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<Vec<String>> {
-    if let Kind::Scalar { .. } = &node.kind {
-        let word = argument(node, what, errors)?;
-        let needs_a_shell = |c: char| c.is_whitespace() || "\"'\\`*?[]{}()<>|&;#~!".contains(c);
-        if word.is_empty() || word.contains(needs_a_shell) {
-            let hint = match word.contains(['"', '\'', '\\']) {
-                true => "write a list, one item for each argument: [\"program\", \"argument\"]".to_owned(),
-                false => {
-                    let words: Vec<_> = word.split_whitespace().map(|word| format!("{word:?}")).collect();
-                    format!("write a list: [{}]", shorten(&words.join(", "), 160))
-                }
-            };
-            errors.hinted(node.place, format!("{what} is a line for a shell, and there is no shell"), hint);
-            return None;
+/// An image as Docker names it: without a registry it is Docker Hub's, where one part alone is one of the library's.
+fn image(node: &Node, errors: &mut Collector<'_>) -> Option<ImageReference> {
+    let text = fields::text(node, "`image`", errors)?;
+    let name = text.split('@').next().unwrap_or_default();
+    let full = match name.split_once('/') {
+        Some((host, _)) if host.contains(['.', ':']) || host == "localhost" => text,
+        // Without a digest it is refused as it stands.
+        _ if !text.contains('@') => text,
+        Some(_) => format!("docker.io/{text}"),
+        None => format!("docker.io/library/{text}"),
+    };
+    fields::checked(node, full.parse(), errors)
+}
+
+/// A list of arguments, or a line that is split as Compose does. Nothing at all keeps the image's, as in Compose.
+fn arguments(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<Option<Vec<String>>> {
+    if let Kind::Scalar { text, plain, .. } = &node.kind {
+        if *plain && fields::is_null(text) {
+            return Some(None);
         }
-        return Some(vec![word]);
+        let line = argument(node, what, errors)?;
+        let words = fields::checked(node, shell_words::split(&line), errors)?;
+        bounded(node, words.len(), MAX_ARGUMENTS, "arguments", errors)?;
+        return Some(Some(words));
     }
     let items = fields::list(node, what, errors)?;
     bounded(node, items.len(), MAX_ARGUMENTS, "arguments", errors)?;
-    collect(items.iter().map(|item| argument(item, "an argument", errors)))
+    collect(items.iter().map(|item| argument(item, "an argument", errors))).map(Some)
 }
 
 fn argument(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<String> {
@@ -180,13 +208,13 @@ fn environment(
     let mut names = BTreeSet::new();
     let mut variable = |name: &str, place: Place, value: &Node, text: String, errors: &mut Collector<'_>| {
         let name_ok = (1..=255).contains(&name.len())
-            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b == b'_')
-            && !name.starts_with(|c: char| c.is_ascii_digit());
+            && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
+            && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
         if !name_ok {
             errors.hinted(
                 place,
                 format!("`{}` is not a variable's name", shorten(name, 64)),
-                "letters, digits and _, not starting with a digit",
+                "letters, digits, _ . and -, starting with a letter or _",
             );
             return None;
         }
@@ -229,11 +257,15 @@ fn environment(
 }
 
 fn value_text(node: &Node, name: &str, errors: &mut Collector<'_>) -> Option<String> {
-    if let Kind::Scalar { text, plain: true } = &node.kind
-        && fields::is_null(text)
-    {
-        no_value(node.place, name, errors);
-        return None;
+    if let Kind::Scalar { text, plain: true, .. } = &node.kind {
+        if fields::is_null(text) {
+            no_value(node.place, name, errors);
+            return None;
+        }
+        // A boolean to every reader of YAML, which Compose passes on as this text.
+        if matches!(text.as_str(), "true" | "false") {
+            return Some(text.clone());
+        }
     }
     long_text(node, "a variable's value", errors)
 }
@@ -314,82 +346,6 @@ fn file_name(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
         return None;
     }
     Some(text)
-}
-
-fn ports(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<(Port, Place)>> {
-    let items = fields::list(node, "`ports`", errors)?;
-    bounded(node, items.len(), MAX_PORTS, "ports", errors)?;
-    let read = items.iter().map(|item| {
-        let port = match &item.kind {
-            Kind::Map(_) => long_port(item, errors)?,
-            _ => {
-                let text = fields::text(item, "a port", errors)?;
-                fields::checked(item, short_port(&text), errors)?
-            }
-        };
-        Some((port, item.place))
-    });
-    collect(read)
-}
-
-fn short_port(text: &str) -> Result<Port, WordError> {
-    let (pair, protocol) = text.split_once('/').unwrap_or((text, "tcp"));
-    if protocol != "tcp" {
-        return Err(WordError::new("only TCP ports can be published: clients reach them over TLS"));
-    }
-    if pair.contains('-') {
-        return Err(WordError::new("ranges of ports are not supported").hint("write one entry for each port"));
-    }
-    match pair.split(':').collect::<Vec<_>>().as_slice() {
-        [published, target] => Ok(Port {
-            published: parse_port(published)?,
-            target: parse_port(target)?,
-            auth: Auth::Operators,
-            redact_responses: false,
-        }),
-        [target] => Err(WordError::new("the port on the appliance is not given")
-            .hint(format!("write \"PUBLISHED:{0}\", for example \"443:{0}\"", shorten(target, 12)))),
-        _ => Err(WordError::new("not PUBLISHED:TARGET").hint(
-            "write \"443:8080\"; a published port is open on the appliance's address, so no address is given",
-        )),
-    }
-}
-
-fn long_port(node: &Node, errors: &mut Collector<'_>) -> Option<Port> {
-    let fields = Fields::open(node, "a port", keys::PORT, keys::UNSUPPORTED_PORT, errors)?;
-    let number = |key: &str, errors: &mut Collector<'_>| {
-        let node = fields.require(key, "write {published: 443, target: 8080}", errors)?;
-        let text = fields::text(node, "a port", errors)?;
-        fields::checked(node, parse_port(&text), errors)
-    };
-    let (published, target) = (number("published", errors), number("target", errors));
-    if let Some(node) = fields.get("protocol")
-        && fields::text(node, "`protocol`", errors)? != "tcp"
-    {
-        errors.error(node.place, "only TCP ports can be published: clients reach them over TLS");
-        return None;
-    }
-    let auth = fields.get("auth").map_or(Some(Auth::Operators), |node| auth(node, errors));
-    let redact = fields
-        .get("redact_responses")
-        .map_or(Some(false), |node| fields::boolean(node, "`redact_responses`", errors));
-    Some(Port { published: published?, target: target?, auth: auth?, redact_responses: redact? })
-}
-
-fn auth(node: &Node, errors: &mut Collector<'_>) -> Option<Auth> {
-    match fields::text(node, "`auth`", errors)?.as_str() {
-        "operators" => Some(Auth::Operators),
-        "tokens" => Some(Auth::Tokens),
-        "none" => Some(Auth::None),
-        _ => {
-            errors.hinted(
-                node.place,
-                "not a kind of callers",
-                "one of operators (also without `auth`), tokens, none (everybody)",
-            );
-            None
-        }
-    }
 }
 
 /// A list of names, or a mapping from names to the condition `service_started`.

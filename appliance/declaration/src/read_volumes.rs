@@ -13,6 +13,7 @@ use crate::keys;
 use crate::limits::parse_size;
 use crate::model::{Volume, VolumeMount};
 use crate::read::{bounded, collect};
+use crate::read_harmless;
 use crate::read_limits::number;
 use crate::read_service::{TAKEN, absolute, below, path};
 use crate::yaml::{Entry, Kind, Node};
@@ -46,7 +47,7 @@ pub(crate) fn declared(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Vo
     let entries = fields::map(node, "`volumes`", errors)?;
     bounded(node, entries.len(), MAX_VOLUMES, "volumes", errors)?;
     collect(entries.iter().map(|Entry { key, place, value }| {
-        let nothing = matches!(&value.kind, Kind::Scalar { text, plain: true } if fields::is_null(text));
+        let nothing = matches!(&value.kind, Kind::Scalar { text, plain: true, .. } if fields::is_null(text));
         let size = if nothing { Some(DEFAULT_VOLUME_SIZE) } else { size(value, errors) };
         if !is_name(key) {
             errors.error(
@@ -61,6 +62,21 @@ pub(crate) fn declared(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<Vo
 
 fn size(node: &Node, errors: &mut Collector<'_>) -> Option<u64> {
     let fields = Fields::open(node, "a volume", keys::VOLUME, keys::UNSUPPORTED_VOLUME, errors)?;
+    let driver = fields.get("driver").map_or(Some(()), |node| {
+        // Docker's own driver, which is what a volume without one has.
+        if fields::text(node, "`driver`", errors)? == "local" {
+            return Some(());
+        }
+        errors.hinted(
+            node.place,
+            "every volume is a part of the state disk",
+            "remove it, or write `driver: local`",
+        );
+        None
+    });
+    let named = read_harmless::named(&fields, "volume", errors);
+    driver?;
+    named?;
     fields.get("size").map_or(Some(DEFAULT_VOLUME_SIZE), |node| number(node, "`size`", parse_volume, errors))
 }
 
@@ -139,6 +155,8 @@ fn short(node: &Node, errors: &mut Collector<'_>) -> Option<VolumeMount> {
             );
         }
     };
+    // With a slash at its end it is the same directory to Compose.
+    let target = target.strip_suffix('/').filter(|target| !target.is_empty()).unwrap_or(target);
     let target = absolute(target.to_owned(), node.place, "the volume's target", errors)?;
     Some(VolumeMount { source: source.to_owned(), target, read_only, exec: false })
 }

@@ -2,11 +2,11 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cofferdam_protocol::shorten;
+use cofferdam_protocol::{Digest, shorten};
 
 use crate::diagnostics::{Collector, Place};
 use crate::keys::nearest;
-use crate::model::{Auth, Github, Operator, Port, StateSource, Token, Volume};
+use crate::model::{Auth, Github, Membership, Operator, Port, StateSource, Token, Volume};
 use crate::read::ReadRegistry;
 use crate::read_network::DEFAULT;
 use crate::read_service::Read;
@@ -47,8 +47,8 @@ fn unique_ports(services: &[Read], errors: &mut Collector<'_>) {
 pub(crate) fn networks(services: &[Read], declared: &BTreeSet<String>, errors: &mut Collector<'_>) {
     for read in services {
         for (membership, place) in read.service.networks.iter().zip(&read.networks) {
-            // The default network, which nobody has to name.
-            let Some(place) = place else { continue };
+            // The default network, which nobody has to name, has no place; then an alias is the name of a container.
+            let Some(place) = place.as_ref().or(read.container_name.as_ref()) else { continue };
             let name = membership.network.as_str();
             if name != DEFAULT && !declared.contains(name) {
                 let message = format!("there is no network `{}`", shorten(name, 64));
@@ -67,6 +67,45 @@ pub(crate) fn networks(services: &[Read], declared: &BTreeSet<String>, errors: &
                     *place,
                     format!("the alias `{}` is another service's name", taken.name),
                     "an alias may be shared by services, and is no service's own name",
+                );
+            }
+        }
+    }
+}
+
+/// Ports at which something else than HTTP usually listens, and which public compose files publish all the same.
+const NOT_HTTP: [u16; 11] = [22, 25, 1433, 1883, 3306, 5432, 5672, 6379, 9092, 11_211, 27_017];
+
+/// What a declaration may say and hardly means.
+pub(crate) fn remarks(services: &[Read], errors: &mut Collector<'_>) {
+    for read in services {
+        if read.service.image.digest() == Digest::from([0; 32]) {
+            errors.warning(
+                read.image,
+                "the image's digest is all zeros, which no image has",
+                "`skopeo inspect docker://IMAGE --format '{{.Digest}}'` prints the digest",
+            );
+        }
+        for (name, place) in read.service.depends_on.iter().zip(&read.depends_on) {
+            let Some(other) = services.iter().find(|other| other.service.name == *name) else { continue };
+            let shared = |at: &Membership| other.service.networks.iter().any(|its| its.network == at.network);
+            if !read.service.networks.iter().any(shared) {
+                errors.warning(
+                    *place,
+                    format!("{} cannot reach {name}: they share no network", read.service.name),
+                    "name one network in both under `networks`",
+                );
+            }
+        }
+        for (port, place) in read.service.ports.iter().zip(&read.ports) {
+            if NOT_HTTP.contains(&port.target) {
+                errors.warning(
+                    *place,
+                    format!(
+                        "a published port is TLS outside and HTTP inside, which port {} rarely speaks",
+                        port.target
+                    ),
+                    "remove it: the services in its networks reach it at every port anyway",
                 );
             }
         }

@@ -7,19 +7,60 @@
 use std::collections::BTreeMap;
 
 use schemars::JsonSchema;
+use serde_json::Value;
+
+/// Where the schema of this tree lies, for editors: the first line that `coffer init` writes names it.
+pub const SCHEMA_ID: &str =
+    "https://raw.githubusercontent.com/cofferdam/cofferdam/main/policy/declaration.schema.json";
 
 /// The JSON Schema (draft 2020-12) of `cofferdam.yaml`.
 pub fn json_schema() -> serde_json::Value {
     let mut schema = schemars::schema_for!(Declaration);
+    schema.insert("$id".into(), SCHEMA_ID.into());
     schema.insert("title".into(), "Cofferdam declaration".into());
     let mut schema = schema.to_value();
     without_null(&mut schema);
+    for_other_programs(&mut schema);
+    if let Some(Value::Object(definitions)) = schema.get_mut("$defs") {
+        definitions.values_mut().for_each(with_variables);
+    }
     schema
 }
 
+/// Every mapping may have extension keys, which nothing here reads.
+fn for_other_programs(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(for_other_programs),
+        Value::Object(object) => {
+            if object.get("additionalProperties") == Some(&Value::Bool(false)) {
+                object.insert("patternProperties".into(), serde_json::json!({ "^x-": true }));
+            }
+            object.values_mut().for_each(for_other_programs);
+        }
+        _ => {}
+    }
+}
+
+/// A value with a variable may become anything.
+fn with_variables(schema: &mut Value) {
+    match schema {
+        Value::Array(items) => items.iter_mut().for_each(with_variables),
+        Value::Object(object) => {
+            if let Some(Value::String(pattern)) = object.get_mut("pattern") {
+                *pattern = format!(r"({pattern})|\$\{{");
+            }
+            for (key, value) in object.iter_mut() {
+                if key != "propertyNames" {
+                    with_variables(value);
+                }
+            }
+        }
+        _ => {}
+    }
+}
+
 /// An optional key may be absent; it may not be null, as schemars takes an `Option` to mean.
-fn without_null(schema: &mut serde_json::Value) {
-    use serde_json::Value;
+fn without_null(schema: &mut Value) {
     match schema {
         Value::Array(items) => items.iter_mut().for_each(without_null),
         Value::Object(object) => {
@@ -46,6 +87,8 @@ fn without_null(schema: &mut serde_json::Value) {
 struct Declaration {
     /// The version of this format.
     version: Version,
+    /// Has no effect.
+    name: Option<String>,
     /// The appliance's identity: one GitHub repository, owner/repo.
     #[schemars(regex(pattern = r"^[A-Za-z0-9](-?[A-Za-z0-9]){0,38}/[A-Za-z0-9._-]{1,100}$"))]
     repository: String,
@@ -74,7 +117,7 @@ struct Declaration {
     #[schemars(extend("maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"}))]
     volumes: Option<BTreeMap<String, OrNothing<Volume>>>,
     /// What runs, by name.
-    #[schemars(extend("minProperties" = 1, "maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9-]{0,30}$"}))]
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9_-]{0,30}$"}))]
     services: BTreeMap<String, Service>,
 }
 
@@ -87,7 +130,11 @@ impl JsonSchema for Version {
     }
 
     fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
-        schemars::json_schema!({ "const": 1 })
+        schemars::json_schema!({ "oneOf": [
+            { "const": 1 },
+            { "description": "Compose's, without effect", "type": "string", "pattern": "^[23](\\..*)?$" },
+            { "type": "number", "minimum": 2.1, "exclusiveMaximum": 4, "not": { "type": "integer" } },
+        ]})
     }
 }
 
@@ -191,15 +238,15 @@ struct Registry {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "described, never filled")]
 struct Service {
-    /// An OCI image with its registry, pinned by digest.
+    /// An OCI image, pinned by digest; Docker Hub's when no registry is named.
     #[schemars(regex(
-        pattern = r"^[^/@]+(/[a-z0-9]+([._-]+[a-z0-9]+)*)+(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?@sha256:[0-9a-f]{64}$"
+        pattern = r"^([^/@]+/)?[a-z0-9]+([._-]+[a-z0-9]+)*(/[a-z0-9]+([._-]+[a-z0-9]+)*)*(:[A-Za-z0-9_][A-Za-z0-9_.-]{0,127})?@sha256:[0-9a-f]{64}$"
     ))]
     image: String,
-    /// Replaces the image's command: a list, or one word.
-    command: Option<Arguments>,
-    /// Replaces the image's entrypoint and then also its command: a list, or one word.
-    entrypoint: Option<Arguments>,
+    /// Replaces the image's command: a list, or a line that is split at its spaces and quotes, without a shell.
+    command: Option<OrNothing<Arguments>>,
+    /// Replaces the image's entrypoint and then also its command: a list, or a line.
+    entrypoint: Option<OrNothing<Arguments>>,
     /// Variables; a value may be a secret's reference.
     environment: Option<Environment>,
     /// Files under /run/secrets.
@@ -265,7 +312,70 @@ struct Service {
     /// Capabilities that the service does without, or ALL.
     #[schemars(length(max = 64))]
     cap_drop: Option<Vec<Dropped>>,
+    /// Further lines of its /etc/hosts.
+    extra_hosts: Option<ExtraHosts>,
+    /// Another name of the service in its networks.
+    container_name: Option<String>,
+    /// Has no effect: the host name is the service's name.
+    hostname: Option<String>,
+    /// The appliance is linux/amd64.
+    #[schemars(regex(pattern = "^linux(/amd64|/x86_64)?$"))]
+    platform: Option<String>,
+    /// Have no effect.
+    labels: Option<Labels>,
+    /// Have no effect.
+    annotations: Option<Labels>,
+    /// Has no effect: an image is pulled by its digest, once.
+    pull_policy: Option<String>,
+    /// Has no effect: `coffer logs` shows the output.
+    logging: Option<BTreeMap<String, Value>>,
+    #[schemars(extend("const" = false))]
+    stdin_open: Option<bool>,
+    #[schemars(extend("const" = false))]
+    tty: Option<bool>,
+    #[schemars(extend("const" = false))]
+    privileged: Option<bool>,
+    /// Has no effect: the appliance takes in orphans itself.
+    init: Option<bool>,
+    /// One service is one container.
+    scale: Option<One>,
+    /// `no-new-privileges`, which is so anyway.
+    security_opt: Option<Vec<NoNewPrivileges>>,
 }
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum ExtraHosts {
+    Map(BTreeMap<String, String>),
+    List(#[schemars(length(max = 32))] Vec<String>),
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Labels {
+    Map(#[schemars(extend("maxProperties" = 256))] BTreeMap<String, Value>),
+    List(#[schemars(length(max = 256))] Vec<String>),
+}
+
+/// `1`
+struct One;
+
+impl JsonSchema for One {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "One".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "enum": [1, "1"] })
+    }
+}
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct NoNewPrivileges(#[schemars(regex(pattern = "^no-new-privileges([:=]true)?$"))] String);
 
 /// The part of Compose's `deploy` that says something here.
 #[derive(JsonSchema)]
@@ -273,6 +383,11 @@ struct Service {
 #[expect(dead_code, reason = "described, never filled")]
 struct Deploy {
     resources: Option<Resources>,
+    /// Have no effect.
+    labels: Option<Labels>,
+    #[schemars(regex(pattern = "^replicated$"))]
+    mode: Option<String>,
+    replicas: Option<One>,
 }
 
 /// What a service may use.
@@ -412,7 +527,7 @@ struct AbsolutePath(#[schemars(regex(pattern = r"^/"), length(max = 4095))] Stri
 #[schemars(untagged)]
 #[expect(dead_code, reason = "described, never filled")]
 enum Arguments {
-    Word(#[schemars(regex(pattern = r"^\S+$"))] String),
+    Line(TextOrNumber),
     List(#[schemars(length(max = 256))] Vec<TextOrNumber>),
 }
 
@@ -430,8 +545,8 @@ enum TextOrNumber {
 #[expect(dead_code, reason = "described, never filled")]
 enum Environment {
     Map(
-        #[schemars(extend("maxProperties" = 256, "propertyNames" = {"pattern": "^[A-Za-z_][A-Za-z0-9_]{0,254}$"}))]
-         BTreeMap<String, TextOrNumber>,
+        #[schemars(extend("maxProperties" = 256, "propertyNames" = {"pattern": "^[A-Za-z_][A-Za-z0-9_.-]{0,254}$"}))]
+         BTreeMap<String, VariableValue>,
     ),
     List(#[schemars(length(max = 256))] Vec<Assignment>),
 }
@@ -439,7 +554,17 @@ enum Environment {
 #[derive(JsonSchema)]
 #[schemars(transparent)]
 #[expect(dead_code, reason = "described, never filled")]
-struct Assignment(#[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_]{0,254}="))] String);
+struct Assignment(#[schemars(regex(pattern = r"^[A-Za-z_][A-Za-z0-9_.-]{0,254}="))] String);
+
+/// A whole number or a boolean without quotes is read as its text.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum VariableValue {
+    Text(String),
+    Number(i64),
+    Boolean(bool),
+}
 
 #[derive(JsonSchema)]
 #[schemars(untagged)]
@@ -464,7 +589,12 @@ struct SecretFile {
 #[schemars(untagged)]
 #[expect(dead_code, reason = "described, never filled")]
 enum Port {
-    Short(#[schemars(regex(pattern = r"^[1-9][0-9]{0,4}:[1-9][0-9]{0,4}(/tcp)?$"))] String),
+    Short(
+        #[schemars(regex(
+            pattern = r"^(([0-9.]+|\[[0-9a-f:]+\]|localhost):)?[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?:[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?(/tcp)?$"
+        ))]
+        String,
+    ),
     Long(LongPort),
 }
 
@@ -484,13 +614,19 @@ struct LongPort {
     /// Whether the service's secrets are taken out of its answers at this port; false unless given. The answers are then
     /// HTTP/1.1 without compression, ranges and WebSockets.
     redact_responses: Option<bool>,
+    /// 127.0.0.1 for a port that is for operators alone.
+    host_ip: Option<String>,
+    /// Has no effect.
+    mode: Option<String>,
+    /// Has no effect.
+    name: Option<String>,
 }
 
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "described, never filled")]
 enum PortNumber {
-    Text(#[schemars(regex(pattern = "^[1-9][0-9]{0,4}$"))] String),
+    Text(#[schemars(regex(pattern = "^[1-9][0-9]{0,4}(-[1-9][0-9]{0,4})?$"))] String),
     Number(#[schemars(range(min = 1, max = 65535))] u32),
 }
 
@@ -501,8 +637,14 @@ enum PortNumber {
 struct Network {
     #[schemars(regex(pattern = "^bridge$"))]
     driver: Option<String>,
-    #[schemars(extend("const" = true))]
     internal: Option<bool>,
+    attachable: Option<bool>,
+    #[schemars(extend("const" = false))]
+    external: Option<bool>,
+    /// Has no effect.
+    name: Option<String>,
+    /// Have no effect.
+    labels: Option<Labels>,
 }
 
 /// A part of the state disk.
@@ -512,6 +654,14 @@ struct Network {
 struct Volume {
     /// 64m to 1t; 1g unless given. It cannot be changed later.
     size: Option<Size>,
+    #[schemars(regex(pattern = "^local$"))]
+    driver: Option<String>,
+    #[schemars(extend("const" = false))]
+    external: Option<bool>,
+    /// Has no effect.
+    name: Option<String>,
+    /// Have no effect.
+    labels: Option<Labels>,
 }
 
 #[derive(JsonSchema)]

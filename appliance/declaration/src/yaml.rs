@@ -33,6 +33,8 @@ pub(crate) enum Kind {
         text: String,
         /// Written without quotes, so other readers of YAML may take it for a number or a boolean.
         plain: bool,
+        /// A `${…}` in it was replaced by what the file itself says ([`crate::variables`]).
+        filled: bool,
     },
     List(Vec<Node>),
     Map(Vec<Entry>),
@@ -180,7 +182,7 @@ impl<'s> Reader<'s, '_, '_> {
                 Event::Scalar(text, style, anchor, tag) => {
                     self.refuse_properties(place, anchor, tag.is_some(), &span);
                     let plain = style == ScalarStyle::Plain;
-                    Node { place, kind: Kind::Scalar { text: text.into_owned(), plain } }
+                    Node { place, kind: Kind::Scalar { text: text.into_owned(), plain, filled: false } }
                 }
                 Event::Alias(_) | Event::UnresolvedAlias(_) => {
                     self.refuse_alias(place);
@@ -220,7 +222,7 @@ impl<'s> Reader<'s, '_, '_> {
 
     /// A node in a key's position becomes a key, or an error.
     fn key(&mut self, node: Node, seen: &mut BTreeMap<String, usize>) -> Key {
-        let Kind::Scalar { text, plain } = node.kind else {
+        let Kind::Scalar { text, plain, .. } = node.kind else {
             if !matches!(node.kind, Kind::Refused) {
                 self.errors.error(node.place, "a mapping or a list is used as a key");
             }
@@ -230,7 +232,7 @@ impl<'s> Reader<'s, '_, '_> {
             self.errors.hinted(
                 node.place,
                 "a merge key",
-                "write the keys out: what is measured and what is read must be the same text",
+                "write the keys out, or let `docker compose config` do it: what is measured and what is read are the same text",
             );
             return None;
         }
@@ -267,7 +269,7 @@ impl<'s> Reader<'s, '_, '_> {
             self.errors.hinted(
                 place,
                 "an anchor or an alias",
-                "write the value out: what is measured and what is read must be the same text",
+                "write the value out, or let `docker compose config` do it: what is measured and what is read are the same text",
             );
         }
     }

@@ -272,3 +272,76 @@ fn the_volumes_in_the_readme_are_a_declaration_and_its_text_says_the_bounds() {
     );
     assert!(readme.contains(&format!("There are at most {MAX_VOLUMES}.")));
 }
+
+#[test]
+fn composes_words_read_as_compose_reads_them() {
+    let body = format!(
+        "services:\n  my_web:\n    image: nginx:1.27@{DIGEST}\n    container_name: front\n    command: run 'a b' --x\n    entrypoint: \"\"\n    \
+           environment: [my-app.mode=a=b, 'B=${{B:-false}}']\n    read_only: ${{RO:-true}}\n    ports: ['127.0.0.1:8000-8001:80-81']\n    \
+           extra_hosts: [\"idp:127.0.0.1\", 'v6=[::1]']\n  api:\n    image: gitea/gitea@{DIGEST}\n    command:\n    environment: {{DEBUG: true}}\n"
+    );
+    let text = full().split("services:").next().unwrap().to_owned() + &body;
+    let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    let web = declaration.service("my_web").unwrap();
+    assert_eq!(web.image.to_string(), format!("docker.io/library/nginx@{DIGEST}"));
+    assert_eq!(web.command.as_deref(), Some(&["run", "a b", "--x"].map(String::from)[..]));
+    assert_eq!(web.entrypoint.as_deref(), Some(&[][..]), "an empty one is none, as in Compose");
+    let plain = |name: &str, value: &str| (name.to_owned(), Value::Plain(value.to_owned()));
+    assert_eq!(web.environment, [plain("my-app.mode", "a=b"), plain("B", "false")]);
+    assert!(web.read_only);
+    let ports: Vec<_> = web.ports.iter().map(|port| (port.published, port.target, port.auth)).collect();
+    assert_eq!(ports, [(8000, 80, Auth::Operators), (8001, 81, Auth::Operators)]);
+    assert_eq!(web.networks[0].aliases, ["front"]);
+    let hosts = [("idp".to_owned(), "127.0.0.1".parse().unwrap()), ("v6".to_owned(), "::1".parse().unwrap())];
+    assert_eq!(web.extra_hosts, hosts);
+    let api = declaration.service("api").unwrap();
+    assert_eq!(api.image.to_string(), format!("docker.io/gitea/gitea@{DIGEST}"));
+    assert_eq!((&api.command, &api.environment[0]), (&None, &plain("DEBUG", "true")));
+}
+
+#[test]
+fn what_hardly_does_what_its_author_means_is_a_warning_and_no_error() {
+    let zeros = format!("sha256:{}", "0".repeat(64));
+    let body = format!(
+        "networks: {{a: , b: }}\nservices:\n  web:\n    image: r.example/w@{zeros}\n    networks: [a]\n    depends_on: [db]\n    \
+           ports: ['8080:6379']\n    environment: {{DB_PASSWORD: '${{DB_PASSWORD:-x}}'}}\n  db:\n    image: r.example/d@{DIGEST}\n    networks: [b]\n"
+    );
+    let text = full().split("services:").next().unwrap().to_owned() + &body;
+    let checked = Declaration::check(text.as_bytes());
+    assert!(checked.declaration.is_ok());
+    let found: Vec<_> = checked.remarks.iter().map(|one| (one.level, one.message.as_str())).collect();
+    assert_eq!(
+        found,
+        [
+            (Level::Warning, "the image's digest is all zeros, which no image has"),
+            (Level::Warning, "web cannot reach db: they share no network"),
+            (
+                Level::Warning,
+                "a published port is TLS outside and HTTP inside, which port 6379 rarely speaks"
+            ),
+            (Level::Warning, "`DB_PASSWORD` is its default, which everybody knows who reads the declaration"),
+        ]
+    );
+    // The same is said once.
+    let again = text.clone() + "  db_2: {image: 'r.example/d@" + &zeros + "'}\n";
+    let remarks = Declaration::check(again.as_bytes()).remarks;
+    assert_eq!(remarks[0].message, "the image's digest is all zeros, which no image has (and 1 more)");
+}
+
+#[test]
+fn a_credential_with_a_dollar_is_not_shown() {
+    let text = full().replace("secret://cofferdam/github/token", "ghp_abc$def");
+    let errors = Declaration::parse(text.as_bytes()).unwrap_err();
+    assert!(!errors.to_string().contains("ghp_"), "{errors}");
+}
+
+#[test]
+fn the_schema_for_editors_is_the_one_that_lies_at_its_address() {
+    let committed = include_str!("../../../policy/declaration.schema.json");
+    assert_eq!(
+        committed,
+        format!("{:#}\n", json_schema()),
+        "write what `coffer check --schema` prints there"
+    );
+    assert!(SCHEMA_ID.ends_with("/policy/declaration.schema.json"));
+}

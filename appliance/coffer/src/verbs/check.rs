@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cofferdam_declaration::{Declaration, MAX_BYTES, Service, StateSource, Volume};
+use cofferdam_declaration::{Declaration, Diagnostic, MAX_BYTES, Service, StateSource, Volume};
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure, Outcome};
@@ -15,9 +15,16 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
         ui.result(&text, cofferdam_declaration::json_schema());
         return Ok(());
     }
-    let bytes = files::read(path, MAX_BYTES)?;
-    match Declaration::parse(&bytes) {
+    let bytes = files::read_or_stdin(path, MAX_BYTES)?;
+    let name = if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() };
+    let checked = Declaration::check(&bytes);
+    let remarks: String = checked.remarks.iter().map(|remark| remark.render(&name) + "\n").collect();
+    let shown: Vec<Value> = checked.remarks.iter().map(json).collect();
+    match checked.declaration {
         Ok(declaration) => {
+            if !remarks.is_empty() {
+                ui.note(remarks.trim_end());
+            }
             let services: Vec<&str> =
                 declaration.services.iter().map(|service| service.name.as_str()).collect();
             let (state, kept) = match declaration.state {
@@ -29,7 +36,7 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
             };
             let text = format!(
                 "{}: {} with {} service{}: {}\nstate: {}\n",
-                path.display(),
+                name,
                 declaration.repository,
                 services.len(),
                 if services.len() == 1 { "" } else { "s" },
@@ -42,23 +49,25 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
                 &(text + &volumes),
                 json!({
                     "valid": true, "repository": repository, "services": services, "state": state,
-                    "volumes": declaration.volumes,
+                    "volumes": declaration.volumes, "remarks": shown,
                 }),
             );
             Ok(())
         }
         Err(diagnostics) => {
-            let rendered = diagnostics.render(&path.display().to_string());
+            let remarks = if ui.quiet { String::new() } else { remarks };
+            let rendered = remarks + &diagnostics.render(&name);
             if ui.json {
-                let found: Vec<Value> = diagnostics
-                    .iter()
-                    .map(|one| json!({ "message": one.message, "line": one.line, "column": one.column, "hint": one.hint }))
-                    .collect();
-                ui.result("", json!({ "valid": false, "errors": found }));
+                let found: Vec<Value> = diagnostics.iter().map(json).collect();
+                ui.result("", json!({ "valid": false, "errors": found, "remarks": shown }));
             }
             Err(Failure::new(Code::Usage, "the declaration is not valid").rendered(rendered))
         }
     }
+}
+
+fn json(one: &Diagnostic) -> Value {
+    json!({ "level": one.level, "message": one.message, "line": one.line, "column": one.column, "hint": one.hint })
 }
 
 /// A line for each volume, with the services that see it.

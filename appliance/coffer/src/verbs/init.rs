@@ -3,6 +3,7 @@
 use std::io::Write as _;
 use std::path::Path;
 
+use cofferdam_declaration::SCHEMA_ID;
 use cofferdam_protocol::{Digest, Endpoint, ImageReference, Repository};
 use serde_json::json;
 
@@ -44,7 +45,8 @@ pub(crate) fn run(
 /// A declaration that `coffer check` accepts, for someone to go on from.
 fn declaration(repository: &Repository, endpoint: &Endpoint, key: &str) -> String {
     format!(
-        "version: 1\n\
+        "# yaml-language-server: $schema={SCHEMA_ID}\n\
+         version: 1\n\
          repository: {repository}\n\
          # Where clients dial.\n\
          endpoint: {}\n\

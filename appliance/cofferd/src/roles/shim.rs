@@ -33,11 +33,11 @@ use cofferdam_declaration::{Egress, Login, Service};
 use cofferdam_protocol::status::{Killed, ServiceState, ServiceStatus};
 use cofferdam_protocol::{Digest, SecretRef};
 use cofferdam_redact::Redactor;
+use cofferdam_registry::image::RunConfig;
 use cofferdam_workload::answers::Answers;
 use cofferdam_workload::cgroup::{Group, Leaf};
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::dns::Names;
-use cofferdam_workload::image::RunConfig;
 use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
 use cofferdam_workload::network::{self, Network};
@@ -493,10 +493,13 @@ fn stop_signal(service: &Service, image: &RunConfig) -> i32 {
     service.stop_signal.unwrap_or_else(|| image.stop_signal.parse().unwrap_or(default)).number()
 }
 
-/// `/etc/hosts` of a service: itself. It is its first address there, which a server that binds to its own name listens at.
+/// `/etc/hosts` of a service: itself, and what it declares. It is its first address there, which a server that binds to its own name
+/// listens at.
 fn hosts(own: &ServiceFacts) -> String {
     let address = own.address().unwrap_or(Ipv4Addr::LOCALHOST);
-    format!("127.0.0.1 localhost\n::1 localhost\n{address} {}\n", own.declared.name)
+    let further = own.declared.extra_hosts.iter().map(|(name, address)| format!("{address} {name}\n"));
+    let further: String = further.collect();
+    format!("127.0.0.1 localhost\n::1 localhost\n{address} {}\n{further}", own.declared.name)
 }
 
 /// Has an interface for each network put into the service's namespace and gives each its address.
@@ -627,10 +630,10 @@ mod tests {
     #[test]
     fn hosts_name_the_service_alone() {
         let text = "services:\n  db:\n    image: r.example/db@sha256:DIGEST\n  web:\n    image: r.example/web@sha256:DIGEST\n    \
-                    depends_on: [db]\n  alone:\n    image: r.example/o@sha256:DIGEST\n    network_mode: none\n";
+                    extra_hosts: [\"idp:127.0.0.1\", \"v6=[::1]\"]\n  alone:\n    image: r.example/o@sha256:DIGEST\n    network_mode: none\n";
         let facts = facts(&declaration(&text.replace("DIGEST", &"0".repeat(64))));
         let of = |name: &str| hosts(facts.service(name).unwrap());
-        assert_eq!(of("web"), "127.0.0.1 localhost\n::1 localhost\n10.1.1.2 web\n");
+        assert_eq!(of("web"), "127.0.0.1 localhost\n::1 localhost\n10.1.1.2 web\n127.0.0.1 idp\n::1 v6\n");
         assert_eq!(of("alone"), "127.0.0.1 localhost\n::1 localhost\n127.0.0.1 alone\n");
     }
 }

@@ -26,9 +26,9 @@ pub fn is_name(text: &str) -> bool {
         && text.starts_with(|c: char| c.is_ascii_alphanumeric())
 }
 
-/// Whether a text is a service's name, `[a-z0-9][a-z0-9-]{0,30}`: it is a host name and a directory.
+/// Whether a text is a service's name, `[a-z0-9][a-z0-9_-]{0,30}`: it is a host name and a directory.
 pub fn is_service_name(text: &str) -> bool {
-    text.len() <= 31 && is_name(text) && !text.contains(['.', '_'])
+    text.len() <= 31 && is_name(text) && !text.contains('.')
 }
 
 /// A decimal number without sign, leading zero or separators, so that every reader reads the same.

@@ -8,16 +8,16 @@ use cofferdam_protocol::Digest;
 use serde::{Deserialize, Serialize};
 
 /// Manifests and indexes: the size that registries commonly accept.
-pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
+pub const MAX_MANIFEST: u64 = 4 << 20;
 /// An image's configuration; real ones are some KiB.
-pub(crate) const MAX_CONFIG: u64 = 4 << 20;
+pub const MAX_CONFIG: u64 = 4 << 20;
 /// What container engines stack at most.
-pub(crate) const MAX_LAYERS: usize = 127;
+pub const MAX_LAYERS: usize = 127;
 /// Far above any real image; keeps what the shim reads back in proportion.
 const MAX_WORDS: usize = 4096;
 
 /// The media types that a manifest request accepts (OCI image-spec 1.1, Docker image manifest v2 schema 2).
-pub(crate) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
+pub const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
@@ -68,16 +68,16 @@ pub enum ImageError {
 
 /// A blob that is still to be fetched: its digest and its exact size in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Blob {
+pub struct Blob {
     /// What its bytes hash to.
-    pub(crate) digest: Digest,
+    pub digest: Digest,
     /// How many there are.
-    pub(crate) size: u64,
+    pub size: u64,
 }
 
 /// How a layer's tar archive is wrapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compression {
+pub enum Compression {
     /// Not at all.
     None,
     /// RFC 1952.
@@ -88,7 +88,7 @@ pub(crate) enum Compression {
 
 /// What a reference's digest leads to.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Manifest {
+pub enum Manifest {
     /// One image per platform; this is ours.
     Index(Blob),
     /// The image.
@@ -139,7 +139,7 @@ impl Descriptor {
 /// # Errors
 ///
 /// Not such a document, or one without an image for this machine.
-pub(crate) fn manifest(bytes: &[u8]) -> Result<Manifest, ImageError> {
+pub fn manifest(bytes: &[u8]) -> Result<Manifest, ImageError> {
     let document: Document = serde_json::from_slice(bytes).map_err(|e| ImageError::Parse("manifest", e))?;
     match (document.manifests, document.config, document.layers) {
         (Some(manifests), None, None) => {
@@ -184,7 +184,7 @@ fn compression(media_type: &str) -> Result<Compression, ImageError> {
 }
 
 /// A foreign text for an error message: bounded, and without anything that a terminal would obey.
-pub(crate) fn short(text: &str) -> String {
+pub fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(120).collect()
 }
 
@@ -231,7 +231,7 @@ struct ConfigSection {
 /// # Errors
 ///
 /// Not a configuration, one for another platform, or one that is out of bounds.
-pub(crate) fn config(bytes: &[u8]) -> Result<RunConfig, ImageError> {
+pub fn config(bytes: &[u8]) -> Result<RunConfig, ImageError> {
     let document: ConfigDocument =
         serde_json::from_slice(bytes).map_err(|e| ImageError::Parse("image's configuration", e))?;
     if document.os != "linux" || document.architecture != "amd64" {
