@@ -7,6 +7,7 @@ what QEMU's user network takes from /etc/resolv.conf, so that the machine is sta
 one of those: it needs root, as a resolver's port does.
 """
 
+import contextlib
 import http.client
 import json
 import os
@@ -143,9 +144,10 @@ class Egress(unittest.TestCase):
         context = ssl._create_unverified_context()
         port = self.ports[service]
         call = http.client.HTTPSConnection("127.0.0.1", port, timeout=60, context=context)
-        call.request("GET", path)
-        answer = call.getresponse()
-        text = answer.read().decode()
+        with contextlib.closing(call):
+            call.request("GET", path)
+            answer = call.getresponse()
+            text = answer.read().decode()
         self.assertEqual(answer.status, 200, text)
         return text.strip()
 

@@ -240,7 +240,17 @@ impl fmt::Debug for Pages {
 impl State {
     pub(super) fn new(tree: Tree, root: Root, slot: u64, next_epoch: u64, blocks: u64, length: u64) -> Self {
         let free = Free::between(&tree.blocks(), FIRST..blocks);
-        Self { tree, root, slot, next_epoch, blocks, length, free, first: None, change: Change::after(length) }
+        Self {
+            tree,
+            root,
+            slot,
+            next_epoch,
+            blocks,
+            length,
+            free,
+            first: None,
+            change: Change::after(length),
+        }
     }
 
     /// Seals the changed pages and the nodes over them into free blocks, and enters them into the tree.
