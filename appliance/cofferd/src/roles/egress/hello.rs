@@ -12,11 +12,14 @@ use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite, AsyncWriteExt as _};
 const MAX_HELLO: usize = 16 * 1024;
 /// Records before a second hello: early data that the server has not taken (RFC 8446 §4.2.10), and a change_cipher_spec.
 const MAX_BEFORE: usize = 64;
+/// Alerts before a server's answer: older ones warn of a name that they do not know.
+const MAX_ALERTS: usize = 4;
 /// A record's payload: 2^14, and what encryption adds (RFC 8446 §5.2).
 const MAX_RECORD: usize = (1 << 14) + 256;
 const HEADER: usize = 5;
 /// Content types (RFC 8446 §5.1).
 const CHANGE_CIPHER_SPEC: u8 = 20;
+const ALERT: u8 = 21;
 const HANDSHAKE: u8 = 22;
 const APPLICATION_DATA: u8 = 23;
 /// Handshake types (RFC 8446 §4).
@@ -93,14 +96,34 @@ pub(super) async fn answer(
     server: &mut (impl AsyncRead + Unpin),
     client: &mut (impl AsyncWrite + Unpin),
 ) -> Result<bool, HelloError> {
-    let mut head = [0; HEADER];
-    server.read_exact(&mut head).await?;
-    let [kind, _, _, high, low] = head;
-    if kind != HANDSHAKE {
-        // An alert, or nothing of TLS.
-        client.write_all(&head).await?;
-        return Ok(false);
+    for _ in 0..=MAX_ALERTS {
+        let mut head = [0; HEADER];
+        server.read_exact(&mut head).await?;
+        match head {
+            // A warning, behind which the answer comes, or the end.
+            [ALERT, _, _, 0, 2] => {
+                let mut alert = [0; 2];
+                server.read_exact(&mut alert).await?;
+                client.write_all(&[&head[..], &alert].concat()).await?;
+            }
+            [HANDSHAKE, ..] => return server_hello(head, server, client).await,
+            // Nothing of TLS.
+            _ => {
+                client.write_all(&head).await?;
+                return Ok(false);
+            }
+        }
     }
+    Err(HelloError::Malformed)
+}
+
+/// Passes on the beginning of what is in a record with this header, and all of it when it asks for another hello.
+async fn server_hello(
+    head: [u8; HEADER],
+    server: &mut (impl AsyncRead + Unpin),
+    client: &mut (impl AsyncWrite + Unpin),
+) -> Result<bool, HelloError> {
+    let [.., high, low] = head;
     let length = usize::from(u16::from_be_bytes([high, low]));
     let rest =
         length.checked_sub(SERVER_BEGINNING).filter(|_| length <= MAX_RECORD).ok_or(HelloError::Malformed)?;

@@ -676,9 +676,13 @@ async fn status_is_what_the_roles_have_written() {
         r#"{"state":"published","tag":"attest-x","at":"2026-01-01T00:00:00Z"}"#,
     )
     .unwrap();
+    let denied = r#"{"denied":1,"latest":[{"target":"a.example.org","why":"name","count":1,"last":"2026-01-01T00:00:00Z","allow":"a.example.org:443"}]}"#;
+    std::fs::create_dir(room.path("egress")).unwrap();
+    std::fs::write(room.path("egress/web.json"), denied).unwrap();
     let answer = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
     assert_eq!(answer.status, StatusCode::OK);
     let status = answer.json();
+    assert_eq!(status["services"][0]["egress"]["latest"][0]["allow"], "a.example.org:443");
     assert_eq!(status["state"], "in memory only, lost at power-off");
     assert_eq!(status["repository"], "acme/room");
     assert_eq!(status["phases"], json!([{"name": "mount", "ms": 3}]));

@@ -133,13 +133,19 @@ async fn a_server_that_asks_for_another_hello_is_noticed() {
     for (sent, retry, passed) in [
         (server(RETRY), true, 65),
         (server([7; 32]), false, 43),
-        (vec![21, 3, 3, 0, 2, 2, 40], false, 5),
+        // Behind a warning that the name is not known.
+        ([&[ALERT, 3, 3, 0, 2, 1, 112][..], &server(RETRY)].concat(), true, 72),
         (b"HTTP/1.1 400".to_vec(), false, 5),
     ] {
         let mut client = Vec::new();
         assert_eq!(answer(&mut &sent[..], &mut client).await.unwrap(), retry);
         assert_eq!(client, sent[..passed]);
     }
+    let fatal = [ALERT, 3, 3, 0, 2, 2, 40];
+    let mut client = Vec::new();
+    assert!(matches!(answer(&mut &fatal[..], &mut client).await, Err(HelloError::Io(_))));
+    assert_eq!(client, fatal);
+    assert!(matches!(answer(&mut &fatal.repeat(9)[..], &mut client).await, Err(HelloError::Malformed)));
     let short = [HANDSHAKE, 3, 3, 0, 4, SERVER_HELLO, 0, 0, 0];
     assert!(matches!(answer(&mut &short[..], &mut Vec::new()).await, Err(HelloError::Malformed)));
 }
