@@ -37,11 +37,7 @@ pub enum Condition {
 
 /// Reads `depends_on`: a list of names, or a mapping from names to conditions.
 pub(crate) fn read(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<(Dependency, Place)>> {
-    let plain = |service: String| Dependency {
-        service,
-        condition: Condition::Started,
-        required: true,
-    };
+    let plain = |service: String| Dependency { service, condition: Condition::Started, required: true };
     let read: Option<Vec<(Dependency, Place)>> = match &node.kind {
         Kind::Map(entries) => {
             bounded(node, entries.len(), MAX_DEPENDENCIES, "dependencies", errors)?;
@@ -79,7 +75,11 @@ fn long(plain: Dependency, node: &Node, errors: &mut Collector<'_>) -> Option<De
     };
     let (restart, required) = (flag("restart", false), flag("required", true));
     if let (Some(true), Some(node)) = (restart, fields.get("restart")) {
-        errors.note(node.place, "`restart` of a dependency has no effect: nothing starts a service again on purpose", "");
+        errors.note(
+            node.place,
+            "`restart` of a dependency has no effect: nothing starts a service again on purpose",
+            "",
+        );
     }
     restart?;
     Some(Dependency { condition: condition?, required: required?, ..plain })

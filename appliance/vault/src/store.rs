@@ -17,6 +17,7 @@
 
 mod disk;
 mod error;
+mod free;
 mod open;
 mod pages;
 mod root;

@@ -4,7 +4,7 @@ use cofferdam_declaration::{SecretRef, Service, Value};
 use zeroize::Zeroizing;
 
 use crate::delivery::Delivery;
-use crate::image::RunConfig;
+use cofferdam_registry::image::RunConfig;
 
 /// What a container has when its image says nothing: Docker's default, in which images are tested.
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";

@@ -6,7 +6,7 @@ use std::time::Duration;
 
 use cofferdam_declaration::{Healthcheck, Probe};
 use cofferdam_protocol::status::HealthState;
-use serde::{Deserialize, Serialize};
+use cofferdam_registry::image::ImageHealth;
 
 /// Docker's, where neither declaration nor image say anything else.
 const INTERVAL: Duration = Duration::from_secs(30);
@@ -20,24 +20,6 @@ const START_INTERVAL: Duration = Duration::from_secs(5);
 const LEAST: Duration = Duration::from_secs(1);
 /// An image may ask for more.
 const MOST: Duration = Duration::from_secs(24 * 3600);
-
-/// What an image says about its health (`HEALTHCHECK`). Times are nanoseconds, and 0 leaves them to the default, as does no number.
-#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "PascalCase", default)]
-pub struct ImageHealth {
-    /// `NONE`, `CMD` with arguments, or `CMD-SHELL` with a text; empty says nothing.
-    pub test: Vec<String>,
-    /// Between two probes.
-    pub interval: u64,
-    /// Of one probe.
-    pub timeout: u64,
-    /// How long failures do not count.
-    pub start_period: u64,
-    /// Between two probes in that time.
-    pub start_interval: u64,
-    /// Failures in a row.
-    pub retries: u32,
-}
 
 /// How a workload is probed, when it is.
 #[derive(Debug, Clone, PartialEq, Eq)]

@@ -388,7 +388,7 @@ fn become_workload(
     let program = plan.arguments.first().map(String::as_str).unwrap_or_default();
     Err(InitError::Workload {
         code,
-        reason: format!("cannot execute {:?}: {}", crate::image::short(program), answer.desc()),
+        reason: format!("cannot execute {:?}: {}", cofferdam_registry::image::short(program), answer.desc()),
     })
 }
 

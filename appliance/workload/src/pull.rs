@@ -11,11 +11,11 @@ use std::path::{Path, PathBuf};
 use cofferdam_protocol::{Digest, ImageReference};
 
 use crate::files;
-use crate::image::{self, Blob, Compression, ImageError, Manifest, RunConfig};
-use crate::registry::{Patience, Registry, RegistryError};
 use crate::unpack::{UnpackError, Unpacker};
+use cofferdam_registry::image::{self, Blob, Compression, ImageError, Manifest, RunConfig};
+use cofferdam_registry::{Patience, Registry, RegistryError, base};
 
-pub use crate::registry::{Access, Credentials};
+pub use cofferdam_registry::{Access, Credentials};
 
 /// Where an image lies: the directories and files of an `image/`.
 #[derive(Debug, Clone)]
@@ -112,14 +112,6 @@ impl PullError {
     }
 }
 
-/// Where a registry's API is. Docker Hub's has another name than its images.
-fn base(image: &ImageReference) -> String {
-    match image.registry().as_str() {
-        "docker.io" | "index.docker.io" => "https://registry-1.docker.io".to_owned(),
-        host => format!("https://{host}"),
-    }
-}
-
 /// Fetches and unpacks `image` into `directory`, which [`ImageDir::prepare`] has made: at most `room` bytes, since
 /// it lies in memory. Whether files get the owners that the image names is `own`; it takes CAP_CHOWN.
 ///
@@ -133,7 +125,7 @@ pub async fn pull(
     room: u64,
     own: bool,
 ) -> Result<(), PullError> {
-    pull_from(&base(image), image, access, directory, room, own).await
+    pull_from(&base(image.registry()), image, access, directory, room, own).await
 }
 
 async fn pull_from(
@@ -430,13 +422,5 @@ mod tests {
             let error = unpack(&mut unpacker, blob, compression).unwrap_err();
             assert!(matches!(error, UnpackError::Slow(_)), "{error}");
         }
-    }
-
-    #[test]
-    fn docker_hub_has_its_own_address() {
-        let image = |host: &str| format!("{host}/a@sha256:{}", "0".repeat(64)).parse().unwrap();
-        assert_eq!(base(&image("docker.io")), "https://registry-1.docker.io");
-        assert_eq!(base(&image("ghcr.io")), "https://ghcr.io");
-        assert_eq!(base(&image("r.example:5000")), "https://r.example:5000");
     }
 }

@@ -84,7 +84,7 @@ fn by_words(words: &str, more: &[String], passwd: &str, groups: &str) -> Result<
         Some(number) => id(line) == Some(number),
         None => field(line, 0) == Some(user),
     });
-    let unknown = || UserError::Unknown { kind: "user", name: crate::image::short(user) };
+    let unknown = || UserError::Unknown { kind: "user", name: cofferdam_registry::image::short(user) };
     let uid = in_range(number.or_else(|| line.and_then(id)).ok_or_else(unknown)?)?;
     let gid = match group {
         "" => in_range(line.and_then(|line| field(line, 3)?.parse().ok()).unwrap_or(0))?,
@@ -113,7 +113,12 @@ fn group_id(group: &str, groups: &str) -> Result<u32, UserError> {
     }
     // name:password:gid:members
     let number = groups.lines().find(|line| field(line, 0) == Some(group)).and_then(id);
-    in_range(number.ok_or_else(|| UserError::Unknown { kind: "group", name: crate::image::short(group) })?)
+    in_range(
+        number.ok_or_else(|| UserError::Unknown {
+            kind: "group",
+            name: cofferdam_registry::image::short(group),
+        })?,
+    )
 }
 
 /// The number of a line of passwd or of group.

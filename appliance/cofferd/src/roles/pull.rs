@@ -61,7 +61,7 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     let service = facts.service(name)?;
     let hosts = facts.registries.iter().filter_map(|known| Some((known.host.to_string(), known.ca.clone()?)));
     let access = Access {
-        bundle: files::read_bounded(BUNDLE, MAX_BUNDLE).unwrap_or_default(),
+        bundle: Some(files::read_bounded(BUNDLE, MAX_BUNDLE).unwrap_or_default()),
         registry: facts.registry(service).and_then(|registry| registry.ca.clone()),
         hosts: hosts.collect(),
         credentials: credentials(io::stdin().lock())?,

@@ -11,19 +11,18 @@ use std::collections::BTreeMap;
 use std::io::Write;
 use std::time::Duration;
 
-use cofferdam_protocol::Digest;
-use cofferdam_protocol::base64;
+use cofferdam_protocol::{Digest, RegistryHost, base64};
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, LOCATION, WWW_AUTHENTICATE};
 use reqwest::{Certificate, Client, Response, StatusCode, Url};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use crate::image::{Blob, ImageError, short};
+use crate::image::{self, Blob, ImageError, short};
 
 /// How long a registry may take.
 #[derive(Debug, Clone, Copy)]
-pub(crate) struct Patience {
+pub struct Patience {
     /// For connecting, DNS and the TLS handshake included.
     connect: Duration,
     /// The longest silence inside a body.
@@ -145,8 +144,8 @@ impl RegistryError {
 /// How a registry is reached: whom to trust, and as whom.
 #[derive(Debug, Default)]
 pub struct Access {
-    /// PEM certificates for every server that has none of its own: the image's CA bundle.
-    pub bundle: Vec<u8>,
+    /// PEM certificates for every server that has none of its own. `None` takes the system's.
+    pub bundle: Option<Vec<u8>>,
     /// PEM certificates that alone are trusted for the registry itself.
     pub registry: Option<String>,
     /// The same for other hosts that the registry may send to, such as its token service: `host` or `host:port` and PEM.
@@ -187,7 +186,7 @@ fn sensitive(text: &str) -> Result<HeaderValue, RegistryError> {
 }
 
 /// One repository at one registry.
-pub(crate) struct Registry {
+pub struct Registry {
     base: Url,
     repository: String,
     /// For the registry itself.
@@ -208,20 +207,22 @@ impl Registry {
     /// # Errors
     ///
     /// The address or the certificates do not parse.
-    pub(crate) fn new(
+    pub fn new(
         base: &str,
         repository: &str,
         access: Access,
         patience: Patience,
     ) -> Result<Self, RegistryError> {
         let base = Url::parse(base).map_err(|_| RegistryError::Address(short(base)))?;
-        let others = client(&access.bundle, patience)?;
+        let others = client(access.bundle.as_deref(), patience)?;
         let own = match &access.registry {
-            Some(pem) => client(pem.as_bytes(), patience)?,
+            Some(pem) => client(Some(pem.as_bytes()), patience)?,
             None => others.clone(),
         };
-        let known =
-            access.hosts.iter().map(|(host, pem)| Ok((host.clone(), client(pem.as_bytes(), patience)?)));
+        let known = access
+            .hosts
+            .iter()
+            .map(|(host, pem)| Ok((host.clone(), client(Some(pem.as_bytes()), patience)?)));
         let known = known.collect::<Result<_, RegistryError>>()?;
         Ok(Self {
             base,
@@ -240,13 +241,32 @@ impl Registry {
     /// # Errors
     ///
     /// [`RegistryError`].
-    pub(crate) async fn manifest(&mut self, digest: &Digest, limit: u64) -> Result<Vec<u8>, RegistryError> {
-        let path = format!("manifests/{}", digest);
+    pub async fn manifest(&mut self, digest: &Digest, limit: u64) -> Result<Vec<u8>, RegistryError> {
+        let (_, bytes) = self.manifest_at(&digest.to_string(), Some(digest), limit).await?;
+        Ok(bytes)
+    }
+
+    /// What a tag leads to now: the digest of an index or manifest, and its bytes. Another time it may lead elsewhere.
+    ///
+    /// # Errors
+    ///
+    /// [`RegistryError`].
+    pub async fn tagged(&mut self, tag: &str) -> Result<(Digest, Vec<u8>), RegistryError> {
+        self.manifest_at(tag, None, image::MAX_MANIFEST).await
+    }
+
+    async fn manifest_at(
+        &mut self,
+        reference: &str,
+        digest: Option<&Digest>,
+        limit: u64,
+    ) -> Result<(Digest, Vec<u8>), RegistryError> {
+        let path = format!("manifests/{reference}");
         for attempt in 1.. {
             let mut bytes = Vec::new();
-            let request = Request { path: &path, accept: crate::image::MANIFEST_TYPES, what: "manifest" };
+            let request = Request { path: &path, accept: image::MANIFEST_TYPES, what: "manifest" };
             match self.fetch(&request, digest, None, limit, &mut bytes).await {
-                Ok(()) => return Ok(bytes),
+                Ok(digest) => return Ok((digest, bytes)),
                 Err(error) => pause(attempt, error).await?,
             }
         }
@@ -258,7 +278,7 @@ impl Registry {
     /// # Errors
     ///
     /// [`RegistryError`]; what the sink then holds is worth nothing.
-    pub(crate) async fn blob<W: Write>(
+    pub async fn blob<W: Write>(
         &mut self,
         blob: &Blob,
         what: &'static str,
@@ -269,8 +289,8 @@ impl Registry {
         for attempt in 1.. {
             rewind(sink).map_err(|error| RegistryError::Store(what, error))?;
             let request = Request { path: &path, accept: "*/*", what };
-            match self.fetch(&request, &blob.digest, Some(blob.size), blob.size, sink).await {
-                Ok(()) => return Ok(()),
+            match self.fetch(&request, Some(&blob.digest), Some(blob.size), blob.size, sink).await {
+                Ok(_) => return Ok(()),
                 Err(error) => pause(attempt, error).await?,
             }
         }
@@ -280,11 +300,11 @@ impl Registry {
     async fn fetch(
         &mut self,
         request: &Request<'_>,
-        digest: &Digest,
+        digest: Option<&Digest>,
         size: Option<u64>,
         limit: u64,
         sink: &mut impl Write,
-    ) -> Result<(), RegistryError> {
+    ) -> Result<Digest, RegistryError> {
         let what = request.what;
         let deadline = self.patience.body.saturating_add(Duration::from_secs(limit / SLOWEST));
         let transfer = async {
@@ -396,6 +416,14 @@ impl Registry {
     }
 }
 
+/// Where a registry's API is. Docker Hub's has another name than its images.
+pub fn base(registry: &RegistryHost) -> String {
+    match registry.as_str() {
+        "docker.io" | "index.docker.io" => "https://registry-1.docker.io".to_owned(),
+        host => format!("https://{host}"),
+    }
+}
+
 struct Request<'a> {
     path: &'a str,
     accept: &'static str,
@@ -408,15 +436,17 @@ struct Token {
     access_token: Option<Zeroizing<String>>,
 }
 
-fn client(pem: &[u8], patience: Patience) -> Result<Client, RegistryError> {
-    let roots = Certificate::from_pem_bundle(pem).map_err(RegistryError::Setup)?;
-    Client::builder()
-        .tls_certs_only(roots)
+fn client(pem: Option<&[u8]>, patience: Patience) -> Result<Client, RegistryError> {
+    let mut builder = Client::builder();
+    if let Some(pem) = pem {
+        builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(RegistryError::Setup)?);
+    }
+    builder
         .redirect(reqwest::redirect::Policy::none())
         .connect_timeout(patience.connect)
         .read_timeout(patience.stall)
         .no_proxy()
-        .user_agent(concat!("cofferd/", env!("CARGO_PKG_VERSION")))
+        .user_agent(concat!("cofferdam/", env!("CARGO_PKG_VERSION")))
         .build()
         .map_err(RegistryError::Setup)
 }
@@ -434,15 +464,15 @@ async fn pause(attempt: u32, error: RegistryError) -> Result<(), RegistryError> 
     Ok(())
 }
 
-/// Streams a body into `sink`, counting and hashing. The sink's content counts only when this succeeds.
+/// Streams a body into `sink`, counting and hashing; what it hashes to. The sink's content counts only when this succeeds.
 async fn receive(
     mut response: Response,
-    digest: &Digest,
+    digest: Option<&Digest>,
     size: Option<u64>,
     limit: u64,
     what: &'static str,
     sink: &mut impl Write,
-) -> Result<(), RegistryError> {
+) -> Result<Digest, RegistryError> {
     let mut hash = Sha256::new();
     let mut got = 0_u64;
     while let Some(chunk) = response.chunk().await.map_err(unreachable)? {
@@ -457,10 +487,12 @@ async fn receive(
         return Err(RegistryError::TooShort { what, size, got });
     }
     let actual = Digest::from(<[u8; 32]>::from(hash.finalize()));
-    if actual != *digest {
-        return Err(RegistryError::Lies { what, expected: *digest, got: actual });
+    match digest {
+        Some(expected) if *expected != actual => {
+            Err(RegistryError::Lies { what, expected: *expected, got: actual })
+        }
+        _ => Ok(actual),
     }
-    Ok(())
 }
 
 async fn collect(mut response: Response, limit: u64, what: &'static str) -> Result<Vec<u8>, RegistryError> {
@@ -614,6 +646,14 @@ mod tests {
         server.registry().blob(blob, "layer", &mut sink, rewind).await.map(|()| sink)
     }
 
+    #[test]
+    fn docker_hub_has_its_own_address() {
+        let base = |host: &str| base(&host.parse().unwrap());
+        assert_eq!(base("docker.io"), "https://registry-1.docker.io");
+        assert_eq!(base("ghcr.io"), "https://ghcr.io");
+        assert_eq!(base("r.example:5000"), "https://r.example:5000");
+    }
+
     #[tokio::test]
     async fn a_blob_arrives_whole_and_checked() {
         let body = vec![7_u8; 200_000];
@@ -622,6 +662,21 @@ mod tests {
         assert_eq!(fetch(&server, &expected).await.unwrap(), body);
         let line = server.seen.lock().unwrap()[0].clone();
         assert_eq!(line, format!("GET /v2/team/app/blobs/{} HTTP/1.1", expected.digest));
+    }
+
+    #[tokio::test]
+    async fn a_tag_leads_to_what_its_bytes_hash_to_and_not_to_what_a_header_says() {
+        let body = br#"{"schemaVersion":2}"#;
+        let server = Server::new(|line, _| match line {
+            "GET /v2/team/app/manifests/16-alpine HTTP/1.1" => ok(br#"{"schemaVersion":2}"#),
+            "GET /v2/team/app/manifests/long HTTP/1.1" => open_ended(&vec![b' '; 5 << 20]),
+            _ => status("404 Not Found", ""),
+        });
+        let (digest, bytes) = server.registry().tagged("16-alpine").await.unwrap();
+        assert_eq!((digest, bytes.as_slice()), (Digest::of(body), body.as_slice()));
+        let error = server.registry().tagged("long").await.unwrap_err();
+        assert!(matches!(error, RegistryError::TooLong { limit: image::MAX_MANIFEST, .. }), "{error}");
+        assert!(matches!(server.registry().tagged("17").await, Err(RegistryError::Missing("manifest"))));
     }
 
     #[tokio::test]

@@ -7,19 +7,17 @@
 use cofferdam_protocol::Digest;
 use serde::{Deserialize, Serialize};
 
-use crate::health::ImageHealth;
-
 /// Manifests and indexes: the size that registries commonly accept.
-pub(crate) const MAX_MANIFEST: u64 = 4 << 20;
+pub const MAX_MANIFEST: u64 = 4 << 20;
 /// An image's configuration; real ones are some KiB.
-pub(crate) const MAX_CONFIG: u64 = 4 << 20;
+pub const MAX_CONFIG: u64 = 4 << 20;
 /// What container engines stack at most.
-pub(crate) const MAX_LAYERS: usize = 127;
+pub const MAX_LAYERS: usize = 127;
 /// Far above any real image; keeps what the shim reads back in proportion.
 const MAX_WORDS: usize = 4096;
 
 /// The media types that a manifest request accepts (OCI image-spec 1.1, Docker image manifest v2 schema 2).
-pub(crate) const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
+pub const MANIFEST_TYPES: &str = "application/vnd.oci.image.index.v1+json, \
     application/vnd.oci.image.manifest.v1+json, \
     application/vnd.docker.distribution.manifest.list.v2+json, \
     application/vnd.docker.distribution.manifest.v2+json";
@@ -70,16 +68,16 @@ pub enum ImageError {
 
 /// A blob that is still to be fetched: its digest and its exact size in bytes.
 #[derive(Debug, Clone, PartialEq, Eq)]
-pub(crate) struct Blob {
+pub struct Blob {
     /// What its bytes hash to.
-    pub(crate) digest: Digest,
+    pub digest: Digest,
     /// How many there are.
-    pub(crate) size: u64,
+    pub size: u64,
 }
 
 /// How a layer's tar archive is wrapped.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
-pub(crate) enum Compression {
+pub enum Compression {
     /// Not at all.
     None,
     /// RFC 1952.
@@ -90,7 +88,7 @@ pub(crate) enum Compression {
 
 /// What a reference's digest leads to.
 #[derive(Debug, PartialEq, Eq)]
-pub(crate) enum Manifest {
+pub enum Manifest {
     /// One image per platform; this is ours.
     Index(Blob),
     /// The image.
@@ -141,7 +139,7 @@ impl Descriptor {
 /// # Errors
 ///
 /// Not such a document, or one without an image for this machine.
-pub(crate) fn manifest(bytes: &[u8]) -> Result<Manifest, ImageError> {
+pub fn manifest(bytes: &[u8]) -> Result<Manifest, ImageError> {
     let document: Document = serde_json::from_slice(bytes).map_err(|e| ImageError::Parse("manifest", e))?;
     match (document.manifests, document.config, document.layers) {
         (Some(manifests), None, None) => {
@@ -186,7 +184,7 @@ fn compression(media_type: &str) -> Result<Compression, ImageError> {
 }
 
 /// A foreign text for an error message: bounded, and without anything that a terminal would obey.
-pub(crate) fn short(text: &str) -> String {
+pub fn short(text: &str) -> String {
     text.chars().filter(|c| !c.is_control()).take(120).collect()
 }
 
@@ -209,6 +207,24 @@ pub struct RunConfig {
     /// How its health is found out.
     #[serde(default)]
     pub health: ImageHealth,
+}
+
+/// What an image says about its health (`HEALTHCHECK`). Times are nanoseconds, and 0 leaves them to the default, as does no number.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageHealth {
+    /// `NONE`, `CMD` with arguments, or `CMD-SHELL` with a text; empty says nothing.
+    pub test: Vec<String>,
+    /// Between two probes.
+    pub interval: u64,
+    /// Of one probe.
+    pub timeout: u64,
+    /// How long failures do not count.
+    pub start_period: u64,
+    /// Between two probes in that time.
+    pub start_interval: u64,
+    /// Failures in a row.
+    pub retries: u32,
 }
 
 #[derive(Deserialize)]
@@ -238,7 +254,7 @@ struct ConfigSection {
 /// # Errors
 ///
 /// Not a configuration, one for another platform, or one that is out of bounds.
-pub(crate) fn config(bytes: &[u8]) -> Result<RunConfig, ImageError> {
+pub fn config(bytes: &[u8]) -> Result<RunConfig, ImageError> {
     let document: ConfigDocument =
         serde_json::from_slice(bytes).map_err(|e| ImageError::Parse("image's configuration", e))?;
     if document.os != "linux" || document.architecture != "amd64" {
