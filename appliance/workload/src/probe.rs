@@ -11,8 +11,9 @@
 //!
 //! # What comes back
 //!
-//! The workload can end that process, and be whatever it asks: an answer says how a service is to whoever believes the service.
-//! It is bounded, and its text goes through the redactor before anybody sees it.
+//! The workload is whatever it asks, so an answer says how a service is to whoever believes the service. Neither of them sends
+//! the other signals, since each is in a Landlock domain of its own. An answer is bounded, and its text goes through the redactor
+//! before anybody sees it.
 
 use std::ffi::CString;
 use std::io::{self, Read, Write};
