@@ -151,6 +151,16 @@ impl Pages {
         self.lock().root
     }
 
+    /// Lets the next commit have a higher epoch than this one.
+    ///
+    /// # Errors
+    /// [`DiskError::Exhausted`] when there is none.
+    pub(super) fn skip_past(&self, epoch: u64) -> Result<(), DiskError> {
+        let mut state = self.lock();
+        state.next_epoch = state.next_epoch.max(epoch.checked_add(1).ok_or(DiskError::Exhausted)?);
+        Ok(())
+    }
+
     /// Makes everything that redb has written durable as one commit. Only what removes something may use the reserve.
     ///
     /// # Errors
