@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use cofferdam_protocol::json;
 use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
-use cofferdam_protocol::status::{NamedService, RoleState, ServiceState, StatusReply, Usage};
+use cofferdam_protocol::status::{
+    Denied, EgressStatus, Health, HealthState, NamedService, RoleState, ServiceState, StatusReply, Usage,
+};
 use hyper::StatusCode;
 
 use crate::channel::{Stage, refusal};
@@ -12,6 +14,9 @@ use crate::cli;
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::ui::{Tone, Ui, printable};
+
+/// Different attempts that are shown for one service; the rest is in `--json`.
+const SHOWN: usize = 5;
 
 pub(crate) async fn run(ui: &Ui, appliance: &cli::Appliance, key: &cli::OperatorKey) -> Outcome {
     let key = OperatorKey::load(key)?;
@@ -73,10 +78,41 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
 /// What there is to say about a service below its own line: what it uses, why it was ended, what it waits for.
 fn remarks(service: &NamedService) -> Vec<String> {
     let mut lines: Vec<String> = service.usage.iter().map(used).collect();
+    lines.extend(service.health.as_ref().map(health));
     lines.extend(service.killed.map(|killed| format!("killed: {killed}")));
     lines.extend(service.missing.iter().flatten().map(|missing| format!("missing {missing}")));
     lines.extend(service.detail.as_deref().map(printable));
+    lines.extend(service.egress.iter().flat_map(denied));
     lines
+}
+
+/// What a service wanted outside and did not get, and what would allow it.
+fn denied(egress: &EgressStatus) -> Vec<String> {
+    if egress.denied == 0 {
+        return Vec::new();
+    }
+    let mut lines = vec![format!("outside: {} denied or failed", egress.denied)];
+    for Denied { target, why, count, allow, .. } in egress.latest.iter().take(SHOWN) {
+        lines.push(format!("  {} ({}), {count} times", printable(target), why.as_str()));
+        lines.extend(allow.as_deref().map(|allow| format!("    allow: egress: [\"{}\"]", printable(allow))));
+    }
+    if egress.latest.len() > SHOWN {
+        lines.push("  … more with --json".to_owned());
+    }
+    lines
+}
+
+/// How its probes went, with what the last one said unless all is well.
+fn health(health: &Health) -> String {
+    let failures = match health.failures {
+        0 => String::new(),
+        1 => " (1 failure)".to_owned(),
+        failures => format!(" ({failures} failures)"),
+    };
+    let output =
+        health.output.as_deref().filter(|_| health.state != HealthState::Healthy || health.failures > 0);
+    let output = output.map(|output| format!(": {}", printable(output))).unwrap_or_default();
+    format!("health {}{failures}{output}", health.state.as_str())
 }
 
 /// What a service uses of what it may. With the indentation it fits into 60 columns, whatever the figures.
@@ -95,7 +131,7 @@ fn row(ui: &Ui, name: &str, tone: Tone, state: &str, restarts: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_protocol::status::Killed;
+    use cofferdam_protocol::status::{DeniedWhy, Killed};
 
     use super::*;
 
@@ -121,6 +157,57 @@ mod tests {
             cpus_limit: None,
         };
         assert!("    ".len() + used(&most).len() <= 60, "{}", used(&most));
+    }
+
+    #[test]
+    fn what_was_denied_is_shown_with_the_line_that_would_allow_it() {
+        let denied = |target: &str, why, allow: Option<&str>| Denied {
+            target: target.to_owned(),
+            why,
+            count: 3,
+            last: cofferdam_protocol::Timestamp::EPOCH,
+            allow: allow.map(str::to_owned),
+        };
+        let mut service = NamedService::new("web".to_owned(), None);
+        assert!(remarks(&service).is_empty());
+        service.egress = Some(EgressStatus::default());
+        assert!(remarks(&service).is_empty());
+        let mut latest = vec![
+            denied("api.example.org", DeniedWhy::Name, Some("api.example.org:443")),
+            denied("203.0.113.7:443", DeniedWhy::Address, None),
+        ];
+        service.egress = Some(EgressStatus { denied: 6, latest: latest.clone() });
+        assert_eq!(
+            remarks(&service),
+            [
+                "outside: 6 denied or failed",
+                "  api.example.org (name not declared), 3 times",
+                "    allow: egress: [\"api.example.org:443\"]",
+                "  203.0.113.7:443 (an address instead of a name), 3 times",
+            ]
+        );
+        latest.extend((0..9).map(|_| denied("a\u{1b}b", DeniedWhy::Udp, None)));
+        service.egress = Some(EgressStatus { denied: 40, latest });
+        let lines = remarks(&service);
+        assert_eq!(lines.len(), 1 + SHOWN + 1 + 1);
+        assert_eq!(lines.last().unwrap(), "  … more with --json");
+        assert!(lines.iter().all(|line| !line.contains('\u{1b}')));
+    }
+
+    #[test]
+    fn health_is_one_line_with_what_the_last_probe_said_when_that_matters() {
+        let of = |state, failures, output: &str| {
+            let mut service = NamedService::new("web".to_owned(), None);
+            service.health = Some(Health { state, failures, output: Some(output.to_owned()) });
+            remarks(&service).remove(0)
+        };
+        assert_eq!(of(HealthState::Starting, 0, "refused"), "health starting: refused");
+        assert_eq!(of(HealthState::Healthy, 0, "HTTP 200"), "health healthy");
+        assert_eq!(of(HealthState::Healthy, 1, "HTTP 503"), "health healthy (1 failure): HTTP 503");
+        assert_eq!(
+            of(HealthState::Unhealthy, 3, "exit code 1: [redacted:x]"),
+            "health unhealthy (3 failures): exit code 1: [redacted:x]"
+        );
     }
 
     #[test]

@@ -9,7 +9,9 @@
 //!   leased for that child alone, and the workload does not exist yet. Of the services with one image the first pulls it, and the
 //!   others wait; all wait until PID 1 has sealed it.
 //! - It leaves the appliance's network for good before the workload exists, and has its service joined to the networks of the
-//!   declaration. It answers the service's questions for names, from a table.
+//!   declaration. It answers the service's questions for names of services, from a table; those for others the role `egress` decides,
+//!   which carries what leaves the appliance.
+//! - It waits for the services that this one depends on, has it probed, and says whether it is healthy.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
 //!   runs: each start leases anew, so a changed secret arrives with a restart.
 //! - It waits for its own children only, and ends with nothing of its container left.
@@ -20,7 +22,7 @@
 //! - It parses nothing that the workload prints. What it relays, it does not look at, but HTTP at a port that redacts.
 //! - It prints nothing that came from the workload to the console.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -28,18 +30,21 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_declaration::{Login, Service};
-use cofferdam_protocol::status::{Killed, ServiceState, ServiceStatus};
+use cofferdam_declaration::{Dependency, Egress, Login, OnUnhealthy, Service};
+use cofferdam_protocol::status::{Health, HealthState, Killed, ServiceState, ServiceStatus};
 use cofferdam_protocol::{Digest, SecretRef};
 use cofferdam_redact::Redactor;
 use cofferdam_registry::image::RunConfig;
 use cofferdam_workload::answers::Answers;
 use cofferdam_workload::cgroup::{Group, Leaf};
 use cofferdam_workload::delivery::{Delivery, Plan};
+use cofferdam_workload::depend;
 use cofferdam_workload::dns::Names;
+use cofferdam_workload::health::{Check, Test};
 use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
 use cofferdam_workload::network::{self, Network};
+use cofferdam_workload::probe::Probing;
 use cofferdam_workload::pull::{Credentials, ImageDir, PullError};
 use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::{End, Policy};
@@ -59,7 +64,10 @@ use super::{CONTAINER, PULL, Role};
 use crate::paths;
 use crate::system::client::bridge::{self, Attached};
 use crate::system::client::vault::{Lease, LeaseError, lease};
+use crate::system::gate::Gate;
 use crate::system::{cgroup, files};
+
+mod outside;
 
 /// One question to the vault; the answer to a missing secret comes as soon as it is put.
 const LEASE_WAIT: Duration = Duration::from_secs(25);
@@ -71,7 +79,7 @@ const LEASE_PAUSE: Duration = Duration::from_secs(5);
 const SEAL_PAUSE: Duration = Duration::from_millis(50);
 /// How often the services that this one depends on are looked at.
 const DEPENDENCY_PAUSE: Duration = Duration::from_millis(200);
-/// Between two questions to the role `bridge`: it is started before the shims, and again when it has died.
+/// Between two questions to the roles `egress` and `bridge`: they are started before the shims, and again when they have died.
 const JOIN_PAUSE: Duration = Duration::from_millis(200);
 /// The first wait after a pull that failed; doubles.
 const PULL_FIRST: Duration = Duration::from_secs(1);
@@ -123,7 +131,7 @@ struct Shim<'a> {
     service: &'a Service,
     /// As whom its image is pulled.
     login: Option<&'a Login>,
-    dependencies: Vec<&'a ServiceFacts>,
+    dependencies: Vec<(&'a Dependency, &'a ServiceFacts)>,
     /// What the resolver tells the service.
     names: Names,
     /// The service's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
@@ -162,14 +170,22 @@ impl Shim<'_> {
         }
         let mut policy = Policy::new(self.service.restart);
         loop {
-            let lease = self.secrets().await?;
-            self.dependencies().await?;
+            let mut lease = self.secrets().await?;
+            // As with Compose, only before the first start: one that ends is started again whatever has become of the others.
+            if self.last.is_none() && self.dependencies().await? {
+                lease = self.secrets().await?;
+            }
             let started = Instant::now();
             let group = self.group.clone();
             let counted = || group.as_ref().zip(leaf.as_ref()).map(|(group, leaf)| group.out_of_memory(leaf));
             let before = counted();
             let (end, reason) = match self.start(&image, &lease, leaf.as_ref()).await {
-                Ok(running) => (self.watch(running).await?, None),
+                Ok(running) => match self.watch(running).await? {
+                    Ended::ByItself(end) => (end, None),
+                    // What it was ended for is a failure, whatever it says itself.
+                    Ended::Unhealthy(End::Exited(0)) => (End::Exited(1), Some("it was unhealthy".to_owned())),
+                    Ended::Unhealthy(end) => (end, Some("it was unhealthy".to_owned())),
+                },
                 Err(failure) => {
                     let code = failure.downcast_ref().map_or(126, |error| match error {
                         LaunchError::Failed { code, .. } => *code,
@@ -324,38 +340,61 @@ impl Shim<'_> {
         }
     }
 
-    /// Waits until every service that this one depends on runs.
-    async fn dependencies(&mut self) -> Result<(), Interrupt> {
+    /// Waits until every service that this one depends on is where it waits for it to be. True when it had to wait.
+    async fn dependencies(&mut self) -> Result<bool, Interrupt> {
+        let mut waited = false;
         loop {
-            let late = self.dependencies.iter().find(|other| !runs(&other.status()));
-            let Some(late) = late else { return Ok(()) };
-            let detail = format!("{} has not started yet", late.declared.name);
-            self.report(ServiceState::Waiting, |status| status.detail = Some(detail))?;
+            let late = self
+                .dependencies
+                .iter()
+                .filter_map(|(on, other)| depend::waits(on, said(&other.status()).as_ref()));
+            let late: Vec<String> = late.collect();
+            if late.is_empty() {
+                return Ok(waited);
+            }
+            waited = true;
+            self.report(ServiceState::Waiting, |status| status.detail = Some(late.join("; ")))?;
             self.until(sleep(DEPENDENCY_PAUSE)).await?;
         }
     }
 
-    /// Makes the service's network, in which this process stays, takes the resolver's place in it, and waits until the service
-    /// is in the networks of the declaration. It is brought back there when the role that keeps them has died.
+    /// Makes the service's network, in which this process stays, and its way outside, takes the resolver's place in it, and waits until
+    /// the service is in the networks of the declaration. It is brought back there when the role that keeps them has died.
     async fn join(&mut self) -> Result<(), Interrupt> {
+        let ports: BTreeSet<u16> = self.service.egress.iter().map(Egress::port).collect();
+        let gate = (!ports.is_empty()).then(|| Gate::create(&ports)).transpose();
+        let gate = gate.context("cannot make the service's way outside")?;
         let network = Network::create().context("cannot make the service's network")?;
+        if let Some(gate) = &gate {
+            gate.join(&network).context("cannot lead the service's network to its way outside")?;
+        }
         let resolver = Resolver::bind(resolver::ADDRESS).await.context("cannot listen as the resolver")?;
-        resolver.serve(self.names.clone());
         if self.own.networks.is_empty() {
+            resolver.serve(self.names.clone(), None);
             return Ok(());
         }
+        let way = loop {
+            match self.until(outside::open(gate.as_ref())).await? {
+                Ok(way) => break way,
+                Err(error) => self.not_joined(&error.into()).await?,
+            }
+        };
+        resolver.serve(self.names.clone(), Some(outside::answer(way, gate)));
         loop {
             match self.until(attach(&network, &self.own.networks)).await? {
                 Ok(attached) => {
                     tokio::spawn(stay(attached, network, self.own.networks.clone()));
                     return Ok(());
                 }
-                Err(error) => {
-                    self.report(ServiceState::Waiting, |status| status.detail = Some(format!("{error:#}")))?;
-                    self.until(sleep(JOIN_PAUSE)).await?;
-                }
+                Err(error) => self.not_joined(&error).await?,
             }
         }
+    }
+
+    /// Says why the service is not in its networks yet, and waits for a moment.
+    async fn not_joined(&mut self, error: &anyhow::Error) -> Result<(), Interrupt> {
+        self.report(ServiceState::Waiting, |status| status.detail = Some(format!("{error:#}")))?;
+        self.until(sleep(JOIN_PAUSE)).await
     }
 
     /// The ways in to the service's published ports, made once: they outlive a restart of the workload. Where answers are
@@ -385,7 +424,8 @@ impl Shim<'_> {
             nix::fcntl::open(&rootfs, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
                 .context("cannot open the image")?;
         let account = user::resolve(&root, self.service.user.as_ref(), &image.user, &self.service.group_add)?;
-        let plan = self.plan(image, &account, rootfs)?;
+        let check = Check::of(&self.service.healthcheck, &image.health);
+        let plan = self.plan(image, &account, rootfs, check.as_ref())?;
         let delivery = self.deliver(image, &account, lease)?;
         // A value that cannot be told from other text is not handed out.
         let redactor =
@@ -394,16 +434,31 @@ impl Shim<'_> {
         let log = Log::open(&self.own.log(), &self.own.previous_log()).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         self.answers.redact_with(redactor.clone());
-        let (container, output) =
+        let (mut container, output) =
             launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, descriptor).await?;
         drop(delivery);
         let pid = container.pid();
-        self.report(ServiceState::Running, |status| status.pid = pid)?;
+        let probing = check.map(|check| {
+            let (probe, address) = (container.prober(), self.own.address());
+            Probing::start(check, probe, address, redactor.clone())
+        });
+        let health =
+            probing.as_ref().map(|_| Health { state: HealthState::Starting, failures: 0, output: None });
+        self.report(ServiceState::Running, |status| {
+            status.pid = pid;
+            status.health = health;
+        })?;
         let output = tokio::spawn(output::pump(output, redactor, log));
-        Ok(Running { container, output, stop_signal: stop_signal(self.service, image) })
+        Ok(Running { container, output, stop_signal: stop_signal(self.service, image), probing })
     }
 
-    fn plan(&self, image: &RunConfig, account: &Account, rootfs: std::path::PathBuf) -> anyhow::Result<Plan> {
+    fn plan(
+        &self,
+        image: &RunConfig,
+        account: &Account,
+        rootfs: std::path::PathBuf,
+        check: Option<&Check>,
+    ) -> anyhow::Result<Plan> {
         let working_dir = self.service.working_dir.as_deref().unwrap_or(&image.working_dir);
         let working_dir = if working_dir.starts_with('/') { working_dir } else { "/" };
         Ok(Plan {
@@ -417,6 +472,10 @@ impl Shim<'_> {
             tmpfs: self.service.tmpfs.clone(),
             volumes: self.own.volumes(),
             arguments: environment::arguments(self.service, image)?,
+            probe: check.and_then(|check| match &check.test {
+                Test::Program(words) => Some(words.clone()),
+                _ => None,
+            }),
             working_dir: working_dir.to_owned(),
             uid: account.uid,
             gid: account.gid,
@@ -431,40 +490,80 @@ impl Shim<'_> {
         })?)
     }
 
-    /// Waits for the workload's end; on the word to stop, ends it in order.
-    async fn watch(&mut self, mut running: Running) -> Result<End, Interrupt> {
+    /// Waits for the workload's end; on the word to stop, and when it is unhealthy and that is to end it, ends it in order.
+    async fn watch(&mut self, mut running: Running) -> Result<Ended, Interrupt> {
         let ended = loop {
-            match self.until(timeout(USAGE_PAUSE, running.container.ended())).await {
-                Ok(Ok(end)) => break Ok(end),
-                Ok(Err(_)) => {
+            let Running { container, probing, .. } = &mut running;
+            let event = async {
+                tokio::select! {
+                    end = container.ended() => Event::Ended(end),
+                    health = Probing::next(probing) => Event::Health(health),
+                    () = sleep(USAGE_PAUSE) => Event::Pause,
+                }
+            };
+            match self.until(event).await {
+                Ok(Event::Ended(end)) => {
+                    break Ok(Ended::ByItself(end.context("cannot wait for the workload")?));
+                }
+                Ok(Event::Health(health)) => {
+                    let unhealthy = health.state == HealthState::Unhealthy;
+                    self.measure();
+                    self.status.health(health).context("cannot write the status")?;
+                    if unhealthy && self.service.on_unhealthy == OnUnhealthy::Restart {
+                        break self.stop(&mut running).await.map(Ended::Unhealthy);
+                    }
+                }
+                Ok(Event::Pause) => {
                     self.measure();
                     self.status.write().context("cannot write the status")?;
                 }
-                Err(interrupt) => break Err(interrupt),
-            }
-        };
-        let end = match ended {
-            Ok(end) => Ok(end.context("cannot wait for the workload")?),
-            Err(interrupt) => {
-                running.container.signal(running.stop_signal);
-                let grace = self.service.stop_grace_period;
-                if timeout(grace, running.container.ended()).await.is_err() {
-                    running.container.kill();
-                    running.container.ended().await.context("cannot wait for the workload")?;
+                Err(interrupt) => {
+                    self.stop(&mut running).await?;
+                    break Err(interrupt);
                 }
-                Err(interrupt)
             }
         };
+        drop(running.probing);
         // The container is gone, so its pipes end: everything in them is still to be logged.
         let _ = timeout(DRAIN, running.output).await;
-        end
+        ended
     }
+
+    /// Ends the workload: with its signal, and after its grace at once.
+    async fn stop(&self, running: &mut Running) -> Result<End, Interrupt> {
+        running.container.signal(running.stop_signal);
+        let grace = self.service.stop_grace_period;
+        let ended = match timeout(grace, running.container.ended()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                running.container.kill();
+                running.container.ended().await
+            }
+        };
+        Ok(ended.context("cannot wait for the workload")?)
+    }
+}
+
+/// How a run of the workload came to its end.
+enum Ended {
+    /// It ended.
+    ByItself(End),
+    /// It was ended because it was unhealthy.
+    Unhealthy(End),
+}
+
+/// What happens while a workload runs.
+enum Event {
+    Ended(Result<End, LaunchError>),
+    Health(Health),
+    Pause,
 }
 
 struct Running {
     container: Container,
     output: tokio::task::JoinHandle<()>,
     stop_signal: i32,
+    probing: Option<Probing>,
 }
 
 /// The declaration's signal, or the image's, or SIGTERM; also when the image names one that cannot stop a service.
@@ -505,10 +604,10 @@ async fn stay(mut attached: Attached, network: Network, places: Vec<Place>) {
     }
 }
 
-/// Whether a service's status says that it runs. What cannot be read says nothing.
-fn runs(path: &Path) -> bool {
-    let Ok(bytes) = files::read_bounded(path, 64 << 10) else { return false };
-    ServiceStatus::parse(&bytes).is_ok_and(|status| status.state == ServiceState::Running)
+/// What another service's shim says of it. What cannot be read says nothing.
+fn said(path: &Path) -> Option<ServiceStatus> {
+    let bytes = files::read_bounded(path, 64 << 10).ok()?;
+    ServiceStatus::parse(&bytes).ok()
 }
 
 fn group(own: &ServiceFacts) -> Option<Group> {

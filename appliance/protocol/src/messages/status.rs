@@ -1,4 +1,4 @@
-//! Who is doing what: the files in which PID 1, the shims and `publish` say it, and the one object that an operator gets.
+//! Who is doing what: the files in which PID 1, the shims, `egress` and `publish` say it, and the one object that an operator gets.
 
 use serde::{Deserialize, Serialize};
 
@@ -102,6 +102,48 @@ pub struct ServiceStatus {
     /// What it used a few seconds ago at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// How its probes went; absent while it does not run, and when nothing is probed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+/// What the probes of a workload add up to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// The word for it.
+    pub state: HealthState,
+    /// Failures in a row that counted.
+    pub failures: u32,
+    /// What the last probe printed or met, redacted; at most [`MAX_HEALTH_OUTPUT`] bytes of one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+}
+
+/// Bound on the output of a probe in bytes.
+pub const MAX_HEALTH_OUTPUT: usize = 512;
+
+/// Whether a workload is healthy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthState {
+    /// No probe has succeeded yet.
+    Starting,
+    /// The last probes say so.
+    Healthy,
+    /// As many in a row as it takes have failed.
+    Unhealthy,
+}
+
+impl HealthState {
+    /// The word in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
 }
 
 /// Why the kernel or PID 1 ended a workload, which by its exit code alone could have been anybody's SIGKILL.
@@ -166,7 +208,7 @@ pub enum ServiceState {
     Pending,
     /// Its image is being fetched; `detail` says what went wrong last, if anything.
     Pulling,
-    /// Secrets are missing (`missing`), or a service that it depends on has not started (`detail`).
+    /// Secrets are missing (`missing`), or what it waits for of another service (`detail`).
     Waiting,
     /// The container is being made.
     Starting,
@@ -192,6 +234,90 @@ impl ServiceState {
             Self::Restarting => "restarting",
             Self::Exited => "exited",
             Self::Failed => "failed",
+        }
+    }
+}
+
+/// `egress/NAME.json`, written by the role `egress`: what a service wanted outside and did not get.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressStatus {
+    /// How many attempts were denied or failed since the role started, those that are not listed any more included.
+    pub denied: u64,
+    /// The last ones that differ, the latest first; at most [`EgressStatus::MAX_LISTED`].
+    pub latest: Vec<Denied>,
+}
+
+impl EgressStatus {
+    /// Different attempts that are listed for one service.
+    pub const MAX_LISTED: usize = 16;
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It is too large or not of this shape.
+    pub fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
+        json::from_json(bytes, MAX_FILE)
+    }
+}
+
+/// Attempts of a service to reach one thing outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Denied {
+    /// What it wanted: a name, `name:port` or `address:port`. Chosen by the service, in visible ASCII, at most 320 bytes.
+    pub target: String,
+    /// Why it did not get it.
+    pub why: DeniedWhy,
+    /// How often.
+    pub count: u64,
+    /// When it was last.
+    pub last: Timestamp,
+    /// The entry of `egress` that would allow it, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<String>,
+}
+
+/// Why an attempt to reach something outside came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeniedWhy {
+    /// The name is not declared; nobody outside was asked for it.
+    Name,
+    /// The name is declared, with another port.
+    Port,
+    /// An address was dialled that no name was answered with.
+    Address,
+    /// Something else than TCP.
+    Udp,
+    /// The TLS server name is not the name that was asked for.
+    ServerName,
+    /// What was sent is not the beginning of TLS with a server name.
+    NotTls,
+    /// The DNS gives the name an address that is never connected to: private, of this machine, of the cloud's own services.
+    Private,
+    /// The service asked for more names than are kept at a time.
+    TooManyNames,
+    /// The DNS did not give an address.
+    Unresolved,
+    /// Nobody answered at the address.
+    Unreachable,
+}
+
+impl DeniedWhy {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Name => "name not declared",
+            Self::Port => "port not declared",
+            Self::Address => "an address instead of a name",
+            Self::Udp => "not TCP",
+            Self::ServerName => "TLS server name of another",
+            Self::NotTls => "not TLS with a server name",
+            Self::Private => "the DNS gives an address that is never connected to",
+            Self::TooManyNames => "too many names",
+            Self::Unresolved => "no address in the DNS",
+            Self::Unreachable => "no answer from the server",
         }
     }
 }
@@ -315,6 +441,12 @@ pub struct NamedService {
     /// As [`ServiceStatus::usage`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// What it wanted outside and did not get; absent while that is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressStatus>,
+    /// As [`ServiceStatus::health`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// The service's name.
     pub name: String,
 }
@@ -327,7 +459,15 @@ impl NamedService {
         if shim.state != RoleState::Running {
             let detail = shim.killed.map(|killed| format!("ended: {killed}"));
             let killed = shim.killed.or(self.killed);
-            return Self { state: ServiceState::Restarting, pid: None, usage: None, detail, killed, ..self };
+            return Self {
+                state: ServiceState::Restarting,
+                pid: None,
+                usage: None,
+                health: None,
+                detail,
+                killed,
+                ..self
+            };
         }
         let killed = if self.exit_code.is_none() { shim.killed } else { self.killed };
         Self { killed, ..self }
@@ -338,6 +478,7 @@ impl NamedService {
         match status {
             Some(status) => Self {
                 detail: status.detail,
+                egress: None,
                 exit_code: status.exit_code,
                 killed: status.killed,
                 missing: Some(status.missing),
@@ -347,9 +488,11 @@ impl NamedService {
                 since: Some(status.since),
                 state: status.state,
                 usage: status.usage,
+                health: status.health,
             },
             None => Self {
                 detail: None,
+                egress: None,
                 exit_code: None,
                 killed: None,
                 missing: None,
@@ -359,6 +502,7 @@ impl NamedService {
                 since: None,
                 state: ServiceState::Pending,
                 usage: None,
+                health: None,
             },
         }
     }
