@@ -187,7 +187,32 @@ class State(unittest.TestCase):
         self.says(0, "open", "seal", "status")
         self.put(TOKEN, GITHUB_TOKEN)
         wait_for("the release attestation", 120, self.published, 1)
+        wait_for("the anchor of this boot", 60, lambda: "state-0000001" in self.tags(), 1)
+        self.says(0, "the releases know epoch", "seal", "status")
+        self.verified(0, "state_anchors")
+        wait_for("the vault has heard of it", 30, lambda: self.heard("second"), 1)
         self.world.cut_power("second", machine)
+
+    def verified(self, code, text):
+        """What `coffer verify` says, which asks no appliance."""
+        got, out, err = self.world.coffer("verify", REPOSITORY, *self.options[2:])
+        self.assertEqual(got, code, f"{out}\n{err}")
+        self.assertIn(text, out + err)
+
+    def heard(self, name):
+        """The number counts when the vault has taken it down."""
+        return "the anchor state-0000001 is published" in self.world.console(name)
+
+    def tags(self):
+        """The releases by their tags."""
+        releases = self.world.api("GET", f"/repos/{REPOSITORY}/releases?per_page=100")
+        return {entry["tag_name"]: entry["id"] for entry in releases}
+
+    def forget(self, beginning):
+        """Deletes releases, as a thief of the token would."""
+        for tag, number in self.tags().items():
+            if tag.startswith(beginning):
+                self.world.api("DELETE", f"/repos/{REPOSITORY}/releases/{number}")
 
     def test_3_an_older_copy_of_the_disk_is_noticed_and_left_as_it_is(self):
         older = self.world.path("older.img")
@@ -197,6 +222,10 @@ class State(unittest.TestCase):
         self.says(5, "sealed", "seal", "status")
         self.assertNotIn("launched", self.world.console("third"))
         self.says(3, "older", "unseal", "--recovery", stdin=self.recovery)
+        # The attestations are gone: the anchor of the second boot knows it as well.
+        self.forget("attest-")
+        self.says(3, "older", "unseal", stdin=PASSPHRASE)
+        self.says(7, "requires a witness", "unseal", "--without-witness", stdin=PASSPHRASE)
         self.world.cut_power("third", machine)
 
     def test_4_the_disk_holds_nothing_that_can_be_read(self):
@@ -226,6 +255,11 @@ class State(unittest.TestCase):
         self.world.wait_console("next", machine, "launched", 120)
         self.says(0, "lineage 2", "seal", "status")
         self.assertIn(SECRET, self.coffer("secret", "list")[1])
+        wait_for("the anchor of this boot", 120, lambda: "state-0000002" in self.tags(), 1)
+        self.verified(0, "state_anchors")
+        self.forget("state-0000001")
+        self.verified(3, "state-0000001 of the state was published and is gone")
+        self.says(3, "is gone", "seal", "status")
         self.world.cut_power("next", machine)
 
 

@@ -7,6 +7,7 @@ use std::str::FromStr;
 
 use cofferdam_protocol::evidence::{ChannelBinding, Nonce, VaultKey};
 use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::state::Continuity;
 use cofferdam_protocol::{Commit, Digest, Endpoint, Repository, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha512};
@@ -51,6 +52,9 @@ pub struct Claims {
     pub sealed: bool,
     /// Number of the store's commit when this boot opened the state on the disk, or made it; 0 when the state is in memory or not open.
     pub state_epoch: u64,
+    /// What there is against older copies of the state; only of one on the disk.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub state_continuity: Option<Continuity>,
     /// The relying party's nonce; only on request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Nonce>,
@@ -89,6 +93,7 @@ impl Claims {
             expires_at: field("expires_at", &wire.expires_at)?,
             sealed: wire.sealed,
             state_epoch: wire.state_epoch,
+            state_continuity: wire.state_continuity,
             nonce: wire.nonce.map(|text| field("nonce", &text)).transpose()?,
             channel_binding: wire.channel_binding.map(|text| field("channel_binding", &text)).transpose()?,
         })
@@ -110,6 +115,8 @@ struct Wire {
     expires_at: String,
     sealed: bool,
     state_epoch: u64,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    state_continuity: Option<Continuity>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nonce: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -16,6 +16,7 @@ use cofferdam_attest::quote::attributes;
 use cofferdam_attest::reference::{BootPlatform, PlatformReference, ReferenceValues};
 use cofferdam_attest::release::Tag;
 use cofferdam_protocol::evidence::Nonce;
+use cofferdam_protocol::state::Continuity;
 use common::{Fixture, NOW, detail, failed, names, own_events, platform, time, word};
 use tdx_sim::{CollateralOptions, QuoteFlaw, TdReport};
 
@@ -796,7 +797,9 @@ fn the_epoch_of_a_state_on_disk_is_the_one_that_was_measured() {
     let disk = |epoch: u64| {
         let key = [5; 32].into();
         let (fresh, lineage) = (epoch == 1, 1.try_into().unwrap());
-        State::Disk { fresh, key, epoch: epoch.try_into().unwrap(), lineage }.event().unwrap()
+        State::Disk { fresh, key, epoch: epoch.try_into().unwrap(), lineage, continuity: None }
+            .event()
+            .unwrap()
     };
     for epoch in [1, 7] {
         let fixture = with(disk(epoch), epoch);
@@ -814,6 +817,55 @@ fn the_epoch_of_a_state_on_disk_is_the_one_that_was_measured() {
     let appraisal = fixture.appraise(&evidence);
     assert_eq!(failed(&appraisal), ["report_data", "state_epoch"]);
     assert!(detail(&appraisal, "report_data").ends_with("state_epoch was changed"));
+}
+
+/// What there is against older copies is measured, and claimed as it was measured.
+#[test]
+fn the_continuity_of_a_state_is_the_one_that_was_measured() {
+    let number = |number: u64| number.try_into().unwrap();
+    let plain =
+        Continuity { anchor: number(3), first_anchor: number(1), unwitnessed: false, accepted_loss: None };
+    let lost = Continuity { accepted_loss: Some(number(6)), ..plain };
+    let with = |measured: Option<Continuity>, claimed: Option<Continuity>| {
+        let mut own = own_events();
+        let (key, fresh) = ([5; 32].into(), false);
+        let (epoch, lineage) = (number(7), number(1));
+        own[3] = State::Disk { fresh, key, epoch, lineage, continuity: measured }.event().unwrap();
+        let mut fixture = Fixture { events: [common::firmware_events(), own].concat(), ..Fixture::default() };
+        (fixture.claims.state_epoch, fixture.claims.state_continuity) = (7, claimed);
+        fixture
+    };
+    for continuity in [None, Some(plain), Some(lost), Some(Continuity { unwitnessed: true, ..plain })] {
+        let fixture = with(continuity, continuity);
+        assert_eq!(fixture.appraise(&fixture.evidence()).verdict(), Verdict::Accepted, "{continuity:?}");
+    }
+    let more = Continuity { anchor: number(4), ..plain };
+    for (measured, claimed) in [
+        (Some(lost), Some(plain)),
+        (Some(plain), Some(lost)),
+        (Some(plain), None),
+        (None, Some(plain)),
+        (Some(plain), Some(more)),
+    ] {
+        let fixture = with(measured, claimed);
+        let failed = failed(&fixture.appraise(&fixture.evidence()));
+        assert_eq!(failed, ["state_continuity"], "{measured:?} {claimed:?}");
+    }
+    // State in memory has none.
+    let mut memory = Fixture::default();
+    memory.claims.state_continuity = Some(plain);
+    assert_eq!(failed(&memory.appraise(&memory.evidence())), ["state_continuity"]);
+    // Changed after the quote was made.
+    let fixture = with(Some(lost), Some(lost));
+    let mut evidence = fixture.evidence();
+    evidence.claims = Claims { state_continuity: Some(plain), ..fixture.claims.clone() }.encode().unwrap();
+    let appraisal = fixture.appraise(&evidence);
+    assert_eq!(failed(&appraisal), ["report_data", "state_continuity"]);
+    assert!(detail(&appraisal, "report_data").ends_with("state_continuity was changed"));
+    // Numbers that no appliance gives.
+    let none = Continuity { first_anchor: number(4), ..plain };
+    let fixture = with(Some(none), Some(none));
+    assert_eq!(failed(&fixture.appraise(&fixture.evidence())), ["event_payloads"]);
 }
 
 #[test]

@@ -24,7 +24,6 @@ pub(crate) enum Code {
     /// Could not check or could not reach.
     CouldNotCheck = 6,
     /// A policy forbids it.
-    #[allow(dead_code)] // part of the contract; the first verb that needs it is `revoke`
     Policy = 7,
 }
 

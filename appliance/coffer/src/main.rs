@@ -1,5 +1,6 @@
 //! The operator's and the client's command line.
 
+mod anchors;
 mod cache;
 mod channel;
 mod cli;

@@ -17,8 +17,9 @@ use cofferdam_attest::release::Tag;
 use cofferdam_github::GithubError;
 use cofferdam_protocol::{Commit, Digest, Repository};
 
+use crate::anchors::{self, Known};
 use crate::failure::{Code, Failure, Outcome, chain};
-use crate::source::{CLOCK_SKEW_S, Candidate, Candidates, DECLARATION, Source};
+use crate::source::{Anchors, CLOCK_SKEW_S, Candidate, Candidates, DECLARATION, Source};
 use crate::trust::{Judged, Trust, unix_now};
 use crate::ui::printable;
 
@@ -91,7 +92,8 @@ pub(crate) async fn newest(
 ) -> Outcome<Found> {
     let now = unix_now()?;
     let oldest = now.saturating_sub(trust.max_age_s()).saturating_sub(CLOCK_SKEW_S);
-    let candidates = source.candidates(now, oldest).await?;
+    let mut candidates = source.candidates(now, oldest).await?;
+    let anchors = std::mem::take(&mut candidates.anchors);
     let (list, skipped) = current(candidates, oldest);
     let mut search = Search {
         repository,
@@ -116,8 +118,10 @@ pub(crate) async fn newest(
             break;
         }
         (search.downloads, search.downloaded) = (search.downloads.saturating_add(batch.len()), bytes);
-        if let Some(verified) = search.try_all(batch).await? {
-            return Ok(Found { verified, verdict: Verdict::Accepted, skipped: search.skipped, hint: None });
+        if let Some(mut verified) = search.try_all(batch).await? {
+            let hint = search.anchored(&mut verified, &anchors).await;
+            let verdict = verified.verdict;
+            return Ok(Found { verified, verdict, skipped: search.skipped, hint });
         }
         batch = left.by_ref().take(AT_ONCE).collect();
     }
@@ -149,6 +153,38 @@ impl Search<'_> {
             }
         }
         Ok(None)
+    }
+
+    /// Compares what was accepted with the anchors of its state, if it has one: none of them may be newer, and none may be gone.
+    async fn anchored(&self, verified: &mut Verified, anchors: &Anchors) -> Option<String> {
+        let claimed = Known::of(&verified.claims);
+        let continuity = claimed.continuity?;
+        let asked =
+            anchors::newest(None, self.repository, self.trust, self.source, (anchors, claimed), self.now);
+        let judged = match asked.await {
+            Ok(newest) if newest.epoch > claimed.epoch => Err(Failure::rejected(format!(
+                "the state is an older copy: epoch {}, and the anchor of epoch {} is newer",
+                claimed.epoch, newest.epoch
+            ))),
+            Ok(_) => anchors::missing(anchors, &claimed).and_then(|gone| match gone {
+                Some(gone) => Err(Failure::rejected(gone)),
+                None => Ok(()),
+            }),
+            Err(failure) => Err(failure),
+        };
+        let (outcome, detail, hint) = match judged {
+            Ok(()) => {
+                let (first, last) = (continuity.first_anchor, continuity.anchor);
+                (CheckOutcome::Pass, format!("from {first} to {last}, and none is newer"), None)
+            }
+            Err(failure) if failure.code == Code::Rejected => {
+                (CheckOutcome::Fail, failure.message, failure.hint)
+            }
+            Err(failure) => (CheckOutcome::CouldNotCheck, failure.message, failure.hint),
+        };
+        verified.checks.push(Check { name: "state_anchors", outcome, detail });
+        verified.verdict = Verdict::of(&verified.checks);
+        hint
     }
 
     /// The answer when nothing was accepted.
@@ -303,7 +339,7 @@ const DECLARATION_CHECK: &str = "repository_declaration";
 /// The candidates that claims of an accepted age can be behind. When there is none the newest of all is looked at, so that
 /// the answer says what is wrong with it.
 fn current(candidates: Candidates, oldest: u64) -> (Vec<Candidate>, Skipped) {
-    let Candidates { mut list, other, future, without_document, complete } = candidates;
+    let Candidates { mut list, other, future, without_document, complete, .. } = candidates;
     let recent = list.iter().take_while(|candidate| candidate.tag.issued_at.unix() >= oldest);
     let kept = recent.count().max(1).min(list.len());
     let old = list.len().saturating_sub(kept);

@@ -2,19 +2,20 @@
 //!
 //! Each fact is asked for once in a run. What GitHub does not say is "could not check"; only what it does say can be false.
 
-use std::collections::HashSet;
+use std::collections::{BTreeMap, HashSet};
 use std::sync::Arc;
 use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::Duration;
 
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence;
-use cofferdam_attest::release::Tag;
+use cofferdam_attest::release::{AnchorTag, Tag};
 use cofferdam_github::{self as github, Asset, GithubError, Head, Requests};
 use cofferdam_protocol::{Commit, Digest, Repository};
 use tokio::sync::OnceCell;
 use zeroize::Zeroizing;
 
+use crate::anchors::MAX_ANCHORS;
 use crate::cache::DiskCache;
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome, chain};
@@ -64,6 +65,17 @@ pub(crate) struct Candidates {
     /// Releases without the document, or with one that is too large.
     pub(crate) without_document: usize,
     /// Whether these are all releases; otherwise the bound on pages was reached.
+    pub(crate) complete: bool,
+    /// Anchors of the state.
+    pub(crate) anchors: Anchors,
+}
+
+/// The anchors among the releases of a list.
+#[derive(Default)]
+pub(crate) struct Anchors {
+    /// By their numbers; without a document where there is none of a size that evidence can have.
+    pub(crate) list: BTreeMap<AnchorTag, Option<Asset>>,
+    /// Whether the list was looked through to its end, or as far as git's tags say that there are any.
     pub(crate) complete: bool,
 }
 
@@ -115,6 +127,11 @@ impl Source {
         let listed = self.client.all_releases(&self.repository, MAX_PAGES, wanted.as_ref()).await;
         let listed = listed.map_err(|error| self.failure("list releases", &error))?;
         Ok(sort(listed, now))
+    }
+
+    /// The document of an anchor.
+    pub(crate) async fn anchor(&self, asset: &Asset) -> Result<Vec<u8>, GithubError> {
+        self.client.download(&self.repository, asset, evidence::MAX_BYTES).await
     }
 
     /// The document of a candidate.
@@ -272,15 +289,19 @@ impl Source {
     }
 }
 
-/// The tags whose releases may be the answer: those of the time that counts, or else the newest.
+/// The tags whose releases may be the answer: those of the time that counts, or else the newest; and the last anchors.
 fn wanted(tags: &[String], now: u64, oldest: u64) -> HashSet<String> {
+    let mut anchors: Vec<AnchorTag> = tags.iter().filter_map(|name| AnchorTag::parse(name)).collect();
+    anchors.sort_unstable_by(|a, b| b.cmp(a));
+    let anchors = anchors.into_iter().take(MAX_ANCHORS).map(|tag| tag.to_string());
     let issued = |name: &String| Some(Tag::parse(name)?.issued_at.unix());
     let past = tags.iter().filter_map(|name| Some((issued(name)?, name)));
     let past: Vec<(u64, &String)> =
         past.filter(|(issued, _)| *issued <= now.saturating_add(CLOCK_SKEW_S)).collect();
     let newest = past.iter().map(|(issued, _)| *issued).max().unwrap_or(0);
     let least = oldest.min(newest);
-    past.into_iter().filter(|(issued, _)| *issued >= least).map(|(_, name)| name.clone()).collect()
+    let past = past.into_iter().filter(|(issued, _)| *issued >= least).map(|(_, name)| name.clone());
+    past.chain(anchors).collect()
 }
 
 /// Sorts releases into those that may be attestations and the others. Drafts are nobody's word yet.
@@ -288,13 +309,18 @@ fn sort(listed: github::Listed, now: u64) -> Candidates {
     // A tag from the future is nobody's: without this, one release could blind every client for good.
     let latest = now.saturating_add(CLOCK_SKEW_S);
     let mut found = Candidates { complete: listed.complete, ..Candidates::default() };
+    found.anchors.complete = listed.complete;
     for release in listed.releases.into_iter().filter(|release| !release.draft) {
+        let fits = |asset: &Asset| {
+            asset.name == evidence::ASSET_NAME && (1..=evidence::MAX_BYTES as u64).contains(&asset.size)
+        };
+        if let Some(tag) = AnchorTag::parse(&release.tag_name) {
+            found.anchors.list.insert(tag, release.assets.into_iter().find(fits));
+            continue;
+        }
         let Some(tag) = Tag::parse(&release.tag_name) else {
             found.other += 1;
             continue;
-        };
-        let fits = |asset: &Asset| {
-            asset.name == evidence::ASSET_NAME && (1..=evidence::MAX_BYTES as u64).contains(&asset.size)
         };
         match release.assets.into_iter().find(fits) {
             _ if tag.issued_at.unix() > latest => found.future += 1,

@@ -261,6 +261,7 @@ mod tests {
             expires_at: "2026-01-03T00:00:00Z".parse().unwrap(),
             sealed: false,
             state_epoch: 0,
+            state_continuity: None,
             nonce: None,
             channel_binding: None,
         };

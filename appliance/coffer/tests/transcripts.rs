@@ -17,6 +17,7 @@ use std::fmt::Write as _;
 use std::path::{Path, PathBuf};
 use std::process::{Command, Stdio};
 
+use cofferdam_protocol::state::Rollback;
 use snapbox::Data;
 use world::World;
 use world::appliance::Simulated;
@@ -126,7 +127,11 @@ fn replayed(text: &str) -> Option<String> {
             let mut words = words.split(' ').skip(2);
             let (what, attested) = (words.next().unwrap(), words.next().unwrap().parse().unwrap());
             let epoch = words.next().map_or(0, |epoch| epoch.parse().unwrap());
-            let seal = match what {
+            let rollback = match words.next() {
+                Some("warn") => Rollback::Warn,
+                _ => Rollback::Require,
+            };
+            let mut seal = match what {
                 "blank" => Seal::blank(),
                 "passphrase" => Seal::passphrase(epoch),
                 "shares" => Seal::shares(epoch),
@@ -136,6 +141,7 @@ fn replayed(text: &str) -> Option<String> {
                 )),
                 other => panic!("{other}"),
             };
+            seal.rollback = rollback;
             appliance = Simulated::start();
             (Place::of(world.insert(appliance.sealed_world(seal, attested)?)), true)
         }

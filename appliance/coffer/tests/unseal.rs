@@ -11,7 +11,8 @@ use std::process::{Command, Output, Stdio};
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::reference::{BootPlatform, Half};
 use cofferdam_declaration::Declaration;
-use cofferdam_protocol::unseal::Lineage;
+use cofferdam_protocol::state::Rollback;
+use cofferdam_protocol::unseal::{GivenUp, Lineage, Witness};
 use cofferdam_protocol::upgrade::{SignedStatement, Statement};
 use cofferdam_protocol::{Fingerprint, OperatorKey};
 use ed25519_dalek::{Signature, VerifyingKey};
@@ -91,12 +92,40 @@ fn without_github_nothing_is_opened_unless_everything_it_says_is_given() {
         let (code, text) = place.unseal(more);
         assert_eq!((code, place.keys()), (6, 0), "{more:?}: {text}");
     }
+    let (_, text) = place.unseal(&ours);
+    assert!(text.contains("`state: {rollback: warn}`"), "{text}");
+    // The declaration requires a witness, whatever the command line says.
+    let without = [&ours[..], &["--without-witness"]].concat();
+    let (code, text) = place.unseal(&without);
+    assert_eq!((code, place.keys()), (7, 0), "{text}");
+    place.appliance.seal.lock().unwrap().as_mut().unwrap().rollback = Rollback::Warn;
     let (code, text) = place.unseal(&[&others[..], &["--without-witness"]].concat());
     assert_eq!((code, place.keys()), (3, 0), "{text}");
     assert!(text.contains("declaration: the appliance measured"), "{text}");
-    let (code, text) = place.unseal(&[&ours[..], &["--without-witness"]].concat());
+    let (code, text) = place.unseal(&ours);
     assert_eq!((code, place.keys()), (0, 1), "{text}");
-    assert!(text.contains("an older copy of the state disk is not noticed"), "{text}");
+    assert!(text.contains("UNWITNESSED: an older copy of the state disk is not noticed"), "{text}");
+    let told = place.appliance.seal.lock().unwrap().as_ref().unwrap().told;
+    assert_eq!(told, Some(Witness { unwitnessed: true, gives_up: None }), "the appliance measures that");
+}
+
+/// `warn` is for witnesses that are out of reach: one that can be asked is believed.
+#[test]
+fn an_older_copy_is_refused_also_where_a_witness_is_not_required() {
+    let mut seal = Seal::passphrase(SEALED_AT);
+    seal.rollback = Rollback::Warn;
+    let Some(place) = Place::with(seal, 12) else { return };
+    let (code, text) = place.unseal(&[]);
+    assert_eq!(code, 3, "{text}");
+    assert!(text.contains("an older copy"), "{text}");
+    let told = || place.appliance.seal.lock().unwrap().as_ref().unwrap().told;
+    assert_eq!(told(), Some(Witness::default()));
+    // On purpose: what opens comes after what is lost, and the appliance is told so.
+    let (code, text) = place.unseal(&["--accept-loss"]);
+    assert_eq!(code, 0, "{text}");
+    assert!(text.contains("open at epoch 13"), "{text}");
+    let gives_up = Some(GivenUp { epoch: 12.try_into().unwrap(), anchor: 0 });
+    assert_eq!(told(), Some(Witness { unwitnessed: false, gives_up }));
 }
 
 #[test]
@@ -152,7 +181,7 @@ fn a_release_is_a_witness_after_it_has_expired_and_false_ones_are_passed_over() 
     let keys = place.keys();
     let (code, text) = place.unseal(&[]);
     assert_eq!((code, place.keys()), (6, keys), "{text}");
-    assert!(text.contains("--without-witness"), "{text}");
+    assert!(text.contains("-v shows why") && text.contains("rollback: warn"), "{text}");
 
     // Nobody has seen a state: this one may be as old as it is.
     place.world.stop();

@@ -28,7 +28,7 @@ pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
 /// Keys of `attestation`.
 pub(crate) const ATTESTATION: &[&str] = &["collateral", "ca"];
 /// Keys of `state`.
-pub(crate) const STATE: &[&str] = &["provider", "peers"];
+pub(crate) const STATE: &[&str] = &["provider", "peers", "rollback"];
 /// Keys of one key server.
 pub(crate) const PEER: &[&str] = &["url", "key", "ca"];
 /// Keys of one registry.

@@ -7,6 +7,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::net::IpAddr;
 use std::time::Duration;
 
+use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::{
     Digest, Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef,
 };
@@ -33,6 +34,8 @@ pub struct Declaration {
     pub attestation: Attestation,
     /// Where the state lives, and what opens it.
     pub state: StateSource,
+    /// Whether it opens where no witness says how new it has to be.
+    pub rollback: Rollback,
     /// What is known about registries beyond their names in image references; hosts are unique.
     pub registries: Vec<Registry>,
     /// Directories on the state disk that services share and that outlive them, in the order of the file; names are unique. There are

@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::{
     AccessToken, Digest, HttpUrl, HttpsUrl, SecretRef, WordError, base64, is_name, is_service_name, shorten,
 };
@@ -54,7 +55,9 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let tokens = top.get("tokens").map_or(Some(Vec::new()), |node| tokens(node, errors));
     let github = github(top.get("github"), errors);
     let attestation = attestation(top.get("attestation"), errors);
-    let state = top.get("state").map_or(Some(StateSource::Memory), |node| state(node, errors));
+    let state =
+        top.get("state").map_or(Some((StateSource::Memory, Rollback::Require)), |node| state(node, errors));
+    let (state, rollback) = state.unzip();
     let registries = top.get("registries").map_or(Some(Vec::new()), |node| registries(node, errors));
     let networks =
         top.get("networks").map_or(Some(BTreeSet::new()), |node| read_network::declared(node, errors));
@@ -93,6 +96,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         github: github?,
         attestation: attestation?,
         state: state?,
+        rollback: rollback?,
         registries: registries?.into_iter().map(|read| read.registry).collect(),
         volumes: volumes?,
         services: services?.into_iter().map(|read| read.service).collect(),
@@ -261,10 +265,29 @@ fn attestation(node: Option<&Node>, errors: &mut Collector<'_>) -> Option<Attest
 }
 
 /// What opens the state. State in memory is what there is without this key, so that one thing is not said in two ways.
-fn state(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
+fn state(node: &Node, errors: &mut Collector<'_>) -> Option<(StateSource, Rollback)> {
+    let fields = Fields::open(node, "`state`", keys::STATE, &[], errors)?;
+    let rollback = fields.get("rollback").map_or(Some(Rollback::Require), |node| rollback(node, errors));
+    Some((provider(&fields, errors)?, rollback?))
+}
+
+/// What holds where no witness says how new the state has to be.
+fn rollback(node: &Node, errors: &mut Collector<'_>) -> Option<Rollback> {
+    match fields::text(node, "`rollback`", errors)?.as_str() {
+        "require" => return Some(Rollback::Require),
+        "warn" => return Some(Rollback::Warn),
+        other => errors.hinted(
+            node.place,
+            format!("`{}` is not what `rollback` can be", shorten(other, 40)),
+            "write `require`, which is what holds without it, or `warn`: the state then opens without a witness, and that is said",
+        ),
+    }
+    None
+}
+
+fn provider(fields: &Fields<'_>, errors: &mut Collector<'_>) -> Option<StateSource> {
     const OPERATOR: &str = "write `provider: operator`: operators open the state with `coffer unseal`";
     const PEER: &str = "write `peers: [{url: \"http://keys.example.org:7443\", key: ssh-ed25519 AAAA…}]`; `coffer keyserve` prints it";
-    let fields = Fields::open(node, "`state`", keys::STATE, &[], errors)?;
     let node = fields.require("provider", OPERATOR, errors)?;
     let text = fields::text(node, "`provider`", errors)?;
     let peers = fields.get("peers");

@@ -199,6 +199,9 @@ struct State {
     /// The key server of `provider: peer`.
     #[schemars(length(min = 1, max = 1))]
     peers: Option<Vec<Peer>>,
+    /// What holds where no witness says how new the state has to be. `require`, as without this: it stays closed. `warn`: it opens, and that is said.
+    #[schemars(regex(pattern = "^(require|warn)$"))]
+    rollback: Option<String>,
 }
 
 /// A key server: `coffer keyserve`.

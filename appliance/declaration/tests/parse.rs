@@ -2,6 +2,7 @@
 
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 use cofferdam_declaration::*;
+use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::{AccessToken, Digest};
 
 const DIGEST: &str = "sha256:0123456789abcdef0123456789abcdef0123456789abcdef0123456789abcdef";
@@ -67,6 +68,25 @@ services:
     )
 }
 
+/// Without the key, and with its first word, no state opens unwitnessed.
+#[test]
+fn a_state_opens_without_a_witness_only_where_that_is_declared() {
+    let read =
+        |state: &str| Declaration::parse(full().replacen("state: {provider: operator}", state, 1).as_bytes());
+    for (state, expected) in [
+        ("state: {provider: operator}", Rollback::Require),
+        ("state: {provider: operator, rollback: require}", Rollback::Require),
+        ("state: {provider: operator, rollback: warn}", Rollback::Warn),
+    ] {
+        assert_eq!(read(state).unwrap().rollback, expected, "{state}");
+    }
+    for wrong in ["Warn", "true", "off", "''", "[warn]", "{}"] {
+        let state = format!("state: {{provider: operator, rollback: {wrong}}}");
+        let errors = read(&state).unwrap_err().to_string();
+        assert!(errors.contains("rollback"), "{wrong}: {errors}");
+    }
+}
+
 #[test]
 fn everything_that_is_supported_reads_into_its_type() {
     let declaration = Declaration::parse(full().as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
@@ -76,7 +96,7 @@ fn everything_that_is_supported_reads_into_its_type() {
     assert_eq!(declaration.operators[0].key.comment(), "alice@laptop");
     assert_eq!(declaration.github.api.as_str(), "https://ghe.example.org/api/v3");
     assert_eq!(declaration.attestation.collateral.as_str(), "https://api.trustedservices.intel.com");
-    assert_eq!(declaration.state, StateSource::Operator);
+    assert_eq!((&declaration.state, declaration.rollback), (&StateSource::Operator, Rollback::Require));
     let web = declaration.service("web").unwrap();
     assert_eq!(web.image.to_string(), format!("registry.example:5000/team/web@{DIGEST}"));
     assert_eq!(web.command.as_deref(), Some(&["serve", "--port", "8080", "a$b"].map(String::from)[..]));

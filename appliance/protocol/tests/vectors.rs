@@ -11,7 +11,7 @@ use cofferdam_protocol::operator::{LogsQuery, SealedSecret};
 use cofferdam_protocol::reply::ErrorReply;
 use cofferdam_protocol::status::{BootStatus, PublishStatus, ServiceStatus, StatusReply};
 use cofferdam_protocol::vault::{
-    KeyReply, LeaseReply, LeaseRequest, MissingReply, OperatorRequest, SecretEntry, SecretsReply,
+    Anchored, KeyReply, LeaseReply, LeaseRequest, MissingReply, OperatorRequest, SecretEntry, SecretsReply,
 };
 use cofferdam_protocol::{AccessToken, SecretRef, hex, json};
 use serde::Serialize;
@@ -40,6 +40,7 @@ fn reader(name: &str) -> fn(&str) -> Option<String> {
     match name {
         "vault/key" => again::<KeyReply>,
         "vault/lease" => again::<LeaseRequest>,
+        "vault/anchored" => again::<Anchored>,
         "vault/leased" => leased,
         "vault/missing" => again::<MissingReply>,
         "vault/operator" => again::<OperatorRequest>,
@@ -63,7 +64,7 @@ fn reader(name: &str) -> fn(&str) -> Option<String> {
 fn every_message_is_read_and_written_as_frozen_and_nothing_else_is_read() {
     let file = vectors();
     let messages = file["messages"].as_array().unwrap();
-    assert_eq!(messages.len(), 17);
+    assert_eq!(messages.len(), 18);
     for message in messages {
         let name = message["name"].as_str().unwrap();
         let read = reader(name);

@@ -28,6 +28,8 @@ pub struct Audit<'a> {
 pub enum Operation {
     /// A service or role leases secrets.
     Lease,
+    /// A role says that an anchor of the state is published.
+    Anchored,
     /// A request said to be an operator's that was refused before it was known what it wants.
     Authenticate,
     /// An operator stores a secret.
@@ -56,6 +58,7 @@ impl Operation {
     fn name(self) -> &'static str {
         match self {
             Self::Lease => "lease",
+            Self::Anchored => "anchored",
             Self::Authenticate => "authenticate",
             Self::Put => "put",
             Self::List => "list",

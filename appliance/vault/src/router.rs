@@ -15,8 +15,8 @@ use axum::routing::{get, post};
 use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::vault::{
-    KEY, KeyReply, LEASE, LeaseReply, LeaseRequest, MAX_REFERENCES, MAX_REQUEST, MAX_WAIT_MS, MissingReply,
-    OPERATOR, OperatorRequest,
+    ANCHORED, Anchored, KEY, KeyReply, LEASE, LeaseReply, LeaseRequest, MAX_REFERENCES, MAX_REQUEST,
+    MAX_WAIT_MS, MissingReply, OPERATOR, OperatorRequest,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -34,12 +34,13 @@ pub struct Peer {
     pub uid: u32,
 }
 
-/// `GET` [`KEY`], `POST` [`LEASE`], `POST` [`OPERATOR`]; everything else is 404 or 405.
+/// `GET` [`KEY`], `POST` [`LEASE`], [`OPERATOR`] and [`ANCHORED`]; everything else is 404 or 405.
 pub fn router(vault: Arc<Vault>) -> Router {
     Router::new()
         .route(KEY, get(key))
         .route(LEASE, post(lease))
         .route(OPERATOR, post(operator))
+        .route(ANCHORED, post(anchored))
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource", None))
         .method_not_allowed_fallback(async || {
             problem(StatusCode::METHOD_NOT_ALLOWED, "the resource does not have this method", None)
@@ -49,6 +50,32 @@ pub fn router(vault: Arc<Vault>) -> Router {
 
 async fn key(State(vault): State<Arc<Vault>>) -> Response {
     json(StatusCode::OK, &KeyReply { public_key: vault.public_key().into() })
+}
+
+/// 404 for everybody but the one who publishes.
+async fn anchored(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>, body: Body) -> Response {
+    if peer.uid != vault.rules.publish_uid {
+        return problem(StatusCode::NOT_FOUND, "there is no such resource", None);
+    }
+    let Anchored { number } = match read(body).await {
+        Ok(anchored) => anchored,
+        Err(response) => return response,
+    };
+    let status = match vault.store.anchored(number.get()) {
+        Ok(()) => StatusCode::NO_CONTENT,
+        Err(_) => StatusCode::SERVICE_UNAVAILABLE,
+    };
+    vault.audit(&Audit {
+        uid: peer.uid,
+        operation: Operation::Anchored,
+        operator: None,
+        references: &[],
+        status: status.as_u16(),
+    });
+    match status {
+        StatusCode::NO_CONTENT => status.into_response(),
+        _ => problem(status, "the store failed", None),
+    }
 }
 
 async fn lease(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>, body: Body) -> Response {

@@ -74,6 +74,7 @@ mod slot;
 use std::fmt;
 use std::ops::Range;
 
+use cofferdam_protocol::state::Continuity;
 use cofferdam_protocol::{Digest, Fingerprint, Repository};
 use zeroize::Zeroizing;
 
@@ -149,6 +150,8 @@ pub struct Opened {
     pub lineage: u64,
     /// The statement that let this boot open it, where one did.
     pub upgrade: Option<Upgrade>,
+    /// What there is against older copies of it.
+    pub continuity: Continuity,
 }
 
 /// A statement that was used.

@@ -17,6 +17,7 @@
 
 mod disk;
 mod error;
+mod free;
 mod open;
 mod pages;
 mod root;
@@ -60,6 +61,8 @@ const SPENT: TableDefinition<'static, u64, [u8; 32]> = TableDefinition::new("spe
 
 /// The highest version of the lineage that has opened the state.
 const LINEAGE: TableDefinition<'static, (), u64> = TableDefinition::new("lineage");
+/// The number of the first anchor that belongs to this state, and of the last that was published.
+const ANCHORS: TableDefinition<'static, (), (u64, u64)> = TableDefinition::new("anchors");
 /// How often the state was opened.
 const OPENINGS: TableDefinition<'static, (), u64> = TableDefinition::new("openings");
 
@@ -147,6 +150,22 @@ struct State {
     records: BTreeMap<SecretRef, Row>,
     spent: Spent,
     lineage: u64,
+    anchors: Anchors,
+}
+
+/// The numbers of a state's anchors: releases that each of its boots publishes one of.
+#[derive(Clone, Copy, Debug, PartialEq, Eq)]
+pub struct Anchors {
+    /// The first that belongs to this state.
+    pub first: u64,
+    /// The last that was published, one less than `first` before there was one.
+    pub published: u64,
+}
+
+impl Default for Anchors {
+    fn default() -> Self {
+        Self { first: 1, published: 0 }
+    }
 }
 
 #[derive(Default)]
@@ -170,7 +189,13 @@ impl Store {
     pub fn create(disk: impl Disk, keys: Keys) -> Result<Self, StoreError> {
         let keys = Arc::new(keys);
         let pages = Arc::new(Pages::create(Box::new(disk), keys.clone())?);
-        let state = State { database: None, records: BTreeMap::new(), spent: Spent::default(), lineage: 0 };
+        let state = State {
+            database: None,
+            records: BTreeMap::new(),
+            spent: Spent::default(),
+            lineage: 0,
+            anchors: Anchors::default(),
+        };
         let store = Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) };
         store.change(&mut store.lock(), Reserve::Stays, |transaction| {
             transaction.open_table(RECORDS).map_err(database_error)?;
@@ -193,8 +218,9 @@ impl Store {
         let records = load_records(&transaction, &keys)?;
         let spent = load_spent(&transaction)?;
         let lineage = load_lineage(&transaction)?;
+        let anchors = load_anchors(&transaction)?;
         drop(transaction);
-        let state = State { database: Some(database), records, spent, lineage };
+        let state = State { database: Some(database), records, spent, lineage, anchors };
         Ok(Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) })
     }
 
@@ -297,6 +323,50 @@ impl Store {
     /// The version of the lineage at the last [`Store::count_opening`], 0 before there was one.
     pub fn lineage(&self) -> u64 {
         self.lock().lineage
+    }
+
+    /// The numbers of the state's anchors.
+    pub fn anchors(&self) -> Anchors {
+        self.lock().anchors
+    }
+
+    /// Remembers that the anchor of this number is published. Only the next one counts: what is known already changes nothing, and what
+    /// would leave a gap is not believed.
+    ///
+    /// # Errors
+    /// A [`DiskError`].
+    pub fn anchored(&self, number: u64) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        match state.anchors.published.checked_add(1) {
+            Some(next) if next == number => {
+                let anchors = Anchors { published: number, ..state.anchors };
+                self.set_anchors(&mut state, anchors)
+            }
+            _ => Ok(()),
+        }
+    }
+
+    /// Comes after a state that is given up: the next commit has a higher epoch than that one's, the next anchor a higher number, and those
+    /// before belong to it no more.
+    ///
+    /// # Errors
+    /// A [`DiskError`], [`DiskError::Exhausted`] when there are no such numbers.
+    pub fn give_up(&self, epoch: u64, anchor: u64) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        self.pages.skip_past(epoch)?;
+        let published = state.anchors.published.max(anchor);
+        let first = published.checked_add(1).ok_or(StoreError::Exhausted)?;
+        self.set_anchors(&mut state, Anchors { first, published })
+    }
+
+    fn set_anchors(&self, state: &mut State, anchors: Anchors) -> Result<(), StoreError> {
+        self.change(state, Reserve::Used, |transaction| {
+            let mut table = transaction.open_table(ANCHORS).map_err(database_error)?;
+            table.insert((), (anchors.first, anchors.published)).map_err(database_error)?;
+            Ok(())
+        })?;
+        state.anchors = anchors;
+        Ok(())
     }
 
     /// The latest value under a reference, or `None`.
@@ -446,6 +516,17 @@ fn load_lineage(transaction: &ReadTransaction) -> Result<u64, StoreError> {
     match transaction.open_table(LINEAGE) {
         Ok(table) => Ok(table.get(()).map_err(database_error)?.map_or(0, |version| version.value())),
         Err(TableError::TableDoesNotExist(_)) => Ok(0),
+        Err(error) => Err(database_error(error)),
+    }
+}
+
+fn load_anchors(transaction: &ReadTransaction) -> Result<Anchors, StoreError> {
+    match transaction.open_table(ANCHORS) {
+        Ok(table) => {
+            let row = table.get(()).map_err(database_error)?.map(|row| row.value());
+            Ok(row.map_or_else(Anchors::default, |(first, published)| Anchors { first, published }))
+        }
+        Err(TableError::TableDoesNotExist(_)) => Ok(Anchors::default()),
         Err(error) => Err(database_error(error)),
     }
 }

@@ -26,6 +26,8 @@ pub struct Rules {
     pub operators: Operators,
     /// The uid of the front: the only peer that relays operators' requests.
     pub front_uid: u32,
+    /// The uid of `publish`: the only peer that says which anchors are published.
+    pub publish_uid: u32,
     /// Shortest value in bytes, not counting line breaks, that is accepted: what is shorter cannot be redacted from a workload's
     /// output without shredding it.
     pub min_value: usize,

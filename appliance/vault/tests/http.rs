@@ -14,7 +14,7 @@ use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
 use cofferdam_protocol::reply::ErrorReply;
 use cofferdam_protocol::vault::{KeyReply, MAX_REQUEST, MissingReply};
-use cofferdam_vault::store::MAX_VALUE;
+use cofferdam_vault::store::{Anchors, MAX_VALUE};
 use cofferdam_vault::{MAX_WAITERS, MAX_WAITERS_PER_PEER, Peer, Rules, Store, Vault, router};
 use common::*;
 use hyper::service::Service as _;
@@ -71,6 +71,42 @@ async fn anybody_may_have_the_public_key() {
         let reply: KeyReply = serde_json::from_slice(&body).unwrap();
         assert_eq!(*reply.public_key.as_bytes(), vault.public_key());
     }
+}
+
+/// A service that raised the number would make every client miss anchors that were never published.
+#[tokio::test]
+async fn which_anchors_are_published_says_the_publisher_alone_and_one_after_the_other() {
+    let disk = disk();
+    let vault = Arc::new(vault(&disk));
+    let anchored = |uid: u32, number: serde_json::Value| {
+        let router = router(vault.clone());
+        async move {
+            let body = json!({ "number": number }).to_string();
+            send(&router, Some(uid), "POST", "/v1/anchored", body).await.0
+        }
+    };
+    for uid in [0, FRONT, SERVICE, 65_534] {
+        assert_eq!(anchored(uid, json!(1)).await, StatusCode::NOT_FOUND, "{uid}");
+    }
+    for wrong in [json!(0), json!(-1), json!(1.5), json!("1"), json!(null)] {
+        assert_eq!(anchored(PUBLISH, wrong.clone()).await, StatusCode::BAD_REQUEST, "{wrong}");
+    }
+    // The next one alone, and each once.
+    for (number, published) in [(2, 0), (1, 1), (1, 1), (9, 1), (2, 2), (u64::MAX, 2)] {
+        assert_eq!(anchored(PUBLISH, json!(number)).await, StatusCode::NO_CONTENT);
+        let store = Store::open(disk.clone(), keys(1), None).unwrap();
+        assert_eq!(store.anchors(), Anchors { first: 1, published }, "{number}");
+    }
+    drop(vault);
+    let store = Store::open(disk, keys(1), None).unwrap();
+    assert_eq!(store.anchors().published, 2);
+    let before = store.root().epoch;
+    store.give_up(99, 7).unwrap();
+    assert!(before < 99 && store.root().epoch == 100);
+    assert_eq!(store.anchors(), Anchors { first: 8, published: 7 });
+    store.give_up(5, 3).unwrap();
+    assert_eq!(store.anchors(), Anchors { first: 8, published: 7 }, "numbers only rise");
+    assert_eq!(store.root().epoch, 101);
 }
 
 #[tokio::test]
@@ -405,7 +441,7 @@ async fn a_disk_that_fails_or_vanishes_ends_the_changes_and_no_lease() {
         assert_eq!(found.get(&reference(PASSWORD)).unwrap().unwrap().expose(), b"correct horse");
         assert_eq!(found.get(&reference(USER)).unwrap().unwrap().expose(), b"a user's name");
     }
-    assert!(failed > 3, "{failed}");
+    assert_eq!(failed, 3, "once without the disk, and before each of the two writes of a change");
     disk.with(|disk| disk.writes = usize::MAX);
     assert_eq!(change("PUT", b"the newest value").await.0, StatusCode::OK);
     let found = Store::open(disk.copy(), keys(1), None).unwrap();

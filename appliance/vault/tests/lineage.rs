@@ -4,7 +4,7 @@
 
 mod common;
 
-use cofferdam_protocol::unseal::{OpeningKey, SealDisk, UnsealRequest};
+use cofferdam_protocol::unseal::{OpeningKey, SealDisk, UnsealRequest, Witness};
 use cofferdam_protocol::upgrade::{SignedStatement, Statement, Successor};
 use cofferdam_protocol::{Fingerprint, base64};
 use cofferdam_vault::state::{Boot, Cost, LineageError, MIN_DISK, Notice, Opened, STORE, Sealed, StateError};
@@ -94,7 +94,12 @@ fn signed(key: &SigningKey, statement: Statement) -> SignedStatement {
 
 fn opening(upgrade: Option<&SignedStatement>) -> UnsealRequest {
     let key = OpeningKey::Recovery { recovery: secret_bytes(RECOVERY) };
-    UnsealRequest::Open { key, at_least: 0, upgrade: upgrade.cloned().map(Box::new) }
+    UnsealRequest::Open {
+        key,
+        at_least: 0,
+        witness: Witness::default(),
+        upgrade: upgrade.cloned().map(Box::new),
+    }
 }
 
 fn sheets(disk: &SparseDisk) -> [Vec<u8>; 2] {
@@ -357,7 +362,12 @@ fn a_refusal_costs_no_attempt_and_comes_before_the_share() {
     let with = |place: usize, upgrade: Option<SignedStatement>| {
         let share = secret_bytes(*shares[place].bytes);
         let key = OpeningKey::Share { set: SET.into(), index: shares[place].index, share };
-        sealed.unseal(&UnsealRequest::Open { key, at_least: 0, upgrade: upgrade.map(Box::new) })
+        sealed.unseal(&UnsealRequest::Open {
+            key,
+            at_least: 0,
+            witness: Witness::default(),
+            upgrade: upgrade.map(Box::new),
+        })
     };
     for place in 0..3 {
         assert!(matches!(with(place, None), Err(StateError::Lineage(LineageError::OtherImage { .. }))));

@@ -7,9 +7,10 @@ mod common;
 use std::time::Duration;
 
 use cofferdam_attest::keyserve as sealing;
-use cofferdam_protocol::Repository;
 use cofferdam_protocol::keyserve::{EpochAck, EpochReport, PeerNews, PeerReply, ReleaseAnswer, Witnessed};
-use cofferdam_protocol::unseal::{Method, NewMethod, SealDisk, UnsealRequest};
+use cofferdam_protocol::unseal::{Method, NewMethod, SealDisk, UnsealRequest, Witness};
+use cofferdam_protocol::upgrade::{SignedStatement, Statement, Successor};
+use cofferdam_protocol::{Fingerprint, Repository};
 use cofferdam_vault::state::{Boot, MIN_DISK, Opened, Sealed, StateError};
 use common::state::*;
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -99,7 +100,11 @@ fn opened(sealed: &Sealed) -> Option<Opened> {
 }
 
 fn create() -> UnsealRequest {
-    UnsealRequest::Create { method: NewMethod::Peer {}, recovery: secret_bytes(RECOVERY) }
+    UnsealRequest::Create {
+        method: NewMethod::Peer {},
+        recovery: secret_bytes(RECOVERY),
+        witness: Witness::default(),
+    }
 }
 
 #[test]
@@ -232,4 +237,36 @@ fn an_older_copy_another_state_and_a_second_copy_are_refused_by_name() {
     let refused = news(&sealed, &PeerNews::Answer(server.answer(&sealed))).unwrap_err();
     assert!(matches!(refused, StateError::Lineage(_)), "{refused:?}");
     server.open(&disk);
+}
+
+/// Another image takes the recovery key once, with its statement. From then on the server opens it for that image, and for no other.
+#[test]
+fn after_an_upgrade_with_the_recovery_key_the_server_opens_it_again() {
+    let mut server = Server::new();
+    let disk = server.made();
+    server.open(&disk);
+    let mut image = boot();
+    image.rtmr[2] = [0xB2; 48];
+    let key = common::operator_key();
+    let [_, rtmr1, rtmr2] = image.rtmr;
+    let operators = vec![key.verifying_key().to_bytes().into()];
+    let to = Successor { repository: image.repository.clone(), mrtd: image.mrtd, rtmr1, rtmr2, operators };
+    let statement = Statement { version: 2, from: boot().repository, to };
+    let signature = key.sign(&statement.signing_input().unwrap()).to_bytes().into();
+    let signed =
+        SignedStatement { statement, key: Fingerprint::of(&key.verifying_key().to_bytes()), signature };
+    let UnsealRequest::Open { key, at_least, witness, .. } = recovery(&RECOVERY) else { panic!() };
+    let request = UnsealRequest::Open { key, at_least, witness, upgrade: Some(Box::new(signed)) };
+    let sealed = server.find_as(&disk, image.clone());
+    sealed.unseal(&request).unwrap();
+    let by_recovery = opened(&sealed).unwrap();
+    assert!(by_recovery.lineage == 2 && by_recovery.upgrade.is_some());
+
+    let sealed = server.find_as(&disk, image);
+    let report = news(&sealed, &PeerNews::Answer(server.answer(&sealed))).unwrap().report.unwrap();
+    assert!(report.opened.epoch > by_recovery.epoch && !report.fresh);
+    news(&sealed, &server.acknowledge(&report)).unwrap();
+    let again = opened(&sealed).unwrap();
+    assert_eq!((again.lineage, again.upgrade), (2, None));
+    assert!(matches!(server.refusal(&disk), StateError::Lineage(_)), "the image before");
 }

@@ -4,7 +4,8 @@
 
 mod common;
 
-use cofferdam_protocol::unseal::{Method, NewMethod, SealDisk, UnsealRequest};
+use cofferdam_protocol::state::{Continuity, MAX_ANCHOR, Rollback};
+use cofferdam_protocol::unseal::{GivenUp, Method, NewMethod, SealDisk, UnsealRequest, Witness};
 use cofferdam_vault::state::{MIN_DISK, Notice, STORE, Sealed, StateError};
 use cofferdam_vault::{Disk as _, DiskError, Keys, Store, StoreError, Window};
 use common::state::*;
@@ -101,6 +102,91 @@ fn what_a_secret_was_put_into_opens_again_and_an_older_copy_does_not() {
     assert!(matches!(refused(&find(&disk).unwrap(), &at_least(opened + 1)), StateError::OlderCopy { .. }));
 }
 
+/// The declaration says what holds where no witness was asked, also against an operator's own client.
+#[test]
+fn without_a_witness_a_state_opens_and_is_made_only_where_that_is_declared() {
+    let nobody = Witness { unwitnessed: true, ..Witness::default() };
+    let UnsealRequest::Create { method, recovery, .. } = create_request() else { panic!() };
+    let create = UnsealRequest::Create { method, recovery, witness: nobody };
+    let blank = SparseDisk::new(MIN_DISK);
+    let before = blank.copy();
+    assert!(matches!(refused(&find(&blank).unwrap(), &create), StateError::Unwitnessed));
+    assert!(blank.same(&before));
+    let warned = |disk: &SparseDisk| find(disk).unwrap().with_rollback(Rollback::Warn);
+    let sealed = warned(&blank);
+    assert_eq!(sealed.status().rollback, Rollback::Warn);
+    sealed.unseal(&create).unwrap();
+    assert!(opened(&sealed).continuity.unwitnessed);
+
+    let disk = made();
+    let before = disk.copy();
+    // Also with a wrong key, which is not looked at.
+    for _ in 0..3 {
+        assert!(matches!(refused(&find(&disk).unwrap(), &told(nobody)), StateError::Unwitnessed));
+    }
+    assert!(disk.same(&before));
+    let sealed = warned(&disk);
+    sealed.unseal(&told(nobody)).unwrap();
+    assert!(opened(&sealed).continuity.unwitnessed);
+    // The next one was witnessed again.
+    let sealed = warned(&disk);
+    sealed.unseal(&told(Witness::default())).unwrap();
+    assert!(!opened(&sealed).continuity.unwitnessed);
+    // An older copy is refused with either word.
+    let sealed = warned(&disk);
+    assert!(matches!(refused(&sealed, &at_least(99)), StateError::OlderCopy { .. }));
+}
+
+/// Whoever gives a state up has one that comes after it in every number: no witness takes it for the older one.
+#[test]
+fn a_state_comes_after_the_one_that_is_given_up() {
+    let number = |number: u64| std::num::NonZeroU64::new(number).unwrap();
+    let loss = |epoch: u64, anchor: u64| Witness {
+        gives_up: Some(GivenUp { epoch: number(epoch), anchor }),
+        ..Witness::default()
+    };
+    // On a blank disk.
+    let disk = SparseDisk::new(MIN_DISK);
+    let UnsealRequest::Create { method, recovery, .. } = create_request() else { panic!() };
+    let sealed = find(&disk).unwrap();
+    sealed.unseal(&UnsealRequest::Create { method, recovery, witness: loss(41, 6) }).unwrap();
+    let fresh = opened(&sealed);
+    assert!(fresh.fresh && fresh.epoch > 41, "{}", fresh.epoch);
+    let expected = Continuity {
+        anchor: number(7),
+        first_anchor: number(7),
+        unwitnessed: false,
+        accepted_loss: Some(number(41)),
+    };
+    assert_eq!(fresh.continuity, expected);
+    // It is no loss of the next boot's; where its anchors begin stays.
+    let older = disk.copy();
+    let sealed = find(&disk).unwrap();
+    sealed.unseal(&at_least(fresh.epoch)).unwrap();
+    let next = opened(&sealed);
+    assert!(next.epoch > fresh.epoch);
+    assert_eq!(next.continuity, Continuity { accepted_loss: None, ..expected });
+
+    // An older copy, on purpose.
+    let sealed = find(&older).unwrap();
+    assert!(matches!(refused(&sealed, &at_least(next.epoch)), StateError::OlderCopy { .. }));
+    sealed.unseal(&told(loss(next.epoch, 9))).unwrap();
+    let copy = opened(&sealed);
+    assert!(copy.epoch > next.epoch, "{} {}", copy.epoch, next.epoch);
+    let (anchor, first_anchor) = (number(10), number(10));
+    assert_eq!(
+        copy.continuity,
+        Continuity { anchor, first_anchor, accepted_loss: Some(number(next.epoch)), ..expected }
+    );
+
+    // Numbers that nothing can come after.
+    for (epoch, anchor) in [(u64::MAX, 1), (1 << 62, 1), (99, u64::MAX), (99, MAX_ANCHOR)] {
+        let before = older.copy();
+        assert!(matches!(refused(&find(&older).unwrap(), &told(loss(epoch, anchor))), StateError::NoNumber));
+        assert!(older.same(&before));
+    }
+}
+
 #[test]
 fn a_blank_disk_opens_with_nothing_and_a_state_is_not_made_over_one() {
     let disk = SparseDisk::new(MIN_DISK);
@@ -125,7 +211,8 @@ fn what_no_state_can_have_is_refused_before_anything_is_written() {
     let disk = SparseDisk::new(MIN_DISK);
     let sealed = find(&disk).unwrap();
     let create = |method, recovery: &[u8]| {
-        let request = UnsealRequest::Create { method, recovery: secret_bytes(recovery) };
+        let request =
+            UnsealRequest::Create { method, recovery: secret_bytes(recovery), witness: Witness::default() };
         refused(&sealed, &request)
     };
     for text in ["", "elevenbytes", &long] {

@@ -13,7 +13,7 @@ use axum::http::{Request, StatusCode};
 use cofferdam_attest::operator::seal_key;
 use cofferdam_protocol::Fingerprint;
 use cofferdam_protocol::reply::ErrorReply;
-use cofferdam_protocol::unseal::{NewMethod, OpeningKey, SealDisk, SealStatus, UnsealRequest};
+use cofferdam_protocol::unseal::{NewMethod, OpeningKey, SealDisk, SealStatus, UnsealRequest, Witness};
 use cofferdam_protocol::upgrade::{SignedStatement, Statement, Successor};
 use cofferdam_protocol::vault::{KeyReply, OperatorRequest};
 use cofferdam_vault::state::{Boot, Cost, MIN_DISK, Sealed, sealed_router};
@@ -148,7 +148,7 @@ async fn a_state_of_another_image_is_opened_with_a_statement_of_its_operator() {
     };
     let request = |upgrade| {
         let key = OpeningKey::Recovery { recovery: secret_bytes(RECOVERY) };
-        UnsealRequest::Open { key, at_least: 0, upgrade }
+        UnsealRequest::Open { key, at_least: 0, witness: Witness::default(), upgrade }
     };
     let (own, stranger) = (operator_key(), SigningKey::from_bytes(&[4; 32]));
     let mut changed = statement(2, [0xB2; 48], &own);
@@ -290,6 +290,7 @@ async fn two_operators_who_are_right_at_once_open_or_make_the_state_once() {
     let create = |recovery: [u8; 32]| UnsealRequest::Create {
         method: NewMethod::Passphrase { passphrase: secret_bytes(PASSPHRASE) },
         recovery: secret_bytes(recovery),
+        witness: Witness::default(),
     };
     let keys = [[0x61; 32], [0x62; 32]];
     let (one, other) = (create(keys[0]), create(keys[1]));

@@ -425,11 +425,13 @@ struct Faulty {
     block: Arc<AtomicU64>,
     /// Writes fail.
     read_only: bool,
+    writes: Arc<AtomicU64>,
 }
 
 impl Faulty {
     fn over(disk: MemoryDisk) -> Self {
-        Self { disk, length: None, block: Arc::new(AtomicU64::new(u64::MAX)), read_only: false }
+        let (block, writes) = (Arc::new(AtomicU64::new(u64::MAX)), Arc::default());
+        Self { disk, length: None, block, read_only: false, writes }
     }
 
     fn touches(&self, offset: u64, length: usize) -> io::Result<()> {
@@ -454,12 +456,30 @@ impl Disk for Faulty {
             return Err(io::ErrorKind::ReadOnlyFilesystem.into());
         }
         self.touches(offset, bytes.len())?;
+        self.writes.fetch_add(1, Ordering::Relaxed);
         self.disk.write_at(offset, bytes)
     }
 
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+}
+
+/// A run of blocks, the record, and its copy; where the free blocks lie scattered the run may be in parts.
+#[test]
+fn a_change_is_a_few_writes_however_many_records_there_are() {
+    let disk = Faulty::over(MemoryDisk::new(2048 * BLOCK));
+    let store = Store::create(disk.clone(), keys(1)).unwrap();
+    let put = |number: usize| {
+        let mut request = [0; 32];
+        request[..8].copy_from_slice(&disk.writes.load(Ordering::Relaxed).to_be_bytes());
+        store.put(&secret(&format!("secret://app/n{number}/f"), PLAIN), 0, &request).unwrap();
+    };
+    (0..600).for_each(put);
+    let before = disk.writes.load(Ordering::Relaxed);
+    (0..600).for_each(|round| put(round * 331 % 600));
+    let writes = disk.writes.load(Ordering::Relaxed) - before;
+    assert!(writes <= 600 * 7 / 2, "{writes} for 600 puts");
 }
 
 #[test]

@@ -133,6 +133,18 @@ fn comparisons(claims: &Claims, events: &[Event], expected: &Expectations) -> Ve
     if let Some(epoch) = logged::<State>(events, "epoch") {
         comparisons.push(comparison("state_epoch", Some(&claims.state_epoch), Some(epoch), None));
     }
+    let claimed =
+        claims.state_continuity.and_then(|claim| Some(serde_json::to_value(claim).ok()?.to_string()));
+    let logged = logged::<State>(events, "continuity");
+    if claimed.is_some() || logged.is_some() {
+        let absent = || "absent".to_owned();
+        comparisons.push(comparison(
+            "state_continuity",
+            Some(&claimed.unwrap_or_else(absent)),
+            Some(logged.unwrap_or_else(absent)),
+            None,
+        ));
+    }
     comparisons
 }
 
@@ -143,7 +155,8 @@ fn logged<P: Payload>(events: &[Event], member: &str) -> Option<String> {
     named.find_map(|event| {
         let payload: serde_json::Value = json::from_json(event.payload.as_deref()?, MAX_PAYLOAD).ok()?;
         let value = payload.get(member)?;
-        value.as_str().map(str::to_owned).or_else(|| Some(value.as_u64()?.to_string()))
+        let object = || value.is_object().then(|| value.to_string());
+        value.as_str().map(str::to_owned).or_else(|| Some(value.as_u64()?.to_string())).or_else(object)
     })
 }
 
@@ -265,6 +278,7 @@ fn put(claims: &mut Claims, name: &str, value: &str) {
         "endpoint" => set(&mut claims.endpoint, value),
         "tls_key" => set(&mut claims.tls_key, value),
         "state_epoch" => set(&mut claims.state_epoch, value),
+        "state_continuity" => claims.state_continuity = serde_json::from_str(value).ok(),
         "nonce" => claims.nonce = value.parse().ok(),
         "channel_binding" => claims.channel_binding = value.parse().ok(),
         _ => {}

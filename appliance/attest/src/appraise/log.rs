@@ -176,6 +176,12 @@ fn payloads(ours: &[&Event]) -> Vec<String> {
     {
         problems.push("`state` is not what `upgrade` opened".to_owned());
     }
+    if let Some(State::Disk { continuity: Some(continuity), .. }) =
+        ours.iter().find_map(|event| State::read(event))
+        && !continuity.is_ordered()
+    {
+        problems.push("`state` has no such anchors".to_owned());
+    }
     let images: Vec<String> =
         ours.iter().filter_map(|event| Image::read(event)).map(|image| image.service).collect();
     if let Some(launch) = ours.iter().find_map(|event| Launch::read(event))

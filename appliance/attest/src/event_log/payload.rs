@@ -6,6 +6,7 @@
 use std::num::NonZeroU64;
 
 use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::state::Continuity;
 use cofferdam_protocol::{Commit, Digest, Endpoint, Fingerprint, ImageReference, Repository};
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
@@ -89,6 +90,9 @@ pub enum State {
         epoch: NonZeroU64,
         /// Version of its lineage: it rises with each statement that let another image, repository or operators open it.
         lineage: NonZeroU64,
+        /// What there is against older copies of it: the claim `state_continuity`.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        continuity: Option<Continuity>,
     },
 }
 

@@ -99,6 +99,7 @@ pub fn claims() -> Claims {
         expires_at: time(NOW - 600 + 86_400),
         sealed: false,
         state_epoch: 0,
+        state_continuity: None,
         nonce: None,
         channel_binding: None,
     }

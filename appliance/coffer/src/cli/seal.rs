@@ -92,6 +92,9 @@ pub(crate) struct Unseal {
     /// it is given with each share
     #[arg(long, value_name = "FILE", help_heading = OWN)]
     pub(crate) upgrade: Option<PathBuf>,
+    /// Open it although it is older than what a witness knows: what was changed since is given up, and that is measured and attested
+    #[arg(long, help_heading = OWN)]
+    pub(crate) accept_loss: bool,
     #[command(flatten)]
     pub(crate) elsewhere: Elsewhere,
     #[command(flatten)]
@@ -111,7 +114,7 @@ pub(crate) struct SealInit {
     /// Write the recovery key to a new file that only you can read, instead of printing it
     #[arg(long, value_name = "FILE", help_heading = OWN)]
     pub(crate) recovery_out: Option<PathBuf>,
-    /// Make it although a release attests that there was a state: what that held is given up
+    /// Make it although a witness knows of a state: what that held is given up, and that is measured and attested
     #[arg(long, help_heading = OWN)]
     pub(crate) accept_loss: bool,
     #[command(flatten)]
@@ -134,7 +137,8 @@ pub(crate) struct Division {
 /// What is known of the appliance from elsewhere before it gets a key.
 #[derive(Debug, Args)]
 pub(crate) struct Elsewhere {
-    /// Go on without asking the releases how new the state has to be: an older copy of the disk is then not noticed
+    /// Go on without asking the releases how new the state has to be, where the declaration says `rollback: warn`: an older copy of the disk
+    /// is then not noticed
     #[arg(long, help_heading = OWN)]
     pub(crate) without_witness: bool,
     /// The declaration that the appliance must run (a file), instead of the repository's: for when GitHub is out of reach

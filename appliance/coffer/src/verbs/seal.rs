@@ -7,7 +7,7 @@ use cofferdam_attest::event_log::payload::State;
 use cofferdam_attest::shares;
 use cofferdam_protocol::hex;
 use cofferdam_protocol::unseal::{
-    MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, PeerStatus, SealDisk, SealStatus, SecretBytes,
+    self, MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, PeerStatus, SealDisk, SealStatus, SecretBytes,
     UnsealRequest,
 };
 use serde_json::{Value, json};
@@ -23,6 +23,7 @@ use crate::operator_key::OperatorKey;
 use crate::seal_text::{self, Set};
 use crate::ui::{Ui, printable};
 use crate::within;
+use crate::witness::Witness;
 
 /// A new passphrase: asked for twice where somebody is asked.
 pub(super) fn read_passphrase(options: &SealInit, no_input: bool) -> Outcome<Zeroizing<Vec<u8>>> {
@@ -59,9 +60,11 @@ pub(super) async fn init(
     target.introduce(&found);
     let waiting = blank(found, repository)?;
     let witnessed = key_server(&waiting.status, options.peer)?;
-    let attested = within(limit, target.witness(&options.elsewhere)).await?.epoch.max(witnessed);
-    if attested > 0 && !options.accept_loss {
-        return Err(lost(attested, &format!("coffer seal init {repository}")));
+    let witness = within(limit, target.witness(&options.elsewhere, waiting.status.rollback)).await?;
+    let witness = Witness { epoch: witness.epoch.max(witnessed), ..witness };
+    if witness.epoch > 0 && !options.accept_loss {
+        let by_peer = if options.peer { " --peer" } else { "" };
+        return Err(lost(witness.epoch, &format!("coffer seal init {repository}{by_peer}")));
     }
     // The connection may be gone since, and keys of an appliance that is gone are of no use.
     let mut waiting = blank(within(limit, target.look(&key)).await?, repository)?;
@@ -69,7 +72,9 @@ pub(super) async fn init(
     // From here on somebody has the keys, or nothing is sealed.
     hand_out(ui, options, &recovery, &method)?;
     ui.note("making the state …");
-    let request = UnsealRequest::Create { method: method.into_new(), recovery: secret(recovery.as_slice()) };
+    let said = unseal::Witness { unwitnessed: witness.unwitnessed, gives_up: witness.given_up() };
+    let (method, recovery) = (method.into_new(), secret(recovery.as_slice()));
+    let request = UnsealRequest::Create { method, recovery, witness: said };
     let sent = within(
         limit,
         waiting.send(&key, &request, "the state was not made, and the printed keys open nothing"),
@@ -93,21 +98,42 @@ pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::Opera
     let target = Target::find(ui, appliance, None).await?;
     let found = target.look(&key).await?;
     target.introduce(&found);
+    let witness = target.releases().await;
+    if let Err(failure) = &witness {
+        ui.warn(&format!("no witness can be asked: {}", failure.message));
+    }
+    let witness = witness.ok();
+    let (witness_line, witness_value) = witness.as_ref().map(witness_result).unwrap_or_default();
     let waiting = match found {
         Found::Launched { epoch, channel } => {
             let (mut text, mut value) = open_result(epoch);
-            if let Some(State::Disk { lineage, .. }) = &channel.appraisal.state {
+            if let Some(State::Disk { lineage, continuity, .. }) = &channel.appraisal.state {
                 let _ = writeln!(text, "lineage {lineage}");
                 set(&mut value, "lineage", json!({ "version": lineage }));
+                let _ = continuity.map(|continuity| {
+                    let said = continuity.to_string();
+                    set(&mut value, "continuity", serde_json::to_value(continuity).unwrap_or_default());
+                    writeln!(text, "anchor {}{said}", continuity.anchor)
+                });
             }
+            text.push_str(&witness_line);
+            set(&mut value, "witness", witness_value);
             ui.result(&text, value);
-            return Ok(());
+            return witness.map_or(Ok(()), |witness| is_present(ui, &witness, epoch));
         }
         Found::Waiting(waiting) => waiting,
     };
     let status = &waiting.status;
-    ui.result(&table(status), to_json(status));
+    let mut value = to_json(status);
+    set(&mut value, "witness", witness_value);
+    ui.result(&(table(status) + &witness_line), value);
     let repository = &appliance.repository;
+    if let Some(gone) = witness.and_then(|witness| witness.gone) {
+        let hint = format!(
+            "`coffer unseal {repository} --accept-loss` goes on, which the appliance measures and attests"
+        );
+        return Err(printed(ui, Failure::rejected(gone).hint(hint)));
+    }
     let needs_statement = status.lineage.as_ref().is_some_and(|lineage| lineage.needs_statement.is_some());
     let (what, hint) = match status.disk {
         SealDisk::Blank => {
@@ -128,6 +154,33 @@ pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::Opera
         SealDisk::Open => return Ok(()),
     };
     Err(printed(ui, Failure::new(Code::NotReady, what).hint(hint)))
+}
+
+/// A running appliance's state must not be older than what a witness knows.
+fn is_present(ui: &Ui, witness: &Witness, epoch: u64) -> Outcome {
+    let failure = match &witness.gone {
+        Some(gone) => Failure::rejected(gone.clone()),
+        None if epoch > 0 && witness.epoch > epoch => Failure::rejected(format!(
+            "the state is an older copy: it opened at epoch {epoch}, and a witness knows epoch {}",
+            witness.epoch
+        ))
+        .hint("end the appliance, and start it with the disk that it ran with last"),
+        None => return Ok(()),
+    };
+    Err(printed(ui, failure))
+}
+
+/// What the releases know, in a line and as an object.
+fn witness_result(witness: &Witness) -> (String, Value) {
+    let anchor = match witness.anchor {
+        0 => String::new(),
+        number => format!(", anchor {number}"),
+    };
+    let text = match witness.epoch {
+        0 => "witness: the releases know of no state\n".to_owned(),
+        epoch => format!("witness: the releases know epoch {epoch}{anchor}\n"),
+    };
+    (text, json!({ "epoch": witness.epoch, "anchor": witness.anchor, "gone": witness.gone }))
 }
 
 /// The first way to open the new state.

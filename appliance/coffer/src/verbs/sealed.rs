@@ -10,6 +10,7 @@ use std::time::Duration;
 use cofferdam_attest::operator;
 use cofferdam_declaration::{Declaration, MAX_BYTES};
 use cofferdam_protocol::operator::MAX_REPLY;
+use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::unseal::{SEAL, SealDisk, SealStatus, UNSEAL, UnsealRequest};
 use cofferdam_protocol::{Digest, Endpoint, json as strict};
 use hyper::StatusCode;
@@ -75,12 +76,40 @@ impl<'a> Target<'a> {
         Ok(Self { ui, options, trust, source, endpoint, given: given.map(Digest::of) })
     }
 
-    /// What the releases know of the state, or nothing where that was asked for: then it is said.
-    pub(super) async fn witness(&self, elsewhere: &Elsewhere) -> Outcome<Witness> {
+    /// What the releases know of the state. Nothing, where that was asked for or they cannot be asked, and the declaration allows it: then it
+    /// is said.
+    pub(super) async fn witness(&self, elsewhere: &Elsewhere, rollback: Rollback) -> Outcome<Witness> {
         if elsewhere.without_witness {
+            if rollback == Rollback::Require {
+                return Err(Failure::new(
+                    Code::Policy,
+                    "the declaration requires a witness (`rollback: require`)",
+                )
+                .hint("leave out --without-witness, or declare `state: {rollback: warn}`"));
+            }
             self.ui.warn("no witness is asked: an older copy of the state disk is not noticed");
-            return Ok(Witness { epoch: 0 });
+            return Ok(Witness::NONE);
         }
+        match self.releases().await {
+            Err(failure) if failure.code == Code::CouldNotCheck && rollback == Rollback::Warn => {
+                self.ui.warn(&format!(
+                    "UNWITNESSED: an older copy of the state disk is not noticed: {}",
+                    failure.message
+                ));
+                Ok(Witness::NONE)
+            }
+            Err(failure) if failure.code == Code::CouldNotCheck => {
+                let hint = failure.hint.clone().unwrap_or_else(|| "-v shows what was asked".to_owned());
+                Err(failure.hint(format!(
+                    "{hint}; with `state: {{rollback: warn}}` in the declaration it opens all the same"
+                )))
+            }
+            other => other,
+        }
+    }
+
+    /// What the releases know of the state.
+    pub(super) async fn releases(&self) -> Outcome<Witness> {
         let asked = witness::newest(self.ui, &self.options.repository, &self.trust, &self.source);
         super::saying(self.ui, &self.source.waiting(), asked).await
     }

@@ -2,7 +2,9 @@
 
 use std::time::Duration;
 
-use cofferdam_protocol::unseal::{MAX_PASSPHRASE, Method, OpeningKey, SealDisk, SecretBytes, UnsealRequest};
+use cofferdam_protocol::unseal::{
+    self, MAX_PASSPHRASE, Method, OpeningKey, SealDisk, SecretBytes, UnsealRequest,
+};
 use serde_json::json;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
@@ -16,6 +18,7 @@ use crate::operator_key::OperatorKey;
 use crate::seal_text::{self, SealTextError};
 use crate::ui::{Ui, printable};
 use crate::within;
+use crate::witness::Witness;
 
 /// What was typed, or came on standard input.
 pub(super) fn read_key(options: &Unseal, no_input: bool) -> Outcome<Zeroizing<Vec<u8>>> {
@@ -53,8 +56,13 @@ pub(super) async fn run(
             return Ok(());
         }
     };
-    let at_least = within(limit, target.witness(&options.elsewhere)).await?.epoch;
-    has_way(&waiting, way(options), at_least, repository)?;
+    let witness = within(limit, target.witness(&options.elsewhere, waiting.status.rollback)).await?;
+    let peer = waiting.status.peer.as_ref().and_then(|peer| peer.epoch).unwrap_or(0);
+    let witness = Witness { epoch: witness.epoch.max(peer), ..witness };
+    let accepts =
+        format!("coffer unseal {repository} --accept-loss goes on, which the appliance measures and attests");
+    witness.whole(options.accept_loss, &accepts)?;
+    has_way(&waiting, way(options), witness.epoch, repository)?;
     if upgrade.is_none() {
         needs_no_statement(&waiting, repository)?;
     }
@@ -72,7 +80,9 @@ pub(super) async fn run(
             Way::Recovery => "opening the state with the recovery key …",
             Way::Share => "giving the share …",
         });
-        let request = UnsealRequest::Open { key: key_of(way(options), &typed)?, at_least, upgrade };
+        let (at_least, said) = said(&witness, options.accept_loss);
+        let key_given = key_of(way(options), &typed)?;
+        let request = UnsealRequest::Open { key: key_given, at_least, witness: said, upgrade };
         let sent = within(limit, waiting.send(&key, &request, "the state was not opened")).await?;
         match sent.as_ref().map(|status| status.disk) {
             Some(SealDisk::Open) => ui.note("the state is open; the appliance launches …"),
@@ -84,6 +94,13 @@ pub(super) async fn run(
     let (text, value) = open_result(target.launched(&key, false, limit).await?);
     ui.result(&text, value);
     Ok(())
+}
+
+/// What the appliance is told of witnesses. Who accepts a loss opens whatever is there, and it comes after what is lost.
+fn said(witness: &Witness, accept_loss: bool) -> (u64, unseal::Witness) {
+    let gives_up = witness.given_up().filter(|_| accept_loss);
+    let at_least = if gives_up.is_some() { 0 } else { witness.epoch };
+    (at_least, unseal::Witness { unwitnessed: witness.unwitnessed, gives_up })
 }
 
 /// The ways to open a state.

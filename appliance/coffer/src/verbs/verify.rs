@@ -124,11 +124,12 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
 
 /// What the state on disk has behind it; nothing where it is in memory.
 fn state(appraisal: &Appraisal) -> String {
-    let Some(State::Disk { epoch, lineage, .. }) = &appraisal.state else { return String::new() };
+    let Some(State::Disk { epoch, lineage, continuity, .. }) = &appraisal.state else { return String::new() };
+    let continuity = continuity.map(|continuity| continuity.to_string()).unwrap_or_default();
     let opened = appraisal.upgrade.as_ref().map(|upgrade| {
         format!(", left to this image by {} with the statement {}", upgrade.signer, upgrade.statement)
     });
-    format!("state: on disk, epoch {epoch}, lineage {lineage}{}\n", opened.unwrap_or_default())
+    format!("state: on disk, epoch {epoch}, lineage {lineage}{}{continuity}\n", opened.unwrap_or_default())
 }
 
 /// Immutable or not, the evidence is what counts; a release that can be changed can only be made to fail.
@@ -142,17 +143,44 @@ fn immutable_words(immutable: Option<bool>) -> &'static str {
 
 #[cfg(test)]
 mod tests {
+    use std::num::NonZeroU64;
+
     use cofferdam_attest::event_log::payload::Upgrade;
+    use cofferdam_protocol::state::Continuity;
 
     use super::*;
+
+    #[test]
+    fn what_would_not_have_been_noticed_is_shown() {
+        let of = |continuity| {
+            let (fresh, key, epoch, lineage) = (true, [5; 32].into(), number(42), number(1));
+            let state = State::Disk { fresh, key, epoch, lineage, continuity: Some(continuity) };
+            super::state(&Appraisal { state: Some(state), ..Appraisal::default() })
+        };
+        let plain = Continuity {
+            anchor: number(3),
+            first_anchor: number(1),
+            unwitnessed: false,
+            accepted_loss: None,
+        };
+        assert_eq!(of(plain), "state: on disk, epoch 42, lineage 1\n");
+        assert_eq!(
+            of(Continuity { unwitnessed: true, accepted_loss: Some(number(41)), ..plain }),
+            "state: on disk, epoch 42, lineage 1, UNWITNESSED: an older copy would not have been noticed, the loss of the state of epoch 41 was accepted\n"
+        );
+    }
+
+    fn number(number: u64) -> NonZeroU64 {
+        number.try_into().unwrap()
+    }
 
     #[test]
     fn the_lineage_of_a_state_on_disk_is_shown() {
         let of = |state, upgrade| super::state(&Appraisal { state, upgrade, ..Appraisal::default() });
         assert_eq!(of(None, None), "");
         assert_eq!(of(Some(State::memory()), None), "");
-        let (key, number) = ([5; 32].into(), |n: u64| n.try_into().unwrap());
-        let disk = State::Disk { fresh: false, key, epoch: number(7), lineage: number(2) };
+        let key = [5; 32].into();
+        let disk = State::Disk { fresh: false, key, epoch: number(7), lineage: number(2), continuity: None };
         assert_eq!(of(Some(disk.clone()), None), "state: on disk, epoch 7, lineage 2\n");
         let (statement, signer) = ([6; 32].into(), [0; 32].into());
         let upgrade = Upgrade { statement, version: number(2), signer };

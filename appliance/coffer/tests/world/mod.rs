@@ -23,6 +23,7 @@ use cofferdam_attest::ratls;
 use cofferdam_attest::reference::Half;
 use cofferdam_attest::release::{DigestPrefix, Tag};
 use cofferdam_protocol::evidence::Nonce;
+use cofferdam_protocol::state::Continuity;
 use cofferdam_protocol::{Digest, base64};
 use serde_json::{Value, json};
 use tdx_sim::{CollateralOptions, TdReport};
@@ -59,6 +60,8 @@ pub struct Told {
     pub epoch: u64,
     /// Version of that state's lineage.
     pub lineage: u64,
+    /// What there is against older copies of that state.
+    pub continuity: Option<Continuity>,
     pub repository: String,
     /// The digest's first byte of the kernel that was measured.
     pub kernel: u8,
@@ -87,7 +90,7 @@ impl Told {
                 None => State::memory(),
                 Some(epoch) => {
                     let (key, lineage) = (word(simulated::DIGEST), self.lineage.try_into().unwrap());
-                    State::Disk { fresh: false, key, epoch, lineage }
+                    State::Disk { fresh: false, key, epoch, lineage, continuity: self.continuity }
                 }
             }
             .event(),
@@ -115,6 +118,7 @@ impl Told {
             nonce: self.nonce.clone().map(|nonce| Nonce::new(nonce).unwrap()),
             channel_binding: self.binding.map(Into::into),
             state_epoch: if self.launched { self.epoch } else { 0 },
+            state_continuity: self.continuity.filter(|_| self.launched && self.epoch > 0),
             ..simulated::claims()
         }
         .encode()
@@ -277,6 +281,7 @@ impl World {
             launched: true,
             epoch: 0,
             lineage: 1,
+            continuity: None,
             repository: REPOSITORY.to_owned(),
             kernel: 5,
             options: CollateralOptions::default(),

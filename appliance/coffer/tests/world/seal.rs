@@ -2,8 +2,10 @@
 
 use cofferdam_attest::operator;
 use cofferdam_attest::shares::{self, Share};
+use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::unseal::{
     Lineage, Method, NewMethod, OpeningKey, PeerStatus, SealDisk, SealStatus, SealedKey, UnsealRequest,
+    Witness,
 };
 use cofferdam_protocol::upgrade::SignedStatement;
 use cofferdam_protocol::{Base64Array, base64};
@@ -39,6 +41,10 @@ pub struct Seal {
     pub late: bool,
     /// What there is of a key server.
     pub peer: Option<PeerStatus>,
+    /// What the declaration says of witnesses.
+    pub rollback: Rollback,
+    /// What an operator said of them.
+    pub told: Option<Witness>,
 }
 
 impl Seal {
@@ -60,6 +66,8 @@ impl Seal {
             breaks: false,
             late: false,
             peer: None,
+            rollback: Rollback::Require,
+            told: None,
         }
     }
 
@@ -107,6 +115,7 @@ impl Seal {
             wait_ms: self.wait_ms,
             lineage: self.lineage.clone().filter(|_| sealed),
             peer: self.peer.clone(),
+            rollback: self.rollback,
         }
     }
 
@@ -138,8 +147,9 @@ impl Seal {
 
     fn carry_out(&mut self, request: UnsealRequest) -> Option<(&'static str, &'static str)> {
         let (key, at_least) = match request {
-            UnsealRequest::Create { method, recovery } => {
+            UnsealRequest::Create { method, recovery, witness } => {
                 assert_eq!(self.disk, SealDisk::Blank);
+                self.told = Some(witness);
                 self.recovery = recovery.0.to_vec();
                 match method {
                     NewMethod::Passphrase { passphrase } => self.passphrase = Some(passphrase.0.to_vec()),
@@ -148,10 +158,12 @@ impl Seal {
                     }
                     NewMethod::Peer {} => assert!(self.peer.as_ref().unwrap().has_key),
                 }
-                (self.disk, self.epoch) = (SealDisk::Open, 1);
+                let after = witness.gives_up.map_or(0, |given_up| given_up.epoch.get());
+                (self.disk, self.epoch) = (SealDisk::Open, after + 1);
                 return None;
             }
-            UnsealRequest::Open { key, at_least, upgrade } => {
+            UnsealRequest::Open { key, at_least, witness, upgrade } => {
+                self.told = Some(witness);
                 self.upgrade = upgrade.map(|signed| *signed);
                 (key, at_least)
             }
@@ -187,8 +199,9 @@ impl Seal {
             let words = r#"{"error":"the state is an older copy","hint":"attach the disk that the appliance ran with last"}"#;
             return Some(("412 Precondition Failed", words));
         }
+        let after = self.told.and_then(|told| told.gives_up).map_or(0, |given_up| given_up.epoch.get());
         self.disk = SealDisk::Open;
-        self.epoch += 1;
+        self.epoch = self.epoch.max(after) + 1;
         None
     }
 }

@@ -115,18 +115,20 @@ pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unse
         }
         StateSource::Operator | StateSource::Peer(_) => {
             let disk = open()?;
-            let Handover { vault, opened_by, epoch, fresh, volumes, lineage, upgrade } =
+            let Handover { vault, opened_by, epoch, fresh, volumes, lineage, upgrade, continuity } =
                 wait(boot, measured, &disk, &tls, tls_key)?;
             if let Some(upgrade) = upgrade {
                 measured.measure(&upgrade)?;
             }
-            measured.measure(&payload::State::Disk { fresh, key: opened_by, epoch, lineage })?;
+            let (key, continued) = (opened_by, Some(continuity));
+            measured.measure(&payload::State::Disk { fresh, key, epoch, lineage, continuity: continued })?;
             let places = places(&measured.declaration.volumes, volumes)?;
             let new_volumes = places.iter().any(|place| !place.made);
             let existing = handover::launch::first(places.len());
             let volumes = volumes::establish(&disk, places)?;
             boot.supervisor.at_the_end(|| volumes.close());
-            let state = State::Open { epoch: epoch.get() };
+            let state = State::Open { epoch: epoch.get(), continuity };
+            say(&format!("state: {state}"));
             let vault_key = handover::launch::holding(&vault, existing).map_err(UnsealError::Memory)?;
             let (vault_key, numbers) = (Rc::new(vault_key), Numbers::default());
             Ok(Unsealed { state, disk: Some(disk), vault_key, new_volumes, tls, tls_key, numbers })

@@ -162,6 +162,7 @@ impl<R: Reports> Attester<R> {
             // As the verifier sees it: what is not measured is not claimed.
             sealed: appliance.event_log.iter().any(|event| event.mr == 3 && event.event == "sealed"),
             state_epoch: appliance.state.epoch(),
+            state_continuity: appliance.state.continuity(),
             nonce: request.nonce.clone(),
             channel_binding: request.channel_binding,
         }

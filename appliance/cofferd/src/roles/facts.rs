@@ -11,6 +11,7 @@ use cofferdam_declaration::{
 };
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::state::Rollback;
 use cofferdam_workload::dns::Names;
 use cofferdam_workload::volume;
 use serde::{Deserialize, Serialize};
@@ -39,6 +40,8 @@ pub(crate) struct Facts {
     pub(crate) attestation: Attestation,
     /// Who releases the key of the state, while it is closed.
     pub(crate) key_server: Option<KeyServerFacts>,
+    /// Whether it opens where no witness was asked.
+    pub(crate) rollback: Rollback,
     /// What is known about the registries of images.
     pub(crate) registries: Vec<Registry>,
     /// Who may lease what: the services and `publish`.

@@ -8,7 +8,7 @@
 //!
 //! Two loops that fail by themselves: one keeps the collateral fresh, also when nothing is published; the other
 //! publishes an attestation, keeps it while it is true (also over a restart of this role) and replaces it at
-//! two thirds of its validity. Every failure is in `status.json`, is tried again with growing pauses or when the
+//! two thirds of its validity; the first one of a boot is published once more as the anchor of its state. Every failure is in `status.json`, is tried again with growing pauses or when the
 //! server says so, and stops nothing else.
 
 mod collateral;
@@ -25,6 +25,7 @@ use std::time::Duration;
 use anyhow::Context as _;
 use cofferdam_attest::evidence::{Collateral, Evidence, MAX_BYTES};
 use cofferdam_attest::quote;
+use cofferdam_attest::release::AnchorTag;
 use cofferdam_github::{Client, GithubError};
 use cofferdam_protocol::evidence::EvidenceRequest;
 use cofferdam_protocol::facts::ApplianceFacts;
@@ -37,7 +38,7 @@ use zeroize::Zeroizing;
 
 use self::collateral::{CollateralError, Pcs};
 use self::pck::{Pck, PckError};
-use self::release::{Attestation, ReleaseFiles};
+use self::release::{Anchoring, Attestation, ReleaseFiles};
 use self::status::StatusFile;
 use self::web::WebError;
 use crate::paths;
@@ -273,6 +274,10 @@ enum PublishError {
     Authorities(#[from] WebError),
     #[error("cannot publish")]
     Github(#[from] GithubError),
+    #[error("the release attestation is published, the anchor {0} is not")]
+    Anchor(AnchorTag, #[source] GithubError),
+    #[error("the vault does not hear that the anchor {0} is published")]
+    Untold(AnchorTag, #[source] LeaseError),
 }
 
 impl PublishError {
@@ -336,7 +341,8 @@ impl Publisher {
                 let _ = tokio::time::timeout(LONGEST_PAUSE, self.known.changed()).await;
                 false
             }
-            PublishError::Github(GithubError::RateLimited { retry_after, .. }) => {
+            PublishError::Github(GithubError::RateLimited { retry_after, .. })
+            | PublishError::Anchor(_, GithubError::RateLimited { retry_after, .. }) => {
                 tokio::time::sleep((*retry_after).clamp(pause, LONGEST_IMPOSED)).await;
                 true
             }
@@ -347,18 +353,54 @@ impl Publisher {
         }
     }
 
-    /// Makes sure that a true attestation is published; returns when to look again.
+    /// Makes sure that a true attestation is published, and this boot's anchor; returns when to look again.
     async fn ensure(&mut self, token: &SecretRef) -> Result<u64, PublishError> {
         let appliance = facts::appliance(&self.paths.appliance)?;
-        if let Some(kept) = self.kept(&appliance) {
-            return Ok(kept);
-        }
-        // In this order, so that a person who looks sees first what they can do something about.
+        let until = match self.kept(&appliance) {
+            Some(kept) => kept,
+            None => self.publish(&appliance, token).await?,
+        };
+        self.anchor(&appliance, token).await?;
+        Ok(until)
+    }
+
+    /// Publishes the anchor of this boot's opening of the state, once, and lets the vault know, whose next boot then has the next number.
+    async fn anchor(&mut self, appliance: &ApplianceFacts, token: &SecretRef) -> Result<(), PublishError> {
+        let done = self.paths.own("anchored");
+        let tag = appliance.state.continuity().and_then(|continuity| AnchorTag::new(continuity.anchor));
+        let Some(tag) = tag.filter(|_| !done.exists()) else { return Ok(()) };
+        // The attestation of this boot, whichever it is by now.
+        let attestation = Attestation::read(&self.files.published).ok_or(PublishError::Malformed)?;
+        let client = self.client(token).await?;
+        let words = match release::anchor(&client, &attestation, tag).await {
+            Ok(Anchoring::Published) => format!("the anchor {tag} is published"),
+            Ok(Anchoring::Taken) => format!("another release is the anchor {tag}; this boot has none"),
+            Err(error) if error.is_transient() => return Err(PublishError::Anchor(tag, error)),
+            // Trying again would be the same: its number stays the next one.
+            Err(error) => {
+                eprintln!("publish: the anchor {tag} cannot be published: {}", error_chain(&error));
+                return files::replace(&done, b"").map_err(PublishError::Write);
+            }
+        };
+        let told = vault::anchored(&self.paths.vault, tag.number()).await;
+        told.map_err(|error| PublishError::Untold(tag, error))?;
+        println!("publish: {words}");
+        files::replace(&done, b"").map_err(PublishError::Write)
+    }
+
+    /// GitHub, with the token.
+    async fn client(&mut self, token: &SecretRef) -> Result<Client, PublishError> {
         let token = self.token(token).await?;
-        let attestation = self.attestation(&appliance).await?;
-        self.status.set(PublishState::Publishing, &format!("release {}", attestation.tag));
         let authorities = web::authorities(self.settings.github_ca.as_deref(), &self.paths.bundle)?;
-        let client = Client::new(&self.settings.github, Some(token), Some(&authorities), USER_AGENT)?;
+        Ok(Client::new(&self.settings.github, Some(token), Some(&authorities), USER_AGENT)?)
+    }
+
+    /// Publishes a new attestation; returns when to replace it.
+    async fn publish(&mut self, appliance: &ApplianceFacts, token: &SecretRef) -> Result<u64, PublishError> {
+        // In this order, so that a person who looks sees first what they can do something about.
+        let client = self.client(token).await?;
+        let attestation = self.attestation(appliance).await?;
+        self.status.set(PublishState::Publishing, &format!("release {}", attestation.tag));
         let release = match release::publish(&client, &attestation).await {
             Ok(release) => release,
             Err(error) => {

@@ -34,10 +34,11 @@ use cofferdam_vault::{
 };
 use tokio::net::UnixListener;
 
+use self::sealed::Told;
 use crate::paths;
 use crate::roles::clock::unix_now;
 use crate::roles::facts::{self, Facts};
-use crate::roles::{FRONT, Role};
+use crate::roles::{FRONT, PUBLISH, Role};
 use crate::system::handover::launch;
 use crate::system::sys::{self, SecretKeys, SecretMemory};
 use crate::system::{confine, unix};
@@ -74,12 +75,14 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     if state == State::Sealed {
         let volumes = facts.volumes.into_iter().map(|volume| Wanted { name: volume.name, size: volume.size });
         let disk = disk.context("no disk at descriptor 4")?;
-        return sealed::run(appliance, rules, facts.key_server, volumes.collect(), disk, handed);
+        let told =
+            Told { key_server: facts.key_server, volumes: volumes.collect(), rollback: facts.rollback };
+        return sealed::run(appliance, rules, told, disk, handed);
     }
     let (key, existing) = launch::take(handed).context("what is at descriptor 3 is no key")?;
     let keys = Keys::derive_into(Box::new(memory), key)?;
     let opened = match (state, disk) {
-        (State::Open { epoch }, Some(disk)) => open_disk(disk, keys, epoch),
+        (State::Open { epoch, .. }, Some(disk)) => open_disk(disk, keys, epoch),
         (State::Memory, None) => open(Path::new(paths::VAULT_STORE), keys),
         _ => anyhow::bail!("a state disk where there is none to be, or none where there is"),
     };
@@ -134,6 +137,7 @@ fn rules(facts: &Facts) -> anyhow::Result<Rules> {
         grants,
         operators: Operators::new(operators)?,
         front_uid: FRONT.uid().context("the front has no uid of its own")?,
+        publish_uid: PUBLISH.uid().context("publish has no uid of its own")?,
         min_value: cofferdam_redact::MIN_SECRET,
     })
 }

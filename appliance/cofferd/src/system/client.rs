@@ -206,9 +206,13 @@ pub(crate) mod bridge {
 
 /// Asking the vault.
 pub(crate) mod vault {
+    use std::num::NonZeroU64;
+
     use cofferdam_protocol::json;
     use cofferdam_protocol::reply::ErrorReply;
-    use cofferdam_protocol::vault::{LEASE, LeaseReply, LeaseRequest, MAX_REPLY, MAX_WAIT_MS, MissingReply};
+    use cofferdam_protocol::vault::{
+        ANCHORED, Anchored, LEASE, LeaseReply, LeaseRequest, MAX_REPLY, MAX_WAIT_MS, MissingReply,
+    };
     use tokio::time::Instant;
 
     use super::*;
@@ -219,6 +223,8 @@ pub(crate) mod vault {
 
     /// How long the vault may take beyond the wait that it was asked for.
     const GRACE: Duration = Duration::from_secs(5);
+    /// Largest reply that says why not, in bytes.
+    const MAX_ERROR: usize = 16 * 1024;
     /// First pause before a vault that does not answer is asked again; it doubles up to [`MAX_PAUSE`].
     const MIN_PAUSE: Duration = Duration::from_millis(20);
     /// A vault that was killed is back within about a second.
@@ -284,6 +290,23 @@ pub(crate) mod vault {
                 tokio::time::sleep(pause).await;
                 pause = pause.saturating_mul(2).min(MAX_PAUSE);
             }
+        }
+    }
+
+    /// Lets the vault know that an anchor of the state is published.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub(crate) async fn anchored(socket: &Path, number: NonZeroU64) -> Result<(), LeaseError> {
+        let body = json::to_vec(&Anchored { number }).map_err(|_| LeaseError::Malformed)?;
+        let (status, body) = super::request(socket, Method::POST, ANCHORED, body, MAX_ERROR, GRACE)
+            .await
+            .map_err(LeaseError::Unreachable)?;
+        match status {
+            StatusCode::NO_CONTENT => Ok(()),
+            status => Err(LeaseError::Unavailable(
+                ErrorReply::parse(&body).map_or_else(|_| status.to_string(), |reply| reply.error),
+            )),
         }
     }
 

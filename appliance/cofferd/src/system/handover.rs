@@ -13,6 +13,10 @@
 //! | 81 | 1: it opened without a statement, 2: with the one that follows |
 //! | 82..114 | digest of the statement; zeros without one |
 //! | 114..146 | SHA-256 of the key that signed it; zeros without one |
+//! | 146..154 | number of this boot's anchor, little endian |
+//! | 154..162 | number of the state's first anchor, little endian |
+//! | 162 | 1: a witness was asked how new it has to be, 2: none was |
+//! | 163..171 | epoch of a state that was given up, little endian; zeros without one |
 //!
 //! Behind that are the volumes, in the order of the declaration ([`volumes`]).
 //!
@@ -21,6 +25,7 @@
 use std::num::NonZeroU64;
 
 use cofferdam_attest::event_log::payload::Upgrade;
+use cofferdam_protocol::state::Continuity;
 use cofferdam_protocol::{Digest, Fingerprint};
 use cofferdam_vault::state::Opened;
 use nix::errno::Errno;
@@ -32,7 +37,7 @@ pub(crate) mod launch;
 pub(crate) mod volumes;
 
 /// Length of what comes before the volumes, in bytes.
-const HEAD: usize = 146;
+const HEAD: usize = 171;
 /// Length in bytes.
 pub(crate) const LENGTH: usize = HEAD + volumes::LENGTH;
 
@@ -53,6 +58,8 @@ pub(crate) struct Handover {
     pub(crate) lineage: NonZeroU64,
     /// The statement that it was opened with, and what PID 1 measures of it.
     pub(crate) upgrade: Option<Upgrade>,
+    /// What there is against older copies of it.
+    pub(crate) continuity: Continuity,
 }
 
 /// The memory does not hold what a vault that has opened the state leaves there.
@@ -72,7 +79,8 @@ pub(crate) fn write(memory: &mut SecretMemory, opened: &Opened) {
         None => (1, [0; 32], [0; 32]),
         Some(upgrade) => (2, *upgrade.statement.as_bytes(), *upgrade.signer.as_bytes()),
     };
-    let parts: [&[u8]; 8] = [
+    let Continuity { anchor, first_anchor, unwitnessed, accepted_loss } = &opened.continuity;
+    let parts: [&[u8]; 12] = [
         opened.keys.vault.expose(),
         opened.opened_by.as_bytes(),
         &opened.epoch.to_le_bytes(),
@@ -81,6 +89,10 @@ pub(crate) fn write(memory: &mut SecretMemory, opened: &Opened) {
         &[with],
         &statement,
         &signer,
+        &anchor.get().to_le_bytes(),
+        &first_anchor.get().to_le_bytes(),
+        &[if *unwitnessed { 2 } else { 1 }],
+        &accepted_loss.map_or(0, NonZeroU64::get).to_le_bytes(),
     ];
     let bytes = parts.into_iter().flatten();
     let (head, table) = memory.bytes_mut().split_at_mut_checked(HEAD).unwrap_or_default();
@@ -105,6 +117,9 @@ pub(crate) fn read(memory: &SecretMemory) -> Result<Handover, HandoverError> {
     let lineage = number(rest)?;
     let upgraded = choice(rest)?;
     let (statement, signer) = (Digest::from(*take(rest)?), Fingerprint::from(*take(rest)?));
+    let (anchor, first_anchor) = (number(rest)?, number(rest)?);
+    let unwitnessed = choice(rest)?;
+    let accepted_loss = NonZeroU64::new(u64::from_le_bytes(*take(rest)?));
     Ok(Handover {
         vault: SecretMemory::holding(vault).map_err(HandoverError::Memory)?,
         opened_by,
@@ -113,6 +128,7 @@ pub(crate) fn read(memory: &SecretMemory) -> Result<Handover, HandoverError> {
         volumes: volumes::read(table)?,
         lineage,
         upgrade: upgraded.then_some(Upgrade { statement, version: lineage, signer }),
+        continuity: Continuity { anchor, first_anchor, unwitnessed, accepted_loss },
     })
 }
 
@@ -142,10 +158,18 @@ mod tests {
 
     use super::*;
 
+    fn continuity(lost: bool) -> Continuity {
+        let number = |number: u64| NonZeroU64::new(number).unwrap();
+        let accepted_loss = lost.then(|| number(41));
+        Continuity { anchor: number(12), first_anchor: number(11), unwitnessed: lost, accepted_loss }
+    }
+
     fn opened(fresh: bool, upgrade: Option<Used>) -> Opened {
         let vault = MasterKey::take(&mut [1; 32]);
         let keys = StateKeys { vault, volumes: Vec::new() };
-        Opened { keys, fresh, opened_by: Digest::of(b"slot"), epoch: 7, root: [5; 32], lineage: 3, upgrade }
+        let opened_by = Digest::of(b"slot");
+        let continuity = continuity(fresh);
+        Opened { keys, fresh, opened_by, epoch: 7, root: [5; 32], lineage: 3, upgrade, continuity }
     }
 
     #[test]
@@ -164,10 +188,13 @@ mod tests {
                 signer,
             });
             assert_eq!(read.upgrade, measured);
+            assert_eq!(read.continuity, continuity(fresh));
             assert!(!format!("{read:?}").contains("[1, 1"), "{read:?}");
         }
         let whole = memory.bytes().to_vec();
-        for (place, wrong) in [(72, 0), (72, 3), (81, 0), (81, 3), (64, 0), (73, 0)] {
+        for (place, wrong) in
+            [(72, 0), (72, 3), (81, 0), (81, 3), (64, 0), (73, 0), (146, 0), (154, 0), (162, 0), (162, 3)]
+        {
             memory.bytes_mut().copy_from_slice(&whole);
             memory.bytes_mut()[place] = wrong;
             assert!(matches!(read(&memory), Err(HandoverError::Incomplete)), "{place} {wrong}");

@@ -5,6 +5,7 @@
 //! read it.
 
 use std::fmt;
+use std::num::NonZeroU64;
 
 use serde::de::Visitor;
 use serde::{Deserialize, Deserializer, Serialize, Serializer};
@@ -12,6 +13,7 @@ use zeroize::Zeroizing;
 
 use super::event::Register;
 use super::operator::SEAL_TAG;
+use super::state::Rollback;
 use super::upgrade::SignedStatement;
 use crate::json::{self, JsonError};
 use crate::{Base64Array, Base64Bytes, Fingerprint, Repository, base64, hex};
@@ -62,6 +64,9 @@ pub enum UnsealRequest {
         method: NewMethod,
         /// The way that is there when everything else is lost: 32 random bytes, which the operator has been shown.
         recovery: SecretBytes,
+        /// What is known of states from elsewhere.
+        #[serde(default, skip_serializing_if = "Witness::is_plain")]
+        witness: Witness,
     },
     /// Open what is there.
     Open {
@@ -69,10 +74,42 @@ pub enum UnsealRequest {
         key: OpeningKey,
         /// The lowest epoch that is believed: what the newest release attestation or another witness knows of.
         at_least: u64,
+        /// What else is known of it from elsewhere.
+        #[serde(default, skip_serializing_if = "Witness::is_plain")]
+        witness: Witness,
         /// What lets this appliance open it, where the state was left to another image, repository or other operators.
         #[serde(default, skip_serializing_if = "Option::is_none")]
         upgrade: Option<Box<SignedStatement>>,
     },
+}
+
+/// What an operator has heard from the witnesses of a state, or did not.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Witness {
+    /// None was asked, or none could be reached. Refused where the declaration requires one.
+    #[serde(default)]
+    pub unwitnessed: bool,
+    /// The state that the operator gives up.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub gives_up: Option<GivenUp>,
+}
+
+impl Witness {
+    /// One was asked, and nothing is given up.
+    pub fn is_plain(&self) -> bool {
+        *self == Self::default()
+    }
+}
+
+/// A state, or what is newer in another copy of it, that an operator gives up: the one that opens or is made comes after it in every number.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GivenUp {
+    /// Its highest epoch that a witness knows.
+    pub epoch: NonZeroU64,
+    /// The highest number of its anchors; 0 where there is none.
+    pub anchor: u64,
 }
 
 /// The way to open a new state.
@@ -204,6 +241,9 @@ pub struct SealStatus {
     /// What there is of the key server, where the declaration names one.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub peer: Option<PeerStatus>,
+    /// What the declaration says of witnesses.
+    #[serde(default)]
+    pub rollback: Rollback,
 }
 
 /// Who may open a state now.
@@ -295,10 +335,15 @@ mod tests {
             UnsealRequest::Create {
                 method: NewMethod::Passphrase { passphrase: bytes("correct horse") },
                 recovery: bytes("0123456789abcdef0123456789abcdef"),
+                witness: Witness {
+                    unwitnessed: true,
+                    gives_up: Some(GivenUp { epoch: 41.try_into().unwrap(), anchor: 3 }),
+                },
             },
             UnsealRequest::Open {
                 key: OpeningKey::Share { set: [7; 8].into(), index: 2, share: bytes("battery staple") },
                 at_least: 9,
+                witness: Witness::default(),
                 upgrade: None,
             },
         ];
@@ -329,8 +374,9 @@ mod tests {
             wait_ms: 0,
             lineage: None,
             peer: None,
+            rollback: Rollback::Warn,
         };
-        let text = r#"{"disk":"sealed","methods":[{"method":"passphrase"},{"method":"shares","set":"AQEBAQEBAQE=","threshold":2,"shares":3,"given":1},{"method":"recovery"}],"wait_ms":0}"#;
+        let text = r#"{"disk":"sealed","methods":[{"method":"passphrase"},{"method":"shares","set":"AQEBAQEBAQE=","threshold":2,"shares":3,"given":1},{"method":"recovery"}],"wait_ms":0,"rollback":"warn"}"#;
         assert_eq!(serde_json::to_string(&status).unwrap(), text);
         assert_eq!(serde_json::from_str::<SealStatus>(text).unwrap(), status);
     }

@@ -3,6 +3,7 @@
 //! Unknown fields, duplicate keys and trailing bytes are refused. Byte strings are base64, standard alphabet with padding.
 
 use std::collections::BTreeMap;
+use std::num::NonZeroU64;
 
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -17,6 +18,9 @@ pub const KEY: &str = "/v1/key";
 pub const LEASE: &str = "/v1/lease";
 /// `POST`: a request of an operator, relayed.
 pub const OPERATOR: &str = "/v1/operator";
+
+/// `POST`, by `publish` alone: an [`Anchored`]. The reply is 204.
+pub const ANCHORED: &str = "/v1/anchored";
 
 /// Longest time that a lease waits for missing secrets, in milliseconds. A client that wants to wait longer asks again.
 pub const MAX_WAIT_MS: u64 = 30_000;
@@ -35,6 +39,14 @@ pub const MAX_OPERATOR_REPLY: usize = 1024 * 1024;
 pub struct KeyReply {
     /// The key to which secrets are sealed: the claim `vault_key`.
     pub public_key: VaultKey,
+}
+
+/// Body of `POST` [`ANCHORED`]: an anchor of the state is published.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Anchored {
+    /// Its number.
+    pub number: NonZeroU64,
 }
 
 /// Body of `POST` [`LEASE`].

@@ -147,6 +147,12 @@ pub enum StateError {
         /// Epoch that is known.
         expected: u64,
     },
+    /// Nobody has said how new it has to be, and the declaration requires that.
+    #[error("no witness was asked how new the state has to be, and the declaration requires one")]
+    Unwitnessed,
+    /// None come after those of the state that is given up.
+    #[error("no epoch or no anchor can come after those that are given up")]
+    NoNumber,
     /// The key server knows another state than this one.
     #[error("this is another state than the one of epoch {epoch} that the key server knows")]
     OtherState {

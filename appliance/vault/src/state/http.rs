@@ -213,6 +213,10 @@ fn refuse(error: StateError) -> Refusal {
         E::OlderCopy { .. } => {
             (StatusCode::PRECONDITION_FAILED, Some("attach the disk that the appliance ran with last"))
         }
+        E::Unwitnessed => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Some("make GitHub reachable, or declare `state: {rollback: warn}`"),
+        ),
         E::OtherState { .. } | E::Copied { .. } => (
             StatusCode::PRECONDITION_FAILED,
             Some("attach the disk that the appliance ran with last, and run one copy of the appliance"),

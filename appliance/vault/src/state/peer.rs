@@ -15,7 +15,7 @@ use cofferdam_protocol::keyserve::{
     EpochAck, EpochReport, MAX_DETAIL, PeerNews, PeerReply, ReleaseAnswer, Witnessed,
 };
 use cofferdam_protocol::operator::Signature;
-use cofferdam_protocol::unseal::{PeerStatus, SealDisk};
+use cofferdam_protocol::unseal::{PeerStatus, SealDisk, Witness};
 use ed25519_dalek::VerifyingKey;
 
 use super::key::{self, Secret};
@@ -40,8 +40,8 @@ struct Inner {
     kek: Option<Kek>,
     witnessed: Option<Witnessed>,
     trouble: Option<String>,
-    /// An operator has made the state in this boot.
-    made: bool,
+    /// An operator has made the state in this boot, and has said this of others.
+    made: Option<Witness>,
     /// What has opened and is not acknowledged yet.
     pending: Option<(Opened, EpochReport)>,
 }
@@ -81,9 +81,9 @@ impl KeyServer {
     }
 
     /// An operator has made the state: it is another one than the server knows.
-    pub(super) fn made(&self) {
+    pub(super) fn made(&self, witness: &Witness) {
         let mut inner = self.lock();
-        inner.made = true;
+        inner.made = Some(*witness);
         inner.witnessed = None;
     }
 
@@ -102,6 +102,7 @@ impl KeyServer {
 #[derive(Clone, Copy, Debug, Default)]
 pub(super) struct Known {
     pub(super) at_least: u64,
+    pub(super) witness: Witness,
     pub(super) witnessed: Option<Witnessed>,
 }
 
@@ -172,12 +173,12 @@ impl Sealed {
             let mut inner = server.lock();
             inner.kek = Some(kek.clone());
             // Of a state that an operator gives up here the server may still tell.
-            if !inner.made {
+            if inner.made.is_none() {
                 inner.witnessed = answer.witnessed;
             }
             inner.trouble = None;
             inner.pending = None;
-            inner.made
+            inner.made.is_some()
         };
         let opened = self.open_with(server, &kek)?;
         let Some((state, mut opened)) = opened else { return Ok(()) };
@@ -199,7 +200,10 @@ impl Sealed {
         let slot = sheet.slots.iter().find(|slot| ours(&slot.way)).cloned().ok_or(StateError::NoSuchWay)?;
         let key = key::peer_key(kek, &slot.salt)?;
         let state = sheet.header.identity;
-        let known = Known { at_least: 0, witnessed: server.lock().witnessed };
+        let known = {
+            let inner = server.lock();
+            Known { at_least: 0, witness: inner.made.unwrap_or_default(), witnessed: inner.witnessed }
+        };
         let sheets = Sheets { sheet, other, place, next: None };
         let attempt = (slot, key, (|| StateError::WrongPeer) as fn() -> _);
         Ok(Some((state, self.open(&sheets, &attempt, &known)?)))

@@ -3,6 +3,7 @@
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::io;
+use std::num::NonZeroU64;
 use std::ops::Range;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -10,9 +11,10 @@ use std::time::Duration;
 use cofferdam_attest::operator;
 use cofferdam_attest::shares::{self, Share};
 use cofferdam_protocol::Digest;
+use cofferdam_protocol::state::{Continuity, MAX_ANCHOR, Rollback};
 use cofferdam_protocol::unseal::{
-    MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey,
-    SecretBytes, UnsealRequest,
+    GivenUp, MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, OpeningKey, SealDisk, SealStatus, SealedKey,
+    SecretBytes, UnsealRequest, Witness,
 };
 use cofferdam_protocol::upgrade::SignedStatement;
 use tokio::sync::Notify;
@@ -26,13 +28,15 @@ use super::peer::{KeyServer, Known};
 use super::sheet::{self, Found, Header, SHEET, Sheet};
 use super::slot::{Image, Set, Slot, Way};
 use super::{Boot, LineageError, MIN_DISK, Opened, SLOTS, STORE, StateError, StateKeys, Upgrade, VolumeKey};
-use crate::store::{RequestId, Root, volumes};
+use crate::store::{Anchors, RequestId, Root, volumes};
 use crate::{Audit, Disk, Keys, Operators, Store, StoreError, Volume, Wanted, Window};
 
 /// Where the sheets are.
 const SHEETS: [u64; 2] = [0, 32 * 1024];
 /// Where the counts of attempts are.
 const COUNTS: [u64; 2] = [SHEET as u64, 32 * 1024 + SHEET as u64];
+/// No state comes after one of this epoch; none will ever have so many commits.
+const MAX_EPOCH: u64 = 1 << 62;
 /// Written at once while what is left of an unfinished store is cleared.
 const CLEAR: usize = 64 * 1024;
 /// Most requests that are remembered of one boot. Nobody but an operator can cause one.
@@ -52,6 +56,7 @@ pub struct Sealed {
     public: [u8; 32],
     cost: Option<Cost>,
     volumes: Vec<Wanted>,
+    rollback: Rollback,
     /// Held while an attempt is made.
     attempt: Mutex<()>,
     inner: Mutex<Inner>,
@@ -147,6 +152,7 @@ impl Sealed {
             public,
             cost: None,
             volumes: Vec::new(),
+            rollback: Rollback::Require,
             attempt: Mutex::new(()),
             inner: Mutex::new(inner),
             changed: Notify::new(),
@@ -164,6 +170,13 @@ impl Sealed {
     #[must_use]
     pub fn with_volumes(mut self, volumes: Vec<Wanted>) -> Self {
         self.volumes = volumes;
+        self
+    }
+
+    /// The same with what holds where no witness was asked, instead of [`Rollback::Require`].
+    #[must_use]
+    pub fn with_rollback(mut self, rollback: Rollback) -> Self {
+        self.rollback = rollback;
         self
     }
 
@@ -190,7 +203,7 @@ impl Sealed {
             _ => Duration::ZERO,
         };
         let peer = self.key_server.as_ref().map(KeyServer::status);
-        SealStatus { disk, methods, wait_ms: milliseconds(wait), lineage, peer }
+        SealStatus { disk, methods, wait_ms: milliseconds(wait), lineage, peer, rollback: self.rollback }
     }
 
     /// What somebody should know of the disk.
@@ -273,8 +286,9 @@ impl Sealed {
         match (request, self.on_disk()) {
             (_, OnDisk::Open) => Err(StateError::Open),
             (UnsealRequest::Create { .. }, OnDisk::Sealed { .. }) => Err(StateError::Occupied),
-            (UnsealRequest::Create { method, recovery }, OnDisk::Blank { unfinished }) => {
-                let made = self.create(method, recovery, unfinished);
+            (UnsealRequest::Create { method, recovery, witness }, OnDisk::Blank { unfinished }) => {
+                self.is_witnessed(witness)?;
+                let made = self.create(method, recovery, witness, unfinished);
                 if made.is_err() || matches!(method, NewMethod::Peer {}) {
                     self.look_again();
                 }
@@ -282,19 +296,35 @@ impl Sealed {
                 made.map(|opened| Some(opened).filter(|_| !matches!(method, NewMethod::Peer {})))
             }
             (UnsealRequest::Open { .. }, OnDisk::Blank { .. }) => Err(StateError::Blank),
-            (UnsealRequest::Open { key, at_least, upgrade }, OnDisk::Sealed { sheet, other, place }) => {
+            (
+                UnsealRequest::Open { key, at_least, witness, upgrade },
+                OnDisk::Sealed { sheet, other, place },
+            ) => {
+                self.is_witnessed(witness)?;
                 self.wait_is_over()?;
                 // Before a key is tried: what is said of the sheet here holds if it authenticates.
                 let next = self.successor(&sheet.current, upgrade.as_deref())?;
                 let sheets = Sheets { sheet, other, place, next };
                 let Some(attempt) = self.slot_key(&sheets.sheet, key)? else { return Ok(None) };
-                let known = Known { at_least: *at_least, witnessed: None };
+                let known = Known { at_least: *at_least, witness: *witness, witnessed: None };
                 let opened = self.open(&sheets, &attempt, &known);
                 if opened.is_err() && sheets.next.is_some() {
                     self.look_again();
                 }
                 opened.map(Some)
             }
+        }
+    }
+
+    /// Insists that a witness was asked, where one is required, and that there are numbers after those that are given up.
+    fn is_witnessed(&self, witness: &Witness) -> Result<(), StateError> {
+        if witness.unwitnessed && self.rollback == Rollback::Require {
+            return Err(StateError::Unwitnessed);
+        }
+        let after = |given_up: &GivenUp| given_up.epoch.get() < MAX_EPOCH && given_up.anchor < MAX_ANCHOR;
+        match &witness.gives_up {
+            Some(given_up) if !after(given_up) => Err(StateError::NoNumber),
+            _ => Ok(()),
         }
     }
 
@@ -439,14 +469,16 @@ impl Sealed {
             None => (sheet.clone(), *place),
             Some((current, _)) => self.write_successor(sheets, current, &sheet_key)?,
         };
+        give_up(&store, &known.witness)?;
         store.count_opening(sheet.current.version)?;
-        let root = store.root();
+        let (root, continuity) = (store.root(), continuity(&store, &known.witness)?);
         drop(store);
         if next.is_some() || other.as_ref().is_none_or(|other| other.current != sheet.current) {
             self.put(SHEETS, other_place(place), &sheet.write())?;
         }
         let upgrade = next.as_ref().map(|(_, upgrade)| *upgrade);
-        Ok(Opened { lineage: sheet.current.version, upgrade, ..opened(&state, volumes, slot, &root, false)? })
+        let opened = opened(&state, volumes, slot, &root, continuity)?;
+        Ok(Opened { lineage: sheet.current.version, upgrade, ..opened })
     }
 
     /// Writes the sheet that a statement has changed over the older one, and says where it is.
@@ -470,6 +502,7 @@ impl Sealed {
         &self,
         method: &NewMethod,
         recovery: &SecretBytes,
+        witness: &Witness,
         unfinished: bool,
     ) -> Result<Opened, StateError> {
         let state = StateKey::random()?;
@@ -500,15 +533,16 @@ impl Sealed {
         self.put(SHEETS, 0, &sheet::mark())?;
         let store = Store::create(place, keys(&state)?)?;
         let volumes = store.place_volumes(&self.volumes, length)?;
-        let root = store.root();
+        give_up(&store, witness)?;
+        let (root, continuity) = (store.root(), continuity(&store, witness)?);
         drop(store);
         self.put(SHEETS, 1, &second)?;
         self.put(SHEETS, 0, &first)?;
         let slot = slots.first().ok_or(StateError::NoSuchWay)?;
         if let (NewMethod::Peer {}, Some(server)) = (method, &self.key_server) {
-            server.made();
+            server.made(witness);
         }
-        opened(&state, volumes, slot, &root, true)
+        Ok(Opened { fresh: true, ..opened(&state, volumes, slot, &root, continuity)? })
     }
 
     /// The slots of a new state: the way that was asked for, and the recovery key.
@@ -704,14 +738,43 @@ fn opened(
     volumes: Vec<Volume>,
     slot: &Slot,
     root: &Root,
-    fresh: bool,
+    continuity: Continuity,
 ) -> Result<Opened, StateError> {
     let of_all = state.volumes()?;
     let sealed = |volume: Volume| Ok(VolumeKey { key: key::volume_key(&of_all, &volume.id)?, volume });
     let volumes = volumes.into_iter().map(sealed).collect::<Result<_, StateError>>()?;
     let keys = StateKeys { vault: state.vault()?, volumes };
     let opened_by = Digest::of(slot.write());
-    Ok(Opened { keys, fresh, opened_by, epoch: root.epoch, root: root.digest, lineage: 1, upgrade: None })
+    Ok(Opened {
+        keys,
+        fresh: false,
+        opened_by,
+        epoch: root.epoch,
+        root: root.digest,
+        lineage: 1,
+        upgrade: None,
+        continuity,
+    })
+}
+
+/// Lets the state come after what an operator gives up.
+fn give_up(store: &Store, witness: &Witness) -> Result<(), StateError> {
+    match &witness.gives_up {
+        Some(given_up) => Ok(store.give_up(given_up.epoch.get(), given_up.anchor)?),
+        None => Ok(()),
+    }
+}
+
+/// What PID 1 measures of the state's past.
+fn continuity(store: &Store, witness: &Witness) -> Result<Continuity, StateError> {
+    let Anchors { first, published } = store.anchors();
+    let number = |number: u64| NonZeroU64::new(number).ok_or(StateError::Derive);
+    Ok(Continuity {
+        anchor: number(published.saturating_add(1).min(MAX_ANCHOR))?,
+        first_anchor: number(first)?,
+        unwitnessed: witness.unwitnessed,
+        accepted_loss: witness.gives_up.map(|given_up| given_up.epoch),
+    })
 }
 
 fn method(slot: &Slot, given: &[Share]) -> Method {

@@ -54,6 +54,7 @@ use redb::StorageBackend;
 
 use super::DiskError;
 use super::disk::Disk;
+use super::free::Free;
 use super::root::{self, Fields, RECORD, Root};
 use super::seal::{NONCE, Sealer};
 use super::tree::{self, BLOCK, Entry, MAX_PAGES, TOP, Tree};
@@ -95,7 +96,10 @@ pub(super) struct State {
     pub(super) blocks: u64,
     /// Length of what redb sees, in the present commit.
     pub(super) length: u64,
+    /// The blocks that it does not use.
     free: Free,
+    /// Page 0 in the present commit, once it is known: redb changes a part of it with each commit.
+    first: Option<Block>,
     change: Change,
 }
 
@@ -115,20 +119,14 @@ struct Change {
     cut: u64,
 }
 
-/// Blocks that the present commit does not use.
-#[derive(Default)]
-struct Free {
-    below: BTreeSet<u64>,
-    /// Every block from here to the end is free as well.
-    from: u64,
-}
-
 /// A commit in the making.
 #[derive(Default)]
 struct Staged {
     blocks: BTreeMap<u64, Block>,
     /// Entries to put back if it fails, in the order in which they were replaced.
     former: Vec<(usize, u64, Option<Entry>)>,
+    /// Blocks that it has taken and not written to, the lowest last.
+    unused: Vec<u64>,
 }
 
 impl Pages {
@@ -151,6 +149,16 @@ impl Pages {
     /// The present commit.
     pub(super) fn root(&self) -> Root {
         self.lock().root
+    }
+
+    /// Lets the next commit have a higher epoch than this one.
+    ///
+    /// # Errors
+    /// [`DiskError::Exhausted`] when there is none.
+    pub(super) fn skip_past(&self, epoch: u64) -> Result<(), DiskError> {
+        let mut state = self.lock();
+        state.next_epoch = state.next_epoch.max(epoch.checked_add(1).ok_or(DiskError::Exhausted)?);
+        Ok(())
     }
 
     /// Makes everything that redb has written durable as one commit. Only what removes something may use the reserve.
@@ -197,15 +205,19 @@ impl Pages {
         for (block, bytes) in &staged.blocks {
             let offset = block.saturating_mul(BLOCK as u64);
             if offset != start + run.len() as u64 || run.len() >= MAX_WRITE {
-                self.disk.write_at(start, &run).map_err(DiskError::Write)?;
+                self.write_run(start, &run)?;
                 run.clear();
                 start = offset;
             }
             run.extend_from_slice(&bytes[..]);
         }
-        self.disk.write_at(start, &run).map_err(DiskError::Write)?;
+        self.write_run(start, &run)?;
         self.disk.write_at(slot * BLOCK as u64, &padded(record)[..]).map_err(DiskError::Write)?;
         self.disk.sync().map_err(DiskError::Write)
+    }
+
+    fn write_run(&self, start: u64, run: &[u8]) -> Result<(), DiskError> {
+        if run.is_empty() { Ok(()) } else { self.disk.write_at(start, run).map_err(DiskError::Write) }
     }
 
     /// One page as redb sees it now.
@@ -213,9 +225,10 @@ impl Pages {
         if let Some(page) = state.change.pages.get(&index) {
             return Ok(page.clone());
         }
-        match state.tree.get(0, index).filter(|_| index < state.change.cut) {
-            None => Ok(Box::new([0; BLOCK])),
-            Some(entry) => {
+        match (state.tree.get(0, index).filter(|_| index < state.change.cut), &state.first) {
+            (None, _) => Ok(Box::new([0; BLOCK])),
+            (Some(_), Some(first)) if index == 0 => Ok(first.clone()),
+            (Some(entry), _) => {
                 let sealer = Sealer::new(self.keys.pages());
                 read(&*self.disk, &sealer, &state.root.store, 0, index, entry)
             }
@@ -236,11 +249,18 @@ impl fmt::Debug for Pages {
 
 impl State {
     pub(super) fn new(tree: Tree, root: Root, slot: u64, next_epoch: u64, blocks: u64, length: u64) -> Self {
-        let used = tree.blocks();
-        let from = used.last().map_or(FIRST, |last| last.saturating_add(1));
-        let below = (FIRST..from).filter(|block| !used.contains(block)).collect();
-        let free = Free { below, from };
-        Self { tree, root, slot, next_epoch, blocks, length, free, change: Change::after(length) }
+        let free = Free::between(&tree.blocks(), FIRST..blocks);
+        Self {
+            tree,
+            root,
+            slot,
+            next_epoch,
+            blocks,
+            length,
+            free,
+            first: None,
+            change: Change::after(length),
+        }
     }
 
     /// Seals the changed pages and the nodes over them into free blocks, and enters them into the tree.
@@ -253,6 +273,7 @@ impl State {
             }
         }
         let pages = std::mem::take(&mut self.change.pages);
+        staged.unused = self.free.take(blocks_of(&changed, pages.keys()));
         let outcome = pages
             .iter()
             .try_for_each(|(index, page)| self.place(sealer, epoch, staged, 0, *index, page.clone()));
@@ -282,7 +303,7 @@ impl State {
     ) -> Result<(), DiskError> {
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(|_| DiskError::Random)?;
-        let block = self.free.take(self.blocks).ok_or(DiskError::Full)?;
+        let block = staged.unused.pop().ok_or(DiskError::Full)?;
         let data = associated_data(&self.root.store, level, index, epoch);
         let tag = sealer.seal(&nonce, &data, &mut bytes[..]).map_err(|_| DiskError::Seal)?;
         staged.blocks.insert(block, bytes);
@@ -294,7 +315,7 @@ impl State {
     /// Whether a commit may be made: it does not grow, or leaves the reserve, or is what the reserve is for.
     fn leaves_enough(&self, staged: &Staged, reserve: Reserve) -> Result<(), DiskError> {
         let freed = staged.former.iter().filter(|(_, _, entry)| entry.is_some()).count();
-        let left = self.free.count(self.blocks).saturating_add(freed as u64);
+        let left = self.free.count() + staged.unused.len() as u64 + freed as u64;
         let grows = staged.blocks.len() > freed;
         if grows && left < RESERVE && reserve == Reserve::Stays { Err(DiskError::Full) } else { Ok(()) }
     }
@@ -315,7 +336,11 @@ impl State {
 
     /// The staged commit is the present one.
     fn settle(&mut self, staged: Staged, slot: u64, root: Root) {
-        self.free.below.extend(staged.former.iter().filter_map(|(_, _, entry)| entry.map(|e| e.block)));
+        let former = staged.former.iter().filter_map(|(_, _, entry)| entry.map(|entry| entry.block));
+        self.free.give(former.chain(staged.unused));
+        if let Some(first) = self.change.pages.remove(&0) {
+            self.first = Some(first);
+        }
         self.root = root;
         self.slot = slot;
         self.length = self.change.length;
@@ -326,7 +351,7 @@ impl State {
         for (level, index, entry) in staged.former.into_iter().rev() {
             self.tree.set(level, index, entry);
         }
-        self.free.below.extend(staged.blocks.into_keys());
+        self.free.give(staged.blocks.into_keys().chain(staged.unused));
     }
 }
 
@@ -334,22 +359,6 @@ impl Change {
     /// None yet, after a commit of this length.
     fn after(length: u64) -> Self {
         Self { length, pages: BTreeMap::new(), cut: length.div_ceil(BLOCK as u64) }
-    }
-}
-
-impl Free {
-    /// The lowest free block, so that the blocks of one commit are neighbours.
-    fn take(&mut self, blocks: u64) -> Option<u64> {
-        if let Some(block) = self.below.pop_first() {
-            return Some(block);
-        }
-        let block = (self.from < blocks).then_some(self.from)?;
-        self.from = block.saturating_add(1);
-        Some(block)
-    }
-
-    fn count(&self, blocks: u64) -> u64 {
-        (self.below.len() as u64).saturating_add(blocks.saturating_sub(self.from))
     }
 }
 
@@ -456,6 +465,17 @@ pub(super) fn read(
         Err(_) if level == 0 => Err(DiskError::PageChanged { index, block: entry.block }),
         Err(_) => Err(DiskError::NodeChanged { level, index, block: entry.block }),
     }
+}
+
+/// How many blocks a commit may need: one for each page, and for each node over these and the removed ones.
+fn blocks_of<'a>(removed: &'a BTreeSet<u64>, pages: impl ExactSizeIterator<Item = &'a u64>) -> usize {
+    let mut all = pages.len();
+    let mut changed = removed.iter().chain(pages).copied().collect();
+    for _ in 1..=TOP {
+        changed = tree::parents(&changed);
+        all = all.saturating_add(changed.len());
+    }
+    all
 }
 
 /// The whole blocks of a disk, when a store can be on it.

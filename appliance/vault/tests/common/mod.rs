@@ -11,6 +11,8 @@ use ed25519_dalek::{Signer as _, SigningKey};
 
 /// The front's uid in these tests.
 pub(crate) const FRONT: u32 = 102;
+/// Who says which anchors are published.
+pub(crate) const PUBLISH: u32 = 103;
 /// A service's uid in these tests; it is granted `secret://app/db/password` and `secret://app/db/user`.
 pub(crate) const SERVICE: u32 = 100_000;
 /// Shortest value that is accepted in these tests.
@@ -54,7 +56,7 @@ pub(crate) fn rules() -> Rules {
     grants.allow(SERVICE, reference(PASSWORD));
     grants.allow(SERVICE, reference(USER));
     let operators = Operators::new([("alice", operator_key().verifying_key().to_bytes())]).unwrap();
-    Rules { grants, operators, front_uid: FRONT, min_value: MIN }
+    Rules { grants, operators, front_uid: FRONT, publish_uid: PUBLISH, min_value: MIN }
 }
 
 /// A vault with a fresh store on `disk` and nothing in it.
@@ -107,7 +109,7 @@ pub(crate) mod state {
     use std::sync::{Arc, Mutex};
 
     use cofferdam_attest::shares::{self, Share};
-    use cofferdam_protocol::unseal::{NewMethod, OpeningKey, SecretBytes, UnsealRequest};
+    use cofferdam_protocol::unseal::{NewMethod, OpeningKey, SecretBytes, UnsealRequest, Witness};
     use cofferdam_vault::state::{Boot, Cost, MIN_DISK, STORE, Sealed, StateError};
     use cofferdam_vault::{Disk, Operators};
     use zeroize::Zeroizing;
@@ -247,13 +249,14 @@ pub(crate) mod state {
 
     pub(crate) fn create_request() -> UnsealRequest {
         let method = NewMethod::Passphrase { passphrase: secret_bytes(PASSPHRASE) };
-        UnsealRequest::Create { method, recovery: secret_bytes(RECOVERY) }
+        UnsealRequest::Create { method, recovery: secret_bytes(RECOVERY), witness: Witness::default() }
     }
 
     pub(crate) fn passphrase(text: &str) -> UnsealRequest {
         UnsealRequest::Open {
             key: OpeningKey::Passphrase { passphrase: secret_bytes(text) },
             at_least: 0,
+            witness: Witness::default(),
             upgrade: None,
         }
     }
@@ -262,18 +265,25 @@ pub(crate) mod state {
         UnsealRequest::Open {
             key: OpeningKey::Recovery { recovery: secret_bytes(key) },
             at_least: 0,
+            witness: Witness::default(),
             upgrade: None,
         }
     }
 
     pub(crate) fn at_least(epoch: u64) -> UnsealRequest {
         let key = OpeningKey::Recovery { recovery: secret_bytes(RECOVERY) };
-        UnsealRequest::Open { key, at_least: epoch, upgrade: None }
+        UnsealRequest::Open { key, at_least: epoch, witness: Witness::default(), upgrade: None }
+    }
+
+    /// Opens with the recovery key, saying this of witnesses.
+    pub(crate) fn told(witness: Witness) -> UnsealRequest {
+        let key = OpeningKey::Recovery { recovery: secret_bytes(RECOVERY) };
+        UnsealRequest::Open { key, at_least: 0, witness, upgrade: None }
     }
 
     pub(crate) fn share(set: [u8; 8], index: u8, bytes: &[u8]) -> UnsealRequest {
         let key = OpeningKey::Share { set: set.into(), index, share: secret_bytes(bytes) };
-        UnsealRequest::Open { key, at_least: 0, upgrade: None }
+        UnsealRequest::Open { key, at_least: 0, witness: Witness::default(), upgrade: None }
     }
 
     /// A disk with a state under a passphrase and the recovery key.
@@ -288,7 +298,8 @@ pub(crate) mod state {
         let disk = SparseDisk::new(MIN_DISK);
         let key = [0x4b; 32];
         let method = NewMethod::Shares { key: secret_bytes(key), set: SET.into(), threshold: 3, shares: 5 };
-        let request = UnsealRequest::Create { method, recovery: secret_bytes(RECOVERY) };
+        let request =
+            UnsealRequest::Create { method, recovery: secret_bytes(RECOVERY), witness: Witness::default() };
         find(&disk).unwrap().unseal(&request).unwrap();
         (disk, shares::split(&key, 3, 5, getrandom::fill).unwrap())
     }

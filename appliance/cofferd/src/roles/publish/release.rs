@@ -11,7 +11,7 @@ use std::path::{Path, PathBuf};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::{ASSET_NAME, Evidence, MAX_BYTES};
 use cofferdam_attest::ratls;
-use cofferdam_attest::release::Tag;
+use cofferdam_attest::release::{AnchorTag, Tag};
 use cofferdam_github::{Client, GithubError, NewAsset, NewRelease, Release};
 use cofferdam_protocol::Repository;
 use cofferdam_protocol::facts::ApplianceFacts;
@@ -108,14 +108,59 @@ impl ReleaseFiles {
 /// What GitHub says.
 pub(crate) async fn publish(client: &Client, attestation: &Attestation) -> Result<Release, GithubError> {
     let claims = &attestation.claims;
-    let tag = attestation.tag.to_string();
+    let name = format!("Attestation of {}, {}", claims.endpoint, claims.issued_at);
+    publish_as(client, attestation, attestation.tag.to_string(), name, text(attestation)).await
+}
+
+/// What became of an anchor.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Anchoring {
+    /// It is published.
+    Published,
+    /// Another release has its tag: of a boot that ended before it had said so, or of somebody who took the number.
+    Taken,
+}
+
+/// Publishes a document once more as the anchor of its state.
+///
+/// # Errors
+/// What GitHub says; [`GithubError::Refused`] also where the tag was that of a release that somebody removed.
+pub(crate) async fn anchor(
+    client: &Client,
+    attestation: &Attestation,
+    tag: AnchorTag,
+) -> Result<Anchoring, GithubError> {
+    let claims = &attestation.claims;
+    let name = format!("State of {} {}: epoch {}", claims.repository, tag.number(), claims.state_epoch);
+    let body = format!(
+        "An anchor: a Cofferdam appliance has opened the state of `{repository}` at epoch {epoch}. Older copies of it are refused.\n\n\
+         Never delete it: a number that is missing is noticed. Do not believe this page: run `coffer verify {repository}`.\n",
+        repository = claims.repository,
+        epoch = claims.state_epoch,
+    );
+    match publish_as(client, attestation, tag.to_string(), name, body).await {
+        Ok(_) => Ok(Anchoring::Published),
+        Err(GithubError::Refused(message)) => {
+            match client.release_by_tag(&claims.repository, &tag.to_string()).await {
+                Ok(_) => Ok(Anchoring::Taken),
+                Err(GithubError::NotFound) => Err(GithubError::Refused(message)),
+                Err(error) => Err(error),
+            }
+        }
+        Err(error) => Err(error),
+    }
+}
+
+async fn publish_as(
+    client: &Client,
+    attestation: &Attestation,
+    tag: String,
+    name: String,
+    body: String,
+) -> Result<Release, GithubError> {
+    let claims = &attestation.claims;
     remove_half_made(client, &claims.repository, &tag).await?;
-    let new = NewRelease {
-        tag_name: tag,
-        target_commitish: claims.commit,
-        name: format!("Attestation of {}, {}", claims.endpoint, claims.issued_at),
-        body: text(attestation),
-    };
+    let new = NewRelease { tag_name: tag, target_commitish: claims.commit, name, body };
     let asset = NewAsset {
         name: ASSET_NAME.to_owned(),
         content_type: "application/json",

@@ -8,6 +8,7 @@ use axum::http::{Method, Request, Response, StatusCode, header};
 use cofferdam_attest::appraise::{self, Expectations, Outcome};
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::policy::Policy;
+use cofferdam_protocol::state::Continuity;
 use cofferdam_protocol::status::PublishStatus;
 use cofferdam_protocol::{Digest, base64};
 use serde_json::{Value, json};
@@ -40,6 +41,8 @@ struct Github {
     first: Mutex<Vec<Response<Body>>>,
     /// Every request: method and path.
     log: Mutex<Vec<String>>,
+    /// Whether tags of anchors are refused, as by a rule of the repository.
+    refuses_tags: AtomicBool,
 }
 
 impl Github {
@@ -69,6 +72,13 @@ impl Github {
             }
             (&Method::POST, []) => {
                 let body: Value = serde_json::from_slice(request.body()).unwrap();
+                let anchor = body["tag_name"].as_str().unwrap().starts_with("state-");
+                if anchor && self.refuses_tags.load(Ordering::Relaxed) {
+                    return respond(
+                        422,
+                        json!({"message": "Cannot create ref due to creations being restricted."}),
+                    );
+                }
                 let held = Held {
                     id: releases.len() as u64 + 100,
                     tag: body["tag_name"].as_str().unwrap().to_owned(),
@@ -144,6 +154,8 @@ pub(super) struct World {
     pub(super) paths: Paths,
     github: Arc<Github>,
     token: Arc<AtomicBool>,
+    /// The anchors that the vault was told of.
+    anchored: Arc<Mutex<Vec<u64>>>,
     facts: ApplianceFacts,
 }
 
@@ -160,11 +172,19 @@ impl World {
 
         let token = Arc::new(AtomicBool::new(true));
         let granted = Arc::clone(&token);
+        let anchored = Arc::new(Mutex::new(Vec::new()));
+        let heard = Arc::clone(&anchored);
         serve_unix(&root.join("vault.sock"), move |request| {
             let asked: Value = serde_json::from_slice(request.body()).unwrap();
-            assert_eq!(asked["references"], json!([REFERENCE]));
+            let number = asked["number"].as_u64();
+            assert_eq!(request.uri().path() == "/v1/anchored", number.is_some());
+            assert!(number.is_some() || asked["references"] == json!([REFERENCE]), "{asked}");
+            heard.lock().unwrap().extend(number);
             let granted = Arc::clone(&granted);
             async move {
+                if number.is_some() {
+                    return respond(204, json!({}));
+                }
                 // As the vault does: wait for what is missing, as long as was asked for, in small steps here.
                 for _ in 0..asked["wait_ms"].as_u64().unwrap() / 20 {
                     if granted.load(Ordering::Relaxed) {
@@ -212,7 +232,38 @@ impl World {
             vault: root.join("vault.sock"),
             bundle: root.join("no-bundle"),
         };
-        Self { directory, settings, paths, github, token, facts }
+        Self { directory, settings, paths, github, token, anchored, facts }
+    }
+
+    /// The same with a state on a disk, whose anchor of this boot has this number.
+    async fn with_anchor(anchor: u64) -> Self {
+        let mut world = Self::new().await;
+        let number = |number: u64| number.try_into().unwrap();
+        let continuity = Continuity {
+            anchor: number(anchor),
+            first_anchor: number(1),
+            unwitnessed: false,
+            accepted_loss: None,
+        };
+        world.facts.state = State::Open { epoch: 7, continuity };
+        let facts = serde_json::to_vec(&world.facts).unwrap();
+        std::fs::write(world.directory.path().join("appliance.json"), facts).unwrap();
+        world
+    }
+
+    /// Waits until the role has done with this boot's anchor.
+    async fn until_anchored(&self) {
+        for _ in 0..3000 {
+            if self.paths.own("anchored").exists() {
+                return;
+            }
+            tokio::time::sleep(Duration::from_millis(20)).await;
+        }
+        panic!("not in time: {:?}, {:?}", self.status(), self.github.log.lock().unwrap());
+    }
+
+    fn tags(&self) -> Vec<String> {
+        self.github.published().into_iter().map(|held| held.tag).collect()
     }
 
     fn start(&self) -> JoinHandle<()> {
@@ -313,6 +364,66 @@ async fn an_attestation_is_published_as_soon_as_the_token_is_there() {
         let bytes = std::fs::read(entry.unwrap().path()).unwrap();
         assert!(!bytes.windows(TOKEN.len()).any(|window| window == TOKEN.as_bytes()));
     }
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn each_boot_publishes_one_anchor_of_its_state() {
+    let world = World::with_anchor(123).await;
+    let role = world.start();
+    world.until_anchored().await;
+    let attestation = world.published();
+    assert_eq!(world.tags(), [attestation.tag.to_string(), "state-0000123".to_owned()]);
+    let anchor = world.github.published().remove(1);
+    assert_eq!(anchor.assets, [("attestation.json".to_owned(), Bytes::from(attestation.document))]);
+    assert_eq!(attestation.claims.state_continuity.unwrap().anchor.get(), 123, "nobody can move it");
+    assert!(anchor.request["body"].as_str().unwrap().contains("at epoch 7"));
+    assert_eq!(*world.anchored.lock().unwrap(), [123]);
+    role.abort();
+    let _ = role.await;
+
+    // A successor of the role in the same boot has nothing to do.
+    let role = world.start();
+    world.until_published().await;
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(world.tags().len(), 2);
+    // One that does not know whether its predecessor's was published finds it, and says so to the vault once more.
+    std::fs::remove_file(world.paths.own("anchored")).unwrap();
+    role.abort();
+    let _ = role.await;
+    let role = world.start();
+    world.until_anchored().await;
+    assert_eq!(world.tags().len(), 2);
+    assert_eq!(*world.anchored.lock().unwrap(), [123, 123]);
+    role.abort();
+}
+
+/// Of a boot that was cut off before it had told the vault, or of somebody with the token.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_number_that_is_taken_is_told_to_the_vault_and_left_alone() {
+    let world = World::with_anchor(4).await;
+    let junk = vec![("attestation.json".to_owned(), Bytes::from_static(b"{}"))];
+    world.hold("state-0000004", false, junk.clone());
+    let role = world.start();
+    world.until_anchored().await;
+    let published = world.github.published();
+    assert_eq!((published.len(), &published[0].assets), (2, &junk));
+    assert!(published[1].tag.starts_with("attest-"));
+    assert_eq!(*world.anchored.lock().unwrap(), [4], "the next boot has the next number");
+    role.abort();
+}
+
+/// Where GitHub takes no such tag there is an attestation all the same, and the number stays the next one.
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_anchor_that_is_refused_leaves_the_attestation_and_the_number() {
+    let world = World::with_anchor(4).await;
+    world.github.refuses_tags.store(true, Ordering::Relaxed);
+    let role = world.start();
+    world.until_anchored().await;
+    let tags = world.tags();
+    assert!(tags.len() == 1 && tags[0].starts_with("attest-"), "{tags:?}");
+    assert!(world.anchored.lock().unwrap().is_empty());
+    assert_eq!(world.status().unwrap().state, PublishState::Published);
     role.abort();
 }
 

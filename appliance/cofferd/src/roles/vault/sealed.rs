@@ -8,7 +8,7 @@ use std::sync::Arc;
 
 use anyhow::Context as _;
 use cofferdam_protocol::facts::ApplianceFacts;
-use cofferdam_protocol::state::State;
+use cofferdam_protocol::state::{Rollback, State};
 use cofferdam_vault::state::{Boot, Opened, Sealed, sealed_router};
 use cofferdam_vault::{FileDisk, Rules, Wanted};
 
@@ -18,6 +18,13 @@ use crate::roles::facts::KeyServerFacts;
 use crate::system::handover;
 use crate::system::sys::SecretMemory;
 
+/// What the declaration says of the state.
+pub(super) struct Told {
+    pub(super) key_server: Option<KeyServerFacts>,
+    pub(super) volumes: Vec<Wanted>,
+    pub(super) rollback: Rollback,
+}
+
 /// Serves until the state is open.
 ///
 /// # Errors
@@ -26,8 +33,7 @@ use crate::system::sys::SecretMemory;
 pub(super) fn run(
     appliance: ApplianceFacts,
     rules: Rules,
-    key_server: Option<KeyServerFacts>,
-    volumes: Vec<Wanted>,
+    told: Told,
     disk: File,
     mut handed: SecretMemory,
 ) -> anyhow::Result<()> {
@@ -41,7 +47,7 @@ pub(super) fn run(
     let disk = FileDisk::new(disk).context("cannot lock the state disk")?;
     let sink = Lines::default().sink();
     let sealed = match Sealed::find(disk, boot, rules.operators, rules.front_uid, sink) {
-        Ok(sealed) => Arc::new(with(sealed.with_volumes(volumes), key_server)?),
+        Ok(sealed) => Arc::new(with(sealed, told)?),
         Err(error) if error.may_pass() => return Err(error).context("cannot read the state disk"),
         Err(error) => {
             let reason = format!("{:#}", anyhow::Error::new(error));
@@ -71,8 +77,10 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The same with the declared key server, for which `publish` speaks.
-fn with(sealed: Sealed, key_server: Option<KeyServerFacts>) -> anyhow::Result<Sealed> {
+/// The same with what the declaration says. For a key server `publish` speaks.
+fn with(sealed: Sealed, told: Told) -> anyhow::Result<Sealed> {
+    let Told { key_server, volumes, rollback } = told;
+    let sealed = sealed.with_volumes(volumes).with_rollback(rollback);
     let Some(server) = key_server else { return Ok(sealed) };
     let uid = PUBLISH.uid().context("publish has no uid of its own")?;
     Ok(sealed.with_key_server(&server.key, uid)?)

@@ -337,7 +337,7 @@ fn upgrade(version: u64) -> Event {
 
 fn disk(fresh: bool) -> Event {
     let (key, epoch, lineage) = (common::word(common::DIGEST), 7.try_into().unwrap(), 2.try_into().unwrap());
-    State::Disk { fresh, key, epoch, lineage }.event().unwrap()
+    State::Disk { fresh, key, epoch, lineage, continuity: None }.event().unwrap()
 }
 
 /// State on a disk, and evidence from before there is any.
@@ -355,7 +355,9 @@ fn states(honest: &Value) -> Vec<Case> {
         let key = common::word(common::DIGEST);
         let lineage = 2.try_into().unwrap();
         own[3] =
-            State::Disk { fresh: false, key, epoch: epoch.try_into().unwrap(), lineage }.event().unwrap();
+            State::Disk { fresh: false, key, epoch: epoch.try_into().unwrap(), lineage, continuity: None }
+                .event()
+                .unwrap();
         let mut fixture = Fixture { events: [common::firmware_events(), own].concat(), ..Fixture::default() };
         fixture.claims.state_epoch = claimed;
         Case::new(honest, name, about).evidence(&fixture.evidence())

@@ -10,7 +10,7 @@ use cofferdam_attest::claims::Claims;
 use cofferdam_attest::keyserve as sealing;
 use cofferdam_declaration::Declaration;
 use cofferdam_protocol::keyserve::{Refusal, ServerNonce, Witnessed};
-use cofferdam_protocol::unseal::{NewMethod, SecretBytes, UnsealRequest};
+use cofferdam_protocol::unseal::{NewMethod, SecretBytes, UnsealRequest, Witness};
 use cofferdam_vault::state::{Boot, MIN_DISK, Sealed, sealed_router};
 use cofferdam_vault::{FileDisk, Operators, Peer};
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -148,7 +148,8 @@ async fn a_key_server_that_is_away_or_refuses_is_said_and_asked_again_until_the_
     let recovery = SecretBytes(Zeroizing::new(vec![7; 32]));
     let maker = sealed.clone();
     let made = tokio::task::spawn_blocking(move || {
-        maker.unseal(&UnsealRequest::Create { method: NewMethod::Peer {}, recovery })
+        let witness = Witness::default();
+        maker.unseal(&UnsealRequest::Create { method: NewMethod::Peer {}, recovery, witness })
     });
     assert_eq!(made.await.unwrap().unwrap().disk, SealDisk::Sealed);
     let opened = tokio::time::timeout(Duration::from_secs(60), sealed.opened()).await.unwrap();
