@@ -7,8 +7,10 @@ own C library beside it; nothing of it is in an image.
 """
 
 import os
+import socket
 import subprocess
 import threading
+import time
 
 import uki
 from process import Failed, run
@@ -45,22 +47,26 @@ class Guest:
         with open(os.path.join(folder, "linux"), "wb") as file:
             file.write(uki.section(image, ".linux"))
 
-    def boot(self, words, disks, kill=None, seconds=SECONDS, drive=""):
+    def boot(self, words, disks, kill=None, seconds=SECONDS, drive="", host=None):
         """The console of a machine that does these words, up to its end, or to its being killed
-        when a line has `kill` in it. `drive` is what QEMU is told about each disk besides.
+        when a line has `kill` in it. `drive` is what QEMU is told about each disk besides. `host`
+        is a text, seconds, and a command of QEMU's monitor that is given so long after that text.
         """
         drives = []
         for number, disk in enumerate(disks):
             drives += ["-drive", f"file={disk},format=raw,if=none,id=d{number},cache=unsafe{drive}"]
             drives += ["-device", f"virtio-blk-pci,drive=d{number}"]
         line = f"console=ttyS0 panic=-1 -- {' '.join(words)}"
-        return console(self.folder, "1G", line, drives, kill, seconds)
+        return console(self.folder, "1G", line, drives, kill, seconds, host)
 
 
-def console(folder, memory, line, more, until=None, seconds=SECONDS):
+def console(folder, memory, line, more, until=None, seconds=SECONDS, host=None):
     """What a machine with the kernel and the initramfs of `folder` and this command line says, up
-    to its end, or to the line with `until` in it.
+    to its end, or to the line with `until` in it. `host` is as for `Guest.boot`.
     """
+    text, later, command_of_host = host or (None, 0, "")
+    if host:
+        more = [*more, "-monitor", "unix:monitor.sock,server=on,wait=off"]
     command = (
         "qemu-system-x86_64 -nodefaults -no-user-config -display none -no-reboot"
         f" -machine q35 -accel tcg,thread=multi -cpu max -m {memory} -smp 2 -serial stdio"
@@ -80,6 +86,9 @@ def console(folder, memory, line, more, until=None, seconds=SECONDS):
     try:
         for said in qemu.stdout:
             lines.append(said)
+            if text and text in said:
+                time.sleep(later)
+                tell(os.path.join(folder, "monitor.sock"), command_of_host)
             if until and until in said:
                 break
         return "".join(lines)
@@ -88,6 +97,20 @@ def console(folder, memory, line, more, until=None, seconds=SECONDS):
         qemu.kill()
         qemu.wait()
         qemu.stdout.close()
+
+
+def tell(path, command):
+    """Gives QEMU's monitor one command, and waits until it has taken it."""
+    with socket.socket(socket.AF_UNIX) as monitor:
+        monitor.settimeout(20)
+        monitor.connect(path)
+        said = monitor.makefile("rw", newline="\n")
+        said.write(command + "\nquestion\n")
+        said.flush()
+        for line in said:
+            if "unknown command: 'question'" in line:
+                return
+        raise Failed(f"{command}: QEMU has ended")
 
 
 def libraries(program):

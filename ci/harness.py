@@ -146,6 +146,42 @@ class Control:
         self.close()
 
 
+class Qmp:
+    """The protocol in which QEMU takes commands and answers them (QEMU, interop/qmp-spec)."""
+
+    def __init__(self, path):
+        self.socket = socket.socket(socket.AF_UNIX)
+        self.socket.settimeout(60)
+        self.socket.connect(path)
+        self.file = self.socket.makefile("rw", newline="\n")
+        self.file.readline()
+        self.ask("qmp_capabilities")
+
+    def ask(self, command, **arguments):
+        self.file.write(json.dumps({"execute": command, "arguments": arguments}) + "\n")
+        self.file.flush()
+        for line in self.file:
+            answer = json.loads(line)
+            if "return" in answer:
+                return answer["return"]
+            if "error" in answer:
+                raise Failed(f"{command}: {answer['error']['desc']}")
+        raise Failed(f"{command}: QEMU has ended")
+
+    def until(self, query, status, seconds=60):
+        """Asks until the answer has this status."""
+        wait_for(
+            f"{query}: {status}", seconds, lambda: self.ask(query).get("status") == status, 0.05
+        )
+
+    def __enter__(self):
+        return self
+
+    def __exit__(self, *_):
+        self.file.close()
+        self.socket.close()
+
+
 class World:
     """The services around the appliance; a context manager that ends what it started."""
 

@@ -54,7 +54,8 @@ SERVICES = """  web:
     ports:
       - "443:8080"
       - {{published: 8446, target: 8080, auth: tokens}}
-    depends_on: [neighbour]
+    depends_on: {{neighbour: {{condition: service_healthy}}}}
+    healthcheck: {{test: [CMD, /probe, healthy], interval: 2s}}
     networks: {{default: {{aliases: [www]}}}}
     restart: always
   neighbour:
@@ -71,6 +72,7 @@ SERVICES = """  web:
     ports: ["8444:8080", {{published: 8447, target: 8080, auth: none, redact_responses: true}}]
     networks: {{default: , between: {{aliases: [peer.internal]}}}}
     expose: [81]
+    healthcheck: {{http: 8080/, interval: 1s}}
     restart: on-failure:3
   apart:
     image: {image}
@@ -79,6 +81,7 @@ SERVICES = """  web:
     environment: {{GREETING: hello apart}}
     ports: [{{published: 8445, target: 8080, auth: none}}]
     networks: [between]
+    healthcheck: {{tcp: 9, interval: 1s, retries: 2}}
     restart: always
 networks:
   between:
@@ -946,6 +949,22 @@ class Appliance(unittest.TestCase):
     def published(self):
         return self.status()["publish"].get("tag")
 
+    def test_39_health_is_probed_and_waited_for_and_shown_without_secrets(self):
+        def services():
+            found = {service["name"]: service for service in self.status()["services"]}
+            states = {name: service["health"]["state"] for name, service in found.items()}
+            expected = {"web": "healthy", "neighbour": "healthy", "apart": "unhealthy"}
+            return found if states == expected else None
+
+        found = wait_for("the probes", 30, services, 1)
+        self.assertLess(found["neighbour"]["since"], found["web"]["since"])
+        self.assertEqual(found["neighbour"]["health"]["output"], "HTTP 200")
+        self.assertIn("refused", found["apart"]["health"]["output"])
+        # The probe is the workload's own: it has its secret, and what it prints of it is not shown.
+        self.assertEqual(
+            found["web"]["health"]["output"], "exit code 0: [redacted:secret://demo/greeting/value]"
+        )
+
     def test_40_killed_roles_come_back_with_what_they_had(self):
         before = self.published()
         # What was pulled is there for good: nobody who comes back asks the registry.
@@ -1041,7 +1060,10 @@ class Appliance(unittest.TestCase):
 
     def test_90_the_power_button_ends_it_in_order(self):
         self.world.power_off("appliance", self.appliance)
-        self.assertIn("power", self.world.console("appliance").lower())
+        console = self.world.console("appliance")
+        self.assertIn("power", console.lower())
+        # web depends on neighbour.
+        self.assertLess(console.rindex("shim web ended"), console.rindex("shim neighbour ended"))
 
 
 class Hostile(unittest.TestCase):

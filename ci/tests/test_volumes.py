@@ -204,8 +204,18 @@ class Volumes(unittest.TestCase):
             "something else": (fill(0, 4096, 0xAA), "something else where its superblock was"),
             "another volume's region": (other_region, "is not authentic"),
             "a truncated disk": (shorter, "the disk is too short"),
+            "a smaller disk than the volume": (lambda data: None, "the disk is too short"),
+            "a volume that should be larger": (
+                lambda data: None,
+                "its superblock has another length",
+            ),
             "a wrong key": (lambda data: None, "is not authentic"),
             "the file system's head": (bits(place(0)[0], 1), "its file system does not open"),
+        }
+        other = {
+            "a wrong key": f"0,{LEAST},9",
+            "a smaller disk than the volume": f"0,{2 * LEAST + 1},3",
+            "another size": f"0,{LEAST + 1},3",
         }
         # Their volumes open, and the file system's own blocks are written; the read is an error.
         read = {
@@ -228,7 +238,7 @@ class Volumes(unittest.TestCase):
                 file.write(data)
             digests[name] = hashlib.sha256(data).hexdigest()
             device = f"vd{chr(ord('a') + number)}"
-            where = f"0,{LEAST},{9 if name == 'a wrong key' else 3}"
+            where = other.get(name, f"0,{LEAST},3")
             words.append(f"open,v{number},{device},{where}")
             if name in read:
                 words.append(f"verify,v{number},{FILLED}")
@@ -247,6 +257,100 @@ class Volumes(unittest.TestCase):
                     self.assertEqual(
                         hashlib.sha256(file.read()).hexdigest(), digests[name], "it was written to"
                     )
+
+    def test_a_disk_that_vanishes_under_load_takes_its_own_volume_along_and_no_other(self):
+        self.disk("gone", LEAST * MIB)
+        self.disk("stays", LEAST * MIB)
+        b = f"vdb,0,{LEAST},4"
+        others = ["keep,b", "kept,b", f"verify,b,{FILLED}", "close,b"]
+        words = [f"make,a,vda,{A}", f"make,b,{b}", f"fill,b,{FILLED}", "load,a", *others, "off"]
+        disks = [self.path("gone"), self.path("stays")]
+        console = self.machine.boot(words, disks, host=("load,a begins", 2, "drive_del d0"))
+        for word in words[:-1]:
+            self.ok(console, word)
+        count, why = re.fullmatch(r"(\d+) files, then (.*)", self.ok(console, "load,a")).groups()
+        self.assertRegex(why, r"os error (5|30)\b")
+        self.assertGreater(int(count), 0)
+        # It is there again: with every file whose flush was acknowledged.
+        words = [f"open,a,vda,{A}", f"loaded,a,{count}", "close,a", f"fsck,a,vda,{A}"]
+        console = self.boot([*words, f"open,b,{b}", f"verify,b,{FILLED}", "kept,b"], *disks)
+        for word in (*words, f"open,b,{b}", f"verify,b,{FILLED}", "kept,b"):
+            self.ok(console, word)
+
+    def test_a_disk_that_is_read_only_is_not_opened(self):
+        self.disk("fixed", LEAST * MIB)
+        self.ok(self.boot([f"make,a,vda,{A}", "close,a"], "fixed"), f"make,a,vda,{A}")
+        console = self.machine.boot(
+            [f"open,a,vda,{A}", "off"], [self.path("fixed")], drive=",readonly=on"
+        )
+        self.assertIn("does not open", self.refused(console, f"open,a,vda,{A}"))
+
+    def test_an_older_block_with_its_tag_is_taken_and_without_it_is_an_error(self):
+        """What README says that remains."""
+        self.disk("before", LEAST * MIB)
+        words = [f"make,a,vda,{A}", "fill,a,8,5", "where,a", "close,a"]
+        console = self.boot(words, "before")
+        first = int(self.ok(console, "where,a"))
+        with open(self.path("before"), "rb") as file:
+            before = file.read()
+        words = [f"open,a,vda,{A}", "overwrite,a,8,6", "where,a", "verify,a,8,6", "close,a"]
+        console = self.boot(words, "before")
+        for word in words:
+            self.ok(console, word)
+        self.assertEqual(int(self.ok(console, "where,a")), first)
+        with open(self.path("before"), "rb") as file:
+            after = file.read()
+        block, tag = place(first + 3)
+        self.assertNotEqual(before[block : block + 4096], after[block : block + 4096])
+        for name, parts in (("both", ((block, 4096), (tag, TAG))), ("block", ((block, 4096),))):
+            data = bytearray(after)
+            for at, length in parts:
+                data[at : at + length] = before[at : at + length]
+            with open(self.path(name), "wb") as file:
+                file.write(data)
+        with open(self.path("all"), "wb") as file:
+            file.write(before)
+        opened = [f"open,v{at},vd{letter},{A}" for at, letter in enumerate("abc")]
+        read = ["verify,v0,8,6", "verify,v1,8,6", "verify,v2,8,5"]
+        console = self.boot([*opened, *read], "both", "block", "all")
+        for word in opened:
+            self.ok(console, word)
+        self.assertIn("MiB 0 of the large file is another one", self.refused(console, read[0]))
+        self.assertRegex(self.refused(console, read[1]), r"os error (5|84)\b")
+        self.ok(console, read[2])
+
+    def test_a_damaged_journal_takes_back_writes_and_makes_none_up(self):
+        self.disk("journal", LEAST * MIB)
+        words = [f"make,a,vda,{A}", f"fill,a,{FILLED}", "close,a"]
+        console = self.boot(words, "journal")
+        for word in words:
+            self.ok(console, word)
+        console = self.boot([f"open,a,vda,{A}", "keep,a"], "journal", kill="keep,a: ok")
+        self.ok(console, "keep,a")
+        with open(self.path("journal"), "rb") as file:
+            data = file.read()
+        start, end = 4096, 4096 + JOURNAL * 512
+        altered = bytearray(data)
+        # Content alone, and not what says in each sector that it belongs to a commit.
+        for at in range(start, end, 512):
+            altered[at] ^= 1
+        taken = bytearray(data)
+        taken[start:end] = bytes([0xAA]) * (end - start)
+        for name, content in (("altered", altered), ("taken", taken)):
+            with open(self.path(name), "wb") as file:
+                file.write(content)
+        words = [f"open,{name},vd{name},{A}" for name in "ab"]
+        words += ["kept,a", "kept,b", f"verify,a,{FILLED}", f"verify,b,{FILLED}"]
+        console = self.boot(words, "altered", "taken")
+        error = r"error: .*os error (5|84)\b"
+        for name in "ab":
+            if f"open,{name},vd{name},{A}: ok" not in console:
+                opened = self.refused(console, f"open,{name},vd{name},{A}")
+                self.assertIn("its file system does not open", opened)
+                continue
+            # As the kernel had brought it to its place already, or not; and nothing else.
+            self.assertRegex(console, rf"volume: kept,{name}: (ok|error: No such file|{error})")
+            self.assertRegex(console, rf"volume: verify,{name},{FILLED}: (ok|{error})")
 
 
 if __name__ == "__main__":

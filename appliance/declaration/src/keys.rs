@@ -46,6 +46,8 @@ pub(crate) const SERVICE: &[&str] = &[
     "network_mode",
     "egress",
     "depends_on",
+    "healthcheck",
+    "on_unhealthy",
     "restart",
     "user",
     "group_add",
@@ -102,7 +104,10 @@ pub(crate) const VOLUME: &[&str] = &["size", "driver", "external", "name", "labe
 /// Keys of where a service sees one, in its long form.
 pub(crate) const VOLUME_MOUNT: &[&str] = &["type", "source", "target", "read_only", "exec", "volume"];
 /// Keys of one dependency in its long form.
-pub(crate) const DEPENDENCY: &[&str] = &["condition"];
+pub(crate) const DEPENDENCY: &[&str] = &["condition", "restart", "required"];
+/// Keys of `healthcheck`.
+pub(crate) const HEALTHCHECK: &[&str] =
+    &["test", "http", "tcp", "interval", "timeout", "retries", "start_period", "start_interval", "disable"];
 
 /// Why a service of a declaration does not have a key of Compose's, and what to do instead. `None` for a key that it has, or that Compose
 /// does not know.
@@ -181,7 +186,6 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ),
     ("external_links", "there is nothing outside to link to", SERVICES_NETWORK),
     ("gpus", "a workload never sees a device", REMOVE),
-    ("healthcheck", NOT_YET, "let the process exit when it is not healthy; `restart` starts it again"),
     ("interface_name", "a service's interfaces are eth0, eth1, … in the order of its networks", REMOVE),
     ("ipc", "a service never shares a namespace", REMOVE),
     ("isolation", FOR_WINDOWS, REMOVE),
@@ -316,12 +320,6 @@ pub(crate) const UNSUPPORTED_MEMBERSHIP: &[Unsupported] = &[
     ("priority", "networks are in the order in which they stand here", "put the first one first"),
 ];
 
-/// Compose keys of one dependency.
-pub(crate) const UNSUPPORTED_DEPENDENCY: &[Unsupported] = &[
-    ("restart", NOT_YET, REMOVE),
-    ("required", "a dependency is required; a service that is not needed is not declared", REMOVE),
-];
-
 /// The known name that is nearest to a misspelt one, when one is near.
 pub(crate) fn nearest<'n>(wrong: &str, known: impl IntoIterator<Item = &'n str>) -> Option<&'n str> {
     // Names here have at most 31 characters; a longer text is no misspelling of one.
@@ -382,7 +380,6 @@ mod tests {
             (MEMBERSHIP, UNSUPPORTED_MEMBERSHIP),
             (VOLUME, UNSUPPORTED_VOLUME),
             (VOLUME_MOUNT, UNSUPPORTED_VOLUME_MOUNT),
-            (DEPENDENCY, UNSUPPORTED_DEPENDENCY),
             (DEPLOY, UNSUPPORTED_DEPLOY),
             (RESOURCES, UNSUPPORTED_RESOURCES),
             (LIMITS, UNSUPPORTED_LIMITS),

@@ -15,9 +15,11 @@
 //! assert!(wrong.to_string().contains("did you mean `services`?"));
 //! ```
 
+mod depends;
 mod diagnostics;
 mod egress;
 mod fields;
+mod health;
 mod keys;
 mod limits;
 mod model;
@@ -39,8 +41,10 @@ pub use cofferdam_protocol::{
     Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME,
     SecretRef,
 };
+pub use depends::{Condition, Dependency};
 pub use diagnostics::{Diagnostic, Diagnostics, Level, MAX_DIAGNOSTICS};
 pub use egress::{Carries, Egress, MAX_EGRESS, MAX_EGRESS_PORTS, is_destination};
+pub use health::{Healthcheck, OnUnhealthy, Probe};
 pub use keys::unsupported_in_service;
 pub use limits::{
     Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,

@@ -13,7 +13,9 @@ use cofferdam_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::depends::Dependency;
 use crate::egress::Egress;
+use crate::health::{Healthcheck, OnUnhealthy};
 use crate::limits::{Capability, Limits, Ulimits};
 use crate::value::{IdOrName, Signal, User};
 
@@ -173,8 +175,12 @@ pub struct Service {
     pub extra_hosts: Vec<(String, IpAddr)>,
     /// Where it may connect to outside of the appliance: nowhere when empty, as it is without a network. Names with their ports are unique.
     pub egress: Vec<Egress>,
-    /// Names of the services that start first, in the order of the file, without repeats.
-    pub depends_on: Vec<String>,
+    /// The services that it waits for before its first start, in the order of the file, without repeats.
+    pub depends_on: Vec<Dependency>,
+    /// How it is found out whether it is healthy.
+    pub healthcheck: Healthcheck,
+    /// What happens when it is not. It starts again only when `restart` lets it.
+    pub on_unhealthy: OnUnhealthy,
     /// What happens when it ends.
     pub restart: Restart,
     /// `None` keeps the image's user.
@@ -307,7 +313,7 @@ impl Declaration {
         let mut placed = BTreeSet::new();
         while let Some(next) = self.services.iter().find(|service| {
             !placed.contains(service.name.as_str())
-                && service.depends_on.iter().all(|name| placed.contains(name.as_str()))
+                && service.depends_on.iter().all(|on| placed.contains(on.service.as_str()))
         }) {
             placed.insert(next.name.as_str());
             order.push(next);

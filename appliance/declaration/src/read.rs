@@ -65,6 +65,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let services = top
         .require("services", "name at least one: `services: {web: {image: …}}`", errors)
         .and_then(|node| services(node, errors));
+    let services = services.map(|services| rules::dependencies(services, errors));
     if let (Some(services), Some(operators), Some(tokens)) = (&services, &operators, &tokens) {
         rules::someone_can_call(services, operators, tokens, errors);
     }

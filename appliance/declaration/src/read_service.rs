@@ -9,9 +9,11 @@ use std::time::Duration;
 use cofferdam_protocol::{SECRET_SCHEME, SecretRef, parse_decimal, shorten};
 
 use crate::ImageReference;
+use crate::depends;
 use crate::diagnostics::{Collector, Place};
 use crate::egress;
 use crate::fields::{self, Fields};
+use crate::health::{self, Healthcheck, OnUnhealthy};
 use crate::keys;
 use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Membership, Restart, SecretFile, Service, Value};
 use crate::read::{bounded, collect, optional};
@@ -30,7 +32,6 @@ const MAX_ARGUMENTS: usize = 256;
 const MAX_VARIABLES: usize = 256;
 const MAX_SECRET_FILES: usize = 64;
 const MAX_TMPFS: usize = 16;
-const MAX_DEPENDENCIES: usize = 32;
 const MAX_GROUPS: usize = 32;
 /// What the appliance mounts itself; a file system over one of these would hide it.
 pub(crate) const TAKEN: [&str; 4] = ["/proc", "/sys", "/dev", "/run/secrets"];
@@ -50,6 +51,8 @@ pub(crate) struct Read {
     pub(crate) volumes: Vec<Place>,
     /// Of each dependency, in order.
     pub(crate) depends_on: Vec<Place>,
+    pub(crate) restart: Option<Place>,
+    pub(crate) on_unhealthy: Option<Place>,
     /// Of each reference to a secret.
     pub(crate) references: Vec<(SecretRef, Place)>,
 }
@@ -76,7 +79,12 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         fields.get("container_name").map(|node| (read_network::alias(node, errors), node.place));
     let extra_hosts = or_empty(fields.get("extra_hosts"), |node| read_network::extra_hosts(node, errors));
     let egress = or_empty(fields.get("egress"), |node| egress::read(node, errors));
-    let depends_on = or_empty(fields.get("depends_on"), |node| dependencies(node, errors));
+    let depends_on = or_empty(fields.get("depends_on"), |node| depends::read(node, errors));
+    let healthcheck =
+        fields.get("healthcheck").map_or(Some(Healthcheck::default()), |node| health::read(node, errors));
+    let on_unhealthy = fields
+        .get("on_unhealthy")
+        .map_or(Some(OnUnhealthy::Nothing), |node| health::on_unhealthy(node, errors));
     let restart = fields.get("restart").map_or(Some(Restart::Always), |node| restart(node, errors));
     let user = fields.get("user").map(|node| fields::parse(node, "`user`", errors));
     let group_add = or_empty(fields.get("group_add"), |node| groups(node, errors));
@@ -117,6 +125,8 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         extra_hosts: extra_hosts?,
         egress,
         depends_on,
+        healthcheck: healthcheck?,
+        on_unhealthy: on_unhealthy?,
         restart: restart?,
         user: optional(user)?,
         group_add: group_add?,
@@ -139,6 +149,8 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         networks: network_places,
         volumes: volume_places,
         depends_on: dependency_places,
+        restart: fields.get("restart").map(|node| node.place),
+        on_unhealthy: fields.get("on_unhealthy").map(|node| node.place),
         references,
     })
 }
@@ -346,51 +358,6 @@ fn file_name(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
         return None;
     }
     Some(text)
-}
-
-/// A list of names, or a mapping from names to the condition `service_started`.
-fn dependencies(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<(String, Place)>> {
-    let names: Option<Vec<(String, Place)>> = match &node.kind {
-        Kind::Map(entries) => {
-            bounded(node, entries.len(), MAX_DEPENDENCIES, "dependencies", errors)?;
-            collect(entries.iter().map(|entry| {
-                condition(&entry.value, errors)?;
-                Some((entry.key.clone(), entry.place))
-            }))
-        }
-        Kind::List(items) => {
-            bounded(node, items.len(), MAX_DEPENDENCIES, "dependencies", errors)?;
-            collect(items.iter().map(|item| Some((fields::text(item, "a dependency", errors)?, item.place))))
-        }
-        _ => {
-            fields::mismatch(node, "`depends_on`", "a list of services", errors);
-            None
-        }
-    };
-    let mut seen = BTreeSet::new();
-    let mut names = names?;
-    names.retain(|(name, _)| seen.insert(name.clone()));
-    Some(names)
-}
-
-fn condition(node: &Node, errors: &mut Collector<'_>) -> Option<()> {
-    let fields = Fields::open(node, "a dependency", keys::DEPENDENCY, keys::UNSUPPORTED_DEPENDENCY, errors)?;
-    let node = fields.require("condition", "write `condition: service_started`", errors)?;
-    match fields::text(node, "`condition`", errors)?.as_str() {
-        "service_started" => Some(()),
-        "service_healthy" | "service_completed_successfully" => {
-            errors.hinted(
-                node.place,
-                "this condition is not supported yet",
-                "write `condition: service_started`, and let the service retry until the other answers",
-            );
-            None
-        }
-        _ => {
-            errors.hinted(node.place, "not a condition", "write `condition: service_started`");
-            None
-        }
-    }
 }
 
 /// One of a few words, so it is read as written: `no` without quotes is a boolean to YAML 1.1, and means the same.

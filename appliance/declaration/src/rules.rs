@@ -4,9 +4,11 @@ use std::collections::{BTreeMap, BTreeSet};
 
 use cofferdam_protocol::{Digest, shorten};
 
+use crate::depends::Condition;
 use crate::diagnostics::{Collector, Place};
+use crate::health::{OnUnhealthy, Probe};
 use crate::keys::nearest;
-use crate::model::{Auth, Github, Membership, Operator, Port, StateSource, Token, Volume};
+use crate::model::{Auth, Github, Membership, Operator, Port, Restart, StateSource, Token, Volume};
 use crate::read::ReadRegistry;
 use crate::read_network::DEFAULT;
 use crate::read_service::Read;
@@ -28,6 +30,8 @@ pub(crate) fn check(services: &[Read], operators: &[Operator], own: &Own<'_>, er
     unique_ports(services, errors);
     known_dependencies(services, errors);
     no_cycles(services, errors);
+    conditions_can_be_met(services, errors);
+    unhealthy_can_restart(services, errors);
     grants(services, own, errors);
     someone_can_put(services, operators, own, errors);
 }
@@ -86,8 +90,19 @@ pub(crate) fn remarks(services: &[Read], errors: &mut Collector<'_>) {
                 "`skopeo inspect docker://IMAGE --format '{{.Digest}}'` prints the digest",
             );
         }
-        for (name, place) in read.service.depends_on.iter().zip(&read.depends_on) {
+        for (on, place) in read.service.depends_on.iter().zip(&read.depends_on) {
+            let name = &on.service;
             let Some(other) = services.iter().find(|other| other.service.name == *name) else { continue };
+            if on.condition == Condition::Healthy && other.service.healthcheck.probe == Probe::Image {
+                errors.warning(
+                    *place,
+                    format!(
+                        "{name} has no `healthcheck`: {} waits for ever if its image has none either",
+                        read.service.name
+                    ),
+                    "declare one, for example `healthcheck: {tcp: 5432}`",
+                );
+            }
             let shared = |at: &Membership| other.service.networks.iter().any(|its| its.network == at.network);
             if !read.service.networks.iter().any(shared) {
                 errors.warning(
@@ -147,10 +162,81 @@ pub(crate) fn volumes_have_a_disk(
     }
 }
 
+/// The services with what each waits for: not for one that is not declared and need not be, as in Compose; and a job that somebody waits
+/// for to complete is tried until it does, when it says nothing else.
+pub(crate) fn dependencies(mut services: Vec<Read>, errors: &mut Collector<'_>) -> Vec<Read> {
+    let names: BTreeSet<String> = services.iter().map(|read| read.service.name.clone()).collect();
+    let mut jobs = BTreeSet::new();
+    for read in &mut services {
+        let all = std::mem::take(&mut read.service.depends_on)
+            .into_iter()
+            .zip(std::mem::take(&mut read.depends_on));
+        for (on, place) in all {
+            if !on.required && !names.contains(&on.service) {
+                errors.note(
+                    place,
+                    format!("there is no service `{}`, and none is required", shorten(&on.service, 64)),
+                    "",
+                );
+                continue;
+            }
+            if on.condition == Condition::Completed {
+                jobs.insert(on.service.clone());
+            }
+            read.service.depends_on.push(on);
+            read.depends_on.push(place);
+        }
+    }
+    for job in services.iter_mut().filter(|read| jobs.contains(&read.service.name) && read.restart.is_none())
+    {
+        job.service.restart = Restart::OnFailure { max_retries: None };
+    }
+    services
+}
+
+fn conditions_can_be_met(services: &[Read], errors: &mut Collector<'_>) {
+    for read in services {
+        for (on, place) in read.service.depends_on.iter().zip(&read.depends_on) {
+            let Some(other) = services.iter().find(|other| other.service.name == on.service) else {
+                continue;
+            };
+            let name = &on.service;
+            match (on.condition, other.service.restart, &other.service.healthcheck.probe) {
+                (Condition::Completed, Restart::Always | Restart::UnlessStopped, _) => errors.hinted(
+                    *place,
+                    format!("{name} starts again whenever it ends, so it never completes"),
+                    format!("write `restart: on-failure` in {name}"),
+                ),
+                (Condition::Healthy, _, Probe::Off) => errors.hinted(
+                    *place,
+                    format!("{name} is never healthy: its health check is off"),
+                    format!("declare one in {name}, for example `healthcheck: {{tcp: 5432}}`"),
+                ),
+                _ => {}
+            }
+        }
+    }
+}
+
+fn unhealthy_can_restart(services: &[Read], errors: &mut Collector<'_>) {
+    for read in services {
+        let Some(place) = read.on_unhealthy.filter(|_| read.service.on_unhealthy == OnUnhealthy::Restart)
+        else {
+            continue;
+        };
+        if read.service.restart == Restart::No {
+            errors.hinted(place, "`restart: no` lets it start no second time", "write `restart: always`");
+        } else if read.service.healthcheck.probe == Probe::Off {
+            errors.hinted(place, "it is never unhealthy: its health check is off", "remove it");
+        }
+    }
+}
+
 fn known_dependencies(services: &[Read], errors: &mut Collector<'_>) {
     let names: BTreeSet<&str> = services.iter().map(|read| read.service.name.as_str()).collect();
     for read in services {
-        for (name, place) in read.service.depends_on.iter().zip(&read.depends_on) {
+        for (on, place) in read.service.depends_on.iter().zip(&read.depends_on) {
+            let name = &on.service;
             if names.contains(name.as_str()) {
                 continue;
             }
@@ -175,7 +261,7 @@ fn no_cycles(services: &[Read], errors: &mut Collector<'_>) {
             let read: &Read = read;
             let index = *next;
             *next += 1;
-            let Some(name) = read.service.depends_on.get(index) else {
+            let Some(name) = read.service.depends_on.get(index).map(|on| &on.service) else {
                 done.insert(&read.service.name);
                 path.pop();
                 continue;

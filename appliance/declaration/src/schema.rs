@@ -273,6 +273,11 @@ struct Service {
     egress: Option<Vec<Destination>>,
     /// Services that start first.
     depends_on: Option<Dependencies>,
+    /// How it is found out whether it is healthy; the image's way unless given.
+    healthcheck: Option<Healthcheck>,
+    /// What happens when it becomes unhealthy: nothing unless given.
+    #[schemars(regex(pattern = "^(nothing|restart)$"))]
+    on_unhealthy: Option<String>,
     /// What happens when it ends; always, unless said otherwise.
     #[schemars(regex(pattern = r"^(no|always|unless-stopped|on-failure(:(0|[1-9][0-9]*))?)$"))]
     restart: Option<String>,
@@ -777,8 +782,58 @@ enum Dependencies {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "described, never filled")]
 struct Dependency {
-    #[schemars(regex(pattern = "^service_started$"))]
+    #[schemars(regex(pattern = "^service_(started|healthy|completed_successfully)$"))]
     condition: String,
+    /// Has no effect: nothing starts a service again on purpose.
+    restart: Option<bool>,
+    /// Whether it waits without end; otherwise it goes on when the other one failed or is not declared. True unless given.
+    required: Option<bool>,
+}
+
+/// How it is found out whether a service is healthy.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Healthcheck {
+    /// [CMD, program, argument], [CMD-SHELL, line], [NONE], or a line for a shell.
+    test: Option<Arguments>,
+    /// Instead of `test`: PORT or PORT/path of the service, which is healthy when it answers with 200 to 399.
+    http: Option<HttpProbe>,
+    /// Instead of `test`: a port of the service, which is healthy when it takes connections.
+    tcp: Option<PortNumber>,
+    /// Between two probes, 30s unless given.
+    interval: Option<Time>,
+    /// Of one probe, 30s unless given.
+    timeout: Option<Time>,
+    /// Failures in a row that make it unhealthy, 3 unless given.
+    retries: Option<Retries>,
+    /// How long failures do not count after a start; 0s unless given.
+    start_period: Option<Time>,
+    /// Between two probes in that time, 5s unless given.
+    start_interval: Option<Time>,
+    /// No probe, whatever the image says.
+    disable: Option<bool>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum HttpProbe {
+    Text(#[schemars(regex(pattern = "^[1-9][0-9]{0,4}(/.*)?$"))] String),
+    Port(#[schemars(range(min = 1, max = 65535))] u32),
+}
+
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Time(#[schemars(regex(pattern = r"^([0-9]+(us|ms|s|m|h))+$"))] String);
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Retries {
+    Text(#[schemars(regex(pattern = "^[1-9][0-9]{0,3}$"))] String),
+    Number(#[schemars(range(min = 1, max = 1000))] u32),
 }
 
 /// A user or a group: a number or a name.
@@ -845,6 +900,7 @@ mod tests {
         assert_eq!(keys_at("/$defs/Volume"), sorted(keys::VOLUME));
         assert_eq!(keys_at("/$defs/VolumeMount"), sorted(keys::VOLUME_MOUNT));
         assert_eq!(keys_at("/$defs/Dependency"), sorted(keys::DEPENDENCY));
+        assert_eq!(keys_at("/$defs/Healthcheck"), sorted(keys::HEALTHCHECK));
         assert_eq!(keys_at("/$defs/Deploy"), sorted(keys::DEPLOY));
         assert_eq!(keys_at("/$defs/Resources"), sorted(keys::RESOURCES));
         assert_eq!(keys_at("/$defs/Limits"), sorted(keys::LIMITS));

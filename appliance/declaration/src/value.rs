@@ -126,10 +126,14 @@ impl FromStr for User {
     }
 }
 
-/// Reads a Compose duration such as `10s`, `1m30s` or `500ms`.
+/// Reads a Compose duration such as `10s`, `1m30s` or `500ms`, of ten minutes at most: longer than this and a power-off would wait
+/// for one service past any operator's patience.
 pub(crate) fn parse_duration(text: &str) -> Result<Duration, WordError> {
-    // Longer than this and a power-off would wait for one service past any operator's patience.
-    const MAX: Duration = Duration::from_secs(600);
+    parse_duration_below(text, Duration::from_secs(600))
+}
+
+/// Reads one of `most` at most.
+pub(crate) fn parse_duration_below(text: &str, most: Duration) -> Result<Duration, WordError> {
     let wrong =
         |why: &str| WordError::new(format!("not a duration: {why}")).hint("for example 10s, 1m30s or 500ms");
     let mut rest = text;
@@ -157,8 +161,10 @@ pub(crate) fn parse_duration(text: &str) -> Result<Duration, WordError> {
             .ok_or_else(|| wrong("it is too large"))?;
         rest = tail;
     }
-    if total > MAX {
-        return Err(wrong("it is longer than ten minutes"));
+    if total > most {
+        let minutes = most.as_secs() / 60;
+        let most = if minutes == 10 { "ten minutes".to_owned() } else { format!("{} hours", minutes / 60) };
+        return Err(wrong(&format!("it is longer than {most}")));
     }
     Ok(total)
 }

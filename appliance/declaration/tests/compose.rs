@@ -65,5 +65,5 @@ fn the_schema_takes_the_compose_files_that_are_accepted() {
             panic!("{}: {error} at {}", file.display(), error.instance_path());
         }
     }
-    assert!(accepted >= 3, "{accepted}");
+    assert!(accepted >= 5, "{accepted}");
 }

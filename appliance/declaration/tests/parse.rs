@@ -340,10 +340,56 @@ fn a_credential_with_a_dollar_is_not_shown() {
 #[test]
 fn the_schema_for_editors_is_the_one_that_lies_at_its_address() {
     let committed = include_str!("../../../policy/declaration.schema.json");
-    assert_eq!(
-        committed,
-        format!("{:#}\n", json_schema()),
-        "write what `coffer check --schema` prints there"
-    );
+    let same = committed == format!("{:#}\n", json_schema());
+    assert!(same, "write what `coffer check --schema` prints to policy/declaration.schema.json");
     assert!(SCHEMA_ID.ends_with("/policy/declaration.schema.json"));
+}
+
+#[test]
+fn the_health_in_the_readme_is_a_declaration_and_means_what_it_says() {
+    use std::time::Duration;
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```").find(|block| block.contains("on_unhealthy: restart")).unwrap();
+    let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
+    let head = full().split("tokens:").next().unwrap().to_owned();
+    let checked = Declaration::check((head + &block).as_bytes());
+    assert_eq!(checked.remarks, []);
+    let declaration = checked.declaration.unwrap_or_else(|errors| panic!("{errors}"));
+    let [db, migrate, web] = ["db", "migrate", "web"].map(|name| declaration.service(name).unwrap());
+    assert_eq!(db.healthcheck.probe, Probe::Tcp { port: 5432 });
+    assert_eq!(db.healthcheck.interval, Some(Duration::from_secs(5)));
+    assert_eq!((db.on_unhealthy, db.restart), (OnUnhealthy::Restart, Restart::Always));
+    let on = |service: &str, condition| Dependency { service: service.to_owned(), condition, required: true };
+    assert_eq!(migrate.depends_on, [on("db", Condition::Healthy)]);
+    assert_eq!(migrate.restart, Restart::OnFailure { max_retries: None }, "it is tried until it completes");
+    assert_eq!(web.depends_on, [on("migrate", Condition::Completed)]);
+    assert_eq!(web.healthcheck.probe, Probe::Http { port: 8080, path: "/healthz".into() });
+    assert_eq!(
+        declaration.start_order().iter().map(|service| &service.name).collect::<Vec<_>>(),
+        ["db", "migrate", "web"]
+    );
+}
+
+#[test]
+fn a_missing_health_gate_is_a_warning_and_what_need_not_be_there_is_left_out() {
+    let body = format!(
+        "services:\n  web:\n    image: r.example/w@{DIGEST}\n    depends_on:\n      db: {{condition: service_healthy, restart: true}}\n      \
+           gone: {{condition: service_started, required: false}}\n  db:\n    image: r.example/d@{DIGEST}\n"
+    );
+    let text = full().split("services:").next().unwrap().to_owned() + &body;
+    let checked = Declaration::check(text.as_bytes());
+    let found: Vec<_> = checked.remarks.iter().map(|one| (one.level, one.message.as_str())).collect();
+    assert_eq!(
+        found,
+        [
+            (Level::Warning, "db has no `healthcheck`: web waits for ever if its image has none either"),
+            (
+                Level::Note,
+                "`restart` of a dependency has no effect: nothing starts a service again on purpose"
+            ),
+            (Level::Note, "there is no service `gone`, and none is required"),
+        ]
+    );
+    let declaration = checked.declaration.unwrap_or_else(|errors| panic!("{errors}"));
+    assert_eq!(declaration.service("web").unwrap().depends_on.len(), 1);
 }

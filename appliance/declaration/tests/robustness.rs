@@ -82,7 +82,7 @@ proptest! {
             prop_assert_eq!(order.len(), services.len());
             for (place, service) in order.iter().enumerate() {
                 for need in &service.depends_on {
-                    prop_assert!(order[..place].iter().any(|earlier| earlier.name == *need));
+                    prop_assert!(order[..place].iter().any(|earlier| earlier.name == need.service));
                 }
             }
         } else {

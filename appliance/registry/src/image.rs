@@ -204,6 +204,27 @@ pub struct RunConfig {
     pub working_dir: String,
     /// A signal's name or number; empty means SIGTERM.
     pub stop_signal: String,
+    /// How its health is found out.
+    #[serde(default)]
+    pub health: ImageHealth,
+}
+
+/// What an image says about its health (`HEALTHCHECK`). Times are nanoseconds, and 0 leaves them to the default, as does no number.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "PascalCase", default)]
+pub struct ImageHealth {
+    /// `NONE`, `CMD` with arguments, or `CMD-SHELL` with a text; empty says nothing.
+    pub test: Vec<String>,
+    /// Between two probes.
+    pub interval: u64,
+    /// Of one probe.
+    pub timeout: u64,
+    /// How long failures do not count.
+    pub start_period: u64,
+    /// Between two probes in that time.
+    pub start_interval: u64,
+    /// Failures in a row.
+    pub retries: u32,
 }
 
 #[derive(Deserialize)]
@@ -224,6 +245,8 @@ struct ConfigSection {
     user: Option<String>,
     working_dir: Option<String>,
     stop_signal: Option<String>,
+    // Docker's, which OCI does not know and keeps.
+    healthcheck: Option<ImageHealth>,
 }
 
 /// Reads an image's configuration.
@@ -246,7 +269,12 @@ pub fn config(bytes: &[u8]) -> Result<RunConfig, ImageError> {
         user: word(section.user, "user")?,
         working_dir: word(section.working_dir, "working directory")?,
         stop_signal: word(section.stop_signal, "stop signal")?,
+        health: health(section.healthcheck.unwrap_or_default())?,
     })
+}
+
+fn health(health: ImageHealth) -> Result<ImageHealth, ImageError> {
+    Ok(ImageHealth { test: words(Some(health.test), "health check")?, ..health })
 }
 
 fn words(list: Option<Vec<String>>, what: &'static str) -> Result<Vec<String>, ImageError> {
@@ -344,8 +372,11 @@ mod tests {
     fn a_configuration_says_what_runs() {
         let text =
             br#"{"architecture":"amd64","os":"linux","config":{"Env":["A=1"],"Cmd":["x"],"Entrypoint":null,
-            "User":"app","WorkingDir":"/srv","StopSignal":"SIGQUIT","Labels":{"a":"b"}},"rootfs":{}}"#;
+            "User":"app","WorkingDir":"/srv","StopSignal":"SIGQUIT","Labels":{"a":"b"},
+            "Healthcheck":{"Test":["CMD","ok"],"Interval":5000000000,"Retries":2}},"rootfs":{}}"#;
         let run = config(text).unwrap();
+        let health = ImageHealth { interval: 5_000_000_000, retries: 2, ..ImageHealth::default() };
+        assert_eq!(run.health, ImageHealth { test: ["CMD", "ok"].map(String::from).into(), ..health });
         assert_eq!((run.env, run.cmd), (vec!["A=1".to_owned()], vec!["x".to_owned()]));
         assert_eq!(
             (run.user.as_str(), run.working_dir.as_str(), run.stop_signal.as_str()),

@@ -47,6 +47,8 @@ pub struct Plan {
     pub volumes: Vec<Volume>,
     /// What runs; not empty.
     pub arguments: Vec<String>,
+    /// What runs to find out whether it is healthy, when that is a program; not empty.
+    pub probe: Option<Vec<String>>,
     /// Absolute; made when it is missing.
     pub working_dir: String,
     /// The user to run as.
@@ -163,7 +165,9 @@ fn memory_file(name: &std::ffi::CStr, bytes: &[u8]) -> io::Result<OwnedFd> {
 }
 
 fn read(file: OwnedFd, limit: u64) -> io::Result<Zeroizing<Vec<u8>>> {
-    let file = File::from(file);
+    let mut file = File::from(file);
+    // The process that runs the probes reads the delivery after the workload's own has.
+    file.rewind()?;
     let size = file.metadata()?.len();
     if size > limit {
         return Err(io::ErrorKind::FileTooLarge.into());

@@ -9,6 +9,9 @@
 //! processes and network belong to the namespaces of the container, so a capability that root of the workload has
 //! there reaches files and processes of the workload and nothing else.
 //!
+//! Where a program finds out whether the workload is healthy, a second child goes the same way and waits for the shim's word to
+//! execute it ([`probe`]).
+//!
 //! Why it stays: the first process of a PID namespace inherits every orphan and ignores signals that
 //! it has no handler for. Programs are rarely written for that, so the workload is the second
 //! process, and this one reaps. It forwards no signals: the shim holds a pidfd of the workload. When the workload
@@ -45,14 +48,16 @@ use crate::delivery::{Delivery, Plan};
 use crate::restart::End;
 use crate::rootfs::{self, SECRETS};
 use crate::seccomp::Profile;
-use crate::{OUTSIDE_ID, sys};
+use crate::{OUTSIDE_ID, probe, sys};
 
-/// The descriptors that the shim places: its control socket, the delivery, the plan.
+/// The descriptors that the shim places: its control socket, the delivery, the plan, and the socket of the probes.
 pub(crate) const CONTROL: i32 = 3;
 /// See [`CONTROL`].
 pub(crate) const DELIVERY: i32 = 4;
 /// See [`CONTROL`].
 pub(crate) const PLAN: i32 = 5;
+/// See [`CONTROL`].
+pub(crate) const PROBE: i32 = 6;
 /// Open files of a process whose service declares nothing.
 const OPEN_FILES: u64 = 4096;
 /// Bytes that such a process may keep in memory: the kernel's default.
@@ -111,7 +116,8 @@ pub fn run() -> io::Result<()> {
     let control = UnixStream::from(sys::inherited(CONTROL)?);
     let delivery = sys::inherited(DELIVERY)?;
     let plan = sys::inherited(PLAN)?;
-    let message = match start(&control, delivery, plan) {
+    let probes = UnixStream::from(sys::inherited(PROBE)?);
+    let message = match start(&control, delivery, plan, probes) {
         Ok(end) => Message::Ended(end),
         Err(error) => {
             let code = if let InitError::Workload { code, .. } = error { code } else { 126 };
@@ -133,7 +139,12 @@ fn say(control: &UnixStream, message: &Message, pidfd: Option<&OwnedFd>) -> io::
     Ok(())
 }
 
-fn start(control: &UnixStream, delivery: OwnedFd, plan: OwnedFd) -> Result<End, InitError> {
+fn start(
+    control: &UnixStream,
+    delivery: OwnedFd,
+    plan: OwnedFd,
+    probes: UnixStream,
+) -> Result<End, InitError> {
     step("become root of the container", become_root())?;
     step("close itself to others", prctl::set_dumpable(false))?;
     step("be one that may be ended for its memory", may_be_ended())?;
@@ -158,10 +169,15 @@ fn start(control: &UnixStream, delivery: OwnedFd, plan: OwnedFd) -> Result<End, 
             sys::leave(code)
         }
         Some(pid) => {
-            // From here on the child alone holds what is secret.
-            drop((delivery, theirs));
+            drop(theirs);
             heard(&mut ours)?;
             step("map the ids of the workload", map_ids(pid))?;
+            if let Some(words) = &plan.probe {
+                start_prober(&plan, words, &profile, delivery, probes, &ours)?;
+            } else {
+                drop((delivery, probes));
+            }
+            // From here on the children alone hold what is secret.
             shed(&profile, control)?;
             let pidfd = step("hold the workload", sys::pidfd(pid))?;
             step("let the workload go", ours.write_all(&[GO]))?;
@@ -170,6 +186,63 @@ fn start(control: &UnixStream, delivery: OwnedFd, plan: OwnedFd) -> Result<End, 
             reap(pid)
         }
     }
+}
+
+/// Forks the process that runs the probes ([`probe`]), and waits until it is confined.
+fn start_prober(
+    plan: &Plan,
+    words: &[String],
+    profile: &Profile,
+    delivery: OwnedFd,
+    probes: UnixStream,
+    workloads: &UnixStream,
+) -> Result<(), InitError> {
+    let (mut ours, mut theirs) = step("make a socket", UnixStream::pair())?;
+    let Some(pid) = step("fork", sys::fork())? else {
+        // What init and the shim, and init and the workload say to each other is not for this one.
+        let closed = nix::unistd::close(CONTROL).and_then(|()| nix::unistd::close(workloads.as_raw_fd()));
+        drop(ours);
+        let confined = step("let go of init's sockets", closed)
+            .and_then(|()| become_prober(plan, words, profile, delivery, &mut theirs));
+        if let Err(error) = &confined {
+            let reason = format!("cannot start the probes: {:#}", anyhow::Error::msg(error.to_string()));
+            let said = [&[FAILED], 126_i32.to_le_bytes().as_slice(), reason.as_bytes()].concat();
+            let _ = theirs.write_all(&said);
+        }
+        drop(theirs);
+        // A shim that is gone, or that the workload has ended, needs no answer.
+        let _ = confined.map(|program| probe::serve(probes, &program));
+        sys::leave(0)
+    };
+    drop((delivery, theirs, probes));
+    heard(&mut ours)?;
+    step("map the ids of the probes", map_ids(pid))?;
+    step("let the probes go", ours.write_all(&[GO]))?;
+    heard(&mut ours)
+}
+
+/// The side of the process that runs the probes: it goes the workload's way, and executes nothing yet.
+fn become_prober(
+    plan: &Plan,
+    words: &[String],
+    profile: &Profile,
+    delivery: OwnedFd,
+    channel: &mut UnixStream,
+) -> Result<probe::Program, InitError> {
+    // The pipes belong to the workload: their end is its end.
+    let null = step("open /dev/null", File::options().read(true).write(true).open("/dev/null"))?;
+    for target in 0..=2 {
+        step("let go of the output", sys::place(null.as_fd(), target))?;
+    }
+    step("start a session", setsid())?;
+    let delivery = step("read the delivery", Delivery::load(delivery))?;
+    let program = probe::Program {
+        candidates: candidates(words, &delivery),
+        arguments: step("name the arguments", strings(words))?,
+        environment: variables(&delivery)?,
+    };
+    confine(plan, profile, channel)?;
+    Ok(program)
 }
 
 /// What init and the forked child say to each other: the child waits in its user namespace for its ids; go on; it failed, with
@@ -301,7 +374,27 @@ fn become_workload(
     rootfs::lock_secrets()?;
     let environment = variables(&delivery)?;
     let arguments = step("name the arguments", strings(&plan.arguments))?;
-    let candidates = candidates(plan, &delivery);
+    let candidates = candidates(&plan.arguments, &delivery);
+    confine(plan, profile, channel)?;
+    let mut answer = Errno::ENOENT;
+    for candidate in candidates {
+        let Ok(path) = CString::new(candidate) else { continue };
+        match execve(&path, &arguments, &environment) {
+            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
+            Err(errno) => answer = errno,
+        }
+    }
+    let code = if answer == Errno::ENOENT { 127 } else { 126 };
+    let program = plan.arguments.first().map(String::as_str).unwrap_or_default();
+    Err(InitError::Workload {
+        code,
+        reason: format!("cannot execute {:?}: {}", cofferdam_registry::image::short(program), answer.desc()),
+    })
+}
+
+/// Takes from this process all that a workload does not have: after this it can do what a program of the workload can, and
+/// what it executes cannot do more.
+fn confine(plan: &Plan, profile: &Profile, channel: &mut UnixStream) -> Result<(), InitError> {
     // A core file would hold the secrets.
     step("forbid core files", setrlimit(Resource::RLIMIT_CORE, 0, 0))?;
     // Before the user namespace, whose users together get no more than this process has when it makes it.
@@ -318,21 +411,7 @@ fn become_workload(
     })?;
     step("set no_new_privs", prctl::set_no_new_privs())?;
     stay_below(Path::new("/"))?;
-    profile.apply()?;
-    let mut answer = Errno::ENOENT;
-    for candidate in candidates {
-        let Ok(path) = CString::new(candidate) else { continue };
-        match execve(&path, &arguments, &environment) {
-            Err(Errno::ENOENT | Errno::ENOTDIR) => {}
-            Err(errno) => answer = errno,
-        }
-    }
-    let code = if answer == Errno::ENOENT { 127 } else { 126 };
-    let program = plan.arguments.first().map(String::as_str).unwrap_or_default();
-    Err(InitError::Workload {
-        code,
-        reason: format!("cannot execute {:?}: {}", cofferdam_registry::image::short(program), answer.desc()),
-    })
+    Ok(profile.apply()?)
 }
 
 /// The kernel's word for a capability of the declaration.
@@ -416,8 +495,8 @@ fn strings(words: &[String]) -> io::Result<Vec<CString>> {
 }
 
 /// Where the program may be: as named, or in each directory of the workload's own PATH.
-fn candidates(plan: &Plan, delivery: &Delivery) -> Vec<String> {
-    let program = plan.arguments.first().map(String::as_str).unwrap_or_default();
+fn candidates(words: &[String], delivery: &Delivery) -> Vec<String> {
+    let program = words.first().map(String::as_str).unwrap_or_default();
     if program.contains('/') {
         return vec![program.to_owned()];
     }

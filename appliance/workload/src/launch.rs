@@ -23,7 +23,8 @@ use tokio::io::unix::AsyncFd;
 use tokio::net::unix::pipe;
 
 use crate::delivery::{Delivery, Plan};
-use crate::init::{CONTROL, DELIVERY, MAX_MESSAGE, Message, PLAN};
+use crate::init::{CONTROL, DELIVERY, MAX_MESSAGE, Message, PLAN, PROBE};
+use crate::probe::Prober;
 use crate::restart::End;
 use crate::{OUTSIDE_ID, sys};
 
@@ -64,6 +65,7 @@ pub struct Container {
     /// What was received beyond the last message.
     pending: Vec<u8>,
     workload: OwnedFd,
+    prober: Option<Prober>,
 }
 
 /// What the workload prints.
@@ -98,6 +100,9 @@ pub async fn start(
     step("prepare a socket", ours.set_nonblocking(true))?;
     let (stdout, child_stdout) = output()?;
     let (stderr, child_stderr) = output()?;
+    let (probes, probed) = step("make a socket", UnixStream::pair())?;
+    let prober = plan.probe.is_some().then(|| Prober::new(probes)).transpose();
+    let prober = step("watch the probes", prober)?;
     let inherited = [
         step("open /dev/null", File::open("/dev/null"))?.into(),
         child_stdout,
@@ -105,6 +110,7 @@ pub async fn start(
         theirs.into(),
         step("store the delivery", delivery.store())?,
         step("store the plan", plan.store())?,
+        probed.into(),
     ];
     let namespaces = CloneFlags::CLONE_NEWPID
         | CloneFlags::CLONE_NEWNS
@@ -124,7 +130,7 @@ pub async fn start(
     match first.map_err(|_| LaunchError::Slow(START_TIMEOUT))?? {
         Some((Message::Started, Some(workload))) => {
             let container =
-                Container { init, control: listener.control, pending: listener.pending, workload };
+                Container { init, control: listener.control, pending: listener.pending, workload, prober };
             Ok((container, Output { stdout, stderr }))
         }
         Some((Message::Failed { code, reason }, _)) => Err(LaunchError::Failed { code, reason }),
@@ -143,14 +149,14 @@ fn output() -> Result<(pipe::Receiver, OwnedFd), LaunchError> {
 }
 
 /// The cloned child's side: places what init finds and executes this binary anew. Returns only on failure.
-fn become_init(program: &[&str], inherited: &[OwnedFd; 6]) -> Result<Infallible, Errno> {
+fn become_init(program: &[&str], inherited: &[OwnedFd; 7]) -> Result<Infallible, Errno> {
     // First out of the way of the numbers that they go to, which may be taken by one of them.
     let mut moved = Vec::with_capacity(inherited.len());
     for descriptor in inherited {
-        moved.push(sys::duplicate_above(descriptor.as_fd(), PLAN)?);
+        moved.push(sys::duplicate_above(descriptor.as_fd(), PROBE)?);
     }
     sys::close_on_exec_from(0)?;
-    for (source, target) in moved.iter().zip([0, 1, 2, CONTROL, DELIVERY, PLAN]) {
+    for (source, target) in moved.iter().zip([0, 1, 2, CONTROL, DELIVERY, PLAN, PROBE]) {
         sys::place(source.as_fd(), target)?;
     }
     sys::default_signals();
@@ -204,6 +210,11 @@ impl Container {
             std::fs::read_to_string(format!("/proc/self/fdinfo/{}", self.workload.as_raw_fd())).ok()?;
         let pid = info.lines().find_map(|line| line.strip_prefix("Pid:"))?.trim().parse().ok()?;
         Some(pid).filter(|pid| *pid > 0)
+    }
+
+    /// What has the plan's probe run, once.
+    pub fn prober(&mut self) -> Option<Prober> {
+        self.prober.take()
     }
 
     /// Sends a signal to the workload's own process. One that has ended is past caring.

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use cofferdam_protocol::TimestampMillis;
-use cofferdam_protocol::status::{ServiceState, ServiceStatus, Usage};
+use cofferdam_protocol::status::{Health, ServiceState, ServiceStatus, Usage};
 
 use crate::files;
 
@@ -29,6 +29,7 @@ impl Reporter {
             detail: None,
             since: now(),
             usage: None,
+            health: None,
         };
         Self { path, current }
     }
@@ -36,6 +37,19 @@ impl Reporter {
     /// Says from now on that the service uses this much, beginning with the next report or [`Reporter::write`].
     pub fn measured(&mut self, usage: Option<Usage>) {
         self.current.usage = usage;
+    }
+
+    /// Says how the workload's probes went, in the state that it is in.
+    ///
+    /// # Errors
+    ///
+    /// The file cannot be replaced.
+    pub fn health(&mut self, health: Health) -> io::Result<()> {
+        if self.current.health.as_ref() == Some(&health) {
+            return Ok(());
+        }
+        self.current.health = Some(health);
+        self.write()
     }
 
     /// Writes what is said.
@@ -58,6 +72,7 @@ impl Reporter {
         self.current.missing.clear();
         self.current.pid = None;
         self.current.detail = None;
+        self.current.health = None;
         change(&mut self.current);
         if self.current == before && self.path.exists() {
             return Ok(());

@@ -17,9 +17,11 @@ use caps::CapSet;
 use cofferdam_declaration::Ulimit;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::dns::Names;
+use cofferdam_workload::health::Test;
 use cofferdam_workload::init;
 use cofferdam_workload::launch::{self, LaunchError};
 use cofferdam_workload::network::Network;
+use cofferdam_workload::probe::{Prober, probe};
 use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::End;
 use cofferdam_workload::seccomp::Profile;
@@ -230,6 +232,7 @@ impl Shim {
             tmpfs: vec!["/tmp".into()],
             volumes: Vec::new(),
             arguments: words.iter().map(|word| (*word).to_owned()).collect(),
+            probe: None,
             working_dir: "/work".into(),
             uid: 1000,
             gid: 1001,
@@ -299,6 +302,8 @@ fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
         println!("ok: exit codes, signals and what cannot be executed are told apart");
         network(shim).await;
         println!("ok: names are told by the resolver, whose port nobody takes, and every other port is free");
+        probes(shim).await;
+        println!("ok: a probe can do what its workload can and nothing more, and ends in time");
         declared_limits_hold(shim).await;
         println!("ok: resource limits and shared memory are what the plan says");
         volumes(shim).await;
@@ -308,6 +313,78 @@ fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
         walls(shim).await;
         println!("ok: the root is what the plan says, and the rest is not there");
     });
+}
+
+/// A probe is a program of the workload's: the same user, variables, walls. It is bounded in time and in what it prints, it takes
+/// nothing from the workload and holds nothing of it, and neither ends the other.
+async fn probes(shim: &Shim) {
+    const LIMIT: Duration = Duration::from_secs(20);
+    let start = async |workload: &str, script: &str| {
+        let words = ["sh", "-c", script].map(str::to_owned);
+        let plan = Plan { probe: Some(words.into()), ..shim.plan(&["sh", "-c", workload]) };
+        let (mut container, output) = launch::start(INIT, &plan, &shim.delivery(), None).await.unwrap();
+        let prober = container.prober().unwrap();
+        (container, output, prober)
+    };
+    let test = Test::Program(Vec::new());
+    let ask = async |prober: &mut Prober, limit: Duration| {
+        let answer = probe(&test, Some(prober), None, limit).await;
+        (answer.succeeded, String::from_utf8(answer.output).unwrap())
+    };
+    let script = "id -u; id -g; echo $TOKEN; cat /run/secrets/token; echo; pwd; \
+                  busybox grep -E '^(CapPrm|CapBnd|NoNewPrivs|Seccomp):' /proc/self/status; \
+                  cat /proc/1/environ; touch /run/secrets/x; busybox test -e /proc/self/fd/3 && echo stray; exit 3";
+    let (mut container, mut output, mut prober) = start("busybox sleep 99", script).await;
+    let (succeeded, said) = ask(&mut prober, LIMIT).await;
+    assert!(!succeeded && said.starts_with("exit code 3: 1000\n1001\n"), "{said}");
+    let (_, own) = shim.run(&shim.plan(&["sh", "-c", script])).await.unwrap();
+    let own = own.lines().filter(|line| !line.contains("denied")).collect::<Vec<_>>();
+    let probed = said.trim_start_matches("exit code 3: ").lines().filter(|line| !line.contains("denied"));
+    let probed: Vec<_> = probed.filter(|line| !line.contains("Read-only")).collect();
+    let own: Vec<_> = own.into_iter().filter(|line| !line.contains("Read-only")).collect();
+    assert_eq!(probed, own, "what a program of the workload sees");
+    assert!(
+        said.contains("NoNewPrivs:\t1") && said.contains("Seccomp:\t2") && !said.contains("stray"),
+        "{said}"
+    );
+    assert!(said.contains("denied") && said.contains("Read-only"), "{said}");
+    // The workload's output ends with the workload: nobody else holds it.
+    container.kill();
+    container.ended().await.unwrap();
+    output.stdout.read_to_string(&mut String::new()).await.unwrap();
+    let (succeeded, said) = ask(&mut prober, LIMIT).await;
+    assert_eq!((succeeded, said.as_str()), (false, "the process that runs the probe has ended"));
+
+    let (_container, _output, mut prober) =
+        start("busybox sleep 99", "busybox sleep 98 & busybox sleep 97").await;
+    let begun = Instant::now();
+    let (succeeded, said) = ask(&mut prober, Duration::from_millis(300)).await;
+    assert_eq!((succeeded, said.as_str()), (false, "no answer within 300ms"));
+    assert!(begun.elapsed() < LIMIT);
+    let (_container, _output, mut prober) = start("busybox sleep 99", "busybox yes").await;
+    let (succeeded, said) = ask(&mut prober, Duration::from_millis(300)).await;
+    assert!(!succeeded && said.len() <= 4096 + 64 && said.starts_with("no answer"), "{}", said.len());
+    // One that leaves something running does not wait for it, and takes it along.
+    let (_container, _output, mut prober) = start("busybox sleep 99", "busybox sleep 98 & ps").await;
+    for _ in 0..3 {
+        let (succeeded, said) = ask(&mut prober, LIMIT).await;
+        let left = said.lines().filter(|line| line.ends_with("busybox sleep 98")).count();
+        assert!(succeeded && left <= 1, "{said}");
+    }
+    // Each is in a Landlock domain of its own: neither sends the other a signal, although they are the same user.
+    let kill_all = "for p in /proc/[0-9]*; do [ ${p#/proc/} = $$ ] || kill -9 ${p#/proc/}; done";
+    let workload = format!("{kill_all}; echo tried; busybox sleep 99");
+    let (_container, mut output, mut prober) = start(&workload, ":").await;
+    output.stdout.read_exact(&mut [0; 6]).await.unwrap();
+    assert_eq!(
+        ask(&mut prober, LIMIT).await,
+        (true, "exit code 0".to_owned()),
+        "a workload ended what probes it"
+    );
+    let (container, _output, mut prober) = start("busybox sleep 99", kill_all).await;
+    // It may end the process that runs it, which is its own.
+    ask(&mut prober, LIMIT).await;
+    assert!(container.pid().is_some(), "a probe ended its workload");
 }
 
 /// What the declaration gives, and what a workload cannot give itself.

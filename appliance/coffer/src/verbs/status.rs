@@ -4,7 +4,9 @@ use std::fmt::Write as _;
 
 use cofferdam_protocol::json;
 use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
-use cofferdam_protocol::status::{NamedService, RoleState, ServiceState, StatusReply, Usage};
+use cofferdam_protocol::status::{
+    Health, HealthState, NamedService, RoleState, ServiceState, StatusReply, Usage,
+};
 use hyper::StatusCode;
 
 use crate::channel::{Stage, refusal};
@@ -73,10 +75,24 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
 /// What there is to say about a service below its own line: what it uses, why it was ended, what it waits for.
 fn remarks(service: &NamedService) -> Vec<String> {
     let mut lines: Vec<String> = service.usage.iter().map(used).collect();
+    lines.extend(service.health.as_ref().map(health));
     lines.extend(service.killed.map(|killed| format!("killed: {killed}")));
     lines.extend(service.missing.iter().flatten().map(|missing| format!("missing {missing}")));
     lines.extend(service.detail.as_deref().map(printable));
     lines
+}
+
+/// How its probes went, with what the last one said unless all is well.
+fn health(health: &Health) -> String {
+    let failures = match health.failures {
+        0 => String::new(),
+        1 => " (1 failure)".to_owned(),
+        failures => format!(" ({failures} failures)"),
+    };
+    let output =
+        health.output.as_deref().filter(|_| health.state != HealthState::Healthy || health.failures > 0);
+    let output = output.map(|output| format!(": {}", printable(output))).unwrap_or_default();
+    format!("health {}{failures}{output}", health.state.as_str())
 }
 
 /// What a service uses of what it may. With the indentation it fits into 60 columns, whatever the figures.
@@ -121,6 +137,22 @@ mod tests {
             cpus_limit: None,
         };
         assert!("    ".len() + used(&most).len() <= 60, "{}", used(&most));
+    }
+
+    #[test]
+    fn health_is_one_line_with_what_the_last_probe_said_when_that_matters() {
+        let of = |state, failures, output: &str| {
+            let mut service = NamedService::new("web".to_owned(), None);
+            service.health = Some(Health { state, failures, output: Some(output.to_owned()) });
+            remarks(&service).remove(0)
+        };
+        assert_eq!(of(HealthState::Starting, 0, "refused"), "health starting: refused");
+        assert_eq!(of(HealthState::Healthy, 0, "HTTP 200"), "health healthy");
+        assert_eq!(of(HealthState::Healthy, 1, "HTTP 503"), "health healthy (1 failure): HTTP 503");
+        assert_eq!(
+            of(HealthState::Unhealthy, 3, "exit code 1: [redacted:x]"),
+            "health unhealthy (3 failures): exit code 1: [redacted:x]"
+        );
     }
 
     #[test]

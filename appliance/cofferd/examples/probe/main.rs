@@ -53,6 +53,11 @@ fn main() -> ExitCode {
             print!("{}", attack(pid.parse().unwrap_or(1)));
             return ExitCode::SUCCESS;
         }
+        // What is run to find out whether this is healthy: it says what no one is to see.
+        [_, "healthy"] => {
+            println!("{}", std::env::var("GREETING_SECRET").unwrap_or_default());
+            return ExitCode::SUCCESS;
+        }
         [_, "exhaust", kind] => {
             exhaust::run(kind);
             return ExitCode::SUCCESS;

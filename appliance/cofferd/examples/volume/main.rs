@@ -9,6 +9,9 @@
 //! | `open,NAME,DISK,OFFSET,LENGTH,KEY` | opens and mounts one |
 //! | `fill,NAME,LENGTH,SEED` | writes files: a large one, and many small ones in directories; all of it is on the disk then |
 //! | `verify,NAME,LENGTH,SEED` | reads those files again and compares |
+//! | `overwrite,NAME,LENGTH,SEED` | writes those files anew, each block at its place |
+//! | `load,NAME` | writes file after file, each flushed, until that fails; says how many there are |
+//! | `loaded,NAME,COUNT` | reads the first of those files again and compares |
 //! | `keep,NAME` | writes a file that is on the disk when this is done, and goes on with another one |
 //! | `kept,NAME` | reads that file again |
 //! | `where,NAME` | the first block of the large file, as the file system numbers them |
@@ -44,6 +47,8 @@ mod bench;
 const MIB: u64 = 1 << 20;
 const SMALL_FILES: u64 = 400;
 const CHUNK: usize = 1 << 20;
+const LOADED: usize = 16 << 10;
+const MOST_LOADED: u64 = 100_000;
 const LARGE: &str = "large";
 const KEPT: &[u8] = b"on the disk";
 
@@ -94,8 +99,14 @@ fn run(word: &str, volumes: &mut BTreeMap<String, Volume>) -> Outcome {
             let entries = fs::read_dir(at(name))?.count();
             Ok(format!("{} ms, {entries} entries", begun.elapsed().as_millis()))
         }
-        ["fill", name, length, seed] => fill(&at(name), mib(length)?, seed.parse()?),
+        ["fill", name, length, seed] => fill(&at(name), mib(length)?, seed.parse()?, true),
         ["verify", name, length, seed] => verify(&at(name), mib(length)?, seed.parse()?),
+        ["overwrite", name, length, seed] => fill(&at(name), mib(length)?, seed.parse()?, false),
+        ["load", name] => {
+            println!("volume: {word} begins");
+            load(&at(name))
+        }
+        ["loaded", name, count] => loaded(&at(name), count.parse()?),
         ["keep", name] => keep(&at(name)),
         ["kept", name] => match fs::read(at(name).join("kept"))? == KEPT {
             true => Ok(String::new()),
@@ -188,8 +199,9 @@ fn small(root: &Path, seed: u64) -> impl Iterator<Item = (PathBuf, u64, usize)> 
     })
 }
 
-fn fill(root: &Path, length: u64, seed: u64) -> Outcome {
-    let mut large = File::create(root.join(LARGE))?;
+fn fill(root: &Path, length: u64, seed: u64, anew: bool) -> Outcome {
+    let open = |path: &Path| OpenOptions::new().write(true).create(true).truncate(anew).open(path);
+    let mut large = open(&root.join(LARGE))?;
     let (mut noise, mut buffer) = (Noise(seed), vec![0; CHUNK]);
     for _ in 0..length / MIB {
         noise.fill(&mut buffer);
@@ -198,10 +210,44 @@ fn fill(root: &Path, length: u64, seed: u64) -> Outcome {
     for (path, seed, length) in small(root, seed) {
         fs::create_dir_all(path.parent().ok_or("no parent")?)?;
         Noise(seed).fill(&mut buffer[..length]);
-        fs::write(path, &buffer[..length])?;
+        open(&path)?.write_all(&buffer[..length])?;
     }
     nix::unistd::syncfs(&large)?;
     Ok(format!("{SMALL_FILES} small files"))
+}
+
+/// Path and content of one file of a load.
+fn loaded_file(root: &Path, number: u64) -> (PathBuf, Vec<u8>) {
+    let mut content = vec![0; LOADED];
+    Noise(number).fill(&mut content);
+    (root.join(format!("load-{number}")), content)
+}
+
+fn load(root: &Path) -> Outcome {
+    let directory = File::open(root)?;
+    let write = |number| {
+        let (path, content) = loaded_file(root, number);
+        let mut file = File::create(path)?;
+        file.write_all(&content)?;
+        file.sync_all()?;
+        directory.sync_all()
+    };
+    for number in 0..MOST_LOADED {
+        if let Err(error) = write(number) {
+            return Ok(format!("{number} files, then {error}"));
+        }
+    }
+    Err("nothing has failed".into())
+}
+
+fn loaded(root: &Path, count: u64) -> Outcome {
+    for number in 0..count {
+        let (path, content) = loaded_file(root, number);
+        if fs::read(&path)? != content {
+            return Err(format!("{} is another one", path.display()).into());
+        }
+    }
+    Ok(String::new())
 }
 
 fn verify(root: &Path, length: u64, seed: u64) -> Outcome {

@@ -96,6 +96,16 @@ fn find(serial: &'static str, class: &Path, devices: &Path, limit: Duration) -> 
     }
 }
 
+/// Whether the host takes no writes to a disk: the kernel opens it for writing all the same.
+pub(super) fn is_read_only(device: &Path) -> io::Result<bool> {
+    read_only(device, Path::new("/sys/class/block"))
+}
+
+fn read_only(device: &Path, class: &Path) -> io::Result<bool> {
+    let name = device.file_name().ok_or(io::ErrorKind::InvalidInput)?;
+    Ok(fs::read_to_string(class.join(name).join("ro"))?.trim_end() != "0")
+}
+
 /// Names of the virtio disks with the serial. Before the driver is loaded there may be no class at all.
 fn named(serial: &str, class: &Path) -> io::Result<Vec<String>> {
     let entries = match fs::read_dir(class) {
@@ -175,6 +185,18 @@ mod tests {
         let bytes = disk(&header("1048576"), &longest);
         assert!(bytes.len() as u64 <= MAX_DISK);
         assert_eq!(take_apart(&bytes).unwrap().bytes.len(), MAX_LENGTH);
+    }
+
+    #[test]
+    fn a_disk_that_takes_no_writes_is_known() {
+        let class = tempfile::tempdir().unwrap();
+        fs::create_dir(class.path().join("vdb")).unwrap();
+        let ro = |device: &str| read_only(Path::new(device), class.path());
+        for (said, expected) in [("0\n", false), ("1\n", true)] {
+            fs::write(class.path().join("vdb/ro"), said).unwrap();
+            assert_eq!(ro("/dev/vdb").unwrap(), expected);
+        }
+        assert!(ro("/dev/vdc").is_err());
     }
 
     #[test]

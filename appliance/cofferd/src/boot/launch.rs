@@ -146,8 +146,10 @@ pub(super) fn establish(
     boot.supervisor.at_the_end(move || mounts.iter().flatten().for_each(|place| images::unmount(place)));
     for service in &facts.services {
         let spec = SHIM.spec(Some(service), None)?;
-        let tier = Tier::Service { grace: service.declared.stop_grace_period };
-        boot.supervisor.keep(format!("{} {}", SHIM.name(), service.declared.name), tier, spec);
+        let shim = |name: &str| format!("{} {name}", SHIM.name());
+        let needs = service.declared.depends_on.iter().map(|on| shim(&on.service)).collect();
+        let grace = service.declared.stop_grace_period;
+        boot.supervisor.keep_service(shim(&service.declared.name), grace, needs, spec);
     }
     Ok(launched)
 }

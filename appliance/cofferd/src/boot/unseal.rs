@@ -54,9 +54,12 @@ pub(crate) enum UnsealError {
     /// The declaration wants a state disk.
     #[error("the declaration keeps its state on a disk, and it is not there")]
     Disk(#[from] DiskError),
-    /// The disk is not for us to write to.
+    /// The disk cannot be had.
     #[error("cannot open the state disk")]
     Open(#[source] io::Error),
+    /// Not for us to write to.
+    #[error("the state disk is read-only: the host has to attach it for writing")]
+    ReadOnly,
     /// No memory for the key.
     #[error("cannot keep the key in memory of its own")]
     Memory(#[source] Errno),
@@ -151,6 +154,9 @@ fn places(declared: &[Volume], sealed: Vec<Sealed>) -> Result<Vec<Place>, Handov
 /// The disk. Not for itself (O_EXCL): the device mapper takes it like that for the volumes, and the vault has its lock on it.
 fn open() -> Result<Rc<File>, UnsealError> {
     let device = disk::device(SERIAL)?;
+    if disk::is_read_only(&device).map_err(UnsealError::Open)? {
+        return Err(UnsealError::ReadOnly);
+    }
     let file = OpenOptions::new().read(true).write(true).open(device);
     Ok(Rc::new(file.map_err(UnsealError::Open)?))
 }

@@ -7,7 +7,7 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use cofferdam_declaration::{
-    Attestation, Github, HttpUrl, Port, Registry, SecretRef, Service, Token, Volume, VolumeMount,
+    Attestation, Dependency, Github, HttpUrl, Port, Registry, SecretRef, Service, Token, Volume, VolumeMount,
 };
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
@@ -210,10 +210,13 @@ impl Facts {
         names
     }
 
-    /// The services that `service` depends on, in the order of the declaration.
-    pub(crate) fn dependencies(&self, service: &ServiceFacts) -> Vec<&ServiceFacts> {
-        let depends = |other: &&ServiceFacts| service.declared.depends_on.contains(&other.declared.name);
-        self.services.iter().filter(depends).collect()
+    /// What `service` waits for, each with the service that it waits for, in the order of the declaration.
+    pub(crate) fn dependencies<'a>(
+        &'a self,
+        service: &'a ServiceFacts,
+    ) -> Vec<(&'a Dependency, &'a ServiceFacts)> {
+        let found = service.declared.depends_on.iter();
+        found.filter_map(|on| Some((on, self.service(&on.service).ok()?))).collect()
     }
 }
 

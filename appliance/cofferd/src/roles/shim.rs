@@ -10,6 +10,7 @@
 //!   others wait; all wait until PID 1 has sealed it.
 //! - It leaves the appliance's network for good before the workload exists, and has its service joined to the networks of the
 //!   declaration. It answers the service's questions for names, from a table.
+//! - It waits for the services that this one depends on, has it probed, and says whether it is healthy.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
 //!   runs: each start leases anew, so a changed secret arrives with a restart.
 //! - It waits for its own children only, and ends with nothing of its container left.
@@ -28,18 +29,21 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_declaration::{Login, Service};
-use cofferdam_protocol::status::{Killed, ServiceState, ServiceStatus};
+use cofferdam_declaration::{Dependency, Login, OnUnhealthy, Service};
+use cofferdam_protocol::status::{Health, HealthState, Killed, ServiceState, ServiceStatus};
 use cofferdam_protocol::{Digest, SecretRef};
 use cofferdam_redact::Redactor;
 use cofferdam_registry::image::RunConfig;
 use cofferdam_workload::answers::Answers;
 use cofferdam_workload::cgroup::{Group, Leaf};
 use cofferdam_workload::delivery::{Delivery, Plan};
+use cofferdam_workload::depend;
 use cofferdam_workload::dns::Names;
+use cofferdam_workload::health::{Check, Test};
 use cofferdam_workload::launch::{self, Container, LaunchError};
 use cofferdam_workload::log::Log;
 use cofferdam_workload::network::{self, Network};
+use cofferdam_workload::probe::Probing;
 use cofferdam_workload::pull::{Credentials, ImageDir, PullError};
 use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::{End, Policy};
@@ -123,7 +127,7 @@ struct Shim<'a> {
     service: &'a Service,
     /// As whom its image is pulled.
     login: Option<&'a Login>,
-    dependencies: Vec<&'a ServiceFacts>,
+    dependencies: Vec<(&'a Dependency, &'a ServiceFacts)>,
     /// What the resolver tells the service.
     names: Names,
     /// The service's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
@@ -162,14 +166,22 @@ impl Shim<'_> {
         }
         let mut policy = Policy::new(self.service.restart);
         loop {
-            let lease = self.secrets().await?;
-            self.dependencies().await?;
+            let mut lease = self.secrets().await?;
+            // As with Compose, only before the first start: one that ends is started again whatever has become of the others.
+            if self.last.is_none() && self.dependencies().await? {
+                lease = self.secrets().await?;
+            }
             let started = Instant::now();
             let group = self.group.clone();
             let counted = || group.as_ref().zip(leaf.as_ref()).map(|(group, leaf)| group.out_of_memory(leaf));
             let before = counted();
             let (end, reason) = match self.start(&image, &lease, leaf.as_ref()).await {
-                Ok(running) => (self.watch(running).await?, None),
+                Ok(running) => match self.watch(running).await? {
+                    Ended::ByItself(end) => (end, None),
+                    // What it was ended for is a failure, whatever it says itself.
+                    Ended::Unhealthy(End::Exited(0)) => (End::Exited(1), Some("it was unhealthy".to_owned())),
+                    Ended::Unhealthy(end) => (end, Some("it was unhealthy".to_owned())),
+                },
                 Err(failure) => {
                     let code = failure.downcast_ref().map_or(126, |error| match error {
                         LaunchError::Failed { code, .. } => *code,
@@ -324,13 +336,20 @@ impl Shim<'_> {
         }
     }
 
-    /// Waits until every service that this one depends on runs.
-    async fn dependencies(&mut self) -> Result<(), Interrupt> {
+    /// Waits until every service that this one depends on is where it waits for it to be. True when it had to wait.
+    async fn dependencies(&mut self) -> Result<bool, Interrupt> {
+        let mut waited = false;
         loop {
-            let late = self.dependencies.iter().find(|other| !runs(&other.status()));
-            let Some(late) = late else { return Ok(()) };
-            let detail = format!("{} has not started yet", late.declared.name);
-            self.report(ServiceState::Waiting, |status| status.detail = Some(detail))?;
+            let late = self
+                .dependencies
+                .iter()
+                .filter_map(|(on, other)| depend::waits(on, said(&other.status()).as_ref()));
+            let late: Vec<String> = late.collect();
+            if late.is_empty() {
+                return Ok(waited);
+            }
+            waited = true;
+            self.report(ServiceState::Waiting, |status| status.detail = Some(late.join("; ")))?;
             self.until(sleep(DEPENDENCY_PAUSE)).await?;
         }
     }
@@ -385,7 +404,8 @@ impl Shim<'_> {
             nix::fcntl::open(&rootfs, OFlag::O_DIRECTORY | OFlag::O_CLOEXEC, nix::sys::stat::Mode::empty())
                 .context("cannot open the image")?;
         let account = user::resolve(&root, self.service.user.as_ref(), &image.user, &self.service.group_add)?;
-        let plan = self.plan(image, &account, rootfs)?;
+        let check = Check::of(&self.service.healthcheck, &image.health);
+        let plan = self.plan(image, &account, rootfs, check.as_ref())?;
         let delivery = self.deliver(image, &account, lease)?;
         // A value that cannot be told from other text is not handed out.
         let redactor =
@@ -394,16 +414,31 @@ impl Shim<'_> {
         let log = Log::open(&self.own.log(), &self.own.previous_log()).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
         self.answers.redact_with(redactor.clone());
-        let (container, output) =
+        let (mut container, output) =
             launch::start(&["cofferd", CONTAINER.name(), name], &plan, &delivery, descriptor).await?;
         drop(delivery);
         let pid = container.pid();
-        self.report(ServiceState::Running, |status| status.pid = pid)?;
+        let probing = check.map(|check| {
+            let (probe, address) = (container.prober(), self.own.address());
+            Probing::start(check, probe, address, redactor.clone())
+        });
+        let health =
+            probing.as_ref().map(|_| Health { state: HealthState::Starting, failures: 0, output: None });
+        self.report(ServiceState::Running, |status| {
+            status.pid = pid;
+            status.health = health;
+        })?;
         let output = tokio::spawn(output::pump(output, redactor, log));
-        Ok(Running { container, output, stop_signal: stop_signal(self.service, image) })
+        Ok(Running { container, output, stop_signal: stop_signal(self.service, image), probing })
     }
 
-    fn plan(&self, image: &RunConfig, account: &Account, rootfs: std::path::PathBuf) -> anyhow::Result<Plan> {
+    fn plan(
+        &self,
+        image: &RunConfig,
+        account: &Account,
+        rootfs: std::path::PathBuf,
+        check: Option<&Check>,
+    ) -> anyhow::Result<Plan> {
         let working_dir = self.service.working_dir.as_deref().unwrap_or(&image.working_dir);
         let working_dir = if working_dir.starts_with('/') { working_dir } else { "/" };
         Ok(Plan {
@@ -417,6 +452,10 @@ impl Shim<'_> {
             tmpfs: self.service.tmpfs.clone(),
             volumes: self.own.volumes(),
             arguments: environment::arguments(self.service, image)?,
+            probe: check.and_then(|check| match &check.test {
+                Test::Program(words) => Some(words.clone()),
+                _ => None,
+            }),
             working_dir: working_dir.to_owned(),
             uid: account.uid,
             gid: account.gid,
@@ -431,40 +470,80 @@ impl Shim<'_> {
         })?)
     }
 
-    /// Waits for the workload's end; on the word to stop, ends it in order.
-    async fn watch(&mut self, mut running: Running) -> Result<End, Interrupt> {
+    /// Waits for the workload's end; on the word to stop, and when it is unhealthy and that is to end it, ends it in order.
+    async fn watch(&mut self, mut running: Running) -> Result<Ended, Interrupt> {
         let ended = loop {
-            match self.until(timeout(USAGE_PAUSE, running.container.ended())).await {
-                Ok(Ok(end)) => break Ok(end),
-                Ok(Err(_)) => {
+            let Running { container, probing, .. } = &mut running;
+            let event = async {
+                tokio::select! {
+                    end = container.ended() => Event::Ended(end),
+                    health = Probing::next(probing) => Event::Health(health),
+                    () = sleep(USAGE_PAUSE) => Event::Pause,
+                }
+            };
+            match self.until(event).await {
+                Ok(Event::Ended(end)) => {
+                    break Ok(Ended::ByItself(end.context("cannot wait for the workload")?));
+                }
+                Ok(Event::Health(health)) => {
+                    let unhealthy = health.state == HealthState::Unhealthy;
+                    self.measure();
+                    self.status.health(health).context("cannot write the status")?;
+                    if unhealthy && self.service.on_unhealthy == OnUnhealthy::Restart {
+                        break self.stop(&mut running).await.map(Ended::Unhealthy);
+                    }
+                }
+                Ok(Event::Pause) => {
                     self.measure();
                     self.status.write().context("cannot write the status")?;
                 }
-                Err(interrupt) => break Err(interrupt),
-            }
-        };
-        let end = match ended {
-            Ok(end) => Ok(end.context("cannot wait for the workload")?),
-            Err(interrupt) => {
-                running.container.signal(running.stop_signal);
-                let grace = self.service.stop_grace_period;
-                if timeout(grace, running.container.ended()).await.is_err() {
-                    running.container.kill();
-                    running.container.ended().await.context("cannot wait for the workload")?;
+                Err(interrupt) => {
+                    self.stop(&mut running).await?;
+                    break Err(interrupt);
                 }
-                Err(interrupt)
             }
         };
+        drop(running.probing);
         // The container is gone, so its pipes end: everything in them is still to be logged.
         let _ = timeout(DRAIN, running.output).await;
-        end
+        ended
     }
+
+    /// Ends the workload: with its signal, and after its grace at once.
+    async fn stop(&self, running: &mut Running) -> Result<End, Interrupt> {
+        running.container.signal(running.stop_signal);
+        let grace = self.service.stop_grace_period;
+        let ended = match timeout(grace, running.container.ended()).await {
+            Ok(ended) => ended,
+            Err(_) => {
+                running.container.kill();
+                running.container.ended().await
+            }
+        };
+        Ok(ended.context("cannot wait for the workload")?)
+    }
+}
+
+/// How a run of the workload came to its end.
+enum Ended {
+    /// It ended.
+    ByItself(End),
+    /// It was ended because it was unhealthy.
+    Unhealthy(End),
+}
+
+/// What happens while a workload runs.
+enum Event {
+    Ended(Result<End, LaunchError>),
+    Health(Health),
+    Pause,
 }
 
 struct Running {
     container: Container,
     output: tokio::task::JoinHandle<()>,
     stop_signal: i32,
+    probing: Option<Probing>,
 }
 
 /// The declaration's signal, or the image's, or SIGTERM; also when the image names one that cannot stop a service.
@@ -505,10 +584,10 @@ async fn stay(mut attached: Attached, network: Network, places: Vec<Place>) {
     }
 }
 
-/// Whether a service's status says that it runs. What cannot be read says nothing.
-fn runs(path: &Path) -> bool {
-    let Ok(bytes) = files::read_bounded(path, 64 << 10) else { return false };
-    ServiceStatus::parse(&bytes).is_ok_and(|status| status.state == ServiceState::Running)
+/// What another service's shim says of it. What cannot be read says nothing.
+fn said(path: &Path) -> Option<ServiceStatus> {
+    let bytes = files::read_bounded(path, 64 << 10).ok()?;
+    ServiceStatus::parse(&bytes).ok()
 }
 
 fn group(own: &ServiceFacts) -> Option<Group> {

@@ -16,6 +16,7 @@ pub(crate) mod power;
 pub(crate) mod quota;
 pub(crate) mod rtnetlink;
 pub mod spawn;
+mod stopping;
 pub mod supervise;
 pub mod sys;
 pub(crate) mod tdx;

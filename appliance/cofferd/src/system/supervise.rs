@@ -9,8 +9,8 @@
 //! - An image that was pulled is sealed ([`images`](super::images)): nobody changes it after that.
 //! - Every change of a role's state is in `/run/cofferdam/status.json`, replaced atomically.
 //! - When the machine runs out of memory, it ends the service that took it ([`super::low_memory`]), and holds that one back.
-//! - SIGTERM, SIGINT (ctrl-alt-del), SIGPWR and the power button end the machine: services first, each with
-//!   the time its declaration gives it, then the roles, then whatever is left.
+//! - SIGTERM, SIGINT (ctrl-alt-del), SIGPWR and the power button end the machine: services first, each after those that depend
+//!   on it and with the time its declaration gives it ([`super::stopping`]), then the roles, then whatever is left.
 //!
 //! # Prohibitions
 //!
@@ -41,6 +41,7 @@ use crate::system::images::PendingImage;
 use crate::system::low_memory::{self, Ended, KernelTimes, Services};
 use crate::system::power::PowerButtons;
 use crate::system::spawn::{self, Spec};
+use crate::system::stopping::{Step, Stopping};
 
 /// The first wait before a restart: long enough that a role that dies at once does not fill the
 /// console, short enough that nobody notices one crash.
@@ -123,6 +124,8 @@ struct Kept {
     killed: Option<Killed>,
     /// Whether its work is over once it ends with exit code 0.
     once: bool,
+    /// The names of those that end after it.
+    needs: Vec<String>,
 }
 
 /// PID 1's view of its children.
@@ -213,6 +216,12 @@ impl Supervisor {
     /// Starts a process and keeps it running from now on. One that does not even start is tried again later.
     pub fn keep(&mut self, name: String, tier: Tier, spec: Spec) {
         self.add(Kept::new(name, tier, spec, false));
+    }
+
+    /// The same for a service, which ends before those that it needs: names as here.
+    pub fn keep_service(&mut self, name: String, grace: Duration, needs: Vec<String>, spec: Spec) {
+        let kept = Kept::new(name, Tier::Service { grace }, spec, false);
+        self.add(Kept { needs, ..kept });
     }
 
     /// The same until it has ended with exit code 0.
@@ -471,8 +480,7 @@ impl Supervisor {
     fn power_off(&mut self, why: &str) -> ! {
         say(&format!("power-off: {why}"));
         self.enter("power-off");
-        let longest = self.kept.iter().map(|kept| kept.tier.grace()).max().unwrap_or_default();
-        self.end(|kept| matches!(kept.tier, Tier::Service { .. }), longest);
+        self.end_services();
         self.end(|_| true, ROLE_GRACE);
         // Everything that is left is an orphan nobody counts on.
         let _ = kill(Pid::from_raw(-1), Signal::SIGKILL);
@@ -488,6 +496,41 @@ impl Supervisor {
             let Err(error) = reboot(RebootMode::RB_POWER_OFF);
             say(&format!("cannot power off: {error}"));
             std::thread::sleep(HEARTBEAT);
+        }
+    }
+
+    /// Ends the services, each after those that need it. Nothing is restarted meanwhile.
+    fn end_services(&mut self) {
+        self.ending = true;
+        self.kept.iter_mut().for_each(|kept| kept.due = None);
+        let is_service = |kept: &&Kept| matches!(kept.tier, Tier::Service { .. });
+        let services = self.kept.iter().filter(is_service);
+        let services: Vec<_> =
+            services.map(|kept| (kept.name.as_str(), kept.tier.grace(), kept.needs.as_slice())).collect();
+        let mut stopping = Stopping::new(&services, GRACE_MAX);
+        drop(services);
+        let began = Instant::now();
+        loop {
+            let running: Vec<Option<Pid>> =
+                self.kept.iter().filter(is_service).map(|kept| kept.pid).collect();
+            let gone = running.iter().enumerate().filter(|(_, pid)| pid.is_none());
+            gone.for_each(|(index, _)| stopping.ended(index));
+            if stopping.done() {
+                return;
+            }
+            for (index, step) in stopping.due(began.elapsed()) {
+                let Some(kept) = self.kept.iter().filter(is_service).nth(index) else { continue };
+                let signal = if step == Step::Tell { Signal::SIGTERM } else { Signal::SIGKILL };
+                // ESRCH: it ended by itself a moment ago.
+                let _ = kept.pid.map(|pid| kill(pid, signal));
+                if step == Step::Kill {
+                    kept.kill_group();
+                }
+            }
+            self.wait(LINGER);
+            self.receive();
+            self.reap();
+            self.publish();
         }
     }
 
@@ -539,6 +582,7 @@ impl Kept {
             ending: None,
             killed: None,
             once,
+            needs: Vec::new(),
         }
     }
 

@@ -102,6 +102,48 @@ pub struct ServiceStatus {
     /// What it used a few seconds ago at most.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// How its probes went; absent while it does not run, and when nothing is probed.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
+}
+
+/// What the probes of a workload add up to.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Health {
+    /// The word for it.
+    pub state: HealthState,
+    /// Failures in a row that counted.
+    pub failures: u32,
+    /// What the last probe printed or met, redacted; at most [`MAX_HEALTH_OUTPUT`] bytes of one line.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub output: Option<String>,
+}
+
+/// Bound on the output of a probe in bytes.
+pub const MAX_HEALTH_OUTPUT: usize = 512;
+
+/// Whether a workload is healthy.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum HealthState {
+    /// No probe has succeeded yet.
+    Starting,
+    /// The last probes say so.
+    Healthy,
+    /// As many in a row as it takes have failed.
+    Unhealthy,
+}
+
+impl HealthState {
+    /// The word in JSON.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Starting => "starting",
+            Self::Healthy => "healthy",
+            Self::Unhealthy => "unhealthy",
+        }
+    }
 }
 
 /// Why the kernel or PID 1 ended a workload, which by its exit code alone could have been anybody's SIGKILL.
@@ -166,7 +208,7 @@ pub enum ServiceState {
     Pending,
     /// Its image is being fetched; `detail` says what went wrong last, if anything.
     Pulling,
-    /// Secrets are missing (`missing`), or a service that it depends on has not started (`detail`).
+    /// Secrets are missing (`missing`), or what it waits for of another service (`detail`).
     Waiting,
     /// The container is being made.
     Starting,
@@ -315,6 +357,9 @@ pub struct NamedService {
     /// As [`ServiceStatus::usage`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// As [`ServiceStatus::health`].
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub health: Option<Health>,
     /// The service's name.
     pub name: String,
 }
@@ -327,7 +372,15 @@ impl NamedService {
         if shim.state != RoleState::Running {
             let detail = shim.killed.map(|killed| format!("ended: {killed}"));
             let killed = shim.killed.or(self.killed);
-            return Self { state: ServiceState::Restarting, pid: None, usage: None, detail, killed, ..self };
+            return Self {
+                state: ServiceState::Restarting,
+                pid: None,
+                usage: None,
+                health: None,
+                detail,
+                killed,
+                ..self
+            };
         }
         let killed = if self.exit_code.is_none() { shim.killed } else { self.killed };
         Self { killed, ..self }
@@ -347,6 +400,7 @@ impl NamedService {
                 since: Some(status.since),
                 state: status.state,
                 usage: status.usage,
+                health: status.health,
             },
             None => Self {
                 detail: None,
@@ -359,6 +413,7 @@ impl NamedService {
                 since: None,
                 state: ServiceState::Pending,
                 usage: None,
+                health: None,
             },
         }
     }

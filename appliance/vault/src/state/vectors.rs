@@ -60,7 +60,7 @@ fn current(vectors: &Value, vector: &Value) -> Current {
 
 fn slots(vectors: &Value) -> Vec<Slot> {
     let slots = vectors["slots"].as_array().unwrap();
-    assert_eq!(slots.len(), 3);
+    assert_eq!(slots.len(), 4);
     slots.iter().map(|slot| Slot::read(&bytes(&slot["slot"])).unwrap()).collect()
 }
 
@@ -97,6 +97,10 @@ fn slots_are_written_and_opened_as_in_the_vectors() {
                 let (threshold, shares) = (small("threshold") as u8, small("shares") as u8);
                 let set = Set::new(array(&vector["set"]), threshold, shares).unwrap();
                 (Way::Shares(set), key::shares_key(&array(&vector["shared_key"]), &salt).unwrap())
+            }
+            "peer" => {
+                let key = key::peer_key(&array(&vector["server_key"]), &salt).unwrap();
+                (Way::Peer(array(&vector["server"])), key)
             }
             _ => (Way::Recovery, key::recovery_key(&array(&vector["recovery"]), &salt).unwrap()),
         };
