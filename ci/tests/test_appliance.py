@@ -969,7 +969,16 @@ class Appliance(unittest.TestCase):
         before = self.published()
         # What was pulled is there for good: nobody who comes back asks the registry.
         shutil.rmtree(self.world.path("registry"))
-        for role in ("vault", "front", "publish", "evidence", "bridge", "reserve", "shim web"):
+        for role in (
+            "vault",
+            "front",
+            "publish",
+            "evidence",
+            "bridge",
+            "egress",
+            "reserve",
+            "shim web",
+        ):
             answer = self.control.ask(f"kill {role}")
             self.assertTrue(answer.get("killed"), f"{role}: {answer}")
             began = time.monotonic()

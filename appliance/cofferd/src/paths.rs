@@ -48,6 +48,11 @@ pub const BRIDGE_DIR: &str = "/run/cofferdam/bridge";
 /// Where shims have their services joined to their networks, 0666: SO_PEERCRED decides.
 pub const BRIDGE_SOCKET: &str = "/run/cofferdam/bridge/bridge.sock";
 
+/// Owned by `egress`, 0755: the socket, and a file for each service that was denied something.
+pub const EGRESS_DIR: &str = "/run/cofferdam/egress";
+/// Where shims hand over their services' gates and ask for names, 0666: SO_PEERCRED decides.
+pub const EGRESS_SOCKET: &str = "/run/cofferdam/egress/egress.sock";
+
 /// Where each service sees the file system of its image, in its own ids: 0700, nosuid, nodev. Services with the same image see
 /// the same one.
 pub const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";

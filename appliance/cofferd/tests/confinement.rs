@@ -26,7 +26,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid};
 
 use cofferd::paths;
-use cofferd::roles::{BRIDGE, EVIDENCE, FRONT, NETWORK, PUBLISH, ROLES, Role, VAULT};
+use cofferd::roles::{BRIDGE, EGRESS, EVIDENCE, FRONT, NETWORK, PUBLISH, ROLES, Role, VAULT};
 use cofferd::system::images::{self, Holder};
 use cofferd::system::spawn::{Handed, Identity, KeyFile, SpawnError, Spec};
 use cofferd::system::sys::{self, SecretMemory};
@@ -104,7 +104,7 @@ fn tests() -> ExitCode {
         assert!(matches!(&error, SpawnError::Setup(words) if words.contains("build argv")), "{error}");
         while waitpid(None, None).is_ok() {}
     });
-    for name in [&VAULT, &FRONT, &PUBLISH, &EVIDENCE, &NETWORK, &BRIDGE].map(Role::name) {
+    for name in [&VAULT, &FRONT, &PUBLISH, &EVIDENCE, &NETWORK, &BRIDGE, &EGRESS].map(Role::name) {
         role(&format!("the filter of {name} refuses what a role never does"), || {
             let identity = Identity::Role { uid: 0, gid: 0, capabilities: &[] };
             let mut spec = spec("probe-filter", identity, false, None);
@@ -564,7 +564,7 @@ fn probe_filter(role: &str) {
         let refused = attempt(libc::SYS_socket, libc::AF_NETLINK.into(), libc::SOCK_RAW.into(), protocol);
         assert_eq!(refused, Some(Errno::EPERM), "{role}: netlink {protocol}");
     }
-    let networked = [FRONT.name(), PUBLISH.name()].contains(&role);
+    let networked = [FRONT.name(), PUBLISH.name(), EGRESS.name()].contains(&role);
     let stream = attempt(libc::SYS_socket, libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0);
     assert_eq!(stream.is_none(), networked, "{role}: TCP gives {stream:?}");
     let packet = attempt(libc::SYS_socket, libc::AF_PACKET.into(), 99, 0);

@@ -53,6 +53,11 @@ impl Egress {
         self.carries
     }
 
+    /// Whether it stands for all names of one label more than it has.
+    pub fn is_wildcard(&self) -> bool {
+        self.name.starts_with(WILDCARD)
+    }
+
     /// Whether a name in lower case is this destination's.
     pub fn covers(&self, name: &str) -> bool {
         match self.name.strip_prefix(WILDCARD) {

@@ -156,6 +156,24 @@ fn everything_that_is_supported_reads_into_its_type() {
 }
 
 #[test]
+fn the_destinations_in_the_readme_are_a_declaration_and_its_bounds_are_said() {
+    let readme = include_str!("../../../README.md");
+    let block = readme.split("```").find(|block| block.contains("    egress:")).unwrap();
+    let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
+    let text = format!("version: 1\nrepository: o/r\nendpoint: 127.0.0.1:1\n{block}");
+    let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    let web = declaration.service("web").unwrap();
+    assert_eq!(
+        web.egress.iter().map(|egress| (egress.port(), egress.carries())).collect::<Vec<_>>(),
+        [(443, Carries::Tls), (443, Carries::Tls), (5432, Carries::Tcp)]
+    );
+    assert!(
+        readme
+            .contains(&format!("at most {MAX_EGRESS} entries and {MAX_EGRESS_PORTS} ports for one service"))
+    );
+}
+
+#[test]
 fn the_limits_in_the_readme_are_a_declaration_and_its_table_says_the_bounds() {
     let readme = include_str!("../../../README.md");
     let block = readme.split("```").find(|block| block.contains("    mem_limit:")).unwrap();

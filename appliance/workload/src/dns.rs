@@ -1,9 +1,11 @@
-//! Answers questions of the DNS (RFC 1035) from a table of names. It asks nobody else: what is not in the table does not exist.
+//! Answers questions of the DNS (RFC 1035) from a table of names. What is not in the table may be a name outside, which whoever has
+//! the table decides; no question of a workload is ever passed on to another server.
 //!
 //! Whoever asks is a workload, and hostile. One question of at most 271 bytes is read; what follows it in a message (EDNS,
 //! RFC 6891) is not looked at, which its sender sees in the answer. A message that is no question is not answered, so that
 //! two servers can never be made to talk to each other.
 
+use std::borrow::Cow;
 use std::collections::BTreeMap;
 use std::net::Ipv4Addr;
 
@@ -28,6 +30,7 @@ const QUERY: u16 = 0x8000;
 const OPCODE: u16 = 0x7800;
 
 const FORMAT_ERROR: u16 = 1;
+const SERVER_FAILURE: u16 = 2;
 const NO_SUCH_NAME: u16 = 3;
 const NOT_IMPLEMENTED: u16 = 4;
 const REFUSED: u16 = 5;
@@ -62,8 +65,8 @@ impl Names {
         self.addresses.get(&name.to_ascii_lowercase()).map(Vec::as_slice).unwrap_or_default()
     }
 
-    /// The answer to a message, of at most `limit` bytes (512 or more). `None` for what is no question.
-    pub(crate) fn answer(&self, message: &[u8], limit: usize) -> Option<Vec<u8>> {
+    /// What to say to a message, in at most `limit` bytes (512 or more). `None` for what is no question.
+    pub(crate) fn answer(&self, message: &[u8], limit: usize) -> Option<Answered> {
         let id = u16_at(message, 0)?;
         let flags = u16_at(message, 2)?;
         let questions = u16_at(message, 4)?;
@@ -73,17 +76,22 @@ impl Names {
         }
         let reply = Reply { id, flags: ANSWER | (flags & REPEATED), limit };
         if flags & OPCODE != 0 {
-            return Some(reply.refuse(NOT_IMPLEMENTED));
+            return Some(Answered::Whole(reply.refuse(NOT_IMPLEMENTED)));
         }
         let Some(question) = Question::read(body).filter(|_| questions == 1) else {
-            return Some(reply.refuse(FORMAT_ERROR));
+            return Some(Answered::Whole(reply.refuse(FORMAT_ERROR)));
         };
         if ![IN, ANY].contains(&question.class) {
-            return Some(reply.refuse(REFUSED));
+            return Some(Answered::Whole(reply.refuse(REFUSED)));
         }
-        Some(match self.records(&question) {
-            Some(records) => reply.with(&question, 0, &records),
-            None => reply.with(&question, NO_SUCH_NAME, &[]),
+        if let Some(records) = self.records(&question) {
+            return Some(Answered::Whole(reply.with(&question, 0, &records)));
+        }
+        Some(match question.name.as_deref().filter(|name| is_outside(name)) {
+            Some(name) => {
+                Answered::Outside(Outside { name: name.to_owned(), question: question.owned(), reply })
+            }
+            None => Answered::Whole(reply.with(&question, NO_SUCH_NAME, &[])),
         })
     }
 
@@ -102,6 +110,50 @@ impl Names {
     }
 }
 
+/// What the table says to a question.
+#[derive(Debug)]
+pub(crate) enum Answered {
+    /// The whole answer.
+    Whole(Vec<u8>),
+    /// Somebody else decides.
+    Outside(Outside),
+}
+
+/// A question for a name that is nobody's here and could be somebody's outside.
+#[derive(Debug)]
+pub(crate) struct Outside {
+    /// In lower case, with a dot in it.
+    pub(crate) name: String,
+    /// The question that the answer repeats.
+    question: Question<'static>,
+    /// What the answer has.
+    reply: Reply,
+}
+
+impl Outside {
+    /// The name has this address; other kinds of records it has none of.
+    pub(crate) fn address(&self, address: Ipv4Addr) -> Vec<u8> {
+        let asked = [A, ANY].contains(&self.question.kind);
+        let records: Vec<Record> = asked.then(|| Record::address(address)).into_iter().collect();
+        self.reply.with(&self.question, 0, &records)
+    }
+
+    /// There is no such name.
+    pub(crate) fn none(&self) -> Vec<u8> {
+        self.reply.with(&self.question, NO_SUCH_NAME, &[])
+    }
+
+    /// Nobody can say at the moment.
+    pub(crate) fn failed(&self) -> Vec<u8> {
+        self.reply.with(&self.question, SERVER_FAILURE, &[])
+    }
+}
+
+/// Whether a name could be one of the DNS outside: with a dot, and not of the zone that turns addresses into names.
+fn is_outside(name: &str) -> bool {
+    name.contains('.') && name.rsplit('.').next() != Some("arpa")
+}
+
 /// The address that a name like `9.1.1.10.in-addr.arpa` asks for (RFC 1035 §3.5).
 fn reversed(name: &str) -> Option<Ipv4Addr> {
     let address: Ipv4Addr = name.strip_suffix(".in-addr.arpa")?.parse().ok()?;
@@ -109,9 +161,10 @@ fn reversed(name: &str) -> Option<Ipv4Addr> {
 }
 
 /// One question, as it stands in a message.
+#[derive(Debug)]
 struct Question<'m> {
     /// Its own bytes, which the answer repeats.
-    bytes: &'m [u8],
+    bytes: Cow<'m, [u8]>,
     /// In lower case, without the root's dot. `None` for one that nothing here can be called.
     name: Option<String>,
     kind: u16,
@@ -145,11 +198,16 @@ impl<'m> Question<'m> {
         }
         let end = at.checked_add(4)?;
         Some(Self {
-            bytes: body.get(..end)?,
+            bytes: Cow::Borrowed(body.get(..end)?),
             name: plain.then(|| labels.join(".").to_ascii_lowercase()),
             kind: u16_at(body, at)?,
             class: u16_at(body, at.checked_add(2)?)?,
         })
+    }
+
+    fn owned(&self) -> Question<'static> {
+        let bytes = Cow::Owned(self.bytes.clone().into_owned());
+        Question { bytes, name: self.name.clone(), kind: self.kind, class: self.class }
     }
 }
 
@@ -189,6 +247,7 @@ impl Record {
 }
 
 /// What every answer to one message has.
+#[derive(Debug)]
 struct Reply {
     id: u16,
     flags: u16,
@@ -202,7 +261,7 @@ impl Reply {
     }
 
     fn with(&self, question: &Question<'_>, code: u16, records: &[Record]) -> Vec<u8> {
-        let mut body = question.bytes.to_vec();
+        let mut body = question.bytes.clone().into_owned();
         let mut count = 0_u16;
         let mut flags = self.flags | code;
         for record in records.iter().map(Record::write) {
@@ -246,6 +305,14 @@ mod tests {
         names
     }
 
+    /// The whole answer, where nothing outside has a name.
+    fn whole(names: &Names, message: &[u8], limit: usize) -> Option<Vec<u8>> {
+        names.answer(message, limit).map(|answered| match answered {
+            Answered::Whole(answer) => answer,
+            Answered::Outside(outside) => outside.none(),
+        })
+    }
+
     /// A message with one question.
     fn question(name: &str, kind: u16) -> Vec<u8> {
         let mut message = vec![0x12, 0x34, 1, 0, 0, 1, 0, 0, 0, 0, 0, 0];
@@ -279,7 +346,7 @@ mod tests {
 
     fn ask(name: &str, kind: u16) -> (u16, Vec<Vec<u8>>) {
         let question = question(name, kind);
-        read(&names().answer(&question, UDP_LIMIT).unwrap(), &question)
+        read(&whole(&names(), &question, UDP_LIMIT).unwrap(), &question)
     }
 
     #[test]
@@ -302,6 +369,39 @@ mod tests {
     }
 
     #[test]
+    fn a_name_with_a_dot_may_be_one_outside_and_no_other_is_asked_for() {
+        let outside = |name: &str, kind: u16| {
+            let question = question(name, kind);
+            match names().answer(&question, UDP_LIMIT).unwrap() {
+                Answered::Outside(outside) => Some((outside, question)),
+                Answered::Whole(_) => None,
+            }
+        };
+        for name in [
+            "db",
+            "web",
+            "postgres.internal",
+            "2.1.1.10.in-addr.arpa",
+            "9.9.9.9.in-addr.arpa",
+            "a.IP6.arpa",
+            "",
+        ] {
+            assert!(outside(name, A).is_none(), "{name}");
+        }
+        let address = Ipv4Addr::new(198, 18, 0, 1);
+        let (asked, question) = outside("API.example.org", A).unwrap();
+        assert_eq!(asked.name, "api.example.org");
+        assert_eq!(read(&asked.address(address), &question), (0, vec![address.octets().to_vec()]));
+        assert_eq!(read(&asked.none(), &question), (NO_SUCH_NAME, vec![]));
+        assert_eq!(read(&asked.failed(), &question), (SERVER_FAILURE, vec![]));
+        // No IPv6, and nothing that would lead to QUIC or to an encrypted server name (AAAA, SVCB, HTTPS).
+        for kind in [28, 64, 65] {
+            let (asked, question) = outside("api.example.org", kind).unwrap();
+            assert_eq!(read(&asked.address(address), &question), (0, vec![]));
+        }
+    }
+
+    #[test]
     fn a_known_address_has_a_name() {
         assert_eq!(ask("2.1.1.10.in-addr.arpa", PTR), (0, vec![b"\x02db\0".to_vec()]));
         assert_eq!(ask("3.1.1.10.IN-ADDR.arpa", PTR), (0, vec![b"\x03app\0".to_vec()]));
@@ -316,18 +416,18 @@ mod tests {
         let mut message = question("", A);
         let name = b"\x11postgres.internal\0";
         message.splice(12..13, name.iter().copied());
-        assert_eq!(read(&names().answer(&message, UDP_LIMIT).unwrap(), &message), (NO_SUCH_NAME, vec![]));
+        assert_eq!(read(&whole(&names(), &message, UDP_LIMIT).unwrap(), &message), (NO_SUCH_NAME, vec![]));
     }
 
     #[test]
     fn what_is_no_question_is_not_answered_and_what_is_not_understood_is_refused() {
         let names = names();
         let asked = question("db", A);
-        assert_eq!(names.answer(&asked[..11], UDP_LIMIT), None);
+        assert_eq!(whole(&names, &asked[..11], UDP_LIMIT), None);
         let mut answer = asked.clone();
         answer[2] |= 0x80;
-        assert_eq!(names.answer(&answer, UDP_LIMIT), None, "an answer is not answered");
-        let code = |message: &[u8]| u16_at(&names.answer(message, UDP_LIMIT).unwrap(), 2).unwrap() & 15;
+        assert_eq!(whole(&names, &answer, UDP_LIMIT), None, "an answer is not answered");
+        let code = |message: &[u8]| u16_at(&whole(&names, message, UDP_LIMIT).unwrap(), 2).unwrap() & 15;
         let changed = |at: usize, value: u8| {
             let mut message = asked.clone();
             message[at] = value;
@@ -353,13 +453,13 @@ mod tests {
             names.add("all", Ipv4Addr::new(10, 1, 1, last));
         }
         let asked = question("all", A);
-        let short = names.answer(&asked, UDP_LIMIT).unwrap();
+        let short = whole(&names, &asked, UDP_LIMIT).unwrap();
         assert!(short.len() <= UDP_LIMIT);
         assert_ne!(u16_at(&short, 2).unwrap() & TRUNCATED, 0);
         assert_eq!(read(&short, &asked).1.len(), 30);
-        let whole = names.answer(&asked, usize::from(u16::MAX)).unwrap();
-        assert_eq!(u16_at(&whole, 2).unwrap() & TRUNCATED, 0);
-        assert_eq!(read(&whole, &asked).1.len(), 256);
+        let all = whole(&names, &asked, usize::from(u16::MAX)).unwrap();
+        assert_eq!(u16_at(&all, 2).unwrap() & TRUNCATED, 0);
+        assert_eq!(read(&all, &asked).1.len(), 256);
     }
 
     proptest! {
@@ -368,7 +468,7 @@ mod tests {
         /// Whatever comes in: nothing, or an answer of bounded size with the same id, that is marked as one.
         #[test]
         fn any_bytes_get_a_bounded_answer_or_none(message in proptest::collection::vec(any::<u8>(), 0..600)) {
-            if let Some(answer) = names().answer(&message, UDP_LIMIT) {
+            if let Some(answer) = whole(&names(), &message, UDP_LIMIT) {
                 prop_assert!((HEADER..=UDP_LIMIT).contains(&answer.len()));
                 prop_assert_eq!(&answer[..2], &message[..2]);
                 prop_assert!(answer[2] & 0x80 != 0 && message[2] & 0x80 == 0);
@@ -383,7 +483,7 @@ mod tests {
                 *byte = value;
             }
             message.truncate(message.len() - cut.min(message.len()));
-            if let Some(answer) = names().answer(&message, UDP_LIMIT) {
+            if let Some(answer) = whole(&names(), &message, UDP_LIMIT) {
                 prop_assert!((HEADER..=UDP_LIMIT).contains(&answer.len()));
             }
         }

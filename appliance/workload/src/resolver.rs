@@ -1,7 +1,7 @@
 //! The resolver of a service's network: the shim's two sockets at 127.0.0.11, and who may keep them busy.
 //!
 //! It is bound before the workload exists, so that no process of the service can answer instead of it. It answers from a
-//! table that does not change and reaches nothing. Its clients are the service's own processes and hostile: a datagram costs
+//! table that does not change, asks one other process for what is not in it ([`Question`]), and reaches nothing. Its clients are the service's own processes and hostile: a datagram costs
 //! one answer, and connections are few and short.
 
 use std::io;
@@ -11,10 +11,10 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::Semaphore;
+use tokio::sync::{Semaphore, mpsc, oneshot};
 use tokio::time::timeout;
 
-use crate::dns::{Names, UDP_LIMIT};
+use crate::dns::{Answered, Names, Outside, UDP_LIMIT};
 
 /// Where Docker's resolver is as well. Of the loopback, so no other member of a network can send to it.
 pub const ADDRESS: (Ipv4Addr, u16) = (Ipv4Addr::new(127, 0, 0, 11), 53);
@@ -27,8 +27,24 @@ const CONNECTIONS: usize = 16;
 const EXCHANGE: Duration = Duration::from_secs(5);
 /// Questions over one connection.
 const QUESTIONS: usize = 32;
+/// Datagrams that wait for an answer about a name outside. Who gets none asks again.
+const WAITING: usize = 64;
+/// For that answer.
+const OUTSIDE: Duration = Duration::from_secs(3);
 /// After an error of a socket: out of descriptors or memory.
 const PAUSE: Duration = Duration::from_millis(100);
+
+/// A question for a name that may be one outside.
+#[derive(Debug)]
+pub struct Question {
+    /// In lower case, with a dot in it. Chosen by the workload.
+    pub name: String,
+    /// Where the answer goes: the address to give, or that there is no such name. Dropped, nobody can say.
+    pub answer: oneshot::Sender<Option<Ipv4Addr>>,
+}
+
+/// Whoever knows names outside; nobody where a service has no network.
+pub type Asked = Option<mpsc::Sender<Question>>;
 
 /// The sockets, bound and not yet served.
 #[derive(Debug)]
@@ -49,24 +65,58 @@ impl Resolver {
         Ok(Self { datagrams, connections: TcpListener::bind((address, port)).await? })
     }
 
-    /// Answers from `names` until the runtime ends.
-    pub fn serve(self, names: Names) {
-        let names = Arc::new(names);
-        tokio::spawn(datagrams(self.datagrams, Arc::clone(&names)));
-        tokio::spawn(connections(self.connections, names));
+    /// Answers from `names`, and for names outside as `asked` does, until the runtime ends.
+    pub fn serve(self, names: Names, asked: Asked) {
+        let table = Arc::new(Table { names, asked });
+        tokio::spawn(datagrams(self.datagrams, Arc::clone(&table)));
+        tokio::spawn(connections(self.connections, table));
     }
 }
 
-async fn datagrams(socket: UdpSocket, names: Arc<Names>) {
+/// What is answered from.
+struct Table {
+    /// The names of services.
+    names: Names,
+    /// The others.
+    asked: Asked,
+}
+
+impl Table {
+    /// The answer about a name outside.
+    async fn ask(&self, outside: Outside) -> Vec<u8> {
+        let Some(asked) = &self.asked else { return outside.none() };
+        let (answer, answered) = oneshot::channel();
+        let asking = async {
+            asked.send(Question { name: outside.name.clone(), answer }).await.ok()?;
+            answered.await.ok()
+        };
+        match timeout(OUTSIDE, asking).await {
+            Ok(Some(Some(address))) => outside.address(address),
+            Ok(Some(None)) => outside.none(),
+            Ok(None) | Err(_) => outside.failed(),
+        }
+    }
+}
+
+async fn datagrams(socket: UdpSocket, table: Arc<Table>) {
+    let (socket, waiting) = (Arc::new(socket), Arc::new(Semaphore::new(WAITING)));
     // A longer message is cut: its question stands at its beginning.
     let mut buffer = [0_u8; UDP_LIMIT];
     loop {
         match socket.recv_from(&mut buffer).await {
             Ok((count, from)) => {
-                let answer = names.answer(buffer.get(..count).unwrap_or_default(), UDP_LIMIT);
-                if let Some(answer) = answer {
+                match table.names.answer(buffer.get(..count).unwrap_or_default(), UDP_LIMIT) {
                     // Whoever does not take the answer asks again.
-                    let _ = socket.try_send_to(&answer, from);
+                    Some(Answered::Whole(answer)) => drop(socket.try_send_to(&answer, from)),
+                    Some(Answered::Outside(outside)) => {
+                        let Ok(place) = Arc::clone(&waiting).try_acquire_owned() else { continue };
+                        let (socket, table) = (Arc::clone(&socket), Arc::clone(&table));
+                        tokio::spawn(async move {
+                            let _ = socket.try_send_to(&table.ask(outside).await, from);
+                            drop(place);
+                        });
+                    }
+                    None => {}
                 }
             }
             // What an answer to somebody who is gone came to is reported here too.
@@ -76,16 +126,16 @@ async fn datagrams(socket: UdpSocket, names: Arc<Names>) {
     }
 }
 
-async fn connections(listener: TcpListener, names: Arc<Names>) {
+async fn connections(listener: TcpListener, table: Arc<Table>) {
     let places = Arc::new(Semaphore::new(CONNECTIONS));
     loop {
         let Ok(place) = Arc::clone(&places).acquire_owned().await else { return };
         match listener.accept().await {
             Ok((mut caller, _)) => {
-                let names = Arc::clone(&names);
+                let table = Arc::clone(&table);
                 tokio::spawn(async move {
                     for _ in 0..QUESTIONS {
-                        if !matches!(timeout(EXCHANGE, exchange(&mut caller, &names)).await, Ok(Ok(true))) {
+                        if !matches!(timeout(EXCHANGE, exchange(&mut caller, &table)).await, Ok(Ok(true))) {
                             break;
                         }
                     }
@@ -98,12 +148,16 @@ async fn connections(listener: TcpListener, names: Arc<Names>) {
 }
 
 /// One question and its answer, each behind its length (RFC 1035 §4.2.2). Whether there may be another.
-async fn exchange(caller: &mut TcpStream, names: &Names) -> io::Result<bool> {
+async fn exchange(caller: &mut TcpStream, table: &Table) -> io::Result<bool> {
     let mut message = [0_u8; UDP_LIMIT];
     let length = usize::from(caller.read_u16().await?);
     let Some(message) = message.get_mut(..length) else { return Ok(false) };
     caller.read_exact(message).await?;
-    let Some(answer) = names.answer(message, usize::from(u16::MAX)) else { return Ok(false) };
+    let answer = match table.names.answer(message, usize::from(u16::MAX)) {
+        None => return Ok(false),
+        Some(Answered::Whole(answer)) => answer,
+        Some(Answered::Outside(outside)) => table.ask(outside).await,
+    };
     let length = u16::try_from(answer.len()).map_err(|_| io::ErrorKind::InvalidData)?;
     caller.write_all(&[&length.to_be_bytes(), answer.as_slice()].concat()).await?;
     Ok(true)
@@ -123,13 +177,19 @@ mod tests {
 
     fn question(name: &str) -> Vec<u8> {
         let mut message = b"\x00\x07\x01\x00\x00\x01\x00\x00\x00\x00\x00\x00".to_vec();
-        message.push(u8::try_from(name.len()).unwrap());
-        message.extend_from_slice(name.as_bytes());
+        for label in name.split('.') {
+            message.push(u8::try_from(label.len()).unwrap());
+            message.extend_from_slice(label.as_bytes());
+        }
         message.extend_from_slice(b"\x00\x00\x01\x00\x01");
         message
     }
 
     async fn started() -> (Ipv4Addr, u16) {
+        served(None).await
+    }
+
+    async fn served(asked: Asked) -> (Ipv4Addr, u16) {
         // A port that is free for datagrams may be taken for streams: then another one.
         let resolver = loop {
             match Resolver::bind((Ipv4Addr::LOCALHOST, 0)).await {
@@ -138,7 +198,7 @@ mod tests {
             }
         };
         let port = resolver.datagrams.local_addr().unwrap().port();
-        resolver.serve(names());
+        resolver.serve(names(), asked);
         (Ipv4Addr::LOCALHOST, port)
     }
 
@@ -186,6 +246,49 @@ mod tests {
         let mut long = TcpStream::connect(address).await.unwrap();
         long.write_all(&u16::MAX.to_be_bytes()).await.unwrap();
         assert!(long.read_u16().await.is_err(), "a message has a bound");
+    }
+
+    #[tokio::test(start_paused = true)]
+    async fn names_outside_are_asked_for_and_do_not_hold_up_those_of_services() {
+        let (asked, mut questions) = mpsc::channel(1);
+        let address = served(Some(asked)).await;
+        let client = UdpSocket::bind("127.0.0.1:0").await.unwrap();
+        client.connect(address).await.unwrap();
+        // Nobody answers these: as many as may wait, and more.
+        for _ in 0..2 * WAITING {
+            client.send(&question("silence.example.org")).await.unwrap();
+            tokio::task::yield_now().await;
+        }
+        let mut answer = [0_u8; 600];
+        client.send(&question("db")).await.unwrap();
+        let mut failed = 0;
+        loop {
+            client.recv(&mut answer).await.unwrap();
+            match answer[3] & 15 {
+                0 => break,
+                2 => failed += 1,
+                other => panic!("code {other}"),
+            }
+        }
+        assert_eq!(failed, 0, "the service's name is answered before those are given up");
+        for _ in 0..WAITING {
+            client.recv(&mut answer).await.unwrap();
+            assert_eq!(answer[3] & 15, 2);
+        }
+        tokio::spawn(async move {
+            while let Some(Question { name, answer }) = questions.recv().await {
+                let known = name == "api.example.org";
+                let _ = answer.send(known.then_some(Ipv4Addr::new(198, 18, 0, 1)));
+            }
+        });
+        let mut stream = TcpStream::connect(address).await.unwrap();
+        for (name, code, count) in [("api.example.org", 0, 1), ("other.example.org", 3, 0)] {
+            client.send(&question(name)).await.unwrap();
+            client.recv(&mut answer).await.unwrap();
+            assert_eq!((answer[3] & 15, answer[7]), (code, count), "{name}");
+            let answer = over_tcp(&mut stream, name).await;
+            assert_eq!((answer[3] & 15, answer[7]), (code, count), "{name}");
+        }
     }
 
     #[tokio::test]

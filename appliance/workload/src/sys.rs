@@ -192,20 +192,61 @@ pub(crate) fn send_signal(pidfd: BorrowedFd<'_>, signal: i32) -> Result<(), Errn
 ///
 /// What recvmsg(2) says.
 pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Option<OwnedFd>), Errno> {
-    let mut space = nix::cmsg_space!([RawFd; 1]);
+    let (count, mut received) = receive_in(socket, buffer, nix::cmsg_space!([RawFd; 1]))?;
+    Ok((count, received.pop()))
+}
+
+/// The same for as many descriptors as a message of [`egress`](cofferdam_protocol::egress) has at most.
+///
+/// # Errors
+///
+/// What recvmsg(2) says.
+pub fn receive_many(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Vec<OwnedFd>), Errno> {
+    receive_in(socket, buffer, nix::cmsg_space!([RawFd; cofferdam_protocol::egress::MAX_DESCRIPTORS]))
+}
+
+/// Those that do not fit into `space` are closed by the kernel.
+fn receive_in(
+    socket: BorrowedFd<'_>,
+    buffer: &mut [u8],
+    mut space: Vec<u8>,
+) -> Result<(usize, Vec<OwnedFd>), Errno> {
     let mut parts = [std::io::IoSliceMut::new(buffer)];
     let flags = MsgFlags::MSG_CMSG_CLOEXEC | MsgFlags::MSG_DONTWAIT;
     let message = recvmsg::<()>(socket.as_raw_fd(), &mut parts, Some(&mut space), flags)?;
-    let mut received = None;
+    let mut received = Vec::new();
     for control in message.cmsgs()? {
         if let ControlMessageOwned::ScmRights(descriptors) = control {
             for descriptor in descriptors {
                 // SAFETY: the kernel just made the descriptor for this process; nobody else owns it.
-                received = Some(unsafe { OwnedFd::from_raw_fd(descriptor) });
+                received.push(unsafe { OwnedFd::from_raw_fd(descriptor) });
             }
         }
     }
     Ok((message.bytes, received))
+}
+
+/// Has a socket receive only what this program of the classic packet filter lets through (socket(7), `SO_ATTACH_FILTER`).
+///
+/// # Errors
+///
+/// What setsockopt(2) says: `EINVAL` for a program that the kernel does not accept.
+pub fn attach_filter(socket: BorrowedFd<'_>, program: &[libc::sock_filter]) -> Result<(), Errno> {
+    let len = program.len().try_into().map_err(|_| Errno::EINVAL)?;
+    let program = libc::sock_fprog { len, filter: program.as_ptr().cast_mut() };
+    let size = size_of::<libc::sock_fprog>().try_into().map_err(|_| Errno::EINVAL)?;
+    // SAFETY: the structure has the kernel's layout and names `len` instructions of a slice that outlives the call; the kernel only
+    // reads both and copies them.
+    let outcome = unsafe {
+        libc::setsockopt(
+            socket.as_raw_fd(),
+            libc::SOL_SOCKET,
+            libc::SO_ATTACH_FILTER,
+            std::ptr::from_ref(&program).cast(),
+            size,
+        )
+    };
+    Errno::result(outcome).map(drop)
 }
 
 /// A descriptor that the runtime waits for.
@@ -213,7 +254,7 @@ pub fn receive(socket: BorrowedFd<'_>, buffer: &mut [u8]) -> Result<(usize, Opti
 /// # Errors
 ///
 /// The kernel cannot watch such a descriptor.
-pub(crate) fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
+pub fn watch(descriptor: OwnedFd) -> std::io::Result<AsyncFd<OwnedFd>> {
     // SAFETY: an OwnedFd refers to the same open descriptor for as long as it exists, and AsyncFd keeps it
     // from being taken out while it is registered.
     Ok(unsafe { AsyncFd::register(descriptor) }?)

@@ -519,7 +519,7 @@ async fn network(shim: &Shim) {
     let resolver = Resolver::bind(resolver::ADDRESS).await.unwrap();
     let mut names = Names::default();
     names.add("db", "10.1.1.2".parse().unwrap());
-    resolver.serve(names);
+    resolver.serve(names, None);
     let resolv_conf = shim.sh("cat /etc/resolv.conf").await;
     assert_eq!(resolv_conf, "nameserver 127.0.0.11\noptions ndots:0\n");
     let lookup = async |name: &str| {

@@ -5,7 +5,7 @@ use std::fmt::Write as _;
 use cofferdam_protocol::json;
 use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
 use cofferdam_protocol::status::{
-    Health, HealthState, NamedService, RoleState, ServiceState, StatusReply, Usage,
+    Denied, EgressStatus, Health, HealthState, NamedService, RoleState, ServiceState, StatusReply, Usage,
 };
 use hyper::StatusCode;
 
@@ -14,6 +14,9 @@ use crate::cli;
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::ui::{Tone, Ui, printable};
+
+/// Different attempts that are shown for one service; the rest is in `--json`.
+const SHOWN: usize = 5;
 
 pub(crate) async fn run(ui: &Ui, appliance: &cli::Appliance, key: &cli::OperatorKey) -> Outcome {
     let key = OperatorKey::load(key)?;
@@ -79,6 +82,23 @@ fn remarks(service: &NamedService) -> Vec<String> {
     lines.extend(service.killed.map(|killed| format!("killed: {killed}")));
     lines.extend(service.missing.iter().flatten().map(|missing| format!("missing {missing}")));
     lines.extend(service.detail.as_deref().map(printable));
+    lines.extend(service.egress.iter().flat_map(denied));
+    lines
+}
+
+/// What a service wanted outside and did not get, and what would allow it.
+fn denied(egress: &EgressStatus) -> Vec<String> {
+    if egress.denied == 0 {
+        return Vec::new();
+    }
+    let mut lines = vec![format!("outside: {} denied or failed", egress.denied)];
+    for Denied { target, why, count, allow, .. } in egress.latest.iter().take(SHOWN) {
+        lines.push(format!("  {} ({}), {count} times", printable(target), why.as_str()));
+        lines.extend(allow.as_deref().map(|allow| format!("    allow: egress: [\"{}\"]", printable(allow))));
+    }
+    if egress.latest.len() > SHOWN {
+        lines.push("  … more with --json".to_owned());
+    }
     lines
 }
 
@@ -111,7 +131,7 @@ fn row(ui: &Ui, name: &str, tone: Tone, state: &str, restarts: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_protocol::status::Killed;
+    use cofferdam_protocol::status::{DeniedWhy, Killed};
 
     use super::*;
 
@@ -137,6 +157,41 @@ mod tests {
             cpus_limit: None,
         };
         assert!("    ".len() + used(&most).len() <= 60, "{}", used(&most));
+    }
+
+    #[test]
+    fn what_was_denied_is_shown_with_the_line_that_would_allow_it() {
+        let denied = |target: &str, why, allow: Option<&str>| Denied {
+            target: target.to_owned(),
+            why,
+            count: 3,
+            last: cofferdam_protocol::Timestamp::EPOCH,
+            allow: allow.map(str::to_owned),
+        };
+        let mut service = NamedService::new("web".to_owned(), None);
+        assert!(remarks(&service).is_empty());
+        service.egress = Some(EgressStatus::default());
+        assert!(remarks(&service).is_empty());
+        let mut latest = vec![
+            denied("api.example.org", DeniedWhy::Name, Some("api.example.org:443")),
+            denied("203.0.113.7:443", DeniedWhy::Address, None),
+        ];
+        service.egress = Some(EgressStatus { denied: 6, latest: latest.clone() });
+        assert_eq!(
+            remarks(&service),
+            [
+                "outside: 6 denied or failed",
+                "  api.example.org (name not declared), 3 times",
+                "    allow: egress: [\"api.example.org:443\"]",
+                "  203.0.113.7:443 (an address instead of a name), 3 times",
+            ]
+        );
+        latest.extend((0..9).map(|_| denied("a\u{1b}b", DeniedWhy::Udp, None)));
+        service.egress = Some(EgressStatus { denied: 40, latest });
+        let lines = remarks(&service);
+        assert_eq!(lines.len(), 1 + SHOWN + 1 + 1);
+        assert_eq!(lines.last().unwrap(), "  … more with --json");
+        assert!(lines.iter().all(|line| !line.contains('\u{1b}')));
     }
 
     #[test]

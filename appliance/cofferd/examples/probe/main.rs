@@ -18,7 +18,7 @@
 //! | `/exhaust?kind=K&seconds=N` | a process that takes all of a kind and keeps it; what stopped it, or that it still goes on after N seconds |
 //! | `/release` | ends that process and all that it made |
 //! | `/dependency?host=H&port=P&ask=/…` | what another service answers to `GET /…` |
-//! | what `networks`, `layers` and `volumes` list | its networks, the files of its image and its volumes, and attempts there |
+//! | what `networks`, `outside`, `layers` and `volumes` list | its networks, what it reaches outside, the files of its image and its volumes, and attempts there |
 //! | `/stat?count=N` | how many of N stat calls found this program, and how many microseconds they took, as JSON |
 //! | `/exit?code=N`, `/crash` | ends; the first says so before |
 //!
@@ -40,6 +40,7 @@ use std::time::{Duration, Instant};
 mod exhaust;
 mod layers;
 mod networks;
+mod outside;
 mod volumes;
 
 const SECRET: &str = "GREETING_SECRET";
@@ -215,6 +216,7 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
         }
         "/crash" => std::process::abort(),
         _ => match networks::answer(path, parameter)
+            .or_else(|| outside::answer(path, parameter))
             .or_else(|| layers::answer(path, parameter))
             .or_else(|| volumes::answer(path, parameter))
         {
@@ -628,7 +630,9 @@ fn text(error: &std::io::Error) -> String {
         (30, "EROFS"),
         (38, "ENOSYS"),
         (97, "EAFNOSUPPORT"),
+        (99, "EADDRNOTAVAIL"),
         (101, "ENETUNREACH"),
+        (104, "ECONNRESET"),
         (111, "ECONNREFUSED"),
     ];
     names

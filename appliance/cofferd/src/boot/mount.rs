@@ -319,7 +319,7 @@ mod tests {
     #[test]
     fn every_role_meets_its_own_limit_before_run_is_full_or_the_machine_is() {
         let limits: Vec<u64> = ROLES.into_iter().filter_map(Role::memory).collect();
-        assert_eq!(limits.len(), 7);
+        assert_eq!(limits.len(), 8);
         let sum: u64 = limits.iter().sum();
         assert!(run_bytes() >= sum + 32 * 2 * (1 << 20), "{}", run_bytes());
         assert!(reserved_bytes() > sum);

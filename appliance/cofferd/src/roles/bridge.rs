@@ -38,7 +38,7 @@ use super::Role;
 use super::facts::Facts;
 use crate::paths;
 use crate::system::quota::Quota;
-use crate::system::rtnetlink::{Pair, Rtnetlink};
+use crate::system::rtnetlink::{End, Pair, Rtnetlink};
 use crate::system::{sys, unix};
 
 /// Open connections of one shim, and room for its restart. Nobody else has any.
@@ -171,8 +171,8 @@ impl Bridges {
         }
         for (place, seat) in seats.iter().enumerate() {
             let inner = interface(place);
-            let (outer, bridge, hardware) = (seat.outer.as_str(), seat.bridge, seat.hardware);
-            let made = self.kernel.add_pair(&Pair { outer, bridge, inner: &inner, namespace, hardware });
+            let (outer, end, hardware) = (seat.outer.as_str(), End::Bridge(seat.bridge), seat.hardware);
+            let made = self.kernel.add_pair(&Pair { outer, end, inner: &inner, namespace, hardware });
             made.map_err(|source| AttachError::Kernel(inner.clone(), source))?;
         }
         Ok(seats.len())

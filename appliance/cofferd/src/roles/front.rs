@@ -121,6 +121,7 @@ fn site(facts: &Facts) -> anyhow::Result<Site> {
         appliance: PathBuf::from(paths::APPLIANCE),
         roles: PathBuf::from(paths::STATUS),
         publish: PathBuf::from(paths::PUBLISH_STATUS),
+        egress: PathBuf::from(paths::EGRESS_DIR),
         services: services
             .iter()
             .map(|service| (service.declared.name.clone(), service.directory.clone()))

@@ -3,6 +3,7 @@
 
 mod bridge;
 pub(crate) mod clock;
+mod egress;
 mod evidence;
 pub(crate) mod facts;
 mod front;
@@ -18,6 +19,6 @@ mod vault;
 pub(crate) mod testing;
 
 pub use self::table::{
-    BRIDGE, CONTAINER, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, RESERVE, ROLES, Role, SHIM, VAULT,
+    BRIDGE, CONTAINER, EGRESS, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, RESERVE, ROLES, Role, SHIM, VAULT,
 };
 pub(crate) use self::table::{Key, Starts, run};

@@ -9,7 +9,8 @@
 //!   leased for that child alone, and the workload does not exist yet. Of the services with one image the first pulls it, and the
 //!   others wait; all wait until PID 1 has sealed it.
 //! - It leaves the appliance's network for good before the workload exists, and has its service joined to the networks of the
-//!   declaration. It answers the service's questions for names, from a table.
+//!   declaration. It answers the service's questions for names of services, from a table; those for others the role `egress` decides,
+//!   which carries what leaves the appliance.
 //! - It waits for the services that this one depends on, has it probed, and says whether it is healthy.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
 //!   runs: each start leases anew, so a changed secret arrives with a restart.
@@ -21,7 +22,7 @@
 //! - It parses nothing that the workload prints. What it relays, it does not look at, but HTTP at a port that redacts.
 //! - It prints nothing that came from the workload to the console.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::io::{self, Write as _};
 use std::net::Ipv4Addr;
 use std::path::Path;
@@ -29,7 +30,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_declaration::{Dependency, Login, OnUnhealthy, Service};
+use cofferdam_declaration::{Dependency, Egress, Login, OnUnhealthy, Service};
 use cofferdam_protocol::status::{Health, HealthState, Killed, ServiceState, ServiceStatus};
 use cofferdam_protocol::{Digest, SecretRef};
 use cofferdam_redact::Redactor;
@@ -63,7 +64,10 @@ use super::{CONTAINER, PULL, Role};
 use crate::paths;
 use crate::system::client::bridge::{self, Attached};
 use crate::system::client::vault::{Lease, LeaseError, lease};
+use crate::system::gate::Gate;
 use crate::system::{cgroup, files};
+
+mod outside;
 
 /// One question to the vault; the answer to a missing secret comes as soon as it is put.
 const LEASE_WAIT: Duration = Duration::from_secs(25);
@@ -75,7 +79,7 @@ const LEASE_PAUSE: Duration = Duration::from_secs(5);
 const SEAL_PAUSE: Duration = Duration::from_millis(50);
 /// How often the services that this one depends on are looked at.
 const DEPENDENCY_PAUSE: Duration = Duration::from_millis(200);
-/// Between two questions to the role `bridge`: it is started before the shims, and again when it has died.
+/// Between two questions to the roles `egress` and `bridge`: they are started before the shims, and again when they have died.
 const JOIN_PAUSE: Duration = Duration::from_millis(200);
 /// The first wait after a pull that failed; doubles.
 const PULL_FIRST: Duration = Duration::from_secs(1);
@@ -354,27 +358,43 @@ impl Shim<'_> {
         }
     }
 
-    /// Makes the service's network, in which this process stays, takes the resolver's place in it, and waits until the service
-    /// is in the networks of the declaration. It is brought back there when the role that keeps them has died.
+    /// Makes the service's network, in which this process stays, and its way outside, takes the resolver's place in it, and waits until
+    /// the service is in the networks of the declaration. It is brought back there when the role that keeps them has died.
     async fn join(&mut self) -> Result<(), Interrupt> {
+        let ports: BTreeSet<u16> = self.service.egress.iter().map(Egress::port).collect();
+        let gate = (!ports.is_empty()).then(|| Gate::create(&ports)).transpose();
+        let gate = gate.context("cannot make the service's way outside")?;
         let network = Network::create().context("cannot make the service's network")?;
+        if let Some(gate) = &gate {
+            gate.join(&network).context("cannot lead the service's network to its way outside")?;
+        }
         let resolver = Resolver::bind(resolver::ADDRESS).await.context("cannot listen as the resolver")?;
-        resolver.serve(self.names.clone());
         if self.own.networks.is_empty() {
+            resolver.serve(self.names.clone(), None);
             return Ok(());
         }
+        let way = loop {
+            match self.until(outside::open(gate.as_ref())).await? {
+                Ok(way) => break way,
+                Err(error) => self.not_joined(&error.into()).await?,
+            }
+        };
+        resolver.serve(self.names.clone(), Some(outside::answer(way, gate)));
         loop {
             match self.until(attach(&network, &self.own.networks)).await? {
                 Ok(attached) => {
                     tokio::spawn(stay(attached, network, self.own.networks.clone()));
                     return Ok(());
                 }
-                Err(error) => {
-                    self.report(ServiceState::Waiting, |status| status.detail = Some(format!("{error:#}")))?;
-                    self.until(sleep(JOIN_PAUSE)).await?;
-                }
+                Err(error) => self.not_joined(&error).await?,
             }
         }
+    }
+
+    /// Says why the service is not in its networks yet, and waits for a moment.
+    async fn not_joined(&mut self, error: &anyhow::Error) -> Result<(), Interrupt> {
+        self.report(ServiceState::Waiting, |status| status.detail = Some(format!("{error:#}")))?;
+        self.until(sleep(JOIN_PAUSE)).await
     }
 
     /// The ways in to the service's published ports, made once: they outlive a restart of the workload. Where answers are

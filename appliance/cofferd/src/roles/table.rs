@@ -10,7 +10,7 @@ use cofferdam_workload::seccomp;
 use landlock::AccessNet;
 
 use super::facts::ServiceFacts;
-use super::{bridge, evidence, front, network, publish, pull, reserve, shim, vault};
+use super::{bridge, egress, evidence, front, network, publish, pull, reserve, shim, vault};
 use crate::paths;
 use crate::system::cgroup::{Cgroup, CgroupError, Limits};
 use crate::system::confine::{self, ConfineError, Filter, Policy, View};
@@ -254,6 +254,27 @@ pub static BRIDGE: Role = Role {
     run: Run::Appliance(bridge::run),
 };
 
+/// The services' way outside.
+pub static EGRESS: Role = Role {
+    name: "egress",
+    starts: Starts::Launch,
+    who: Who::Own { uid: 108, gid: 108, capabilities: &[] },
+    network: Network::Appliance,
+    covered: DEVICE_PATHS,
+    policy: Policy {
+        filter: Filter::Own(filter!("egress")),
+        // The resolvers are among what the role `network` writes. The ports that it serves come open.
+        view: Some(View { reads: &[paths::RUN], writes: &[], refuses: &[AccessNet::BindTcp] }),
+    },
+    directory: Some((paths::EGRESS_DIR, 0o755)),
+    socket: Some(paths::EGRESS_SOCKET),
+    key: None,
+    // Hundreds of connections, with what the kernel keeps for them.
+    memory: Some(48 << 20),
+    processes: 16,
+    run: Run::Appliance(egress::run),
+};
+
 /// The first to end when the machine runs out of memory.
 pub static RESERVE: Role = Role {
     name: "reserve",
@@ -336,8 +357,8 @@ pub static CONTAINER: Role = Role {
 };
 
 /// All of them. Those of the stage `launch` start in this order, in which they need each other.
-pub static ROLES: [&Role; 10] =
-    [&NETWORK, &RESERVE, &VAULT, &EVIDENCE, &FRONT, &PUBLISH, &BRIDGE, &SHIM, &PULL, &CONTAINER];
+pub static ROLES: [&Role; 11] =
+    [&NETWORK, &RESERVE, &VAULT, &EVIDENCE, &FRONT, &PUBLISH, &BRIDGE, &EGRESS, &SHIM, &PULL, &CONTAINER];
 
 /// Runs the program as the role that its first word names, to its end. `None` when the words are no role's, or, in the first
 /// process of a PID namespace, not those of one that is.

@@ -1,5 +1,5 @@
-//! Asking another role over its Unix socket: HTTP/1.1 with JSON, one connection per request. [`bridge`] alone takes descriptors
-//! and speaks otherwise.
+//! Asking another role over its Unix socket: HTTP/1.1 with JSON, one connection per request. [`bridge`] and [`egress`] alone take
+//! descriptors and speak otherwise.
 //!
 //! Every wait and every reply is bounded by the caller, since the other side may be hanging, restarting or
 //! taken over. Connecting to a Unix socket costs some 20 µs, so nothing is kept open that would have to
@@ -7,6 +7,8 @@
 
 use std::collections::BTreeMap;
 use std::future::poll_fn;
+use std::io::{self, IoSlice};
+use std::os::fd::{AsRawFd, BorrowedFd};
 use std::path::{Path, PathBuf};
 use std::pin::Pin;
 use std::time::Duration;
@@ -17,7 +19,10 @@ use cofferdam_protocol::{SecretRef, SecretValue};
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
+use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
+use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, AsyncWriteExt as _, BufReader, Interest};
 use tokio::net::UnixStream;
+use tokio::time::timeout;
 use zeroize::{Zeroize as _, Zeroizing};
 
 /// Why there is no reply.
@@ -123,14 +128,40 @@ async fn collect(mut body: Incoming, max: usize) -> Result<Zeroizing<Vec<u8>>, C
     Ok(bytes)
 }
 
+/// Connects, sends one byte with these descriptors, and reads the answer's line, without its line feed.
+async fn hand_over(
+    socket: &Path,
+    word: u8,
+    descriptors: &[BorrowedFd<'_>],
+    most: usize,
+) -> io::Result<(BufReader<UnixStream>, Vec<u8>)> {
+    let stream = UnixStream::connect(socket).await?;
+    stream.writable().await?;
+    let descriptors: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
+    stream.try_io(Interest::WRITABLE, || {
+        let rights = [ControlMessage::ScmRights(&descriptors)];
+        let rights = if descriptors.is_empty() { &[][..] } else { &rights[..] };
+        let flags = MsgFlags::MSG_NOSIGNAL;
+        Ok(sendmsg::<()>(stream.as_raw_fd(), &[IoSlice::new(&[word])], rights, flags, None)?)
+    })?;
+    let mut connection = BufReader::new(stream);
+    let line = line(&mut connection, most).await?;
+    Ok((connection, line))
+}
+
+/// One line of at most `most` bytes, without its line feed.
+async fn line(connection: &mut BufReader<UnixStream>, most: usize) -> io::Result<Vec<u8>> {
+    let mut line = Vec::new();
+    connection.take(most as u64).read_until(b'\n', &mut line).await?;
+    if line.pop() != Some(b'\n') {
+        return Err(io::ErrorKind::UnexpectedEof.into());
+    }
+    Ok(line)
+}
+
 /// Asking the role `bridge`.
 pub(crate) mod bridge {
-    use std::io::{self, IoSlice};
-    use std::os::fd::{AsRawFd as _, BorrowedFd};
-
     use cofferdam_protocol::bridge::{ATTACH, Answer, MAX_ANSWER};
-    use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
-    use tokio::io::{AsyncBufReadExt as _, AsyncReadExt as _, BufReader, Interest};
 
     use super::*;
 
@@ -170,7 +201,7 @@ pub(crate) mod bridge {
     ///
     /// [`AttachError`].
     pub(crate) async fn attach(socket: &Path, namespace: BorrowedFd<'_>) -> Result<Attached, AttachError> {
-        let asked = tokio::time::timeout(PATIENCE, ask(socket, namespace)).await;
+        let asked = timeout(PATIENCE, hand_over(socket, ATTACH, &[namespace], MAX_ANSWER)).await;
         let (connection, line) =
             asked.map_err(io::Error::from).and_then(|asked| asked).map_err(AttachError::Unreachable)?;
         match Answer::parse(&line).map_err(|_| AttachError::Malformed)? {
@@ -178,29 +209,81 @@ pub(crate) mod bridge {
             Answer::Refused(why) => Err(AttachError::Refused(why)),
         }
     }
+}
 
-    async fn ask(socket: &Path, namespace: BorrowedFd<'_>) -> io::Result<(BufReader<UnixStream>, Vec<u8>)> {
-        let stream = UnixStream::connect(socket).await?;
-        stream.writable().await?;
-        let (descriptors, word) = ([namespace.as_raw_fd()], [ATTACH]);
-        stream.try_io(Interest::WRITABLE, || {
-            let rights = [ControlMessage::ScmRights(&descriptors)];
-            Ok(sendmsg::<()>(
-                stream.as_raw_fd(),
-                &[IoSlice::new(&word)],
-                &rights,
-                MsgFlags::MSG_NOSIGNAL,
-                None,
-            )?)
-        })?;
-        let mut connection = BufReader::new(stream);
-        let mut line = Vec::new();
-        let mut answer = (&mut connection).take(MAX_ANSWER as u64);
-        answer.read_until(b'\n', &mut line).await?;
-        if line.pop() != Some(b'\n') {
-            return Err(io::ErrorKind::UnexpectedEof.into());
+/// Asking the role `egress`.
+pub(crate) mod egress {
+    use std::net::Ipv4Addr;
+
+    use cofferdam_protocol::egress::{Answer, MAX_ANSWER, OPEN, Opened, Question, parse};
+    use cofferdam_protocol::json;
+
+    use super::*;
+
+    /// For an answer: it is made from what the role has in memory.
+    const PATIENCE: Duration = Duration::from_secs(5);
+
+    /// Why a service has no way outside.
+    #[derive(Debug, thiserror::Error)]
+    pub(crate) enum OpenError {
+        /// Nobody listens: the role is not running, or not yet; or it ended meanwhile.
+        #[error("the role egress cannot be asked")]
+        Unreachable(#[source] io::Error),
+        /// It says why.
+        #[error("the role egress refuses: {0}")]
+        Refused(String),
+        /// The answer is of no known shape.
+        #[error("the answer of the role egress cannot be read")]
+        Malformed,
+    }
+
+    /// The role serves the service's gate for as long as this lives.
+    #[derive(Debug)]
+    pub(crate) struct Way {
+        connection: BufReader<UnixStream>,
+    }
+
+    /// Has the role serve the sockets of a gate; without any, answer questions alone.
+    ///
+    /// # Errors
+    ///
+    /// [`OpenError`].
+    pub(crate) async fn open(socket: &Path, sockets: &[BorrowedFd<'_>]) -> Result<Way, OpenError> {
+        let asked = timeout(PATIENCE, hand_over(socket, OPEN, sockets, MAX_ANSWER)).await;
+        let (connection, line) =
+            asked.map_err(io::Error::from).and_then(|asked| asked).map_err(OpenError::Unreachable)?;
+        match parse(&line, MAX_ANSWER).map_err(|_| OpenError::Malformed)? {
+            Opened::Listeners(_) => Ok(Way { connection }),
+            Opened::Refused(why) => Err(OpenError::Refused(why)),
         }
-        Ok((connection, line))
+    }
+
+    impl Way {
+        /// The address that stands for a name. `None`: the service may not know it.
+        ///
+        /// # Errors
+        ///
+        /// [`OpenError`]; there is no way any more.
+        pub(crate) async fn ask(&mut self, name: String) -> Result<Option<Ipv4Addr>, OpenError> {
+            let mut question = json::to_vec(&Question { name }).map_err(|_| OpenError::Malformed)?;
+            question.push(b'\n');
+            let asking = async {
+                self.connection.write_all(&question).await?;
+                line(&mut self.connection, MAX_ANSWER).await
+            };
+            let asked = timeout(PATIENCE, asking).await;
+            let line =
+                asked.map_err(io::Error::from).and_then(|asked| asked).map_err(OpenError::Unreachable)?;
+            match parse(&line, MAX_ANSWER).map_err(|_| OpenError::Malformed)? {
+                Answer::Address(address) => Ok(Some(address)),
+                Answer::Denied => Ok(None),
+            }
+        }
+
+        /// Returns when the role is gone. It says nothing unasked.
+        pub(crate) async fn gone(&mut self) {
+            let _ = self.connection.fill_buf().await;
+        }
     }
 }
 

@@ -7,6 +7,7 @@ pub mod cgroup;
 pub mod client;
 pub mod confine;
 pub(crate) mod console;
+pub(crate) mod gate;
 pub(crate) mod handover;
 pub mod images;
 mod low_memory;

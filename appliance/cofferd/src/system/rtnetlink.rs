@@ -1,4 +1,5 @@
-//! The few words of rtnetlink(7) with which interfaces are made: bridges, and pairs of virtual interfaces that join them.
+//! The few words of rtnetlink(7) with which interfaces are made: bridges, and pairs of virtual interfaces that join them or two
+//! namespaces; and the route by which every address is this machine's.
 //!
 //! One request at a time, each acknowledged by the kernel before the next. It acts in the network namespace in which the
 //! socket was opened.
@@ -19,6 +20,7 @@ const PATIENCE_SECONDS: i64 = 10;
 // include/uapi/linux/{netlink,rtnetlink,if_link,veth}.h
 const RTM_NEWLINK: u16 = 16;
 const RTM_DELLINK: u16 = 17;
+const RTM_NEWROUTE: u16 = 24;
 /// NLM_F_REQUEST, NLM_F_ACK.
 const REQUEST: u16 = 0x1 | 0x4;
 /// NLM_F_EXCL, NLM_F_CREATE: it must not be there yet.
@@ -33,24 +35,38 @@ const IFLA_INFO_KIND: u16 = 1;
 const IFLA_INFO_DATA: u16 = 2;
 const VETH_INFO_PEER: u16 = 1;
 const IFF_UP: u32 = 1;
+const RTA_OIF: u16 = 4;
+/// AF_INET; prefixes of no length, so every address; RT_TABLE_MAIN, RTPROT_STATIC, RT_SCOPE_HOST, RTN_LOCAL (`struct rtmsg`).
+const EVERY_ADDRESS_IS_LOCAL: [u8; 8] = [2, 0, 0, 0, 254, 4, 254, 2];
+/// The loopback's index in every network namespace (LOOPBACK_IFINDEX).
+const LOOPBACK: u32 = 1;
 
 /// A socket to the kernel's routing part.
 #[derive(Debug)]
 pub(crate) struct Rtnetlink(OwnedFd);
 
-/// A pair of virtual interfaces of which one end is at a bridge and the other in somebody's namespace.
+/// A pair of virtual interfaces of which one end is here and the other in somebody's namespace.
 #[derive(Debug)]
 pub(crate) struct Pair<'a> {
-    /// What the end at the bridge is called.
+    /// What the end here is called.
     pub(crate) outer: &'a str,
-    /// The bridge's index.
-    pub(crate) bridge: u32,
+    /// What that end is: at the bridge with this index, or nobody's and with this hardware address.
+    pub(crate) end: End,
     /// What the other end is called.
     pub(crate) inner: &'a str,
     /// Where it is.
     pub(crate) namespace: BorrowedFd<'a>,
     /// Its hardware address, which its neighbours know.
     pub(crate) hardware: [u8; 6],
+}
+
+/// See [`Pair::end`].
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum End {
+    /// At a bridge.
+    Bridge(u32),
+    /// By itself.
+    Alone([u8; 6]),
 }
 
 impl Rtnetlink {
@@ -78,7 +94,21 @@ impl Rtnetlink {
         self.ask(RTM_NEWLINK, CREATE, &body)
     }
 
-    /// Makes a pair; the end at the bridge is up, the other is its new owner's to bring up.
+    /// Makes every address that no other route covers one of this machine: packets to it end here, whoever sends them (route type
+    /// `local`, over the loopback, which has to be up).
+    ///
+    /// # Errors
+    ///
+    /// The kernel refuses.
+    pub(crate) fn take_every_address(&self) -> io::Result<()> {
+        let mut body = EVERY_ADDRESS_IS_LOCAL.to_vec();
+        // rtm_flags.
+        body.extend_from_slice(&0_u32.to_ne_bytes());
+        attribute(&mut body, RTA_OIF, &LOOPBACK.to_ne_bytes());
+        self.ask(RTM_NEWROUTE, CREATE, &body)
+    }
+
+    /// Makes a pair; the end here is up, the other is its new owner's to bring up.
     ///
     /// # Errors
     ///
@@ -93,7 +123,10 @@ impl Rtnetlink {
         attribute(&mut data, VETH_INFO_PEER, &peer);
         let mut body = link(0, true);
         attribute(&mut body, IFLA_IFNAME, &text(pair.outer));
-        attribute(&mut body, IFLA_MASTER, &pair.bridge.to_ne_bytes());
+        match pair.end {
+            End::Bridge(index) => attribute(&mut body, IFLA_MASTER, &index.to_ne_bytes()),
+            End::Alone(hardware) => attribute(&mut body, IFLA_ADDRESS, &hardware),
+        }
         attribute(&mut body, IFLA_LINKINFO, &kind("veth", Some(&data)));
         self.ask(RTM_NEWLINK, CREATE, &body)
     }

@@ -21,8 +21,8 @@ pub(crate) use self::mapper::{MAPPER_HEADER, mapper_request, resize_ext4};
 pub use self::secret::{SecretKeys, SecretMemory};
 pub use cofferdam_workload::sys::{
     OwnFlags, attach, close_on_exec_from, default_signals, detached_copy, duplicate, fork, inherited,
-    interface_up, leave, map_ids_of, place, receive, set_interface_address, set_interface_mask,
-    set_interface_mtu,
+    interface_up, leave, map_ids_of, place, receive, receive_many, set_interface_address, set_interface_mask,
+    set_interface_mtu, watch,
 };
 
 /// The user namespace that a namespace belongs to (ioctl_ns(2)): whoever has rights there has them over it.

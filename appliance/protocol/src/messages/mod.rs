@@ -5,11 +5,12 @@
 //! | [`vault`] | `front`, `publish`, `evidence`, shims → vault | over its Unix socket |
 //! | [`operator`] | an operator → `front` → vault | signed requests of the operators' interface |
 //! | [`bridge`] | shims → `bridge` | a service's place in its networks |
+//! | [`egress`] | shims ↔ `egress` | a service's gate, and the names that it asks for |
 //! | [`event`] | PID 1 → roles, appliance → verifier | one measured event, in facts and in evidence |
 //! | [`evidence`] | anybody → `front` → `evidence` | evidence, on request with a nonce |
 //! | [`facts`] | PID 1 → roles | `appliance.json` |
 //! | [`state`] | PID 1 → roles | how the appliance keeps its state |
-//! | [`status`] | PID 1, shims, `publish` → `front` → an operator | who is doing what |
+//! | [`status`] | PID 1, shims, `egress`, `publish` → `front` → an operator | who is doing what |
 //! | [`log`] | a shim → `front` → an operator | one line of a service's log |
 //! | [`unseal`] | an operator → `front` → vault | opening the state |
 //! | [`keyserve`] | `publish` ↔ a key server | releasing the key of a state, and witnessing its epoch |
@@ -17,6 +18,7 @@
 //! | [`reply`] | everybody | what an error looks like |
 
 pub mod bridge;
+pub mod egress;
 pub mod event;
 pub mod evidence;
 pub mod facts;

@@ -1,4 +1,4 @@
-//! Who is doing what: the files in which PID 1, the shims and `publish` say it, and the one object that an operator gets.
+//! Who is doing what: the files in which PID 1, the shims, `egress` and `publish` say it, and the one object that an operator gets.
 
 use serde::{Deserialize, Serialize};
 
@@ -238,6 +238,90 @@ impl ServiceState {
     }
 }
 
+/// `egress/NAME.json`, written by the role `egress`: what a service wanted outside and did not get.
+#[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct EgressStatus {
+    /// How many attempts were denied or failed since the role started, those that are not listed any more included.
+    pub denied: u64,
+    /// The last ones that differ, the latest first; at most [`EgressStatus::MAX_LISTED`].
+    pub latest: Vec<Denied>,
+}
+
+impl EgressStatus {
+    /// Different attempts that are listed for one service.
+    pub const MAX_LISTED: usize = 16;
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It is too large or not of this shape.
+    pub fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
+        json::from_json(bytes, MAX_FILE)
+    }
+}
+
+/// Attempts of a service to reach one thing outside.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Denied {
+    /// What it wanted: a name, `name:port` or `address:port`. Chosen by the service, in visible ASCII, at most 320 bytes.
+    pub target: String,
+    /// Why it did not get it.
+    pub why: DeniedWhy,
+    /// How often.
+    pub count: u64,
+    /// When it was last.
+    pub last: Timestamp,
+    /// The entry of `egress` that would allow it, where there is one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub allow: Option<String>,
+}
+
+/// Why an attempt to reach something outside came to nothing.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum DeniedWhy {
+    /// The name is not declared; nobody outside was asked for it.
+    Name,
+    /// The name is declared, with another port.
+    Port,
+    /// An address was dialled that no name was answered with.
+    Address,
+    /// Something else than TCP.
+    Udp,
+    /// The TLS server name is not the name that was asked for.
+    ServerName,
+    /// What was sent is not the beginning of TLS with a server name.
+    NotTls,
+    /// The DNS gives the name an address that is never connected to: private, of this machine, of the cloud's own services.
+    Private,
+    /// The service asked for more names than are kept at a time.
+    TooManyNames,
+    /// The DNS did not give an address.
+    Unresolved,
+    /// Nobody answered at the address.
+    Unreachable,
+}
+
+impl DeniedWhy {
+    /// For people.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Name => "name not declared",
+            Self::Port => "port not declared",
+            Self::Address => "an address instead of a name",
+            Self::Udp => "not TCP",
+            Self::ServerName => "TLS server name of another",
+            Self::NotTls => "not TLS with a server name",
+            Self::Private => "the DNS gives an address that is never connected to",
+            Self::TooManyNames => "too many names",
+            Self::Unresolved => "no address in the DNS",
+            Self::Unreachable => "no answer from the server",
+        }
+    }
+}
+
 /// `publish/status.json`. `tag`, `release_url` and `expires_at` are those of the last release that was published in this boot,
 /// whatever has happened since.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -357,6 +441,9 @@ pub struct NamedService {
     /// As [`ServiceStatus::usage`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
+    /// What it wanted outside and did not get; absent while that is nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub egress: Option<EgressStatus>,
     /// As [`ServiceStatus::health`].
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub health: Option<Health>,
@@ -391,6 +478,7 @@ impl NamedService {
         match status {
             Some(status) => Self {
                 detail: status.detail,
+                egress: None,
                 exit_code: status.exit_code,
                 killed: status.killed,
                 missing: Some(status.missing),
@@ -404,6 +492,7 @@ impl NamedService {
             },
             None => Self {
                 detail: None,
+                egress: None,
                 exit_code: None,
                 killed: None,
                 missing: None,

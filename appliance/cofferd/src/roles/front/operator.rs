@@ -13,7 +13,7 @@ use axum::http::{Method, Request, Response, StatusCode};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::operator::{JSON_LINES, LOGS, LogsQuery, MAX_BODY, STATUS};
 use cofferdam_protocol::status::{
-    BootStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
+    BootStatus, EgressStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
 use cofferdam_protocol::unseal::UNSEAL;
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, OPERATOR, OperatorRequest};
@@ -23,7 +23,7 @@ use tokio::sync::Semaphore;
 
 use super::listen::Peer;
 use super::{auth, reply, untrusted_file};
-use crate::roles::{SHIM, facts};
+use crate::roles::{SHIM, egress, facts};
 use crate::system::client::{self, ClientError};
 
 /// How long a body may take to arrive.
@@ -54,6 +54,8 @@ pub(crate) struct Records {
     pub(crate) roles: PathBuf,
     /// `publish/status.json`.
     pub(crate) publish: PathBuf,
+    /// Where the role `egress` says what services were denied.
+    pub(crate) egress: PathBuf,
     /// Each service of the declaration, in its order, with its directory.
     pub(crate) services: Vec<(String, PathBuf)>,
 }
@@ -166,7 +168,8 @@ impl Records {
         let (phase, roles) = boot.map(|boot| (boot.phase, boot.roles)).unzip();
         let services = self.services.iter().map(|(name, directory)| {
             let status = written(&directory.join("status.json"), ServiceStatus::parse);
-            let service = NamedService::new(name.clone(), status);
+            let mut service = NamedService::new(name.clone(), status);
+            service.egress = written(&egress::status(&self.egress, name), EgressStatus::parse);
             let shim = format!("{} {name}", SHIM.name());
             match roles.iter().flatten().find(|role| role.name == shim) {
                 Some(shim) => service.with_its_shim(shim),

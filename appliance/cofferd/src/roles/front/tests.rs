@@ -115,6 +115,7 @@ impl Room {
             appliance: root.join("appliance.json"),
             roles: root.join("status.json"),
             publish: root.join("publish/status.json"),
+            egress: root.join("egress"),
             services: vec![
                 ("web".into(), root.join("services/web")),
                 ("db".into(), root.join("services/db")),
@@ -675,9 +676,13 @@ async fn status_is_what_the_roles_have_written() {
         r#"{"state":"published","tag":"attest-x","at":"2026-01-01T00:00:00Z"}"#,
     )
     .unwrap();
+    let denied = r#"{"denied":1,"latest":[{"target":"a.example.org","why":"name","count":1,"last":"2026-01-01T00:00:00Z","allow":"a.example.org:443"}]}"#;
+    std::fs::create_dir(room.path("egress")).unwrap();
+    std::fs::write(room.path("egress/web.json"), denied).unwrap();
     let answer = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
     assert_eq!(answer.status, StatusCode::OK);
     let status = answer.json();
+    assert_eq!(status["services"][0]["egress"]["latest"][0]["allow"], "a.example.org:443");
     assert_eq!(status["state"], "in memory only, lost at power-off");
     assert_eq!(status["repository"], "acme/room");
     assert_eq!(status["phases"], json!([{"name": "mount", "ms": 3}]));
@@ -1125,6 +1130,7 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
                 appliance: room.path("appliance.json"),
                 roles: room.path("status.json"),
                 publish: room.path("publish/status.json"),
+                egress: room.path("egress"),
                 services: Vec::new(),
             },
         ),
