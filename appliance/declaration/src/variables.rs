@@ -168,7 +168,7 @@ fn unset(name: &str) -> WordError {
     let message =
         format!("`{}` would come from somebody's environment, and a declaration has none", shorten(name, 64));
     WordError::new(message).hint(
-        "write the value, or for a secret secret://namespace/name/field; `docker compose config` fills in a compose file's",
+        "write the value, or for a secret secret://namespace/name/field; `coffer import` fills in a compose file's",
     )
 }
 

@@ -232,7 +232,7 @@ impl<'s> Reader<'s, '_, '_> {
             self.errors.hinted(
                 node.place,
                 "a merge key",
-                "write the keys out, or let `docker compose config` do it: what is measured and what is read are the same text",
+                "write the keys out, or let `coffer import` do it: what is measured and what is read are the same text",
             );
             return None;
         }
@@ -269,7 +269,7 @@ impl<'s> Reader<'s, '_, '_> {
             self.errors.hinted(
                 place,
                 "an anchor or an alias",
-                "write the value out, or let `docker compose config` do it: what is measured and what is read are the same text",
+                "write the value out, or let `coffer import` do it: what is measured and what is read are the same text",
             );
         }
     }
