@@ -20,6 +20,38 @@ MISSING = "sha256:" + "1" * 64
 PULL_SECONDS = 150
 
 
+class Imported(unittest.TestCase):
+    """`coffer import` against a real registry."""
+
+    def test_a_tag_becomes_the_digest_that_it_leads_to(self):
+        with (
+            tempfile.TemporaryDirectory(prefix="cofferdam-import-") as folder,
+            World(folder, TOOLS) as world,
+        ):
+            world.start_services()
+            digest = world.push_image("team/app", workload_files(), {"Entrypoint": ["/probe"]})
+            digest = digest.split("@")[1]
+            app, compose = f"127.0.0.1:{world.registry_port}/team/app", world.path("compose.yaml")
+            with open(compose, "w", encoding="utf-8") as file:
+                file.write(
+                    f"services:\n  web: {{image: '{app}'}}\n  other: {{image: '{app}:none'}}\n"
+                )
+            declaration = world.path("imported.yaml")
+            words = ["import", REPOSITORY, compose, "--file", declaration, "--json"]
+            code, out, err = world.coffer(*words, "--registry-ca", world.ca)
+            self.assertEqual(code, 2, err)
+            said = json.loads(out)
+            self.assertEqual(len(said["decide"]), 1, said)
+            self.assertIn("the registry has no such manifest", said["decide"][0]["what"])
+            with open(declaration, encoding="utf-8") as file:
+                text = file.read()
+            self.assertIn(f"{app}@{digest}", text)
+            # Without trust in the registry there is no digest, and nothing weaker instead of it.
+            words[4] = world.path("untrusted.yaml")
+            code, out, _ = world.coffer(*words)
+            self.assertEqual((code, len(json.loads(out)["decide"])), (2, 2), out)
+
+
 class PrivateImages(unittest.TestCase):
     @classmethod
     def setUpClass(cls):

@@ -71,6 +71,14 @@ pub(crate) enum Verb {
         #[command(flatten)]
         key: OperatorKey,
     },
+    /// Turn a compose file into a declaration
+    #[command(
+        after_help = "Tags become digests, what looks like a secret becomes a reference, and everything that was changed, left out or is \
+        for you to\ndecide is listed. Exit code 2 when there is something to decide.\n\nExamples:\n  coffer import acme/app compose.yaml\n  \
+        coffer import acme/app --env-file prod.env --secrets secrets.env\n  \
+        coffer secret put acme/app --env-file secrets.env"
+    )]
+    Import(Box<Import>),
     /// Check a declaration and point at each mistake
     #[command(after_help = "Examples:\n  coffer check cofferdam.yaml\n  \
         git show HEAD:cofferdam.yaml | coffer check -")]
@@ -192,19 +200,53 @@ pub(crate) enum Verb {
     Version,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Import {
+    /// The repository that is the appliance's identity
+    #[arg(value_name = "OWNER/REPO")]
+    pub(crate) repository: Repository,
+    /// The compose file; - reads standard input (default: the one in this directory)
+    #[arg(value_name = "COMPOSE")]
+    pub(crate) compose: Option<PathBuf>,
+    /// Where clients connect
+    #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8443")]
+    pub(crate) endpoint: Endpoint,
+    /// The declaration to write
+    #[arg(long, value_name = "FILE", default_value = "cofferdam.yaml")]
+    pub(crate) file: PathBuf,
+    /// Variables for `${…}`; may be repeated, the last one counts (default: .env beside the compose file)
+    #[arg(long, value_name = "FILE")]
+    pub(crate) env_file: Vec<PathBuf>,
+    /// Also write the secrets' values to this file, for `coffer secret put --env-file`
+    #[arg(long, value_name = "FILE")]
+    pub(crate) secrets: Option<PathBuf>,
+    /// Certificates (PEM) that alone are trusted for registries
+    #[arg(long, value_name = "FILE")]
+    pub(crate) registry_ca: Option<PathBuf>,
+    /// Ask no registry: images by tag are left to decide
+    #[arg(long)]
+    pub(crate) offline: bool,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secret {
     /// Store a secret; its value is read from standard input or prompted for
     #[command(
         after_help = "Examples:\n  printf %s \"$TOKEN\" | coffer secret put acme/app cofferdam/github/token\n  \
-        coffer secret put acme/app secret://demo/greeting/value"
+        coffer secret put acme/app secret://demo/greeting/value\n  \
+        coffer secret put acme/app --env-file secrets.env"
     )]
     Put {
         #[command(flatten)]
         appliance: Appliance,
         /// The secret's name
-        #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN, value_parser = secret)]
-        name: SecretRef,
+        #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN, value_parser = secret, required_unless_present = "env_file")]
+        name: Option<SecretRef>,
+        /// Store each NAMESPACE/NAME/FIELD=value of a file, as `coffer import --secrets` writes it
+        #[arg(long, value_name = "FILE", help_heading = OWN, conflicts_with_all = ["name", "keep_newline"])]
+        env_file: Option<PathBuf>,
         /// Keep a trailing newline in the value (one is removed by default)
         #[arg(long, help_heading = OWN)]
         keep_newline: bool,

@@ -7,6 +7,7 @@ mod cli;
 mod failure;
 mod files;
 mod hidden;
+mod import;
 mod keyserve;
 mod newest;
 mod operator_key;

@@ -109,6 +109,13 @@ pub(crate) const DEPENDENCY: &[&str] = &["condition", "restart", "required"];
 pub(crate) const HEALTHCHECK: &[&str] =
     &["test", "http", "tcp", "interval", "timeout", "retries", "start_period", "start_interval", "disable"];
 
+/// Why a service of a declaration does not have a key of Compose's, and what to do instead. `None` for a key that it has, or that Compose
+/// does not know.
+pub fn unsupported_in_service(key: &str) -> Option<(&'static str, &'static str)> {
+    let found = UNSUPPORTED_SERVICE.iter().find(|(name, ..)| *name == key);
+    found.map(|(_, why, instead)| (*why, *instead))
+}
+
 /// A Compose key that is refused: its name, why, and what to do instead.
 pub(crate) type Unsupported = (&'static str, &'static str, &'static str);
 

@@ -45,6 +45,7 @@ pub use depends::{Condition, Dependency};
 pub use diagnostics::{Diagnostic, Diagnostics, Level, MAX_DIAGNOSTICS};
 pub use egress::{Carries, Egress, MAX_EGRESS, MAX_EGRESS_PORTS, is_destination};
 pub use health::{Healthcheck, OnUnhealthy, Probe};
+pub use keys::unsupported_in_service;
 pub use limits::{
     Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
 };

@@ -437,6 +437,8 @@ struct Token {
 }
 
 fn client(pem: Option<&[u8]>, patience: Patience) -> Result<Client, RegistryError> {
+    // reqwest takes the process's provider; a second installation is refused, and the first one stays.
+    let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let mut builder = Client::builder();
     if let Some(pem) = pem {
         builder = builder.tls_certs_only(Certificate::from_pem_bundle(pem).map_err(RegistryError::Setup)?);
@@ -583,12 +585,10 @@ mod tests {
         }
 
         fn registry(&self) -> Registry {
-            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
             Registry::new(&self.base, "team/app", Access::default(), Patience::default()).unwrap()
         }
 
         fn registry_as(&self, username: &str, password: &str) -> Registry {
-            let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
             let password = Zeroizing::new(password.to_owned());
             let credentials = Some(Credentials { username: username.to_owned(), password });
             let access = Access { credentials, ..Access::default() };
@@ -815,7 +815,6 @@ mod tests {
 
     #[test]
     fn each_host_is_trusted_by_its_own_authority() {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let hosts = ["auth.example.org", "auth.example.org:5001", "[2001:db8::1]:5001"];
         let hosts = hosts.map(|host| (host.to_owned(), String::new())).into();
         let access = Access { hosts, ..Access::default() };
@@ -884,7 +883,6 @@ mod tests {
 
     #[tokio::test]
     async fn a_registry_that_stalls_or_drips_is_given_up() {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let digest = blob(b"x").digest;
         // One bound is short at a time, so that a busy machine does not decide which of them is met.
         let get = async |base: &str, stall: Duration, body: Duration| {
@@ -917,7 +915,6 @@ mod tests {
 
     #[test]
     fn an_authority_that_is_no_certificate_is_an_error() {
-        let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let pem = "-----BEGIN CERTIFICATE-----\nAAAA\n-----END CERTIFICATE-----\n";
         let access = Access { registry: Some(pem.to_owned()), ..Access::default() };
         assert!(matches!(

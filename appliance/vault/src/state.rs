@@ -62,14 +62,17 @@
 //! not save it. Each wrong one doubles the wait before the next, on the monotonic clock, from one second to five minutes; a restart waits again.
 
 mod attempts;
+mod create;
 mod error;
 mod http;
 mod key;
 mod lineage;
+mod open;
 mod peer;
 mod sealed;
 mod sheet;
 mod slot;
+mod survey;
 
 use std::fmt;
 use std::ops::Range;
@@ -84,7 +87,8 @@ pub use self::key::Cost;
 #[cfg(test)]
 pub(crate) use self::key::volume_key;
 pub use self::lineage::LineageError;
-pub use self::sealed::{Notice, Sealed};
+pub use self::sealed::Sealed;
+pub use self::survey::Notice;
 use crate::{MasterKey, Volume};
 
 /// The key slots and the count of attempts.

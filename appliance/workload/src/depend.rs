@@ -151,7 +151,7 @@ mod tests {
         while statuses.len() < 50 {
             // What runs comes to what others wait for: healthy, completed, or ended.
             for (service, status) in &mut statuses {
-                let row: usize = service[1..2].parse().unwrap();
+                let row: usize = service.get(1..2).unwrap().parse().unwrap();
                 match condition(row) {
                     _ if service == "s0-2" => {
                         status.state = ServiceState::Restarting;

@@ -77,6 +77,7 @@ const HEAD: usize = 7;
 pub struct Prober(tokio::net::UnixStream);
 
 impl Prober {
+    /// Of the socket whose other end that process has.
     pub(crate) fn new(stream: UnixStream) -> io::Result<Self> {
         stream.set_nonblocking(true)?;
         Ok(Self(tokio::net::UnixStream::from_std(stream)?))

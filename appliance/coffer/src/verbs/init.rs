@@ -42,8 +42,8 @@ pub(crate) fn run(
     Ok(())
 }
 
-/// A declaration that `coffer check` accepts, for someone to go on from.
-fn declaration(repository: &Repository, endpoint: &Endpoint, key: &str) -> String {
+/// What stands before the services: whose appliance it is and where.
+pub(super) fn head(repository: &Repository, endpoint: &Endpoint, key: &str) -> String {
     format!(
         "# yaml-language-server: $schema={SCHEMA_ID}\n\
          version: 1\n\
@@ -56,7 +56,16 @@ fn declaration(repository: &Repository, endpoint: &Endpoint, key: &str) -> Strin
          \x20   key: {}\n\
          # With a token the appliance publishes its release attestations.\n\
          github:\n\
-         \x20 token: secret://cofferdam/github/token\n\
+         \x20 token: secret://cofferdam/github/token\n",
+        endpoint_in_yaml(endpoint),
+        key_in_yaml(key),
+    )
+}
+
+/// A declaration that `coffer check` accepts, for someone to go on from.
+fn declaration(repository: &Repository, endpoint: &Endpoint, key: &str) -> String {
+    format!(
+        "{}\
          # For state that survives a reboot, on a disk that operators open at each boot: state: {{provider: operator}}\n\
          services:\n\
          \x20 web:\n\
@@ -64,8 +73,7 @@ fn declaration(repository: &Repository, endpoint: &Endpoint, key: &str) -> Strin
          \x20   image: {}\n\
          \x20   # For operators, through `coffer connect`; for everybody: {{published: 443, target: 8080, auth: none}}\n\
          \x20   ports: [\"443:8080\"]\n",
-        endpoint_in_yaml(endpoint),
-        key_in_yaml(key),
+        head(repository, endpoint, key),
         image(repository),
     )
 }

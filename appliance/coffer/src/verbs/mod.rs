@@ -4,6 +4,7 @@ mod allow_upgrade;
 mod appraise;
 mod check;
 mod connect;
+mod import;
 mod init;
 mod keyserve;
 mod logs;
@@ -36,7 +37,7 @@ use crate::within;
 /// no connection waits, no time-out runs, and Ctrl-C ends the process as it does any other.
 pub(crate) fn secret(cli: &Cli) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
     match &cli.verb {
-        Verb::Secret { action: cli::Secret::Put { name, keep_newline, .. } } => {
+        Verb::Secret { action: cli::Secret::Put { name: Some(name), keep_newline, .. } } => {
             secret::read_value(name, *keep_newline, cli.global.no_input).map(Some)
         }
         Verb::Unseal(options) => unseal::read_key(options, cli.global.no_input).map(Some),
@@ -52,6 +53,7 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
     let limit = cli.global.timeout;
     match cli.verb {
         Verb::Init { repository, endpoint, file, key } => init::run(ui, &repository, &endpoint, &file, &key),
+        Verb::Import(options) => import::run(ui, &options, limit).await,
         Verb::Check { file, schema } => check::run(ui, &file, schema),
         Verb::Measure(options) => within(limit, measure::run(ui, &options)).await,
         Verb::Appraise(options) => {

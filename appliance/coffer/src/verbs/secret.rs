@@ -1,36 +1,53 @@
 //! `coffer secret put|list|rm`: on a verified connection, sealed to the vault's attested key.
 
+use std::collections::BTreeMap;
 use std::fmt::Write as _;
+use std::path::Path;
 
 use cofferdam_attest::operator;
 use cofferdam_protocol::operator::{MAX_SECRET, SECRETS, secret_path};
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, SecretsReply};
-use cofferdam_protocol::{SecretRef, json as strict};
+use cofferdam_protocol::{SECRET_SCHEME, SecretRef, json as strict};
 use hyper::StatusCode;
 use serde_json::json;
 use zeroize::Zeroizing;
 
-use crate::channel::refusal;
+use crate::channel::{Channel, refusal};
 use crate::cli::Secret;
 use crate::failure::{Failure, Outcome, chain};
+use crate::files;
 use crate::hidden;
+use crate::import::env_file;
 use crate::operator_key::OperatorKey;
 use crate::ui::Ui;
 
+/// A file of secrets.
+const MAX_FILE: usize = 4 << 20;
+
 pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>>>) -> Outcome {
     match action {
-        Secret::Put { appliance, name, key, .. } => {
+        Secret::Put { appliance, name: Some(name), key, .. } => {
             let key = OperatorKey::load(&key)?;
             let value = value.ok_or_else(|| Failure::usage("no value"))?;
             let mut channel = super::open(ui, &appliance, None).await?;
-            let sealed = operator::seal_secret(channel.claims.vault_key.as_bytes(), &name, &value)
-                .map_err(|error| Failure::failed(format!("cannot seal the secret: {}", chain(&error))))?;
-            let body = strict::to_vec(&sealed).map_err(|error| Failure::failed(chain(&error)))?;
-            let reply = channel.request(&key, "PUT", &secret_path(&name), body).await?;
-            if !reply.status.is_success() {
-                return Err(refusal(&reply, "the secret was not stored"));
-            }
+            put(&mut channel, &key, &name, &value).await?;
             ui.result(&format!("stored {name}\n"), json!({ "stored": name }));
+            Ok(())
+        }
+        Secret::Put { appliance, name: None, env_file, key, .. } => {
+            let key = OperatorKey::load(&key)?;
+            let path = env_file.ok_or_else(|| Failure::usage("no secret is named"))?;
+            let values = values_of(&path)?;
+            let mut channel = super::open(ui, &appliance, None).await?;
+            for (stored, (name, value)) in values.iter().enumerate() {
+                put(&mut channel, &key, name, value.as_bytes()).await.map_err(|failure| Failure {
+                    message: format!("{name}: {} ({stored} of {} are stored)", failure.message, values.len()),
+                    ..failure
+                })?;
+                ui.note(&format!("stored {name}"));
+            }
+            let names: Vec<_> = values.iter().map(|(name, _)| name).collect();
+            ui.result(&format!("stored {} secrets\n", names.len()), json!({ "stored": names }));
             Ok(())
         }
         Secret::List { appliance, key } => {
@@ -62,6 +79,43 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
             Ok(())
         }
     }
+}
+
+/// Seals one value to the vault and stores it.
+async fn put(channel: &mut Channel, key: &OperatorKey, name: &SecretRef, value: &[u8]) -> Outcome {
+    let sealed = operator::seal_secret(channel.claims.vault_key.as_bytes(), name, value)
+        .map_err(|error| Failure::failed(format!("cannot seal the secret: {}", chain(&error))))?;
+    let body = strict::to_vec(&sealed).map_err(|error| Failure::failed(chain(&error)))?;
+    let reply = channel.request(key, "PUT", &secret_path(name), body).await?;
+    if reply.status.is_success() { Ok(()) } else { Err(refusal(&reply, "the secret was not stored")) }
+}
+
+/// The secrets of a file, all of which can be stored as far as that can be known here.
+fn values_of(path: &Path) -> Outcome<Vec<(SecretRef, Zeroizing<String>)>> {
+    let bytes = files::read_secret(path, MAX_FILE)?;
+    let at = |why: String| Failure::usage(format!("{}: {why}", path.display()));
+    let text = std::str::from_utf8(&bytes).map_err(|_| at("it is not UTF-8".to_owned()))?;
+    let read = env_file(text, &BTreeMap::new(), |key| reference(key).is_some()).map_err(|why| {
+        at(why).hint("each line is NAMESPACE/NAME/FIELD=value; `coffer import --secrets` writes such a file")
+    })?;
+    if read.is_empty() {
+        return Err(at("it has no secrets".to_owned()));
+    }
+    let known = |(key, value): (String, String)| {
+        let value = Zeroizing::new(value);
+        let name = reference(&key).ok_or_else(|| at(format!("`{key}` is no secret's name")))?;
+        match value.len() {
+            0 => Err(at(format!("{name} has no value"))),
+            1..=MAX_SECRET => Ok((name, value)),
+            _ => Err(at(format!("{name} has more than {MAX_SECRET} bytes"))),
+        }
+    };
+    read.into_iter().map(known).collect()
+}
+
+/// A secret's name, with `secret://` or without.
+fn reference(text: &str) -> Option<SecretRef> {
+    text.parse().or_else(|_| format!("{SECRET_SCHEME}{text}").parse()).ok()
 }
 
 /// The value from standard input, or asked for on a terminal without showing it.

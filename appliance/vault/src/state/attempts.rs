@@ -1,4 +1,5 @@
-//! How many wrong attempts there were, so that the wait after one does not end with a power cut.
+//! One attempt to open a state: which slot, with which key; and how many wrong ones there were, so that the wait after one does not end
+//! with a power cut.
 //!
 //! ```text
 //! offset  length
@@ -18,9 +19,18 @@
 
 use std::time::Duration;
 
+use cofferdam_attest::shares::{self, Share};
+use cofferdam_protocol::unseal::{MAX_PASSPHRASE, MIN_PASSPHRASE, OpeningKey, SecretBytes};
 use sha2::{Digest as _, Sha256};
+use tokio::time::Instant;
+use zeroize::Zeroizing;
 
-use super::slot::take;
+use super::key::{self, Secret};
+use super::sealed::milliseconds;
+use super::sheet::Sheet;
+use super::slot::{Set, Slot, Way, take};
+use super::survey::COUNTS;
+use super::{Sealed, StateError};
 
 /// Length of a block in bytes.
 pub(super) const BLOCK: usize = 4096;
@@ -99,6 +109,104 @@ fn parse(block: &[u8]) -> Option<(u64, u32)> {
 
 fn digest(bytes: &[u8]) -> [u8; 32] {
     Sha256::new().chain_update(DOMAIN).chain_update([0]).chain_update(bytes).finalize().into()
+}
+
+/// A slot, the key to try it with, and what it means when it does not open.
+pub(super) type Try = (Slot, Secret, fn() -> StateError);
+
+impl Sealed {
+    pub(super) fn wait_is_over(&self) -> Result<(), StateError> {
+        match self.lock().until.saturating_duration_since(Instant::now()) {
+            Duration::ZERO => Ok(()),
+            left => Err(StateError::Wait { ms: milliseconds(left) }),
+        }
+    }
+
+    /// The slot that is tried, with its key and the error if it does not open; `None` while there are too few shares. Counts the attempt.
+    pub(super) fn slot_key(&self, sheet: &Sheet, key: &OpeningKey) -> Result<Option<Try>, StateError> {
+        let find = |kind: fn(&Way) -> bool| {
+            sheet.slots.iter().find(|slot| kind(&slot.way)).cloned().ok_or(StateError::NoSuchWay)
+        };
+        let tried = match key {
+            OpeningKey::Passphrase { passphrase } => {
+                let slot = find(|way| matches!(way, Way::Passphrase(_)))?;
+                let Way::Passphrase(cost) = slot.way else { return Err(StateError::NoSuchWay) };
+                let passphrase = check_passphrase(passphrase)?;
+                self.count()?;
+                let key = key::passphrase_key(passphrase, &slot.salt, cost)?;
+                (slot, key, (|| StateError::WrongPassphrase) as fn() -> _)
+            }
+            OpeningKey::Recovery { recovery } => {
+                let slot = find(|way| matches!(way, Way::Recovery))?;
+                let recovery = key_bytes(recovery)?;
+                self.count()?;
+                let key = key::recovery_key(recovery, &slot.salt)?;
+                (slot, key, (|| StateError::WrongRecovery) as fn() -> _)
+            }
+            OpeningKey::Share { set, index, share } => {
+                let slot = find(|way| matches!(way, Way::Shares(_)))?;
+                let Way::Shares(division) = slot.way else { return Err(StateError::NoSuchWay) };
+                let Some(given) = self.give(division, set.as_bytes(), *index, share)? else {
+                    return Ok(None);
+                };
+                self.count()?;
+                let whole = shares::combine(&given).map_err(|_| StateError::WrongShares)?;
+                let key = key::shares_key(&whole, &slot.salt)?;
+                (slot, key, (|| StateError::WrongShares) as fn() -> _)
+            }
+        };
+        Ok(Some(tried))
+    }
+
+    /// Takes a share; returns all of them, which are forgotten here, when they are enough.
+    fn give(
+        &self,
+        division: Set,
+        set: &[u8; 8],
+        index: u8,
+        share: &SecretBytes,
+    ) -> Result<Option<Vec<Share>>, StateError> {
+        if *set != division.id {
+            return Err(StateError::OtherSet);
+        }
+        if index == 0 || index > division.shares {
+            return Err(StateError::NoSuchShare { index, shares: division.shares });
+        }
+        let bytes = Zeroizing::new(*key_bytes(share)?);
+        let given = &mut self.lock().given;
+        if given.iter().any(|share| share.index == index) {
+            return Err(StateError::ShareTwice(index));
+        }
+        given.push(Share { index, bytes });
+        let enough = given.len() >= usize::from(division.threshold);
+        Ok(enough.then(|| std::mem::take(given)))
+    }
+
+    /// Counts an attempt as a wrong one before it is made.
+    fn count(&self) -> Result<(), StateError> {
+        let wrong = self.lock().attempts.wrong.saturating_add(1);
+        self.set_count(wrong)
+    }
+
+    pub(super) fn set_count(&self, wrong: u32) -> Result<(), StateError> {
+        let attempts = self.lock().attempts;
+        let (block, after) = attempts.write(wrong);
+        self.put(COUNTS, attempts.next, &block)?;
+        self.lock().attempts = after;
+        Ok(())
+    }
+}
+
+pub(super) fn check_passphrase(passphrase: &SecretBytes) -> Result<&[u8], StateError> {
+    let bytes = passphrase.0.as_slice();
+    if !(MIN_PASSPHRASE..=MAX_PASSPHRASE).contains(&bytes.len()) || str::from_utf8(bytes).is_err() {
+        return Err(StateError::Passphrase { least: MIN_PASSPHRASE, most: MAX_PASSPHRASE });
+    }
+    Ok(bytes)
+}
+
+pub(super) fn key_bytes(bytes: &SecretBytes) -> Result<&[u8; 32], StateError> {
+    bytes.0.as_slice().try_into().map_err(|_| StateError::KeyLength)
 }
 
 #[cfg(test)]

@@ -19,8 +19,9 @@ use cofferdam_protocol::unseal::{PeerStatus, SealDisk, Witness};
 use ed25519_dalek::VerifyingKey;
 
 use super::key::{self, Secret};
-use super::sealed::{OnDisk, Sheets};
+use super::open::Sheets;
 use super::slot::Way;
+use super::survey::OnDisk;
 use super::{Opened, Sealed, StateError};
 use crate::KeyError;
 use crate::store::Root;

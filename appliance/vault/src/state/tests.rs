@@ -2,9 +2,9 @@
 
 use super::key::{self, Cost, Secret, StateKey, secret};
 use super::lineage::Current;
-use super::sealed::{OnDisk, decide};
 use super::sheet::{self, Found, Header, SHEET, Sheet};
 use super::slot::{Image, Set, Slot, Way};
+use super::survey::{OnDisk, decide};
 use super::*;
 use crate::Operators;
 

@@ -1,0 +1,173 @@
+//! `coffer import`: a declaration from a compose file, and a list of all that became of it.
+
+use std::collections::BTreeMap;
+use std::fmt::Write as _;
+use std::io::Write as _;
+use std::path::{Path, PathBuf};
+use std::time::Duration;
+
+use serde_json::json;
+use zeroize::Zeroizing;
+
+use crate::cli;
+use crate::failure::{Code, Failure, Outcome};
+use crate::files;
+use crate::import::{
+    Compose, Image, Imported, MAX_COMPOSE, Remark, Secret, env_file, is_name, judge, resolve,
+};
+use crate::operator_key::OperatorKey;
+use crate::ui::{Ui, printable};
+use crate::verbs::init::head;
+use crate::within;
+
+/// Where Compose looks.
+const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
+/// A file of variables.
+const MAX_VARIABLES: usize = 256 << 10;
+const MAX_CA: usize = 1 << 20;
+
+pub(crate) async fn run(ui: &Ui, options: &cli::Import, limit: Duration) -> Outcome {
+    if options.file.exists() {
+        return Err(Failure::usage(format!("{} already exists", options.file.display()))
+            .hint("name another one with `--file`, or remove it"));
+    }
+    let path = compose_file(options)?;
+    let bytes = files::read_or_stdin(&path, MAX_COMPOSE)?;
+    let at = |why: String| Failure::usage(format!("{}: {}", path.display(), printable(&why)));
+    let source = std::str::from_utf8(&bytes).map_err(|_| at("it is not UTF-8".to_owned()))?;
+    let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty() && path != Path::new("-"));
+    let folder = folder.unwrap_or(Path::new("."));
+    let compose = Compose::read(source, folder, variables(options, folder)?).map_err(at)?;
+    let resolved = digests(ui, options, &compose, limit).await?;
+    let mut imported = compose.convert(&resolved);
+    let (key, key_path, new) = OperatorKey::load_or_create(&options.key)?;
+    let text = head(&options.repository, &options.endpoint, &key.public_line) + &imported.body;
+    judge(&text, &mut imported);
+    if let Some(secrets) = &options.secrets {
+        files::write_new(secrets, secrets_file(&imported.secrets).as_bytes())?;
+    }
+    let failed =
+        |error: std::io::Error| Failure::failed(format!("cannot write {}: {error}", options.file.display()));
+    let mut out =
+        std::fs::OpenOptions::new().write(true).create_new(true).open(&options.file).map_err(failed)?;
+    out.write_all(text.as_bytes()).map_err(failed)?;
+    if new {
+        ui.note(&format!("made the operator's key {} ({})", key_path.display(), key.fingerprint()));
+    }
+    report(ui, options, &imported);
+    match imported.decide.len() {
+        0 => Ok(()),
+        // The one object that `--json` prints says it already.
+        count => Err(Failure::new(Code::Usage, "there is something to decide")
+            .rendered(format!("error: {count} left for you to decide"))
+            .hint(format!("edit {}, then `coffer check {0}`", options.file.display()))),
+    }
+}
+
+fn compose_file(options: &cli::Import) -> Outcome<PathBuf> {
+    let usual = || NAMES.iter().map(PathBuf::from).find(|path| path.exists());
+    options.compose.clone().or_else(usual).ok_or_else(|| {
+        Failure::usage("there is no compose file in this directory")
+            .hint(format!("it may be one of {}", NAMES.join(", ")))
+    })
+}
+
+/// What fills `${…}`: files that are named, or `.env`. Never the environment of whoever imports: nobody could tell later what it was.
+fn variables(options: &cli::Import, folder: &Path) -> Outcome<BTreeMap<String, String>> {
+    let usual = folder.join(".env");
+    let files = match options.env_file.as_slice() {
+        [] if usual.exists() => std::slice::from_ref(&usual),
+        named => named,
+    };
+    let mut variables = BTreeMap::new();
+    for path in files {
+        let text = files::read_text(path, MAX_VARIABLES)?;
+        let read = env_file(&text, &variables, is_name)
+            .map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
+        variables.extend(read);
+    }
+    Ok(variables)
+}
+
+async fn digests(
+    ui: &Ui,
+    options: &cli::Import,
+    compose: &Compose,
+    limit: Duration,
+) -> Outcome<BTreeMap<Image, Result<String, String>>> {
+    let mut resolved = BTreeMap::new();
+    if options.offline {
+        return Ok(resolved);
+    }
+    let ca = options.registry_ca.as_deref().map(|path| files::read_text(path, MAX_CA)).transpose()?;
+    for image in compose.images() {
+        ui.note(&format!("asking for {}", printable(&image.to_string())));
+        let found = within(limit, async { Ok(resolve(&image, ca.as_deref()).await) }).await;
+        let found = found.unwrap_or_else(|failure| Err(failure.message));
+        resolved.insert(image, found);
+    }
+    Ok(resolved)
+}
+
+/// A line for each secret; one whose value is not known is a comment.
+fn secrets_file(secrets: &[Secret]) -> Zeroizing<String> {
+    let mut out = Zeroizing::new(String::new());
+    for secret in secrets {
+        let name = secret.reference.path();
+        match &secret.value {
+            Some(value) if !value.contains('\'') => {
+                let _ = writeln!(out, "{name}='{}'", value.as_str());
+            }
+            Some(value) => {
+                let quoted = value.replace('\\', "\\\\").replace('"', "\\\"").replace('$', "\\$");
+                let _ = writeln!(out, "{name}=\"{quoted}\"");
+            }
+            None => {
+                let _ = writeln!(out, "# {name}=");
+            }
+        }
+    }
+    out
+}
+
+fn report(ui: &Ui, options: &cli::Import, imported: &Imported) {
+    let secrets: Vec<_> = imported.secrets.iter().map(|secret| &secret.reference).collect();
+    let mut text = format!("wrote {}: {}\n", options.file.display(), imported.services.join(", "));
+    for (title, remarks) in [
+        ("changed", &imported.changed),
+        ("left out", &imported.dropped),
+        ("for you to decide", &imported.decide),
+    ] {
+        if !remarks.is_empty() {
+            let _ = writeln!(text, "\n{title}");
+        }
+        for Remark { line, what } in remarks {
+            let place = if *line == 0 { String::new() } else { format!("line {line}: ") };
+            let _ = writeln!(text, "  {place}{}", printable(what));
+        }
+    }
+    if !secrets.is_empty() {
+        let _ = writeln!(text, "\nsecrets to put");
+        secrets.iter().for_each(|reference| {
+            let _ = writeln!(text, "  {}", reference.path());
+        });
+        let repository = &options.repository;
+        let _ = match &options.secrets {
+            Some(path) => {
+                writeln!(text, "  with `coffer secret put {repository} --env-file {}`", path.display())
+            }
+            None => writeln!(
+                text,
+                "  `--secrets FILE` writes their values for `coffer secret put --env-file FILE`"
+            ),
+        };
+    }
+    let _ = writeln!(text, "\nservices reach nothing outside without `egress: [\"api.example.org:443\"]`");
+    ui.result(
+        &text,
+        json!({
+            "declaration": options.file, "services": imported.services, "changed": imported.changed,
+            "dropped": imported.dropped, "decide": imported.decide, "secrets": secrets,
+        }),
+    );
+}
