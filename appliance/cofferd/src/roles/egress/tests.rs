@@ -185,6 +185,14 @@ impl Service {
         self.run(move || TcpStream::connect_timeout(&address, Duration::from_secs(5))).await
     }
 
+    /// Connects where the role ends it at once, which this side hears while it connects or when it reads.
+    async fn is_reset(&self, address: Ipv4Addr, port: u16) {
+        let heard = self.run(move || {
+            TcpStream::connect_timeout(&(address, port).into(), Duration::from_secs(5))?.read(&mut [0])
+        });
+        assert_eq!(kind(heard.await), io::ErrorKind::ConnectionReset, "{address}:{port}");
+    }
+
     /// Says TLS for `server` to an address, and gives what it hears.
     async fn tls(&self, address: Ipv4Addr, port: u16, server: &str, ca: &str) -> io::Result<String> {
         let (server, ca) = (server.to_owned(), ca.to_owned());
@@ -333,15 +341,12 @@ async fn what_is_not_declared_is_refused_at_once_and_counted() {
         assert_eq!(kind(web.connect(address, 80).await), io::ErrorKind::ConnectionRefused, "{address}");
         let denied = room.denied("web", &format!("{address}:80"), DeniedWhy::Address).await;
         assert_eq!(denied.allow, None);
-        let mut stream = web.connect(address, port).await.unwrap();
-        let heard = web.run(move || stream.read(&mut [0])).await;
-        assert_eq!(kind(heard), io::ErrorKind::ConnectionReset, "{address}");
+        web.is_reset(address, port).await;
         room.denied("web", &format!("{address}:{port}"), DeniedWhy::Address).await;
     }
     // A name at the port of another.
     let wild = web.address("a.wild.example.org");
-    let mut stream = web.connect(wild, port).await.unwrap();
-    assert_eq!(kind(web.run(move || stream.read(&mut [0])).await), io::ErrorKind::ConnectionReset);
+    web.is_reset(wild, port).await;
     room.denied("web", &format!("a.wild.example.org:{port}"), DeniedWhy::Port).await;
     // QUIC, and a resolver of its own choice.
     for (address, port, target) in
@@ -472,13 +477,11 @@ async fn any_bytes_pass_where_it_says_so_with_ends_and_back_pressure() {
     assert!(passed.await > 0);
     drop(silent);
     // The name is there, and nobody at it.
-    let mut stream = web.connect(db, unread).await.unwrap();
-    assert_eq!(kind(web.run(move || stream.read(&mut [0])).await), io::ErrorKind::ConnectionReset);
+    web.is_reset(db, unread).await;
     room.denied("web", &format!("db.example.net:{unread}"), DeniedWhy::Unreachable).await;
     room.zone.0.lock().unwrap().names.clear();
     tokio::time::sleep(Duration::from_millis(1100)).await;
-    let mut stream = web.connect(db, port).await.unwrap();
-    assert_eq!(kind(web.run(move || stream.read(&mut [0])).await), io::ErrorKind::ConnectionReset);
+    web.is_reset(db, port).await;
     room.denied("web", &format!("db.example.net:{port}"), DeniedWhy::Unresolved).await;
 }
 
@@ -491,8 +494,7 @@ async fn a_greedy_service_keeps_no_other_from_its_connections() {
     room.zone.set("db.example.net", &[LOCALHOST]);
     // An address means something in its own gate alone.
     let address = other.address("db.example.net");
-    let mut stream = web.connect(address, port).await.unwrap();
-    assert_eq!(kind(web.run(move || stream.read(&mut [0])).await), io::ErrorKind::ConnectionReset);
+    web.is_reset(address, port).await;
     let exchange = |mut stream: TcpStream| {
         move || {
             stream.set_read_timeout(Some(Duration::from_secs(10))).unwrap();
