@@ -215,7 +215,7 @@ class Volumes(unittest.TestCase):
         other = {
             "a wrong key": f"0,{LEAST},9",
             "a smaller disk than the volume": f"0,{2 * LEAST + 1},3",
-            "another size": f"0,{LEAST + 1},3",
+            "a volume that should be larger": f"0,{LEAST + 1},3",
         }
         # Their volumes open, and the file system's own blocks are written; the read is an error.
         read = {
