@@ -952,7 +952,9 @@ class Appliance(unittest.TestCase):
     def test_39_health_is_probed_and_waited_for_and_shown_without_secrets(self):
         def services():
             found = {service["name"]: service for service in self.status()["services"]}
-            states = {name: (service.get("health") or {}).get("state") for name, service in found.items()}
+            states = {
+                name: (service.get("health") or {}).get("state") for name, service in found.items()
+            }
             expected = {"web": "healthy", "neighbour": "healthy", "apart": "unhealthy"}
             return found if states == expected else None
 
