@@ -321,6 +321,10 @@ impl Converter<'_> {
         };
         let filled = match fill(raw, &self.compose.variables) {
             Ok(filled) => filled,
+            // It has to be set: in the vault.
+            Err(_) if secretive(key) && raw.starts_with("${") => {
+                return Some(self.secret(service, key, (service, key), raw, None, line));
+            }
             Err(why) => {
                 self.decide(line, format!("services.{service}.environment.{key}: {why}"));
                 return None;

@@ -144,16 +144,16 @@ fn one_value_is_one_secret_and_two_values_are_never_one() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("pw.txt"), "from a file").unwrap();
     let source = "services:\n  a:\n    image: x\n    environment: {API_TOKEN: one, OTHER_TOKEN: one, TOKEN_TTL: \"60\", SECRET_FILE: /run/x}\n    \
-                  secrets: [pw, {source: pw, target: again}]\n  b:\n    image: x\n    environment: [API_TOKEN=two, DB_PASS, MAX_TOKENS=512]\n\
+                  secrets: [pw, {source: pw, target: again}]\n  b:\n    image: x\n    environment: [API_TOKEN=two, DB_PASS, MAX_TOKENS=512, 'ADMIN_TOKEN=${ADMIN_TOKEN:?set it}']\n\
                   secrets: {pw: {file: pw.txt}}\n";
     let (text, imported) = import(source, folder.path(), "");
     assert_eq!(said(&imported.decide), "", "{text}");
     let values = values(&imported);
-    assert_eq!(values.len(), 4, "{values:?}");
+    assert_eq!(values.len(), 5, "{values:?}");
     assert!(values.values().filter(|value| value.as_deref() == Some("one")).count() == 1);
     assert!(values.values().any(|value| value.as_deref() == Some("from a file")));
     // A variable that nobody set is a secret whose value is still to be put.
-    assert!(values.values().any(Option::is_none));
+    assert_eq!(values.values().filter(|value| value.is_none()).count(), 2);
     let declared = Declaration::parse(text.as_bytes()).unwrap();
     assert_eq!(declared.service("a").unwrap().secrets.len(), 2);
     assert!(text.contains("SECRET_FILE: /run/x") && text.contains("MAX_TOKENS"), "{text}");
