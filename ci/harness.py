@@ -33,7 +33,7 @@ GITHUB_TOKEN = "development-token-0123456789"
 HOST_FROM_GUEST = "10.0.2.2"
 # How long firmware and kernel may take before anything of the image speaks: 10 s, three times that
 # under load.
-FIRMWARE_SECONDS = 120
+BEFORE_PID_1_SECONDS = 120
 # A declaration's state that operators open.
 OPERATOR = "{provider: operator}"
 # On the console of an appliance whose state is not open.
@@ -492,18 +492,19 @@ class World:
             *more,
         ]
         machine = self.start(name, command)
-        if self.stands_in_firmware(name, machine):
-            # Seen about once in a hundred boots, with other work on both processors.
-            print(f"{name}: the firmware stood still, begun anew", file=sys.stderr, flush=True)
+        if self.stands_still(name, machine):
+            # Seen with other work on both processors, in the firmware or in the kernel, whose own
+            # messages are not on this console.
+            print(f"{name}: stood still before PID 1, begun anew", file=sys.stderr, flush=True)
             self.cut_power(name, machine)
             shutil.rmtree(self.path(name))
             os.remove(self.path(name + ".log"))
             machine = self.start(name, command)
         return machine
 
-    def stands_in_firmware(self, name, machine):
+    def stands_still(self, name, machine):
         """Whether the firmware has named the image and nothing of the image has run since."""
-        deadline = time.monotonic() + FIRMWARE_SECONDS
+        deadline = time.monotonic() + BEFORE_PID_1_SECONDS
         while machine.poll() is None and time.monotonic() < deadline:
             before, started, after = self.console(name).partition("BdsDxe: starting ")
             said = after.partition("\n")[2] if started else before
