@@ -398,7 +398,7 @@ class MachineOutOfMemory(Booted):
     environment: {{GREETING_SECRET: secret://demo/root/value}}
     ports: ["443:8080"]
     restart: always
-    mem_limit: 1100m
+    mem_limit: 1070m
   neighbour:
     image: {image}
     environment: {{GREETING_SECRET: secret://demo/neighbour/value}}
