@@ -22,6 +22,8 @@ E2FSCK = "/usr/sbin/e2fsck"
 SECONDS = 120
 # What the kernel says before it starts the first program.
 FIRST_PROGRAM = "as init process"
+# How long it may take to that; 5 s with nothing beside it.
+BEFORE_FIRST_PROGRAM = 60
 
 
 class Guest:
@@ -94,9 +96,18 @@ def _console(folder, memory, line, more, until, seconds, host):
         text=True,
         errors="replace",
     )
-    watchdog = threading.Timer(seconds, qemu.kill)
-    watchdog.start()
     lines = []
+
+    def stands_still():
+        if not any(FIRST_PROGRAM in said for said in lines):
+            qemu.kill()
+
+    timers = [
+        threading.Timer(seconds, qemu.kill),
+        threading.Timer(BEFORE_FIRST_PROGRAM, stands_still),
+    ]
+    for timer in timers:
+        timer.start()
     try:
         for said in qemu.stdout:
             lines.append(said)
@@ -107,7 +118,8 @@ def _console(folder, memory, line, more, until, seconds, host):
                 break
         return "".join(lines)
     finally:
-        watchdog.cancel()
+        for timer in timers:
+            timer.cancel()
         qemu.kill()
         qemu.wait()
         qemu.stdout.close()
