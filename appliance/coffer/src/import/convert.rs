@@ -13,6 +13,8 @@ use super::{Compose, Imported, Remark, inside, text_inside};
 
 /// A file of variables, or of a secret.
 const MAX_FILE: u64 = 256 << 10;
+/// Of all texts together, their variables filled in: a declaration has 1 MiB.
+const MAX_FILLED: usize = 8 << 20;
 /// What a volume gets: Compose's have no size.
 const VOLUME_SIZE: &str = "1gb";
 
@@ -24,6 +26,8 @@ struct Converter<'a> {
     /// Services that are left out, since they wait for a profile.
     left_out: BTreeSet<String>,
     volumes: BTreeSet<String>,
+    /// Bytes of all texts that were filled.
+    filled: usize,
     secrets: Secrets,
     changed: Vec<Remark>,
     dropped: Vec<Remark>,
@@ -61,6 +65,7 @@ pub(super) fn compose(compose: &Compose, resolved: &Resolved) -> Imported {
         resolved,
         left_out: left_out.keys().cloned().collect(),
         volumes: BTreeSet::new(),
+        filled: 0,
         secrets: Secrets::default(),
         changed: Vec::new(),
         dropped: Vec::new(),
@@ -99,9 +104,18 @@ impl Converter<'_> {
         self.decide.push(Remark { line, what: what.into() });
     }
 
+    fn within_bounds(&mut self, text: &str) -> Result<Filled, String> {
+        if self.filled > MAX_FILLED {
+            return Err("the texts before have more than 8 MiB, their variables filled in".to_owned());
+        }
+        let filled = fill(text, &self.compose.variables)?;
+        self.filled = self.filled.saturating_add(filled.text.len());
+        Ok(filled)
+    }
+
     /// A text with its variables filled. What is not set is empty, as in Compose, and said.
     fn fill(&mut self, text: &str, line: usize) -> Filled {
-        match fill(text, &self.compose.variables) {
+        match self.within_bounds(text) {
             Ok(filled) => {
                 for unset in &filled.unset {
                     self.decide(
@@ -319,7 +333,7 @@ impl Converter<'_> {
             }
             return self.variable(service, key, Some(&own), line);
         };
-        let filled = match fill(raw, &self.compose.variables) {
+        let filled = match self.within_bounds(raw) {
             Ok(filled) => filled,
             // It has to be set: in the vault.
             Err(_) if secretive(key) && raw.starts_with("${") => {

@@ -107,13 +107,14 @@ fn inside(folder: &Path, path: &str) -> Result<PathBuf, String> {
 }
 
 /// The text of such a file.
-fn text_inside(folder: &Path, path: &str, limit: u64) -> Result<String, String> {
+pub(crate) fn text_inside(folder: &Path, path: &str, limit: u64) -> Result<String, String> {
     let full = inside(folder, path)?;
     let failed = |error: std::io::Error| format!("`{path}` cannot be read: {error}");
-    let file = File::open(&full).map_err(failed)?;
-    if !file.metadata().map_err(failed)?.is_file() {
+    // Before it is opened, since opening a pipe waits for its other end.
+    if !full.metadata().map_err(failed)?.is_file() {
         return Err(format!("`{path}` is no file"));
     }
+    let file = File::open(&full).map_err(failed)?;
     let mut bytes = Vec::new();
     cofferdam_protocol::read::bounded_into(file, limit, &mut bytes).map_err(failed)?;
     String::from_utf8(bytes).map_err(|_| format!("`{path}` is not UTF-8"))

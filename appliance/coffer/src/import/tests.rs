@@ -192,3 +192,25 @@ fn no_compose_file_is_a_sentence() {
         assert!(!imported.decide.is_empty(), "{source}");
     }
 }
+
+#[test]
+fn variables_that_grow_are_cut_off_and_said() {
+    let folder = tempfile::tempdir().unwrap();
+    let many = "      - A$A\n".repeat(2000);
+    let source = format!("services:\n  web:\n    image: a\n    command:\n{many}");
+    let (text, imported) = import(&source, folder.path(), &format!("A={}", "x".repeat(60_000)));
+    assert!(text.len() < 10 << 20, "{}", text.len());
+    assert!(said(&imported.decide).contains("more than 8 MiB"));
+}
+
+#[test]
+fn many_keys_are_merged_in_reasonable_time_and_a_pipe_is_not_waited_for() {
+    let keys: String = (0..15_000).map(|key| format!("k{key}: , ")).collect();
+    let source = format!("x: &a {{{keys}}}\nservices: {{web: {{<<: *a, image: a}}}}\n");
+    assert!(yaml::read(&source).is_ok());
+    let folder = tempfile::tempdir().unwrap();
+    nix::unistd::mkfifo(&folder.path().join("pipe"), nix::sys::stat::Mode::S_IRWXU).unwrap();
+    let source = "services: {web: {image: a, env_file: pipe}}";
+    let (_, imported) = import(source, folder.path(), "");
+    assert!(said(&imported.decide).contains("`pipe` is no file"));
+}

@@ -4,6 +4,10 @@ use std::collections::BTreeMap;
 
 /// Depth of defaults within defaults.
 const MAX_NESTING: usize = 16;
+/// Of one filled text; a declaration takes no longer one. A variable that is made of others could double with each line.
+const MAX_FILLED: usize = 64 << 10;
+/// Of all values of one file.
+const MAX_VALUES: usize = 1 << 20;
 
 /// Reads a `.env` file: `KEY=value` lines with keys as `is_key` has them, `export` before it, comments, single quotes for a text as it is, double quotes with `\n`,
 /// `\"` and `$` in them. Values may use the variables before them.
@@ -19,7 +23,7 @@ pub(crate) fn env_file(
     let mut found: Vec<(String, String)> = Vec::new();
     let mut scope = known.clone();
     let mut rest = source.trim_start_matches('\u{feff}');
-    let mut number = 0;
+    let (mut number, mut total) = (0, 0_usize);
     while !rest.is_empty() {
         number += 1;
         let (line, after) = rest.split_once('\n').unwrap_or((rest, ""));
@@ -60,6 +64,10 @@ pub(crate) fn env_file(
                 fill(value, &scope)?.text
             }
         };
+        total = total.saturating_add(value.len());
+        if total > MAX_VALUES {
+            return Err(wrong("the values so far have more than 1 MiB"));
+        }
         scope.insert(name.to_owned(), value.clone());
         found.push((name.to_owned(), value));
     }
@@ -128,6 +136,9 @@ fn fill_into(
     }
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {
+        if filled.text.len() > MAX_FILLED {
+            return Err("it would have more than 64 KiB, its variables filled in".to_owned());
+        }
         filled.text.push_str(before);
         if let Some(after) = after.strip_prefix('$') {
             filled.text.push('$');
@@ -255,6 +266,8 @@ mod tests {
         {
             assert!(fill(text, &known()).unwrap_err().contains(why), "{text}");
         }
+        let long = BTreeMap::from([("A".to_owned(), "x".repeat(MAX_FILLED))]);
+        assert!(fill(&"$A".repeat(100_000), &long).unwrap_err().contains("64 KiB"));
         let deep = "${X:-".repeat(40) + &"}".repeat(40);
         assert!(fill(&deep, &known()).is_err());
     }
@@ -273,6 +286,13 @@ mod tests {
             ("G", "one"),
         ];
         assert_eq!(found, expected.map(|(name, value)| (name.to_owned(), value.to_owned())));
+        // Each line twice the one before; and many that are each within their bound.
+        let mut doubling = "A0=xxxxxxxx\n".to_owned();
+        doubling.extend((1..40).map(|line| format!("A{line}=$A{0}$A{0}\n", line - 1)));
+        let wide = format!("A={}\n", "x".repeat(60_000)) + &"B=$A\n".repeat(1000);
+        for (source, why) in [(doubling, "64 KiB"), (wide, "1 MiB")] {
+            assert!(env_file(&source, &BTreeMap::new(), is_name).unwrap_err().contains(why));
+        }
         for (source, why) in [
             ("A=1\nB", "line 2"),
             ("A='x", "not closed"),

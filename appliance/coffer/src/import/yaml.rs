@@ -129,6 +129,7 @@ pub(super) fn read(source: &str) -> Result<Node, String> {
             }
             Event::Alias(anchor) => {
                 let known = anchors.get(&anchor).ok_or_else(|| format!("line {line}: an unknown alias"))?;
+                nodes += known.count();
                 (known.clone(), 0)
             }
             Event::SequenceStart(_, anchor, _) => {
@@ -140,7 +141,12 @@ pub(super) fn read(source: &str) -> Result<Node, String> {
                 continue;
             }
             Event::SequenceEnd | Event::MappingEnd => match open.pop() {
-                Some(done) => (merged(done.node), done.anchor),
+                Some(done) => {
+                    let (before, node) = (done.node.entries().len(), merged(done.node));
+                    // What was merged is a copy.
+                    nodes += if node.entries().len() > before { node.count() } else { 0 };
+                    (node, done.anchor)
+                }
                 None => continue,
             },
             _ => continue,
@@ -148,7 +154,8 @@ pub(super) fn read(source: &str) -> Result<Node, String> {
         if open.len() > MAX_DEPTH {
             return Err(format!("line {line}: nested deeper than {MAX_DEPTH} levels"));
         }
-        nodes += node.count();
+        // Its parts are counted already; what an anchor keeps is a copy.
+        nodes += 1 + if anchor == 0 { 0 } else { node.count() };
         if nodes > MAX_NODES {
             return Err(format!("line {line}: more than {MAX_NODES} values, its aliases written out"));
         }

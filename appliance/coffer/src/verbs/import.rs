@@ -13,7 +13,7 @@ use crate::cli;
 use crate::failure::{Code, Failure, Outcome};
 use crate::files;
 use crate::import::{
-    Compose, Image, Imported, MAX_COMPOSE, Remark, Secret, env_file, is_name, judge, resolve,
+    Compose, Image, Imported, MAX_COMPOSE, Remark, Secret, env_file, is_name, judge, resolve, text_inside,
 };
 use crate::operator_key::OperatorKey;
 use crate::ui::{Ui, printable};
@@ -74,17 +74,24 @@ fn compose_file(options: &cli::Import) -> Outcome<PathBuf> {
 
 /// What fills `${…}`: files that are named, or `.env`. Never the environment of whoever imports: nobody could tell later what it was.
 fn variables(options: &cli::Import, folder: &Path) -> Outcome<BTreeMap<String, String>> {
+    let wrong = |path: &Path, why: String| Failure::usage(format!("{}: {}", path.display(), printable(&why)));
     let usual = folder.join(".env");
-    let files = match options.env_file.as_slice() {
-        [] if usual.exists() => std::slice::from_ref(&usual),
-        named => named,
-    };
+    if options.env_file.is_empty() {
+        if usual.symlink_metadata().is_err() {
+            return Ok(BTreeMap::new());
+        }
+        // It comes with the compose file, from whoever wrote that.
+        let read = folder
+            .canonicalize()
+            .map_err(|error| error.to_string())
+            .and_then(|folder| text_inside(&folder, ".env", MAX_VARIABLES as u64))
+            .and_then(|text| env_file(&text, &BTreeMap::new(), is_name));
+        return Ok(read.map_err(|why| wrong(&usual, why))?.into_iter().collect());
+    }
     let mut variables = BTreeMap::new();
-    for path in files {
+    for path in &options.env_file {
         let text = files::read_text(path, MAX_VARIABLES)?;
-        let read = env_file(&text, &variables, is_name)
-            .map_err(|why| Failure::usage(format!("{}: {why}", path.display())))?;
-        variables.extend(read);
+        variables.extend(env_file(&text, &variables, is_name).map_err(|why| wrong(path, why))?);
     }
     Ok(variables)
 }
