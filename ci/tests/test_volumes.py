@@ -286,7 +286,7 @@ class Volumes(unittest.TestCase):
         self.assertIn("does not open", self.refused(console, f"open,a,vda,{A}"))
 
     def test_an_older_block_with_its_tag_is_taken_and_without_it_is_an_error(self):
-        """What README says that remains."""
+        """What docs/state.md says that remains."""
         self.disk("before", LEAST * MIB)
         words = [f"make,a,vda,{A}", "fill,a,8,5", "where,a", "close,a"]
         console = self.boot(words, "before")

@@ -156,9 +156,9 @@ fn everything_that_is_supported_reads_into_its_type() {
 }
 
 #[test]
-fn the_destinations_in_the_readme_are_a_declaration_and_its_bounds_are_said() {
-    let readme = include_str!("../../../README.md");
-    let block = readme.split("```").find(|block| block.contains("    egress:")).unwrap();
+fn the_destinations_in_the_documents_are_a_declaration_and_its_bounds_are_said() {
+    let page = include_str!("../../../docs/network.md");
+    let block = page.split("```").find(|block| block.contains("    egress:")).unwrap();
     let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
     let text = format!("version: 1\nrepository: o/r\nendpoint: 127.0.0.1:1\n{block}");
     let declaration = Declaration::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
@@ -168,15 +168,14 @@ fn the_destinations_in_the_readme_are_a_declaration_and_its_bounds_are_said() {
         [(443, Carries::Tls), (443, Carries::Tls), (5432, Carries::Tcp)]
     );
     assert!(
-        readme
-            .contains(&format!("at most {MAX_EGRESS} entries and {MAX_EGRESS_PORTS} ports for one service"))
+        page.contains(&format!("at most {MAX_EGRESS} entries and {MAX_EGRESS_PORTS} ports for one service"))
     );
 }
 
 #[test]
-fn the_limits_in_the_readme_are_a_declaration_and_its_table_says_the_bounds() {
-    let readme = include_str!("../../../README.md");
-    let block = readme.split("```").find(|block| block.contains("    mem_limit:")).unwrap();
+fn the_limits_in_the_documents_are_a_declaration_and_its_table_says_the_bounds() {
+    let page = include_str!("../../../docs/declaration.md");
+    let block = page.split("```").find(|block| block.contains("    mem_limit:")).unwrap();
     let block = block.strip_prefix("yaml\n").unwrap();
     let text = format!(
         "version: 1\nrepository: o/r\nendpoint: 127.0.0.1:1\nservices:\n  web:\n    image: r.example/a@{DIGEST}\n{block}"
@@ -185,7 +184,7 @@ fn the_limits_in_the_readme_are_a_declaration_and_its_table_says_the_bounds() {
     let web = declaration.service("web").unwrap();
     assert_eq!(web.limits, Limits { memory: Some(512 << 20), cpus: Some(500), pids: Some(200) });
     assert_eq!(web.capabilities.len(), 2);
-    let row = |key: &str| readme.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
+    let row = |key: &str| page.lines().find(|line| line.starts_with(&format!("| `{key}`"))).unwrap();
     let least = LEAST_MEMORY >> 20;
     assert!(row("mem_limit").contains(&format!("at least {least}m;")));
     assert!(row("mem_limit").contains(&format!("at least {least} MiB")));
@@ -244,9 +243,9 @@ fn a_service_is_in_the_networks_that_it_names_or_else_in_the_default_one() {
 }
 
 #[test]
-fn the_readme_says_who_may_call_a_port() {
-    let readme = include_str!("../../../README.md");
-    let block = readme.split("```").find(|block| block.contains("auth: tokens")).unwrap();
+fn the_documents_say_who_may_call_a_port() {
+    let page = include_str!("../../../docs/network.md");
+    let block = page.split("```").find(|block| block.contains("auth: tokens")).unwrap();
     let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
     let head = full().split("tokens:").next().unwrap().to_owned();
     let declaration =
@@ -254,7 +253,7 @@ fn the_readme_says_who_may_call_a_port() {
     let ports = declaration.service("web").unwrap().ports.iter();
     let kinds: Vec<_> = ports.map(|port| (port.published, port.auth)).collect();
     assert_eq!(kinds, [(443, Auth::Operators), (8443, Auth::Tokens), (8444, Auth::None)]);
-    assert!(readme.contains(AccessToken::PREFIX));
+    assert!(page.contains(AccessToken::PREFIX));
 }
 
 #[test]
@@ -277,9 +276,9 @@ fn a_volume_has_a_size_of_whole_mebibytes_and_a_service_sees_it_without_executin
 }
 
 #[test]
-fn the_volumes_in_the_readme_are_a_declaration_and_its_text_says_the_bounds() {
-    let readme = include_str!("../../../README.md");
-    let block = readme.split("```").find(|block| block.contains("pgdata: {size")).unwrap();
+fn the_volumes_in_the_documents_are_a_declaration_and_its_text_says_the_bounds() {
+    let page = include_str!("../../../docs/state.md");
+    let block = page.split("```").find(|block| block.contains("pgdata: {size")).unwrap();
     let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
     let head = full().split("tokens:").next().unwrap().to_owned();
     let declaration =
@@ -290,7 +289,7 @@ fn the_volumes_in_the_readme_are_a_declaration_and_its_text_says_the_bounds() {
     assert!(
         block.contains(&format!("# {least}m to {most}t; without a size {} GiB", DEFAULT_VOLUME_SIZE >> 30))
     );
-    assert!(readme.contains(&format!("There are at most {MAX_VOLUMES}.")));
+    assert!(page.contains(&format!("There are at most {MAX_VOLUMES}.")));
 }
 
 #[test]
@@ -368,10 +367,10 @@ fn the_schema_for_editors_is_the_one_that_lies_at_its_address() {
 }
 
 #[test]
-fn the_health_in_the_readme_is_a_declaration_and_means_what_it_says() {
+fn the_health_in_the_documents_is_a_declaration_and_means_what_it_says() {
     use std::time::Duration;
-    let readme = include_str!("../../../README.md");
-    let block = readme.split("```").find(|block| block.contains("on_unhealthy: restart")).unwrap();
+    let page = include_str!("../../../docs/declaration.md");
+    let block = page.split("```").find(|block| block.contains("on_unhealthy: restart")).unwrap();
     let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
     let head = full().split("tokens:").next().unwrap().to_owned();
     let checked = Declaration::check((head + &block).as_bytes());

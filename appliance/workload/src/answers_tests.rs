@@ -562,11 +562,11 @@ async fn a_port_that_redacts_and_one_that_does_not_stay_apart() {
 }
 
 #[tokio::test]
-async fn the_readme_has_the_bounds_of_the_code() {
+async fn the_documents_have_the_bounds_of_the_code() {
     let of = |count: usize| format!("HTTP/1.1 200 OK\r\n{}\r\nok", "X: 1\r\n".repeat(count));
     assert_eq!(body(&answer_of(&[of(100)]).await), "ok");
     assert_eq!(answer_of(&[of(101)]).await, "");
-    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../README.md");
+    let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../docs/network.md");
     let said = format!("Heads have at most {} KiB and 100 headers", HEAD >> 10);
     assert!(std::fs::read_to_string(path).unwrap().contains(&said), "{said}");
 }

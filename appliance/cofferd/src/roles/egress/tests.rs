@@ -596,7 +596,7 @@ async fn over_the_socket_shims_alone_are_served_with_their_own_ports() {
 fn the_documents_have_the_numbers_of_the_code() {
     let read =
         |name: &str| std::fs::read_to_string(format!("{}/../../{name}", env!("CARGO_MANIFEST_DIR"))).unwrap();
-    let (architecture, readme) = (read("ARCHITECTURE.md"), read("README.md"));
+    let (architecture, network) = (read("ARCHITECTURE.md"), read("docs/network.md"));
     assert!(architecture.contains(&format!("| connections of services to the outside | {CONNECTIONS} |")));
     assert!(architecture.contains(&format!(
         "has addresses for | {},{:03} |",
@@ -608,7 +608,7 @@ fn the_documents_have_the_numbers_of_the_code() {
         "has {hello} s for the beginning of TLS; the server {dial} s to be connected to and {answer} s to answer it"
     );
     assert!(architecture.contains(&said), "{said}");
-    assert!(readme.contains(&format!("Services share {CONNECTIONS} connections to the outside")));
+    assert!(network.contains(&format!("Services share {CONNECTIONS} connections to the outside")));
 }
 
 #[test]

@@ -507,7 +507,7 @@ fn the_documents_have_the_numbers_of_the_code() {
     );
     let (service, source) = (each + by_service, own_by_source + by_both);
     says(
-        "README.md",
+        "docs/network.md",
         &[
             format!("A service answers up to {service} requests at a time, {source} of them for one source"),
             format!("{each} of these places are its own"),
