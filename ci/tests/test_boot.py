@@ -4,6 +4,7 @@ Run with `python3 ci/tests/test_boot.py`.
 """
 
 import contextlib
+import errno
 import importlib.machinery
 import importlib.util
 import io
@@ -16,12 +17,14 @@ import subprocess
 import sys
 import tempfile
 import unittest
+import unittest.mock
 
 CI = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
 sys.path.insert(0, CI)
 LOADER = importlib.machinery.SourceFileLoader("boot", os.path.join(CI, "boot"))
 boot = importlib.util.module_from_spec(importlib.util.spec_from_loader("boot", LOADER))
 LOADER.exec_module(boot)
+tdxhost = boot.tdxhost
 
 COMMIT = "0123456789abcdef0123456789abcdef01234567"
 
@@ -110,6 +113,100 @@ class TrustDomain(unittest.TestCase):
             ):
                 boot.main(["--tdx", "cofferdam.efi", *option, "--print"])
             self.assertEqual(refused.exception.code, 2)
+
+
+class TdxHost(unittest.TestCase):
+    """What `ci/boot --tdx` says a machine lacks; no TDX host is here, so its files are made."""
+
+    def setUp(self):
+        folder = tempfile.TemporaryDirectory()
+        self.addCleanup(folder.cleanup)
+        self.root = folder.name
+        self.write("proc/cpuinfo", "flags\t\t: fpu tdx_host_platform vme\n")
+        self.write("sys/module/kvm_intel/parameters/tdx", "Y\n")
+        self.write("dev/kvm", "")
+        self.write("tdvf.fd", "")
+        self.said = {"--version": "QEMU emulator version 10.1.2 (Debian)", "help": "tdx-guest\n"}
+        self.answer = None
+
+    def write(self, path, text):
+        full = os.path.join(self.root, path)
+        os.makedirs(os.path.dirname(full), exist_ok=True)
+        with open(full, "w", encoding="utf-8") as file:
+            file.write(text)
+
+    def dial(self, address):
+        self.dialled = address
+        if self.answer:
+            raise self.answer
+
+    def look(self):
+        return tdxhost.look(
+            ("2", "4050"),
+            os.path.join(self.root, "tdvf.fd"),
+            self.root,
+            lambda *command: self.said.get(command[-1]),
+            self.dial,
+        )
+
+    def lacking(self):
+        return [finding for finding in self.look() if finding.holds is not True]
+
+    def test_a_host_that_has_all_lacks_nothing(self):
+        self.assertEqual(self.lacking(), [])
+        self.assertEqual(self.dialled, (2, 4050))
+
+    def test_each_thing_that_is_missing_is_named_with_what_to_do(self):
+        def is_missing(word, hint):
+            (found,) = self.lacking()
+            self.assertIs(found.holds, False)
+            self.assertIn(word, found.what)
+            self.assertIn(hint, found.hint)
+            self.assertIn(f"hint: {found.hint}", tdxhost.text(self.look()))
+            self.setUp()
+
+        self.write("proc/cpuinfo", "flags\t\t: fpu vme\n")
+        is_missing("BIOS", "SEAM Loader")
+        self.write("sys/module/kvm_intel/parameters/tdx", "N\n")
+        is_missing("kernel", "kvm_intel.tdx=1")
+        os.unlink(os.path.join(self.root, "sys/module/kvm_intel/parameters/tdx"))
+        is_missing("kernel", "6.16")
+        os.unlink(os.path.join(self.root, "dev/kvm"))
+        is_missing("/dev/kvm", "load kvm_intel")
+        self.said["--version"] = "QEMU emulator version 10.0.8"
+        is_missing("(10.0)", "backports")
+        del self.said["--version"]
+        is_missing("not installed", "backports")
+        self.said["help"] = "rng-random\n"
+        is_missing("built with TDX", "backports")
+        os.unlink(os.path.join(self.root, "tdvf.fd"))
+        is_missing("tdvf.fd", "ci/install")
+        self.answer = OSError(errno.ECONNRESET, "reset")
+        is_missing("2:4050", "qgsd")
+        self.answer = OSError(errno.ENODEV, "no device")
+        is_missing("2:4050", "vsock_loopback")
+
+    def test_a_service_that_does_not_answer_in_time_stops_nobody(self):
+        self.answer = TimeoutError()
+        self.assertEqual([finding.holds for finding in self.lacking()], [None])
+
+    def test_nothing_is_started_where_something_is_missing(self):
+        err = io.StringIO()
+        found = [tdxhost.Finding(False, "a processor", "buy one")]
+        with (
+            contextlib.redirect_stderr(err),
+            unittest.mock.patch.object(boot.tdxhost, "look", lambda *_: found),
+            unittest.mock.patch.object(boot, "run_machine", self.fail),
+        ):
+            self.assertEqual(boot.main(["--tdx", "cofferdam.efi"]), 1)
+            self.assertEqual(boot.main(["--tdx", "--check"]), 1)
+        self.assertIn("buy one", err.getvalue())
+        found[0] = tdxhost.Finding(None, "a service", "start it")
+        with (
+            contextlib.redirect_stderr(err),
+            unittest.mock.patch.object(boot.tdxhost, "look", lambda *_: found),
+        ):
+            self.assertEqual(boot.main(["--tdx", "--check"]), 0)
 
 
 class Simulated(unittest.TestCase):
