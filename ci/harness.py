@@ -580,7 +580,7 @@ class World:
     def github_options(self):
         return ["--github-api", self.github_api, "--github-ca", self.ca]
 
-    def coffer(self, *arguments, stdin=None, env=None):
+    def coffer(self, *arguments, stdin=None, env=None, limit=300):
         """Runs `coffer`; returns (exit code, stdout, stderr)."""
         environment = {**self.environment(), "COFFER_KEY": self.path("operator.key"), **(env or {})}
         done = subprocess.run(
@@ -590,7 +590,7 @@ class World:
             text=True,
             check=False,
             env=environment,
-            timeout=300,
+            timeout=limit,
         )
         return done.returncode, done.stdout, done.stderr
 
