@@ -17,9 +17,14 @@ const PLAIN: &[u8] = b"correct horse battery staple";
 const NEWER: &[u8] = b"a newer value";
 const BLOCK: usize = 4096;
 
-/// Zeros, and few enough of them for tests that try every block.
+/// Zeros, and few enough of them for tests that try every block. Too few for a journal, so that every change is one of pages.
 fn disk() -> MemoryDisk {
     MemoryDisk::new(256 * BLOCK)
+}
+
+/// Enough for a journal.
+fn roomy() -> MemoryDisk {
+    MemoryDisk::new(1024 * BLOCK)
 }
 
 /// A store with two records, closed.
@@ -354,9 +359,9 @@ fn nothing_is_never_opened_as_a_store() {
     }
     let mut unknown = two_records().bytes();
     for block in 0..3 {
-        unknown[block * BLOCK + 8] = 2;
+        unknown[block * BLOCK + 8] = 3;
     }
-    assert!(matches!(open_bytes(&unknown, None), Err(DiskError::Format(2))));
+    assert!(matches!(open_bytes(&unknown, None), Err(DiskError::Format(3))));
 }
 
 #[test]
@@ -463,6 +468,128 @@ impl Disk for Faulty {
     fn sync(&self) -> io::Result<()> {
         Ok(())
     }
+}
+
+#[test]
+fn small_changes_are_in_the_record_alone_and_go_to_the_pages_with_the_next_that_is_not() {
+    let disk = roomy();
+    let store = Store::create(disk.clone(), keys(1)).unwrap();
+    let made = disk.bytes();
+    let name = |number: usize| format!("secret://app/n{number}/f");
+    let changed = |bytes: &[u8]| {
+        used(bytes).into_iter().filter(|block| block_of(bytes, *block) != block_of(&made, *block)).max()
+    };
+    for number in 0..8 {
+        store.put(&secret(&name(number), PLAIN), 1, &id()).unwrap();
+    }
+    store.remove(&reference(&name(0)), &id()).unwrap();
+    let last = id();
+    store.put(&secret(&name(1), NEWER), 2, &last).unwrap();
+    assert!(changed(&disk.bytes()) <= Some(2), "records and nothing else");
+
+    let root = store.root();
+    drop(store);
+    let store = open_bytes(&disk.bytes(), Some(&root)).unwrap();
+    assert_eq!((store.root(), root.epoch), (root, 11), "each change is a commit");
+    assert_eq!(store.list().iter().map(|entry| entry.version).collect::<Vec<_>>(), [2, 1, 1, 1, 1, 1, 1]);
+    assert_eq!(store.get(&reference(&name(1))).unwrap().unwrap().expose(), NEWER);
+    assert!(matches!(store.put(&secret(&name(1), NEWER), 2, &last), Err(StoreError::Spent)));
+
+    // What has no room there is a commit of pages, and with it all before.
+    let disk = MemoryDisk::holding(disk.bytes());
+    let store = open(&disk).unwrap();
+    store.put(&secret(&name(9), &[1; 4000]), 3, &id()).unwrap();
+    assert!(changed(&disk.bytes()) > Some(2));
+    let listed = store.list();
+    assert_eq!((listed.len(), store.root().epoch), (8, 12));
+    drop(store);
+    let store = open(&disk).unwrap();
+    assert_eq!(store.list(), listed);
+    assert!(matches!(store.put(&secret(&name(1), NEWER), 2, &last), Err(StoreError::Spent)));
+}
+
+#[test]
+fn the_journal_is_no_less_guarded_than_the_pages() {
+    let disk = roomy();
+    let store = Store::create(disk.clone(), keys(1)).unwrap();
+    store.put(&secret(PASSWORD, PLAIN), 1, &id()).unwrap();
+    let (older, older_root) = (disk.bytes(), store.root());
+    store.put(&secret(PASSWORD, NEWER), 2, &id()).unwrap();
+    let (bytes, root) = (disk.bytes(), store.root());
+    drop(store);
+    let present = (0..2).find(|block| block_of(&bytes, *block) == block_of(&bytes, 2)).unwrap();
+    let end = block_of(&bytes, present).iter().rposition(|byte| *byte != 0).unwrap();
+    assert!(end > 400);
+    for position in 0..=end {
+        let mut altered = bytes.clone();
+        altered[present * BLOCK + position] ^= 1;
+        let error = open_bytes(&altered, None).unwrap_err();
+        assert!(matches!(error, DiskError::RootChanged), "byte {position}: {error}");
+    }
+    // The record before in the present one's place, zeros, and a disk that ends within it.
+    for content in [block_of(&older, 1 - present), block_of(&bytes, 1 - present), &[0; BLOCK]] {
+        let altered = with_block(&bytes, present, content);
+        assert!(matches!(open_bytes(&altered, None), Err(DiskError::RootChanged)));
+    }
+    assert!(matches!(open_bytes(&bytes[..BLOCK - 1], None), Err(DiskError::Truncated { .. })));
+    // A whole older copy is what a witness knows.
+    assert_eq!(open_bytes(&older, None).unwrap().root(), older_root);
+    let error = open_bytes(&older, Some(&root)).unwrap_err();
+    assert!(matches!(error, DiskError::OlderThan { .. }), "{error}");
+    // Names and values are not in it in the clear.
+    for part in [PASSWORD.as_bytes(), b"secret://", NEWER, PLAIN] {
+        assert!(!bytes.windows(part.len()).any(|window| window == part));
+    }
+}
+
+#[test]
+fn a_journal_never_takes_the_blocks_that_it_needs_later() {
+    let disk = MemoryDisk::new(700 * BLOCK);
+    let store = Store::create(disk.clone(), keys(1)).unwrap();
+    let name = |number: usize| format!("secret://app/n{number}/f");
+    let mut number = 0;
+    // Of all lengths, so that some go to the journal until the disk is full.
+    let error = loop {
+        let length = if number % 3 == 0 { 9000 } else { 20 };
+        match store.put(&secret(&name(number), &vec![1; length]), 0, &id()) {
+            Ok(_) => number += 1,
+            Err(error) => break error,
+        }
+    };
+    assert!(matches!(error, StoreError::Disk(DiskError::Full)), "{error}");
+    let root = store.root();
+    drop(store);
+    let store = Store::open(disk.clone(), keys(1), Some(&root)).unwrap();
+    assert_eq!(store.list().len(), number);
+    (0..number).for_each(|gone| store.remove(&reference(&name(gone)), &id()).unwrap());
+    assert!(open(&MemoryDisk::holding(disk.bytes())).unwrap().list().is_empty());
+}
+
+#[test]
+fn a_write_that_fails_leaves_the_journal_as_it_was() {
+    let disk = roomy();
+    let store = Store::create(disk.clone(), keys(1)).unwrap();
+    store.put(&secret(PASSWORD, PLAIN), 1, &id()).unwrap();
+    drop(store);
+    let faulty = Faulty::over(disk.clone());
+    let store = Store::open(faulty.clone(), keys(1), None).unwrap();
+    let before = store.root();
+    for block in 0..2 {
+        faulty.block.store(block, Ordering::Relaxed);
+        match store.put(&secret(PASSWORD, NEWER), 2, &id()) {
+            Ok(_) => assert_ne!(store.root(), before),
+            Err(StoreError::Disk(DiskError::Write(_))) => {
+                assert_eq!(store.root(), before);
+                assert_eq!(store.get(&reference(PASSWORD)).unwrap().unwrap().expose(), PLAIN);
+                break;
+            }
+            Err(error) => panic!("{error}"),
+        }
+    }
+    faulty.block.store(u64::MAX, Ordering::Relaxed);
+    store.put(&secret(USER, b"after it"), 3, &id()).unwrap();
+    let reopened = open_bytes(&disk.bytes(), Some(&store.root())).unwrap();
+    assert_eq!(reopened.list(), store.list());
 }
 
 /// A run of blocks, the record, and its copy; where the free blocks lie scattered the run may be in parts.

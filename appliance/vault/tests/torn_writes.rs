@@ -22,7 +22,10 @@ use common::{keys, reference, secret};
 /// Cuts in an ordinary run, in a time that one waits for.
 const CUTS: u64 = if cfg!(debug_assertions) { 60 } else { 1000 };
 const SEED: u64 = 0x00C0_FFE4;
+/// Too small for a journal: each change is a commit of pages.
 const LENGTH: usize = 3 << 19;
+/// Large enough: most changes are commits of a record alone.
+const WITH_JOURNAL: usize = 4 << 20;
 const SECTOR: usize = 512;
 
 /// xorshift64*: reproducible, and no more than that.
@@ -182,10 +185,19 @@ fn work(store: &Store, mut model: Model, random: &mut Random) -> (Model, Model, 
 
 #[test]
 fn every_acknowledged_change_survives_a_power_cut_and_nothing_is_half_written() {
+    cut_again_and_again(LENGTH);
+}
+
+#[test]
+fn so_does_every_change_that_is_in_the_journal_alone() {
+    cut_again_and_again(WITH_JOURNAL);
+}
+
+fn cut_again_and_again(disk_length: usize) {
     let (cuts, seed) = (setting("COFFERDAM_CUTS", CUTS), setting("COFFERDAM_SEED", SEED));
     println!("{cuts} cuts, seed {seed}");
     let mut random = Random(seed | 1);
-    let disk = Cut::over(vec![0; LENGTH], usize::MAX);
+    let disk = Cut::over(vec![0; disk_length], usize::MAX);
     let mut model = Model::new();
     drop(Store::create(disk.clone(), keys(1)).unwrap());
     let mut bytes = disk.0.lock().unwrap().durable.clone();
@@ -221,7 +233,7 @@ fn every_acknowledged_change_survives_a_power_cut_and_nothing_is_half_written() 
 fn a_kill_and_then_a_power_cut_lose_nothing_that_was_acknowledged() {
     let seed = setting("COFFERDAM_SEED", SEED);
     let mut random = Random(seed | 1);
-    let disk = Cut::over(vec![0; LENGTH], usize::MAX);
+    let disk = Cut::over(vec![0; WITH_JOURNAL], usize::MAX);
     drop(Store::create(disk.clone(), keys(1)).unwrap());
     let mut bytes = disk.0.lock().unwrap().durable.clone();
     let mut model = Model::new();

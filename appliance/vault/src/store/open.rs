@@ -74,6 +74,7 @@ impl Pages {
         expected.map_or(Ok(()), |expected| compare(&present.root, expected))?;
         let next = highest.and_then(|epoch| epoch.checked_add(1)).ok_or(DiskError::Exhausted)?;
         let state = State::new(tree, present.root, slot, next, present.blocks, present.length);
+        let state = state.with_journal(present.journal);
         Ok(Self::new(disk, keys, state))
     }
 }
@@ -91,12 +92,15 @@ fn record(
     keys: &Keys,
 ) -> Result<Record, DiskError> {
     let offset = block.saturating_mul(BLOCK as u64);
-    let mut bytes = [0; RECORD];
-    if length < offset.saturating_add(RECORD as u64) {
+    let mut bytes = [0; BLOCK];
+    // Of a disk that was cut off as much as there is.
+    let there = usize::try_from(length.saturating_sub(offset)).unwrap_or(BLOCK).min(BLOCK);
+    let part = bytes.get_mut(..there).filter(|part| part.len() >= RECORD);
+    let Some(part) = part else {
         return Err(if length == 0 { DiskError::Absent } else { DiskError::NotOurs });
-    }
-    disk.read_at(offset, &mut bytes).map_err(|source| DiskError::Unreadable { block, source })?;
-    root::open(&bytes, sealer, keys.id())
+    };
+    disk.read_at(offset, part).map_err(|source| DiskError::Unreadable { block, source })?;
+    root::open(part, sealer, keys.id())
 }
 
 type Records = [Result<Record, DiskError>; 3];

@@ -31,6 +31,9 @@
 //! use, and the new record goes over the record before the present one. Then everything is made durable at once. Until
 //! that is done, any part of the new commit may be on the disk, torn anywhere; the present one is whole.
 //!
+//! A small change is a commit of its record alone ([`Pages::append`]): the record leads to the pages of the commit before and
+//! holds, in its journal, what has changed since then. The next commit of pages has to hold these changes, and begins an empty journal.
+//!
 //! So when a store is opened and the newest record leads to a block *of its own epoch* that does not open, its commit was
 //! never acknowledged and the record before it is the present one. This excuse ends as soon as it can: when the copy in
 //! block 2 or the expected root says that the commit was durable, and for every block of an earlier epoch, a damaged
@@ -55,7 +58,7 @@ use redb::StorageBackend;
 use super::DiskError;
 use super::disk::Disk;
 use super::free::Free;
-use super::root::{self, Fields, RECORD, Root};
+use super::root::{self, Fields, JOURNAL, Root};
 use super::seal::{NONCE, Sealer};
 use super::tree::{self, BLOCK, Entry, MAX_PAGES, TOP, Tree};
 use crate::Keys;
@@ -70,6 +73,9 @@ const MIN_BLOCKS: u64 = 256;
 const MAX_BLOCKS: u64 = FIRST + MAX_PAGES;
 /// Blocks that stay free for removals: several times what one writes at once.
 const RESERVE: u64 = 96;
+/// Blocks that have to be free beside the reserve when a change goes to the journal: twice what a full one can take when it goes to the pages.
+/// 3,928 bytes are at most 78 changes of names in pages of their own, each with a node and a part of a branch over it.
+const HEADROOM: u64 = 512;
 /// Longest single write in bytes; neighbouring blocks are written together.
 const MAX_WRITE: usize = 1024 * 1024;
 
@@ -96,6 +102,8 @@ pub(super) struct State {
     pub(super) blocks: u64,
     /// Length of what redb sees, in the present commit.
     pub(super) length: u64,
+    /// What the present commit says beside the pages.
+    journal: Vec<u8>,
     /// The blocks that it does not use.
     free: Free,
     /// Page 0 in the present commit, once it is known: redb changes a part of it with each commit.
@@ -176,7 +184,7 @@ impl Pages {
         let mut staged = Staged::default();
         let written = state.stage(&sealer, epoch, &mut staged).and_then(|()| {
             state.leaves_enough(&staged, reserve)?;
-            let record = state.record(&sealer, &self.keys, epoch)?;
+            let record = state.record(&sealer, &self.keys, epoch, state.change.length, &[])?;
             self.write(&staged, slot, &record)?;
             Ok(record)
         });
@@ -187,10 +195,44 @@ impl Pages {
                 return Err(error);
             }
         };
-        state.settle(staged, slot, Root { epoch, digest: root::digest(&record), ..state.root });
-        // Nothing waits for it: without it a damaged commit is taken for an unfinished one.
-        let _ = self.disk.write_at(SETTLED * BLOCK as u64, &padded(&record)[..]);
+        state.settle(staged, slot, Root { epoch, digest: root::digest(&record, 0), ..state.root });
+        self.copy(&record);
         Ok(())
+    }
+
+    /// Makes one commit of a change that goes to the record alone. `false` when that has no room for it, or the disk none for the pages
+    /// that all of them need later: then nothing has happened, and it is a matter of [`Pages::commit`].
+    ///
+    /// # Errors
+    /// [`DiskError::Write`], as there.
+    pub(super) fn append(&self, change: &[u8]) -> Result<bool, DiskError> {
+        let mut state = self.lock();
+        let room = JOURNAL.checked_sub(state.journal.len());
+        if room.is_none_or(|room| room < change.len()) || state.free.count() < RESERVE + HEADROOM {
+            return Ok(false);
+        }
+        let epoch = state.next_epoch;
+        state.next_epoch = epoch.checked_add(1).ok_or(DiskError::Exhausted)?;
+        let journal = [&state.journal, change].concat();
+        let sealer = Sealer::new(self.keys.pages());
+        let record = state.record(&sealer, &self.keys, epoch, state.length, &journal)?;
+        let slot = 1 - state.slot.min(1);
+        self.write_record(slot, &record)?;
+        state.root = Root { epoch, digest: root::digest(&record, journal.len()), ..state.root };
+        state.slot = slot;
+        state.journal = journal;
+        self.copy(&record);
+        Ok(true)
+    }
+
+    /// What the present commit says beside the pages.
+    pub(super) fn journal(&self) -> Vec<u8> {
+        self.lock().journal.clone()
+    }
+
+    /// Nothing waits for it: without it a damaged commit is taken for an unfinished one.
+    fn copy(&self, record: &[u8; BLOCK]) {
+        let _ = self.disk.write_at(SETTLED * BLOCK as u64, record);
     }
 
     /// Forgets what redb has written since the present commit.
@@ -199,7 +241,7 @@ impl Pages {
         state.change = Change::after(state.length);
     }
 
-    fn write(&self, staged: &Staged, slot: u64, record: &[u8; RECORD]) -> Result<(), DiskError> {
+    fn write(&self, staged: &Staged, slot: u64, record: &[u8; BLOCK]) -> Result<(), DiskError> {
         let mut run: Vec<u8> = Vec::new();
         let mut start = 0;
         for (block, bytes) in &staged.blocks {
@@ -212,7 +254,11 @@ impl Pages {
             run.extend_from_slice(&bytes[..]);
         }
         self.write_run(start, &run)?;
-        self.disk.write_at(slot * BLOCK as u64, &padded(record)[..]).map_err(DiskError::Write)?;
+        self.write_record(slot, record)
+    }
+
+    fn write_record(&self, slot: u64, record: &[u8; BLOCK]) -> Result<(), DiskError> {
+        self.disk.write_at(slot * BLOCK as u64, record).map_err(DiskError::Write)?;
         self.disk.sync().map_err(DiskError::Write)
     }
 
@@ -257,10 +303,16 @@ impl State {
             next_epoch,
             blocks,
             length,
+            journal: Vec::new(),
             free,
             first: None,
             change: Change::after(length),
         }
+    }
+
+    /// With what the present commit says beside the pages.
+    pub(super) fn with_journal(self, journal: Vec<u8>) -> Self {
+        Self { journal, ..self }
     }
 
     /// Seals the changed pages and the nodes over them into free blocks, and enters them into the tree.
@@ -320,18 +372,18 @@ impl State {
         if grows && left < RESERVE && reserve == Reserve::Stays { Err(DiskError::Full) } else { Ok(()) }
     }
 
-    fn record(&self, sealer: &Sealer, keys: &Keys, epoch: u64) -> Result<[u8; RECORD], DiskError> {
+    fn record(
+        &self,
+        sealer: &Sealer,
+        keys: &Keys,
+        epoch: u64,
+        length: u64,
+        journal: &[u8],
+    ) -> Result<Block, DiskError> {
         let mut nonce = [0; NONCE];
         getrandom::fill(&mut nonce).map_err(|_| DiskError::Random)?;
-        Fields {
-            key_id: keys.id(),
-            store: self.root.store,
-            epoch,
-            blocks: self.blocks,
-            length: self.change.length,
-            top: self.tree.top(),
-        }
-        .seal(sealer, nonce)
+        let (store, blocks, top) = (self.root.store, self.blocks, self.tree.top());
+        Fields { key_id: keys.id(), store, epoch, blocks, length, top, journal }.seal(sealer, nonce)
     }
 
     /// The staged commit is the present one.
@@ -344,6 +396,7 @@ impl State {
         self.root = root;
         self.slot = slot;
         self.length = self.change.length;
+        self.journal.clear();
         self.change = Change::after(self.length);
     }
 
@@ -485,12 +538,6 @@ fn blocks(length: u64) -> Result<u64, DiskError> {
         blocks @ MIN_BLOCKS..=MAX_BLOCKS => Ok(blocks),
         _ => Err(DiskError::TooLarge(length)),
     }
-}
-
-fn padded(record: &[u8; RECORD]) -> [u8; BLOCK] {
-    let mut block = [0; BLOCK];
-    block.iter_mut().zip(record).for_each(|(to, from)| *to = *from);
-    block
 }
 
 pub(super) fn associated_data(store: &[u8; 16], level: usize, index: u64, epoch: u64) -> Vec<u8> {

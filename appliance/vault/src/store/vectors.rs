@@ -6,7 +6,7 @@ use cofferdam_protocol::Digest;
 use serde_json::Value;
 
 use super::pages::{associated_data, read};
-use super::root::{self, Fields};
+use super::root::{self, Fields, RECORD};
 use super::seal::Sealer;
 use super::tree::{self, BLOCK, Entry};
 use super::*;
@@ -14,6 +14,11 @@ use crate::MasterKey;
 
 fn vectors() -> Value {
     serde_json::from_str(include_str!("../../../../policy/vectors/vault-pages.json")).unwrap()
+}
+
+/// Those of records with a journal.
+fn with_journal() -> Value {
+    serde_json::from_str(include_str!("../../../../policy/vectors/vault-journal.json")).unwrap()
 }
 
 fn bytes(value: &Value) -> Vec<u8> {
@@ -71,19 +76,30 @@ fn blocks_are_sealed_and_opened_as_in_the_vectors() {
 
 #[test]
 fn records_are_written_and_read_as_in_the_vectors() {
-    let vectors = vectors();
-    let keys = keys(&vectors);
+    [vectors(), with_journal()].iter().for_each(records_are_those_of);
+}
+
+fn records_are_those_of(vectors: &Value) {
+    let keys = keys(vectors);
     assert_eq!(keys.id(), array(&vectors["key_id"]));
     let sealer = Sealer::new(keys.pages());
     for vector in vectors["records"].as_array().unwrap() {
         let top = tree::decode(&array(&vector["top"]));
         let (epoch, blocks) = (number(&vector["epoch"]), number(&vector["blocks"]));
         let (store, length) = (array(&vectors["store"]), number(&vector["length"]));
-        let fields = Fields { key_id: keys.id(), store, epoch, blocks, length, top: top.as_ref() };
-        let record = fields.seal(&sealer, array(&vector["nonce"])).unwrap();
-        assert_eq!(record, array(&vector["record"]));
+        let journal = vector.get("journal").map(bytes).unwrap_or_default();
+        let (key_id, top_entry) = (keys.id(), top.as_ref());
+        let fields = Fields { key_id, store, epoch, blocks, length, top: top_entry, journal: &journal };
+        let block = fields.seal(&sealer, array(&vector["nonce"])).unwrap();
+        let record = bytes(&vector["record"]);
+        assert_eq!(record.len(), RECORD + journal.len());
+        assert_eq!(block[..record.len()], record);
+        assert!(block[record.len()..].iter().all(|byte| *byte == 0));
         let found = root::open(&record, &sealer, keys.id()).unwrap();
+        assert_eq!(root::open(&block[..], &sealer, keys.id()).unwrap().root, found.root);
+        assert_eq!(root::digest(&block, journal.len()), found.root.digest);
         assert_eq!((found.blocks, found.length, found.top), (blocks, length, top));
+        assert_eq!(found.journal, journal);
         assert_eq!((found.root.epoch, found.root.store), (epoch, store));
         assert_eq!(Digest::from(found.root.digest).hex(), vector["digest"].as_str().unwrap());
     }
@@ -91,12 +107,33 @@ fn records_are_written_and_read_as_in_the_vectors() {
 
 #[test]
 fn what_the_vectors_refuse_is_refused() {
-    let vectors = vectors();
-    let keys = keys(&vectors);
+    [vectors(), with_journal()].iter().for_each(refused_are_those_of);
+}
+
+fn refused_are_those_of(vectors: &Value) {
+    let keys = keys(vectors);
     let refused = vectors["refused"].as_array().unwrap();
     assert!(refused.len() > 10);
     for vector in refused {
-        let record = array(&vector["record"]);
+        let record = bytes(&vector["record"]);
         assert!(root::open(&record, &Sealer::new(keys.pages()), keys.id()).is_err(), "{}", vector["why"]);
+    }
+}
+
+#[test]
+fn changes_are_written_and_read_as_in_the_vectors() {
+    for vector in with_journal()["records"].as_array().unwrap() {
+        let changes = vector["changes"].as_array().unwrap().iter();
+        let operations: Vec<_> = changes
+            .map(|change| Operation {
+                request: array(&change["request"]),
+                reference: change["reference"].as_str().unwrap().parse().unwrap(),
+                sealed: change.get("sealed").map(|sealed| bytes(sealed).into()),
+            })
+            .collect();
+        let journal = bytes(&vector["journal"]);
+        let encoded: Vec<_> = operations.iter().flat_map(|operation| operation.encode().unwrap()).collect();
+        assert_eq!(encoded, journal);
+        assert_eq!(journal::decode(&journal), Some(operations));
     }
 }
