@@ -106,6 +106,7 @@ pub(crate) fn mismatch(node: &Node, what: &str, needed: &str, errors: &mut Colle
         Kind::Refused => return,
         Kind::Scalar { text, plain: true, .. } if is_null(text) => "nothing",
         Kind::Scalar { .. } => "a single value",
+        Kind::Composed(_) => "a text with a secret in it",
         Kind::List(_) => "a list",
         Kind::Map(_) => "a mapping",
     };

@@ -144,7 +144,7 @@ fn probe(fields: &Fields<'_>, node: &Node, errors: &mut Collector<'_>) -> Option
 /// `[NONE]`, `[CMD, …]`, `[CMD-SHELL, text]`, or a text for a shell.
 fn test(node: &Node, errors: &mut Collector<'_>) -> Option<Probe> {
     const FORMS: &str = "write [CMD, program, argument], [CMD-SHELL, line] or [NONE]";
-    if let Kind::Scalar { .. } = &node.kind {
+    if let Kind::Scalar { .. } | Kind::Composed(_) = &node.kind {
         let line = argument(node, errors)?;
         return match line.as_str() {
             "" => {
@@ -171,20 +171,23 @@ fn test(node: &Node, errors: &mut Collector<'_>) -> Option<Probe> {
 }
 
 fn argument(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
-    let text = fields::text(node, "an argument", errors)?;
-    if text.len() > MOST_TEXT {
+    let text = match &node.kind {
+        Kind::Composed(_) => None,
+        _ => Some(fields::text(node, "an argument", errors)?),
+    };
+    if text.as_ref().is_some_and(|text| text.len() > MOST_TEXT) {
         errors.error(node.place, "an argument is longer than 64 KiB");
         return None;
     }
-    if text.contains(SECRET_SCHEME) {
+    let text = text.filter(|text| !text.contains(SECRET_SCHEME));
+    if text.is_none() {
         errors.hinted(
             node.place,
             "a secret in an argument, which every process can read",
             "give it under `environment`; the test has the service's variables",
         );
-        return None;
     }
-    Some(text)
+    text
 }
 
 /// `PORT` or `PORT/path`.

@@ -17,6 +17,7 @@ pub(crate) const TOP: &[&str] = &[
     "registries",
     "networks",
     "volumes",
+    "configs",
     "services",
 ];
 /// Keys of one operator.
@@ -40,6 +41,7 @@ pub(crate) const SERVICE: &[&str] = &[
     "entrypoint",
     "environment",
     "secrets",
+    "configs",
     "ports",
     "expose",
     "networks",
@@ -92,6 +94,10 @@ pub(crate) const ULIMITS: &[&str] = &["nofile", "nproc", "memlock", "core"];
 pub(crate) const ULIMIT: &[&str] = &["soft", "hard"];
 /// Keys of one secret file.
 pub(crate) const SECRET_FILE: &[&str] = &["source", "target"];
+/// Keys of one config.
+pub(crate) const CONFIG: &[&str] = &["content", "external", "name", "labels"];
+/// Keys of where a service sees one, in its long form.
+pub(crate) const CONFIG_FILE: &[&str] = &["source", "target", "uid", "gid", "mode"];
 /// Keys of one port in its long form.
 pub(crate) const PORT: &[&str] =
     &["published", "target", "protocol", "auth", "redact_responses", "host_ip", "mode", "name"];
@@ -137,7 +143,6 @@ const FOR_WINDOWS: &str = "it is for Windows containers";
 /// Compose keys of the whole file.
 pub(crate) const UNSUPPORTED_TOP: &[Unsupported] = &[
     ("include", "a declaration is one file, so that one digest says what runs", "write the services here"),
-    ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
     (
         "secrets",
         "secrets are in the vault, not in files beside the declaration",
@@ -157,7 +162,6 @@ pub(crate) const UNSUPPORTED_SERVICE: &[Unsupported] = &[
     ),
     ("cgroup", "a service never leaves its own cgroup", REMOVE),
     ("cgroup_parent", "a service never leaves its own cgroup", REMOVE),
-    ("configs", NOT_YET, "put the file into the image, or its text under `environment`"),
     ("cpu_count", FOR_WINDOWS, CPUS),
     ("cpu_percent", FOR_WINDOWS, CPUS),
     ("cpu_period", "`cpus` says the same in one number", CPUS),
@@ -289,6 +293,17 @@ pub(crate) const UNSUPPORTED_NETWORK: &[Unsupported] = &[
 pub(crate) const UNSUPPORTED_VOLUME: &[Unsupported] =
     &[("driver_opts", "every volume is a part of the state disk", "write its size: `size: 2gb`")];
 
+/// Compose keys of one config.
+pub(crate) const UNSUPPORTED_CONFIG: &[Unsupported] = &[
+    (
+        "file",
+        "a declaration is one file, so that one digest says what runs",
+        "write the file's text: `content: |`",
+    ),
+    ("environment", "a declaration takes nothing from an environment", "write the text: `content: |`"),
+    ("template_driver", "it is for swarms", REMOVE),
+];
+
 /// Compose keys of where a service sees one.
 pub(crate) const UNSUPPORTED_VOLUME_MOUNT: &[Unsupported] = &[
     (
@@ -380,6 +395,7 @@ mod tests {
             (MEMBERSHIP, UNSUPPORTED_MEMBERSHIP),
             (VOLUME, UNSUPPORTED_VOLUME),
             (VOLUME_MOUNT, UNSUPPORTED_VOLUME_MOUNT),
+            (CONFIG, UNSUPPORTED_CONFIG),
             (DEPLOY, UNSUPPORTED_DEPLOY),
             (RESOURCES, UNSUPPORTED_RESOURCES),
             (LIMITS, UNSUPPORTED_LIMITS),

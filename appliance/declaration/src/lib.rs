@@ -15,6 +15,7 @@
 //! assert!(wrong.to_string().contains("did you mean `services`?"));
 //! ```
 
+mod composed;
 mod depends;
 mod diagnostics;
 mod egress;
@@ -24,6 +25,7 @@ mod keys;
 mod limits;
 mod model;
 mod read;
+mod read_configs;
 mod read_harmless;
 mod read_limits;
 mod read_network;
@@ -41,6 +43,7 @@ pub use cofferdam_protocol::{
     Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME,
     SecretRef,
 };
+pub use composed::{Part, Value};
 pub use depends::{Condition, Dependency};
 pub use diagnostics::{Diagnostic, Diagnostics, Level, MAX_DIAGNOSTICS};
 pub use egress::{Carries, Egress, MAX_EGRESS, MAX_EGRESS_PORTS, is_destination};
@@ -50,10 +53,12 @@ pub use limits::{
     Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
 };
 pub use model::{
-    Attestation, Auth, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, KeyServer, Login, Membership,
-    Operator, Port, Registry, Restart, SecretFile, Service, StateSource, Token, Value, Volume, VolumeMount,
+    Attestation, Auth, ConfigFile, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, KeyServer, Login,
+    Membership, Operator, Port, Registry, Restart, SecretFile, Service, StateSource, Token, Volume,
+    VolumeMount,
 };
 pub use read::MAX_SERVICES;
+pub use read_configs::{MAX_CONFIG, MAX_CONFIGS, MAX_CONFIGS_TOTAL};
 pub use read_volumes::{
     DEFAULT_VOLUME_SIZE, LEAST_VOLUME_SIZE, MAX_VOLUMES, MOST_VOLUME_SIZE, reserved_path,
 };

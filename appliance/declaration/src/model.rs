@@ -13,6 +13,7 @@ use cofferdam_protocol::{
 };
 use serde::{Deserialize, Serialize};
 
+use crate::composed::Value;
 use crate::depends::Dependency;
 use crate::egress::Egress;
 use crate::health::{Healthcheck, OnUnhealthy};
@@ -167,6 +168,8 @@ pub struct Service {
     pub environment: Vec<(String, Value)>,
     /// Files under `/run/secrets`; targets are unique.
     pub secrets: Vec<SecretFile>,
+    /// Files that it only reads, in the order of the file; targets are unique.
+    pub configs: Vec<ConfigFile>,
     /// Published ports, unique over all services.
     pub ports: Vec<Port>,
     /// The networks that it is a member of, without repeats: its first interface is in the first. Empty when it has none.
@@ -212,16 +215,6 @@ pub struct Service {
 /// What Compose gives a service to stop in.
 pub const DEFAULT_STOP_GRACE_PERIOD: Duration = Duration::from_secs(10);
 
-/// The value of a variable.
-#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
-#[serde(rename_all = "lowercase")]
-pub enum Value {
-    /// The text itself.
-    Plain(String),
-    /// Filled from the vault when the service starts.
-    Secret(SecretRef),
-}
-
 /// A secret that is delivered as a file.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct SecretFile {
@@ -229,6 +222,21 @@ pub struct SecretFile {
     pub source: SecretRef,
     /// One file name under `/run/secrets`: `[A-Za-z0-9_][A-Za-z0-9._-]{0,127}`.
     pub target: String,
+}
+
+/// A file that is declared with its content.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct ConfigFile {
+    /// What is in it.
+    pub content: Value,
+    /// Absolute; nothing else of the service goes there.
+    pub target: String,
+    /// Whose it is; 0 to 65534.
+    pub uid: u32,
+    /// Of which group; 0 to 65534.
+    pub gid: u32,
+    /// Permission bits, at most 0o777.
+    pub mode: u32,
 }
 
 /// A port of the appliance that leads to a port of a service.
@@ -339,11 +347,9 @@ impl Declaration {
 impl Service {
     /// Every secret that this service is granted, each once, in order.
     pub fn references(&self) -> Vec<&SecretRef> {
-        let environment = self.environment.iter().filter_map(|(_, value)| match value {
-            Value::Secret(reference) => Some(reference),
-            Value::Plain(_) => None,
-        });
+        let values = self.environment.iter().map(|(_, value)| value);
+        let values = values.chain(self.configs.iter().map(|config| &config.content));
         let files = self.secrets.iter().map(|file| &file.source);
-        environment.chain(files).collect::<BTreeSet<_>>().into_iter().collect()
+        values.flat_map(Value::references).chain(files).collect::<BTreeSet<_>>().into_iter().collect()
     }
 }

@@ -16,6 +16,7 @@ use crate::keys;
 use crate::model::{
     Attestation, Declaration, Github, KeyServer, Login, Operator, Registry, StateSource, Token,
 };
+use crate::read_configs::{self, Declared};
 use crate::read_network;
 use crate::read_service;
 use crate::read_volumes;
@@ -62,10 +63,15 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let networks =
         top.get("networks").map_or(Some(BTreeSet::new()), |node| read_network::declared(node, errors));
     let volumes = top.get("volumes").map_or(Some(Vec::new()), |node| read_volumes::declared(node, errors));
+    let configs =
+        top.get("configs").map_or(Some(Declared::default()), |node| read_configs::declared(node, errors));
     let services = top
         .require("services", "name at least one: `services: {web: {image: …}}`", errors)
         .and_then(|node| services(node, errors));
-    let services = services.map(|services| rules::dependencies(services, errors));
+    let mut services = services.map(|services| rules::dependencies(services, errors));
+    if let (Some(services), Some(configs)) = (&mut services, &configs) {
+        read_configs::resolve(services, configs, errors);
+    }
     if let (Some(services), Some(operators), Some(tokens)) = (&services, &operators, &tokens) {
         rules::someone_can_call(services, operators, tokens, errors);
     }
@@ -89,6 +95,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         rules::volumes_have_a_disk(state, volumes, node.place, errors);
     }
     networks?;
+    configs?;
     let declaration = Declaration {
         repository: repository?,
         endpoint: endpoint?,

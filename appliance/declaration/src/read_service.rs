@@ -9,14 +9,16 @@ use std::time::Duration;
 use cofferdam_protocol::{SECRET_SCHEME, SecretRef, parse_decimal, shorten};
 
 use crate::ImageReference;
+use crate::composed::{Part, Value};
 use crate::depends;
 use crate::diagnostics::{Collector, Place};
 use crate::egress;
 use crate::fields::{self, Fields};
 use crate::health::{self, Healthcheck, OnUnhealthy};
 use crate::keys;
-use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Membership, Restart, SecretFile, Service, Value};
+use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Membership, Restart, SecretFile, Service};
 use crate::read::{bounded, collect, optional};
+use crate::read_configs;
 use crate::read_harmless;
 use crate::read_limits::{self, Resources};
 use crate::read_network;
@@ -53,6 +55,8 @@ pub(crate) struct Read {
     pub(crate) depends_on: Vec<Place>,
     pub(crate) restart: Option<Place>,
     pub(crate) on_unhealthy: Option<Place>,
+    /// The configs that it sees, until they have their content.
+    pub(crate) configs: Vec<read_configs::Mount>,
     /// Of each reference to a secret.
     pub(crate) references: Vec<(SecretRef, Place)>,
 }
@@ -72,6 +76,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         fields.get("entrypoint").map_or(Some(None), |node| arguments(node, "`entrypoint`", errors));
     let environment = or_empty(fields.get("environment"), |node| environment(node, &mut references, errors));
     let secrets = or_empty(fields.get("secrets"), |node| secret_files(node, &mut references, errors));
+    let configs = or_empty(fields.get("configs"), |node| read_configs::mounts(node, errors));
     let ports = or_empty(fields.get("ports"), |node| read_ports::ports(node, errors));
     let exposed = fields.get("expose").map_or(Some(()), |node| read_network::exposed(node, errors));
     let networks = read_network::memberships(&fields, errors);
@@ -120,6 +125,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         entrypoint: entrypoint?,
         environment: environment?,
         secrets: secrets?,
+        configs: Vec::new(),
         ports,
         networks,
         extra_hosts: extra_hosts?,
@@ -151,6 +157,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         depends_on: dependency_places,
         restart: fields.get("restart").map(|node| node.place),
         on_unhealthy: fields.get("on_unhealthy").map(|node| node.place),
+        configs: configs?,
         references,
     })
 }
@@ -175,10 +182,10 @@ fn image(node: &Node, errors: &mut Collector<'_>) -> Option<ImageReference> {
 
 /// A list of arguments, or a line that is split as Compose does. Nothing at all keeps the image's, as in Compose.
 fn arguments(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<Option<Vec<String>>> {
-    if let Kind::Scalar { text, plain, .. } = &node.kind {
-        if *plain && fields::is_null(text) {
-            return Some(None);
-        }
+    if matches!(&node.kind, Kind::Scalar { text, plain: true, .. } if fields::is_null(text)) {
+        return Some(None);
+    }
+    if let Kind::Scalar { .. } | Kind::Composed(_) = &node.kind {
         let line = argument(node, what, errors)?;
         let words = fields::checked(node, shell_words::split(&line), errors)?;
         bounded(node, words.len(), MAX_ARGUMENTS, "arguments", errors)?;
@@ -190,16 +197,19 @@ fn arguments(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<Opti
 }
 
 fn argument(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<String> {
-    let text = long_text(node, what, errors)?;
-    if text.contains(SECRET_SCHEME) {
+    let text = match &node.kind {
+        Kind::Composed(_) => None,
+        _ => Some(long_text(node, what, errors)?),
+    };
+    let text = text.filter(|text| !text.contains(SECRET_SCHEME));
+    if text.is_none() {
         errors.hinted(
             node.place,
             "a secret in an argument, which every process can read",
             "give it under `environment` or as a file under `secrets`",
         );
-        return None;
     }
-    Some(text)
+    text
 }
 
 fn long_text(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<String> {
@@ -218,7 +228,7 @@ fn environment(
     errors: &mut Collector<'_>,
 ) -> Option<Vec<(String, Value)>> {
     let mut names = BTreeSet::new();
-    let mut variable = |name: &str, place: Place, value: &Node, text: String, errors: &mut Collector<'_>| {
+    let mut variable = |name: &str, place: Place, value: Value, errors: &mut Collector<'_>| {
         let name_ok = (1..=255).contains(&name.len())
             && name.bytes().all(|b| b.is_ascii_alphanumeric() || b"_.-".contains(&b))
             && name.starts_with(|c: char| c.is_ascii_alphabetic() || c == '_');
@@ -234,31 +244,22 @@ fn environment(
             errors.error(place, format!("the variable `{}` is given twice", shorten(name, 64)));
             return None;
         }
-        let value = variable_value(value, text, errors)?;
-        if let Value::Secret(reference) = &value {
-            references.push((reference.clone(), place));
-        }
+        references.extend(value.references().into_iter().map(|reference| (reference.clone(), place)));
         Some((name.to_owned(), value))
     };
     match &node.kind {
         Kind::Map(entries) => {
             bounded(node, entries.len(), MAX_VARIABLES, "variables", errors)?;
             collect(entries.iter().map(|Entry { key, place, value }| {
-                let text = value_text(value, key, errors)?;
-                variable(key, *place, value, text, errors)
+                let value = variable_value(value, key, errors)?;
+                variable(key, *place, value, errors)
             }))
         }
         Kind::List(items) => {
             bounded(node, items.len(), MAX_VARIABLES, "variables", errors)?;
             collect(items.iter().map(|item| {
-                let text = long_text(item, "a variable", errors)?;
-                match text.split_once('=') {
-                    Some((name, value)) => variable(name, item.place, item, value.to_owned(), errors),
-                    None => {
-                        no_value(item.place, &text, errors);
-                        None
-                    }
-                }
+                let (name, value) = assignment(item, errors)?;
+                variable(&name, item.place, value, errors)
             }))
         }
         _ => {
@@ -268,7 +269,38 @@ fn environment(
     }
 }
 
-fn value_text(node: &Node, name: &str, errors: &mut Collector<'_>) -> Option<String> {
+/// `NAME=value`, with secrets in the value or without.
+fn assignment(node: &Node, errors: &mut Collector<'_>) -> Option<(String, Value)> {
+    let assigned = match &node.kind {
+        Kind::Composed(parts) => {
+            composed(node, parts, "a variable", errors)?.split_first().and_then(|(first, rest)| {
+                let Part::Text(text) = first else { return None };
+                let (name, text) = text.split_once('=')?;
+                let text = (!text.is_empty()).then(|| Part::Text(text.to_owned()));
+                Some((
+                    name.to_owned(),
+                    Some(Value::of(text.into_iter().chain(rest.iter().cloned()).collect())),
+                ))
+            })
+        }
+        _ => {
+            let text = long_text(node, "a variable", errors)?;
+            let Some((name, text)) = text.split_once('=') else {
+                no_value(node.place, &text, errors);
+                return None;
+            };
+            Some((name.to_owned(), plain(node, text, errors)))
+        }
+    };
+    if assigned.is_none() {
+        let first = if let Kind::Composed(parts) = &node.kind { parts.first() } else { None };
+        no_value(node.place, if let Some(Part::Text(text)) = first { text } else { "" }, errors);
+    }
+    let (name, value) = assigned?;
+    Some((name, value?))
+}
+
+fn variable_value(node: &Node, name: &str, errors: &mut Collector<'_>) -> Option<Value> {
     if let Kind::Scalar { text, plain: true, .. } = &node.kind {
         if fields::is_null(text) {
             no_value(node.place, name, errors);
@@ -276,10 +308,10 @@ fn value_text(node: &Node, name: &str, errors: &mut Collector<'_>) -> Option<Str
         }
         // A boolean to every reader of YAML, which Compose passes on as this text.
         if matches!(text.as_str(), "true" | "false") {
-            return Some(text.clone());
+            return Some(Value::Plain(text.clone()));
         }
     }
-    long_text(node, "a variable's value", errors)
+    value(node, "a variable's value", errors)
 }
 
 /// In Compose, a variable without a value is taken from the shell that runs it.
@@ -292,19 +324,56 @@ fn no_value(place: Place, name: &str, errors: &mut Collector<'_>) {
     );
 }
 
-fn variable_value(node: &Node, text: String, errors: &mut Collector<'_>) -> Option<Value> {
+/// A text, a secret, or a text with secrets in it.
+pub(crate) fn value(node: &Node, what: &str, errors: &mut Collector<'_>) -> Option<Value> {
+    match &node.kind {
+        Kind::Composed(parts) => composed(node, parts, what, errors).map(|parts| Value::of(parts.to_vec())),
+        _ => plain(node, &long_text(node, what, errors)?, errors),
+    }
+}
+
+/// The parts of a text with secrets in it, as far as they can be a value.
+fn composed<'p>(
+    node: &Node,
+    parts: &'p [Part],
+    what: &str,
+    errors: &mut Collector<'_>,
+) -> Option<&'p [Part]> {
+    let texts =
+        || parts.iter().filter_map(|part| if let Part::Text(text) = part { Some(text) } else { None });
+    if texts().map(String::len).fold(0, usize::saturating_add) > MAX_TEXT {
+        errors.error(node.place, format!("{what} is longer than 64 KiB"));
+        return None;
+    }
+    if texts().any(|text| text.contains('\0')) {
+        errors.error(node.place, format!("{what} has a NUL character"));
+        return None;
+    }
+    if texts().any(|text| text.contains(SECRET_SCHEME)) {
+        inside_a_text(node, errors);
+        return None;
+    }
+    Some(parts)
+}
+
+/// A text, or a secret's reference and nothing else.
+fn plain(node: &Node, text: &str, errors: &mut Collector<'_>) -> Option<Value> {
     if text.starts_with(SECRET_SCHEME) {
         return fields::checked(node, text.parse().map(Value::Secret), errors);
     }
     if text.contains(SECRET_SCHEME) {
-        errors.hinted(
-            node.place,
-            "a secret's reference inside a longer value",
-            "a reference is the whole value: put the whole text into the vault",
-        );
+        inside_a_text(node, errors);
         return None;
     }
-    Some(Value::Plain(text))
+    Some(Value::Plain(text.to_owned()))
+}
+
+fn inside_a_text(node: &Node, errors: &mut Collector<'_>) {
+    errors.hinted(
+        node.place,
+        "a secret's reference inside a longer value",
+        "write ${secret://namespace/name/field}, and in an address ${secret://namespace/name/field|url}",
+    );
 }
 
 fn secret_files(

@@ -116,6 +116,9 @@ struct Declaration {
     /// Directories on the state disk that services share and that outlive them, by name; they need `state`.
     #[schemars(extend("maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"}))]
     volumes: Option<BTreeMap<String, OrNothing<Volume>>>,
+    /// Small files by name, whose content stands here; services name those that they see.
+    #[schemars(extend("maxProperties" = 64, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"}))]
+    configs: Option<BTreeMap<String, Config>>,
     /// What runs, by name.
     #[schemars(extend("minProperties" = 1, "maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9_-]{0,30}$"}))]
     services: BTreeMap<String, Service>,
@@ -250,11 +253,14 @@ struct Service {
     command: Option<OrNothing<Arguments>>,
     /// Replaces the image's entrypoint and then also its command: a list, or a line.
     entrypoint: Option<OrNothing<Arguments>>,
-    /// Variables; a value may be a secret's reference.
+    /// Variables; a value may be a secret's reference, or have some in it as ${secret://namespace/name/field}.
     environment: Option<Environment>,
     /// Files under /run/secrets.
     #[schemars(length(max = 64))]
     secrets: Option<Vec<Secret>>,
+    /// Files that are declared under `configs`, read-only.
+    #[schemars(length(max = 64))]
+    configs: Option<Vec<ServiceConfig>>,
     /// Ports of the appliance that lead to ports of the service: TLS outside, HTTP inside. For operators unless `auth` says
     /// otherwise.
     #[schemars(length(max = 32))]
@@ -593,6 +599,63 @@ struct SecretFile {
     target: Option<String>,
 }
 
+/// A small file.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Config {
+    /// Its text, at most 64 KiB; may have secrets in it as ${secret://namespace/name/field}.
+    content: String,
+    #[schemars(extend("const" = false))]
+    external: Option<bool>,
+    /// Has no effect.
+    name: Option<String>,
+    /// Have no effect.
+    labels: Option<Labels>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum ServiceConfig {
+    Short(String),
+    Long(ConfigFile),
+}
+
+/// Where a service sees a config.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct ConfigFile {
+    /// The config's name.
+    source: String,
+    /// Its path in the service; /NAME unless given.
+    target: Option<AbsolutePath>,
+    /// Whose it is; 0 unless given.
+    uid: Option<Id>,
+    /// Of which group; 0 unless given.
+    gid: Option<Id>,
+    /// Octal, with a 0 in front; 0444 unless given.
+    mode: Option<Mode>,
+}
+
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Id {
+    Text(#[schemars(regex(pattern = "^(0|[1-9][0-9]{0,4})$"))] String),
+    Number(#[schemars(range(max = 65534))] u32),
+}
+
+/// A number without quotes is decimal to readers of YAML 1.2, whatever stands in front.
+#[derive(JsonSchema)]
+#[schemars(untagged)]
+#[expect(dead_code, reason = "described, never filled")]
+enum Mode {
+    Text(#[schemars(regex(pattern = "^0o?[0-7]{3,4}$"))] String),
+    Number(#[schemars(range(max = 777))] u32),
+}
+
 #[derive(JsonSchema)]
 #[schemars(untagged)]
 #[expect(dead_code, reason = "described, never filled")]
@@ -894,6 +957,8 @@ mod tests {
         assert_eq!(keys_at("/$defs/Registry"), sorted(keys::REGISTRY));
         assert_eq!(keys_at("/$defs/Service"), sorted(keys::SERVICE));
         assert_eq!(keys_at("/$defs/SecretFile"), sorted(keys::SECRET_FILE));
+        assert_eq!(keys_at("/$defs/Config"), sorted(keys::CONFIG));
+        assert_eq!(keys_at("/$defs/ConfigFile"), sorted(keys::CONFIG_FILE));
         assert_eq!(keys_at("/$defs/LongPort"), sorted(keys::PORT));
         assert_eq!(keys_at("/$defs/Network"), sorted(keys::NETWORK));
         assert_eq!(keys_at("/$defs/Membership"), sorted(keys::MEMBERSHIP));

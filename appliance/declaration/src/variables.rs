@@ -3,16 +3,20 @@
 //! What runs is decided by the measured bytes alone. So a variable is never set here: one that has a default has that, which
 //! stands in the file, and one that only somebody's environment could fill is an error at its place. Keys are not filled, as in
 //! Compose. Nothing grows: what a variable becomes is a part of its own text.
+//!
+//! `${secret://…}` is found here too, since `$$` has to be read in the same step, and is left as a part of the value
+//! ([`crate::composed`]).
 
 use cofferdam_protocol::{SECRET_SCHEME, WordError, shorten};
 
+use crate::composed::{Part, Parts, is_reference};
 use crate::diagnostics::{Collector, Place};
 use crate::yaml::{Kind, Node};
 
 /// Defaults in defaults; nobody writes more than two.
 const MAX_DEPTH: usize = 8;
 /// What Compose fills. Elsewhere a text with a `$` may be a credential that was pasted, so its line is not shown.
-const COMPOSE: [&str; 3] = ["services", "networks", "volumes"];
+const COMPOSE: [&str; 4] = ["services", "networks", "volumes", "configs"];
 /// Parts of the names of variables that hold secrets.
 const SECRETIVE: [&str; 6] = ["PASSWORD", "PASSWD", "SECRET", "TOKEN", "API_KEY", "PRIVATE_KEY"];
 
@@ -35,13 +39,23 @@ fn fill_node(node: &mut Node, shown: bool, errors: &mut Collector<'_>) {
         }
         Kind::Scalar { text, plain, filled } if text.contains('$') => {
             let mut defaults = Vec::new();
-            match expand(text, 0, &mut defaults) {
-                Ok(new) => {
+            match expand(text, 0, &mut defaults).map(Parts::into_list) {
+                Ok(parts) => {
+                    defaults.iter().for_each(|default| remark(default, place, errors));
                     *filled = !defaults.is_empty();
+                    let new = match parts.as_slice() {
+                        [] => String::new(),
+                        [Part::Text(text)] => text.clone(),
+                        // Alone it is what it is without braces.
+                        [Part::Secret(reference)] => reference.to_string(),
+                        _ => {
+                            node.kind = Kind::Composed(parts);
+                            return;
+                        }
+                    };
                     // Whoever reads `${…}` in YAML sees a text, whatever becomes of it.
                     *plain = *plain && !*filled;
                     *text = new;
-                    defaults.iter().for_each(|default| remark(default, place, errors));
                 }
                 Err(error) => {
                     if shown {
@@ -53,22 +67,20 @@ fn fill_node(node: &mut Node, shown: bool, errors: &mut Collector<'_>) {
                 }
             }
         }
-        Kind::Scalar { .. } | Kind::Refused => {}
+        Kind::Scalar { .. } | Kind::Composed(_) | Kind::Refused => {}
     }
 }
 
 /// A variable with what it is without an environment.
 struct Unset {
     name: String,
-    value: String,
+    /// Whether it is a text that is not empty and no secret.
+    known: bool,
 }
 
 fn remark(default: &Unset, place: Place, errors: &mut Collector<'_>) {
     let name = default.name.to_ascii_uppercase();
-    if !default.value.is_empty()
-        && !default.value.starts_with(SECRET_SCHEME)
-        && SECRETIVE.iter().any(|part| name.contains(part))
-    {
+    if default.known && SECRETIVE.iter().any(|part| name.contains(part)) {
         let message = format!(
             "`{}` is its default, which everybody knows who reads the declaration",
             shorten(&default.name, 64)
@@ -88,20 +100,24 @@ fn remark(default: &Unset, place: Place, errors: &mut Collector<'_>) {
 }
 
 /// The text without variables.
-fn expand(text: &str, depth: usize, defaults: &mut Vec<Unset>) -> Result<String, WordError> {
+fn expand(text: &str, depth: usize, defaults: &mut Vec<Unset>) -> Result<Parts, WordError> {
     if depth > MAX_DEPTH {
         return Err(WordError::new("defaults of variables in one another, deeper than 8 levels"));
     }
-    let mut out = String::with_capacity(text.len());
+    let mut out = Parts::default();
     let mut rest = text;
     while let Some((before, after)) = rest.split_once('$') {
-        out.push_str(before);
+        out.text(before);
         if let Some(after) = after.strip_prefix('$') {
-            out.push('$');
+            out.text("$");
             rest = after;
         } else if let Some(body) = after.strip_prefix('{') {
             let (body, after) = braced(body)?;
-            out.push_str(&variable(body, depth, defaults)?);
+            if is_reference(body) {
+                out.secret(body)?;
+            } else {
+                out.append(variable(body, depth, defaults)?);
+            }
             rest = after;
         } else {
             let (name, _) = name(after);
@@ -111,7 +127,7 @@ fn expand(text: &str, depth: usize, defaults: &mut Vec<Unset>) -> Result<String,
             ));
         }
     }
-    out.push_str(rest);
+    out.text(rest);
     Ok(out)
 }
 
@@ -135,7 +151,7 @@ fn braced(text: &str) -> Result<(&str, &str), WordError> {
 }
 
 /// What a variable is that is not set: `NAME-default`, `NAME:-default`, and nothing for `NAME+other`.
-fn variable(body: &str, depth: usize, defaults: &mut Vec<Unset>) -> Result<String, WordError> {
+fn variable(body: &str, depth: usize, defaults: &mut Vec<Unset>) -> Result<Parts, WordError> {
     let (name, rest) = name(body);
     if name.is_empty() {
         return Err(lone());
@@ -144,13 +160,14 @@ fn variable(body: &str, depth: usize, defaults: &mut Vec<Unset>) -> Result<Strin
     let value = if let Some(default) = operator.strip_prefix('-') {
         expand(default, depth + 1, defaults)?
     } else if operator.starts_with('+') {
-        String::new()
+        Parts::default()
     } else if operator.starts_with('?') || rest.is_empty() {
         return Err(unset(name));
     } else {
         return Err(lone());
     };
-    defaults.push(Unset { name: name.to_owned(), value: value.clone() });
+    let known = matches!(value.list(), [Part::Text(text)] if !text.starts_with(SECRET_SCHEME));
+    defaults.push(Unset { name: name.to_owned(), known });
     Ok(value)
 }
 
@@ -181,7 +198,12 @@ mod tests {
     use super::*;
 
     fn filled(text: &str) -> Result<String, WordError> {
-        expand(text, 0, &mut Vec::new())
+        let shown = |part: &Part| match part {
+            Part::Text(text) => text.clone(),
+            Part::Secret(reference) => format!("<{}>", reference.path()),
+            Part::Url(reference) => format!("<{}|url>", reference.path()),
+        };
+        Ok(expand(text, 0, &mut Vec::new())?.list().iter().map(shown).collect())
     }
 
     #[test]
@@ -198,6 +220,11 @@ mod tests {
             ("${_a1:-$$x}", "$x"),
             ("${A:-http://[::1]:80/?q={1}", "http://[::1]:80/?q={1"),
             ("${A:-secret://a/b/c}", "secret://a/b/c"),
+            ("${secret://a/b/c}", "<a/b/c>"),
+            ("u:${secret://a/b/c}@${B:-db}/x", "u:<a/b/c>@db/x"),
+            ("$$${secret://a/b/c|url}$$", "$<a/b/c|url>$"),
+            ("$${secret://a/b/c}", "${secret://a/b/c}"),
+            ("${A:-x${secret://a/b/c}y}z", "x<a/b/c>yz"),
         ] {
             assert_eq!(filled(text).as_deref(), Ok(value), "{text}");
         }
@@ -218,6 +245,12 @@ mod tests {
             ("${A/b/c}", "no variable"),
             ("${A", "not closed"),
             ("${A:-${B:-c}", "not closed"),
+            ("${secret://a/b}", "not a secret's reference"),
+            ("${secret://a/b/c", "not closed"),
+            ("${secret://a/b/c|base64}", "`|base64` is nothing"),
+            ("${secret://a/b/c|}", "nothing that can be done"),
+            ("${secret://a/b/c:-x}", "not a secret's reference"),
+            ("${secret:?x}", "`secret` would come from"),
         ] {
             let error = filled(text).unwrap_err();
             assert!(error.message.contains(why), "{text}: {}", error.message);

@@ -10,6 +10,7 @@ use std::collections::BTreeMap;
 use cofferdam_protocol::{is_deceptive, shorten};
 use granit_parser::{ErrorKind, Event, Parser, ScalarStyle, ScanError, Span, StrInput};
 
+use crate::composed::Part;
 use crate::diagnostics::{Collector, Place};
 
 /// A declaration is a page or two of text; this is far above any and far below what hurts.
@@ -36,6 +37,8 @@ pub(crate) enum Kind {
         /// A `${…}` in it was replaced by what the file itself says ([`crate::variables`]).
         filled: bool,
     },
+    /// A text with secrets in it, as `${secret://…}` ([`crate::variables`]).
+    Composed(Vec<Part>),
     List(Vec<Node>),
     Map(Vec<Entry>),
     /// An alias: already reported, nothing can be said about it.

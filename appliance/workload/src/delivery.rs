@@ -1,6 +1,6 @@
 //! What a container's init needs to be told, and the part of it that only the workload's own process may read.
 //!
-//! The plan holds no secret and is JSON. The delivery holds the environment and the secret files. It travels in
+//! The plan holds no secret and is JSON. The delivery holds the environment, the secret files and the configs. It travels in
 //! an anonymous memory file that the forked child reads and init never does: init stays, the
 //! child's memory is replaced by execve. Layout: for each entry its kind (one byte), then the lengths of
 //! name and value (u32 little-endian each), then both.
@@ -16,6 +16,7 @@ use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
+use crate::config::Config;
 use crate::volume::Volume;
 
 /// Bound on a plan in bytes: a declaration has 1 MiB and an image's configuration 4 MiB.
@@ -45,6 +46,8 @@ pub struct Plan {
     pub tmpfs: Vec<String>,
     /// Volumes that it sees; targets are unique, and none is a tmpfs's.
     pub volumes: Vec<Volume>,
+    /// Files that it only reads; targets are unique, and none is a tmpfs's or a volume's.
+    pub configs: Vec<Config>,
     /// What runs; not empty.
     pub arguments: Vec<String>,
     /// What runs to find out whether it is healthy, when that is a program; not empty.
@@ -68,6 +71,8 @@ pub struct Delivery {
     pub environment: Vec<(String, Zeroizing<Vec<u8>>)>,
     /// File names under `/run/secrets` and their contents.
     pub files: Vec<(String, Zeroizing<Vec<u8>>)>,
+    /// Contents of the configs by their targets.
+    pub configs: Vec<(String, Zeroizing<Vec<u8>>)>,
 }
 
 impl std::fmt::Debug for Delivery {
@@ -98,6 +103,7 @@ impl Plan {
 
 const VARIABLE: u8 = b'v';
 const FILE: u8 = b'f';
+const CONFIG: u8 = b'c';
 
 impl Delivery {
     /// Writes the delivery into a memory file that a child can inherit.
@@ -108,7 +114,8 @@ impl Delivery {
     pub(crate) fn store(&self) -> io::Result<OwnedFd> {
         let entries = || {
             let variables = self.environment.iter().map(|entry| (VARIABLE, entry));
-            variables.chain(self.files.iter().map(|entry| (FILE, entry)))
+            let files = self.files.iter().map(|entry| (FILE, entry));
+            variables.chain(files).chain(self.configs.iter().map(|entry| (CONFIG, entry)))
         };
         let size = entries().map(|(_, (name, value))| 9 + name.len() + value.len()).sum();
         // Of the right size from the start: growing would leave copies behind.
@@ -140,6 +147,7 @@ impl Delivery {
             let list = match *kind {
                 VARIABLE => &mut delivery.environment,
                 FILE => &mut delivery.files,
+                CONFIG => &mut delivery.configs,
                 _ => return Err(io::ErrorKind::InvalidData.into()),
             };
             list.push((name, Zeroizing::new(value.to_vec())));
@@ -189,10 +197,12 @@ mod tests {
                 ("B".into(), Zeroizing::default()),
             ],
             files: vec![("key.pem".into(), Zeroizing::new(vec![0, 1, 2]))],
+            configs: vec![("/etc/app.conf".into(), Zeroizing::new(b"a = 1".to_vec()))],
         };
         let back = Delivery::load(delivery.store().unwrap()).unwrap();
         assert_eq!(back.environment, delivery.environment);
         assert_eq!(back.files, delivery.files);
+        assert_eq!(back.configs, delivery.configs);
     }
 
     #[test]

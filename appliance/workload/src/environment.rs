@@ -1,6 +1,7 @@
 //! What runs and with which variables: the image's configuration under the declaration's, as Compose merges them.
 
-use cofferdam_declaration::{SecretRef, Service, Value};
+use cofferdam_declaration::{Part, SecretRef, Service, Value};
+use cofferdam_redact::MAX_SECRET;
 use zeroize::Zeroizing;
 
 use crate::delivery::Delivery;
@@ -10,6 +11,8 @@ use cofferdam_registry::image::RunConfig;
 const PATH: &str = "/usr/local/sbin:/usr/local/bin:/usr/sbin:/usr/bin:/sbin:/bin";
 /// MAX_ARG_STRLEN: the kernel refuses a longer variable (execve(2)).
 const MAX_VARIABLE: usize = 128 << 10;
+/// Of a config with its secrets in place; its text alone has 64 KiB at most.
+const MAX_CONFIG: usize = 256 << 10;
 
 /// Why a service cannot be started as it is declared.
 #[derive(Debug, thiserror::Error)]
@@ -25,6 +28,9 @@ pub enum EnvironmentError {
     /// execve takes at most 128 KiB for one variable.
     #[error("the value of {0} is too long for a variable; deliver it as a file under `secrets`")]
     TooLong(String),
+    /// A config with long secrets in it.
+    #[error("the config at {0} has more than 256 KiB, its secrets in place")]
+    LongConfig(String),
     /// The lease did not bring a value that it should have.
     #[error("no value for {0}")]
     Missing(SecretRef),
@@ -77,12 +83,7 @@ pub fn deliver(
         }
     }
     for (name, declared) in &service.environment {
-        let value = match declared {
-            Value::Plain(text) => plain(text),
-            Value::Secret(reference) => {
-                value(reference).ok_or_else(|| EnvironmentError::Missing(reference.clone()))?
-            }
-        };
+        let value = filled(declared, &mut value)?;
         if value.contains(&0) {
             return Err(EnvironmentError::ZeroByte(name.clone()));
         }
@@ -96,7 +97,99 @@ pub fn deliver(
         let content = value(&file.source).ok_or_else(|| EnvironmentError::Missing(file.source.clone()))?;
         delivery.files.push((file.target.clone(), content));
     }
+    for config in &service.configs {
+        let content = filled(&config.content, &mut value)?;
+        if content.len() > MAX_CONFIG {
+            return Err(EnvironmentError::LongConfig(config.target.clone()));
+        }
+        delivery.configs.push((config.target.clone(), content));
+    }
     Ok(delivery)
+}
+
+/// What is to be taken out of whatever the service says, each with the name that is shown instead: its secrets; those that are
+/// percent-encoded, as they then are; and whole variables that were put together.
+///
+/// The whole is not redundant: a program may encode it once more, and then a part of it has another form than where it stands alone.
+///
+/// # Errors
+///
+/// A value is missing.
+pub fn redacted(
+    service: &Service,
+    mut value: impl FnMut(&SecretRef) -> Option<Zeroizing<Vec<u8>>>,
+) -> Result<Vec<(String, Zeroizing<Vec<u8>>)>, EnvironmentError> {
+    let mut found = Vec::new();
+    for reference in service.references() {
+        found.push((reference.to_string(), leased(reference, &mut value)?));
+    }
+    let variables = service.environment.iter().map(|(name, value)| (Some(name), value));
+    for (name, declared) in variables.chain(service.configs.iter().map(|config| (None, &config.content))) {
+        let Value::Composed(parts) = declared else { continue };
+        for reference in
+            parts.iter().filter_map(|part| if let Part::Url(secret) = part { Some(secret) } else { None })
+        {
+            let (plain, encoded) =
+                (leased(reference, &mut value)?, url_encoded(&leased(reference, &mut value)?));
+            if plain != encoded && encoded.len() <= MAX_SECRET {
+                found.push((reference.to_string(), encoded));
+            }
+        }
+        let Some(name) = name else { continue };
+        // Lines of a longer text are no secrets by themselves.
+        let whole = filled(declared, &mut value)?;
+        if whole.len() <= MAX_SECRET && !whole.contains(&b'\n') {
+            found.push((name.clone(), whole));
+        }
+    }
+    Ok(found)
+}
+
+/// A value with its secrets in place. All memory that held them is cleared.
+fn filled(
+    declared: &Value,
+    value: &mut impl FnMut(&SecretRef) -> Option<Zeroizing<Vec<u8>>>,
+) -> Result<Zeroizing<Vec<u8>>, EnvironmentError> {
+    match declared {
+        Value::Plain(text) => Ok(Zeroizing::new(text.as_bytes().to_vec())),
+        Value::Secret(reference) => leased(reference, value),
+        Value::Composed(parts) => {
+            let mut pieces = Vec::with_capacity(parts.len());
+            for part in parts {
+                pieces.push(match part {
+                    Part::Text(text) => Zeroizing::new(text.as_bytes().to_vec()),
+                    Part::Secret(reference) => leased(reference, value)?,
+                    Part::Url(reference) => url_encoded(&leased(reference, value)?),
+                });
+            }
+            // Of the right size from the start: growing would leave copies behind.
+            let mut whole = Zeroizing::new(Vec::with_capacity(pieces.iter().map(|piece| piece.len()).sum()));
+            pieces.iter().for_each(|piece| whole.extend_from_slice(piece));
+            Ok(whole)
+        }
+    }
+}
+
+fn leased(
+    reference: &SecretRef,
+    value: &mut impl FnMut(&SecretRef) -> Option<Zeroizing<Vec<u8>>>,
+) -> Result<Zeroizing<Vec<u8>>, EnvironmentError> {
+    value(reference).ok_or_else(|| EnvironmentError::Missing(reference.clone()))
+}
+
+/// Every byte but the unreserved ones as `%XX` (RFC 3986 §2.1, §2.3).
+fn url_encoded(bytes: &[u8]) -> Zeroizing<Vec<u8>> {
+    const DIGITS: &[u8; 16] = b"0123456789ABCDEF";
+    let digit = |nibble: u8| DIGITS.get(usize::from(nibble)).copied().unwrap_or_default();
+    let mut out = Zeroizing::new(Vec::with_capacity(bytes.len() * 3));
+    for byte in bytes {
+        if byte.is_ascii_alphanumeric() || b"-._~".contains(byte) {
+            out.push(*byte);
+        } else {
+            out.extend_from_slice(&[b'%', digit(byte >> 4), digit(byte & 15)]);
+        }
+    }
+    out
 }
 
 #[cfg(test)]
@@ -158,6 +251,63 @@ mod tests {
             assert_eq!(text(&delivery, name).as_deref(), Some(expected), "{name}");
         }
         assert_eq!(text(&delivery, ""), None);
+    }
+
+    const ADDRESS: &str = "    environment:\n      URL: postgres://app:${secret://app/db/password|url}@db/${secret://app/db/name}\n      \
+                           LIST: \"$${x}\"\n    configs: [conf]\nconfigs: {conf: {content: \"pw=${secret://app/db/password}\\n\"}}\n";
+
+    fn of_the_vault(reference: &SecretRef) -> Option<Zeroizing<Vec<u8>>> {
+        let text = match reference.field() {
+            "password" => "p@ss/w\u{f6}rd",
+            "name" => "orders-db",
+            _ => return None,
+        };
+        Some(Zeroizing::new(text.as_bytes().to_vec()))
+    }
+
+    #[test]
+    fn secrets_are_put_into_their_texts_and_nothing_is_encoded_unasked() {
+        let delivery = deliver(&service(ADDRESS), &image(), "/", of_the_vault).unwrap();
+        assert_eq!(text(&delivery, "URL").unwrap(), "postgres://app:p%40ss%2Fw%C3%B6rd@db/orders-db");
+        assert_eq!(text(&delivery, "LIST").unwrap(), "${x}");
+        let expected = ("/conf".to_owned(), Zeroizing::new("pw=p@ss/w\u{f6}rd\n".as_bytes().to_vec()));
+        assert_eq!(delivery.configs, [expected]);
+        let missing = deliver(&service(ADDRESS), &image(), "/", |_| None);
+        assert!(matches!(missing, Err(EnvironmentError::Missing(_))));
+    }
+
+    #[test]
+    fn the_whole_its_parts_and_their_encodings_are_all_taken_out_of_outputs() {
+        let known = redacted(&service(ADDRESS), of_the_vault).unwrap();
+        let redactor = cofferdam_redact::Redactor::new(known).unwrap();
+        let said = |text: &str| String::from_utf8(redactor.redact(text.as_bytes())).unwrap();
+        let whole = "postgres://app:p%40ss%2Fw%C3%B6rd@db/orders-db";
+        assert_eq!(said(&format!("dialling {whole} now")), "dialling [redacted:URL] now");
+        for (text, hidden) in [
+            ("postgres://app:p%40ss%2Fw%C3%B6rd@other/x", "w%C3%B6rd"),
+            ("psql: p@ss/w\u{f6}rd and orders-db", "p@ss"),
+            ("psql: p@ss/w\u{f6}rd and orders-db", "orders-db"),
+            ("config: pw=p@ss/w\u{f6}rd", "p@ss"),
+        ] {
+            let said = said(text);
+            assert!(!said.contains(hidden) && said.contains("[redacted:secret://app/db/"), "{said}");
+        }
+        // Encoded once more as a whole, as in an HTTP header, and at any offset.
+        for before in ["", "x", "xy"] {
+            let encoded = cofferdam_protocol::base64::encode(format!("{before}{whole}").as_bytes());
+            assert!(said(&encoded).contains("[redacted:URL]"), "{}", said(&encoded));
+        }
+        let missing = redacted(&service(ADDRESS), |_| None);
+        assert!(matches!(missing, Err(EnvironmentError::Missing(_))));
+    }
+
+    #[test]
+    fn a_config_that_long_secrets_make_too_long_is_named_and_not_shown() {
+        let parts = "${secret://app/x/y}".repeat(5);
+        let service = service(&format!("    configs: [conf]\nconfigs: {{conf: {{content: \"{parts}\"}}}}\n"));
+        let long = |_: &SecretRef| Some(Zeroizing::new(vec![b'x'; 60 << 10]));
+        let error = deliver(&service, &image(), "/", long).unwrap_err().to_string();
+        assert!(error.contains("/conf") && !error.contains("xx"), "{error}");
     }
 
     #[test]

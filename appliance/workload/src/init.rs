@@ -48,7 +48,7 @@ use crate::delivery::{Delivery, Plan};
 use crate::restart::End;
 use crate::rootfs::{self, SECRETS};
 use crate::seccomp::Profile;
-use crate::{OUTSIDE_ID, probe, sys};
+use crate::{OUTSIDE_ID, config, probe, sys};
 
 /// The descriptors that the shim places: its control socket, the delivery, the plan, and the socket of the probes.
 pub(crate) const CONTROL: i32 = 3;
@@ -153,13 +153,13 @@ fn start(
     let plan = step("read the plan", Plan::load(plan))?;
     // Compiled before the fork, so that both sides only have to apply it.
     let profile = Profile::workload()?;
-    rootfs::enter(&plan)?;
+    let places = rootfs::enter(&plan)?;
     // Neither end survives execve.
     let (mut ours, mut theirs) = step("make a socket", UnixStream::pair())?;
     match step("fork", sys::fork())? {
         None => {
             drop(ours);
-            let Err(error) = become_workload(&plan, &profile, delivery, &mut theirs);
+            let Err(error) = become_workload(&plan, &profile, delivery, &places, &mut theirs);
             let (code, reason) = match error {
                 InitError::Workload { code, reason } => (code, reason),
                 other => (126, format!("{:#}", anyhow::Error::new(other))),
@@ -169,7 +169,7 @@ fn start(
             sys::leave(code)
         }
         Some(pid) => {
-            drop(theirs);
+            drop((theirs, places));
             heard(&mut ours)?;
             step("map the ids of the workload", map_ids(pid))?;
             if let Some(words) = &plan.probe {
@@ -364,6 +364,7 @@ fn become_workload(
     plan: &Plan,
     profile: &Profile,
     delivery: OwnedFd,
+    places: &[OwnedFd],
     channel: &mut UnixStream,
 ) -> Result<std::convert::Infallible, InitError> {
     step("start a session", setsid())?;
@@ -372,6 +373,10 @@ fn become_workload(
         step("write a secret file", secret_file(name, content, plan))?;
     }
     rootfs::lock_secrets()?;
+    step(
+        "lay the configs over their places",
+        config::fill(&plan.configs, &delivery.configs, places, SECRETS),
+    )?;
     let environment = variables(&delivery)?;
     let arguments = step("name the arguments", strings(&plan.arguments))?;
     let candidates = candidates(&plan.arguments, &delivery);

@@ -21,6 +21,7 @@
 
 pub mod answers;
 pub mod cgroup;
+pub mod config;
 pub mod delivery;
 pub mod depend;
 pub mod dns;

@@ -15,14 +15,14 @@
 //!   there, and a service needs none of it; an empty tmpfs says only which CPUs there are, because
 //!   C libraries and runtimes ask.
 //! - `/dev`: six harmless devices, pseudo-terminals, shared memory, message queues. Read-only itself.
-//! - volumes, each a mount of its own (see [`volume`]);
+//! - volumes, each a mount of its own (see [`volume`]), and configs, each a read-only one (see [`config`]);
 //! - `/run/secrets`: its secret files, in memory, for its user only (for all of the container's when it starts as root). The workload's process writes them.
 //! - no setuid program gains anything and no device node opens anywhere else (nosuid, nodev).
 
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io;
-use std::os::fd::AsRawFd;
+use std::os::fd::{AsRawFd, OwnedFd};
 use std::os::unix::fs::{DirBuilderExt, MetadataExt, chown, symlink};
 use std::path::{Path, PathBuf};
 
@@ -31,6 +31,7 @@ use nix::fcntl::{AT_FDCWD, OFlag, OpenHow, ResolveFlag, openat2};
 use nix::mount::{MsFlags, mount};
 use nix::unistd::{chdir, chroot, sethostname};
 
+use crate::config::{self, Config};
 use crate::delivery::Plan;
 use crate::resolver::RESOLV_CONF;
 use crate::sys;
@@ -104,12 +105,12 @@ fn step<T, E: Into<io::Error>>(step: impl Into<String>, outcome: Result<T, E>) -
     outcome.map_err(|source| RootfsError { step: step.into(), source: source.into() })
 }
 
-/// Makes the plan's root file system the only one that this process can see.
+/// Makes the plan's root file system the only one that this process can see. The places of its configs, in order.
 ///
 /// # Errors
 ///
 /// The step and what the kernel said. The process is then in no usable state and has to end.
-pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
+pub(crate) fn enter(plan: &Plan) -> Result<Vec<OwnedFd>, RootfsError> {
     step("make mounts private", mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE))?;
     // Taken along from the outside, as mounts that are attached nowhere.
     let mut devices = Vec::new();
@@ -142,6 +143,7 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
     read_only("/dev", MsFlags::MS_NOSUID | MsFlags::MS_NOEXEC)?;
     network_files(plan)?;
     data(plan, &volumes)?;
+    let places = places(plan)?;
     directories(SECRETS)?;
     let mode = if plan.uid == 0 { 555 } else { 500 };
     let options = format!("mode={mode},uid={},gid={},size=16m", plan.uid, plan.gid);
@@ -150,7 +152,18 @@ pub(crate) fn enter(plan: &Plan) -> Result<(), RootfsError> {
     if plan.read_only {
         read_only("/", NO_PRIVILEGES)?;
     }
-    Ok(())
+    Ok(places)
+}
+
+/// Makes a place for each config, in the volumes too, which are there by now.
+fn places(plan: &Plan) -> Result<Vec<OwnedFd>, RootfsError> {
+    let place = |config: &Config| {
+        let target = config.target.as_str();
+        let in_volume = plan.volumes.iter().any(|volume| Path::new(target).starts_with(&volume.target));
+        directories(target.rsplit_once('/').map_or("/", |(parent, _)| parent))?;
+        step(format!("make a place for the config at {target}"), config::place(config, in_volume))
+    };
+    plan.configs.iter().map(place).collect()
 }
 
 /// Mounts what the plan says beside the root: in-memory file systems, and volumes.

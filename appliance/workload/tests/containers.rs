@@ -15,6 +15,7 @@ use std::time::{Duration, Instant};
 
 use caps::CapSet;
 use cofferdam_declaration::Ulimit;
+use cofferdam_workload::config::Config;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::dns::Names;
 use cofferdam_workload::health::Test;
@@ -231,6 +232,7 @@ impl Shim {
             ulimits: Default::default(),
             tmpfs: vec!["/tmp".into()],
             volumes: Vec::new(),
+            configs: Vec::new(),
             arguments: words.iter().map(|word| (*word).to_owned()).collect(),
             probe: None,
             working_dir: "/work".into(),
@@ -246,11 +248,16 @@ impl Shim {
         Delivery {
             environment: vec![("PATH".into(), value("/bin")), ("TOKEN".into(), value(SECRET))],
             files: vec![("token".into(), value(SECRET))],
+            configs: Vec::new(),
         }
     }
 
     async fn run(&self, plan: &Plan) -> Result<(End, String), LaunchError> {
-        let (mut container, mut output) = launch::start(INIT, plan, &self.delivery(), None).await?;
+        self.deliver(plan, &self.delivery()).await
+    }
+
+    async fn deliver(&self, plan: &Plan, delivery: &Delivery) -> Result<(End, String), LaunchError> {
+        let (mut container, mut output) = launch::start(INIT, plan, delivery, None).await?;
         let mut text = String::new();
         output.stdout.read_to_string(&mut text).await.unwrap();
         output.stderr.read_to_string(&mut text).await.unwrap();
@@ -310,6 +317,8 @@ fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
         println!("ok: an empty volume takes over what the image has, and any other is as it was left");
         walls_of_volumes(shim).await;
         println!("ok: a volume leads nobody astray, and root in it is root of nothing else");
+        configs(shim).await;
+        println!("ok: a config is what was delivered, nobody writes to it, and it leads nobody astray");
         walls(shim).await;
         println!("ok: the root is what the plan says, and the rest is not there");
     });
@@ -722,6 +731,96 @@ async fn walls_of_volumes(shim: &Shim) {
     let script = "cat /run/secrets/token; busybox ls /v";
     let text = run_ok(shim, &seeing(shim, &[(&path, "/run/v", false), (&path, "/v", false)], script)).await;
     assert_eq!(text, format!("{SECRET}busybox\ninner\n"));
+}
+
+/// A plan and a delivery with these configs: target, mode, content.
+fn configured(shim: &Shim, plan: Plan, configs: &[(&str, u32, &str)]) -> (Plan, Delivery) {
+    let config = |(target, mode, _): &(&str, u32, &str)| Config {
+        target: (*target).to_owned(),
+        uid: 1000,
+        gid: 1001,
+        mode: *mode,
+    };
+    let content = |(target, _, text): &(&str, u32, &str)| {
+        ((*target).to_owned(), Zeroizing::new(text.as_bytes().to_vec()))
+    };
+    let delivery = Delivery { configs: configs.iter().map(content).collect(), ..shim.delivery() };
+    (Plan { configs: configs.iter().map(config).collect(), ..plan }, delivery)
+}
+
+async fn configs(shim: &Shim) {
+    let run = async |plan: Plan, configs: &[(&str, u32, &str)]| {
+        let (plan, delivery) = configured(shim, plan, configs);
+        shim.deliver(&plan, &delivery).await
+    };
+    let ok = async |plan: Plan, configs: &[(&str, u32, &str)]| {
+        let (end, text) = run(plan, configs).await.unwrap();
+        assert_eq!(end, End::Exited(0), "{text}");
+        text
+    };
+    let data = volume(shim, "configured", MsFlags::empty(), "1m");
+    let three = [
+        ("/etc/passwd", 0o444, "of the config\n"),
+        ("/new/dir/run.sh", 0o555, "#!/bin/sh\necho ran\n"),
+        ("/data/c", 0o400, SECRET),
+    ];
+    let script = "cat /etc/passwd; /new/dir/run.sh; cat /data/c; stat -c ' %u:%g %a' /data/c /etc/passwd; busybox ls /run/secrets";
+    let expected = format!("of the config\nran\n{SECRET} 1000:1001 400\n 1000:1001 444\ntoken\n");
+    assert_eq!(ok(seeing(shim, &[(&data, "/data", false)], script), &three).await, expected);
+    // As the workload's user, in a root that is read-only, and where there is no volume.
+    let mut plan = shim.plan(&["sh", "-c", "cat /etc/passwd; /new/dir/run.sh"]);
+    plan.read_only = true;
+    plan.working_dir = "/".into();
+    assert_eq!(ok(plan, &three[..2]).await, "of the config\nran\n");
+    // In the volume there is a place and nothing of the content.
+    assert_eq!(fs::read(data.join("c")).unwrap(), b"");
+    // Root of the container writes to none, moves none away, and mounts nothing over it.
+    let attack = "for it in 'busybox cp /bin/sh /etc/passwd' 'busybox rm -f /etc/passwd' 'busybox mv /etc/passwd /x' 'chmod 777 /etc/passwd' \
+                  'busybox chown 0 /data/c' 'busybox umount /etc/passwd' 'busybox mount -o remount,rw /etc/passwd' 'busybox rm -f /data/c'; do \
+                  $it 2>/dev/null && echo $it; done; (echo x >>/etc/passwd) 2>/dev/null && echo appended; cat /etc/passwd";
+    assert_eq!(ok(seeing(shim, &[(&data, "/data", false)], attack), &three).await, "of the config\n");
+
+    let reason = async |plan: Plan, target: &str| match run(plan, &[(target, 0o444, SECRET)]).await {
+        Err(LaunchError::Failed { code: 126, reason }) => reason,
+        other => panic!("{target}: {other:?}"),
+    };
+    let plain = || seeing(shim, &[], "echo started");
+    for (target, why) in [
+        ("/to-proc/kernel/core_pattern", "a path of the appliance's own"),
+        ("/up/dev/null", "a path of the appliance's own"),
+        ("/up/etc/hosts", "a path of the appliance's own"),
+        ("/had", "is no file"),
+        ("/etc/passwd/x", "File exists"),
+    ] {
+        let said = reason(plain(), target).await;
+        assert!(said.contains(target.rsplit_once('/').unwrap().0) && said.contains(why), "{target}: {said}");
+        assert!(!said.contains(SECRET));
+    }
+    // Whoever shares a volume lays links and pipes where the config goes.
+    let with_data = || seeing(shim, &[(&data, "/data", false)], "echo started");
+    run_ok(
+        shim,
+        &seeing(
+            shim,
+            &[(&data, "/data", false)],
+            "cd /data; busybox ln -s /bin l; busybox ln -s /bin/sh f; busybox mkfifo p",
+        ),
+    )
+    .await;
+    for (target, why) in
+        [("/data/l/sh", "symbolic links"), ("/data/f", "symbolic links"), ("/data/p", "is no file")]
+    {
+        let said = reason(with_data(), target).await;
+        assert!(said.contains(why), "{target}: {said}");
+    }
+    // A content that was not delivered is no empty file.
+    let (plan, delivery) = configured(shim, plain(), &[("/c", 0o444, "x")]);
+    let delivery = Delivery { configs: Vec::new(), ..delivery };
+    let missing = shim.deliver(&plan, &delivery).await;
+    assert!(
+        matches!(&missing, Err(LaunchError::Failed { reason, .. }) if reason.contains("not delivered")),
+        "{missing:?}"
+    );
 }
 
 async fn run_ok(shim: &Shim, plan: &Plan) -> String {

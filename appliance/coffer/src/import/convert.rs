@@ -6,29 +6,31 @@ use cofferdam_declaration::unsupported_in_service;
 use cofferdam_protocol::{Digest, shorten};
 
 use super::images::{Image, Resolved};
+use super::mounts::Configs;
 use super::secrets::{Secrets, has_password, secretive};
-use super::variables::{Filled, env_file, fill, is_name};
+use super::variables::{Filled, fill, fill_known};
 use super::yaml::{self, Kind, Node};
-use super::{Compose, Imported, Remark, inside, text_inside};
+use super::{Compose, Imported, Remark, text_inside};
 
 /// A file of variables, or of a secret.
-const MAX_FILE: u64 = 256 << 10;
+pub(super) const MAX_FILE: u64 = 256 << 10;
 /// Of all texts together, their variables filled in: a declaration has 1 MiB.
 const MAX_FILLED: usize = 8 << 20;
 /// What a volume gets: Compose's have no size.
 const VOLUME_SIZE: &str = "1gb";
 
-type Entries = Vec<(String, Node)>;
+pub(super) type Entries = Vec<(String, Node)>;
 
-struct Converter<'a> {
-    compose: &'a Compose,
+pub(super) struct Converter<'a> {
+    pub(super) compose: &'a Compose,
     resolved: &'a Resolved,
     /// Services that are left out, since they wait for a profile.
     left_out: BTreeSet<String>,
-    volumes: BTreeSet<String>,
+    pub(super) volumes: BTreeSet<String>,
+    pub(super) configs: Configs,
     /// Bytes of all texts that were filled.
     filled: usize,
-    secrets: Secrets,
+    pub(super) secrets: Secrets,
     changed: Vec<Remark>,
     dropped: Vec<Remark>,
     decide: Vec<Remark>,
@@ -65,6 +67,7 @@ pub(super) fn compose(compose: &Compose, resolved: &Resolved) -> Imported {
         resolved,
         left_out: left_out.keys().cloned().collect(),
         volumes: BTreeSet::new(),
+        configs: Configs::default(),
         filled: 0,
         secrets: Secrets::default(),
         changed: Vec::new(),
@@ -76,6 +79,11 @@ pub(super) fn compose(compose: &Compose, resolved: &Resolved) -> Imported {
     }
     let kept = services.iter().filter(|(name, _)| !converter.left_out.contains(name));
     let kept: Vec<_> = kept.cloned().collect();
+    for (name, service) in &kept {
+        if let Some(environment) = service.get("environment") {
+            converter.known_passwords(name, environment);
+        }
+    }
     let converted: Entries =
         kept.iter().map(|(name, service)| (name.clone(), converter.service(name, service))).collect();
     let networks = converter.networks();
@@ -92,37 +100,32 @@ pub(super) fn compose(compose: &Compose, resolved: &Resolved) -> Imported {
 }
 
 impl Converter<'_> {
-    fn change(&mut self, line: usize, what: impl Into<String>) {
+    pub(super) fn change(&mut self, line: usize, what: impl Into<String>) {
         self.changed.push(Remark { line, what: what.into() });
     }
 
-    fn drop(&mut self, line: usize, what: impl Into<String>) {
+    pub(super) fn drop(&mut self, line: usize, what: impl Into<String>) {
         self.dropped.push(Remark { line, what: what.into() });
     }
 
-    fn decide(&mut self, line: usize, what: impl Into<String>) {
+    pub(super) fn decide(&mut self, line: usize, what: impl Into<String>) {
         self.decide.push(Remark { line, what: what.into() });
     }
 
-    fn within_bounds(&mut self, text: &str) -> Result<Filled, String> {
+    pub(super) fn within_bounds(&mut self, text: &str) -> Result<Filled, String> {
         if self.filled > MAX_FILLED {
             return Err("the texts before have more than 8 MiB, their variables filled in".to_owned());
         }
-        let filled = fill(text, &self.compose.variables)?;
+        let filled = fill_known(text, &self.compose.variables)?;
         self.filled = self.filled.saturating_add(filled.text.len());
         Ok(filled)
     }
 
     /// A text with its variables filled. What is not set is empty, as in Compose, and said.
-    fn fill(&mut self, text: &str, line: usize) -> Filled {
+    pub(super) fn fill(&mut self, text: &str, line: usize) -> Filled {
         match self.within_bounds(text) {
             Ok(filled) => {
-                for unset in &filled.unset {
-                    self.decide(
-                        line,
-                        format!("{unset} is not set, and is empty here: name a file with `--env-file`"),
-                    );
-                }
+                self.unset(&filled, line);
                 filled
             }
             Err(why) => {
@@ -133,7 +136,7 @@ impl Converter<'_> {
     }
 
     /// A value with all its texts filled. A secret in it is not: a declaration is for everybody to read.
-    fn filled(&mut self, node: &Node) -> Node {
+    pub(super) fn filled(&mut self, node: &Node) -> Node {
         match &node.kind {
             Kind::Text { text, plain } => {
                 let filled = self.fill(text, node.line);
@@ -148,6 +151,7 @@ impl Converter<'_> {
                 }
                 Node { line: node.line, kind: Kind::Text { text: filled.text, plain: *plain } }
             }
+            Kind::Ready(_) => node.clone(),
             Kind::List(items) => Node::list(items.iter().map(|item| self.filled(item)).collect(), node.line),
             Kind::Map(entries) => Node::map(
                 entries.iter().map(|(key, value)| (key.clone(), self.filled(value))).collect(),
@@ -158,7 +162,8 @@ impl Converter<'_> {
 
     fn service(&mut self, name: &str, service: &Node) -> Node {
         let mut out: Entries = vec![("image".to_owned(), self.image(name, service))];
-        let mut tmpfs = Vec::new();
+        let (mut tmpfs, mut configs) = (Vec::new(), Vec::new());
+        let built = service.get("build").is_some();
         let environment = self.environment(name, service);
         if !environment.is_empty() {
             out.push(("environment".to_owned(), Node::map(environment, service.line)));
@@ -168,7 +173,12 @@ impl Converter<'_> {
             let converted = match key.as_str() {
                 "image" | "environment" | "env_file" | "build" | "profiles" => None,
                 "ports" => Some(self.ports(&at, value)),
-                "volumes" => Some(self.mounts(name, &at, value, &mut tmpfs)),
+                "volumes" => Some(self.mounts(name, built, value, &mut tmpfs, &mut configs)),
+                "configs" => {
+                    let seen = self.service_configs(name, value);
+                    configs.extend(seen);
+                    None
+                }
                 "secrets" => Some(self.secret_files(&at, value)),
                 "depends_on" => Some(self.dependencies(value)),
                 "deploy" => self.deploy(&at, value),
@@ -201,6 +211,9 @@ impl Converter<'_> {
             if let Some(converted) = converted.filter(|node| !is_empty(node)) {
                 out.push((key.clone(), converted));
             }
+        }
+        if !configs.is_empty() {
+            out.push(("configs".to_owned(), Node::list(configs, service.line)));
         }
         if !tmpfs.is_empty() {
             match out.iter_mut().find(|(key, _)| key == "tmpfs") {
@@ -253,140 +266,6 @@ impl Converter<'_> {
         }
     }
 
-    /// `env_file` and `environment`, of which the second counts.
-    fn environment(&mut self, service: &str, node: &Node) -> Entries {
-        let mut out: Entries = Vec::new();
-        let mut set = |key: String, value: Node| match out.iter_mut().find(|(name, _)| *name == key) {
-            Some((_, old)) => *old = value,
-            None => out.push((key, value)),
-        };
-        if let Some(files) = node.get("env_file") {
-            let files = if files.items().is_empty() { std::slice::from_ref(files) } else { files.items() };
-            for file in files {
-                for (key, value) in self.variables_of(service, file) {
-                    let value = self.literal(service, &key, value, file.line);
-                    set(key, value);
-                }
-            }
-        }
-        let Some(environment) = node.get("environment") else { return out };
-        for (key, value) in environment.entries() {
-            let raw = if value.is_nothing() { None } else { value.as_text() };
-            if let Some(value) = self.variable(service, key, raw, value.line) {
-                set(key.clone(), value);
-            }
-        }
-        for item in environment.items() {
-            let Some(text) = item.as_text() else { continue };
-            let (key, raw) = text.split_once('=').map_or((text, None), |(key, raw)| (key, Some(raw)));
-            if let Some(value) = self.variable(service, key, raw, item.line) {
-                set(key.to_owned(), value);
-            }
-        }
-        out
-    }
-
-    fn variables_of(&mut self, service: &str, file: &Node) -> Vec<(String, String)> {
-        let path = file.as_text().or_else(|| file.get("path").and_then(Node::as_text)).unwrap_or_default();
-        let optional = file.get("required").and_then(Node::as_text) == Some("false");
-        let path = self.fill(path, file.line).text;
-        let read = text_inside(&self.compose.folder, &path, MAX_FILE)
-            .and_then(|text| env_file(&text, &self.compose.variables, is_name));
-        match read {
-            Ok(variables) => {
-                let count = variables.len();
-                self.change(
-                    file.line,
-                    format!(
-                        "services.{service}.env_file: {count} variables of `{path}` stand under `environment`"
-                    ),
-                );
-                variables
-            }
-            Err(why) if optional => {
-                self.drop(file.line, format!("services.{service}.env_file: {why}"));
-                Vec::new()
-            }
-            Err(why) => {
-                self.decide(file.line, format!("services.{service}.env_file: {why}"));
-                Vec::new()
-            }
-        }
-    }
-
-    /// A variable as it stands in a file of variables: filled already.
-    fn literal(&mut self, service: &str, key: &str, value: String, line: usize) -> Node {
-        if (secretive(key) || has_password(&value)) && !value.is_empty() {
-            let raw = value.clone();
-            return self.secret(service, key, (service, key), &raw, Some(value), line);
-        }
-        Node::text(value, line)
-    }
-
-    /// A variable of `environment`; without a value it is taken from the files of variables, as Compose takes it from the shell.
-    fn variable(&mut self, service: &str, key: &str, raw: Option<&str>, line: usize) -> Option<Node> {
-        let own = format!("${{{key}}}");
-        let Some(raw) = raw else {
-            if !self.compose.variables.contains_key(key) && !secretive(key) {
-                self.decide(line, format!("services.{service}.environment: {key} has no value, and is not set: name a file with `--env-file`"));
-                return None;
-            }
-            return self.variable(service, key, Some(&own), line);
-        };
-        let filled = match self.within_bounds(raw) {
-            Ok(filled) => filled,
-            // It has to be set: in the vault.
-            Err(_) if secretive(key) && raw.starts_with("${") => {
-                return Some(self.secret(service, key, (service, key), raw, None, line));
-            }
-            Err(why) => {
-                self.decide(line, format!("services.{service}.environment.{key}: {why}"));
-                return None;
-            }
-        };
-        let used = filled.used.iter().any(|variable| secretive(variable));
-        let number = !filled.text.is_empty() && filled.text.bytes().all(|b| b.is_ascii_digit());
-        let word = number || matches!(filled.text.as_str(), "true" | "false");
-        let secret = used || has_password(&filled.text) || (secretive(key) && (!word || password(key)));
-        if !secret || (filled.text.is_empty() && filled.unset.is_empty()) {
-            let filled = self.fill(raw, line);
-            return Some(Node::text(filled.text, line));
-        }
-        // The same variable of the person is the same secret wherever it is used alone.
-        let alone = match filled.used.as_slice() {
-            [one] if raw.starts_with("${") || raw.starts_with(&format!("${one}")) => {
-                let only = fill(&format!("${{{one}-}}"), &self.compose.variables).unwrap_or_default();
-                (only.text == filled.text).then(|| one.clone())
-            }
-            _ => None,
-        };
-        let value = filled.unset.is_empty().then_some(filled.text);
-        let names = alone.as_deref().map_or((service, key), |variable| ("env", variable));
-        Some(self.secret(service, key, names, raw, value, line))
-    }
-
-    fn secret(
-        &mut self,
-        service: &str,
-        key: &str,
-        names: (&str, &str),
-        raw: &str,
-        value: Option<String>,
-        line: usize,
-    ) -> Node {
-        let unknown = value.is_none();
-        let Some(reference) = self.secrets.reference(&self.compose.project, names, raw, value) else {
-            self.decide(
-                line,
-                format!("services.{service}.environment.{key}: a secret that has no name here"),
-            );
-            return Node::text(String::new(), line);
-        };
-        let note = if unknown { ", whose value is not known here" } else { "" };
-        self.change(line, format!("services.{service}.environment.{key}: {reference}{note}"));
-        Node::text(reference.to_string(), line)
-    }
-
     fn ports(&mut self, at: &str, node: &Node) -> Node {
         let mut out = Vec::new();
         for item in node.items() {
@@ -408,84 +287,6 @@ impl Converter<'_> {
             }
         }
         Node::list(out, node.line)
-    }
-
-    fn mounts(&mut self, service: &str, at: &str, node: &Node, tmpfs: &mut Vec<Node>) -> Node {
-        let mut out = Vec::new();
-        for item in node.items() {
-            let item = self.filled(item);
-            let get = |key: &str| item.get(key).and_then(Node::as_text).unwrap_or_default().to_owned();
-            let (kind, source, target, read_only) = match item.as_text() {
-                Some(text) => {
-                    let parts: Vec<_> = text.split(':').collect();
-                    match parts.as_slice() {
-                        [target] => (String::new(), String::new(), (*target).to_owned(), false),
-                        [source, target, options @ ..] => {
-                            let read_only = options.iter().any(|list| list.split(',').any(|one| one == "ro"));
-                            (String::new(), (*source).to_owned(), (*target).to_owned(), read_only)
-                        }
-                        [] => continue,
-                    }
-                }
-                None => (get("type"), get("source"), get("target"), get("read_only") == "true"),
-            };
-            let line = item.line;
-            if kind == "tmpfs" || source.is_empty() {
-                self.change(
-                    line,
-                    format!(
-                        "{at}: {target} is a tmpfs: a volume without a name does not outlive its container"
-                    ),
-                );
-                tmpfs.push(Node::text(target, line));
-            } else if kind == "bind" || source.starts_with(['.', '/', '~', '$']) {
-                if let Some(volume) = self.bind(service, at, &source, &target, line) {
-                    out.push(mount(&volume, &target, read_only, line));
-                }
-            } else {
-                let volume = self.volume(at, &source, line);
-                out.push(mount(&volume, &target, read_only, line));
-            }
-        }
-        Node::list(out, node.line)
-    }
-
-    fn volume(&mut self, at: &str, source: &str, line: usize) -> String {
-        let volume = name(source, "data");
-        if volume != source {
-            self.change(line, format!("{at}: the volume {source} is called {volume}"));
-        }
-        self.volumes.insert(volume.clone());
-        volume
-    }
-
-    /// A path of the host: a directory for data becomes a volume; a file is nothing that an appliance has.
-    fn bind(&mut self, service: &str, at: &str, source: &str, target: &str, line: usize) -> Option<String> {
-        if matches!(source, "/etc/localtime" | "/etc/timezone") {
-            self.drop(line, format!("{at}: {source}: set the variable TZ instead"));
-            return None;
-        }
-        if source.ends_with("docker.sock") {
-            self.drop(line, format!("{at}: {source}: there is no container engine inside"));
-            self.decide(line, format!("services.{service}: what needs Docker's socket does not work here"));
-            return None;
-        }
-        let last = source.rsplit('/').find(|part| !part.is_empty()).unwrap_or_default();
-        let found = inside(&self.compose.folder, source).ok();
-        let is_file = found.as_ref().is_some_and(|path| path.is_file());
-        let full =
-            found.as_ref().is_some_and(|path| path.read_dir().is_ok_and(|mut files| files.next().is_some()));
-        let looks_like_a_file = last.trim_start_matches('.').contains('.')
-            || target.rsplit('/').next().is_some_and(|name| name.contains('.'));
-        if is_file || full || (found.is_none() && looks_like_a_file) {
-            self.drop(line, format!("{at}: {source}: a service never sees the host's files"));
-            self.decide(line, format!("services.{service}: put `{source}` into its image at {target}"));
-            return None;
-        }
-        let volume = name(&format!("{service}-{}", last.trim_start_matches(['.', '~'])), "data");
-        self.change(line, format!("{at}: {source} becomes the volume {volume}, empty at first"));
-        self.volumes.insert(volume.clone());
-        Some(volume)
     }
 
     fn secret_files(&mut self, at: &str, node: &Node) -> Node {
@@ -617,7 +418,7 @@ impl Converter<'_> {
     fn top(&mut self) {
         for (key, value) in self.compose.root.entries() {
             match key.as_str() {
-                "services" | "networks" | "secrets" | "version" | "name" => {}
+                "services" | "networks" | "secrets" | "configs" | "version" | "name" => {}
                 "volumes" => {
                     for (name, volume) in value.entries() {
                         for (key, value) in
@@ -656,6 +457,10 @@ impl Converter<'_> {
         if !networks.is_empty() {
             entries.push(("networks".to_owned(), Node::map(networks, 0)));
         }
+        let configs = std::mem::take(&mut self.configs).into_entries();
+        if !configs.is_empty() {
+            entries.push(("configs".to_owned(), Node::map(configs, 0)));
+        }
         entries.push(("services".to_owned(), Node::map(services, 0)));
         let entries: Entries = entries.into_iter().map(|(key, node)| (key, escaped(node))).collect();
         yaml::write(&entries, 0, &mut out);
@@ -667,6 +472,7 @@ impl Converter<'_> {
 fn escaped(node: Node) -> Node {
     let kind = match node.kind {
         Kind::Text { text, plain } => Kind::Text { text: text.replace('$', "$$"), plain },
+        Kind::Ready(text) => Kind::Ready(text),
         Kind::List(items) => Kind::List(items.into_iter().map(escaped).collect()),
         Kind::Map(entries) => {
             Kind::Map(entries.into_iter().map(|(key, value)| (key, escaped(value))).collect())
@@ -675,19 +481,10 @@ fn escaped(node: Node) -> Node {
     Node { line: node.line, kind }
 }
 
-fn mount(volume: &str, target: &str, read_only: bool, line: usize) -> Node {
-    Node::text(format!("{volume}:{target}{}", if read_only { ":ro" } else { "" }), line)
-}
-
 fn is_empty(node: &Node) -> bool {
     match &node.kind {
-        Kind::Text { .. } => false,
+        Kind::Text { .. } | Kind::Ready(_) => false,
         Kind::List(items) => items.is_empty(),
         Kind::Map(entries) => entries.is_empty(),
     }
-}
-
-/// Whether a number or a boolean can be the secret of a variable of this name.
-fn password(variable: &str) -> bool {
-    variable.to_ascii_uppercase().contains("PASS")
 }

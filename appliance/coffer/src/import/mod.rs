@@ -6,7 +6,9 @@
 
 mod convert;
 mod images;
+mod mounts;
 mod secrets;
+mod values;
 mod variables;
 mod yaml;
 
@@ -108,16 +110,23 @@ fn inside(folder: &Path, path: &str) -> Result<PathBuf, String> {
 
 /// The text of such a file.
 pub(crate) fn text_inside(folder: &Path, path: &str, limit: u64) -> Result<String, String> {
-    let full = inside(folder, path)?;
-    let failed = |error: std::io::Error| format!("`{path}` cannot be read: {error}");
+    read_bounded(&inside(folder, path)?, path, limit)
+}
+
+/// The text of a file that is called `name` where it is named.
+fn read_bounded(full: &Path, name: &str, limit: u64) -> Result<String, String> {
+    let failed = |error: std::io::Error| match error.kind() {
+        std::io::ErrorKind::FileTooLarge => format!("`{name}` has more than {} KiB", limit >> 10),
+        _ => format!("`{name}` cannot be read: {error}"),
+    };
     // Before it is opened, since opening a pipe waits for its other end.
     if !full.metadata().map_err(failed)?.is_file() {
-        return Err(format!("`{path}` is no file"));
+        return Err(format!("`{name}` is no file"));
     }
-    let file = File::open(&full).map_err(failed)?;
+    let file = File::open(full).map_err(failed)?;
     let mut bytes = Vec::new();
     cofferdam_protocol::read::bounded_into(file, limit, &mut bytes).map_err(failed)?;
-    String::from_utf8(bytes).map_err(|_| format!("`{path}` is not UTF-8"))
+    String::from_utf8(bytes).map_err(|_| format!("`{name}` is not UTF-8"))
 }
 
 #[cfg(test)]

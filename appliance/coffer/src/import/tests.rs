@@ -1,5 +1,7 @@
 //! Compose files as people write them, and as an attacker would.
 
+use cofferdam_declaration::{Part, Value};
+
 use super::*;
 
 /// Converts with every image known, and checks the outcome as a declaration.
@@ -81,16 +83,14 @@ fn a_typical_file_becomes_a_declaration_without_its_secrets() {
         format!("{:?}", found.unwrap().1)
     };
     assert!(variable("WORDPRESS_DB_PASSWORD").contains("blog/env/db_password"), "{text}");
-    assert!(variable("DATABASE_URL").contains("blog/wordpress/database_url"), "{text}");
+    let address = "DATABASE_URL: \"mysql://wordpress:${secret://blog/env/db_password}@db/wordpress\"";
+    assert!(text.contains(address), "{text}");
     assert!(variable("WORDPRESS_DEBUG").contains("\"$off\""), "{text}");
     assert_eq!(web.ports.len(), 1);
     assert_eq!(web.networks.len(), 2);
     assert_eq!(declared.volumes.len(), 2);
-    let expected = [
-        ("blog/db/mysql_root_password", "it's $4 a \"root\""),
-        ("blog/env/db_password", "s3cr$t"),
-        ("blog/wordpress/database_url", "mysql://wordpress:s3cr$t@db/wordpress"),
-    ];
+    let expected =
+        [("blog/db/mysql_root_password", "it's $4 a \"root\""), ("blog/env/db_password", "s3cr$t")];
     let expected = expected.map(|(name, value)| (name.to_owned(), Some(value.to_owned())));
     assert_eq!(values(&imported), expected.into());
     let dropped = said(&imported.dropped);
@@ -102,7 +102,7 @@ fn a_typical_file_becomes_a_declaration_without_its_secrets() {
 #[test]
 fn what_a_person_has_to_decide_is_said_at_its_line() {
     let folder = tempfile::tempdir().unwrap();
-    std::fs::write(folder.path().join("nginx.conf"), "x").unwrap();
+    std::fs::write(folder.path().join("nginx.conf"), [0xff, 0xfe]).unwrap();
     let source = "services:\n  web:\n    build: .\n    environment: {MODE: \"${MODE}\", PLAIN: }\n    volumes:\n      \
                   - ./nginx.conf:/etc/nginx/nginx.conf:ro\n      - /var/run/docker.sock:/var/run/docker.sock\n    \
                   command: server --password ${ADMIN_PASSWORD}\n";
@@ -112,7 +112,7 @@ fn what_a_person_has_to_decide_is_said_at_its_line() {
         "3: services.web: nothing is built",
         "4: MODE is not set",
         "4: services.web.environment: PLAIN has no value",
-        "6: services.web: put `./nginx.conf` into its image",
+        "6: services.web: put `./nginx.conf` into its image at /etc/nginx/nginx.conf: `./nginx.conf`: `./nginx.conf` is not UTF-8",
         "7: services.web: what needs Docker's socket",
         "8: a secret outside of `environment`",
     ] {
@@ -143,14 +143,14 @@ fn a_strangers_file_reads_nothing_outside_of_its_directory() {
 fn one_value_is_one_secret_and_two_values_are_never_one() {
     let folder = tempfile::tempdir().unwrap();
     std::fs::write(folder.path().join("pw.txt"), "from a file").unwrap();
-    let source = "services:\n  a:\n    image: x\n    environment: {API_TOKEN: one, OTHER_TOKEN: one, TOKEN_TTL: \"60\", SECRET_FILE: /run/x}\n    \
-                  secrets: [pw, {source: pw, target: again}]\n  b:\n    image: x\n    environment: [API_TOKEN=two, DB_PASS, MAX_TOKENS=512, 'ADMIN_TOKEN=${ADMIN_TOKEN:?set it}']\n\
+    let source = "services:\n  a:\n    image: x\n    environment: {API_TOKEN: first, OTHER_TOKEN: first, TOKEN_TTL: \"60\", SECRET_FILE: /run/x}\n    \
+                  secrets: [pw, {source: pw, target: again}]\n  b:\n    image: x\n    environment: [API_TOKEN=second, DB_PASS, MAX_TOKENS=512, 'ADMIN_TOKEN=${ADMIN_TOKEN:?set it}']\n\
                   secrets: {pw: {file: pw.txt}}\n";
     let (text, imported) = import(source, folder.path(), "");
     assert_eq!(said(&imported.decide), "", "{text}");
     let values = values(&imported);
     assert_eq!(values.len(), 5, "{values:?}");
-    assert!(values.values().filter(|value| value.as_deref() == Some("one")).count() == 1);
+    assert!(values.values().filter(|value| value.as_deref() == Some("first")).count() == 1);
     assert!(values.values().any(|value| value.as_deref() == Some("from a file")));
     // A variable that nobody set is a secret whose value is still to be put.
     assert_eq!(values.values().filter(|value| value.is_none()).count(), 2);
@@ -213,4 +213,160 @@ fn many_keys_are_merged_in_reasonable_time_and_a_pipe_is_not_waited_for() {
     let source = "services: {web: {image: a, env_file: pipe}}";
     let (_, imported) = import(source, folder.path(), "");
     assert!(said(&imported.decide).contains("`pipe` is no file"));
+}
+
+/// What a service gets in its environment, with the values of the secrets in place: what Compose would have given it.
+fn environment_of(text: &str, imported: &Imported, service: &str) -> BTreeMap<String, String> {
+    let declared = Declaration::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{text}\n{errors}"));
+    let values = values(imported);
+    let value = |secret: &cofferdam_protocol::SecretRef| values[secret.path()].clone().unwrap_or_default();
+    let part = |part: &Part| match part {
+        Part::Text(text) => text.clone(),
+        Part::Secret(secret) => value(secret),
+        Part::Url(secret) => secrets::url_encoded(&value(secret)),
+    };
+    let filled = |declared: &Value| match declared {
+        Value::Plain(text) => text.clone(),
+        Value::Secret(secret) => value(secret),
+        Value::Composed(parts) => parts.iter().map(part).collect(),
+    };
+    let service = declared.service(service).unwrap();
+    service.environment.iter().map(|(name, declared)| (name.clone(), filled(declared))).collect()
+}
+
+#[test]
+fn an_address_keeps_all_but_its_password_which_is_the_databases_own_secret() {
+    let folder = tempfile::tempdir().unwrap();
+    let source = r#"name: shop
+services:
+  app:
+    image: a
+    environment:
+      PLAIN: postgres://app:hunter2hunter2@db/app?sslmode=disable
+      ENCODED: postgres://app:p%40ss%2Fword@db/app
+      ODD: amqp://app:a$$b&c@q
+      VARIABLE: redis://:${REDIS_PASSWORD}@cache:6379/0
+      NUMBERED: "mysql://u:${REDIS_PASSWORD}@h:${PORT:-3306}/$$x"
+      UNKNOWN: postgres://app:${UNSET_PASSWORD}@db/app
+      ALSO: "${UNSET_PASSWORD}"
+      WHOLE: ${WHOLE_URL}
+      SPLIT: http://u:${A}${B}@h
+      NONE: postgres://app@db/app
+      JWT_SECRET: pre-${REDIS_PASSWORD}
+  db:
+    image: b
+    environment: {POSTGRES_PASSWORD: hunter2hunter2}
+"#;
+    let env = "REDIS_PASSWORD=safe-word\nWHOLE_URL=http://me:wholepassword@h/\nA=one\nB=two\n";
+    let (text, imported) = import(source, folder.path(), env);
+    assert_eq!(said(&imported.decide), "", "{text}");
+    for line in [
+        "PLAIN: \"postgres://app:${secret://shop/db/postgres_password|url}@db/app?sslmode=disable\"",
+        "POSTGRES_PASSWORD: \"secret://shop/db/postgres_password\"",
+        "ENCODED: \"postgres://app:${secret://shop/app/encoded|url}@db/app\"",
+        "ODD: \"amqp://app:${secret://shop/app/odd}@q\"",
+        "VARIABLE: \"redis://:${secret://shop/env/redis_password|url}@cache:6379/0\"",
+        "NUMBERED: \"mysql://u:${secret://shop/env/redis_password|url}@h:3306/$$x\"",
+        "UNKNOWN: \"postgres://app:${secret://shop/env/unset_password|url}@db/app\"",
+        "ALSO: \"secret://shop/env/unset_password\"",
+        "WHOLE: \"http://me:${secret://shop/app/whole|url}@h/\"",
+        "SPLIT: \"secret://shop/app/split\"",
+        "NONE: \"postgres://app@db/app\"",
+        "JWT_SECRET: \"secret://shop/app/jwt_secret\"",
+    ] {
+        assert!(text.contains(line), "{line}\n{text}");
+    }
+    // Byte for byte what Compose fills in, where that is known.
+    let environment = environment_of(&text, &imported, "app");
+    for (name, value) in [
+        ("PLAIN", "postgres://app:hunter2hunter2@db/app?sslmode=disable"),
+        ("ENCODED", "postgres://app:p%40ss%2Fword@db/app"),
+        ("ODD", "amqp://app:a$b&c@q"),
+        ("VARIABLE", "redis://:safe-word@cache:6379/0"),
+        ("NUMBERED", "mysql://u:safe-word@h:3306/$x"),
+        ("WHOLE", "http://me:wholepassword@h/"),
+        ("SPLIT", "http://u:onetwo@h"),
+        ("JWT_SECRET", "pre-safe-word"),
+    ] {
+        assert_eq!(environment[name], value, "{name}");
+    }
+    for secret in ["hunter2", "p%40ss", "a$b&c", "safe-word", "wholepassword", "onetwo"] {
+        assert!(!text.contains(secret), "{secret}\n{text}");
+    }
+    let encoded = values(&imported)["shop/app/encoded"].clone();
+    assert_eq!(encoded.as_deref(), Some("p@ss/word"));
+}
+
+#[test]
+fn small_files_become_configs_and_one_with_a_secret_in_it_is_one() {
+    let folder = tempfile::tempdir().unwrap();
+    let write = |name: &str, text: &[u8]| {
+        let path = folder.path().join(name);
+        std::fs::create_dir_all(path.parent().unwrap()).unwrap();
+        std::fs::write(path, text).unwrap();
+    };
+    let nginx = "server {\n\tlisten 80;\n\tset $x ${y};\n}\n";
+    let script = "#!/bin/sh\n  echo \"$1\"\n\n";
+    write("nginx.conf", nginx.as_bytes());
+    write("init/b/two.sh", script.as_bytes());
+    write("init/one.sql", b"CREATE TABLE t (n int);");
+    write("redis.conf", b"requirepass hunter2hunter2\n");
+    write("large", &[b'x'; 70_000]);
+    write("many/0", b"x");
+    (0..40).for_each(|file| write(&format!("many/{file}"), b"x"));
+    std::fs::set_permissions(
+        folder.path().join("init/b/two.sh"),
+        std::os::unix::fs::PermissionsExt::from_mode(0o755),
+    )
+    .unwrap();
+    let source = "name: p\nconfigs:\n  inline: {content: \"port=${PORT}\\npw=${DB_PASSWORD}\\n\"}\n  file: {file: nginx.conf}\n\
+                  services:\n  web:\n    image: a\n    configs: [inline, {source: file, target: /x, mode: \"440\"}]\n    volumes:\n\
+                  \x20     - ./nginx.conf:/etc/nginx/nginx.conf:ro\n      - ./init:/docker-entrypoint-initdb.d\n\
+                  \x20     - ./redis.conf:/etc/redis.conf\n      - ./large:/large.txt\n      - ./many:/many\n      - ./nginx.conf:/etc/hosts\n";
+    let (text, imported) = import(source, folder.path(), "PORT=1\nDB_PASSWORD=hunter3\n");
+    let decide = said(&imported.decide);
+    for what in
+        ["`./large` has more than 64 KiB", "it has more than 32 files", "a file of its own at /etc/hosts"]
+    {
+        assert!(decide.contains(what), "{what}: {decide}");
+    }
+    assert_eq!(imported.decide.len(), 3, "{decide}");
+    assert!(!text.contains("hunter"), "{text}");
+    let declared = Declaration::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{text}\n{errors}"));
+    let web = declared.service("web").unwrap();
+    let configs: BTreeMap<_, _> = web.configs.iter().map(|one| (one.target.as_str(), one)).collect();
+    let plain = |target: &str| match &configs[target].content {
+        Value::Plain(text) => text.clone(),
+        other => panic!("{other:?}"),
+    };
+    for target in ["/etc/nginx/nginx.conf", "/x"] {
+        assert_eq!(plain(target), nginx, "{target}");
+    }
+    assert_eq!(configs["/x"].mode, 0o440);
+    assert_eq!(plain("/docker-entrypoint-initdb.d/b/two.sh"), script);
+    assert_eq!(configs["/docker-entrypoint-initdb.d/b/two.sh"].mode, 0o555);
+    assert_eq!(plain("/docker-entrypoint-initdb.d/one.sql"), "CREATE TABLE t (n int);");
+    assert!(
+        matches!(&configs["/inline"].content, Value::Composed(parts) if parts[0] == Part::Text("port=1\npw=".into()))
+    );
+    let whole = "secret://p/web/redis.conf".parse().unwrap();
+    assert_eq!(configs["/etc/redis.conf"].content, Value::Secret(whole));
+    assert_eq!(values(&imported)["p/web/redis.conf"].as_deref(), Some("requirepass hunter2hunter2\n"));
+    assert!(text.matches("listen 80").count() == 1, "{text}");
+}
+
+#[test]
+fn a_link_in_a_directory_leads_a_strangers_file_nowhere() {
+    let outside = tempfile::tempdir().unwrap();
+    std::fs::write(outside.path().join("key"), "private").unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("conf")).unwrap();
+    std::os::unix::fs::symlink(outside.path().join("key"), folder.path().join("conf/link")).unwrap();
+    std::os::unix::fs::symlink(outside.path(), folder.path().join("dir")).unwrap();
+    for source in ["./conf", "./dir", "/etc/ssl", "./conf/link", "../x/key.pem"] {
+        let source = format!("services: {{web: {{image: a, volumes: [\"{source}:/etc/x.d:ro\"]}}}}\n");
+        let (text, imported) = import(&source, folder.path(), "");
+        assert!(!text.contains("private") && !text.contains("configs"), "{source}: {text}");
+        assert!(values(&imported).is_empty());
+    }
 }

@@ -108,10 +108,24 @@ fn unescaped(text: &str) -> String {
 #[derive(Debug, Default, PartialEq, Eq)]
 pub(super) struct Filled {
     pub(super) text: String,
+    /// What it was put together from.
+    pub(super) pieces: Vec<Piece>,
     /// The variables that were asked for.
     pub(super) used: Vec<String>,
     /// Those of them that nobody set and that have no default: empty, as in Compose.
     pub(super) unset: Vec<String>,
+    /// Those that have to be set and are not, each with what the compose file says about it.
+    pub(super) missing: Vec<(String, String)>,
+}
+
+/// A part of a filled text.
+#[derive(Debug, Clone, PartialEq, Eq)]
+pub(super) struct Piece {
+    pub(super) text: String,
+    /// The variable that it is the value of, or the default.
+    pub(super) variable: Option<String>,
+    /// Whether its value is known: a variable that nobody set has none.
+    pub(super) known: bool,
 }
 
 /// Fills `$NAME` and `${NAME}` with their operators (`:-` `-` `:?` `?` `:+` `+`); `$$` is a `$`.
@@ -120,9 +134,54 @@ pub(super) struct Filled {
 ///
 /// A sentence: not such an expression, or a variable that has to be set.
 pub(super) fn fill(text: &str, variables: &BTreeMap<String, String>) -> Result<Filled, String> {
+    let filled = fill_known(text, variables)?;
+    match filled.missing.first() {
+        Some((name, why)) => Err(has_to_be_set(name, why)),
+        None => Ok(filled),
+    }
+}
+
+/// The same, where a variable that has to be set and is not is told in [`Filled::missing`].
+///
+/// # Errors
+///
+/// A sentence: not such an expression.
+pub(super) fn fill_known(text: &str, variables: &BTreeMap<String, String>) -> Result<Filled, String> {
     let mut filled = Filled::default();
     fill_into(text, variables, &mut filled, 0)?;
     Ok(filled)
+}
+
+/// Why a text cannot be filled.
+pub(super) fn has_to_be_set(name: &str, why: &str) -> String {
+    let why = if why.is_empty() { String::new() } else { format!(": {why}") };
+    format!("the variable {name} has to be set{why}")
+}
+
+impl Filled {
+    fn add(&mut self, text: &str, depth: usize) {
+        self.text.push_str(text);
+        match self.pieces.last_mut() {
+            _ if depth > 0 || text.is_empty() => {}
+            Some(Piece { text: last, variable: None, .. }) => last.push_str(text),
+            _ => self.pieces.push(Piece { text: text.to_owned(), variable: None, known: true }),
+        }
+    }
+
+    /// Marks what was added since then as one variable's, at the top.
+    fn variable(&mut self, name: &str, depth: usize, since: (usize, usize)) {
+        if depth > 0 {
+            return;
+        }
+        let (text, unknown) = since;
+        let text = self.text.get(text..).unwrap_or_default().to_owned();
+        let known = self.unset.len() + self.missing.len() == unknown;
+        self.pieces.push(Piece { text, variable: Some(name.to_owned()), known });
+    }
+
+    fn so_far(&self) -> (usize, usize) {
+        (self.text.len(), self.unset.len() + self.missing.len())
+    }
 }
 
 fn fill_into(
@@ -139,9 +198,9 @@ fn fill_into(
         if filled.text.len() > MAX_FILLED {
             return Err("it would have more than 64 KiB, its variables filled in".to_owned());
         }
-        filled.text.push_str(before);
+        filled.add(before, depth);
         if let Some(after) = after.strip_prefix('$') {
-            filled.text.push('$');
+            filled.add("$", depth);
             rest = after;
         } else if let Some(after) = after.strip_prefix('{') {
             let end = brace(after).ok_or_else(|| "`${` without its `}`".to_owned())?;
@@ -152,15 +211,17 @@ fn fill_into(
             let length = after.bytes().take_while(|b| b.is_ascii_alphanumeric() || *b == b'_').count();
             let (name, after) = after.split_at(length);
             if is_name(name) {
+                let since = filled.so_far();
                 named(name, variables, filled);
+                filled.variable(name, depth, since);
             } else {
-                filled.text.push('$');
-                filled.text.push_str(name);
+                filled.add("$", depth);
+                filled.add(name, depth);
             }
             rest = after;
         }
     }
-    filled.text.push_str(rest);
+    filled.add(rest, depth);
     Ok(())
 }
 
@@ -199,6 +260,7 @@ fn braced(
     let mut chars = operator.chars();
     let kind = chars.next();
     let word = chars.as_str();
+    let since = filled.so_far();
     match (kind, value) {
         (None, _) if !colon => named(name, variables, filled),
         (Some('-' | '?'), Some(value)) => {
@@ -210,13 +272,14 @@ fn braced(
             fill_into(word, variables, filled, depth + 1)?;
         }
         (Some('?'), None) => {
-            let why = if word.is_empty() { String::new() } else { format!(": {word}") };
-            return Err(format!("the variable {name} has to be set{why}"));
+            filled.used.push(name.to_owned());
+            filled.missing.push((name.to_owned(), word.to_owned()));
         }
         (Some('+'), Some(_)) => fill_into(word, variables, filled, depth + 1)?,
         (Some('+'), None) => {}
         _ => return Err(format!("`${{{inside}}}` is not an expression that Compose knows")),
     }
+    filled.variable(name, depth, since);
     Ok(())
 }
 

@@ -7,6 +7,7 @@ use std::collections::HashMap;
 use std::fmt::Write as _;
 
 use cofferdam_declaration::MAX_DEPTH;
+use cofferdam_protocol::is_deceptive;
 use granit_parser::{Event, Parser, ScalarStyle, Span};
 
 /// With all aliases written out: a small file cannot become a large tree.
@@ -27,6 +28,8 @@ pub(super) enum Kind {
         /// Without quotes: `true` may be a boolean, `~` nothing.
         plain: bool,
     },
+    /// A text of a declaration as it stands there: `$` is doubled, and `${secret://…}` is a secret.
+    Ready(String),
     List(Vec<Node>),
     Map(Vec<(String, Node)>),
 }
@@ -39,6 +42,10 @@ impl Node {
     /// A word that another reader of YAML may take for a number or a boolean.
     pub(super) fn plain(text: impl Into<String>, line: usize) -> Self {
         Self { line, kind: Kind::Text { text: text.into(), plain: true } }
+    }
+
+    pub(super) fn ready(text: impl Into<String>, line: usize) -> Self {
+        Self { line, kind: Kind::Ready(text.into()) }
     }
 
     pub(super) fn list(items: Vec<Self>, line: usize) -> Self {
@@ -81,7 +88,7 @@ impl Node {
 
     fn count(&self) -> usize {
         1 + match &self.kind {
-            Kind::Text { .. } => 0,
+            Kind::Text { .. } | Kind::Ready(_) => 0,
             Kind::List(items) => items.iter().map(Self::count).sum(),
             Kind::Map(entries) => entries.iter().map(|(_, value)| value.count()).sum(),
         }
@@ -219,6 +226,10 @@ fn write_value(value: &Node, depth: usize, out: &mut String) {
         Kind::Text { text, plain } => {
             let _ = writeln!(out, " {}", scalar(text, *plain));
         }
+        Kind::Ready(text) if is_block(text) => write_block(text, depth, out),
+        Kind::Ready(text) => {
+            let _ = writeln!(out, " {}", scalar(text, false));
+        }
         Kind::List(items) if items.is_empty() => out.push_str(" []\n"),
         Kind::Map(entries) if entries.is_empty() => out.push_str(" {}\n"),
         Kind::List(items) => {
@@ -240,6 +251,29 @@ fn write_value(value: &Node, depth: usize, out: &mut String) {
             out.push('\n');
             write(entries, depth + 1, out);
         }
+    }
+}
+
+/// Whether a text of several lines can stand in a literal block, as people read it (YAML 1.2.2 §8.1.2).
+fn is_block(text: &str) -> bool {
+    let ordinary =
+        |c: char| c == '\n' || !(c.is_control() || is_deceptive(c) || matches!(c, '\u{2028}' | '\u{2029}'));
+    text.trim_end_matches('\n').contains('\n') && text.chars().all(ordinary)
+}
+
+/// The indentation is said, so that the text's own at its beginning is its own.
+fn write_block(text: &str, depth: usize, out: &mut String) {
+    let body = text.trim_end_matches('\n');
+    let chomping = match text.len() - body.len() {
+        0 => "-",
+        1 => "",
+        _ => "+",
+    };
+    let _ = writeln!(out, " |2{chomping}");
+    let text = if chomping == "+" { text } else { body };
+    for line in text.strip_suffix('\n').unwrap_or(text).split('\n') {
+        let indent = if line.is_empty() { 0 } else { depth * 2 + 2 };
+        let _ = writeln!(out, "{:indent$}{line}", "");
     }
 }
 
@@ -318,6 +352,22 @@ mod tests {
                 _ => "?".into(),
             }).collect();
             prop_assert_eq!(read, texts, "{}", out);
+        }
+
+        #[test]
+        fn a_block_is_read_as_the_same_text(text in "[ a:#|>-]{0,4}(\n{1,2}[ a$\u{e9}:#-]{0,6}){0,5}\n{0,3}", depth in 0..3_usize) {
+            let mut node = Node::map(vec![("content".into(), Node::ready(&text, 1)), ("after".into(), Node::text("x", 1))], 1);
+            for _ in 0..depth {
+                node = Node::map(vec![("a".into(), node)], 1);
+            }
+            let out = written(&node);
+            let mut back = read(&out).unwrap();
+            for _ in 0..depth {
+                back = back.get("a").unwrap().clone();
+            }
+            let Kind::Text { text: found, .. } = &back.get("content").unwrap().kind else { panic!() };
+            prop_assert_eq!(found, &text, "{}", out);
+            prop_assert_eq!(back.get("after").and_then(Node::as_text), Some("x"));
         }
     }
 }

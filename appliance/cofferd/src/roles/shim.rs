@@ -30,13 +30,14 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_declaration::{Dependency, Egress, Login, OnUnhealthy, Service};
+use cofferdam_declaration::{ConfigFile, Dependency, Egress, Login, OnUnhealthy, Service};
 use cofferdam_protocol::status::{Health, HealthState, Killed, ServiceState, ServiceStatus};
 use cofferdam_protocol::{Digest, SecretRef};
 use cofferdam_redact::Redactor;
 use cofferdam_registry::image::RunConfig;
 use cofferdam_workload::answers::Answers;
 use cofferdam_workload::cgroup::{Group, Leaf};
+use cofferdam_workload::config::Config;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::depend;
 use cofferdam_workload::dns::Names;
@@ -428,8 +429,7 @@ impl Shim<'_> {
         let plan = self.plan(image, &account, rootfs, check.as_ref())?;
         let delivery = self.deliver(image, &account, lease)?;
         // A value that cannot be told from other text is not handed out.
-        let redactor =
-            Redactor::new(lease.iter().map(|(reference, value)| (reference.as_str(), value.expose())))?;
+        let redactor = Redactor::new(environment::redacted(self.service, |name| leased(lease, name))?)?;
         let name = &self.service.name;
         let log = Log::open(&self.own.log(), &self.own.previous_log()).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
@@ -471,6 +471,7 @@ impl Shim<'_> {
             ulimits: self.service.ulimits,
             tmpfs: self.service.tmpfs.clone(),
             volumes: self.own.volumes(),
+            configs: self.service.configs.iter().map(placed).collect(),
             arguments: environment::arguments(self.service, image)?,
             probe: check.and_then(|check| match &check.test {
                 Test::Program(words) => Some(words.clone()),
@@ -485,9 +486,7 @@ impl Shim<'_> {
     }
 
     fn deliver(&self, image: &RunConfig, account: &Account, lease: &Lease) -> anyhow::Result<Delivery> {
-        Ok(environment::deliver(self.service, image, &account.home, |reference| {
-            Some(Zeroizing::new(lease.get(reference)?.expose().to_vec()))
-        })?)
+        Ok(environment::deliver(self.service, image, &account.home, |name| leased(lease, name))?)
     }
 
     /// Waits for the workload's end; on the word to stop, and when it is unhealthy and that is to end it, ends it in order.
@@ -564,6 +563,15 @@ struct Running {
     output: tokio::task::JoinHandle<()>,
     stop_signal: i32,
     probing: Option<Probing>,
+}
+
+fn leased(lease: &Lease, name: &SecretRef) -> Option<Zeroizing<Vec<u8>>> {
+    Some(Zeroizing::new(lease.get(name)?.expose().to_vec()))
+}
+
+/// Where a config goes; its content is delivered.
+fn placed(config: &ConfigFile) -> Config {
+    Config { target: config.target.clone(), uid: config.uid, gid: config.gid, mode: config.mode }
 }
 
 /// The declaration's signal, or the image's, or SIGTERM; also when the image names one that cannot stop a service.
