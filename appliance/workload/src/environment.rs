@@ -107,6 +107,9 @@ pub fn deliver(
     Ok(delivery)
 }
 
+/// A value with the name that is shown in its place.
+pub type Shown = (String, Zeroizing<Vec<u8>>);
+
 /// What is to be taken out of whatever the service says, each with the name that is shown instead: its secrets; those that are
 /// percent-encoded, as they then are; and whole variables that were put together.
 ///
@@ -118,7 +121,7 @@ pub fn deliver(
 pub fn redacted(
     service: &Service,
     mut value: impl FnMut(&SecretRef) -> Option<Zeroizing<Vec<u8>>>,
-) -> Result<Vec<(String, Zeroizing<Vec<u8>>)>, EnvironmentError> {
+) -> Result<Vec<Shown>, EnvironmentError> {
     let mut found = Vec::new();
     for reference in service.references() {
         found.push((reference.to_string(), leased(reference, &mut value)?));
