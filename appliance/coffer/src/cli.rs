@@ -205,9 +205,10 @@ pub(crate) struct Import {
     /// The repository that is the appliance's identity
     #[arg(value_name = "OWNER/REPO")]
     pub(crate) repository: Repository,
-    /// The compose file; - reads standard input (default: the one in this directory)
+    /// The compose file, and those that are merged into it in this order; - reads standard input (default: the one in this directory
+    /// with its override file)
     #[arg(value_name = "COMPOSE")]
-    pub(crate) compose: Option<PathBuf>,
+    pub(crate) compose: Vec<PathBuf>,
     /// Where clients connect
     #[arg(long, value_name = "HOST:PORT", default_value = "127.0.0.1:8443")]
     pub(crate) endpoint: Endpoint,

@@ -28,6 +28,8 @@ pub(super) struct Converter<'a> {
     left_out: BTreeSet<String>,
     pub(super) volumes: BTreeSet<String>,
     pub(super) configs: Configs,
+    /// Variables of which it was said that they are not set.
+    pub(super) not_set: BTreeSet<String>,
     /// Bytes of all texts that were filled.
     filled: usize,
     pub(super) secrets: Secrets,
@@ -43,6 +45,11 @@ pub(super) fn name(text: &str, otherwise: &str) -> String {
     let name: String = lower.chars().map(fits).take(60).collect();
     let name = name.trim_start_matches(['.', '_', '-']);
     if name.is_empty() { otherwise.to_owned() } else { name.to_owned() }
+}
+
+/// A service's name: host names are in lower case, and are asked for in any.
+fn lower(name: &str) -> String {
+    name.to_ascii_lowercase()
 }
 
 /// The images that services name.
@@ -68,6 +75,7 @@ pub(super) fn compose(compose: &Compose, resolved: &Resolved) -> Imported {
         left_out: left_out.keys().cloned().collect(),
         volumes: BTreeSet::new(),
         configs: Configs::default(),
+        not_set: BTreeSet::new(),
         filled: 0,
         secrets: Secrets::default(),
         changed: Vec::new(),
@@ -78,7 +86,13 @@ pub(super) fn compose(compose: &Compose, resolved: &Resolved) -> Imported {
         converter.drop(*line, format!("services.{name}: it runs with a profile only"));
     }
     let kept = services.iter().filter(|(name, _)| !converter.left_out.contains(name));
-    let kept: Vec<_> = kept.cloned().collect();
+    let kept: Vec<(String, Node)> = kept.map(|(name, service)| (lower(name), service.clone())).collect();
+    for (name, service) in services.iter().filter(|(name, _)| lower(name) != *name) {
+        converter.change(
+            service.line,
+            format!("services.{name} is called {}, which is the same name to who asks for it", lower(name)),
+        );
+    }
     for (name, service) in &kept {
         if let Some(environment) = service.get("environment") {
             converter.known_passwords(name, environment);
@@ -194,6 +208,10 @@ impl Converter<'_> {
                 "network_mode" if value.as_text() != Some("none") => {
                     self.drop(value.line, format!("{at}: a service is in networks of the appliance"));
                     self.decide(value.line, format!("{at}: publish with `ports` what is to be reached"));
+                    None
+                }
+                "stdin_open" | "tty" if value.as_text() == Some("true") => {
+                    self.drop(value.line, format!("{at}: nothing can attach to a workload"));
                     None
                 }
                 "privileged" if value.as_text() == Some("true") => {
@@ -337,9 +355,14 @@ impl Converter<'_> {
         let kept = |name: &str| !self.left_out.contains(name);
         let kind = match filled.kind {
             Kind::List(items) => {
-                Kind::List(items.into_iter().filter(|item| item.as_text().is_some_and(kept)).collect())
+                let names = items.iter().filter_map(|item| Some((item.as_text()?, item.line)));
+                let kept = names.filter(|(name, _)| kept(name));
+                Kind::List(kept.map(|(name, line)| Node::text(lower(name), line)).collect())
             }
-            Kind::Map(entries) => Kind::Map(entries.into_iter().filter(|(name, _)| kept(name)).collect()),
+            Kind::Map(entries) => {
+                let kept = entries.into_iter().filter(|(name, _)| kept(name));
+                Kind::Map(kept.map(|(name, on)| (lower(&name), on)).collect())
+            }
             other => other,
         };
         Node { line: node.line, kind }

@@ -6,6 +6,7 @@
 
 mod convert;
 mod images;
+mod merge;
 mod mounts;
 mod secrets;
 mod values;
@@ -54,17 +55,21 @@ pub(crate) struct Compose {
 }
 
 impl Compose {
-    /// Reads a compose file. `folder` is its directory; `variables` fill its `${…}`.
+    /// Reads compose files, of which each is merged into those before it. `folder` is the first one's directory; `variables` fill its `${…}`.
     ///
     /// # Errors
     ///
     /// A sentence.
     pub(crate) fn read(
-        source: &str,
+        sources: &[&str],
         folder: &Path,
         variables: BTreeMap<String, String>,
     ) -> Result<Self, String> {
-        let root = yaml::read(source)?;
+        let mut read = sources.iter().map(|source| yaml::read(source));
+        let first = read.next().unwrap_or_else(|| Err("there is no file".to_owned()))?;
+        // Lines are those of the first file.
+        let root = read
+            .try_fold(first, |all, further| Ok::<_, String>(merge::merge(all, further?.without_lines())))?;
         if root.get("services").is_none_or(|services| services.entries().is_empty()) {
             return Err("it has no `services`".to_owned());
         }

@@ -131,9 +131,10 @@ impl Converter<'_> {
         let is_directory = found.as_ref().is_some_and(|path| path.is_dir());
         let full =
             found.as_ref().is_some_and(|path| path.read_dir().is_ok_and(|mut files| files.next().is_some()));
-        let looks_like_a_file = last.trim_start_matches('.').contains('.')
-            || target.rsplit('/').next().is_some_and(|name| name.contains('.'));
-        if built && source.starts_with('.') && (is_directory || found.is_none()) {
+        let named_file = |name: &str| name.trim_start_matches('.').contains('.') && !name.ends_with(".d");
+        let looks_like_a_file =
+            !source.ends_with('/') && (named_file(last) || target.rsplit('/').next().is_some_and(named_file));
+        if built && source.starts_with('.') && (is_directory || found.is_none() || large(found.as_deref())) {
             let what = format!("{at}: {source}: the image that is built has what belongs to it at {target}");
             self.drop(line, what);
             return Bound::Nothing;
@@ -279,6 +280,11 @@ impl Converter<'_> {
             }
         }
     }
+}
+
+/// Whether a file can be no config for its size alone.
+fn large(path: Option<&Path>) -> bool {
+    path.and_then(|path| path.metadata().ok()).is_some_and(|about| about.len() > MAX_CONFIG as u64)
 }
 
 /// What becomes of a path of the host.

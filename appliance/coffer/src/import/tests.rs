@@ -7,7 +7,7 @@ use super::*;
 /// Converts with every image known, and checks the outcome as a declaration.
 fn import(source: &str, folder: &Path, env: &str) -> (String, Imported) {
     let variables = env_file(env, &BTreeMap::new(), is_name).unwrap().into_iter().collect();
-    let compose = Compose::read(source, folder, variables).unwrap();
+    let compose = Compose::read(&[source], folder, variables).unwrap();
     let digest = format!("sha256:{}", "1".repeat(64));
     let resolved = compose.images().into_iter().map(|image| {
         let reference = image.at(&digest);
@@ -180,7 +180,7 @@ fn names_of_images_are_read_as_docker_reads_them() {
 fn no_compose_file_is_a_sentence() {
     let folder = tempfile::tempdir().unwrap();
     for source in ["", "a: [", "services: {}", "services:", "[1]", "a: &a [*a]"] {
-        assert!(Compose::read(source, folder.path(), BTreeMap::new()).is_err(), "{source}");
+        assert!(Compose::read(&[source], folder.path(), BTreeMap::new()).is_err(), "{source}");
     }
     // Shapes that nobody means are no panic, and no declaration.
     for source in [
@@ -368,5 +368,48 @@ fn a_link_in_a_directory_leads_a_strangers_file_nowhere() {
         let (text, imported) = import(&source, folder.path(), "");
         assert!(!text.contains("private") && !text.contains("configs"), "{source}: {text}");
         assert!(values(&imported).is_empty());
+    }
+}
+
+#[test]
+fn what_has_no_effect_is_left_out_and_names_are_in_lower_case() {
+    let folder = tempfile::tempdir().unwrap();
+    std::fs::create_dir(folder.path().join("backend")).unwrap();
+    std::fs::write(folder.path().join("backend/package-lock.json"), "x".repeat(70_000)).unwrap();
+    let source = "services:\n  initDb: {image: a, stdin_open: true, tty: true, volumes: ['/etc/app.d/:/etc/app.d/', '/srv/n8n/.n8n:/home/node/.n8n']}\n  \
+                  web:\n    image: b\n    depends_on: {initDb: {condition: service_started}}\n    environment: {A: $NO, B: $NO}\n  \
+                  back: {build: backend, depends_on: [initDb], volumes: ['./backend/package-lock.json:/code/package-lock.json']}\n";
+    let (text, imported) = import(source, folder.path(), "");
+    let decide = said(&imported.decide);
+    assert_eq!(imported.decide.len(), 2, "{decide}");
+    assert!(
+        decide.contains("7: services.back: nothing is built") && decide.contains("6: NO is not set"),
+        "{decide}"
+    );
+    let declared = Declaration::parse(text.as_bytes()).unwrap_or_else(|errors| panic!("{text}\n{errors}"));
+    assert_eq!(declared.service("initdb").unwrap().volumes.len(), 2);
+    assert_eq!(declared.service("web").unwrap().depends_on[0].service, "initdb");
+}
+
+#[test]
+fn a_later_file_is_merged_into_the_first() {
+    let folder = tempfile::tempdir().unwrap();
+    let base = "services:\n  web:\n    image: a\n    environment: [A=1]\n    privileged: true\n";
+    let over = "\n\n\n\n\n\nservices: {web: {environment: {A: '2'}, devices: [/dev/x]}, db: {image: b}}\n";
+    let compose = Compose::read(&[base, over], folder.path(), BTreeMap::new()).unwrap();
+    let imported = compose.convert(&BTreeMap::new());
+    assert_eq!(imported.services, ["web", "db"]);
+    assert!(imported.body.contains("A: \"2\""), "{}", imported.body);
+    let lines: Vec<_> = imported.dropped.iter().map(|one| one.line).collect();
+    assert_eq!(lines, [5, 0], "a line is one of the first file");
+    for over in [
+        "services: {web: {ports: !reset []}}",
+        "services: {web: {ports: !override [a]}}",
+        "services: {web: {image: !reset x}}",
+    ] {
+        let Err(error) = Compose::read(&[base, over], folder.path(), BTreeMap::new()) else {
+            panic!("{over}")
+        };
+        assert!(error.contains("docker compose config"), "{error}");
     }
 }

@@ -173,10 +173,7 @@ impl Converter<'_> {
             if !segment.secret {
                 out.push_str(&segment.text.replace('$', "$$"));
                 if let (Some(variable), false) = (&segment.variable, segment.known) {
-                    self.decide(
-                        line,
-                        format!("{variable} is not set, and is empty here: name a file with `--env-file`"),
-                    );
+                    self.not_set(variable, line);
                 }
                 continue;
             }
@@ -221,16 +218,22 @@ impl Converter<'_> {
         Some(reference.to_string())
     }
 
-    /// Says which variables are not set: empty, as in Compose, or refused.
+    /// Says which variables are not set, each once: empty, as in Compose, or refused.
     pub(super) fn unset(&mut self, filled: &Filled, line: usize) {
         for unset in &filled.unset {
-            self.decide(
-                line,
-                format!("{unset} is not set, and is empty here: name a file with `--env-file`"),
-            );
+            self.not_set(unset, line);
         }
         for (name, why) in &filled.missing {
             self.decide(line, format!("{}: name a file with `--env-file`", has_to_be_set(name, why)));
+        }
+    }
+
+    fn not_set(&mut self, variable: &str, line: usize) {
+        if self.not_set.insert(variable.to_owned()) {
+            self.decide(
+                line,
+                format!("{variable} is not set, and is empty here: name a file with `--env-file`"),
+            );
         }
     }
 

@@ -86,6 +86,19 @@ impl Node {
         self.entries().iter().find(|(name, _)| name == key).map(|(_, value)| value)
     }
 
+    /// The same, as if it stood in no line.
+    pub(super) fn without_lines(mut self) -> Self {
+        self.line = 0;
+        self.kind = match self.kind {
+            Kind::List(items) => Kind::List(items.into_iter().map(Self::without_lines).collect()),
+            Kind::Map(entries) => {
+                Kind::Map(entries.into_iter().map(|(key, value)| (key, value.without_lines())).collect())
+            }
+            text => text,
+        };
+        self
+    }
+
     fn count(&self) -> usize {
         1 + match &self.kind {
             Kind::Text { .. } | Kind::Ready(_) => 0,
@@ -121,6 +134,16 @@ pub(super) fn read(source: &str) -> Result<Node, String> {
     for event in events {
         let (event, span) = event.map_err(|error| format!("line {}: {error}", error.marker().line()))?;
         let line = line(&span);
+        if let Event::Scalar(.., Some(tag))
+        | Event::SequenceStart(.., Some(tag))
+        | Event::MappingStart(.., Some(tag)) = &event
+            && matches!(tag.suffix(), "reset" | "override")
+        {
+            return Err(format!(
+                "line {line}: !{} is for several files: import what `docker compose config` writes of them",
+                tag.suffix()
+            ));
+        }
         let (node, anchor) = match event {
             Event::StreamEnd => break,
             Event::DocumentStart(..) => {

@@ -22,6 +22,15 @@ use crate::within;
 
 /// Where Compose looks.
 const NAMES: [&str; 4] = ["compose.yaml", "compose.yml", "docker-compose.yml", "docker-compose.yaml"];
+/// What Compose merges into one of these, when nothing else is named.
+const OVERRIDES: [&str; 4] = [
+    "compose.override.yml",
+    "compose.override.yaml",
+    "docker-compose.override.yml",
+    "docker-compose.override.yaml",
+];
+/// More files are merged by a program.
+const MAX_FILES: usize = 16;
 /// A file of variables.
 const MAX_VARIABLES: usize = 256 << 10;
 const MAX_CA: usize = 1 << 20;
@@ -31,13 +40,20 @@ pub(crate) async fn run(ui: &Ui, options: &cli::Import, limit: Duration) -> Outc
         return Err(Failure::usage(format!("{} already exists", options.file.display()))
             .hint("name another one with `--file`, or remove it"));
     }
-    let path = compose_file(options)?;
-    let bytes = files::read_or_stdin(&path, MAX_COMPOSE)?;
-    let at = |why: String| Failure::usage(format!("{}: {}", path.display(), printable(&why)));
-    let source = std::str::from_utf8(&bytes).map_err(|_| at("it is not UTF-8".to_owned()))?;
+    let paths = compose_files(options)?;
+    let mut sources = Vec::new();
+    let wrong = |path: &Path, why: &str| Failure::usage(format!("{}: {}", path.display(), printable(why)));
+    for path in &paths {
+        let bytes = files::read_or_stdin(path, MAX_COMPOSE)?;
+        sources.push(String::from_utf8(bytes.to_vec()).map_err(|_| wrong(path, "it is not UTF-8"))?);
+    }
+    let path = paths.first().map_or(Path::new("-"), PathBuf::as_path);
     let folder = path.parent().filter(|folder| !folder.as_os_str().is_empty() && path != Path::new("-"));
     let folder = folder.unwrap_or(Path::new("."));
-    let compose = Compose::read(source, folder, variables(options, folder)?).map_err(at)?;
+    let texts: Vec<&str> = sources.iter().map(String::as_str).collect();
+    let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
+    let compose = Compose::read(&texts, folder, variables(options, folder)?)
+        .map_err(|why| Failure::usage(format!("{}: {}", names.join(", "), printable(&why))))?;
     let resolved = digests(ui, options, &compose, limit).await?;
     let mut imported = compose.convert(&resolved);
     let (key, key_path, new) = OperatorKey::load_or_create(&options.key)?;
@@ -54,7 +70,7 @@ pub(crate) async fn run(ui: &Ui, options: &cli::Import, limit: Duration) -> Outc
     if new {
         ui.note(&format!("made the operator's key {} ({})", key_path.display(), key.fingerprint()));
     }
-    report(ui, options, &imported);
+    report(ui, options, &paths, &imported);
     match imported.decide.len() {
         0 => Ok(()),
         // The one object that `--json` prints says it already.
@@ -64,12 +80,19 @@ pub(crate) async fn run(ui: &Ui, options: &cli::Import, limit: Duration) -> Outc
     }
 }
 
-fn compose_file(options: &cli::Import) -> Outcome<PathBuf> {
-    let usual = || NAMES.iter().map(PathBuf::from).find(|path| path.exists());
-    options.compose.clone().or_else(usual).ok_or_else(|| {
+fn compose_files(options: &cli::Import) -> Outcome<Vec<PathBuf>> {
+    if options.compose.len() > MAX_FILES {
+        return Err(Failure::usage(format!("more than {MAX_FILES} compose files")));
+    }
+    if !options.compose.is_empty() {
+        return Ok(options.compose.clone());
+    }
+    let there = |names: [&str; 4]| names.iter().map(PathBuf::from).find(|path| path.exists());
+    let first = there(NAMES).ok_or_else(|| {
         Failure::usage("there is no compose file in this directory")
             .hint(format!("it may be one of {}", NAMES.join(", ")))
-    })
+    })?;
+    Ok(std::iter::once(first).chain(there(OVERRIDES)).collect())
 }
 
 /// What fills `${…}`: files that are named, or `.env`. Never the environment of whoever imports: nobody could tell later what it was.
@@ -137,9 +160,20 @@ fn secrets_file(secrets: &[Secret]) -> Zeroizing<String> {
     out
 }
 
-fn report(ui: &Ui, options: &cli::Import, imported: &Imported) {
+fn report(ui: &Ui, options: &cli::Import, paths: &[PathBuf], imported: &Imported) {
     let secrets: Vec<_> = imported.secrets.iter().map(|secret| &secret.reference).collect();
     let mut text = format!("wrote {}: {}\n", options.file.display(), imported.services.join(", "));
+    if let [first, further @ ..] = paths
+        && !further.is_empty()
+    {
+        let further: Vec<_> = further.iter().map(|path| path.display().to_string()).collect();
+        let _ = writeln!(
+            text,
+            "from {}, with {} merged into it; lines are those of the first",
+            first.display(),
+            further.join(", ")
+        );
+    }
     for (title, remarks) in [
         ("changed", &imported.changed),
         ("left out", &imported.dropped),
