@@ -224,6 +224,9 @@ pub(crate) struct Import {
     /// Certificates (PEM) that alone are trusted for registries
     #[arg(long, value_name = "FILE")]
     pub(crate) registry_ca: Option<PathBuf>,
+    /// Docker's config.json, for the logins at private registries; their passwords become secrets of the appliance, too
+    #[arg(long, value_name = "FILE")]
+    pub(crate) docker_config: Option<PathBuf>,
     /// Ask no registry: images by tag are left to decide
     #[arg(long)]
     pub(crate) offline: bool,

@@ -10,7 +10,7 @@ use super::mounts::Configs;
 use super::secrets::{Secrets, has_password, secretive};
 use super::variables::{Filled, fill, fill_known};
 use super::yaml::{self, Kind, Node};
-use super::{Compose, Imported, Remark, text_inside};
+use super::{Compose, Imported, Logins, Remark, text_inside};
 
 /// A file of variables, or of a secret.
 pub(super) const MAX_FILE: u64 = 256 << 10;
@@ -62,7 +62,7 @@ pub(super) fn images(root: &Node, variables: &BTreeMap<String, String>) -> Vec<I
     named.collect::<BTreeSet<_>>().into_iter().collect()
 }
 
-pub(super) fn compose(compose: &Compose, resolved: &Resolved) -> Imported {
+pub(super) fn compose(compose: &Compose, resolved: &Resolved, logins: &Logins) -> Imported {
     let services = compose.root.get("services").map(Node::entries).unwrap_or_default();
     let waits = |(name, service): &(String, Node)| {
         let profiles = service.get("profiles").filter(|profiles| !profiles.items().is_empty());
@@ -102,7 +102,8 @@ pub(super) fn compose(compose: &Compose, resolved: &Resolved) -> Imported {
         kept.iter().map(|(name, service)| (name.clone(), converter.service(name, service))).collect();
     let networks = converter.networks();
     converter.top();
-    let body = converter.body(networks, converted);
+    let registries = converter.registries(logins);
+    let body = converter.body(registries, networks, converted);
     Imported {
         body,
         services: kept.into_iter().map(|(name, _)| name).collect(),
@@ -413,6 +414,30 @@ impl Converter<'_> {
         }
     }
 
+    /// The registries of the images at which there is a login: the appliance needs it, too.
+    fn registries(&mut self, logins: &Logins) -> Vec<Node> {
+        let images = images(&self.compose.root, &self.compose.variables);
+        let hosts: BTreeSet<String> = images.iter().map(|image| image.host().to_owned()).collect();
+        let mut out = Vec::new();
+        for host in hosts {
+            let Some(login) = logins.of(&host) else { continue };
+            let password = Some(login.password.to_string());
+            let names = (host.as_str(), "password");
+            let Some(secret) = self.secrets.reference(&self.compose.project, names, &host, password) else {
+                continue;
+            };
+            self.change(
+                0,
+                format!("registries: images of {host} are pulled as {}, with {secret}", login.username),
+            );
+            let entry = |key: &str, text: &str| (key.to_owned(), Node::text(text, 0));
+            let entries =
+                [("host", host.as_str()), ("username", &login.username), ("password", secret.as_str())];
+            out.push(Node::map(entries.map(|(key, text)| entry(key, text)).into(), 0));
+        }
+        out
+    }
+
     fn networks(&mut self) -> Entries {
         let Some(networks) = self.compose.root.get("networks") else { return Vec::new() };
         let mut out = Vec::new();
@@ -463,7 +488,7 @@ impl Converter<'_> {
         }
     }
 
-    fn body(&mut self, networks: Entries, services: Entries) -> String {
+    fn body(&mut self, registries: Vec<Node>, networks: Entries, services: Entries) -> String {
         let mut out = String::new();
         let mut entries: Entries = Vec::new();
         if !self.volumes.is_empty() {
@@ -476,6 +501,9 @@ impl Converter<'_> {
             let size = || Node::map(vec![("size".to_owned(), Node::plain(VOLUME_SIZE, 0))], 0);
             let volumes = self.volumes.iter().map(|volume| (volume.clone(), size())).collect();
             entries.push(("volumes".to_owned(), Node::map(volumes, 0)));
+        }
+        if !registries.is_empty() {
+            entries.push(("registries".to_owned(), Node::list(registries, 0)));
         }
         if !networks.is_empty() {
             entries.push(("networks".to_owned(), Node::map(networks, 0)));

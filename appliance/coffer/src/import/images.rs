@@ -5,6 +5,7 @@ use std::collections::BTreeMap;
 use cofferdam_protocol::{ImageReference, RegistryHost};
 use cofferdam_registry::{Access, Patience, Registry, base, image};
 
+use super::Logins;
 use crate::failure::chain;
 
 /// An image as a compose file names it.
@@ -30,6 +31,11 @@ impl Image {
         Self { host: host.to_owned(), path, tag: tag.map(str::to_owned), digest: digest.map(str::to_owned) }
     }
 
+    /// Its registry.
+    pub(super) fn host(&self) -> &str {
+        &self.host
+    }
+
     /// As it stands in a declaration, at this digest.
     pub(super) fn at(&self, digest: &str) -> String {
         let tag = self.tag.as_ref().map(|tag| format!(":{tag}")).unwrap_or_default();
@@ -49,14 +55,15 @@ impl std::fmt::Display for Image {
 }
 
 /// What an image's tag leads to now, as it stands in a declaration. `ca` are certificates (PEM) that alone are trusted for
-/// registries. The error is a sentence.
+/// registries; `logins` say as whom they are asked. The error is a sentence.
 ///
 /// # Errors
 ///
 /// Its name, the registry, or no image for linux/amd64.
-pub(crate) async fn resolve(wanted: &Image, ca: Option<&str>) -> Result<String, String> {
+pub(crate) async fn resolve(wanted: &Image, ca: Option<&str>, logins: &Logins) -> Result<String, String> {
     let host: RegistryHost = wanted.host.parse().map_err(|_| format!("{} is no registry", wanted.host))?;
-    let access = Access { registry: ca.map(str::to_owned), ..Access::default() };
+    let credentials = logins.of(&wanted.host);
+    let access = Access { registry: ca.map(str::to_owned), credentials, ..Access::default() };
     let resolved = async {
         let mut registry =
             Registry::new(&base(&host), &wanted.path, access, Patience::default()).map_err(|e| chain(&e))?;

@@ -6,6 +6,7 @@
 
 mod convert;
 mod images;
+mod logins;
 mod merge;
 mod mounts;
 mod secrets;
@@ -21,6 +22,7 @@ use cofferdam_declaration::Declaration;
 use serde::Serialize;
 
 pub(crate) use images::{Image, resolve};
+pub(crate) use logins::Logins;
 pub(crate) use secrets::Secret;
 pub(crate) use variables::{env_file, is_name};
 
@@ -86,9 +88,13 @@ impl Compose {
         named.into_iter().filter(|image| image.pinned().is_none()).collect()
     }
 
-    /// Converts it, with what is known of its images.
-    pub(crate) fn convert(&self, resolved: &BTreeMap<Image, Result<String, String>>) -> Imported {
-        convert::compose(self, resolved)
+    /// Converts it, with what is known of its images and registries.
+    pub(crate) fn convert(
+        &self,
+        resolved: &BTreeMap<Image, Result<String, String>>,
+        logins: &Logins,
+    ) -> Imported {
+        convert::compose(self, resolved, logins)
     }
 }
 

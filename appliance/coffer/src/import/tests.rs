@@ -13,7 +13,7 @@ fn import(source: &str, folder: &Path, env: &str) -> (String, Imported) {
         let reference = image.at(&digest);
         (image, Ok(reference))
     });
-    let mut imported = compose.convert(&resolved.collect());
+    let mut imported = compose.convert(&resolved.collect(), &Logins::default());
     let head = "version: 1\nrepository: acme/app\nendpoint: 127.0.0.1:8443\noperators:\n  - name: me\n    key: ssh-ed25519 \
                 AAAAC3NzaC1lZDI1NTE5AAAAICyX0eyQaT2Xashj0uUd3xx2oTMlmdpFery3R+dPA9yz\n";
     let text = head.to_owned() + &imported.body;
@@ -397,7 +397,7 @@ fn a_later_file_is_merged_into_the_first() {
     let base = "services:\n  web:\n    image: a\n    environment: [A=1]\n    privileged: true\n";
     let over = "\n\n\n\n\n\nservices: {web: {environment: {A: '2'}, devices: [/dev/x]}, db: {image: b}}\n";
     let compose = Compose::read(&[base, over], folder.path(), BTreeMap::new()).unwrap();
-    let imported = compose.convert(&BTreeMap::new());
+    let imported = compose.convert(&BTreeMap::new(), &Logins::default());
     assert_eq!(imported.services, ["web", "db"]);
     assert!(imported.body.contains("A: \"2\""), "{}", imported.body);
     let lines: Vec<_> = imported.dropped.iter().map(|one| one.line).collect();
@@ -412,4 +412,24 @@ fn a_later_file_is_merged_into_the_first() {
         };
         assert!(error.contains("docker compose config"), "{error}");
     }
+}
+
+#[test]
+fn a_login_goes_along_as_a_secret_for_the_registries_that_are_used() {
+    let folder = tempfile::tempdir().unwrap();
+    let auth = cofferdam_protocol::base64::encode("deploy:hunter2hunter2");
+    let json = format!(
+        "{{\"auths\": {{\"r.example:5000\": {{\"auth\": \"{auth}\"}}, \"other.example\": {{\"auth\": \"{auth}\"}}}}}}"
+    );
+    let logins = Logins::read(json.as_bytes()).unwrap();
+    let digest = "1".repeat(64);
+    let source = format!(
+        "name: p\nservices: {{web: {{image: 'r.example:5000/a@sha256:{digest}'}}, db: {{image: 'x@sha256:{digest}'}}}}\n"
+    );
+    let compose = Compose::read(&[&source], folder.path(), BTreeMap::new()).unwrap();
+    let imported = compose.convert(&BTreeMap::new(), &logins);
+    let expected = "registries:\n  - host: \"r.example:5000\"\n    username: deploy\n    password: \"secret://p/r.example-5000/password\"\n";
+    assert!(imported.body.starts_with(expected), "{}", imported.body);
+    assert!(!imported.body.contains("hunter2") && !imported.body.contains("other.example"));
+    assert_eq!(values(&imported)["p/r.example-5000/password"].as_deref(), Some("hunter2hunter2"));
 }

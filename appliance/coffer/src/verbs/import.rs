@@ -13,7 +13,8 @@ use crate::cli;
 use crate::failure::{Code, Failure, Outcome};
 use crate::files;
 use crate::import::{
-    Compose, Image, Imported, MAX_COMPOSE, Remark, Secret, env_file, is_name, judge, resolve, text_inside,
+    Compose, Image, Imported, Logins, MAX_COMPOSE, Remark, Secret, env_file, is_name, judge, resolve,
+    text_inside,
 };
 use crate::operator_key::OperatorKey;
 use crate::ui::{Ui, printable};
@@ -34,6 +35,8 @@ const MAX_FILES: usize = 16;
 /// A file of variables.
 const MAX_VARIABLES: usize = 256 << 10;
 const MAX_CA: usize = 1 << 20;
+/// Docker's `config.json`.
+const MAX_LOGINS: usize = 1 << 20;
 
 pub(crate) async fn run(ui: &Ui, options: &cli::Import, limit: Duration) -> Outcome {
     if options.file.exists() {
@@ -54,8 +57,9 @@ pub(crate) async fn run(ui: &Ui, options: &cli::Import, limit: Duration) -> Outc
     let names: Vec<String> = paths.iter().map(|path| path.display().to_string()).collect();
     let compose = Compose::read(&texts, folder, variables(options, folder)?)
         .map_err(|why| Failure::usage(format!("{}: {}", names.join(", "), printable(&why))))?;
-    let resolved = digests(ui, options, &compose, limit).await?;
-    let mut imported = compose.convert(&resolved);
+    let logins = logins(options)?;
+    let resolved = digests(ui, options, &compose, &logins, limit).await?;
+    let mut imported = compose.convert(&resolved, &logins);
     let (key, key_path, new) = OperatorKey::load_or_create(&options.key)?;
     let text = head(&options.repository, &options.endpoint, &key.public_line) + &imported.body;
     judge(&text, &mut imported);
@@ -119,10 +123,18 @@ fn variables(options: &cli::Import, folder: &Path) -> Outcome<BTreeMap<String, S
     Ok(variables)
 }
 
+/// As whom registries are asked: nobody, unless the file is named.
+fn logins(options: &cli::Import) -> Outcome<Logins> {
+    let Some(path) = &options.docker_config else { return Ok(Logins::default()) };
+    let json = files::read_secret(path, MAX_LOGINS)?;
+    Logins::read(&json).map_err(|why| Failure::usage(format!("{}: {why}", path.display())))
+}
+
 async fn digests(
     ui: &Ui,
     options: &cli::Import,
     compose: &Compose,
+    logins: &Logins,
     limit: Duration,
 ) -> Outcome<BTreeMap<Image, Result<String, String>>> {
     let mut resolved = BTreeMap::new();
@@ -132,7 +144,7 @@ async fn digests(
     let ca = options.registry_ca.as_deref().map(|path| files::read_text(path, MAX_CA)).transpose()?;
     for image in compose.images() {
         ui.note(&format!("asking for {}", printable(&image.to_string())));
-        let found = within(limit, async { Ok(resolve(&image, ca.as_deref()).await) }).await;
+        let found = within(limit, async { Ok(resolve(&image, ca.as_deref(), logins).await) }).await;
         let found = found.unwrap_or_else(|failure| Err(failure.message));
         resolved.insert(image, found);
     }
