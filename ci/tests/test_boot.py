@@ -272,6 +272,11 @@ class DeclarationDisk(unittest.TestCase):
             disk.rstrip(b"\0"), f"cofferdam-declaration/v1 {COMMIT} 11\nversion: 1\n".encode()
         )
 
+    def test_an_address_is_behind_the_length(self):
+        disk = boot.declaration_disk(COMMIT, b"version: 1\n", "address=10.0.2.15/24")
+        header = f"cofferdam-declaration/v1 {COMMIT} 11 address=10.0.2.15/24\n"
+        self.assertTrue(disk.startswith(header.encode() + b"version: 1\n"))
+
     def test_a_disk_that_is_full_to_the_sector_has_no_padding(self):
         header = len(f"cofferdam-declaration/v1 {COMMIT} 400\n")
         self.assertEqual(len(boot.declaration_disk(COMMIT, b"x" * (512 - header))), 512)

@@ -33,13 +33,19 @@ pub const PUBLISH_DIR: &str = "/run/cofferdam/publish";
 pub const PUBLISH_COLLATERAL: &str = "/run/cofferdam/publish/collateral.json";
 /// The evidence document last published. 0644.
 pub const PUBLISH_ATTESTATION: &str = "/run/cofferdam/publish/attestation.json";
+/// Where `front` says that an operator asks, 0666: SO_PEERCRED decides.
+pub const PUBLISH_SOCKET: &str = "/run/cofferdam/publish/publish.sock";
 /// What `publish` is doing. 0644.
 pub const PUBLISH_STATUS: &str = "/run/cofferdam/publish/status.json";
 
 /// Owned by `network`, 0755.
 pub const NETWORK_DIR: &str = "/run/cofferdam/network";
-/// The lease in use, written by `network`; that it exists is the sign that there is an address. 0644.
+/// The address in use, written by `network`; that it exists is the sign that there is one. 0644.
 pub const NETWORK_LEASE: &str = "/run/cofferdam/network/lease.json";
+/// The address that the host has set, written by PID 1 before the role starts; not there when DHCP gives one. 0644.
+pub const NETWORK_SETTINGS: &str = "/run/cofferdam/network/settings.json";
+/// What `network` is doing. 0644.
+pub const NETWORK_STATUS: &str = "/run/cofferdam/network/status.json";
 /// What `/etc/resolv.conf` points to. 0644.
 pub const NETWORK_RESOLVER: &str = "/run/cofferdam/network/resolv.conf";
 

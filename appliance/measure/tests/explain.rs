@@ -185,7 +185,7 @@ impl World {
         let platforms = vec![platform("acme", &firmware(&[]), &shape(), "virtio")];
         let mut log: Vec<Event> = platforms[0].events.iter().map(measured).collect();
         log.extend(boot_log(booted, BootPlatform::Tdx));
-        log.push(Machine { cpus: 2, memory_mib: 3800 }.event().unwrap());
+        log.push(Machine { cpus: 2, memory_mib: 3800, network: None }.event().unwrap());
         let mrtd = platforms[0].mrtd[0].value;
         Self {
             reference: ReferenceValues { images: vec![image], platforms },
@@ -246,7 +246,7 @@ impl World {
         self.log.retain(|event| event.mr == 1 || event.mr == 2);
         let mut log: Vec<Event> = events.iter().map(measured).collect();
         log.append(&mut self.log);
-        log.push(Machine { cpus, memory_mib }.event().unwrap());
+        log.push(Machine { cpus, memory_mib, network: None }.event().unwrap());
         self.log = log;
         self
     }

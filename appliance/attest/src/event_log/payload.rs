@@ -6,6 +6,7 @@
 use std::num::NonZeroU64;
 
 use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::network::Ipv4Settings;
 use cofferdam_protocol::state::Continuity;
 use cofferdam_protocol::{Commit, Digest, Endpoint, Fingerprint, ImageReference, Repository};
 use serde::de::DeserializeOwned;
@@ -68,6 +69,9 @@ pub struct Machine {
     pub cpus: u32,
     /// Memory in MiB.
     pub memory_mib: u64,
+    /// The address that the host has set. Without it one comes from a DHCP server, which decides nothing else.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<Ipv4Settings>,
 }
 
 /// The state that this boot runs on. Its `kind` says which members there are.

@@ -1,8 +1,8 @@
 //! The declaration disk: how the host hands over a declaration.
 //!
 //! A virtio disk with the serial `cofferdam-decl`, exactly one. Its bytes: one line
-//! `cofferdam-declaration/v1 <commit, 40 hex digits> <length, decimal>`, then exactly that many bytes of
-//! declaration, then zeros up to a multiple of 512, and nothing else. There is no file system: the
+//! `cofferdam-declaration/v1 <commit, 40 hex digits> <length, decimal>`, on it perhaps a space and the address that the host sets
+//! ([`Ipv4Settings`]), which the event `machine` measures; then exactly that many bytes of declaration, then zeros up to a multiple of 512, and nothing else. There is no file system: the
 //! host's bytes meet no parser but this one before they are measured.
 //!
 //! The disk is read once. A host that changes it afterwards changes nothing.
@@ -12,7 +12,8 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
-use cofferdam_protocol::Commit;
+use cofferdam_protocol::network::{Ipv4Settings, MAX_TEXT};
+use cofferdam_protocol::{Commit, WordError};
 
 use crate::system::files;
 
@@ -22,8 +23,8 @@ const SERIAL: &str = "cofferdam-decl";
 const MAGIC: &str = "cofferdam-declaration/v1";
 /// The longest declaration in bytes.
 const MAX_LENGTH: usize = 1 << 20;
-/// Magic, commit, length of seven digits, two spaces and the line's end.
-const MAX_HEADER: usize = 24 + 1 + 40 + 1 + 7 + 1;
+/// Magic, commit, length of seven digits, address, three spaces and the line's end.
+const MAX_HEADER: usize = 24 + 1 + 40 + 1 + 7 + 1 + MAX_TEXT + 1;
 const SECTOR: usize = 512;
 /// The longest disk in bytes.
 const MAX_DISK: u64 = (MAX_HEADER + MAX_LENGTH + SECTOR) as u64;
@@ -46,6 +47,9 @@ pub(crate) enum DiskError {
     /// Its first line is not as it must be.
     #[error("the declaration disk does not begin with a line \"{MAGIC} COMMIT LENGTH\"")]
     Header,
+    /// The address on it is not one.
+    #[error("the address on the declaration disk is wrong")]
+    Network(#[from] WordError),
     /// The length is zero or above 1 MiB.
     #[error("the declaration's length is not between 1 and {MAX_LENGTH} bytes")]
     Length,
@@ -61,6 +65,8 @@ pub(crate) struct Delivered {
     pub(crate) commit: Commit,
     /// Its exact bytes.
     pub(crate) bytes: Vec<u8>,
+    /// The address that the host has set, if it has.
+    pub(crate) network: Option<Ipv4Settings>,
 }
 
 /// Finds the disk, reads it once and takes the declaration out of it.
@@ -130,7 +136,8 @@ fn take_apart(disk: &[u8]) -> Result<Delivered, DiskError> {
     let end = disk.iter().take(MAX_HEADER).position(|byte| *byte == b'\n').ok_or(DiskError::Header)?;
     let (header, rest) = disk.split_at_checked(end).ok_or(DiskError::Header)?;
     let body = rest.get(1..).ok_or(DiskError::Header)?;
-    let (commit, length) = parse_header(header).ok_or(DiskError::Header)?;
+    let (commit, length, network) = parse_header(header).ok_or(DiskError::Header)?;
+    let network = network.map(str::parse).transpose()?;
     if !(1..=MAX_LENGTH).contains(&length) {
         return Err(DiskError::Length);
     }
@@ -139,20 +146,20 @@ fn take_apart(disk: &[u8]) -> Result<Delivered, DiskError> {
     if !whole || padding.iter().any(|byte| *byte != 0) {
         return Err(DiskError::Padding(length));
     }
-    Ok(Delivered { commit, bytes: bytes.to_vec() })
+    Ok(Delivered { commit, bytes: bytes.to_vec(), network })
 }
 
-/// Exactly three words with one space between them.
-fn parse_header(header: &[u8]) -> Option<(Commit, usize)> {
+/// Three words with one space between them, and what is behind a third space.
+fn parse_header(header: &[u8]) -> Option<(Commit, usize, Option<&str>)> {
     let header = std::str::from_utf8(header).ok()?;
-    let mut words = header.split(' ');
+    let mut words = header.splitn(4, ' ');
     let (magic, commit, length) = (words.next()?, words.next()?, words.next()?);
     // One way to write a number: digits, no leading zero.
     let decimal = length.bytes().all(|byte| byte.is_ascii_digit()) && !length.starts_with('0');
-    if magic != MAGIC || !decimal || words.next().is_some() {
+    if magic != MAGIC || !decimal {
         return None;
     }
-    Some((commit.parse().ok()?, length.parse().ok()?))
+    Some((commit.parse().ok()?, length.parse().ok()?, words.next()))
 }
 
 #[cfg(test)]
@@ -176,7 +183,10 @@ mod tests {
     fn a_disk_gives_back_the_exact_bytes() {
         let body = b"version: 1\n\0\0";
         let delivered = take_apart(&disk(&header("13"), body)).unwrap();
-        assert_eq!(delivered, Delivered { commit: COMMIT.parse().unwrap(), bytes: body.to_vec() });
+        assert_eq!(
+            delivered,
+            Delivered { commit: COMMIT.parse().unwrap(), bytes: body.to_vec(), network: None }
+        );
         // A body that ends exactly at a sector's end has no padding.
         let exact = vec![b'x'; SECTOR * 2 - header("954").len()];
         assert_eq!(exact.len(), 954);
@@ -185,6 +195,21 @@ mod tests {
         let bytes = disk(&header("1048576"), &longest);
         assert!(bytes.len() as u64 <= MAX_DISK);
         assert_eq!(take_apart(&bytes).unwrap().bytes.len(), MAX_LENGTH);
+    }
+
+    #[test]
+    fn the_host_sets_an_address_in_one_way_or_not_at_all() {
+        let with = |network: &str| take_apart(&disk(&format!("{MAGIC} {COMMIT} 4{network}\n"), b"abcd"));
+        let text = "address=10.0.2.15/24 gateway=10.0.2.2 resolvers=10.0.2.3 mtu=1400";
+        let delivered = with(&format!(" {text}")).unwrap();
+        assert_eq!(delivered.network.unwrap().to_string(), text);
+        for wrong in
+            [" ", " 1", "  address=10.0.2.15/24", " address=10.0.2.15/24 x=1", " address=127.0.0.1/8"]
+        {
+            assert!(matches!(with(wrong), Err(DiskError::Network(_))), "{wrong:?}");
+        }
+        let longest = " address=110.120.130.140/24".to_owned() + &" ".repeat(MAX_TEXT);
+        assert!(matches!(with(&longest), Err(DiskError::Header | DiskError::Network(_))));
     }
 
     #[test]
@@ -207,8 +232,6 @@ mod tests {
             format!("{MAGIC} {upper} 1\n"),
             format!("{MAGIC} {} 1\n", COMMIT.trim_start_matches('0')),
             format!("{MAGIC}  {COMMIT} 1\n"),
-            format!("{MAGIC} {COMMIT} 1 \n"),
-            format!("{MAGIC} {COMMIT} 1 1\n"),
             format!("{MAGIC} {COMMIT} +1\n"),
             format!("{MAGIC} {COMMIT} 01\n"),
             format!("{MAGIC} {COMMIT} 0x1\n"),
@@ -282,8 +305,9 @@ mod tests {
             if let Some(place) = bytes.get_mut(at) {
                 *place = byte;
             }
-            if let Ok(Delivered { commit, bytes: again }) = take_apart(&bytes) {
-                assert_eq!(disk(&format!("{MAGIC} {commit} {}\n", again.len()), &again), bytes);
+            if let Ok(Delivered { commit, bytes: again, network }) = take_apart(&bytes) {
+                let network = network.map(|network| format!(" {network}")).unwrap_or_default();
+                assert_eq!(disk(&format!("{MAGIC} {commit} {}{network}\n", again.len()), &again), bytes);
             }
         }
     }

@@ -114,7 +114,8 @@ pub(crate) fn establish() -> Result<Measured, MeasureError> {
     let endpoint = declaration.endpoint.clone();
     measure(&registers, &mut log, &payload::Appliance { repository, declaration: digest, endpoint })?;
     let memory_mib = mount::memory_bytes()? >> 20;
-    measure(&registers, &mut log, &payload::Machine { cpus: processors()?, memory_mib })?;
+    let (cpus, network) = (processors()?, delivered.network.clone());
+    measure(&registers, &mut log, &payload::Machine { cpus, memory_mib, network })?;
     Ok(Measured { registers, log, delivered, declaration })
 }
 

@@ -74,7 +74,8 @@ fn stages(boot: &mut Boot) -> Result<(), Parked> {
     boot.stage("mount", |_| mount::establish())?;
     boot.supervisor.watch(PowerButtons::find("/sys/class/input".as_ref(), "/dev/input".as_ref()));
     let mut measured = boot.stage("measure", |_| measure::establish())?;
-    boot.stage("network", |boot| network::establish(&mut boot.supervisor))?;
+    let settings = measured.delivered.network.as_ref();
+    boot.stage("network", |boot| network::establish(&mut boot.supervisor, settings))?;
     let unsealed = boot.stage("unseal", |boot| unseal::establish(boot, &mut measured))?;
     boot.supervisor.state_is(unsealed.state.to_string());
     let launched = boot.stage("launch", |boot| launch::establish(boot, measured, unsealed))?;

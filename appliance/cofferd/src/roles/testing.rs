@@ -130,7 +130,7 @@ pub(crate) fn appliance(tls_key: &Digest) -> ApplianceFacts {
     let event_log = [
         payload::Declaration { digest: declaration, source: "disk".to_owned(), commit }.event(),
         identity.event(),
-        payload::Machine { cpus: 2, memory_mib: 2048 }.event(),
+        payload::Machine { cpus: 2, memory_mib: 2048, network: None }.event(),
         payload::State::memory().event(),
         payload::Launch { services: Vec::new(), tls_key: *tls_key }.event(),
     ];

@@ -11,6 +11,7 @@
 //! | [`facts`] | PID 1 → roles | `appliance.json` |
 //! | [`state`] | PID 1 → roles | how the appliance keeps its state |
 //! | [`status`] | PID 1, shims, `egress`, `publish` → `front` → an operator | who is doing what |
+//! | [`network`] | PID 1 ↔ `network` → `front` → an operator | the appliance's address |
 //! | [`log`] | a shim → `front` → an operator | one line of a service's log |
 //! | [`unseal`] | an operator → `front` → vault | opening the state |
 //! | [`keyserve`] | `publish` ↔ a key server | releasing the key of a state, and witnessing its epoch |
@@ -24,6 +25,7 @@ pub mod evidence;
 pub mod facts;
 pub mod keyserve;
 pub mod log;
+pub mod network;
 pub mod operator;
 pub mod reply;
 pub mod state;

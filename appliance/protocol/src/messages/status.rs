@@ -3,6 +3,7 @@
 use serde::{Deserialize, Serialize};
 
 use super::facts::{ImageInfo, Phase, Registers};
+use super::network::NetworkStatus;
 use crate::json::{self, JsonError};
 use crate::{Commit, Digest, Endpoint, Repository, SecretRef, Timestamp, TimestampMillis};
 
@@ -343,6 +344,9 @@ pub struct PublishStatus {
     /// When the published claims cease to hold.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub expires_at: Option<Timestamp>,
+    /// When it was last seen, or seen not, to be the newest release.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub checked_at: Option<TimestampMillis>,
 }
 
 impl PublishStatus {
@@ -365,6 +369,8 @@ pub enum PublishState {
     Publishing,
     /// A true attestation is published.
     Published,
+    /// A true attestation is published, and another machine publishes for the same repository.
+    Contested,
     /// An attempt failed; there will be another.
     Failed,
 }
@@ -376,6 +382,7 @@ impl PublishState {
             Self::Waiting => "waiting",
             Self::Publishing => "publishing",
             Self::Published => "published",
+            Self::Contested => "contested",
             Self::Failed => "failed",
         }
     }
@@ -409,6 +416,9 @@ pub struct StatusReply {
     pub services: Vec<NamedService>,
     /// What `publish` is doing; null while it has said nothing.
     pub publish: Option<PublishStatus>,
+    /// The appliance's address, and where it comes from; absent while the role `network` has said nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub network: Option<NetworkStatus>,
 }
 
 /// A service's status under its name; what the shim has not said is left out.
