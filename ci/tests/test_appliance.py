@@ -38,6 +38,8 @@ from process import Failed
 
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
+# QEMU's own network.
+ADDRESS = "address=10.0.2.15/24 gateway=10.0.2.2 resolvers=10.0.2.3"
 SECRET = "p@ss/w0rd+with-odd~bytes:and,length"
 OTHER_SECRET = "another-services-own-secret-value"
 SERVICES = """  web:
@@ -174,6 +176,9 @@ class Appliance(unittest.TestCase):
             f"{cls.token_port}:8446",
             "--forward",
             f"{cls.redacted_port}:8447",
+            # The host sets the address; the other boots have theirs by DHCP.
+            "--address",
+            ADDRESS,
             "--control",
         )
         world.wait_console("appliance", cls.appliance, "launched", 240)
@@ -430,6 +435,16 @@ class Appliance(unittest.TestCase):
             [phase["name"] for phase in status["phases"]],
             ["mount", "measure", "network", "unseal", "launch"],
         )
+
+    def test_14_the_address_that_the_host_set_is_measured_and_shown(self):
+        network = self.status()["network"]
+        self.assertEqual(network["state"], "static")
+        self.assertEqual(network["settings"]["address"], "10.0.2.15")
+        self.assertIn(f"network: static: {ADDRESS}", self.world.console("appliance"))
+        events = json.loads(self.attestation())["event_log"]
+        machine = next(event for event in events if event["event"] == "machine")
+        measured = json.loads(base64.b64decode(machine["payload"]))["network"]
+        self.assertEqual((measured["prefix"], measured["gateway"]), (24, "10.0.2.2"))
 
     def test_15_github_saw_only_what_its_contract_allows(self):
         if not os.path.exists(CONTRACT):
@@ -1034,6 +1049,22 @@ class Appliance(unittest.TestCase):
             return service["state"] == "exited" and service.get("exit_code") == 0
 
         wait_for("restart: on-failure leaves a service that ended well", 20, ended, 0.5)
+
+    def test_45_a_deleted_release_is_published_again_when_an_operator_asks(self):
+        tag = self.status()["publish"]["tag"]
+        release = self.world.api("GET", f"/repos/{REPOSITORY}/releases/tags/{tag}")
+        self.world.api("DELETE", f"/repos/{REPOSITORY}/releases/{release['id']}")
+        code, out, err = self.coffer("verify", REPOSITORY, *self.trust, *self.github)
+        self.assertNotEqual(code, 0, out + err)
+        said = self.world.coffer_ok(
+            "publish", REPOSITORY, *self.endpoint, *self.trust, *self.github
+        )
+        self.assertIn("published attest-", said)
+        self.assertNotIn(tag, said)
+        # From now on by the release alone: no quote is made for what is read.
+        self.world.coffer_ok("status", REPOSITORY, *self.trust, *self.github)
+        said = self.world.coffer_ok("publish", REPOSITORY, *self.trust, *self.github)
+        self.assertIn(self.status()["publish"]["tag"], said)
 
     def test_80_a_release_from_the_future_blinds_nobody(self):
         release = self.world.api(

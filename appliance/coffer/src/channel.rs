@@ -29,13 +29,15 @@ use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
 use crate::failure::{Code, Failure, Outcome, chain};
+use crate::newest::Verified;
 use crate::operator_key::OperatorKey;
 use crate::reach::{Obstacle, endpoint_hint};
 use crate::trust::{Trust, holds_until, unix_now};
 
-/// A busy appliance is asked this often, and after this pause: its own limits refill within a second.
+/// A busy appliance is asked this often, and after as long as it says (`Retry-After`), within these bounds.
 const BUSY_ATTEMPTS: u32 = 5;
 const BUSY_PAUSE: Duration = Duration::from_secs(1);
+const LONGEST_PAUSE: Duration = Duration::from_secs(15);
 /// Bound on connecting, before TLS.
 const CONNECT: Duration = Duration::from_secs(10);
 
@@ -71,6 +73,8 @@ pub(crate) enum SignedIn {
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
     pub(crate) body: Bytes,
+    /// How long not to ask again (`Retry-After`).
+    pub(crate) retry_after: Option<Duration>,
 }
 
 /// No reply, or none that can be read.
@@ -149,6 +153,27 @@ pub(crate) async fn dial(endpoint: &Endpoint, pin: Option<Digest>) -> Result<Dia
 }
 
 impl Channel {
+    /// Dials the holder of the key that a verified release attests, and takes no evidence on that connection: whoever holds the key is the
+    /// trust domain that the release is of. For what is only read, it costs no quote and is answered when none can be had. `None` when
+    /// another key answers: an appliance that waits for its state, perhaps, which [`Channel::open`] finds out.
+    pub(crate) async fn pinned(
+        endpoint: &Endpoint,
+        release: &Verified,
+        trust: &Trust,
+    ) -> Outcome<Option<Self>> {
+        let claims = release.claims.clone();
+        let Dialled { stream, peer } = match dial(endpoint, Some(claims.tls_key)).await {
+            Ok(dialled) => dialled,
+            Err(NotDialled::Refused(Refusal::OtherKey { .. })) => return Ok(None),
+            Err(error) => return Err(error.failure(endpoint, true)),
+        };
+        let sender = speak(stream, endpoint).await?;
+        let appraisal = release.judged.appraisal.clone();
+        let expires_unix = holds_until(&claims, &appraisal, trust.max_age_s());
+        let (host, binding) = (endpoint.to_string(), peer.channel_binding);
+        Ok(Some(Self { sender, host, binding, claims, appraisal, expires_unix }))
+    }
+
     /// Dials `endpoint` and verifies the appliance on that connection. With the claims of a release attestation it has to
     /// be the very machine that published it: another one, be it as genuine, holds other keys. With a key that is attested for
     /// this endpoint, by a release attestation or earlier (`known`), something else than evidence is a false answer; without
@@ -199,10 +224,7 @@ impl Channel {
         expected: bool,
     ) -> Outcome<Self> {
         let Dialled { stream, peer } = dialled;
-        let lost = |error: hyper::Error| Failure::could_not_check(format!("{endpoint}: {}", chain(&error)));
-        let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-        // Ends by itself when `sender` is dropped or the peer closes.
-        tokio::spawn(connection);
+        let mut sender = speak(stream, endpoint).await?;
         let mut nonce = [0_u8; 32];
         getrandom::fill(&mut nonce).map_err(|_| Failure::failed("the system gives no random numbers"))?;
         let nonce = Nonce::new(nonce.to_vec()).map_err(|error| Failure::failed(error.message))?;
@@ -254,6 +276,17 @@ impl Channel {
     }
 }
 
+/// HTTP on a connection. It ends by itself when the sender is dropped or the peer closes.
+async fn speak(
+    stream: TlsStream<TcpStream>,
+    endpoint: &Endpoint,
+) -> Outcome<http1::SendRequest<Full<Bytes>>> {
+    let lost = |error: hyper::Error| Failure::could_not_check(format!("{endpoint}: {}", chain(&error)));
+    let (sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
+    tokio::spawn(connection);
+    Ok(sender)
+}
+
 /// Signs in as an operator on a connection to an appliance whose key is attested. Nothing else has been said on it, and what is
 /// said on it afterwards is the operator's.
 pub(crate) async fn sign_in(
@@ -296,7 +329,8 @@ fn evidence_in(reply: Result<Reply, Broken>, endpoint: &str, expected: bool) -> 
     let reply = reply.map_err(|broken| no_evidence(broken.answered, broken.what))?;
     if reply.status != StatusCode::OK {
         let later = reply.status.is_server_error() || reply.status == StatusCode::TOO_MANY_REQUESTS;
-        return Err(no_evidence(!later, format!("{endpoint} gave no evidence ({})", reply.status)));
+        let failure = no_evidence(!later, format!("{endpoint} gave no evidence ({})", reply.status));
+        return Err(Failure { retry_after: reply.retry_after.filter(|_| later), ..failure });
     }
     Evidence::parse(&reply.body).map_err(|error| {
         no_evidence(true, format!("the evidence of {endpoint} is malformed: {}", chain(&error)))
@@ -318,8 +352,13 @@ async fn ask_for_evidence(
             return Ok(reply);
         }
         attempt += 1;
-        tokio::time::sleep(BUSY_PAUSE).await;
+        tokio::time::sleep(pause(reply.retry_after)).await;
     }
+}
+
+/// As long as an appliance asks for, within our own bounds: it may be anybody who answers.
+fn pause(retry_after: Option<Duration>) -> Duration {
+    retry_after.unwrap_or_default().clamp(BUSY_PAUSE, LONGEST_PAUSE)
 }
 
 async fn exchange(
@@ -345,6 +384,8 @@ async fn exchange(
     let response = sender.send_request(request).await;
     let response = response.map_err(|error| Broken { answered: error.is_parse(), ..lost(&error) })?;
     let status = response.status();
+    let seconds = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
+    let retry_after = seconds.map(Duration::from_secs);
     let body = Limited::new(response.into_body(), largest)
         .collect()
         .await
@@ -353,7 +394,7 @@ async fn exchange(
             answered: error.is::<LengthLimitError>(),
         })?
         .to_bytes();
-    Ok(Reply { status, body })
+    Ok(Reply { status, body, retry_after })
 }
 
 /// The failure that an error reply stands for, with its status.
@@ -366,7 +407,7 @@ pub(crate) fn refusal(reply: &Reply, what: &str) -> Failure {
         StatusCode::GATEWAY_TIMEOUT => (Code::CouldNotCheck, "no answer in time"),
         _ => (Code::Failed, "failed"),
     };
-    match ErrorReply::parse(&reply.body) {
+    let failure = match ErrorReply::parse(&reply.body) {
         Ok(body) => {
             let failure = Failure::new(code, format!("{what}: {}", crate::ui::printable(&body.error)));
             match body.hint {
@@ -375,7 +416,8 @@ pub(crate) fn refusal(reply: &Reply, what: &str) -> Failure {
             }
         }
         Err(_) => Failure::new(code, format!("{what}: {generic} ({})", reply.status)),
-    }
+    };
+    Failure { retry_after: reply.retry_after, ..failure }
 }
 
 #[cfg(test)]
@@ -384,7 +426,11 @@ mod tests {
 
     #[test]
     fn a_peer_that_nothing_vouches_for_does_not_choose_the_exit_code() {
-        let reply = |status, body: &'static str| Reply { status, body: Bytes::from_static(body.as_bytes()) };
+        let reply = |status, body: &'static str| Reply {
+            status,
+            body: Bytes::from_static(body.as_bytes()),
+            retry_after: Some(Duration::from_secs(7)),
+        };
         let html = "<html>welcome to the network</html>";
         for (status, body, unknown, attested) in [
             (StatusCode::OK, html, Code::CouldNotCheck, Code::Rejected),
@@ -411,5 +457,11 @@ mod tests {
             let broken = Broken { what: "not HTTP".to_owned(), answered };
             assert_eq!(evidence_in(Err(broken), "h:1", expected).unwrap_err().code, code);
         }
+    }
+
+    #[test]
+    fn whoever_is_busy_says_for_how_long_within_bounds() {
+        let asked = |seconds: Option<u64>| pause(seconds.map(Duration::from_secs)).as_secs();
+        assert_eq!([None, Some(0), Some(7), Some(u64::MAX)].map(asked), [1, 1, 7, 15]);
     }
 }

@@ -172,6 +172,17 @@ pub(crate) enum Verb {
         #[command(flatten)]
         key: OperatorKey,
     },
+    /// Have the release attestation looked at now, and published again unless it is the newest release
+    #[command(
+        after_help = "The appliance looks by itself every few minutes. Where another machine has published for the same repository \
+        (`coffer status`\nsays \"contested\"), it publishes against it only when an operator asks.\n\nExample:\n  coffer publish acme/app"
+    )]
+    Publish {
+        #[command(flatten)]
+        appliance: Appliance,
+        #[command(flatten)]
+        key: OperatorKey,
+    },
     /// Show a service's redacted output
     #[command(after_help = "Example:\n  coffer logs acme/app web --tail 20")]
     Logs {

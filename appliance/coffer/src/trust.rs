@@ -264,6 +264,7 @@ mod tests {
             state_continuity: None,
             nonce: None,
             channel_binding: None,
+            challenges: None,
         };
         let issued = claims.issued_at.unix();
         for (max_age_s, collateral, after_s) in [

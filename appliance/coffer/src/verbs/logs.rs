@@ -6,7 +6,7 @@ use hyper::StatusCode;
 
 use crate::channel::refusal;
 use crate::cli;
-use crate::failure::{Failure, Outcome, chain};
+use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::ui::{Ui, printable, with_schema_version};
 
@@ -24,7 +24,13 @@ pub(crate) async fn run(
         return Err(Failure::usage(format!("{service} is not the name of a service")));
     }
     let key = OperatorKey::load(key)?;
-    let mut channel = super::open(ui, appliance, None).await?;
+    let mut channel = super::open_to_read(ui, appliance).await?;
+    if channel.appraisal.is_before_launch() {
+        let sealed = "the appliance is sealed: it waits for its state to be opened, and no service runs";
+        return Err(
+            Failure::new(Code::NotReady, sealed).hint(format!("coffer unseal {}", appliance.repository))
+        );
+    }
     let query = LogsQuery { service, tail: usize::try_from(tail).unwrap_or(MAX_TAIL) };
     let reply = channel.request(&key, "GET", &format!("{LOGS}?{query}"), Vec::new()).await?;
     if reply.status != StatusCode::OK {

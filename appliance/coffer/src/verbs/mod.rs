@@ -9,6 +9,7 @@ mod init;
 mod keyserve;
 mod logs;
 mod measure;
+mod publish;
 mod seal;
 mod sealed;
 mod secret;
@@ -83,6 +84,7 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
             within(limit, allow_upgrade::run(ui, &options)).await
         }
         Verb::Status { appliance, key } => within(limit, status::run(ui, &appliance, &key)).await,
+        Verb::Publish { appliance, key } => within(limit, publish::run(ui, &appliance, &key)).await,
         Verb::Logs { appliance, service, tail, key } => {
             within(limit, logs::run(ui, &appliance, &service, tail, &key)).await
         }
@@ -138,14 +140,33 @@ async fn saying<T>(ui: &Ui, what: &str, work: impl Future<Output = T>) -> T {
 /// `--endpoint`), what answers is verified again on the connection itself, and its declaration is compared with the
 /// repository's. `known` is the TLS key that an earlier verification attested there, if there was one.
 async fn open(ui: &Ui, options: &cli::Appliance, known: Option<Digest>) -> Outcome<Channel> {
-    open_at(ui, options, known, Stage::Launched).await
+    open_for(ui, options, known, Purpose::Anything).await
 }
 
-/// As [`open`], to an appliance in one of these stages.
-async fn open_at(ui: &Ui, options: &cli::Appliance, known: Option<Digest>, stage: Stage) -> Outcome<Channel> {
+/// Opens a channel to the holder of the attested key for what is only read: no quote is made for it. Without a release attestation, or
+/// where another key answers, it is verified as by [`open`], and may wait to be unsealed.
+async fn open_to_read(ui: &Ui, options: &cli::Appliance) -> Outcome<Channel> {
+    open_for(ui, options, None, Purpose::Reading).await
+}
+
+/// What a channel is for.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Purpose {
+    /// Secrets among it.
+    Anything,
+    /// Nothing secret goes to the appliance.
+    Reading,
+}
+
+async fn open_for(
+    ui: &Ui,
+    options: &cli::Appliance,
+    known: Option<Digest>,
+    purpose: Purpose,
+) -> Outcome<Channel> {
     let trust = Trust::load(&options.trust, &options.github).await?;
     let source = Source::new(&options.repository, &options.github)?;
-    let opened = open_from(ui, options, known, stage, &trust, &source).await;
+    let opened = open_from(ui, options, known, purpose, &trust, &source).await;
     say_requests(ui, trust.requests + source.requests());
     opened.map_err(|failure| Failure { retry_after: failure.retry_after.or(source.retry_after()), ..failure })
 }
@@ -154,23 +175,31 @@ async fn open_from(
     ui: &Ui,
     options: &cli::Appliance,
     known: Option<Digest>,
-    stage: Stage,
+    purpose: Purpose,
     trust: &Trust,
     source: &Source,
 ) -> Outcome<Channel> {
     let release = match &options.endpoint {
         Some(_) => None,
-        None => Some(
-            verify::verified_release(ui, &options.repository, options.commit, trust, source).await?.claims,
-        ),
+        None => Some(verify::verified_release(ui, &options.repository, options.commit, trust, source).await?),
     };
     let endpoint = match (&options.endpoint, &release) {
         (Some(endpoint), _) => endpoint.clone(),
-        (None, Some(claims)) => claims.endpoint.clone(),
+        (None, Some(release)) => release.claims.endpoint.clone(),
         (None, None) => return Err(Failure::usage("no endpoint")),
     };
-    let channel =
-        Channel::open(&endpoint, &options.repository, trust, release.as_ref(), known, stage).await?;
+    let pinned = match &release {
+        Some(release) if purpose == Purpose::Reading => Channel::pinned(&endpoint, release, trust).await?,
+        _ => None,
+    };
+    let channel = match pinned {
+        Some(channel) => channel,
+        None => {
+            let stage = if purpose == Purpose::Reading { Stage::Waiting } else { Stage::Launched };
+            let claims = release.as_ref().map(|release| &release.claims);
+            Channel::open(&endpoint, &options.repository, trust, claims, known, stage).await?
+        }
+    };
     source.declaration(&channel.claims, options.commit).await?;
     if channel.appraisal.simulated {
         ui.warn("SIMULATED: this appliance runs on a simulated TDX device");

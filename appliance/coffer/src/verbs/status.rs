@@ -3,13 +3,14 @@
 use std::fmt::Write as _;
 
 use cofferdam_protocol::json;
+use cofferdam_protocol::network::NetworkStatus;
 use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
 use cofferdam_protocol::status::{
     Denied, EgressStatus, Health, HealthState, NamedService, RoleState, ServiceState, StatusReply, Usage,
 };
 use hyper::StatusCode;
 
-use crate::channel::{Stage, refusal};
+use crate::channel::{Channel, refusal};
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
@@ -20,15 +21,8 @@ const SHOWN: usize = 5;
 
 pub(crate) async fn run(ui: &Ui, appliance: &cli::Appliance, key: &cli::OperatorKey) -> Outcome {
     let key = OperatorKey::load(key)?;
-    let mut channel = super::open_at(ui, appliance, None, Stage::Waiting).await?;
-    let reply = channel.request(&key, "GET", STATUS, Vec::new()).await?;
-    if reply.status != StatusCode::OK {
-        return Err(refusal(&reply, "no status"));
-    }
-    let malformed = |error: &dyn std::error::Error| {
-        Failure::failed(format!("the appliance's status is malformed: {}", chain(error)))
-    };
-    let status: StatusReply = json::from_json(&reply.body, MAX_REPLY).map_err(|error| malformed(&error))?;
+    let mut channel = super::open_to_read(ui, appliance).await?;
+    let status = ask(&mut channel, &key).await?;
     let shown = serde_json::to_value(&status).map_err(|error| malformed(&error))?;
     ui.result(&text(ui, &status), shown);
     if channel.appraisal.is_before_launch() {
@@ -41,6 +35,19 @@ pub(crate) async fn run(ui: &Ui, appliance: &cli::Appliance, key: &cli::Operator
     Ok(())
 }
 
+/// The appliance's status.
+pub(super) async fn ask(channel: &mut Channel, key: &OperatorKey) -> Outcome<StatusReply> {
+    let reply = channel.request(key, "GET", STATUS, Vec::new()).await?;
+    if reply.status != StatusCode::OK {
+        return Err(refusal(&reply, "no status"));
+    }
+    json::from_json(&reply.body, MAX_REPLY).map_err(|error| malformed(&error))
+}
+
+fn malformed(error: &dyn std::error::Error) -> Failure {
+    Failure::failed(format!("the appliance's status is malformed: {}", chain(error)))
+}
+
 fn text(ui: &Ui, status: &StatusReply) -> String {
     let mut out = String::new();
     let _ =
@@ -51,6 +58,7 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
         let detail = publish.detail.as_deref().map(printable).unwrap_or_default();
         let _ = writeln!(out, "attestation: {} {}", publish.state.as_str(), format!("{tag} {detail}").trim());
     }
+    out.extend(status.network.as_ref().map(network));
     let _ = writeln!(out, "roles:");
     for role in status.roles.iter().flatten() {
         let tone = if role.state == RoleState::Running { Tone::Good } else { Tone::Unsure };
@@ -73,6 +81,23 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
         }
     }
     out
+}
+
+/// Which address it has and from where, or why there is none: then who reads this has reached it before.
+fn network(network: &NetworkStatus) -> String {
+    let mut line = format!("network: {}", network.state.as_str());
+    let _ = match (&network.settings, network.server) {
+        (Some(settings), Some(server)) => {
+            write!(line, " {}/{} by {server}", settings.address, settings.prefix)
+        }
+        (Some(settings), None) => write!(line, " {}/{}", settings.address, settings.prefix),
+        (None, _) => write!(line, " {}", network.detail.as_deref().map(printable).unwrap_or_default()),
+    };
+    if network.lost > 0 {
+        let _ = write!(line, ", lost {} times", network.lost);
+    }
+    line.push('\n');
+    line
 }
 
 /// What there is to say about a service below its own line: what it uses, why it was ended, what it waits for.

@@ -85,7 +85,7 @@ impl Told {
                 endpoint: word(&self.endpoint),
             }
             .event(),
-            Machine { cpus: 2, memory_mib: 2048 }.event(),
+            Machine { cpus: 2, memory_mib: 2048, network: None }.event(),
             match std::num::NonZeroU64::new(self.epoch) {
                 None => State::memory(),
                 Some(epoch) => {
@@ -131,6 +131,7 @@ impl Told {
             event_log,
             collateral: Some(Collateral::parse(collateral.as_bytes()).unwrap()),
             image: simulated::image(),
+            challenge: None,
         };
         evidence.to_json().unwrap()
     }

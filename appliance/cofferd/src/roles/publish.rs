@@ -1,19 +1,22 @@
 //! Role `publish`: collateral from the provisioning certification service, release attestations to GitHub, and, while the state is
 //! closed, the way to its key server.
 //!
-//! Outbound only: it opens no port and no socket. It holds the GitHub token for as long as one release takes, and no
+//! Outbound only: it opens no port, and the one socket on which `front` says that an operator asks says nothing else. It holds the GitHub token for as long as one release takes, and no
 //! other secret. What it writes for others is public: the collateral that `front` adds to evidence,
 //! the document last published, and what it is doing. Whether a quote verifies is not its business but the
 //! relying parties', who have the roots; it only sees to it that the collateral is about this platform and in date.
 //!
 //! Two loops that fail by themselves: one keeps the collateral fresh, also when nothing is published; the other
 //! publishes an attestation, keeps it while it is true (also over a restart of this role) and replaces it at
-//! two thirds of its validity; the first one of a boot is published once more as the anchor of its state. Every failure is in `status.json`, is tried again with growing pauses or when the
+//! two thirds of its validity; the first one of a boot is published once more as the anchor of its state. In between it looks whether what it
+//! has published is still there and still the newest (`reconcile`). Every failure is in `status.json`, is tried again with growing pauses or when the
 //! server says so, and stops nothing else.
 
+mod asked;
 mod collateral;
 mod key_server;
 mod pck;
+mod reconcile;
 mod release;
 mod status;
 mod web;
@@ -33,21 +36,24 @@ use cofferdam_protocol::json::JsonError;
 use cofferdam_protocol::state::State;
 use cofferdam_protocol::status::PublishState;
 use cofferdam_protocol::{SecretRef, error_chain};
-use tokio::sync::watch;
+use tokio::sync::{Notify, watch};
+use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::collateral::{CollateralError, Pcs};
 use self::pck::{Pck, PckError};
+use self::reconcile::{Found, Memory};
 use self::release::{Anchoring, Attestation, ReleaseFiles};
 use self::status::StatusFile;
 use self::web::WebError;
 use crate::paths;
-use crate::roles::Role;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, ask};
 use crate::roles::facts::{self, Facts, FactsError, KeyServerFacts};
+use crate::roles::{FRONT, Role};
 use crate::system::client::vault::{self, LeaseError};
 use crate::system::files;
+use crate::system::unix::bind;
 
 /// What the requests call themselves.
 const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
@@ -61,6 +67,12 @@ const LONGEST_PAUSE: Duration = Duration::from_secs(60);
 
 /// Longest wait that a server can impose: GitHub's limits are per hour.
 const LONGEST_IMPOSED: Duration = Duration::from_secs(2 * 60 * 60);
+
+/// How often it looks whether what is published is still the newest. What has not changed costs GitHub's limit nothing.
+const LOOK_EVERY: Duration = Duration::from_secs(5 * 60);
+
+/// Shortest time between two attestations that are published for another reason than time, unless an operator asks.
+const AGAIN_AFTER: Duration = Duration::from_secs(15 * 60);
 
 /// How long one question to the vault waits for the token.
 const LEASE_WAIT: Duration = Duration::from_secs(25);
@@ -81,13 +93,20 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     // What is attested before the state is open says nothing that clients may rely on: it is never published.
     let waits = facts::appliance(Path::new(paths::APPLIANCE))?.state == State::Sealed;
     runtime.block_on(async {
-        if waits {
-            wait(settings, Paths::default()).await;
-        } else {
-            serve(settings, Paths::default()).await;
-        }
-    });
-    Ok(())
+        let listener = bind(Path::new(paths::PUBLISH_SOCKET))
+            .with_context(|| format!("cannot listen on {}", paths::PUBLISH_SOCKET))?;
+        let asked = Arc::new(Notify::new());
+        let listening = asked::listen(listener, FRONT.uid().unwrap_or_default(), Arc::clone(&asked));
+        let working = async {
+            if waits {
+                wait(settings, Paths::default()).await;
+            } else {
+                serve(settings, Paths::default(), asked).await;
+            }
+        };
+        tokio::join!(listening, working);
+        Ok(())
+    })
 }
 
 /// What the declaration says about this role.
@@ -99,6 +118,7 @@ struct Settings {
     pcs: String,
     pcs_ca: Option<String>,
     key_server: Option<KeyServerFacts>,
+    look_every: Duration,
 }
 
 impl Settings {
@@ -110,6 +130,7 @@ impl Settings {
             pcs: facts.attestation.collateral.to_string(),
             pcs_ca: facts.attestation.ca,
             key_server: facts.key_server,
+            look_every: LOOK_EVERY,
         }
     }
 }
@@ -159,11 +180,11 @@ async fn wait(settings: Settings, paths: Paths) {
 }
 
 /// Both loops, until the task is dropped.
-async fn serve(settings: Settings, paths: Paths) {
+async fn serve(settings: Settings, paths: Paths, asked: Arc<Notify>) {
     let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
     tokio::join!(
         keep_collateral(&settings, &paths, sender),
-        Publisher::new(settings.clone(), paths.clone(), known).keep_published()
+        Publisher::new(settings.clone(), paths.clone(), known, asked).keep_published()
     );
 }
 
@@ -276,18 +297,34 @@ enum PublishError {
     Github(#[from] GithubError),
     #[error("the release attestation is published, the anchor {0} is not")]
     Anchor(AnchorTag, #[source] GithubError),
+    #[error("cannot see whether the release attestation is still the newest")]
+    Look(#[source] GithubError),
     #[error("the vault does not hear that the anchor {0} is published")]
     Untold(AnchorTag, #[source] LeaseError),
 }
 
 impl PublishError {
-    /// Whether it is somebody else's turn.
-    fn state(&self) -> PublishState {
+    /// Whether it is somebody else's turn; `None` when what is published is what it was.
+    fn state(&self) -> Option<PublishState> {
         match self {
-            Self::NoToken(_) | Self::Vault(_) | Self::NoCollateral(_) | Self::Ask(_) => PublishState::Waiting,
-            _ => PublishState::Failed,
+            Self::NoToken(_) | Self::Vault(_) | Self::NoCollateral(_) | Self::Ask(_) => {
+                Some(PublishState::Waiting)
+            }
+            Self::Look(_) => None,
+            _ => Some(PublishState::Failed),
         }
     }
+}
+
+/// Why the loop goes round.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Reason {
+    /// The attestation has to be replaced, or it is the first time.
+    Time,
+    /// It is time to look.
+    Look,
+    /// An operator asks.
+    Asked,
 }
 
 /// The loop that publishes.
@@ -297,14 +334,20 @@ struct Publisher {
     known: watch::Receiver<Known>,
     status: StatusFile,
     files: ReleaseFiles,
+    /// An operator wants it to be looked at now, and published if it is not the newest.
+    asked: Arc<Notify>,
+    /// What GitHub has said.
+    memory: Arc<Memory>,
+    /// When one was published for another reason than time.
+    again: Option<Instant>,
 }
 
 impl Publisher {
-    fn new(settings: Settings, paths: Paths, known: watch::Receiver<Known>) -> Self {
+    fn new(settings: Settings, paths: Paths, known: watch::Receiver<Known>, asked: Arc<Notify>) -> Self {
         let status = StatusFile::open(paths.own("status.json"));
         let files =
             ReleaseFiles { pending: paths.own("pending.json"), published: paths.own("attestation.json") };
-        Self { settings, paths, known, status, files }
+        Self { settings, paths, known, status, files, asked, memory: Arc::default(), again: None }
     }
 
     /// Keeps a true attestation published, for ever.
@@ -315,11 +358,12 @@ impl Publisher {
             return;
         };
         let mut pause = FIRST_PAUSE;
+        let mut reason = Reason::Time;
         loop {
-            match self.ensure(&token).await {
+            match self.ensure(&token, reason).await {
                 Ok(until) => {
                     pause = FIRST_PAUSE;
-                    Moment::at(until).wait().await;
+                    reason = self.rest(Moment::at(until)).await;
                 }
                 Err(error) => {
                     let wait = self.after(&error, pause).await;
@@ -329,10 +373,20 @@ impl Publisher {
         }
     }
 
+    /// Waits until it is time to publish, to look, or until an operator asks.
+    async fn rest(&self, until: Moment) -> Reason {
+        tokio::select! {
+            () = until.wait() => Reason::Time,
+            () = tokio::time::sleep(self.settings.look_every) => Reason::Look,
+            () = self.asked.notified() => Reason::Asked,
+        }
+    }
+
     /// Says what went wrong and waits until another attempt makes sense. False when the wait was for something that
     /// has come, so that the next pause is short.
     async fn after(&mut self, error: &PublishError, pause: Duration) -> bool {
-        self.status.set(error.state(), &error_chain(error));
+        let state = error.state().unwrap_or(self.status.status().state);
+        self.status.set(state, &error_chain(error));
         match error {
             // The vault has waited already.
             PublishError::NoToken(_) => false,
@@ -342,6 +396,7 @@ impl Publisher {
                 false
             }
             PublishError::Github(GithubError::RateLimited { retry_after, .. })
+            | PublishError::Look(GithubError::RateLimited { retry_after, .. })
             | PublishError::Anchor(_, GithubError::RateLimited { retry_after, .. }) => {
                 tokio::time::sleep((*retry_after).clamp(pause, LONGEST_IMPOSED)).await;
                 true
@@ -353,15 +408,49 @@ impl Publisher {
         }
     }
 
-    /// Makes sure that a true attestation is published, and this boot's anchor; returns when to look again.
-    async fn ensure(&mut self, token: &SecretRef) -> Result<u64, PublishError> {
+    /// Makes sure that a true attestation is published, and this boot's anchor, and that it is the newest where there is a reason to look;
+    /// returns when to replace it.
+    async fn ensure(&mut self, token: &SecretRef, reason: Reason) -> Result<u64, PublishError> {
         let appliance = facts::appliance(&self.paths.appliance)?;
-        let until = match self.kept(&appliance) {
-            Some(kept) => kept,
-            None => self.publish(&appliance, token).await?,
+        let (kept, until) = match self.kept(&appliance) {
+            Some(kept) => (true, kept),
+            None => (false, self.publish(&appliance, token).await?),
         };
         self.anchor(&appliance, token).await?;
-        Ok(until)
+        if !kept || reason == Reason::Time {
+            return Ok(until);
+        }
+        let again = self.reconcile(&appliance, token, reason).await?;
+        Ok(again.unwrap_or(until))
+    }
+
+    /// Looks whether the attestation is the newest release, and publishes another where that helps; then says when to replace that one.
+    async fn reconcile(
+        &mut self,
+        appliance: &ApplianceFacts,
+        token: &SecretRef,
+        reason: Reason,
+    ) -> Result<Option<u64>, PublishError> {
+        let ours = Attestation::read(&self.files.published).ok_or(PublishError::Malformed)?;
+        let client = self.client(token).await?;
+        let found = reconcile::look(&client, &ours, clock::unix_now()).await.map_err(PublishError::Look)?;
+        let lately = self.again.is_some_and(|again| again.elapsed() < AGAIN_AFTER);
+        match found {
+            Found::Newest => self.status.looked(PublishState::Published, ""),
+            Found::Claimed(alarm) if reason != Reason::Asked => {
+                self.status.looked(PublishState::Contested, &alarm);
+            }
+            Found::Gone(what) | Found::Covered(what) if lately && reason != Reason::Asked => {
+                self.status.looked(PublishState::Published, &format!("{what}; published again soon"));
+            }
+            Found::Gone(what) | Found::Covered(what) | Found::Claimed(what) => {
+                println!("publish: again: {what}");
+                let until = self.publish(appliance, token).await?;
+                self.again = Some(Instant::now());
+                return Ok(Some(until));
+            }
+        }
+        Ok(None)
     }
 
     /// Publishes the anchor of this boot's opening of the state, once, and lets the vault know, whose next boot then has the next number.
@@ -392,7 +481,8 @@ impl Publisher {
     async fn client(&mut self, token: &SecretRef) -> Result<Client, PublishError> {
         let token = self.token(token).await?;
         let authorities = web::authorities(self.settings.github_ca.as_deref(), &self.paths.bundle)?;
-        Ok(Client::new(&self.settings.github, Some(token), Some(&authorities), USER_AGENT)?)
+        let client = Client::new(&self.settings.github, Some(token), Some(&authorities), USER_AGENT)?;
+        Ok(client.with_cache(self.memory.clone()))
     }
 
     /// Publishes a new attestation; returns when to replace it.
@@ -432,7 +522,7 @@ impl Publisher {
         let tag = published.tag.to_string();
         let same = previous.tag.as_ref() == Some(&tag);
         let url = previous.release_url.clone().filter(|_| same);
-        self.status.published(tag, url, published.claims.expires_at);
+        self.status.kept(tag, url, published.claims.expires_at);
         Some(until)
     }
 

@@ -225,7 +225,7 @@ pub static PUBLISH: Role = Role {
         }),
     },
     directory: Some((paths::PUBLISH_DIR, 0o755)),
-    socket: None,
+    socket: Some(paths::PUBLISH_SOCKET),
     key: None,
     memory: Some(96 << 20),
     processes: PROCESSES,

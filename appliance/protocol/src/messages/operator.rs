@@ -20,6 +20,9 @@ pub const OPERATORS: &str = "v1";
 pub const STATUS: &str = "/v1/status";
 /// `GET` with [`LogsQuery`]: the end of a service's log as JSON lines.
 pub const LOGS: &str = "/v1/logs";
+/// `POST` without a body: 202, and the release attestation is looked at now, and published again unless it is the newest release. What
+/// comes of it is in the status.
+pub const PUBLISH: &str = "/v1/publish";
 /// `GET`: which secrets there are. Below it, each secret is at [`secret_path`].
 pub const SECRETS: &str = "/v1/secrets";
 /// `POST` without a body: 204, and what else is asked for on this connection is asked for by the operator, also of the services

@@ -1,9 +1,10 @@
 //! The operators' interface.
 //!
-//! `front` decides nothing about operators: it hands method, path, body, signature and this connection's channel
-//! binding to the vault, which knows their keys. What the vault does not execute itself it approves with 204, and
-//! then `front` answers from what the roles have written down: status and logs. A secret passes sealed to the
-//! vault's key; `front` cannot read it.
+//! Every signature is judged here, with the keys of the declaration, before a request takes anything that others could want. What
+//! only reads (status and logs, from what the roles have written down), and `publish`, is then answered without the vault, so that an
+//! operator learns why it is dead. Everything else is the vault's: it gets method, path, body, signature and this connection's channel
+//! binding, and judges them itself, so that a `front` that has fallen changes nothing. A secret passes sealed to the vault's key; `front`
+//! cannot read it.
 
 use std::path::{Path, PathBuf};
 use std::time::Duration;
@@ -11,16 +12,20 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
 use cofferdam_protocol::json::{self, JsonError};
-use cofferdam_protocol::operator::{JSON_LINES, LOGS, LogsQuery, MAX_BODY, STATUS};
+use cofferdam_protocol::network::NetworkStatus;
+use cofferdam_protocol::operator::{JSON_LINES, LOGS, LogsQuery, MAX_BODY, PUBLISH, STATUS};
 use cofferdam_protocol::status::{
     BootStatus, EgressStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
 use cofferdam_protocol::unseal::UNSEAL;
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, OPERATOR, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, error_chain};
+use cofferdam_vault::AuthenticationError;
 use hyper::body::Incoming;
+use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
+use super::auth::Callers;
 use super::listen::Peer;
 use super::{auth, reply, untrusted_file};
 use crate::roles::{SHIM, egress, facts};
@@ -38,8 +43,7 @@ const UNSEAL_LIMIT: Duration = Duration::from_secs(300);
 /// Requests that the vault is asked about at one time. Operators are people and scripts.
 const REQUESTS: usize = 8;
 
-/// How long a request waits until it is one of these. Strangers' requests are among them, for only the vault can
-/// tell; it refuses one in a moment.
+/// How long a request waits until it is one of these.
 const PERMIT_LIMIT: Duration = Duration::from_secs(5);
 
 /// Bytes of each log file that are looked at; a shim rotates at 1 MiB.
@@ -54,6 +58,8 @@ pub(crate) struct Records {
     pub(crate) roles: PathBuf,
     /// `publish/status.json`.
     pub(crate) publish: PathBuf,
+    /// `network/status.json`.
+    pub(crate) network: PathBuf,
     /// Where the role `egress` says what services were denied.
     pub(crate) egress: PathBuf,
     /// Each service of the declaration, in its order, with its directory.
@@ -64,18 +70,25 @@ pub(crate) struct Records {
 #[derive(Debug)]
 pub(crate) struct Operators {
     vault: PathBuf,
+    publish: PathBuf,
     records: Records,
     requests: Semaphore,
 }
 
 impl Operators {
-    /// The interface in front of the vault at `vault`.
-    pub(crate) fn new(vault: PathBuf, records: Records) -> Self {
-        Self { vault, records, requests: Semaphore::new(REQUESTS) }
+    /// The interface in front of the vault at `vault`, and of the role that listens at `publish` for being asked.
+    pub(crate) fn new(vault: PathBuf, publish: PathBuf, records: Records) -> Self {
+        Self { vault, publish, records, requests: Semaphore::new(REQUESTS) }
     }
 
     /// Answers a request whose path, after the prefix, is `path`.
-    pub(crate) async fn answer(&self, path: &str, peer: Peer, request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn answer(
+        &self,
+        callers: &Callers,
+        path: &str,
+        peer: Peer,
+        request: Request<Incoming>,
+    ) -> Response<Body> {
         let Some(authorization) = auth::operators(request.headers()) else {
             return reply::error(
                 StatusCode::UNAUTHORIZED,
@@ -97,6 +110,23 @@ impl Operators {
                 }
                 Err(_) => return reply::error(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", None),
             };
+        if let Err(error) = callers.authenticate(&authorization, &parts.method, &parts.uri, &body, &peer) {
+            let hint = match error {
+                AuthenticationError::UnknownKey => "use a key listed under operators in cofferdam.yaml",
+                AuthenticationError::Signature => "sign each request anew for the connection that carries it",
+            };
+            return reply::error(StatusCode::UNAUTHORIZED, &error.to_string(), Some(hint));
+        }
+        match (&parts.method, path) {
+            (&Method::GET, STATUS) => return self.records.status(),
+            (&Method::GET, LOGS) => return self.records.logs(parts.uri.query()),
+            (&Method::POST, PUBLISH) => return self.publish().await,
+            (_, STATUS | LOGS | PUBLISH) => {
+                let text = "the resource does not have this method";
+                return reply::error(StatusCode::METHOD_NOT_ALLOWED, text, None);
+            }
+            _ => {}
+        }
         let Ok(Ok(_permit)) = tokio::time::timeout(PERMIT_LIMIT, self.requests.acquire()).await else {
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many operators at once", 1);
         };
@@ -123,14 +153,14 @@ impl Operators {
         if status != StatusCode::NO_CONTENT {
             return reply::json(status, answer);
         }
-        match (&parts.method, path) {
-            (&Method::GET, STATUS) => self.records.status(),
-            (&Method::GET, LOGS) => self.records.logs(parts.uri.query()),
-            _ => {
-                let mut response = Response::new(Body::empty());
-                *response.status_mut() = StatusCode::NO_CONTENT;
-                response
-            }
+        reply::empty(StatusCode::NO_CONTENT)
+    }
+
+    /// Lets the role `publish` know that it is asked for. That somebody connects is all there is to know.
+    async fn publish(&self) -> Response<Body> {
+        match UnixStream::connect(&self.publish).await {
+            Ok(_) => reply::empty(StatusCode::ACCEPTED),
+            Err(_) => reply::later(StatusCode::SERVICE_UNAVAILABLE, "the role `publish` does not answer", 1),
         }
     }
 
@@ -182,6 +212,7 @@ impl Records {
             declaration: appliance.declaration,
             endpoint: appliance.endpoint,
             image: appliance.image,
+            network: written(&self.network, NetworkStatus::parse),
             phase,
             phases: appliance.phases,
             publish: written(&self.publish, PublishStatus::parse),

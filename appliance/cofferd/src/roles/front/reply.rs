@@ -19,6 +19,13 @@ pub(crate) fn typed(status: StatusCode, body: impl Into<Bytes>, media_type: &'st
     response
 }
 
+/// An answer without a body.
+pub(crate) fn empty(status: StatusCode) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = status;
+    response
+}
+
 /// `{"error":…,"hint":…?}`.
 pub(crate) fn error(status: StatusCode, error: &str, hint: Option<&str>) -> Response<Body> {
     match cofferdam_protocol::json::to_vec(&ErrorReply::new(error, hint)) {

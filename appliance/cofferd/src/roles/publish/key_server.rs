@@ -155,7 +155,7 @@ async fn document(
         Err(reason) => return Err(RoundError::NoCollateral(reason.clone())),
     };
     let nonce = Nonce::new(nonce.nonce.as_bytes().to_vec()).map_err(|_| RoundError::Evidence)?;
-    let request = EvidenceRequest { nonce: Some(nonce), channel_binding: None };
+    let request = EvidenceRequest { nonce: Some(nonce), ..EvidenceRequest::default() };
     let (evidence, _) = ask(&paths.evidence, &request).await?;
     let document = Evidence { collateral: Some((*collateral).clone()), ..evidence }.to_json();
     document.ok().filter(|document| document.len() <= MAX_BYTES).ok_or(RoundError::Evidence)

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use cofferdam_protocol::status::{MAX_FILE, PublishState, PublishStatus};
-use cofferdam_protocol::{Timestamp, json};
+use cofferdam_protocol::{Timestamp, TimestampMillis, json};
 
 use crate::system::files;
 
@@ -31,6 +31,7 @@ impl StatusFile {
             release_url: None,
             at: now(),
             expires_at: None,
+            checked_at: None,
         };
         Self { path, status: previous.unwrap_or(fresh) }
     }
@@ -56,7 +57,25 @@ impl StatusFile {
         self.status.tag = Some(tag);
         self.status.release_url = url;
         self.status.expires_at = Some(expires_at);
+        self.status.checked_at = Some(TimestampMillis::from_clock(SystemTime::now()));
         self.set(PublishState::Published, "");
+    }
+
+    /// Takes the release of a predecessor as published, about which there may be something to say.
+    pub(crate) fn kept(&mut self, tag: String, url: Option<String>, expires_at: Timestamp) {
+        let same = self.status.tag.as_ref() == Some(&tag);
+        self.status.tag = Some(tag);
+        self.status.release_url = url;
+        self.status.expires_at = Some(expires_at);
+        if !same || !matches!(self.status.state, PublishState::Published | PublishState::Contested) {
+            self.set(PublishState::Published, "");
+        }
+    }
+
+    /// Says what a look at the releases came to.
+    pub(crate) fn looked(&mut self, state: PublishState, detail: &str) {
+        self.status.checked_at = Some(TimestampMillis::from_clock(SystemTime::now()));
+        self.set(state, detail);
     }
 
     fn write(&self) {

@@ -95,6 +95,10 @@ impl Github {
                     None => missing(),
                 }
             }
+            (&Method::GET, ["assets", id]) => {
+                let (_, bytes) = &releases[find(&releases, id).unwrap()].assets[0];
+                Response::new(Body::from(bytes.clone()))
+            }
             (&Method::GET, [id]) => {
                 find(&releases, id).map_or_else(missing, |at| respond(200, self.show(&releases[at])))
             }
@@ -130,7 +134,7 @@ impl Github {
         let assets: Vec<Value> = (held.assets.iter())
             .map(|(name, bytes)| {
                 let digest = Digest::of(bytes);
-                json!({"id": 1, "name": name, "size": bytes.len(), "digest": digest, "state": "uploaded"})
+                json!({"id": held.id, "name": name, "size": bytes.len(), "digest": digest, "state": "uploaded"})
             })
             .collect();
         json!({
@@ -156,6 +160,8 @@ pub(super) struct World {
     token: Arc<AtomicBool>,
     /// The anchors that the vault was told of.
     anchored: Arc<Mutex<Vec<u64>>>,
+    /// What an operator's request is.
+    asked: Arc<Notify>,
     facts: ApplianceFacts,
 }
 
@@ -218,6 +224,7 @@ impl World {
             pcs: pcs.0,
             pcs_ca: Some(pcs.1),
             key_server: None,
+            look_every: Duration::from_secs(3600),
         };
         let answering = Arc::clone(&github);
         server.serve(move |request| {
@@ -232,7 +239,7 @@ impl World {
             vault: root.join("vault.sock"),
             bundle: root.join("no-bundle"),
         };
-        Self { directory, settings, paths, github, token, anchored, facts }
+        Self { directory, settings, paths, github, token, anchored, asked: Arc::default(), facts }
     }
 
     /// The same with a state on a disk, whose anchor of this boot has this number.
@@ -267,7 +274,7 @@ impl World {
     }
 
     fn start(&self) -> JoinHandle<()> {
-        tokio::spawn(serve(self.settings.clone(), self.paths.clone()))
+        tokio::spawn(serve(self.settings.clone(), self.paths.clone(), Arc::clone(&self.asked)))
     }
 
     fn status(&self) -> Option<PublishStatus> {
@@ -666,5 +673,158 @@ fn the_images_bundle_is_used_when_the_declaration_names_no_authority() {
     assert!(web::client(&pem).is_ok());
     for bad in ["", "no certificate"] {
         assert!(matches!(web::client(bad), Err(WebError::Authorities)), "{bad}");
+    }
+}
+
+// What should be the newest release, and what is.
+
+/// A world in which the releases are looked at all the time, with the role's first attestation.
+async fn watched() -> (World, JoinHandle<()>, PublishStatus) {
+    let mut world = World::new().await;
+    world.settings.look_every = Duration::from_millis(50);
+    let role = world.start();
+    let first = world.until_published().await;
+    (world, role, first)
+}
+
+/// A tag with this time from now and a digest of nothing.
+fn tag_at(ahead: i64) -> String {
+    let at = clock::unix_now().checked_add_signed(ahead).unwrap();
+    format!("attest-{}-00000000", cofferdam_protocol::Timestamp::from_unix(at).unwrap().compact())
+}
+
+/// The document of another machine that claims the repository, its claims changed, and its tag.
+async fn foreign(
+    world: &World,
+    change: impl FnOnce(&mut cofferdam_attest::claims::Claims),
+) -> (String, Bytes) {
+    let ours = world.document().await;
+    let mut claims = ours.claims.clone();
+    claims.tls_key = [0xef; 32].into();
+    claims.endpoint = "elsewhere.example:443".parse().unwrap();
+    // Whoever is later in the same second is not above.
+    claims.issued_at = cofferdam_protocol::Timestamp::from_unix(claims.issued_at.unix() + 2).unwrap();
+    change(&mut claims);
+    let claims = claims.encode().unwrap();
+    let tag = cofferdam_attest::release::Tag::for_claims(&claims).unwrap().to_string();
+    let evidence = Evidence { claims, ..Evidence::parse(&ours.document).unwrap() };
+    (tag, evidence.to_json().unwrap().into())
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_deleted_attestation_is_published_again_and_a_newest_one_left_alone() {
+    let (world, role, first) = watched().await;
+    let looks = || world.github.log.lock().unwrap().iter().filter(|line| line.starts_with("GET")).count();
+    let before = looks();
+    while looks() < before + 5 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(world.tags().len(), 1, "what is there is left alone");
+    // Releases that are none, of the past, or of a time that nobody believes are nothing to it.
+    for tag in ["v1.0.0".to_owned(), tag_at(-3600), tag_at(3600)] {
+        world.hold(&tag, false, Vec::new());
+    }
+    let before = looks();
+    while looks() < before + 5 {
+        tokio::time::sleep(Duration::from_millis(20)).await;
+    }
+    assert_eq!(world.status().unwrap().tag, first.tag);
+
+    let gone = first.tag.clone().unwrap();
+    world.github.releases.lock().unwrap().retain(|held| held.tag != gone);
+    let again = world.until(|status| status.tag != first.tag).await;
+    assert_eq!(again.state, PublishState::Published);
+    assert!(world.tags().contains(&again.tag.unwrap()));
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attestation_with_another_asset_is_published_again() {
+    let (world, role, first) = watched().await;
+    for held in world.github.releases.lock().unwrap().iter_mut() {
+        for (_, document) in &mut held.assets {
+            *document = Bytes::from(vec![b'x'; document.len()]);
+        }
+    }
+    world.until(|status| status.tag != first.tag).await;
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_covers_it_and_is_no_attestation_is_covered_in_turn_and_not_for_ever() {
+    let (world, role, first) = watched().await;
+    let asset = |bytes: &'static [u8]| vec![("attestation.json".to_owned(), Bytes::from_static(bytes))];
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    world.hold(&tag_at(0), false, asset(b"{}"));
+    let again = world.until(|status| status.tag != first.tag).await;
+    // Whoever goes on with that does not make this machine publish without end.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    world.hold(&tag_at(1), false, asset(b"nothing"));
+    let said = world.until(|status| status.detail.is_some()).await;
+    assert!(said.detail.unwrap().contains("published again soon"));
+    assert_eq!(said.tag, again.tag);
+    // An operator who asks is not kept waiting.
+    tokio::time::sleep(Duration::from_secs(1)).await;
+    world.asked.notify_one();
+    world.until(|status| status.tag != again.tag).await;
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn another_machine_that_claims_the_repository_is_an_alarm_and_no_race() {
+    let (world, role, first) = watched().await;
+    // Of another repository, expired, or under another's tag: no claim.
+    let (tag, document) = foreign(&world, |claims| claims.expires_at = claims.issued_at).await;
+    let asset = |document: &Bytes| vec![("attestation.json".to_owned(), document.clone())];
+    world.hold(&tag, false, asset(&document));
+    let (tag, document) = foreign(&world, |_| ()).await;
+    world.hold(&tag, false, asset(&document));
+    let said = world.until(|status| status.state == PublishState::Contested).await;
+    let detail = said.detail.unwrap();
+    assert!(
+        detail.contains(&tag) && detail.contains("elsewhere.example:443") && detail.contains("efef"),
+        "{detail}"
+    );
+    tokio::time::sleep(Duration::from_millis(500)).await;
+    let own = |world: &World| {
+        let published = world.github.published();
+        published.iter().filter(|held| held.request["target_commitish"] != "main").count()
+    };
+    assert_eq!((own(&world), said.tag), (1, first.tag.clone()), "nothing is published against it");
+    tokio::time::sleep(Duration::from_secs(2)).await;
+    world.asked.notify_one();
+    let again = world.until(|status| status.tag != first.tag).await;
+    assert_eq!(own(&world), 2);
+    // It is the newest now, for as long as nobody else publishes.
+    world.until(|status| status.state == PublishState::Published && status.tag == again.tag).await;
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn a_github_that_cannot_be_asked_leaves_what_is_published_as_it_was() {
+    let (world, role, first) = watched().await;
+    let away = (0..20).map(|_| respond(500, json!({"message": "away"})));
+    world.github.first.lock().unwrap().extend(away);
+    let said = world.until(|status| status.detail.is_some()).await;
+    assert_eq!((said.state, said.tag), (PublishState::Published, first.tag.clone()));
+    assert!(said.detail.unwrap().contains("cannot see whether"));
+    world.github.first.lock().unwrap().clear();
+    world.until(|status| status.detail.is_none()).await;
+    assert_eq!(world.tags().len(), 1);
+    role.abort();
+}
+
+#[tokio::test]
+async fn only_the_front_asks() {
+    let directory = tempfile::tempdir().unwrap();
+    let me = nix::unistd::getuid().as_raw();
+    for (uid, heard) in [(me, true), (me + 1, false)] {
+        let socket = directory.path().join(uid.to_string());
+        let asked = Arc::new(Notify::new());
+        let role = tokio::spawn(asked::listen(bind(&socket).unwrap(), uid, Arc::clone(&asked)));
+        drop(tokio::net::UnixStream::connect(&socket).await.unwrap());
+        let told = tokio::time::timeout(Duration::from_millis(300), asked.notified()).await;
+        assert_eq!(told.is_ok(), heard);
+        role.abort();
     }
 }
