@@ -106,6 +106,9 @@ pub struct Appraisal {
     /// The claims, when they decode. True only if the verdict is `Accepted`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub claims: Option<Claims>,
+    /// The nonce that the quote was asked over: a claim, or part of the document's challenge. True only if the verdict is `Accepted`.
+    #[serde(skip)]
+    pub nonce: Option<Nonce>,
     /// How the state is kept, as it was measured. True only if the verdict is `Accepted`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state: Option<State>,

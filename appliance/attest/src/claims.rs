@@ -12,6 +12,8 @@ use cofferdam_protocol::{Commit, Digest, Endpoint, Repository, Timestamp};
 use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha512};
 
+use crate::challenge::Root;
+
 /// Largest accepted encoding in bytes; real claims are under 1 KiB.
 pub const MAX_BYTES: usize = 16 * 1024;
 
@@ -61,6 +63,9 @@ pub struct Claims {
     /// RFC 9266 `tls-exporter` channel binding; only on request on TLS.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub channel_binding: Option<ChannelBinding>,
+    /// Root of the challenges of many relying parties ([`crate::challenge`]), instead of the nonce and the binding of one.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub challenges: Option<Root>,
 }
 
 impl Claims {
@@ -81,6 +86,9 @@ impl Claims {
         if wire.version != 1 {
             return Err(ClaimsError::Version(wire.version));
         }
+        if wire.challenges.is_some() && (wire.nonce.is_some() || wire.channel_binding.is_some()) {
+            return Err(ClaimsError::Field { name: "challenges" });
+        }
         Ok(Self {
             version: wire.version,
             repository: field("repository", &wire.repository)?,
@@ -96,6 +104,7 @@ impl Claims {
             state_continuity: wire.state_continuity,
             nonce: wire.nonce.map(|text| field("nonce", &text)).transpose()?,
             channel_binding: wire.channel_binding.map(|text| field("channel_binding", &text)).transpose()?,
+            challenges: wire.challenges.map(|text| field("challenges", &text)).transpose()?,
         })
     }
 }
@@ -121,6 +130,8 @@ struct Wire {
     nonce: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     channel_binding: Option<String>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    challenges: Option<String>,
 }
 
 fn field<T: FromStr>(name: &'static str, text: &str) -> Result<T, ClaimsError> {

@@ -35,7 +35,10 @@ mod value {
 
 /// Which checks speak for which trustworthiness claim. A check that is in none of the lists speaks for `configuration`.
 const CLAIMS: [(&str, &[&str]); 4] = [
-    ("instance-identity", &["trust_root", "device", "repository", "tls_key", "nonce", "channel_binding"]),
+    (
+        "instance-identity",
+        &["trust_root", "device", "repository", "tls_key", "nonce", "channel_binding", "challenge"],
+    ),
     (
         "hardware",
         &[
@@ -131,7 +134,7 @@ impl Ear {
             ear_status: tier,
             ear_trustworthiness_vector: vector(appraisal),
             ear_appraisal_policy_ids: [policy_id(policy)?],
-            eat_nonce: accepted.and_then(|claims| claims.nonce.as_ref().map(ToString::to_string)),
+            eat_nonce: accepted.and(appraisal.nonce.as_ref()).map(ToString::to_string),
             failed: named(Outcome::Fail),
             unknown: named(Outcome::CouldNotCheck),
         };

@@ -7,6 +7,7 @@ use cofferdam_protocol::base64;
 use cofferdam_protocol::json::{self, JsonError};
 use serde::{Deserialize, Deserializer, Serialize};
 
+use crate::challenge::{Challenge, MAX_PATH};
 use crate::claims;
 use crate::event_log::{Event, MAX_EVENTS};
 use crate::quote;
@@ -30,6 +31,8 @@ pub struct Evidence {
     pub collateral: Option<Collateral>,
     /// The image that says to have booted; unproven until the registers match reference values.
     pub image: ImageInfo,
+    /// The relying party's challenge, where the claims carry the root of many.
+    pub challenge: Option<Challenge>,
 }
 
 /// DCAP collateral of one quote, in the JSON shape that dcap-qvl writes: PEM chains and JSON texts as strings,
@@ -104,8 +107,11 @@ impl Evidence {
         if !wire.image.is_bounded() {
             return Err(EvidenceError::Field { name: "image" });
         }
-        let Wire { claims, quote, event_log, collateral, image, .. } = wire;
-        Ok(Self { claims, quote, event_log, collateral, image })
+        if wire.challenge.as_ref().is_some_and(|challenge| challenge.path.len() > MAX_PATH) {
+            return Err(EvidenceError::Field { name: "challenge" });
+        }
+        let Wire { claims, quote, event_log, collateral, image, challenge, .. } = wire;
+        Ok(Self { claims, quote, event_log, collateral, image, challenge })
     }
 
     /// The document's bytes, on one line without a newline.
@@ -120,8 +126,34 @@ impl Evidence {
             event_log: self.event_log.clone(),
             collateral: self.collateral.clone(),
             image: self.image.clone(),
+            challenge: self.challenge.clone(),
         };
         json::to_vec(&wire)
+    }
+}
+
+/// A document that many get, each with their own challenge: everything else is written once.
+#[derive(Debug, Clone)]
+pub struct Template(Vec<u8>);
+
+impl Template {
+    /// Of `evidence`, whatever challenge it has itself.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn new(evidence: Evidence) -> Result<Self, JsonError> {
+        Evidence { challenge: None, ..evidence }.to_json().map(Self)
+    }
+
+    /// What [`Evidence::to_json`] writes of it with this challenge.
+    ///
+    /// # Errors
+    /// It cannot be written.
+    pub fn with(&self, challenge: &Challenge) -> Result<Vec<u8>, JsonError> {
+        // The challenge is the last member of the object.
+        let (_end, members) = self.0.split_last().unwrap_or((&b'}', &[]));
+        let challenge = json::to_vec(challenge)?;
+        Ok([members, b",\"challenge\":", &challenge, b"}"].concat())
     }
 }
 
@@ -139,6 +171,8 @@ struct Wire {
     collateral: Option<Collateral>,
     #[serde(deserialize_with = "image")]
     image: ImageInfo,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    challenge: Option<Challenge>,
 }
 
 /// As its type reads it, with the member's name in the reason when it does not.

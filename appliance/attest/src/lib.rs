@@ -11,6 +11,7 @@
 
 pub mod appraise;
 pub mod ccel;
+pub mod challenge;
 pub mod claims;
 pub mod dcap;
 pub mod ear;

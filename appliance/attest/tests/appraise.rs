@@ -7,10 +7,11 @@ mod common;
 use cofferdam_attest::appraise::{
     Appraisal, Expectations, Outcome, Roots, Verdict, appraise, appraise_document, appraise_quote,
 };
+use cofferdam_attest::challenge::{Challenge, Tree, leaf};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::event_log::payload::{Payload as _, State};
 use cofferdam_attest::event_log::{Event, event_digest};
-use cofferdam_attest::evidence::{Collateral, Evidence};
+use cofferdam_attest::evidence::{Collateral, Evidence, Template};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote::attributes;
 use cofferdam_attest::reference::{BootPlatform, PlatformReference, ReferenceValues};
@@ -657,6 +658,25 @@ fn nonce_and_channel_binding_are_bound_through_the_claims() {
     assert_eq!(fixture.appraise_with(&evidence, &expected(1, 2)).verdict(), Verdict::Accepted);
     assert_eq!(failed(&fixture.appraise_with(&evidence, &expected(3, 2))), ["nonce"]);
     assert_eq!(failed(&fixture.appraise_with(&evidence, &expected(1, 3))), ["channel_binding"]);
+}
+
+#[test]
+fn a_document_of_many_is_what_each_would_have_been_written() {
+    let nonce = Nonce::new(vec![7; 64]).unwrap();
+    let tree = Tree::new(
+        (0..600_u16).map(|n| leaf(&Nonce::new(n.to_be_bytes().repeat(32)).unwrap(), None)).collect(),
+    );
+    let tree = tree.unwrap();
+    let mut fixture = Fixture::default();
+    fixture.claims.challenges = Some(tree.root());
+    let challenge =
+        Challenge { nonce, channel_binding: Some([1; 32].into()), index: 599, path: tree.path(599) };
+    let evidence = Evidence { challenge: Some(challenge.clone()), ..fixture.evidence() };
+    let written = Template::new(evidence.clone()).unwrap().with(&challenge).unwrap();
+    assert_eq!(written, evidence.to_json().unwrap());
+    assert_eq!(Evidence::parse(&written).unwrap(), evidence);
+    let challenge = serde_json::to_vec(&challenge).unwrap();
+    assert!(challenge.len() < 1000, "what a document leaves room for: {}", challenge.len());
 }
 
 /// An appliance that waits to be unsealed, with the claims that a client on its connection asked for.

@@ -22,20 +22,20 @@ pub struct Places<K: Ord> {
     taken: Mutex<Taken<K>>,
 }
 
-/// The places that are taken, by their numbers; the lower one was taken first.
+/// The places that are taken, by holder and number; the lower one was taken first.
 #[derive(Debug)]
 struct Taken<K> {
     /// The number of the next one.
     next: u64,
-    /// At most as many as there are places.
-    places: BTreeMap<u64, Occupied<K>>,
+    /// How many there are: at most as many as there are places.
+    count: usize,
+    /// Holders that have some, so that who has most is found without a look at each place: whoever comes in great numbers pays for that.
+    holders: BTreeMap<K, BTreeMap<u64, Occupied>>,
 }
 
 /// One of them.
 #[derive(Debug)]
-struct Occupied<K> {
-    /// Whose it is.
-    holder: K,
+struct Occupied {
     /// When it was last of use.
     used: Arc<AtomicU64>,
     /// Told when it is taken away.
@@ -44,9 +44,11 @@ struct Occupied<K> {
 
 /// A place; it is free again when this is dropped.
 #[derive(Debug)]
-pub struct Place<K: Ord> {
+pub struct Place<K: Ord + Copy> {
     /// Of which it is one.
     places: Arc<Places<K>>,
+    /// Whose it is.
+    holder: K,
     /// Its number.
     number: u64,
     /// When it was last of use.
@@ -57,7 +59,7 @@ impl<K: Ord + Copy> Places<K> {
     /// So many places.
     #[must_use]
     pub fn new(most: usize) -> Arc<Self> {
-        let taken = Mutex::new(Taken { next: 0, places: BTreeMap::new() });
+        let taken = Mutex::new(Taken { next: 0, count: 0, holders: BTreeMap::new() });
         Arc::new(Self { most, start: Instant::now(), taken })
     }
 
@@ -67,22 +69,23 @@ impl<K: Ord + Copy> Places<K> {
     pub fn enter(self: &Arc<Self>, holder: K, ended: &Arc<Notify>) -> Place<K> {
         let used = Arc::new(AtomicU64::new(self.now()));
         let mut taken = self.taken.lock().unwrap_or_else(PoisonError::into_inner);
-        let gone = if taken.places.len() >= self.most { taken.take_away(holder) } else { None };
+        let gone = if taken.count >= self.most { taken.take_away(holder) } else { None };
         let number = taken.next;
         taken.next = number.wrapping_add(1);
-        let place = Occupied { holder, used: Arc::clone(&used), ended: Arc::clone(ended) };
-        taken.places.insert(number, place);
+        let place = Occupied { used: Arc::clone(&used), ended: Arc::clone(ended) };
+        taken.holders.entry(holder).or_default().insert(number, place);
+        taken.count = taken.count.saturating_add(1);
         drop(taken);
         if let Some(gone) = gone {
             gone.ended.notify_one();
         }
-        Place { places: Arc::clone(self), number, used }
+        Place { places: Arc::clone(self), holder, number, used }
     }
 
     /// How many are taken.
     #[must_use]
     pub fn taken(&self) -> usize {
-        self.taken.lock().unwrap_or_else(PoisonError::into_inner).places.len()
+        self.taken.lock().unwrap_or_else(PoisonError::into_inner).count
     }
 }
 
@@ -95,32 +98,42 @@ impl<K: Ord> Places<K> {
 impl<K: Ord + Copy> Taken<K> {
     /// Takes the place away that `newcomer` is to have. It counts as if it had it already: nobody loses a place to one who
     /// holds as many.
-    fn take_away(&mut self, newcomer: K) -> Option<Occupied<K>> {
-        let mut held: BTreeMap<K, usize> = BTreeMap::from([(newcomer, 1)]);
-        for place in self.places.values() {
-            let count = held.entry(place.holder).or_default();
-            *count = count.saturating_add(1);
+    fn take_away(&mut self, newcomer: K) -> Option<Occupied> {
+        let number_of = |holder: K| self.holders.get(&holder).map_or(0, BTreeMap::len);
+        let counted = |holder: K| number_of(holder).saturating_add(usize::from(holder == newcomer));
+        let most = self.holders.keys().map(|holder| counted(*holder)).max()?;
+        let idle = |place: &Occupied| place.used.load(Ordering::Relaxed);
+        let candidates = self.holders.iter().filter(|(holder, _)| counted(**holder) == most);
+        let candidates = candidates.flat_map(|(holder, places)| {
+            places.iter().map(move |(number, place)| (idle(place), *number, *holder))
+        });
+        let (_, number, holder) = candidates.min_by_key(|(idle, number, _)| (*idle, *number))?;
+        self.remove(holder, number)
+    }
+
+    fn remove(&mut self, holder: K, number: u64) -> Option<Occupied> {
+        let places = self.holders.get_mut(&holder)?;
+        let removed = places.remove(&number)?;
+        if places.is_empty() {
+            self.holders.remove(&holder);
         }
-        let most_first = |place: &Occupied<K>| std::cmp::Reverse(held.get(&place.holder).copied());
-        let (number, _) = self.places.iter().min_by_key(|(number, place)| {
-            (most_first(place), place.used.load(Ordering::Relaxed), **number)
-        })?;
-        let number = *number;
-        self.places.remove(&number)
+        self.count = self.count.saturating_sub(1);
+        Some(removed)
     }
 }
 
-impl<K: Ord> Place<K> {
+impl<K: Ord + Copy> Place<K> {
     /// It is of use now.
     pub fn touch(&self) {
         self.used.store(self.places.now(), Ordering::Relaxed);
     }
 }
 
-impl<K: Ord> Drop for Place<K> {
+impl<K: Ord + Copy> Drop for Place<K> {
     fn drop(&mut self) {
         // Nothing is there any more when it was taken away.
-        self.places.taken.lock().unwrap_or_else(PoisonError::into_inner).places.remove(&self.number);
+        let mut taken = self.places.taken.lock().unwrap_or_else(PoisonError::into_inner);
+        taken.remove(self.holder, self.number);
     }
 }
 

@@ -5,9 +5,11 @@
 
 use std::str::FromStr;
 
+use cofferdam_protocol::evidence::{ChannelBinding, Nonce};
 use cofferdam_protocol::{Repository, Timestamp, error_chain, json};
 
 use crate::appraise::{Appraisal, Expectations, Outcome};
+use crate::challenge::Challenge;
 use crate::claims::{Claims, report_data};
 use crate::event_log::payload::{Appliance, Declaration, Launch, Payload, State};
 use crate::event_log::{Event, MAX_PAYLOAD};
@@ -42,7 +44,9 @@ pub(super) fn check(
             return;
         }
     };
-    let comparisons = comparisons(&claims, &evidence.event_log, expected);
+    let challenged = challenged(appraisal, &claims, evidence.challenge.as_ref());
+    appraisal.nonce.clone_from(&challenged.nonce);
+    let comparisons = comparisons(&claims, &challenged, &evidence.event_log, expected);
     match (bound, quote) {
         (Some(true), _) => appraisal.pass("report_data", "the quote commits to exactly these claims"),
         (Some(false), Some(_)) if expected.brief => {
@@ -75,7 +79,50 @@ pub(super) fn check(
     appraisal.claims = Some(claims);
 }
 
-fn comparisons(claims: &Claims, events: &[Event], expected: &Expectations) -> Vec<Comparison> {
+/// What the quote was asked over: the claims' own nonce and channel binding, or those of a challenge that leads to the claims' root.
+struct Challenged {
+    nonce: Option<Nonce>,
+    channel_binding: Option<ChannelBinding>,
+}
+
+/// A challenge counts only where the claims carry the root that it leads to, and such claims are for nobody without one.
+fn challenged(appraisal: &mut Appraisal, claims: &Claims, challenge: Option<&Challenge>) -> Challenged {
+    let none = Challenged { nonce: None, channel_binding: None };
+    match (&claims.challenges, challenge) {
+        (None, None) => {
+            let Claims { nonce, channel_binding, .. } = claims.clone();
+            Challenged { nonce, channel_binding }
+        }
+        (Some(root), Some(challenge)) if challenge.root() == Some(*root) => {
+            appraisal.pass(
+                "challenge",
+                format!("number {} under the root that the claims carry", challenge.index),
+            );
+            let Challenge { nonce, channel_binding, .. } = challenge.clone();
+            Challenged { nonce: Some(nonce), channel_binding }
+        }
+        (Some(_), Some(_)) => {
+            appraisal.fail("challenge", "its path does not lead to the root that the claims carry");
+            none
+        }
+        (Some(_), None) => {
+            appraisal.fail("challenge", "the claims carry the root of many, and the document none of them");
+            none
+        }
+        (None, Some(_)) => {
+            appraisal
+                .fail("challenge", "the document carries one, and the claims no root that it could lead to");
+            none
+        }
+    }
+}
+
+fn comparisons(
+    claims: &Claims,
+    challenged: &Challenged,
+    events: &[Event],
+    expected: &Expectations,
+) -> Vec<Comparison> {
     fn comparison<T: ToString>(
         name: &'static str,
         claimed: Option<&T>,
@@ -121,10 +168,10 @@ fn comparisons(claims: &Claims, events: &[Event], expected: &Expectations) -> Ve
             logged::<Launch>(events, "tls_key"),
             expected.tls_key.as_ref(),
         ),
-        comparison("nonce", claims.nonce.as_ref(), None, expected.nonce.as_ref()),
+        comparison("nonce", challenged.nonce.as_ref(), None, expected.nonce.as_ref()),
         comparison(
             "channel_binding",
-            claims.channel_binding.as_ref(),
+            challenged.channel_binding.as_ref(),
             None,
             expected.channel_binding.as_ref(),
         ),

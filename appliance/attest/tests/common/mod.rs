@@ -77,7 +77,7 @@ pub fn own_events() -> Vec<Event> {
     [
         Declaration { digest: word(DIGEST), source: "disk".into(), commit: word(COMMIT) }.event(),
         appliance(DIGEST).event(),
-        Machine { cpus: 2, memory_mib: 2048 }.event(),
+        Machine { cpus: 2, memory_mib: 2048, network: None }.event(),
         State::memory().event(),
         Image { service: "web".into(), reference: word(&format!("registry.example/web@{DIGEST}")) }.event(),
         Launch { services: vec!["web".into()], tls_key: key() }.event(),
@@ -102,6 +102,7 @@ pub fn claims() -> Claims {
         state_continuity: None,
         nonce: None,
         channel_binding: None,
+        challenges: None,
     }
 }
 
@@ -187,6 +188,7 @@ impl Fixture {
             event_log: self.events.clone(),
             collateral: Some(collateral(&self.platform, self.options)),
             image: image(),
+            challenge: None,
         }
     }
 

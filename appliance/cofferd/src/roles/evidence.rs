@@ -3,7 +3,7 @@
 //! Responsible for composing the claims out of what PID 1 measured and the vault's public key, having them
 //! quoted, and handing out the evidence document over a Unix socket to `front` and `publish`.
 //!
-//! It never takes a claim from its callers: they choose a nonce and a channel binding, both bounded, and
+//! It never takes a claim from its callers: they choose a nonce and a channel binding, or the root of many of these, all bounded, and
 //! nothing else. So a network-facing role that falls cannot make the TD sign another endpoint, key or
 //! repository. It has no network, holds no secret, and hands out nothing that it has not checked against the
 //! quote that came back: the report_data must be the one asked for and RTMR3 must be what the event log replays
@@ -165,6 +165,7 @@ impl<R: Reports> Attester<R> {
             state_continuity: appliance.state.continuity(),
             nonce: request.nonce.clone(),
             channel_binding: request.channel_binding,
+            challenges: request.challenges,
         }
         .encode()?;
         Claims::decode(&claims).map_err(EvidenceError::Claims)?;
@@ -187,6 +188,7 @@ impl<R: Reports> Attester<R> {
             event_log: appliance.event_log,
             collateral: None,
             image: appliance.image,
+            challenge: None,
         };
         Ok(evidence.to_json()?)
     }
@@ -274,8 +276,16 @@ async fn answer<R: Reports + 'static>(
     };
     let request = match EvidenceRequest::parse(&body) {
         Ok(request) => request,
-        Err(_) => return refuse(StatusCode::BAD_REQUEST, "the request is not {nonce?, channel_binding?}"),
+        Err(_) => {
+            return refuse(
+                StatusCode::BAD_REQUEST,
+                "the request is not {nonce?, channel_binding?, challenges?}",
+            );
+        }
     };
+    if request.challenges.is_some() && (request.nonce.is_some() || request.channel_binding.is_some()) {
+        return refuse(StatusCode::BAD_REQUEST, "challenges are asked for by their root alone");
+    }
     attest(request, service, peer).await
 }
 
@@ -432,6 +442,7 @@ pub(crate) mod tests {
         let (_directory, socket) = role(&[], me(), honest());
         let request = EvidenceRequest {
             nonce: Some(Nonce::new(vec![1; 32]).unwrap()),
+            challenges: None,
             channel_binding: Some([2; 32].into()),
         };
         let before = clock::unix_now();
@@ -450,6 +461,12 @@ pub(crate) mod tests {
 
         let (_, claims) = ask(&socket, &EvidenceRequest::default()).await.unwrap();
         assert_eq!((claims.nonce, claims.channel_binding), (None, None));
+
+        let many = EvidenceRequest { challenges: Some([3; 32].into()), ..EvidenceRequest::default() };
+        let (_, claims) = ask(&socket, &many).await.unwrap();
+        assert_eq!((claims.nonce, claims.channel_binding, claims.challenges), (None, None, many.challenges));
+        let both = EvidenceRequest { channel_binding: Some([2; 32].into()), ..many };
+        assert!(refusal(ask(&socket, &both).await).contains("by their root alone"));
     }
 
     #[tokio::test]

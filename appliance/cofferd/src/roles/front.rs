@@ -1,7 +1,7 @@
 //! Role `front`: the appliance's face to the network.
 //!
-//! Responsible for TLS with the attested key, evidence for anybody, the operators' interface (which the vault
-//! decides), and the way to the services behind the published ports. It holds the TLS key and no other secret,
+//! Responsible for TLS with the attested key, evidence for anybody, the operators' interface (of which the vault
+//! decides what changes anything), and the way to the services behind the published ports. It holds the TLS key and no other secret,
 //! and it cannot make the TD sign anything but a nonce and a channel binding.
 //!
 //! It fails closed: until the evidence role has delivered evidence for the certificate, no port is opened; it
@@ -9,6 +9,7 @@
 //! renewal keeps failing until the end, handshakes are refused.
 
 mod auth;
+mod batch;
 mod connection;
 mod evidence;
 mod listen;
@@ -20,6 +21,7 @@ mod site;
 mod source;
 mod stall;
 mod tls;
+mod turns;
 mod untrusted_file;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -46,6 +48,7 @@ use self::proxy::{Backend, Proxy};
 use self::requests::Bounds;
 use self::site::{Own, Site};
 use self::tls::{Identity, TlsKey};
+use self::turns::Turns;
 use crate::paths;
 use crate::roles::Role;
 use crate::roles::clock::{self, Moment};
@@ -121,6 +124,7 @@ fn site(facts: &Facts) -> anyhow::Result<Site> {
         appliance: PathBuf::from(paths::APPLIANCE),
         roles: PathBuf::from(paths::STATUS),
         publish: PathBuf::from(paths::PUBLISH_STATUS),
+        network: PathBuf::from(paths::NETWORK_STATUS),
         egress: PathBuf::from(paths::EGRESS_DIR),
         services: services
             .iter()
@@ -132,8 +136,12 @@ fn site(facts: &Facts) -> anyhow::Result<Site> {
             PathBuf::from(paths::EVIDENCE_SOCKET),
             PathBuf::from(paths::PUBLISH_COLLATERAL),
         ),
-        operators: Operators::new(PathBuf::from(paths::VAULT_SOCKET), records),
-        callers: Callers::new(&facts.operators, &facts.tokens)?,
+        operators: Operators::new(
+            PathBuf::from(paths::VAULT_SOCKET),
+            PathBuf::from(paths::PUBLISH_SOCKET),
+            records,
+        ),
+        callers: Callers::new(&facts.operators, &facts.tokens, Turns::new())?,
         backends,
         proxy: Proxy::new(Bounds::default()),
         own: Own::default(),

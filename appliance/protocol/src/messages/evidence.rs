@@ -1,6 +1,8 @@
 //! Asking for evidence: a client asks `front` with a nonce in the query, `front` and `publish` ask the evidence role over its socket.
 //!
-//! The answer is the evidence document in either case; its format is `cofferdam_attest::evidence`'s.
+//! `front` may have many clients answered by one quote: it asks over the root of a tree of their challenges (`cofferdam_attest::challenge`).
+//!
+//! The answer is the evidence document in each case; its format is `cofferdam_attest::evidence`'s.
 
 use serde::{Deserialize, Serialize};
 
@@ -46,6 +48,9 @@ pub struct EvidenceRequest {
     /// The binding of the relying party's connection.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub channel_binding: Option<ChannelBinding>,
+    /// Root of the challenges of many relying parties, instead of those two.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub challenges: Option<Base64Array<32>>,
 }
 
 impl EvidenceRequest {

@@ -8,17 +8,20 @@
 //! Wrong requests are answered here: they take no place of a service. A sign-in that fails ends its connection, so that each
 //! attempt costs a handshake.
 
+use std::sync::Arc;
+
 use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::body::Body;
-use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, header};
+use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use cofferdam_declaration::{Auth, Token};
 use cofferdam_protocol::operator::{Authorization, SCHEME};
 use cofferdam_protocol::{AccessToken, Digest};
-use cofferdam_vault::{AuthenticationError, KeyError, Operators, Signed};
+use cofferdam_vault::{AuthenticationError, KeyError, Operator, Operators, Signed};
 use hyper::body::{Body as _, Incoming};
 
 use super::listen::Peer;
 use super::reply;
+use super::turns::Turns;
 use crate::roles::facts::OperatorFacts;
 
 /// Tells a service who calls: `operator:NAME` or `token:NAME`. The front alone sets it, and not where everybody may call.
@@ -32,17 +35,27 @@ const BEARER: &str = "Bearer";
 pub(crate) struct Callers {
     operators: Operators,
     tokens: Vec<Token>,
+    turns: Arc<Turns>,
 }
 
 impl Callers {
-    /// Those of the declaration.
+    /// Those of the declaration. Where they come from goes first when strangers take `turns`.
     ///
     /// # Errors
     /// [`KeyError`] for a key with which nothing can be verified.
-    pub(crate) fn new(operators: &[OperatorFacts], tokens: &[Token]) -> Result<Self, KeyError> {
+    pub(crate) fn new(
+        operators: &[OperatorFacts],
+        tokens: &[Token],
+        turns: Arc<Turns>,
+    ) -> Result<Self, KeyError> {
         let operators =
             Operators::new(operators.iter().map(|operator| (operator.name.as_str(), operator.key)))?;
-        Ok(Self { operators, tokens: tokens.to_vec() })
+        Ok(Self { operators, tokens: tokens.to_vec(), turns })
+    }
+
+    /// The turns that strangers take.
+    pub(crate) fn turns(&self) -> &Arc<Turns> {
+        &self.turns
     }
 
     /// Lets the operator in whose signature is on this request, for as long as the connection lasts.
@@ -53,24 +66,37 @@ impl Callers {
         let Some(authorization) = operators(request.headers()) else {
             return refused(StatusCode::UNAUTHORIZED, "an operator's signature is needed");
         };
-        let signed = Signed {
-            method: request.method().as_str(),
-            path: request.uri().path_and_query().map_or("", |target| target.as_str()),
-            body: b"",
-            channel_binding: &peer.channel_binding,
-        };
-        match self.operators.authenticate(&authorization.key, &authorization.signature, signed) {
-            Ok(operator) if peer.connection.sign_in(&operator.name) => {
-                let mut response = Response::new(Body::empty());
-                *response.status_mut() = StatusCode::NO_CONTENT;
-                response
-            }
+        match self.authenticate(&authorization, request.method(), request.uri(), b"", peer) {
+            Ok(operator) if peer.connection.sign_in(&operator.name) => reply::empty(StatusCode::NO_CONTENT),
             Ok(_) => refused(StatusCode::FORBIDDEN, "another operator has signed in on this connection"),
             Err(error @ AuthenticationError::UnknownKey) => {
                 refused(StatusCode::FORBIDDEN, &error.to_string())
             }
             Err(error) => refused(StatusCode::UNAUTHORIZED, &error.to_string()),
         }
+    }
+
+    /// The operator who has signed this request for this very connection.
+    ///
+    /// # Errors
+    /// [`AuthenticationError`].
+    pub(crate) fn authenticate(
+        &self,
+        authorization: &Authorization,
+        method: &Method,
+        target: &Uri,
+        body: &[u8],
+        peer: &Peer,
+    ) -> Result<&Operator, AuthenticationError> {
+        let signed = Signed {
+            method: method.as_str(),
+            path: target.path_and_query().map_or("", |target| target.as_str()),
+            body,
+            channel_binding: &peer.channel_binding,
+        };
+        let operator = self.operators.authenticate(&authorization.key, &authorization.signature, signed)?;
+        self.turns.know(peer.connection.source());
+        Ok(operator)
     }
 
     /// Lets a request through to `service`, or answers it. What is returned goes into [`CALLER`]; what let the request
@@ -91,6 +117,7 @@ impl Callers {
             return Err(Box::new(challenge(auth, service, request.headers())));
         };
         if auth == Auth::Tokens {
+            self.turns.know(peer.connection.source());
             request.headers_mut().remove(header::AUTHORIZATION);
         }
         Ok(Some(caller))

@@ -7,22 +7,29 @@
 //! everybody who means well, so only those who do not, or who are many, come to its end.
 
 use std::convert::Infallible;
+use std::future::poll_fn;
 use std::net::SocketAddr;
+use std::pin::pin;
 use std::sync::Arc;
+use std::task::Poll;
 use std::time::Duration;
 
 use cofferdam_workload::places::Places;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
+use rustls::server::Acceptor;
+use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::TlsAcceptor;
+use tokio_rustls::server::TlsStream;
+use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
 use super::connection::Connection;
 use super::site::Site;
 use super::source::Source;
 use super::stall::StallTimeoutStream;
 use super::tls;
+use super::turns::Turns;
 
 /// Bounds on what a peer may take.
 #[derive(Debug, Clone, Copy)]
@@ -127,9 +134,8 @@ async fn converse(
     }
     // Below TLS, where what the peer has taken is known to the byte.
     let stream = StallTimeoutStream::new(stream, limits.write);
-    let Ok(Ok(stream)) = tokio::time::timeout(limits.handshake, acceptor.accept(stream)).await else {
-        return;
-    };
+    let shaking = shake_hands(stream, &acceptor, site.callers.turns(), connection.source());
+    let Ok(Ok(stream)) = tokio::time::timeout(limits.handshake, shaking).await else { return };
     let Some(channel_binding) = tls::channel_binding(stream.get_ref().1) else { return };
     let peer = Peer { address, port, channel_binding, connection: Arc::clone(connection) };
 
@@ -146,6 +152,25 @@ async fn converse(
         .serve_connection(TokioIo::new(stream), service)
         .with_upgrades()
         .await;
+}
+
+/// The TLS handshake. What it costs, key exchange and signature, is done when the whole of the client's greeting is there, in the source's
+/// turn; the turn ends when the client has to say something.
+async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
+    stream: S,
+    acceptor: &TlsAcceptor,
+    turns: &Arc<Turns>,
+    source: Source,
+) -> std::io::Result<TlsStream<S>> {
+    let greeted = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
+    let turn = turns.take(source).await;
+    let mut answered = pin!(greeted.into_stream(Arc::clone(acceptor.config())));
+    let answer = poll_fn(|context| Poll::Ready(answered.as_mut().poll(context))).await;
+    drop(turn);
+    match answer {
+        Poll::Ready(stream) => stream,
+        Poll::Pending => answered.await,
+    }
 }
 
 /// Options of an accepted connection.

@@ -3,9 +3,10 @@
 //! | below `/.well-known/cofferdam` | who | answer |
 //! |---|---|---|
 //! | `GET /evidence` | anybody | the evidence behind the present certificate |
-//! | `GET /evidence?nonce=BASE64URL` | anybody | fresh evidence over the nonce (16 to 64 bytes) and this connection's channel binding; 429 and 503 with `Retry-After` |
+//! | `GET /evidence?nonce=BASE64URL` | anybody | fresh evidence over the nonce (16 to 64 bytes) and this connection's channel binding, alone or in the claims' root of many; 503 with `Retry-After` |
 //! | `GET /v1/status` | operators | boot, registers, roles, services, publishing, as one object |
 //! | `GET /v1/logs?service=NAME[&tail=N]` | operators | the last N lines (100, at most 10,000) as JSON lines |
+//! | `POST /v1/publish` | operators | 202: the release attestation is looked at now, and published again unless it is the newest release |
 //! | `POST /v1/sign-in` | operators | 204: the connection is theirs from then on, also for ports that take operators |
 //! | everything else under `/v1/` | operators | what the vault says |
 //!
@@ -37,7 +38,8 @@ const DECODINGS: usize = 3;
 /// Requests for evidence that are answered at one time, and operators' requests. Nothing else takes these places, and when
 /// all are taken the oldest request of the source that has most ends: none takes longer than a minute when all is well,
 /// so it is one that is slow on purpose.
-pub(super) const OWN_REQUESTS: usize = 64;
+pub(super) const EVIDENCE_REQUESTS: usize = 256;
+pub(super) const OPERATORS_REQUESTS: usize = 64;
 
 /// The whole of what `front` answers.
 #[derive(Debug)]
@@ -65,7 +67,7 @@ pub(crate) struct Own {
 
 impl Default for Own {
     fn default() -> Self {
-        Self { evidence: Places::new(OWN_REQUESTS), operators: Places::new(OWN_REQUESTS) }
+        Self { evidence: Places::new(EVIDENCE_REQUESTS), operators: Places::new(OPERATORS_REQUESTS) }
     }
 }
 
@@ -89,15 +91,16 @@ impl Site {
                     return reply::error(StatusCode::METHOD_NOT_ALLOWED, "evidence is read with GET", None);
                 }
                 let held = peer.connection.enter(&self.own.evidence);
-                let source = peer.connection.source();
-                let answer = self.evidence.answer(request.uri().query(), source, &peer.channel_binding);
+                // A turn for what the request costs; nobody's while it waits for its quote.
+                drop(self.callers.turns().take(peer.connection.source()).await);
+                let answer = self.evidence.answer(request.uri().query(), &peer.channel_binding);
                 hold(answer.await, held)
             }
             Place::Own(SIGN_IN) => self.callers.sign_in(&peer, &request),
             Place::Own(path) if is_operators(path) => {
                 let held = peer.connection.enter(&self.own.operators);
                 let path = path.to_owned();
-                hold(self.operators.answer(&path, peer, request).await, held)
+                hold(self.operators.answer(&self.callers, &path, peer, request).await, held)
             }
             Place::Own(_) => {
                 let hint = "evidence is at /.well-known/cofferdam/evidence, the operators' interface at /.well-known/cofferdam/v1/";

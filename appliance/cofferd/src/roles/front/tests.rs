@@ -1,14 +1,16 @@
 //! The front as a whole: a client with TLS on one side; evidence, vault and a workload on Unix sockets on the other.
 
 use std::collections::BTreeMap;
-use std::net::{IpAddr, SocketAddr};
+use std::net::SocketAddr;
 use std::path::{Path, PathBuf};
+use std::sync::atomic::{AtomicUsize, Ordering};
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
 use axum::body::{Body, Bytes};
 use axum::http::{HeaderMap, Method, Request, Response, StatusCode, header};
 use cofferdam_attest::appraise::{self, Expectations, Outcome, Verdict};
+use cofferdam_attest::challenge::Challenge;
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Evidence, MEDIA_TYPE};
@@ -38,6 +40,7 @@ use super::requests::Bounds;
 use super::site::{Own, Site};
 use super::source::Source;
 use super::tls::{self, Identity, TlsKey};
+use super::turns::Turns;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::tests::start as start_evidence;
 use crate::roles::facts::OperatorFacts;
@@ -73,6 +76,8 @@ pub(super) struct Room {
     tls_key: Digest,
     /// Requests that the vault was asked about.
     asked: Arc<Mutex<Vec<Value>>>,
+    /// Quotes that were made.
+    pub(super) quotes: Arc<AtomicUsize>,
 }
 
 impl Room {
@@ -88,7 +93,12 @@ impl Room {
         let facts = appliance(&tls_key);
         std::fs::write(root.join("appliance.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
         let (machine, events) = (platform(), facts.event_log);
-        let evidence = start_evidence(root, &[], vec![me()], move |data| quote(&machine, &events, data));
+        let quotes = Arc::new(AtomicUsize::new(0));
+        let counted = Arc::clone(&quotes);
+        let evidence = start_evidence(root, &[], vec![me()], move |data| {
+            counted.fetch_add(1, Ordering::Relaxed);
+            quote(&machine, &events, data)
+        });
 
         let asked = Arc::new(Mutex::new(Vec::new()));
         start_vault(&root.join("vault.sock"), Arc::clone(&asked));
@@ -115,6 +125,7 @@ impl Room {
             appliance: root.join("appliance.json"),
             roles: root.join("status.json"),
             publish: root.join("publish/status.json"),
+            network: root.join("network/status.json"),
             egress: root.join("egress"),
             services: vec![
                 ("web".into(), root.join("services/web")),
@@ -123,7 +134,7 @@ impl Room {
         };
         let site = Arc::new(Site {
             evidence: EvidenceClient::new(evidence, root.join("publish/collateral.json")),
-            operators: Operators::new(root.join("vault.sock"), records),
+            operators: Operators::new(root.join("vault.sock"), root.join("publish.sock"), records),
             callers: callers(),
             backends,
             proxy: Proxy::new(bounds),
@@ -136,8 +147,19 @@ impl Room {
 
         let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity)).unwrap()));
         let (waiting, address) = (Places::new(limits.waiting), SocketAddr::from(([0; 4], 0)));
-        let mut room =
-            Self { directory, address, site, limits, acceptor, waiting, identity, key, tls_key, asked };
+        let mut room = Self {
+            directory,
+            address,
+            site,
+            limits,
+            acceptor,
+            waiting,
+            identity,
+            key,
+            tls_key,
+            asked,
+            quotes,
+        };
         room.address = room.listen(PUBLISHED, &room.site).await;
         room
     }
@@ -229,7 +251,7 @@ fn callers() -> Callers {
     };
     let tokens = [("ci", token()), ("phone", AccessToken::from_random(&[8; 32]))]
         .map(|(name, token)| Token { name: name.to_owned(), hash: token.hash() });
-    Callers::new(&[of("alice", operator()), of("bob", second_operator())], &tokens).unwrap()
+    Callers::new(&[of("alice", operator()), of("bob", second_operator())], &tokens, Turns::new()).unwrap()
 }
 
 pub(super) async fn dial(address: SocketAddr, pin: Option<Digest>) -> std::io::Result<TlsStream<TcpStream>> {
@@ -290,6 +312,14 @@ impl Client {
         let (parts, body) = self.sender.send_request(request).await.unwrap().into_parts();
         let body = axum::body::to_bytes(Body::new(body), 1 << 24).await.unwrap();
         Answer { status: parts.status, headers: parts.headers, body }
+    }
+
+    /// The status of an answer; nothing when the connection is ended.
+    pub(super) async fn try_get(&mut self, path: &str) -> Option<StatusCode> {
+        let request = Request::get(path).header(header::HOST, "room.example").body(Body::empty()).unwrap();
+        let (parts, body) = self.sender.send_request(request).await.ok()?.into_parts();
+        axum::body::to_bytes(Body::new(body), 1 << 24).await.ok()?;
+        Some(parts.status)
     }
 
     pub(super) async fn get(&mut self, path: &str) -> Answer {
@@ -371,15 +401,14 @@ async fn without_evidence_there_is_no_certificate_and_with_it_there_is() {
     let client =
         EvidenceClient::new(directory.path().join("evidence.sock"), directory.path().join("collateral.json"));
     let identity = Identity::default();
-    let nobody = Source::from(IpAddr::from([192, 0, 2, 1]));
     let waiting = super::attest(&client, &key, &identity);
     assert!(tokio::time::timeout(Duration::from_millis(400), waiting).await.is_err());
-    assert_eq!(client.answer(None, nobody, &[0; 32]).await.status(), StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(client.answer(None, &[0; 32]).await.status(), StatusCode::SERVICE_UNAVAILABLE);
 
     let (machine, events) = (platform(), facts.event_log);
     start_evidence(directory.path(), &[], vec![me()], move |data| quote(&machine, &events, data));
     super::attest(&client, &key, &identity).await;
-    assert_eq!(client.answer(None, nobody, &[0; 32]).await.status(), StatusCode::OK);
+    assert_eq!(client.answer(None, &[0; 32]).await.status(), StatusCode::OK);
 }
 
 #[tokio::test]
@@ -574,33 +603,101 @@ async fn malformed_nonces_are_refused() {
     assert_eq!(client.send(request).await.status, StatusCode::METHOD_NOT_ALLOWED);
 }
 
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn many_who_ask_at_once_share_a_quote_and_each_can_verify_it() {
+    const MANY: u8 = 60;
+    let room = Room::open().await;
+    write_collateral(&room);
+    let mut clients = Vec::new();
+    for _ in 0..MANY {
+        clients.push(room.client().await);
+    }
+    let before = room.quotes.load(Ordering::Relaxed);
+    let mut asking = tokio::task::JoinSet::new();
+    for (number, mut client) in (0..MANY).zip(clients) {
+        asking.spawn(async move {
+            let nonce = [number; 16];
+            let path = format!("{PREFIX}/evidence?nonce={}", base64::encode_url(nonce));
+            (client.get(&path).await, nonce, client.binding)
+        });
+    }
+    let answers = asking.join_all().await;
+    let quotes = room.quotes.load(Ordering::Relaxed) - before;
+    assert!(quotes <= usize::from(MANY) / 3, "{quotes} quotes for {MANY}");
+
+    let mut shared = 0;
+    for (answer, nonce, binding) in &answers {
+        assert_eq!(answer.status, StatusCode::OK);
+        let appraisal = judge_evidence(&answer.body, &expectations(&room, nonce, *binding));
+        assert_eq!(appraisal.failures().collect::<Vec<_>>(), Vec::<&appraise::Check>::new());
+        for name in ["report_data", "nonce", "channel_binding"] {
+            assert_eq!(appraisal.check(name).unwrap().outcome, Outcome::Pass, "{name}");
+        }
+        let evidence = Evidence::parse(&answer.body).unwrap();
+        let of_many = Claims::decode(&evidence.claims).unwrap().challenges.is_some();
+        assert_eq!(evidence.challenge.is_some(), of_many);
+        shared += usize::from(of_many);
+    }
+    assert!(shared > 0);
+
+    // What was made for another's connection, or over another's nonce, is not one's own, although the quote is the same.
+    let evidence: Vec<Evidence> =
+        answers.iter().map(|(answer, ..)| Evidence::parse(&answer.body).unwrap()).collect();
+    let of = |at: &usize| evidence[*at].challenge.is_some();
+    let pair: Vec<usize> = (0..evidence.len()).filter(of).collect();
+    let (one, other) = (
+        pair[0],
+        *pair.iter().find(|at| evidence[**at].claims == evidence[pair[0]].claims && **at != pair[0]).unwrap(),
+    );
+    let (answer, nonce, _) = &answers[one];
+    let (_, other_nonce, other_binding) = &answers[other];
+    let fails = |body: &[u8], nonce: &[u8], binding, name: &str| {
+        let appraisal = judge_evidence(body, &expectations(&room, nonce, binding));
+        assert_eq!(appraisal.verdict(), Verdict::Rejected);
+        assert!(appraisal.failures().any(|check| check.name == name), "{name}");
+    };
+    fails(&answer.body, nonce, *other_binding, "channel_binding");
+    fails(&answer.body, other_nonce, *other_binding, "nonce");
+    let forged = Evidence {
+        challenge: evidence[other]
+            .challenge
+            .clone()
+            .map(|challenge| Challenge { index: challenge.index ^ 1, ..challenge }),
+        ..evidence[one].clone()
+    };
+    fails(&forged.to_json().unwrap(), other_nonce, *other_binding, "challenge");
+    let bare = Evidence { challenge: None, ..evidence[one].clone() };
+    fails(&bare.to_json().unwrap(), nonce, *other_binding, "challenge");
+}
+
 #[tokio::test]
-async fn who_asks_for_too_many_quotes_is_told_when_to_come_back() {
+async fn who_asks_alone_has_a_quote_of_their_own_and_who_goes_away_holds_up_nobody() {
     let room = Room::open().await;
     let mut client = room.client().await;
-    let nonce = base64::encode_url([1; 16]);
-    let mut refused = None;
-    for _ in 0..200 {
-        let answer = client.get(&format!("{PREFIX}/evidence?nonce={nonce}")).await;
-        if answer.status != StatusCode::OK {
-            refused = Some(answer);
-            break;
-        }
+    for number in 0..3 {
+        let path = format!("{PREFIX}/evidence?nonce={}", base64::encode_url([number; 16]));
+        let evidence = Evidence::parse(&client.get(&path).await.body).unwrap();
+        assert!(evidence.challenge.is_none());
+        // Somebody asks and is gone before there is an answer.
+        let mut gone = room.dial().await;
+        let path = format!("{PREFIX}/evidence?nonce={}", base64::encode_url([99; 16]));
+        gone.write_all(format!("GET {path} HTTP/1.1\r\nhost: x\r\n\r\n").as_bytes()).await.unwrap();
+        drop(gone);
     }
-    let refused = refused.expect("a bound");
-    assert_eq!(refused.status, StatusCode::TOO_MANY_REQUESTS);
-    assert!(refused.headers[header::RETRY_AFTER].to_str().unwrap().parse::<u64>().unwrap() >= 1);
-    assert_eq!(
-        client.get(&format!("{PREFIX}/evidence")).await.status,
-        StatusCode::OK,
-        "the cached one is free"
-    );
-    let other = dial_from([127, 0, 0, 2], room.address).await.unwrap();
-    let mut other = Client::over(other).await;
-    for _ in 0..10 {
-        let answer = other.get(&format!("{PREFIX}/evidence?nonce={nonce}")).await;
-        assert_eq!(answer.status, StatusCode::OK, "it was not the others");
-    }
+    assert_eq!(client.get(&format!("{PREFIX}/evidence")).await.status, StatusCode::OK);
+}
+
+#[tokio::test]
+async fn without_the_evidence_role_who_asks_is_told_when_to_come_back() {
+    let room = Room::open().await;
+    std::fs::remove_file(room.path("evidence.sock")).unwrap();
+    let path = format!("{PREFIX}/evidence?nonce={}", base64::encode_url([1; 16]));
+    let answer = room.client().await.get(&path).await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
+    assert!(answer.headers[header::RETRY_AFTER].to_str().unwrap().parse::<u64>().unwrap() >= 1);
+    // What is read of the appliance by an operator needs no quote.
+    let status = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
+    assert_eq!(status.status, StatusCode::OK);
 }
 
 // The operators' interface.
@@ -634,7 +731,7 @@ async fn only_operators_see_status_and_logs() {
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path}");
         let stranger = SigningKey::from_bytes(&[6; 32]);
         let answer = client.signed(&stranger, Method::GET, path, b"").await;
-        assert_eq!(answer.status, StatusCode::FORBIDDEN, "{path}");
+        assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path}");
     }
     for authorization in
         ["", "Bearer x", "Cofferdam-Operator", "Cofferdam-Operator key=\"x\", signature=\"y\""]
@@ -657,7 +754,7 @@ async fn only_operators_see_status_and_logs() {
         .header(header::AUTHORIZATION, Authorization { key, signature }.to_string())
         .body(Body::empty())
         .unwrap();
-    assert_eq!(room.client().await.send(request).await.status, StatusCode::FORBIDDEN);
+    assert_eq!(room.client().await.send(request).await.status, StatusCode::UNAUTHORIZED);
 }
 
 #[tokio::test]
@@ -819,12 +916,73 @@ async fn operators_wait_for_each_other_and_not_for_ever() {
 }
 
 #[tokio::test]
-async fn a_vault_that_is_away_is_said_so() {
+async fn a_vault_that_is_away_is_said_so_and_what_reads_goes_without_it() {
     let room = Room::open().await;
     std::fs::remove_file(room.path("vault.sock")).unwrap();
-    let answer = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
+    std::fs::write(room.path("services/web/log"), "{\"line\":\"1\"}\n").unwrap();
+    let answer = room.client().await.signed(&operator(), Method::GET, "/v1/secrets", b"").await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.headers.contains_key(header::RETRY_AFTER));
+    for path in ["/v1/status", "/v1/logs?service=web"] {
+        let answer = room.client().await.signed(&operator(), Method::GET, path, b"").await;
+        assert_eq!(answer.status, StatusCode::OK, "{path}");
+        let answer = room.client().await.signed(&operator(), Method::POST, path, b"").await;
+        assert_eq!(answer.status, StatusCode::METHOD_NOT_ALLOWED, "{path}");
+    }
+    assert!(room.asked.lock().unwrap().is_empty());
+}
+
+#[tokio::test]
+async fn a_forged_signature_waits_for_nobody_and_reaches_nobody() {
+    let room = Room::open().await;
+    std::fs::remove_file(room.path("vault.sock")).unwrap();
+    serve_unix(&room.path("vault.sock"), |_| std::future::pending::<Response<Body>>());
+    // As many as the vault is asked about at one time hang there.
+    let mut hanging = tokio::task::JoinSet::new();
+    for _ in 0..8 {
+        let mut client = room.client().await;
+        hanging.spawn(async move { client.signed(&operator(), Method::GET, "/v1/secrets", b"").await });
+    }
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    let stranger = SigningKey::from_bytes(&[6; 32]);
+    let began = std::time::Instant::now();
+    for (method, path) in
+        [(Method::GET, "/v1/status"), (Method::PUT, "/v1/secrets/a/b/c"), (Method::POST, "/v1/publish")]
+    {
+        let mut client = room.client().await;
+        assert_eq!(
+            client.signed(&stranger, method, path, b"x").await.status,
+            StatusCode::UNAUTHORIZED,
+            "{path}"
+        );
+    }
+    let status = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
+    assert_eq!(status.status, StatusCode::OK);
+    assert!(began.elapsed() < Duration::from_secs(4), "nothing of this has waited for a place");
+}
+
+#[tokio::test]
+async fn publish_is_asked_by_operators_alone() {
+    let room = Room::open().await;
+    let mut client = room.client().await;
+    let answer = client.signed(&operator(), Method::POST, "/v1/publish", b"").await;
+    assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE, "the role is away");
+    let listener = tokio::net::UnixListener::bind(room.path("publish.sock")).unwrap();
+    let answer = client.signed(&operator(), Method::POST, "/v1/publish", b"").await;
+    assert_eq!(answer.status, StatusCode::ACCEPTED);
+    tokio::time::timeout(Duration::from_secs(5), listener.accept()).await.unwrap().unwrap();
+    let stranger = SigningKey::from_bytes(&[6; 32]);
+    assert_eq!(
+        client.signed(&stranger, Method::POST, "/v1/publish", b"").await.status,
+        StatusCode::UNAUTHORIZED
+    );
+    assert_eq!(
+        client.signed(&operator(), Method::GET, "/v1/publish", b"").await.status,
+        StatusCode::METHOD_NOT_ALLOWED
+    );
+    let more = tokio::time::timeout(Duration::from_millis(200), listener.accept()).await;
+    assert!(more.is_err(), "nobody else is heard");
+    assert!(room.asked.lock().unwrap().is_empty());
 }
 
 // The way to the services.
@@ -1126,10 +1284,12 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
         evidence: EvidenceClient::new(room.path("evidence.sock"), room.path("publish/collateral.json")),
         operators: Operators::new(
             room.path("vault.sock"),
+            room.path("publish.sock"),
             Records {
                 appliance: room.path("appliance.json"),
                 roles: room.path("status.json"),
                 publish: room.path("publish/status.json"),
+                network: room.path("network/status.json"),
                 egress: room.path("egress"),
                 services: Vec::new(),
             },

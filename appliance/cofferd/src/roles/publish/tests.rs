@@ -773,12 +773,16 @@ async fn what_covers_it_and_is_no_attestation_is_covered_in_turn_and_not_for_eve
 #[tokio::test(flavor = "multi_thread", worker_threads = 2)]
 async fn another_machine_that_claims_the_repository_is_an_alarm_and_no_race() {
     let (world, role, first) = watched().await;
-    // Of another repository, expired, or under another's tag: no claim.
-    let (tag, document) = foreign(&world, |claims| claims.expires_at = claims.issued_at).await;
     let asset = |document: &Bytes| vec![("attestation.json".to_owned(), document.clone())];
-    world.hold(&tag, false, asset(&document));
     let (tag, document) = foreign(&world, |_| ()).await;
     world.hold(&tag, false, asset(&document));
+    // One that is newer and has expired claims nothing.
+    let ended = |claims: &mut cofferdam_attest::claims::Claims| {
+        claims.issued_at = cofferdam_protocol::Timestamp::from_unix(claims.issued_at.unix() + 1).unwrap();
+        claims.expires_at = cofferdam_protocol::Timestamp::from_unix(claims.issued_at.unix() - 60).unwrap();
+    };
+    let (expired, document) = foreign(&world, ended).await;
+    world.hold(&expired, false, asset(&document));
     let said = world.until(|status| status.state == PublishState::Contested).await;
     let detail = said.detail.unwrap();
     assert!(
@@ -791,7 +795,7 @@ async fn another_machine_that_claims_the_repository_is_an_alarm_and_no_race() {
         published.iter().filter(|held| held.request["target_commitish"] != "main").count()
     };
     assert_eq!((own(&world), said.tag), (1, first.tag.clone()), "nothing is published against it");
-    tokio::time::sleep(Duration::from_secs(2)).await;
+    tokio::time::sleep(Duration::from_secs(4)).await;
     world.asked.notify_one();
     let again = world.until(|status| status.tag != first.tag).await;
     assert_eq!(own(&world), 2);

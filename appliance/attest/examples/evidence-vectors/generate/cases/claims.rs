@@ -2,10 +2,12 @@
 
 use base64::Engine as _;
 use base64::engine::general_purpose::STANDARD;
+use cofferdam_attest::challenge::{Challenge, MAX_PATH, Tree, leaf};
 use cofferdam_attest::claims::{Claims, report_data};
 use cofferdam_attest::event_log::Event;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::release::Tag;
+use cofferdam_protocol::evidence::Nonce;
 use serde_json::{Value, json};
 use tdx_sim::TdReport;
 
@@ -13,7 +15,15 @@ use super::Case;
 use super::common::{self, Fixture, NOW};
 
 pub(super) fn cases(honest: &Value) -> Vec<Case> {
-    [shape(honest), tampered(honest), contradicted(honest), expected(honest), times(honest)].concat()
+    [
+        shape(honest),
+        tampered(honest),
+        contradicted(honest),
+        expected(honest),
+        challenges(honest),
+        times(honest),
+    ]
+    .concat()
 }
 
 fn nines(text: &str) -> String {
@@ -280,6 +290,134 @@ fn contradicted(honest: &Value) -> Vec<Case> {
             .fails(&["sealed"], "claimed true, the event log says false"),
         with("sealed-not-claimed", "measured and not claimed", &sealed(false))
             .fails(&["sealed"], "claimed false, the event log says true"),
+    ]
+}
+
+/// One quote over the challenges of many: five, the third of which is the relying party's.
+fn challenges(honest: &Value) -> Vec<Case> {
+    let nonce = |number: u8| Nonce::new(vec![number; 16]).unwrap();
+    let binding = |number: u8| Some([0x40 + number; 32].into());
+    let tree =
+        |count: u8| Tree::new((1..=count).map(|n| leaf(&nonce(n), binding(n).as_ref())).collect()).unwrap();
+    let of = |tree: &Tree, number: u8| Challenge {
+        nonce: nonce(number),
+        channel_binding: binding(number),
+        index: u32::from(number) - 1,
+        path: tree.path(u32::from(number) - 1),
+    };
+    let five = tree(5);
+    let ours = of(&five, 3);
+    let with = |name: &str, about: &str, challenge: Option<Challenge>| {
+        let evidence = Evidence { challenge, ..claimed(|claims| claims.challenges = Some(five.root())) };
+        Case::new(honest, &format!("challenge/{name}"), about)
+            .evidence(&evidence)
+            .set("/expected/nonce", STANDARD.encode([3; 16]))
+            .set("/expected/channel_binding", STANDARD.encode([0x43; 32]))
+    };
+    let shape = |name: &str, about: &str, challenge: Value| {
+        Case::new(honest, &format!("challenge/{name}"), about)
+            .evidence(&claimed(|claims| claims.challenges = Some(five.root())))
+            .set("/document/challenge", challenge)
+            .fails(&["document"], "evidence")
+    };
+    let written = |change: &dyn Fn(&mut Value)| {
+        let mut value = serde_json::to_value(&ours).unwrap();
+        change(&mut value);
+        value
+    };
+    let lost = &["challenge", "nonce", "channel_binding"];
+    let forged = |name: &str, about: &str, change: &dyn Fn(&mut Challenge)| {
+        let mut challenge = ours.clone();
+        change(&mut challenge);
+        with(name, about, Some(challenge)).fails(lost, "does not lead to the root")
+    };
+    let both = claimed(|claims| {
+        claims.challenges = Some(five.root());
+        claims.nonce = Some(nonce(3));
+    });
+    vec![
+        with(
+            "one-of-five",
+            "the nonce and the binding are under the root that the claims carry",
+            Some(ours.clone()),
+        ),
+        with("another-of-five", "under the root, and somebody else's", Some(of(&five, 4)))
+            .fails(&["nonce", "channel_binding"], "expected AwMD"),
+        Case::new(honest, "challenge/only-one", "a tree of a single challenge: the root is its leaf")
+            .evidence(&Evidence {
+                challenge: Some(of(&tree(1), 1)),
+                ..claimed(|claims| claims.challenges = Some(tree(1).root()))
+            })
+            .set("/expected/nonce", STANDARD.encode([1; 16])),
+        with("absent", "the claims carry the root of many, and the document none of them", None)
+            .fails(lost, "none of them"),
+        Case::new(
+            honest,
+            "challenge/without-root",
+            "the document carries a challenge, and the claims no root",
+        )
+        .evidence(&Evidence { challenge: Some(ours.clone()), ..claimed(|_| ()) })
+        .fails(&["challenge"], "no root"),
+        Case::new(honest, "challenge/beside-a-nonce", "the root of many, and the nonce of one")
+            .evidence(&Evidence { challenge: Some(ours.clone()), ..both })
+            .fails(&["claims"], "challenges"),
+        Case::new(honest, "challenge/of-another-tree", "a path that leads to the root of another quote")
+            .evidence(&Evidence {
+                challenge: Some(of(&tree(6), 3)),
+                ..claimed(|claims| claims.challenges = Some(five.root()))
+            })
+            .fails(&["challenge"], "does not lead to the root"),
+        forged("other-index", "the same siblings, to be put on other sides", &|c| c.index ^= 1),
+        forged("higher-index", "an index beyond the tree, with the same low bits", &|c| c.index |= 8),
+        forged("last-index", "the largest index", &|c| c.index = u32::MAX),
+        forged("other-nonce", "a nonce that was not asked over", &|c| c.nonce = nonce(9)),
+        forged("longer-nonce", "the nonce with a byte more", &|c| c.nonce = Nonce::new(vec![3; 17]).unwrap()),
+        forged("other-binding", "a binding that was not asked over", &|c| c.channel_binding = binding(9)),
+        forged("no-binding", "the binding is left out", &|c| c.channel_binding = None),
+        forged("changed-sibling", "one bit of a sibling", &|c| {
+            let mut sibling = *c.path[1].as_bytes();
+            sibling[31] ^= 1;
+            c.path[1] = sibling.into();
+        }),
+        forged("swapped-siblings", "two siblings in each other's place", &|c| c.path.swap(0, 1)),
+        forged("shorter-path", "the last sibling is left out", &|c| c.path.truncate(2)),
+        forged("longer-path", "one sibling more", &|c| c.path.push([0; 32].into())),
+        forged("no-path", "no sibling at all", &|c| c.path.clear()),
+        forged("longest-path", "as long as a path may be", &|c| c.path.resize(MAX_PATH, [0; 32].into())),
+        forged("padding", "what fills the tree up is nobody's challenge", &|c| {
+            c.index = 5;
+            c.path = five.path(5);
+        }),
+        forged("node-as-leaf", "two children of a node as a nonce", &|c| {
+            let children = [*five.path(1)[0].as_bytes(), *five.path(0)[0].as_bytes()].concat();
+            c.nonce = Nonce::new(children).unwrap();
+            c.channel_binding = None;
+            c.index = 0;
+            c.path = five.path(0).split_off(1);
+        }),
+        shape(
+            "too-long-path",
+            "a path beyond the bound",
+            written(&|value| {
+                value["path"] = json!(vec![STANDARD.encode([0; 32]); MAX_PATH + 1]);
+            }),
+        ),
+        shape(
+            "short-sibling",
+            "a sibling of 31 bytes",
+            written(&|value| {
+                value["path"][0] = json!(STANDARD.encode([0; 31]));
+            }),
+        ),
+        shape("unknown-member", "a member that nobody knows", written(&|value| value["x"] = json!(1))),
+        shape("negative-index", "an index below zero", written(&|value| value["index"] = json!(-1))),
+        shape(
+            "short-nonce",
+            "a nonce of 15 bytes",
+            written(&|value| {
+                value["nonce"] = json!(STANDARD.encode([3; 15]));
+            }),
+        ),
     ]
 }
 
