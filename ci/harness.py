@@ -199,7 +199,15 @@ class World:
         return self
 
     def __exit__(self, *_):
-        self.stop()
+        # A second Ctrl-C, or a terminal that closes, must not leave half of it running.
+        before = [(number, signal.getsignal(number)) for number in (signal.SIGINT, signal.SIGTERM)]
+        for number, _ in before:
+            signal.signal(number, signal.SIG_IGN)
+        try:
+            self.stop()
+        finally:
+            for number, handler in before:
+                signal.signal(number, handler)
 
     def stop(self):
         for process in reversed(self.processes):
@@ -257,8 +265,10 @@ class World:
 
     # -- the services -----------------------------------------------------------------------------
 
-    def start_services(self):
-        """TLS, simulated platform, its collateral service, registry and development GitHub."""
+    def start_services(self, registry=True):
+        """TLS, simulated platform, its collateral service, development GitHub and perhaps a
+        registry.
+        """
         run([os.path.join(ROOT, "ci", "tls"), self.path("tls")])
         self.ca = self.path("tls", "ca.pem")
         certificate, key = self.path("tls", "server.pem"), self.path("tls", "server.key")
@@ -282,15 +292,9 @@ class World:
                 key,
             ],
         )
-        self.registry_port = free_port()
-        with open(self.path("registry.yml"), "w", encoding="utf-8") as file:
-            file.write(
-                f"version: 0.1\nlog: {{level: warn}}\nstorage: "
-                f"{{filesystem: {{rootdirectory: {self.path('registry')}}}}}\n"
-                f"http: {{addr: '127.0.0.1:{self.registry_port}', "
-                f"tls: {{certificate: {certificate}, key: {key}}}}}\n"
-            )
-        registry = self.start("registry", ["docker-registry", "serve", self.path("registry.yml")])
+        started = [("pccs", pccs, self.pccs_port)]
+        if registry:
+            started.append(self.start_registry(certificate, key))
         self.github_port = free_port()
         os.makedirs(self.path("repos"), exist_ok=True)
         command = [
@@ -319,13 +323,23 @@ class World:
         if os.path.exists(CONTRACT):
             command += ["--contract", CONTRACT, "--violations", self.path("violations")]
         github = self.start("github", command)
-        for name, process, port in (
-            ("pccs", pccs, self.pccs_port),
-            ("registry", registry, self.registry_port),
-            ("github", github, self.github_port),
-        ):
+        started.append(("github", github, self.github_port))
+        for name, process, port in started:
             self.listening(name, process, port)
         self.github_api = f"https://127.0.0.1:{self.github_port}/api/v3"
+
+    def start_registry(self, certificate, key):
+        """(name, process, port) of a registry with this certificate."""
+        self.registry_port = free_port()
+        with open(self.path("registry.yml"), "w", encoding="utf-8") as file:
+            file.write(
+                f"version: 0.1\nlog: {{level: warn}}\nstorage: "
+                f"{{filesystem: {{rootdirectory: {self.path('registry')}}}}}\n"
+                f"http: {{addr: '127.0.0.1:{self.registry_port}', "
+                f"tls: {{certificate: {certificate}, key: {key}}}}}\n"
+            )
+        process = self.start("registry", ["docker-registry", "serve", self.path("registry.yml")])
+        return "registry", process, self.registry_port
 
     def tool(self, name):
         return os.path.join(self.target, name)

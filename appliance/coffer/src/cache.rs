@@ -84,6 +84,11 @@ pub(crate) fn key_place() -> Option<(PathBuf, bool)> {
     Some((state.join("coffer/cache.key"), named))
 }
 
+/// Where this user's programs keep what they need from one run to the next.
+pub(crate) fn state_place() -> Option<PathBuf> {
+    place("XDG_STATE_HOME", ".local/state").map(|(path, _)| path)
+}
+
 /// The folder that `variable` names (then with `true`), or the one below the home directory.
 fn place(variable: &str, below_home: &str) -> Option<(PathBuf, bool)> {
     let absolute = |name: &str| std::env::var_os(name).map(PathBuf::from).filter(|path| path.is_absolute());

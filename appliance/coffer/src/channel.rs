@@ -14,7 +14,7 @@ use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::ratls::{self, Refusal};
 use cofferdam_protocol::evidence::{self, ChannelBinding, Nonce};
-use cofferdam_protocol::operator::{MAX_REPLY, PREFIX, SIGN_IN};
+use cofferdam_protocol::operator::{LOG_PLACE, LogPlace, MAX_REPLY, PREFIX, SIGN_IN};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::{Digest, Endpoint, Repository};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -31,6 +31,7 @@ use tokio_rustls::client::TlsStream;
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::newest::Verified;
 use crate::operator_key::OperatorKey;
+use crate::progress;
 use crate::reach::{Obstacle, endpoint_hint};
 use crate::trust::{Trust, holds_until, unix_now};
 
@@ -72,6 +73,8 @@ pub(crate) enum SignedIn {
 /// One answer.
 pub(crate) struct Reply {
     pub(crate) status: StatusCode,
+    /// Where a log goes on.
+    pub(crate) log_place: Option<LogPlace>,
     pub(crate) body: Bytes,
     /// How long not to ask again (`Retry-After`).
     pub(crate) retry_after: Option<Duration>,
@@ -124,6 +127,7 @@ impl NotDialled {
 
 /// Opens a TLS 1.3 connection to `endpoint`. With `pin` it has to be the holder of that key.
 pub(crate) async fn dial(endpoint: &Endpoint, pin: Option<Digest>) -> Result<Dialled, NotDialled> {
+    let _doing = progress::doing(format!("waiting for {endpoint} to take the connection"));
     let unreachable = |what: &str, error: &(dyn std::error::Error + 'static)| {
         NotDialled::Failed(
             Failure::could_not_check(format!("cannot {what} {endpoint}: {}", chain(error)))
@@ -229,7 +233,9 @@ impl Channel {
         getrandom::fill(&mut nonce).map_err(|_| Failure::failed("the system gives no random numbers"))?;
         let nonce = Nonce::new(nonce.to_vec()).map_err(|error| Failure::failed(error.message))?;
         let shown = endpoint.to_string();
+        let asking = progress::doing(format!("waiting for the evidence of {endpoint}"));
         let reply = ask_for_evidence(&mut sender, &shown, &evidence::target(&nonce)).await;
+        drop(asking);
         let evidence = evidence_in(reply, &shown, expected)?;
         let expectations = Expectations {
             repository: Some(repository.clone()),
@@ -262,6 +268,18 @@ impl Channel {
 
     /// One request of the operator API, signed for this connection.
     pub(crate) async fn request(
+        &mut self,
+        key: &OperatorKey,
+        method: &str,
+        path: &str,
+        body: Vec<u8>,
+    ) -> Outcome<Reply> {
+        let _doing = progress::doing(format!("waiting for the answer of {}", self.host));
+        self.ask(key, method, path, body).await
+    }
+
+    /// As [`Channel::request`], of which nobody wonders that the answer takes its time.
+    pub(crate) async fn ask(
         &mut self,
         key: &OperatorKey,
         method: &str,
@@ -352,6 +370,7 @@ async fn ask_for_evidence(
             return Ok(reply);
         }
         attempt += 1;
+        progress::again_because(format!("{endpoint} answered {}", reply.status));
         tokio::time::sleep(pause(reply.retry_after)).await;
     }
 }
@@ -386,6 +405,7 @@ async fn exchange(
     let status = response.status();
     let seconds = response.headers().get("retry-after").and_then(|value| value.to_str().ok()?.parse().ok());
     let retry_after = seconds.map(Duration::from_secs);
+    let log_place = response.headers().get(LOG_PLACE).and_then(|place| place.to_str().ok()?.parse().ok());
     let body = Limited::new(response.into_body(), largest)
         .collect()
         .await
@@ -394,7 +414,7 @@ async fn exchange(
             answered: error.is::<LengthLimitError>(),
         })?
         .to_bytes();
-    Ok(Reply { status, body, retry_after })
+    Ok(Reply { status, log_place, body, retry_after })
 }
 
 /// The failure that an error reply stands for, with its status.
@@ -428,6 +448,7 @@ mod tests {
     fn a_peer_that_nothing_vouches_for_does_not_choose_the_exit_code() {
         let reply = |status, body: &'static str| Reply {
             status,
+            log_place: None,
             body: Bytes::from_static(body.as_bytes()),
             retry_after: Some(Duration::from_secs(7)),
         };

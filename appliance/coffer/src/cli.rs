@@ -4,7 +4,7 @@ use std::num::NonZeroU16;
 use std::path::PathBuf;
 use std::time::Duration;
 
-use clap::{Args, Parser, Subcommand};
+use clap::{Args, Command, CommandFactory as _, FromArgMatches as _, Parser, Subcommand};
 use cofferdam_attest::reference::ProcessorId;
 use cofferdam_protocol::{Commit, Endpoint, Repository, SECRET_SCHEME, SecretRef, WordError, hex};
 
@@ -23,7 +23,7 @@ const OWN: Option<&'static str> = None;
 
 /// Verify a Cofferdam appliance and talk to exactly that machine.
 #[derive(Debug, Parser)]
-#[command(name = "coffer", version, disable_help_subcommand = true, max_term_width = 100)]
+#[command(name = "coffer", version, max_term_width = 100)]
 #[command(
     after_help = "Exit codes: 0 done, 1 failed, 2 usage or declaration error, 3 verification says no, \
     4 not allowed,\n5 sealed or not ready, 6 could not check or reach, 7 a policy forbids it, 130 interrupted."
@@ -34,6 +34,50 @@ pub(crate) struct Cli {
     #[command(subcommand)]
     pub(crate) verb: Verb,
 }
+
+/// Reads the command line and the environment.
+pub(crate) fn parse() -> Result<Cli, clap::Error> {
+    let mut command = without_empty(Cli::command());
+    let mut matches = command.try_get_matches_from_mut(std::env::args_os())?;
+    Cli::from_arg_matches_mut(&mut matches).map_err(|error| error.format(&mut command))
+}
+
+/// A variable that is empty is one that is not set.
+fn without_empty(command: Command) -> Command {
+    let empty = |name: &std::ffi::OsStr| std::env::var_os(name).is_some_and(|value| value.is_empty());
+    command
+        .mut_args(|arg| if arg.get_env().is_some_and(empty) { arg.env(None::<&str>) } else { arg })
+        .mut_subcommands(without_empty)
+}
+
+/// Whether an object was asked for on a command line that cannot be read.
+pub(crate) fn wants_json() -> bool {
+    let short = |word: &str| {
+        let letters = word.strip_prefix('-').filter(|letters| !letters.starts_with('-'));
+        letters
+            .is_some_and(|letters| letters.contains('j') && letters.chars().all(|one| "jqvhV".contains(one)))
+    };
+    let mut words: Vec<String> = std::env::args_os()
+        .skip(1)
+        .map(|word| word.to_string_lossy().into_owned())
+        .take_while(|word| word != "--")
+        .collect();
+    words.retain(|word| word.starts_with("--json") || short(word));
+    match words.last().map(String::as_str) {
+        Some("--json=false") => false,
+        Some(_) => true,
+        None => std::env::var("COFFER_JSON").is_ok_and(|value| is_true(&value)),
+    }
+}
+
+fn is_true(value: &str) -> bool {
+    ["1", "y", "yes", "t", "true", "on"].contains(&value.to_ascii_lowercase().as_str())
+}
+
+/// How long a command may take.
+pub(crate) const LIMIT: Duration = Duration::from_secs(60);
+/// The same for `up`: a machine boots, under emulation perhaps.
+pub(crate) const UP: Duration = Duration::from_secs(600);
 
 #[derive(Debug, Args)]
 pub(crate) struct Global {
@@ -49,9 +93,9 @@ pub(crate) struct Global {
     /// Never prompt; fail where an answer would be needed
     #[arg(long, global = true)]
     pub(crate) no_input: bool,
-    /// Give up after this long (30s, 2m)
-    #[arg(long, global = true, env = "COFFER_TIMEOUT", value_name = "TIME", value_parser = duration, default_value = "60s")]
-    pub(crate) timeout: Duration,
+    /// Give up after this long (30s, 2m; default: 60s, and 10m for `up`)
+    #[arg(long, global = true, env = "COFFER_TIMEOUT", value_name = "TIME", value_parser = duration)]
+    pub(crate) timeout: Option<Duration>,
 }
 
 #[derive(Debug, Subcommand)]
@@ -90,6 +134,19 @@ pub(crate) enum Verb {
         #[arg(long, conflicts_with = "file")]
         schema: bool,
     },
+    /// Boot an appliance on this machine, verify it, and say how to go on
+    #[command(
+        after_help = "With --simulate nothing but this machine is needed: what the declaration says about GitHub, collateral and the \
+        endpoint is\nreplaced by a development GitHub and a simulated TDX device here. Everything then says SIMULATED.\n\nExamples:\n  \
+        coffer up --simulate\n  coffer up --simulate --secrets secrets.env --listen 127.0.0.1:8080"
+    )]
+    Up(Box<Up>),
+    /// End the appliance that `coffer up` has started, and remove what it left, its state too
+    Down {
+        /// Which one, if there are several
+        #[arg(value_name = "OWNER/REPO")]
+        repository: Option<Repository>,
+    },
     /// Predict what an image and a firmware will measure, and explain a difference
     #[command(after_help = "Examples:\n  coffer measure cofferdam.efi --save image.json\n  \
         coffer measure --firmware OVMF.inteltdx.ms.fd --memory 4G --cpus 2 --save-platform platform.json\n  \
@@ -115,6 +172,8 @@ pub(crate) enum Verb {
         #[arg(long, value_name = "SHA")]
         commit: Option<Commit>,
         #[command(flatten)]
+        wait: Wait,
+        #[command(flatten)]
         trust: Trust,
         #[command(flatten)]
         github: Github,
@@ -127,6 +186,8 @@ pub(crate) enum Verb {
     Connect {
         #[command(flatten)]
         appliance: Appliance,
+        #[command(flatten)]
+        wait: Wait,
         /// The local address
         #[arg(long, value_name = "ADDR", default_value = "127.0.0.1:0", help_heading = OWN)]
         listen: std::net::SocketAddr,
@@ -165,10 +226,12 @@ pub(crate) enum Verb {
         #[command(subcommand)]
         action: Token,
     },
-    /// Show what the appliance and its services are doing
+    /// Show what the appliance and its services are doing; with --wait, once all of them run
     Status {
         #[command(flatten)]
         appliance: Appliance,
+        #[command(flatten)]
+        wait: Wait,
         #[command(flatten)]
         key: OperatorKey,
     },
@@ -184,16 +247,23 @@ pub(crate) enum Verb {
         key: OperatorKey,
     },
     /// Show a service's redacted output
-    #[command(after_help = "Example:\n  coffer logs acme/app web --tail 20")]
-    Logs {
+    #[command(
+        after_help = "Examples:\n  coffer logs acme/app web --tail 20\n  coffer logs acme/app web -f --since 10m"
+    )]
+    Logs(Box<Logs>),
+    /// Start a service again, with the secrets that it has by now
+    #[command(after_help = "Example:\n  coffer restart acme/app web --wait")]
+    Restart(Box<Order>),
+    /// Stop a service until it is started, or until the next boot
+    Stop(Box<Order>),
+    /// Start a service that was stopped, or that has ended
+    Start(Box<Order>),
+    /// Show what each service uses, again and again on a terminal
+    Top {
         #[command(flatten)]
         appliance: Appliance,
-        /// The service
-        #[arg(help_heading = OWN)]
-        service: String,
-        /// How many lines to show, counted from the end
-        #[arg(long, value_name = "N", default_value_t = 100, value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = OWN)]
-        tail: u32,
+        #[command(flatten)]
+        wait: Wait,
         #[command(flatten)]
         key: OperatorKey,
     },
@@ -204,8 +274,8 @@ pub(crate) enum Verb {
     },
     /// Print the manual page
     Man {
-        /// The verb whose page to print (default: coffer's own page)
-        verb: Option<String>,
+        /// The verb whose page to print, as `secret put` (default: coffer's own page)
+        verb: Vec<String>,
     },
     /// Print the version
     Version,
@@ -245,6 +315,82 @@ pub(crate) struct Import {
     pub(crate) key: OperatorKey,
 }
 
+#[derive(Debug, Args)]
+pub(crate) struct Up {
+    /// The declaration
+    #[arg(value_name = "FILE", default_value = "cofferdam.yaml")]
+    pub(crate) declaration: PathBuf,
+    /// Simulate the TDX device; without this the machine is a trust domain on a TDX host
+    #[arg(long)]
+    pub(crate) simulate: bool,
+    /// The image (default: the one in the checkout, or beside this program)
+    #[arg(long, value_name = "UKI")]
+    pub(crate) image: Option<PathBuf>,
+    /// A checkout of Cofferdam, whose scripts start the machine (default: the one that this program or this directory is in)
+    #[arg(long, value_name = "DIR", env = "COFFER_CHECKOUT")]
+    pub(crate) checkout: Option<PathBuf>,
+    /// The port of this machine that is the appliance's 443 (default: the endpoint's, or 8443)
+    #[arg(long, value_name = "PORT")]
+    pub(crate) port: Option<NonZeroU16>,
+    /// With --simulate: where `coffer connect` listens afterwards (default: 127.0.0.1:8080, or the next port that is free)
+    #[arg(long, value_name = "ADDR", requires = "simulate")]
+    pub(crate) listen: Option<std::net::SocketAddr>,
+    /// With --simulate: secrets to put, as `coffer import --secrets` writes them
+    #[arg(long, value_name = "FILE", requires = "simulate")]
+    pub(crate) secrets: Option<PathBuf>,
+    /// With --simulate: trust this authority (PEM) for a registry, as `10.0.2.2:5000=ca.pem` for one on this machine
+    #[arg(long, value_name = "HOST=PEM", requires = "simulate")]
+    pub(crate) registry: Vec<String>,
+    /// The machine's memory
+    #[arg(long, value_name = "SIZE", default_value = "2G")]
+    pub(crate) memory: String,
+    /// The machine's processors
+    #[arg(long, value_name = "N", default_value_t = 2, value_parser = clap::value_parser!(u32).range(1..=4096))]
+    pub(crate) cpus: u32,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
+    #[command(flatten)]
+    pub(crate) trust: Trust,
+    #[command(flatten)]
+    pub(crate) github: Github,
+}
+
+/// An order for a service.
+#[derive(Debug, Args)]
+pub(crate) struct Order {
+    #[command(flatten)]
+    pub(crate) appliance: Appliance,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+    /// The service
+    #[arg(help_heading = OWN)]
+    pub(crate) service: String,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Logs {
+    #[command(flatten)]
+    pub(crate) appliance: Appliance,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+    /// The service
+    #[arg(help_heading = OWN)]
+    pub(crate) service: String,
+    /// Go on with what the service prints from now on
+    #[arg(short, long, help_heading = OWN)]
+    pub(crate) follow: bool,
+    /// Only lines of the last so long (30s, 10m, 2h)
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = OWN)]
+    pub(crate) since: Option<Duration>,
+    /// How many lines to show at most, counted from the end (default: 100; with --since, 10000)
+    #[arg(long, value_name = "N", value_parser = clap::value_parser!(u32).range(1..=10_000), help_heading = OWN)]
+    pub(crate) tail: Option<u32>,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
+}
+
 #[derive(Debug, Subcommand)]
 pub(crate) enum Secret {
     /// Store a secret; its value is read from standard input or prompted for
@@ -256,6 +402,8 @@ pub(crate) enum Secret {
     Put {
         #[command(flatten)]
         appliance: Appliance,
+        #[command(flatten)]
+        wait: Wait,
         /// The secret's name
         #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN, value_parser = secret, required_unless_present = "env_file")]
         name: Option<SecretRef>,
@@ -273,15 +421,22 @@ pub(crate) enum Secret {
         #[command(flatten)]
         appliance: Appliance,
         #[command(flatten)]
+        wait: Wait,
+        #[command(flatten)]
         key: OperatorKey,
     },
     /// Remove a secret
     Rm {
         #[command(flatten)]
         appliance: Appliance,
+        #[command(flatten)]
+        wait: Wait,
         /// The secret's name
         #[arg(value_name = "NAMESPACE/NAME/FIELD", help_heading = OWN, value_parser = secret)]
         name: SecretRef,
+        /// Remove it without a question, also one that the appliance itself needs
+        #[arg(short, long, help_heading = OWN)]
+        yes: bool,
         #[command(flatten)]
         key: OperatorKey,
     },
@@ -325,8 +480,9 @@ pub(crate) struct Measure {
     /// what a verified chain proves is called certain. Never taken from the environment
     #[arg(long, value_name = "PEM", requires = "explain", help_heading = OWN)]
     pub(crate) root: Option<PathBuf>,
-    /// Further reference values to explain with: a file, a directory or github:OWNER/REPO@TAG; may be repeated
-    #[arg(long, value_name = "PATH", env = "COFFER_REFERENCE", help_heading = OWN)]
+    /// Further reference values to explain with: a file, a directory or github:OWNER/REPO@TAG; may be repeated. Never
+    /// taken from the environment
+    #[arg(long, value_name = "PATH", requires = "explain", help_heading = OWN)]
     pub(crate) reference: Vec<String>,
     #[command(flatten)]
     pub(crate) github: Github,
@@ -404,8 +560,16 @@ pub(crate) struct Appliance {
     pub(crate) github: Github,
 }
 
+/// Whether to ask again.
+#[derive(Debug, Clone, Copy, Args)]
+pub(crate) struct Wait {
+    /// Ask again while it cannot be reached or is not ready, until --timeout is over
+    #[arg(long, help_heading = OWN)]
+    pub(crate) wait: bool,
+}
+
 /// What the evidence is appraised against.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "Appraisal")]
 pub(crate) struct Trust {
     #[command(flatten)]
@@ -424,7 +588,7 @@ pub(crate) struct Trust {
 }
 
 /// Where releases and declarations are read.
-#[derive(Debug, Args)]
+#[derive(Debug, Clone, Default, Args)]
 #[command(next_help_heading = "GitHub")]
 pub(crate) struct Github {
     #[command(flatten)]
@@ -497,7 +661,6 @@ fn duration(text: &str) -> Result<Duration, String> {
 #[cfg(test)]
 mod tests {
     use super::*;
-    use clap::CommandFactory as _;
 
     #[test]
     fn the_definition_is_consistent() {

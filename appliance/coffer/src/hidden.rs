@@ -2,16 +2,32 @@
 //!
 //! On a terminal they are asked for without an echo; everything else on standard input is the secret itself.
 
-use std::io::IsTerminal as _;
+use std::io::{BufRead as _, IsTerminal as _, Read as _, Write as _};
 
 use cofferdam_protocol::read;
 use zeroize::Zeroizing;
 
 use crate::failure::{Failure, Outcome};
 
+/// Bytes of an answer that are looked at.
+const LONGEST_ANSWER: u64 = 80;
+
 /// Whether there is somebody to ask.
 pub(crate) fn is_asked() -> bool {
     std::io::stdin().is_terminal()
+}
+
+/// A question on the terminal to which only `y` or `yes` is a yes.
+pub(crate) fn yes(question: &str) -> Outcome<bool> {
+    // On stderr, as everything that is no result.
+    let _ = write!(std::io::stderr(), "{question} [y/N] ");
+    let mut answer = Vec::new();
+    let most = LONGEST_ANSWER;
+    let mut line = std::io::BufReader::new(std::io::stdin().lock()).take(most);
+    line.read_until(b'\n', &mut answer)
+        .map_err(|error| Failure::failed(format!("cannot read the answer: {error}")))?;
+    let answer = answer.trim_ascii().to_ascii_lowercase();
+    Ok(answer == b"y" || answer == b"yes")
 }
 
 /// The bytes: of a program with the line feed at their end, if it writes one. More than `limit` bytes are the caller's to refuse: two more

@@ -6,11 +6,14 @@ mod channel;
 mod cli;
 mod failure;
 mod files;
+mod fold;
 mod hidden;
 mod import;
 mod keyserve;
+mod local;
 mod newest;
 mod operator_key;
+mod progress;
 mod reach;
 mod references;
 mod seal_text;
@@ -24,8 +27,8 @@ mod witness;
 use std::error::Error as _;
 use std::io::Write as _;
 use std::process::ExitCode;
+use std::time::Instant;
 
-use clap::Parser as _;
 use clap::error::ErrorKind;
 use cofferdam_protocol::WordError;
 
@@ -36,34 +39,47 @@ use crate::ui::Ui;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
-    let cli = match cli::Cli::try_parse() {
+    let cli = match cli::parse() {
         Ok(cli) => cli,
-        Err(error) => {
-            // Help and version go to stdout with 0, everything else to stderr with 2.
-            let printed = error.print();
-            if let Some(hint) = hint(&error) {
-                // As for the print itself: whoever closed the pipe does not want it.
-                let _ = writeln!(std::io::stderr(), "hint: {hint}");
-            }
-            return match error.kind() {
-                ErrorKind::DisplayHelp | ErrorKind::DisplayVersion => match printed {
-                    Err(error) if error.kind() != std::io::ErrorKind::BrokenPipe => {
-                        unwritten(&Ui::new(false, false, false), &error)
-                    }
-                    _ => ExitCode::SUCCESS,
-                },
-                _ => ExitCode::from(Code::Usage as u8),
-            };
-        }
+        Err(error) => return misused(&error),
     };
     let ui = Ui::new(cli.global.json, cli.global.quiet, cli.global.verbose);
-    match main_exec(cli, &ui) {
+    let begun = Instant::now();
+    let ended = main_exec(cli, &ui);
+    progress::make_way();
+    ui.detail(&format!("took {:.1} s", begun.elapsed().as_secs_f64()));
+    match ended {
         Ok(()) => ui::missing().map_or(ExitCode::SUCCESS, |error| unwritten(&ui, error)),
         Err(Ended::Interrupted) => ExitCode::from(INTERRUPTED),
         Err(Ended::Failed(failure)) => {
             ui.failure(&failure);
             ExitCode::from(failure.code as u8)
         }
+    }
+}
+
+/// Help and version go to stdout with 0, everything else to stderr with 2, and as an object to stdout where one was asked for.
+fn misused(error: &clap::Error) -> ExitCode {
+    let help = matches!(error.kind(), ErrorKind::DisplayHelp | ErrorKind::DisplayVersion);
+    let ui = Ui::new(!help && cli::wants_json(), false, false);
+    let printed = error.print();
+    let hint = hint(error);
+    if ui.json {
+        let text = error.render().to_string();
+        // The first paragraph: what is wrong, and with which options.
+        let words: Vec<&str> = text.lines().take_while(|line| !line.is_empty()).map(str::trim).collect();
+        let words = words.join(" ").trim_start_matches("error: ").to_owned();
+        let failure = Failure { hint: hint.map(str::to_owned), ..Failure::usage(words) };
+        ui.error_object(&failure);
+    }
+    if let Some(hint) = hint {
+        // As for the print itself: whoever closed the pipe does not want it.
+        let _ = writeln!(std::io::stderr(), "hint: {hint}");
+    }
+    match printed {
+        Err(error) if help && error.kind() != std::io::ErrorKind::BrokenPipe => unwritten(&ui, &error),
+        _ if help => ExitCode::SUCCESS,
+        _ => ExitCode::from(Code::Usage as u8),
     }
 }
 
@@ -99,12 +115,22 @@ fn main_exec(cli: cli::Cli, ui: &Ui) -> Result<(), Ended> {
     })
 }
 
-/// Runs `work`, giving up after `limit` with "could not check".
+/// Runs `work`, giving up after `limit` with "could not check", what was being waited for and what it last came to.
 pub(crate) async fn within<T>(
     limit: std::time::Duration,
     work: impl Future<Output = Outcome<T>>,
 ) -> Outcome<T> {
-    tokio::time::timeout(limit, work).await.unwrap_or_else(|_| {
-        Err(Failure::could_not_check(format!("gave up after {limit:?}")).hint("--timeout sets the limit"))
-    })
+    let mut work = std::pin::pin!(work);
+    tokio::select! {
+        biased;
+        done = &mut work => done,
+        // `work` still knows what it was doing.
+        () = tokio::time::sleep(limit) => Err(gave_up(limit)),
+    }
+}
+
+/// The failure of work that took longer than `limit`.
+pub(crate) fn gave_up(limit: std::time::Duration) -> Failure {
+    let what = progress::waited_for().map(|what| format!(" of {}", ui::printable(&what))).unwrap_or_default();
+    Failure::could_not_check(format!("gave up after {limit:?}{what}")).hint("--timeout sets the limit")
 }

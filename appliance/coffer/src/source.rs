@@ -20,6 +20,7 @@ use crate::cache::DiskCache;
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome, chain};
 use crate::files;
+use crate::progress;
 use crate::reach::github_hint;
 
 /// How far this machine's clock and the appliance's may be apart, as in the default policy.
@@ -91,7 +92,8 @@ impl Source {
         let client =
             github::Client::new(api, token, ca.as_deref(), concat!("coffer/", env!("CARGO_PKG_VERSION")))
                 .map_err(|error| Failure::usage(format!("{api}: {}", chain(&error))))?
-                .with_cache(Arc::new(DiskCache::of_user()));
+                .with_cache(Arc::new(DiskCache::of_user()))
+                .on_retry(|error| progress::again_because(chain(error)));
         Ok(Self { client, repository, head: OnceCell::new(), asked_to_wait: AtomicU64::new(0) })
     }
 
@@ -102,7 +104,7 @@ impl Source {
 
     /// What is being waited for while it is asked.
     pub(crate) fn waiting(&self) -> String {
-        format!("waiting for {}, which is asked about {} …", self.client.host(), self.repository)
+        format!("waiting for {}, which is asked about {}", self.client.host(), self.repository)
     }
 
     /// How long GitHub asked to wait, if it did: an answer that became one check of many says it no more.
@@ -172,6 +174,7 @@ impl Source {
     ///
     /// Returns the declaration's bytes.
     pub(crate) async fn declaration(&self, claims: &Claims, commit: Option<Commit>) -> Outcome<Vec<u8>> {
+        let _doing = progress::doing(self.waiting());
         if let Some(commit) = commit.filter(|commit| *commit != claims.commit) {
             return Err(Failure::rejected(format!(
                 "commit: the appliance runs {}, {commit} was asked for",

@@ -6,6 +6,7 @@
 //! DISK ATTESTED EPOCH` the release is of an earlier boot, on a state of epoch ATTESTED, and the appliance waits: with a blank disk, or with
 //! one whose state is of epoch EPOCH and opens with a passphrase or shares. With `peer` it is blank and there is a key server that knows EPOCH,
 //! with `refused-peer` one that refuses.
+//! A line `$60 …` is run on a terminal of 60 columns; what comes out there (`| `) is stdout and stderr.
 //! Nothing of this environment reaches `coffer`. `SNAPSHOTS=overwrite cargo test -p coffer --test transcripts` writes what
 //! is printed now.
 
@@ -14,8 +15,9 @@
 mod world;
 
 use std::fmt::Write as _;
+use std::io::Read as _;
 use std::path::{Path, PathBuf};
-use std::process::{Command, Stdio};
+use std::process::{Command, ExitStatus, Stdio};
 
 use cofferdam_protocol::state::Rollback;
 use snapbox::Data;
@@ -58,30 +60,53 @@ impl Place {
         place
     }
 
-    /// Runs one line; what it printed, what it said, and the exit code.
-    fn run(&self, line: &str) -> String {
+    fn command(&self, line: &str) -> Command {
         let program = Path::new(env!("CARGO_BIN_EXE_coffer")).parent().unwrap();
-        let output = Command::new("bash")
+        let mut command = Command::new("bash");
+        command
             .args(["-o", "pipefail", "-c", line])
             .current_dir(&self.folder)
             .env_clear()
             .env("PATH", format!("{}:/usr/bin:/bin", program.display()))
             .env("HOME", self.folder.join("home"))
             .envs(self.environment.iter().map(|(name, value)| (name, value)))
-            .stdin(Stdio::null())
-            .output()
-            .unwrap();
+            .stdin(Stdio::null());
+        command
+    }
+
+    /// Runs one line; what it printed, what it said, and the exit code.
+    fn run(&self, line: &str) -> String {
+        let output = self.command(line).output().unwrap();
         let mut out = String::new();
         for (mark, bytes) in [(">", &output.stdout), ("!", &output.stderr)] {
             for line in std::str::from_utf8(bytes).unwrap().lines() {
                 let _ = writeln!(out, "{}", format!("{mark} {line}").trim_end());
             }
         }
-        let _ = writeln!(
-            out,
-            "= {}",
-            output.status.code().map_or("a signal".to_owned(), |code| code.to_string())
-        );
+        self.ended(out, output.status)
+    }
+
+    /// The same on a terminal that has so many columns and knows no escape sequences.
+    fn run_on_a_terminal(&self, columns: u16, line: &str) -> String {
+        let size = nix::pty::Winsize { ws_row: 24, ws_col: columns, ws_xpixel: 0, ws_ypixel: 0 };
+        let pair = nix::pty::openpty(Some(&size), None).unwrap();
+        let terminal = || Stdio::from(pair.slave.try_clone().unwrap());
+        let mut command = self.command(line);
+        command.env("TERM", "dumb").stdin(terminal()).stdout(terminal()).stderr(terminal());
+        let mut child = command.spawn().unwrap();
+        drop((command, pair.slave));
+        let mut bytes = Vec::new();
+        // It ends with an error (EIO) when nobody has the other end any more.
+        let _ = std::fs::File::from(pair.master).read_to_end(&mut bytes);
+        let mut out = String::new();
+        for line in std::str::from_utf8(&bytes).unwrap().lines() {
+            let _ = writeln!(out, "{}", format!("| {line}").trim_end());
+        }
+        self.ended(out, child.wait().unwrap())
+    }
+
+    fn ended(&self, mut out: String, status: ExitStatus) -> String {
+        let _ = writeln!(out, "= {}", status.code().map_or("a signal".to_owned(), |code| code.to_string()));
         self.names.iter().fold(out, |text, (value, name)| text.replace(value, name))
     }
 }
@@ -153,15 +178,24 @@ fn replayed(text: &str) -> Option<String> {
         std::fs::write(path, content).unwrap();
     }
     let mut out = String::new();
-    for line in transcript.lines().filter(|line| !line.starts_with(['>', '!', '='])) {
+    for line in transcript.lines().filter(|line| !line.starts_with(['>', '!', '=', '|'])) {
         let _ = writeln!(out, "{line}");
-        if let Some(command) = line.strip_prefix("$ ") {
-            let said = place.run(command);
+        if let Some((columns, command)) = line.strip_prefix('$').and_then(|line| line.split_once(' ')) {
+            let said = match columns {
+                "" => place.run(command),
+                columns => place.run_on_a_terminal(columns.parse().unwrap(), command),
+            };
+            let said: String = said.split_inclusive('\n').map(without_seconds).collect();
             out.push_str(&if varying { without_what_varies(&said) } else { said });
         }
     }
     out.push_str(&text[transcript.len()..]);
     Some(out)
+}
+
+/// What `-v` says last differs from run to run.
+fn without_seconds(line: &str) -> &str {
+    if line.starts_with("! took ") { "! took [SECONDS]\n" } else { line }
 }
 
 /// Times, ages, long hexadecimal numbers and ports replaced by their names.
@@ -256,6 +290,11 @@ fn on_files() {
 #[test]
 fn with_a_github_and_an_appliance() {
     replay("network");
+}
+
+#[test]
+fn at_60_80_and_120_columns() {
+    replay("widths");
 }
 
 #[test]

@@ -134,6 +134,13 @@ impl Client {
         self
     }
 
+    /// The same client, which tells `observer` why it asks once more.
+    #[must_use]
+    pub fn on_retry(mut self, observer: fn(&GithubError)) -> Self {
+        self.transport.on_retry = Some(observer);
+        self
+    }
+
     /// Host of the API, to name it to a person.
     pub fn host(&self) -> &str {
         self.root.host_str().unwrap_or_default()

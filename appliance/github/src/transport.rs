@@ -41,6 +41,8 @@ pub(super) struct Transport {
     /// Bound on a call with all its attempts.
     pub(super) deadline: Duration,
     counts: Counts,
+    /// Hears why a request is made once more.
+    pub(super) on_retry: Option<fn(&GithubError)>,
     /// Since when no attempt has led to a connection.
     unreached: Mutex<Option<Instant>>,
 }
@@ -182,7 +184,13 @@ impl Transport {
             builder = builder.no_proxy();
         }
         let client = builder.build().map_err(|_| GithubError::Config("TLS client cannot be set up"))?;
-        Ok(Self { client, deadline: DEADLINE, counts: Counts::default(), unreached: Mutex::new(None) })
+        Ok(Self {
+            client,
+            deadline: DEADLINE,
+            counts: Counts::default(),
+            on_retry: None,
+            unreached: Mutex::new(None),
+        })
     }
 
     pub(super) fn requests(&self) -> Requests {
@@ -216,6 +224,9 @@ impl Transport {
             let end = self.unreached().map_or(end, |since| end.min(since + REACH));
             if attempt == ATTEMPTS || wait >= end.saturating_duration_since(Instant::now()) {
                 return Err(error);
+            }
+            if let Some(observer) = self.on_retry {
+                observer(&error);
             }
             tokio::time::sleep(wait).await;
             pause = (pause * 2).min(LONGEST_PAUSE);

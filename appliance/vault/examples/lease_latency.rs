@@ -47,8 +47,14 @@ fn main() -> Outcome<()> {
     }
     println!("{:<34} mean {:>7.1} µs", "store.get, 64 bytes", micros(start.elapsed()) / rounds as f64);
 
-    let rules =
-        Rules { grants, operators: Operators::default(), front_uid: 102, publish_uid: 103, min_value: 8 };
+    let rules = Rules {
+        grants,
+        operators: Operators::default(),
+        front_uid: 102,
+        publish_uid: 103,
+        services: [].into(),
+        min_value: 8,
+    };
     let vault = Arc::new(Vault::new(store, rules, || 0, |_| {}));
     let path = socket.clone();
     let (ready, listening) = std::sync::mpsc::channel();

@@ -6,6 +6,7 @@
 
 use std::fmt;
 
+use cofferdam_protocol::operator::Order;
 use cofferdam_protocol::{Fingerprint, SecretRef};
 
 /// What happened. [`fmt::Display`] writes the line, without a line feed.
@@ -19,6 +20,8 @@ pub struct Audit<'a> {
     pub operator: Option<Fingerprint>,
     /// What it was about.
     pub references: &'a [SecretRef],
+    /// The declared service that it was about.
+    pub service: Option<&'a str>,
     /// How it ended: the HTTP status of the answer.
     pub status: u16,
 }
@@ -38,6 +41,8 @@ pub enum Operation {
     List,
     /// An operator removes a secret.
     Remove,
+    /// An operator wants something of a service.
+    Order(Order),
     /// An operator asks the front for something that the front serves itself.
     Allow,
     /// An operator asks whether the state is open.
@@ -63,6 +68,9 @@ impl Operation {
             Self::Put => "put",
             Self::List => "list",
             Self::Remove => "remove",
+            Self::Order(Order::Start) => "start-service",
+            Self::Order(Order::Stop) => "stop-service",
+            Self::Order(Order::Restart) => "restart-service",
             Self::Allow => "allow",
             Self::SealStatus => "seal-status",
             Self::Unseal => "unseal",
@@ -79,6 +87,9 @@ impl fmt::Display for Audit<'_> {
         write!(f, "audit: {} uid={} status={}", self.operation.name(), self.uid, self.status)?;
         if let Some(operator) = self.operator {
             write!(f, " operator={operator}")?;
+        }
+        if let Some(service) = self.service {
+            write!(f, " service={service}")?;
         }
         for reference in self.references {
             write!(f, " {reference}")?;

@@ -23,6 +23,7 @@ mod grants;
 mod keys;
 mod operate;
 mod operators;
+mod orders;
 pub mod record;
 mod request;
 mod router;

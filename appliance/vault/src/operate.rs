@@ -5,6 +5,7 @@
 //! | `PUT /v1/secrets/{ns}/{name}/{field}` | 200 with the entry |
 //! | `GET /v1/secrets` | 200 with the list |
 //! | `DELETE /v1/secrets/{ns}/{name}/{field}` | 204 |
+//! | `POST /v1/services/{service}/{start,stop,restart}` | 200 with the order |
 //! | `GET /v1/seal`, `POST /v1/unseal` | 409: there is nothing to open |
 //! | `GET /v1/status`, `GET /v1/logs` | 204: allowed; the front serves them itself |
 //!
@@ -16,12 +17,15 @@
 //! `PUT` and bring an old secret back.
 
 use axum::http::StatusCode;
-use cofferdam_protocol::operator::{LOGS, SEAL_TAG, SECRETS, STATUS, SealedSecret};
+use cofferdam_protocol::operator::{
+    LOGS, Order, SEAL_TAG, SECRETS, SERVICES, STATUS, SealedSecret, order_of,
+};
 use cofferdam_protocol::unseal::{SEAL, UNSEAL};
 use cofferdam_protocol::vault::{OperatorRequest, SecretEntry, SecretsReply};
 use cofferdam_protocol::{SECRET_SCHEME, SecretRef, Timestamp, WordError};
 
 use crate::audit::{Audit, Operation};
+use crate::orders::OrderError;
 use crate::request::{self, Answer, Refusal};
 use crate::store::{Entry, MAX_VALUE, RequestId};
 use crate::{DiskError, StoreError, Vault};
@@ -31,15 +35,24 @@ enum Verb {
     Put(SecretRef),
     List,
     Remove(SecretRef),
+    Order(String, Order),
     Allow,
 }
 
 impl Vault {
     /// Carries out one operator's request that the peer with this uid relays.
     pub fn operate(&self, uid: u32, request: &OperatorRequest) -> Answer {
-        let mut event =
-            Audit { uid, operation: Operation::Authenticate, operator: None, references: &[], status: 0 };
+        let mut event = Audit {
+            uid,
+            operation: Operation::Authenticate,
+            operator: None,
+            references: &[],
+            service: None,
+            status: 0,
+        };
         let mut subject = Vec::new();
+        // A declared one's: what a stranger writes into a path stands in no line.
+        let mut service = None;
         let mut operator = None;
         let rules = &self.rules;
         let authentic = request::authenticate(&rules.operators, rules.front_uid, uid, request);
@@ -50,12 +63,22 @@ impl Vault {
                 Verb::Put(reference) => (Operation::Put, vec![reference.clone()]),
                 Verb::List => (Operation::List, Vec::new()),
                 Verb::Remove(reference) => (Operation::Remove, vec![reference.clone()]),
+                Verb::Order(_, order) => (Operation::Order(*order), Vec::new()),
                 Verb::Allow => (Operation::Allow, Vec::new()),
             };
+            if let Verb::Order(name, _) = &verb {
+                service = self.rules.services.get_key_value(name).map(|(name, _)| name.as_str());
+            }
             self.carry_out(&verb, request)
         });
         let answer = outcome.unwrap_or_else(Refusal::into_answer);
-        self.audit(&Audit { operator, references: &subject, status: answer.status.as_u16(), ..event });
+        self.audit(&Audit {
+            operator,
+            references: &subject,
+            service,
+            status: answer.status.as_u16(),
+            ..event
+        });
         answer
     }
 
@@ -63,6 +86,20 @@ impl Vault {
         let id = request::id(request);
         match verb {
             Verb::Allow => Ok(Answer::empty()),
+            Verb::Order(service, order) => {
+                let uid = self.rules.services.get(service).ok_or_else(|| {
+                    Refusal(
+                        StatusCode::NOT_FOUND,
+                        "there is no such service".into(),
+                        Some("`coffer status` lists them"),
+                    )
+                })?;
+                let given = self.orders.give(*uid, *order, &id).map_err(|error| match error {
+                    OrderError::Spent => refuse(StoreError::Spent),
+                    OrderError::Full => Refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), None),
+                })?;
+                Answer::json(StatusCode::OK, &given)
+            }
             Verb::List => {
                 let secrets = self.store.list().into_iter().map(describe).collect();
                 Answer::json(StatusCode::OK, &SecretsReply { secrets })
@@ -126,6 +163,13 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
             "GET" => Ok(Verb::List),
             _ => Err(not_allowed()),
         },
+        (path, None) if path.starts_with(SERVICES) => {
+            let (service, order) = order_of(path).ok_or_else(not_found)?;
+            match method {
+                "POST" => Ok(Verb::Order(service.to_owned(), order)),
+                _ => Err(not_allowed()),
+            }
+        }
         (path, None) => {
             let name =
                 path.strip_prefix(SECRETS).and_then(|rest| rest.strip_prefix('/')).ok_or_else(not_found)?;

@@ -15,8 +15,8 @@ use axum::routing::{get, post};
 use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::vault::{
-    ANCHORED, Anchored, KEY, KeyReply, LEASE, LeaseReply, LeaseRequest, MAX_REFERENCES, MAX_REQUEST,
-    MAX_WAIT_MS, MissingReply, OPERATOR, OperatorRequest,
+    ANCHORED, Anchored, KEY, KeyReply, LEASE, LeaseReply, LeaseRequest, MAX_ORDER_WAIT_MS, MAX_REFERENCES,
+    MAX_REQUEST, MAX_WAIT_MS, MissingReply, OPERATOR, ORDERS, OperatorRequest, OrdersRequest,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -34,13 +34,14 @@ pub struct Peer {
     pub uid: u32,
 }
 
-/// `GET` [`KEY`], `POST` [`LEASE`], [`OPERATOR`] and [`ANCHORED`]; everything else is 404 or 405.
+/// `GET` [`KEY`], `POST` [`LEASE`], [`OPERATOR`], [`ANCHORED`] and [`ORDERS`]; everything else is 404 or 405.
 pub fn router(vault: Arc<Vault>) -> Router {
     Router::new()
         .route(KEY, get(key))
         .route(LEASE, post(lease))
         .route(OPERATOR, post(operator))
         .route(ANCHORED, post(anchored))
+        .route(ORDERS, post(orders))
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource", None))
         .method_not_allowed_fallback(async || {
             problem(StatusCode::METHOD_NOT_ALLOWED, "the resource does not have this method", None)
@@ -70,6 +71,7 @@ async fn anchored(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Pe
         operation: Operation::Anchored,
         operator: None,
         references: &[],
+        service: None,
         status: status.as_u16(),
     });
     match status {
@@ -113,9 +115,30 @@ async fn lease(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>
         operation: Operation::Lease,
         operator: None,
         references: &references,
+        service: None,
         status: response.status().as_u16(),
     });
     response
+}
+
+/// Not audited: the order is, when it is given.
+async fn orders(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>, body: Body) -> Response {
+    let OrdersRequest { after, wait_ms } = match read(body).await {
+        Ok(request) => request,
+        Err(response) => return response,
+    };
+    if wait_ms > MAX_ORDER_WAIT_MS {
+        let error = format!("wait_ms is more than {MAX_ORDER_WAIT_MS}");
+        return problem(StatusCode::BAD_REQUEST, &error, Some("ask again to wait longer"));
+    }
+    if !vault.rules.services.values().any(|uid| *uid == peer.uid) {
+        return problem(StatusCode::NOT_FOUND, "there is no such resource", None);
+    }
+    match vault.order(peer.uid, after, Duration::from_millis(wait_ms)).await {
+        Ok(Some(order)) => json(StatusCode::OK, &order),
+        Ok(None) => StatusCode::NO_CONTENT.into_response(),
+        Err(error) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None),
+    }
 }
 
 async fn operator(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>, body: Body) -> Response {

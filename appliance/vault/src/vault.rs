@@ -5,10 +5,12 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
+use cofferdam_protocol::vault::GivenOrder;
 use cofferdam_protocol::{SecretRef, SecretValue};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
+use crate::orders::Orders;
 use crate::{Audit, Grants, Operators, Store, StoreError};
 
 /// Most leases that wait at the same time, of all peers: 32 services and `publish` with room for each to be
@@ -28,6 +30,8 @@ pub struct Rules {
     pub front_uid: u32,
     /// The uid of `publish`: the only peer that says which anchors are published.
     pub publish_uid: u32,
+    /// The declared services, with the uids of their shims.
+    pub services: BTreeMap<String, u32>,
     /// Shortest value in bytes, not counting line breaks, that is accepted: what is shorter cannot be redacted from a workload's
     /// output without shredding it.
     pub min_value: usize,
@@ -42,6 +46,9 @@ pub struct Vault {
     /// Signalled after every change of the store.
     pub(crate) changed: Notify,
     waiters: Waiters,
+    pub(crate) orders: Orders,
+    /// Those that wait for an order: apart, so that they take nobody's place who waits for a secret.
+    listeners: Waiters,
 }
 
 /// Why a lease was not given.
@@ -54,7 +61,7 @@ pub enum LeaseError {
     #[error("missing: {}", list(.0))]
     Missing(Vec<SecretRef>),
     /// Too many leases are waiting.
-    #[error("too many leases are waiting")]
+    #[error("too many are waiting")]
     Busy,
     /// The store failed.
     #[error("the store failed")]
@@ -76,6 +83,8 @@ impl Vault {
             audit: Box::new(audit),
             changed: Notify::new(),
             waiters: Waiters::default(),
+            orders: Orders::default(),
+            listeners: Waiters::default(),
         }
     }
 
@@ -125,6 +134,20 @@ impl Vault {
             // Whether it is signalled or over, the next turn looks again.
             let _ = tokio::time::timeout_at(deadline, changed).await;
         }
+    }
+
+    /// The next order after this one for the service whose shim has this uid, or `None` when the wait is over.
+    ///
+    /// # Errors
+    /// [`LeaseError::Busy`].
+    pub(crate) async fn order(
+        &self,
+        uid: u32,
+        after: u32,
+        wait: Duration,
+    ) -> Result<Option<GivenOrder>, LeaseError> {
+        let _place = self.listeners.enter(uid).ok_or(LeaseError::Busy)?;
+        Ok(self.orders.next(uid, after, wait).await)
     }
 
     /// All values, or `None` when one has been removed in the meantime.

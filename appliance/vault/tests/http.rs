@@ -134,6 +134,45 @@ async fn a_lease_is_all_or_nothing_and_only_for_the_granted() {
     }
 }
 
+#[tokio::test(start_paused = true)]
+async fn an_order_is_heard_by_the_shim_of_its_service_alone() {
+    let (vault, router) = start();
+    let orders = async |uid: u32, after: u32, wait_ms: u64| {
+        let body = json!({ "after": after, "wait_ms": wait_ms }).to_string();
+        send(&router, Some(uid), "POST", "/v1/orders", body).await
+    };
+    assert_eq!(orders(SERVICE, 0, 60_000).await.0, StatusCode::NO_CONTENT);
+    let request = signed("POST", "/v1/services/web/stop", b"", &id());
+    assert_eq!(vault.operate(FRONT, &request).status, StatusCode::OK);
+    let (status, body) = orders(SERVICE, 0, 0).await;
+    assert_eq!(status, StatusCode::OK);
+    let given: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    assert_eq!(given["order"], "stop");
+    let known = u32::try_from(given["id"].as_u64().unwrap()).unwrap();
+    assert_eq!(orders(SERVICE, known, 1000).await.0, StatusCode::NO_CONTENT);
+    for uid in [0, FRONT, PUBLISH, SERVICE + 1, 65_534] {
+        assert_eq!(orders(uid, 0, 0).await.0, StatusCode::NOT_FOUND, "{uid}");
+    }
+    assert_eq!(orders(SERVICE, 0, 300_001).await.0, StatusCode::BAD_REQUEST);
+    // Those that wait for orders take no place of those that wait for secrets, and are bounded.
+    let waiting: Vec<_> = (0..MAX_WAITERS_PER_PEER)
+        .map(|_| {
+            let vault = Arc::clone(&vault);
+            tokio::spawn(async move {
+                let body = json!({ "after": known, "wait_ms": 300_000 }).to_string();
+                send(&cofferdam_vault::router(vault), Some(SERVICE), "POST", "/v1/orders", body).await.0
+            })
+        })
+        .collect();
+    tokio::task::yield_now().await;
+    tokio::time::sleep(Duration::from_millis(10)).await;
+    assert_eq!(orders(SERVICE, known, 1000).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    assert_eq!(lease(&router, SERVICE, &[PASSWORD], 10).await.0, StatusCode::CONFLICT);
+    for one in waiting {
+        assert_eq!(one.await.unwrap(), StatusCode::NO_CONTENT);
+    }
+}
+
 #[tokio::test]
 async fn without_a_known_peer_nothing_is_served() {
     let (vault, router) = start();

@@ -8,9 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use axum::http::StatusCode;
 use cofferdam_attest::operator::seal_secret;
-use cofferdam_protocol::operator::SealedSecret;
+use cofferdam_protocol::operator::{Order, SealedSecret};
 use cofferdam_protocol::reply::ErrorReply;
-use cofferdam_protocol::vault::{OperatorRequest, SecretEntry, SecretsReply};
+use cofferdam_protocol::vault::{GivenOrder, OperatorRequest, SecretEntry, SecretsReply};
 use cofferdam_protocol::{Base64Bytes, Fingerprint};
 use cofferdam_vault::store::MAX_VALUE;
 use cofferdam_vault::{Answer, Store, Vault};
@@ -73,6 +73,49 @@ fn what_the_front_serves_itself_is_allowed_with_204() {
         let unsigned = signed_by(&SigningKey::from_bytes(&[4; 32]), "GET", &path, b"", &id());
         assert_eq!(vault.operate(FRONT, &unsigned).status, StatusCode::UNAUTHORIZED);
     }
+}
+
+#[test]
+fn a_service_is_ordered_about_by_operators_once_for_each_signature_and_audited() {
+    let lines = Arc::new(Mutex::new(Vec::new()));
+    let sink = lines.clone();
+    let vault = Vault::new(
+        Store::create(disk(), keys(1)).unwrap(),
+        rules(),
+        || NOW,
+        move |event| {
+            sink.lock().unwrap().push(event.to_string());
+        },
+    );
+    let path = |rest: &str| format!("/.well-known/cofferdam/v1/services/{rest}");
+    let request = signed("POST", &path("web/restart"), b"", &id());
+    let answer = vault.operate(FRONT, &request);
+    assert_eq!(answer.status, StatusCode::OK);
+    let given: GivenOrder = serde_json::from_slice(&answer.body).unwrap();
+    assert_eq!(given.order, Order::Restart);
+    assert_ne!(given.id, 0);
+    // A front that was taken over has this request, and may give it again on a connection of its choosing.
+    assert_eq!(vault.operate(FRONT, &request).status, StatusCode::CONFLICT);
+    assert_eq!(vault.operate(SERVICE, &request).status, StatusCode::FORBIDDEN);
+    let stranger = signed_by(&SigningKey::from_bytes(&[4; 32]), "POST", &path("web/stop"), b"", &id());
+    assert_eq!(vault.operate(FRONT, &stranger).status, StatusCode::UNAUTHORIZED);
+    for (method, rest, status) in [
+        ("POST", "nobody/stop", StatusCode::NOT_FOUND),
+        ("POST", "web/kill", StatusCode::NOT_FOUND),
+        ("POST", "web", StatusCode::NOT_FOUND),
+        ("POST", "../web/stop", StatusCode::NOT_FOUND),
+        ("POST", "web/stop/", StatusCode::NOT_FOUND),
+        ("GET", "web/stop", StatusCode::METHOD_NOT_ALLOWED),
+        ("PUT", "web/stop", StatusCode::METHOD_NOT_ALLOWED),
+    ] {
+        assert_eq!(ask(&vault, method, &path(rest)).status, status, "{method} {rest}");
+    }
+    let lines = lines.lock().unwrap();
+    let operator = lines[0].rsplit_once(" operator=").unwrap().1;
+    assert_eq!(lines[0], format!("audit: restart-service uid={FRONT} status=200 operator={operator}"));
+    assert!(operator.ends_with(" service=web"), "{operator}");
+    assert!(lines[3].starts_with("audit: authenticate "), "{}", lines[3]);
+    assert!(!lines[4].contains("nobody"), "a name of a stranger's choosing: {}", lines[4]);
 }
 
 #[test]

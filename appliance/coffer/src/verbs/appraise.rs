@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cofferdam_attest::appraise::Expectations;
+use cofferdam_attest::appraise::{Expectations, Verdict};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::ear::Ear;
 use cofferdam_attest::evidence::{self, Collateral, Evidence};
@@ -14,7 +14,7 @@ use crate::cli::{Appraise, Expected, Format};
 use crate::failure::{Failure, Outcome, chain};
 use crate::files;
 use crate::trust::{self, Judged, Trust, named, unix_now};
-use crate::ui::{Ui, printable};
+use crate::ui::{Tone, Ui, printable};
 
 /// A declaration is at most 1 MiB.
 const LARGEST_DECLARATION: usize = 1 << 20;
@@ -59,7 +59,9 @@ pub(crate) fn run(ui: &Ui, given: &Appraise, trust: &Trust) -> Outcome {
         Format::Ear => print_ear(ui, &judged, trust, now)?,
     }
     judged.accept(&what).map_err(|failure| if ui.json { failure.rendered("") } else { failure })?;
-    ui.note(&format!("{what}: {}", judged.appraisal.verdict().name()));
+    if given.format == Format::Ear {
+        ui.note(&format!("{what}: {}", judged.appraisal.verdict().name()));
+    }
     Ok(())
 }
 
@@ -103,7 +105,14 @@ fn print_checks(ui: &Ui, judged: &Judged, what: &str, claims: Option<Claims>) {
         ""
     };
     let report = trust::report(ui, &appraisal.checks);
-    ui.result(&format!("{banner}{what}\n{report}{}", judged.paragraphs()), object);
+    let verdict = appraisal.verdict();
+    let tone = match verdict {
+        Verdict::Accepted => Tone::Good,
+        Verdict::Rejected => Tone::Bad,
+        Verdict::CouldNotCheck => Tone::Unsure,
+    };
+    let verdict = ui.tone(tone, verdict.name());
+    ui.result(&format!("{banner}{what}: {verdict}\n{report}{}", judged.paragraphs()), object);
 }
 
 /// The claims set alone: with `--json` it bears a `schema_version` more, which its readers ignore.

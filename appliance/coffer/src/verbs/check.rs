@@ -2,7 +2,7 @@
 
 use std::path::Path;
 
-use cofferdam_declaration::{Declaration, Diagnostic, MAX_BYTES, Service, StateSource, Volume};
+use cofferdam_declaration::{Declaration, Diagnostic, Diagnostics, MAX_BYTES, Service, StateSource, Volume};
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure, Outcome};
@@ -64,6 +64,11 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
             Err(Failure::new(Code::Usage, "the declaration is not valid").rendered(rendered))
         }
     }
+}
+
+/// The failure of a declaration with mistakes, each at its place.
+pub(super) fn not_valid(mistakes: &Diagnostics, name: &str) -> Failure {
+    Failure::new(Code::Usage, "the declaration is not valid").rendered(mistakes.render(name))
 }
 
 fn json(one: &Diagnostic) -> Value {

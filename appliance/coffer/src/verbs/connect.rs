@@ -26,13 +26,15 @@ use crate::within;
 pub(crate) async fn run(
     ui: &Ui,
     options: cli::Appliance,
+    wait: cli::Wait,
     listen: SocketAddr,
     port: Option<NonZeroU16>,
     key: &cli::OperatorKey,
     limit: Duration,
 ) -> Outcome {
     let key = operators_key(ui, key)?;
-    let peer = within(limit, verify(ui, &options, port, None)).await?;
+    let first = super::patiently(wait, &options.repository, async || verify(ui, &options, port, None).await);
+    let peer = within(limit, first).await?;
     let listener = TcpListener::bind(listen)
         .await
         .map_err(|error| Failure::failed(format!("cannot listen on {listen}: {error}")))?;

@@ -35,13 +35,7 @@ const ANY_MEMORY_MIB: u64 = 4096;
 const LARGEST_BUILD: usize = 256 << 10;
 
 pub(crate) async fn run(ui: &Ui, options: &Measure) -> Outcome {
-    // In the environment they are for every verb, and this one needs them to explain.
-    if options.explain.is_none()
-        && !options.reference.is_empty()
-        && std::env::var_os("COFFER_REFERENCE").is_none()
-    {
-        return Err(Failure::usage("--reference needs --explain EVIDENCE"));
-    }
+    let _doing = crate::progress::doing("measuring");
     let uki = options.image.as_deref().map(|path| files::read(path, LARGEST_IMAGE)).transpose()?;
     let image = image(options, uki.as_deref())?;
     let (platform, open) = platform(ui, options)?.unzip();

@@ -9,29 +9,34 @@ mod init;
 mod keyserve;
 mod logs;
 mod measure;
+mod order;
 mod publish;
 mod seal;
 mod sealed;
 mod secret;
 mod status;
 mod token;
+mod top;
 mod unseal;
+mod up;
 mod verify;
 
 use std::time::Duration;
 
 use clap::CommandFactory as _;
 use cofferdam_github::Requests;
-use cofferdam_protocol::Digest;
+use cofferdam_protocol::operator::Order;
+use cofferdam_protocol::{Digest, Repository};
 use serde_json::json;
 use zeroize::Zeroizing;
 
 use crate::channel::{Channel, Stage};
 use crate::cli::{self, Cli, Verb};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Code, Failure, Outcome};
+use crate::progress;
 use crate::source::Source;
 use crate::trust::Trust;
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
 use crate::within;
 
 /// The secret that a verb takes, read before anything else is set up: while a person types or a program computes,
@@ -40,6 +45,9 @@ pub(crate) fn secret(cli: &Cli) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
     match &cli.verb {
         Verb::Secret { action: cli::Secret::Put { name: Some(name), keep_newline, .. } } => {
             secret::read_value(name, *keep_newline, cli.global.no_input).map(Some)
+        }
+        Verb::Secret { action: cli::Secret::Rm { name, yes: false, .. } } => {
+            secret::may_be_removed(name, cli.global.no_input).map(|()| None)
         }
         Verb::Unseal(options) => unseal::read_key(options, cli.global.no_input).map(Some),
         Verb::Seal { action: cli::Seal::Init(options) } if options.division.is_none() && !options.peer => {
@@ -51,7 +59,7 @@ pub(crate) fn secret(cli: &Cli) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
 
 /// Runs the verb that was asked for.
 pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) -> Outcome {
-    let limit = cli.global.timeout;
+    let limit = cli.global.timeout.unwrap_or(cli::LIMIT);
     match cli.verb {
         Verb::Init { repository, endpoint, file, key } => init::run(ui, &repository, &endpoint, &file, &key),
         Verb::Import(options) => import::run(ui, &options, limit).await,
@@ -61,16 +69,16 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
             let trust = within(limit, Trust::load(&options.trust, &options.github)).await?;
             appraise::run(ui, &options, &trust)
         }
-        Verb::Verify { repository, save, commit, trust, github } => {
-            let work = async {
+        Verb::Verify { repository, save, commit, wait, trust, github } => {
+            let verify = async || {
                 let trust = Trust::load(&trust, &github).await?;
                 let source = Source::new(&repository, &github)?;
-                verify::run(ui, &repository, save.as_deref(), commit, &trust, &source).await
+                verify::run(ui, &repository, save.as_deref(), commit, wait, &trust, &source).await
             };
-            within(limit, work).await
+            within(limit, patiently(wait, &repository, verify)).await
         }
-        Verb::Connect { appliance, listen, port, key } => {
-            connect::run(ui, appliance, listen, port, &key, limit).await
+        Verb::Connect { appliance, wait, listen, port, key } => {
+            connect::run(ui, appliance, wait, listen, port, &key, limit).await
         }
         Verb::Secret { action } => within(limit, secret::run(ui, action, value)).await,
         Verb::Keyserve(options) => keyserve::run(ui, *options, limit).await,
@@ -83,18 +91,22 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         Verb::Seal { action: cli::Seal::AllowUpgrade(options) } => {
             within(limit, allow_upgrade::run(ui, &options)).await
         }
-        Verb::Status { appliance, key } => within(limit, status::run(ui, &appliance, &key)).await,
+        Verb::Status { appliance, wait, key } => within(limit, status::run(ui, &appliance, wait, &key)).await,
+        Verb::Logs(options) => logs::run(ui, &options, limit).await,
+        Verb::Up(options) => up::run(ui, &options, cli.global.timeout.unwrap_or(cli::UP)).await,
+        Verb::Down { repository } => up::down(ui, repository.as_ref()),
+        Verb::Restart(options) => within(limit, order::run(ui, &options, Order::Restart)).await,
+        Verb::Stop(options) => within(limit, order::run(ui, &options, Order::Stop)).await,
+        Verb::Start(options) => within(limit, order::run(ui, &options, Order::Start)).await,
+        Verb::Top { appliance, wait, key } => top::run(ui, &appliance, wait, &key, limit).await,
         Verb::Publish { appliance, key } => within(limit, publish::run(ui, &appliance, &key)).await,
-        Verb::Logs { appliance, service, tail, key } => {
-            within(limit, logs::run(ui, &appliance, &service, tail, &key)).await
-        }
         Verb::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "coffer", &mut script);
             ui.text(&String::from_utf8_lossy(&script));
             Ok(())
         }
-        Verb::Man { verb } => man(ui, verb.as_deref()),
+        Verb::Man { verb } => man(ui, &verb),
         Verb::Version => {
             let version = env!("CARGO_PKG_VERSION");
             ui.result(&format!("coffer {version}\n"), json!({ "name": "coffer", "version": version }));
@@ -103,35 +115,35 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
     }
 }
 
-fn man(ui: &Ui, verb: Option<&str>) -> Outcome {
+/// The manual page of a verb, which is one or more words, or of `coffer`.
+fn man(ui: &Ui, verb: &[String]) -> Outcome {
     let mut command = Cli::command();
     command.build();
-    let page = match verb {
-        None => command,
-        Some(name) => {
-            let found = command
-                .find_subcommand(name)
-                .ok_or_else(|| Failure::usage(format!("there is no verb {name}")))?;
-            found.clone()
-        }
-    };
+    let mut page = &command;
+    for name in verb {
+        page = page.find_subcommand(name).ok_or_else(|| {
+            Failure::usage(format!("there is no verb {}", printable(&verb.join(" "))))
+                .hint("coffer --help lists them")
+        })?;
+    }
     let mut text = Vec::new();
-    clap_mangen::Man::new(page)
+    clap_mangen::Man::new(page.clone())
         .render(&mut text)
         .map_err(|error| Failure::failed(format!("cannot make the page: {error}")))?;
     ui.text(&String::from_utf8_lossy(&text));
     Ok(())
 }
 
-/// After so long without a word a person wonders what is being waited for.
+/// Without a terminal, what is waited for is said after so long, once.
 const WORDLESS: Duration = Duration::from_secs(5);
 
 /// What `work` comes to; says `what` when that takes more than a moment.
 async fn saying<T>(ui: &Ui, what: &str, work: impl Future<Output = T>) -> T {
+    let _doing = progress::doing(what);
     let mut work = std::pin::pin!(work);
     tokio::select! {
         done = &mut work => return done,
-        () = tokio::time::sleep(WORDLESS) => ui.note(what),
+        () = tokio::time::sleep(WORDLESS), if !progress::is_shown() => ui.note(&format!("{what} …")),
     }
     work.await
 }
@@ -141,6 +153,32 @@ async fn saying<T>(ui: &Ui, what: &str, work: impl Future<Output = T>) -> T {
 /// repository's. `known` is the TLS key that an earlier verification attested there, if there was one.
 async fn open(ui: &Ui, options: &cli::Appliance, known: Option<Digest>) -> Outcome<Channel> {
     open_for(ui, options, known, Purpose::Anything).await
+}
+
+/// As [`open`]; with `--wait` as often as it takes.
+async fn open_patiently(ui: &Ui, options: &cli::Appliance, wait: cli::Wait) -> Outcome<Channel> {
+    patiently(wait, &options.repository, async || open(ui, options, None).await).await
+}
+
+/// Between two attempts.
+const AGAIN: Duration = Duration::from_secs(2);
+
+/// What `attempt` comes to; with `--wait` it is made again while it could not be checked or is not ready. What is false stays false.
+async fn patiently<T>(
+    wait: cli::Wait,
+    repository: &Repository,
+    mut attempt: impl AsyncFnMut() -> Outcome<T>,
+) -> Outcome<T> {
+    let _doing = wait.wait.then(|| progress::doing(format!("waiting for {repository} to be ready")));
+    loop {
+        match attempt().await {
+            Err(failure) if wait.wait && matches!(failure.code, Code::NotReady | Code::CouldNotCheck) => {
+                progress::again_because(failure.message.lines().next().unwrap_or_default());
+                tokio::time::sleep(failure.retry_after.map_or(AGAIN, |asked| asked.max(AGAIN))).await;
+            }
+            done => return done,
+        }
+    }
 }
 
 /// Opens a channel to the holder of the attested key for what is only read: no quote is made for it. Without a release attestation, or
@@ -201,6 +239,7 @@ async fn open_from(
         }
     };
     source.declaration(&channel.claims, options.commit).await?;
+    crate::ui::is_simulated(channel.appraisal.simulated);
     if channel.appraisal.simulated {
         ui.warn("SIMULATED: this appliance runs on a simulated TDX device");
     }

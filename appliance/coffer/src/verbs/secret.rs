@@ -26,19 +26,19 @@ const MAX_FILE: usize = 4 << 20;
 
 pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>>>) -> Outcome {
     match action {
-        Secret::Put { appliance, name: Some(name), key, .. } => {
+        Secret::Put { appliance, wait, name: Some(name), key, .. } => {
             let key = OperatorKey::load(&key)?;
             let value = value.ok_or_else(|| Failure::usage("no value"))?;
-            let mut channel = super::open(ui, &appliance, None).await?;
+            let mut channel = super::open_patiently(ui, &appliance, wait).await?;
             put(&mut channel, &key, &name, &value).await?;
             ui.result(&format!("stored {name}\n"), json!({ "stored": name }));
             Ok(())
         }
-        Secret::Put { appliance, name: None, env_file, key, .. } => {
+        Secret::Put { appliance, wait, name: None, env_file, key, .. } => {
             let key = OperatorKey::load(&key)?;
             let path = env_file.ok_or_else(|| Failure::usage("no secret is named"))?;
             let values = values_of(&path)?;
-            let mut channel = super::open(ui, &appliance, None).await?;
+            let mut channel = super::open_patiently(ui, &appliance, wait).await?;
             for (stored, (name, value)) in values.iter().enumerate() {
                 put(&mut channel, &key, name, value.as_bytes()).await.map_err(|failure| Failure {
                     message: format!("{name}: {} ({stored} of {} are stored)", failure.message, values.len()),
@@ -50,9 +50,9 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
             ui.result(&format!("stored {} secrets\n", names.len()), json!({ "stored": names }));
             Ok(())
         }
-        Secret::List { appliance, key } => {
+        Secret::List { appliance, wait, key } => {
             let key = OperatorKey::load(&key)?;
-            let mut channel = super::open(ui, &appliance, None).await?;
+            let mut channel = super::open_patiently(ui, &appliance, wait).await?;
             let reply = channel.request(&key, "GET", SECRETS, Vec::new()).await?;
             if reply.status != StatusCode::OK {
                 return Err(refusal(&reply, "the secrets were not listed"));
@@ -68,9 +68,9 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
             ui.result(&text, json!({ "secrets": list.secrets }));
             Ok(())
         }
-        Secret::Rm { appliance, name, key } => {
+        Secret::Rm { appliance, wait, name, key, .. } => {
             let key = OperatorKey::load(&key)?;
-            let mut channel = super::open(ui, &appliance, None).await?;
+            let mut channel = super::open_patiently(ui, &appliance, wait).await?;
             let reply = channel.request(&key, "DELETE", &secret_path(&name), Vec::new()).await?;
             if !reply.status.is_success() {
                 return Err(refusal(&reply, "the secret was not removed"));
@@ -82,7 +82,7 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
 }
 
 /// Seals one value to the vault and stores it.
-async fn put(channel: &mut Channel, key: &OperatorKey, name: &SecretRef, value: &[u8]) -> Outcome {
+pub(super) async fn put(channel: &mut Channel, key: &OperatorKey, name: &SecretRef, value: &[u8]) -> Outcome {
     let sealed = operator::seal_secret(channel.claims.vault_key.as_bytes(), name, value)
         .map_err(|error| Failure::failed(format!("cannot seal the secret: {}", chain(&error))))?;
     let body = strict::to_vec(&sealed).map_err(|error| Failure::failed(chain(&error)))?;
@@ -91,7 +91,7 @@ async fn put(channel: &mut Channel, key: &OperatorKey, name: &SecretRef, value: 
 }
 
 /// The secrets of a file, all of which can be stored as far as that can be known here.
-fn values_of(path: &Path) -> Outcome<Vec<(SecretRef, Zeroizing<String>)>> {
+pub(super) fn values_of(path: &Path) -> Outcome<Vec<(SecretRef, Zeroizing<String>)>> {
     let bytes = files::read_secret(path, MAX_FILE)?;
     let at = |why: String| Failure::usage(format!("{}: {why}", path.display()));
     let text = std::str::from_utf8(&bytes).map_err(|_| at("it is not UTF-8".to_owned()))?;
@@ -116,6 +116,26 @@ fn values_of(path: &Path) -> Outcome<Vec<(SecretRef, Zeroizing<String>)>> {
 /// A secret's name, with `secret://` or without.
 fn reference(text: &str) -> Option<SecretRef> {
     text.parse().or_else(|_| format!("{SECRET_SCHEME}{text}").parse()).ok()
+}
+
+/// The namespace of what the appliance itself needs, such as the token with which it publishes.
+const OWN: &str = "cofferdam";
+
+/// Whether a secret is removed: a person is asked before the appliance loses one of its own.
+pub(crate) fn may_be_removed(name: &SecretRef, no_input: bool) -> Outcome {
+    if !name.path().starts_with(&format!("{OWN}/")) {
+        return Ok(());
+    }
+    let what = format!(
+        "{name} is the appliance's own: without its token it publishes no attestation, and clients stop"
+    );
+    if no_input || !hidden::is_asked() {
+        return Err(Failure::usage(what).hint("--yes removes it without a question"));
+    }
+    match hidden::yes(&format!("{what}. Remove it?"))? {
+        true => Ok(()),
+        false => Err(Failure::failed("nothing was removed")),
+    }
 }
 
 /// The value from standard input, or asked for on a terminal without showing it.

@@ -19,13 +19,25 @@ use crate::ui::{Tone, Ui, printable};
 /// Different attempts that are shown for one service; the rest is in `--json`.
 const SHOWN: usize = 5;
 
-pub(crate) async fn run(ui: &Ui, appliance: &cli::Appliance, key: &cli::OperatorKey) -> Outcome {
+pub(crate) async fn run(
+    ui: &Ui,
+    appliance: &cli::Appliance,
+    wait: cli::Wait,
+    key: &cli::OperatorKey,
+) -> Outcome {
     let key = OperatorKey::load(key)?;
-    let mut channel = super::open_to_read(ui, appliance).await?;
-    let status = ask(&mut channel, &key).await?;
+    let ready = async || {
+        let mut channel = super::open_to_read(ui, appliance).await?;
+        let status = ask(&mut channel, &key).await?;
+        match unready(&status) {
+            Some(what) if wait.wait => Err(Failure::new(Code::NotReady, what)),
+            _ => Ok((status, channel.appraisal.is_before_launch())),
+        }
+    };
+    let (status, sealed) = super::patiently(wait, &appliance.repository, ready).await?;
     let shown = serde_json::to_value(&status).map_err(|error| malformed(&error))?;
     ui.result(&text(ui, &status), shown);
-    if channel.appraisal.is_before_launch() {
+    if sealed {
         return Err(super::sealed::printed(
             ui,
             Failure::new(Code::NotReady, "the appliance is sealed: it waits for its state to be opened")
@@ -46,6 +58,28 @@ pub(super) async fn ask(channel: &mut Channel, key: &OperatorKey) -> Outcome<Sta
 
 fn malformed(error: &dyn std::error::Error) -> Failure {
     Failure::failed(format!("the appliance's status is malformed: {}", chain(error)))
+}
+
+/// The first service that is not yet what it is meant to be, and why.
+fn unready(status: &StatusReply) -> Option<String> {
+    if status.services.is_empty() {
+        return Some("no service is known yet".to_owned());
+    }
+    let waited_for = |service: &&NamedService| !is_ready(service);
+    let service = status.services.iter().find(waited_for)?;
+    let why = remarks(service).pop().map(|why| format!(" ({why})")).unwrap_or_default();
+    Some(format!("{} is {}{why}", printable(&service.name), service.state.as_str()))
+}
+
+/// Whether a service runs, and is healthy where that is known, or has done what it was there to do.
+pub(super) fn is_ready(service: &NamedService) -> bool {
+    match service.state {
+        ServiceState::Running => {
+            service.health.as_ref().is_none_or(|health| health.state == HealthState::Healthy)
+        }
+        ServiceState::Exited => service.exit_code == Some(0),
+        _ => false,
+    }
 }
 
 fn text(ui: &Ui, status: &StatusReply) -> String {

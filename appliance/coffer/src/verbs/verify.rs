@@ -9,7 +9,8 @@ use cofferdam_github::Requests;
 use cofferdam_protocol::{Commit, Repository};
 use serde_json::{Value, json};
 
-use crate::failure::{Failure, Outcome};
+use crate::cli;
+use crate::failure::{Code, Failure, Outcome};
 use crate::files;
 use crate::newest::{self, Found, Verified};
 use crate::source::Source;
@@ -21,6 +22,7 @@ pub(crate) async fn run(
     repository: &Repository,
     save: Option<&Path>,
     commit: Option<Commit>,
+    wait: cli::Wait,
     trust: &Trust,
     source: &Source,
 ) -> Outcome {
@@ -29,8 +31,13 @@ pub(crate) async fn run(
     let asked = trust.requests + source.requests();
     super::say_requests(ui, asked);
     let found = found?;
+    let failure = failure(repository, &found);
+    if wait.wait && failure.as_ref().is_some_and(|failure| failure.code == Code::CouldNotCheck) {
+        // It is asked again; what holds then is printed.
+        return failure.map_or(Ok(()), Err);
+    }
     print(ui, repository, &found, asked);
-    if let Some(failure) = failure(repository, &found) {
+    if let Some(failure) = failure {
         return Err(if ui.json { failure.rendered("") } else { failure });
     }
     if let Some(path) = save {
@@ -90,14 +97,8 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
             ui.tone(Tone::Unsure, "SIMULATED: signed under a development root, not by Intel hardware")
         );
     }
-    let _ = writeln!(text, "{repository}  {}  {}", verified.page, immutable_words(verified.immutable));
-    text.push_str(&trust::report(ui, &verified.checks));
-    text.push_str(&verified.judged.paragraphs());
-    if found.verdict == Verdict::Accepted {
-        for line in found.skipped.lines() {
-            let _ = writeln!(text, "  {}  {line}", ui.tone(Tone::Unsure, "passed over"));
-        }
-        let _ = writeln!(
+    let _ = match found.verdict {
+        Verdict::Accepted => writeln!(
             text,
             "{}: {} at {}, commit {:.12}, from {} until {}",
             ui.tone(Tone::Good, "verified"),
@@ -106,8 +107,22 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
             claims.commit,
             claims.issued_at,
             claims.expires_at
-        );
+        ),
+        refused => {
+            let tone = if refused == Verdict::Rejected { Tone::Bad } else { Tone::Unsure };
+            writeln!(text, "{}: {repository}", ui.tone(tone, refused.name()))
+        }
+    };
+    if found.verdict == Verdict::Accepted {
         text.push_str(&state(&verified.judged.appraisal));
+    }
+    let _ = writeln!(text, "release: {}  {}", verified.page, immutable_words(verified.immutable));
+    text.push_str(&trust::report(ui, &verified.checks));
+    text.push_str(&verified.judged.paragraphs());
+    if found.verdict == Verdict::Accepted {
+        for line in found.skipped.lines() {
+            let _ = writeln!(text, "  {}  {line}", ui.tone(Tone::Unsure, "passed over"));
+        }
     }
     let mut object = trust::to_json(&verified.judged, &verified.checks, found.verdict);
     if let Value::Object(members) = &mut object {

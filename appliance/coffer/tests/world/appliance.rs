@@ -174,6 +174,13 @@ fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
             "404 Not Found",
             r#"{"error":"there is no such service","hint":"`coffer status` lists them"}"#.into(),
         ),
+        ("POST", "/v1/services/web/restart") => ("200 OK", r#"{"id":7,"order":"restart"}"#.into()),
+        ("POST", "/v1/services/web/stop") => ("200 OK", r#"{"id":8,"order":"stop"}"#.into()),
+        ("POST", "/v1/services/web/start") => ("200 OK", r#"{"id":9,"order":"start"}"#.into()),
+        ("POST", path) if path.starts_with("/v1/services/") => (
+            "404 Not Found",
+            r#"{"error":"there is no such service","hint":"`coffer status` lists them"}"#.into(),
+        ),
         ("PUT", _) | ("DELETE", "/v1/secrets/demo/greeting/value") => ("204 No Content", Vec::new()),
         ("DELETE", _) => ("404 Not Found", r#"{"error":"there is no such secret"}"#.into()),
         _ => ("403 Forbidden", r#"{"error":"the key is no operator's"}"#.into()),

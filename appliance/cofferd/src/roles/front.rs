@@ -13,6 +13,7 @@ mod batch;
 mod connection;
 mod evidence;
 mod listen;
+mod logs;
 mod operator;
 mod proxy;
 mod reply;

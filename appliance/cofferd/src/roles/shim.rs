@@ -14,6 +14,7 @@
 //! - It waits for the services that this one depends on, has it probed, and says whether it is healthy.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
 //!   runs: each start leases anew, so a changed secret arrives with a restart.
+//! - It stops, starts and restarts its service as operators order, whose orders the vault has checked and passes on.
 //! - It waits for its own children only, and ends with nothing of its container left.
 //!
 //! # Prohibitions
@@ -59,6 +60,7 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
+use self::orders::Orders;
 use super::facts::{Facts, Place, ServiceFacts};
 use super::pull::{Answer, MAX_PASSWORD, image_dir};
 use super::{CONTAINER, PULL, Role};
@@ -68,6 +70,7 @@ use crate::system::client::vault::{Lease, LeaseError, lease};
 use crate::system::gate::Gate;
 use crate::system::{cgroup, files};
 
+mod orders;
 mod outside;
 
 /// One question to the vault; the answer to a missing secret comes as soon as it is put.
@@ -113,13 +116,15 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
             group: group(own),
             status: Reporter::new(own.status()),
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
+            orders: Orders::listen(),
+            heeds: false,
             restarts: 0,
             last: None,
             killed: None,
             answers: Answers::default(),
         };
         match shim.live().await {
-            Ok(()) | Err(Interrupt::Stopped) => Ok(()),
+            Ok(()) | Err(Interrupt::Stopped | Interrupt::Ordered) => Ok(()),
             Err(Interrupt::Failed(error)) => Err(error),
         }
     })
@@ -139,6 +144,9 @@ struct Shim<'a> {
     group: Option<Group>,
     status: Reporter,
     stop: Signal,
+    orders: Orders,
+    /// Whether an order interrupts what is waited for: once image and network are there, for those are made once.
+    heeds: bool,
     restarts: u32,
     last: Option<End>,
     killed: Option<Killed>,
@@ -152,6 +160,9 @@ enum Interrupt {
     /// PID 1 said SIGTERM.
     #[error("the shim was told to stop")]
     Stopped,
+    /// An operator wants something else of the service.
+    #[error("an operator ordered it")]
+    Ordered,
     /// It cannot go on.
     #[error(transparent)]
     Failed(#[from] anyhow::Error),
@@ -169,51 +180,82 @@ impl Shim<'_> {
         if let Err(error) = self.publish() {
             return self.give_up(&error).await;
         }
+        self.heeds = true;
         let mut policy = Policy::new(self.service.restart);
         loop {
-            let mut lease = self.secrets().await?;
-            // As with Compose, only before the first start: one that ends is started again whatever has become of the others.
-            if self.last.is_none() && self.dependencies().await? {
-                lease = self.secrets().await?;
+            match self.round(&image, leaf.as_ref(), &mut policy).await {
+                Err(Interrupt::Ordered) => policy = Policy::new(self.service.restart),
+                done => done?,
             }
-            let started = Instant::now();
-            let group = self.group.clone();
-            let counted = || group.as_ref().zip(leaf.as_ref()).map(|(group, leaf)| group.out_of_memory(leaf));
-            let before = counted();
-            let (end, reason) = match self.start(&image, &lease, leaf.as_ref()).await {
-                Ok(running) => match self.watch(running).await? {
-                    Ended::ByItself(end) => (end, None),
-                    // What it was ended for is a failure, whatever it says itself.
-                    Ended::Unhealthy(End::Exited(0)) => (End::Exited(1), Some("it was unhealthy".to_owned())),
-                    Ended::Unhealthy(end) => (end, Some("it was unhealthy".to_owned())),
-                },
-                Err(failure) => {
-                    let code = failure.downcast_ref().map_or(126, |error| match error {
-                        LaunchError::Failed { code, .. } => *code,
-                        _ => 126,
-                    });
-                    (End::Exited(code), Some(format!("{failure:#}")))
-                }
-            };
-            self.answers.forget();
-            drop(lease);
-            self.last = Some(end);
-            self.killed = counted().zip(before).and_then(|(now, before)| now.since(&before));
-            if let Some(killed) = self.killed {
-                eprintln!("cofferd: {}: killed: {killed}", self.own.declared.name);
-            }
-            let Some(wait) = policy.next(end, started.elapsed()) else {
-                let state = if reason.is_some() { ServiceState::Failed } else { ServiceState::Exited };
-                self.report(state, |status| status.detail = reason)?;
-                self.stop.recv().await;
-                return Ok(());
-            };
-            self.report(ServiceState::Restarting, |status| {
-                status.detail = Some(reason.unwrap_or_else(|| format!("again in {wait:?}")));
-            })?;
-            self.until(sleep(wait)).await?;
-            self.restarts = self.restarts.saturating_add(1);
         }
+    }
+
+    /// One run of the workload, with what comes before it, and the wait after it. While the service is to be stopped it is the wait alone.
+    async fn round(
+        &mut self,
+        image: &RunConfig,
+        leaf: Option<&Leaf>,
+        policy: &mut Policy,
+    ) -> Result<(), Interrupt> {
+        if self.orders.is_stopped() {
+            self.report(ServiceState::Stopped, |_| {})?;
+            return self.until(std::future::pending()).await;
+        }
+        let mut lease = self.secrets().await?;
+        // As with Compose, only before the first start: one that ends is started again whatever has become of the others.
+        if self.last.is_none() && self.dependencies().await? {
+            lease = self.secrets().await?;
+        }
+        let started = Instant::now();
+        let (end, reason) = self.run_once(image, &lease, leaf).await?;
+        drop(lease);
+        let Some(wait) = policy.next(end, started.elapsed()) else {
+            let state = if reason.is_some() { ServiceState::Failed } else { ServiceState::Exited };
+            self.report(state, |status| status.detail = reason)?;
+            return self.until(std::future::pending()).await;
+        };
+        self.report(ServiceState::Restarting, |status| {
+            status.detail = Some(reason.unwrap_or_else(|| format!("again in {wait:?}")));
+        })?;
+        self.until(sleep(wait)).await?;
+        self.restarts = self.restarts.saturating_add(1);
+        Ok(())
+    }
+
+    /// From the start of the workload to its end: how it ended, and why that was not its own doing.
+    async fn run_once(
+        &mut self,
+        image: &RunConfig,
+        lease: &Lease,
+        leaf: Option<&Leaf>,
+    ) -> Result<(End, Option<String>), Interrupt> {
+        let group = self.group.clone();
+        let counted = || group.as_ref().zip(leaf).map(|(group, leaf)| group.out_of_memory(leaf));
+        let before = counted();
+        let ended = match self.start(image, lease, leaf).await {
+            Ok(running) => self.watch(running).await,
+            Err(failure) => {
+                let code = failure.downcast_ref().map_or(126, |error| match error {
+                    LaunchError::Failed { code, .. } => *code,
+                    _ => 126,
+                });
+                Ok(Ended::NotStarted(End::Exited(code), format!("{failure:#}")))
+            }
+        };
+        self.answers.forget();
+        let (end, reason) = match ended? {
+            Ended::ByItself(end) => (end, None),
+            // What it was ended for is a failure, whatever it says itself.
+            Ended::Unhealthy(End::Exited(0)) => (End::Exited(1), Some("it was unhealthy".to_owned())),
+            Ended::Unhealthy(end) => (end, Some("it was unhealthy".to_owned())),
+            Ended::NotStarted(end, reason) => (end, Some(reason)),
+        };
+        self.last = Some(end);
+        self.killed = counted().zip(before).and_then(|(now, before)| now.since(&before));
+        if let Some(killed) = self.killed {
+            eprintln!("cofferd: {}: killed: {killed}", self.own.declared.name);
+        }
+        Ok((end, reason))
     }
 
     fn report(&mut self, state: ServiceState, change: impl FnOnce(&mut ServiceStatus)) -> anyhow::Result<()> {
@@ -241,10 +283,11 @@ impl Shim<'_> {
         Ok(())
     }
 
-    /// What was waited for, unless PID 1 says to stop meanwhile.
+    /// What was waited for, unless PID 1 says to stop meanwhile, or an operator wants something else.
     async fn until<T>(&mut self, waited: impl Future<Output = T>) -> Result<T, Interrupt> {
         tokio::select! {
             _ = self.stop.recv() => Err(Interrupt::Stopped),
+            () = self.orders.changed(), if self.heeds => Err(Interrupt::Ordered),
             value = waited => Ok(value),
         }
     }
@@ -517,7 +560,7 @@ impl Shim<'_> {
                     self.status.write().context("cannot write the status")?;
                 }
                 Err(interrupt) => {
-                    self.stop(&mut running).await?;
+                    self.last = Some(self.stop(&mut running).await?);
                     break Err(interrupt);
                 }
             }
@@ -549,6 +592,8 @@ enum Ended {
     ByItself(End),
     /// It was ended because it was unhealthy.
     Unhealthy(End),
+    /// It could not be started, and why.
+    NotStarted(End, String),
 }
 
 /// What happens while a workload runs.

@@ -138,6 +138,7 @@ fn rules(facts: &Facts) -> anyhow::Result<Rules> {
         operators: Operators::new(operators)?,
         front_uid: FRONT.uid().context("the front has no uid of its own")?,
         publish_uid: PUBLISH.uid().context("publish has no uid of its own")?,
+        services: facts.services.iter().map(|service| (service.declared.name.clone(), service.uid)).collect(),
         min_value: cofferdam_redact::MIN_SECRET,
     })
 }

@@ -294,7 +294,8 @@ pub(crate) mod vault {
     use cofferdam_protocol::json;
     use cofferdam_protocol::reply::ErrorReply;
     use cofferdam_protocol::vault::{
-        ANCHORED, Anchored, LEASE, LeaseReply, LeaseRequest, MAX_REPLY, MAX_WAIT_MS, MissingReply,
+        ANCHORED, Anchored, GivenOrder, LEASE, LeaseReply, LeaseRequest, MAX_ORDER_WAIT_MS, MAX_REPLY,
+        MAX_WAIT_MS, MissingReply, ORDERS, OrdersRequest,
     };
     use tokio::time::Instant;
 
@@ -390,6 +391,26 @@ pub(crate) mod vault {
             status => Err(LeaseError::Unavailable(
                 ErrorReply::parse(&body).map_or_else(|_| status.to_string(), |reply| reply.error),
             )),
+        }
+    }
+
+    /// The next order of an operator for this process's service after the order `after`; `None` when none came within `wait`.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub(crate) async fn order(after: u32, wait: Duration) -> Result<Option<GivenOrder>, LeaseError> {
+        let wait_ms = u64::try_from(wait.as_millis()).unwrap_or(u64::MAX).min(MAX_ORDER_WAIT_MS);
+        let request = OrdersRequest { after, wait_ms };
+        let body = json::to_vec(&request).map_err(|_| LeaseError::Malformed)?;
+        let limit = Duration::from_millis(wait_ms) + GRACE;
+        let socket = Path::new(paths::VAULT_SOCKET);
+        let (status, body) = super::request(socket, Method::POST, ORDERS, body, MAX_ERROR, limit)
+            .await
+            .map_err(LeaseError::Unreachable)?;
+        match status {
+            StatusCode::OK => json::from_json(&body, MAX_ERROR).map(Some).map_err(|_| LeaseError::Malformed),
+            StatusCode::NO_CONTENT => Ok(None),
+            status => Err(LeaseError::Unavailable(status.to_string())),
         }
     }
 

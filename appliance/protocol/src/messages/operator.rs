@@ -10,7 +10,7 @@ use serde::{Deserialize, Serialize};
 use sha2::{Digest as _, Sha256};
 
 use crate::json::{self, JsonError};
-use crate::{Base64Array, Base64Bytes, Fingerprint, SecretRef, WordError};
+use crate::{Base64Array, Base64Bytes, Fingerprint, SecretRef, WordError, is_service_name};
 
 /// Everything under it is answered by the appliance and never by a workload (RFC 8615 well-known path).
 pub const PREFIX: &str = "/.well-known/cofferdam";
@@ -25,6 +25,8 @@ pub const LOGS: &str = "/v1/logs";
 pub const PUBLISH: &str = "/v1/publish";
 /// `GET`: which secrets there are. Below it, each secret is at [`secret_path`].
 pub const SECRETS: &str = "/v1/secrets";
+/// `POST` without a body, at [`order_path`]: 200 with a [`super::vault::GivenOrder`].
+pub const SERVICES: &str = "/v1/services";
 /// `POST` without a body: 204, and what else is asked for on this connection is asked for by the operator, also of the services
 /// whose ports take operators. A service gets no signature to see, and bodies and tunnels need none.
 pub const SIGN_IN: &str = "/v1/sign-in";
@@ -119,13 +121,86 @@ pub fn secret_path(reference: &SecretRef) -> String {
     format!("{SECRETS}/{}", reference.path())
 }
 
-/// The query of [`LOGS`]: `service` and `tail`, each at most once, nothing else.
+/// What an operator wants of a service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Order {
+    /// It is to run, if it does not.
+    Start,
+    /// It is to end, and to stay so until another order or the next boot.
+    Stop,
+    /// It is to end, and to run again.
+    Restart,
+}
+
+impl Order {
+    /// The word in paths, in JSON and on the command line.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Start => "start",
+            Self::Stop => "stop",
+            Self::Restart => "restart",
+        }
+    }
+}
+
+/// Where an order for a service is given, below [`PREFIX`].
+pub fn order_path(service: &str, order: Order) -> String {
+    format!("{SERVICES}/{service}/{}", order.as_str())
+}
+
+/// The service and the order of a path that [`order_path`] makes.
+pub fn order_of(path: &str) -> Option<(&str, Order)> {
+    let (service, word) = path.strip_prefix(SERVICES)?.strip_prefix('/')?.split_once('/')?;
+    let order =
+        [Order::Start, Order::Stop, Order::Restart].into_iter().find(|order| order.as_str() == word)?;
+    is_service_name(service).then_some((service, order))
+}
+
+/// The header of an answer to [`LOGS`] that says where in the log it ends: a [`LogPlace`].
+pub const LOG_PLACE: &str = "cofferdam-log-place";
+/// How long an answer to [`LOGS`] waits for a line after a [`LogPlace`], in seconds.
+pub const LOG_WAIT_S: u64 = 20;
+
+/// A place in a service's log. It means something to the appliance that gave it, until it is started anew.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub struct LogPlace {
+    /// Which file; a full one gives way to the next.
+    pub file: u64,
+    /// Bytes of it that come before.
+    pub offset: u64,
+}
+
+impl fmt::Display for LogPlace {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        write!(f, "{}-{}", self.file, self.offset)
+    }
+}
+
+impl FromStr for LogPlace {
+    type Err = WordError;
+
+    fn from_str(text: &str) -> Result<Self, WordError> {
+        let digits =
+            |text: &str| text.bytes().all(|byte| byte.is_ascii_digit()).then(|| text.parse().ok()).flatten();
+        let place = text
+            .split_once('-')
+            .and_then(|(file, offset)| Some(Self { file: digits(file)?, offset: digits(offset)? }));
+        place.ok_or_else(|| WordError::new("not a place in a log"))
+    }
+}
+
+/// The query of [`LOGS`]: `service`, `tail`, `since` and `after`, each at most once, nothing else.
 #[derive(Debug, Clone, Copy, PartialEq, Eq)]
 pub struct LogsQuery<'a> {
     /// Which service's.
     pub service: &'a str,
     /// How many lines, at most [`MAX_TAIL`].
     pub tail: usize,
+    /// Only those of the last so many seconds.
+    pub since: Option<u64>,
+    /// Only those after this place. The answer waits for one, [`LOG_WAIT_S`] at most.
+    pub after: Option<LogPlace>,
 }
 
 impl<'a> LogsQuery<'a> {
@@ -134,25 +209,34 @@ impl<'a> LogsQuery<'a> {
     /// # Errors
     /// What is wrong with the query, in words.
     pub fn parse(query: Option<&'a str>) -> Result<Self, &'static str> {
-        let mut service = None;
-        let mut tail = None;
+        let (mut service, mut tail, mut since, mut after) = (None, None, None, None);
         for pair in query.unwrap_or_default().split('&') {
             match pair.split_once('=') {
                 Some(("service", name)) if service.is_none() => service = Some(name),
                 Some(("tail", count)) if tail.is_none() => {
                     tail = Some(count.parse().map_err(|_| "`tail` is not a number")?);
                 }
-                _ => return Err("the query is not `service` and `tail`, each once"),
+                Some(("since", seconds)) if since.is_none() => {
+                    since = Some(seconds.parse().map_err(|_| "`since` is not a number of seconds")?);
+                }
+                Some(("after", place)) if after.is_none() => {
+                    after = Some(place.parse().map_err(|_| "`after` is not a place in a log")?);
+                }
+                _ => return Err("the query is not `service`, `tail`, `since` and `after`, each once"),
             }
         }
         let service = service.ok_or("`service` is missing")?;
-        Ok(Self { service, tail: tail.unwrap_or(TAIL).min(MAX_TAIL) })
+        Ok(Self { service, tail: tail.unwrap_or(TAIL).min(MAX_TAIL), since, after })
     }
 }
 
 impl fmt::Display for LogsQuery<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "service={}&tail={}", self.service, self.tail)
+        write!(f, "service={}&tail={}", self.service, self.tail)?;
+        if let Some(since) = self.since {
+            write!(f, "&since={since}")?;
+        }
+        self.after.map_or(Ok(()), |after| write!(f, "&after={after}"))
     }
 }
 
@@ -162,17 +246,49 @@ mod tests {
 
     #[test]
     fn a_query_on_logs_names_a_service_and_bounds_the_lines() {
-        let query = LogsQuery { service: "web", tail: 7 };
+        let query = LogsQuery { service: "web", tail: 7, since: None, after: None };
         assert_eq!(query.to_string(), "service=web&tail=7");
         assert_eq!(LogsQuery::parse(Some("service=web&tail=7")), Ok(query));
         assert_eq!(LogsQuery::parse(Some("tail=7&service=web")), Ok(query));
         assert_eq!(LogsQuery::parse(Some("service=web")).unwrap().tail, TAIL);
         assert_eq!(LogsQuery::parse(Some("service=web&tail=99999")).unwrap().tail, MAX_TAIL);
-        for wrong in ["", "tail=7", "service=web&tail=x", "service=a&service=b", "service=web&x=1", "service"]
-        {
+        let place = LogPlace { file: 12, offset: 3456 };
+        let query = LogsQuery { since: Some(600), after: Some(place), ..query };
+        assert_eq!(query.to_string(), "service=web&tail=7&since=600&after=12-3456");
+        assert_eq!(LogsQuery::parse(Some(&query.to_string())), Ok(query));
+        for wrong in [
+            "",
+            "tail=7",
+            "service=web&tail=x",
+            "service=a&service=b",
+            "service=web&x=1",
+            "service",
+            "service=web&since=-1",
+            "service=web&since=1&since=1",
+            "service=web&after=1",
+            "service=web&after=+1-1",
+            "service=web&after=1-x",
+            "service=web&after=-",
+            "service=web&after=99999999999999999999-1",
+        ] {
             assert!(LogsQuery::parse(Some(wrong)).is_err(), "{wrong}");
         }
         assert!(LogsQuery::parse(None).is_err());
+    }
+
+    #[test]
+    fn an_order_has_one_path() {
+        for order in [Order::Start, Order::Stop, Order::Restart] {
+            let path = order_path("web_1", order);
+            assert_eq!(order_of(&path), Some(("web_1", order)));
+            for wrong in
+                [format!("{path}/"), format!("{path}x"), format!("/{path}"), path.replace("web_1", "..")]
+            {
+                assert_eq!(order_of(&wrong), None, "{wrong}");
+            }
+        }
+        assert_eq!(order_of("/v1/services/web/a/stop"), None);
+        assert_eq!(order_of("/v1/services//stop"), None);
     }
 
     #[test]

@@ -219,6 +219,8 @@ pub enum ServiceState {
     Restarting,
     /// The workload ended and stays ended.
     Exited,
+    /// An operator stopped it; it stays so until it is started, or until the next boot.
+    Stopped,
     /// It cannot be started as it is; `detail` says why.
     Failed,
 }
@@ -234,6 +236,7 @@ impl ServiceState {
             Self::Running => "running",
             Self::Restarting => "restarting",
             Self::Exited => "exited",
+            Self::Stopped => "stopped",
             Self::Failed => "failed",
         }
     }

@@ -9,7 +9,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use super::evidence::{ChannelBinding, VaultKey};
-use super::operator::{MAX_BODY, Signature};
+use super::operator::{MAX_BODY, Order, Signature};
 use crate::{Base64Bytes, Fingerprint, SecretRef, SecretValue, Timestamp, base64, json};
 
 /// `GET`: the vault's public key.
@@ -21,6 +21,12 @@ pub const OPERATOR: &str = "/v1/operator";
 
 /// `POST`, by `publish` alone: an [`Anchored`]. The reply is 204.
 pub const ANCHORED: &str = "/v1/anchored";
+
+/// `POST`, by the shims: the next order for the peer's own service. 200 with a [`GivenOrder`], or 204 when the wait is over without one.
+pub const ORDERS: &str = "/v1/orders";
+
+/// Longest time that a shim waits for an order, in milliseconds.
+pub const MAX_ORDER_WAIT_MS: u64 = 300_000;
 
 /// Longest time that a lease waits for missing secrets, in milliseconds. A client that wants to wait longer asks again.
 pub const MAX_WAIT_MS: u64 = 30_000;
@@ -47,6 +53,26 @@ pub struct KeyReply {
 pub struct Anchored {
     /// Its number.
     pub number: NonZeroU64,
+}
+
+/// Body of `POST` [`ORDERS`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrdersRequest {
+    /// The last order that is known; 0 when none is.
+    pub after: u32,
+    /// How long to wait for another one, in milliseconds, at most [`MAX_ORDER_WAIT_MS`].
+    pub wait_ms: u64,
+}
+
+/// An operator's order for a service.
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct GivenOrder {
+    /// Tells one order from another; never 0.
+    pub id: u32,
+    /// What is wanted.
+    pub order: Order,
 }
 
 /// Body of `POST` [`LEASE`].

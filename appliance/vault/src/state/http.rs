@@ -21,7 +21,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use cofferdam_protocol::keyserve::{PEER, PeerNews};
-use cofferdam_protocol::operator::{LOGS, SECRETS, STATUS};
+use cofferdam_protocol::operator::{LOGS, SECRETS, SERVICES, STATUS};
 use cofferdam_protocol::reply::JSON;
 use cofferdam_protocol::unseal::{OpeningKey, SEAL, SealedKey, UNSEAL, UnsealRequest};
 use cofferdam_protocol::vault::{KEY, KeyReply, LEASE, OPERATOR, OperatorRequest};
@@ -102,8 +102,14 @@ enum Verb {
 impl Sealed {
     /// Carries out one operator's request that the peer with this uid relays. It blocks, as [`Sealed::unseal`] does.
     pub fn operate(&self, uid: u32, request: &OperatorRequest) -> Answer {
-        let mut event =
-            Audit { uid, operation: Operation::Authenticate, operator: None, references: &[], status: 0 };
+        let mut event = Audit {
+            uid,
+            operation: Operation::Authenticate,
+            operator: None,
+            references: &[],
+            service: None,
+            status: 0,
+        };
         let authentic = request::authenticate(&self.operators, self.front_uid, uid, request);
         let outcome = authentic.and_then(|fingerprint| {
             event.operator = Some(fingerprint);
@@ -182,7 +188,9 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
         ("POST", UNSEAL, None) => Ok(Verb::Unseal),
         ("GET", STATUS | LOGS, _) => Ok(Verb::Allow),
         (_, SEAL | UNSEAL, None) | (_, STATUS | LOGS, _) => Err(Refusal::not_allowed()),
-        _ if secrets => Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, SEALED.into(), Some(HINT))),
+        _ if secrets || path.starts_with(SERVICES) => {
+            Err(Refusal(StatusCode::SERVICE_UNAVAILABLE, SEALED.into(), Some(HINT)))
+        }
         _ => Err(Refusal::not_found()),
     }
 }

@@ -56,7 +56,8 @@ pub(crate) fn rules() -> Rules {
     grants.allow(SERVICE, reference(PASSWORD));
     grants.allow(SERVICE, reference(USER));
     let operators = Operators::new([("alice", operator_key().verifying_key().to_bytes())]).unwrap();
-    Rules { grants, operators, front_uid: FRONT, publish_uid: PUBLISH, min_value: MIN }
+    let services = [("web".to_owned(), SERVICE)].into();
+    Rules { grants, operators, front_uid: FRONT, publish_uid: PUBLISH, services, min_value: MIN }
 }
 
 /// A vault with a fresh store on `disk` and nothing in it.

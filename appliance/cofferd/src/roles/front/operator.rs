@@ -10,10 +10,10 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use axum::body::Body;
-use axum::http::{Method, Request, Response, StatusCode};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::network::NetworkStatus;
-use cofferdam_protocol::operator::{JSON_LINES, LOGS, LogsQuery, MAX_BODY, PUBLISH, STATUS};
+use cofferdam_protocol::operator::{JSON_LINES, LOG_PLACE, LOGS, LogsQuery, MAX_BODY, PUBLISH, STATUS};
 use cofferdam_protocol::status::{
     BootStatus, EgressStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
@@ -27,7 +27,7 @@ use tokio::sync::Semaphore;
 
 use super::auth::Callers;
 use super::listen::Peer;
-use super::{auth, reply, untrusted_file};
+use super::{auth, logs, reply, untrusted_file};
 use crate::roles::{SHIM, egress, facts};
 use crate::system::client::{self, ClientError};
 
@@ -43,11 +43,11 @@ const UNSEAL_LIMIT: Duration = Duration::from_secs(300);
 /// Requests that the vault is asked about at one time. Operators are people and scripts.
 const REQUESTS: usize = 8;
 
+/// Requests that wait for a log to go on, at one time.
+const FOLLOWERS: usize = 16;
+
 /// How long a request waits until it is one of these.
 const PERMIT_LIMIT: Duration = Duration::from_secs(5);
-
-/// Bytes of each log file that are looked at; a shim rotates at 1 MiB.
-const LOG_BYTES: u64 = 1280 * 1024;
 
 /// The files that status and logs are made of.
 #[derive(Debug)]
@@ -73,12 +73,19 @@ pub(crate) struct Operators {
     publish: PathBuf,
     records: Records,
     requests: Semaphore,
+    followers: Semaphore,
 }
 
 impl Operators {
     /// The interface in front of the vault at `vault`, and of the role that listens at `publish` for being asked.
     pub(crate) fn new(vault: PathBuf, publish: PathBuf, records: Records) -> Self {
-        Self { vault, publish, records, requests: Semaphore::new(REQUESTS) }
+        Self {
+            vault,
+            publish,
+            records,
+            requests: Semaphore::new(REQUESTS),
+            followers: Semaphore::new(FOLLOWERS),
+        }
     }
 
     /// Answers a request whose path, after the prefix, is `path`.
@@ -119,7 +126,7 @@ impl Operators {
         }
         match (&parts.method, path) {
             (&Method::GET, STATUS) => return self.records.status(),
-            (&Method::GET, LOGS) => return self.records.logs(parts.uri.query()),
+            (&Method::GET, LOGS) => return self.records.logs(parts.uri.query(), &self.followers).await,
             (&Method::POST, PUBLISH) => return self.publish().await,
             (_, STATUS | LOGS | PUBLISH) => {
                 let text = "the resource does not have this method";
@@ -228,9 +235,9 @@ impl Records {
         }
     }
 
-    /// The end of a service's log as JSON lines, oldest first.
-    fn logs(&self, query: Option<&str>) -> Response<Body> {
-        let LogsQuery { service, tail } = match LogsQuery::parse(query) {
+    /// A part of a service's log as JSON lines, oldest first.
+    async fn logs(&self, query: Option<&str>, followers: &Semaphore) -> Response<Body> {
+        let asked = match LogsQuery::parse(query) {
             Ok(asked) => asked,
             Err(reason) => {
                 let hint = "ask with ?service=NAME&tail=N";
@@ -238,39 +245,29 @@ impl Records {
             }
         };
         // Only names that the declaration has become paths.
-        let Some((_, directory)) = self.services.iter().find(|(known, _)| known == service) else {
+        let Some((_, directory)) = self.services.iter().find(|(known, _)| known == asked.service) else {
             let known: Vec<&str> = self.services.iter().map(|(name, _)| name.as_str()).collect();
             let hint = format!("the declaration has {}", known.join(", "));
             return reply::error(StatusCode::NOT_FOUND, "there is no such service", Some(&hint));
         };
-        reply::typed(StatusCode::OK, last_lines(directory, tail), JSON_LINES)
+        let excerpt = match asked.after {
+            None => logs::end(directory, asked.tail, asked.since),
+            Some(place) => {
+                let Ok(_place) = followers.try_acquire() else {
+                    return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many follow a log", 5);
+                };
+                logs::after(directory, place).await
+            }
+        };
+        let mut response = reply::typed(StatusCode::OK, excerpt.lines, JSON_LINES);
+        if let Ok(place) = HeaderValue::from_str(&excerpt.place.to_string()) {
+            response.headers_mut().insert(LOG_PLACE, place);
+        }
+        response
     }
 }
 
 /// What another role has written; `None` when there is nothing of that shape.
 fn written<T>(path: &Path, parse: impl Fn(&[u8]) -> Result<T, JsonError>) -> Option<T> {
     parse(&untrusted_file::contents(path, MAX_FILE as u64)?).ok()
-}
-
-/// The last `count` complete lines over the present and the previous log.
-fn last_lines(directory: &Path, count: usize) -> Vec<u8> {
-    // The present log first: if it is rotated in between, lines are seen twice rather than not at all.
-    let present = untrusted_file::end(&directory.join("log"), LOG_BYTES).unwrap_or_default();
-    let present = lines(&present);
-    let missing = count.saturating_sub(present.len());
-    let previous = match missing {
-        0 => Vec::new(),
-        _ => untrusted_file::end(&directory.join("log.1"), LOG_BYTES).unwrap_or_default(),
-    };
-    let previous = lines(&previous);
-    let skip = |lines: &[&[u8]], keep: usize| lines.len().saturating_sub(keep);
-    let old = previous.iter().skip(skip(&previous, missing));
-    let new = present.iter().skip(skip(&present, count));
-    old.chain(new).copied().collect::<Vec<_>>().concat()
-}
-
-/// Lines with their newline. A line without one is still being written; one that does not begin an object was cut
-/// at the start by the bound.
-fn lines(text: &[u8]) -> Vec<&[u8]> {
-    text.split_inclusive(|b| *b == b'\n').filter(|l| l.ends_with(b"\n") && l.starts_with(b"{")).collect()
 }

@@ -5,7 +5,7 @@
 
 use std::fs::{File, OpenOptions};
 use std::io::{Seek as _, SeekFrom};
-use std::os::unix::fs::OpenOptionsExt as _;
+use std::os::unix::fs::{MetadataExt as _, OpenOptionsExt as _};
 use std::path::Path;
 
 use cofferdam_protocol::read;
@@ -15,12 +15,28 @@ pub(crate) fn contents(path: &Path, limit: u64) -> Option<Vec<u8>> {
     read::bounded(open(path)?, limit).ok()
 }
 
-/// The last `limit` bytes of the file, or all of it.
-pub(crate) fn end(path: &Path, limit: u64) -> Option<Vec<u8>> {
+/// A part of a file.
+#[derive(Debug)]
+pub(crate) struct Part {
+    /// Which file it is, whatever it is called by now.
+    pub(crate) file: u64,
+    /// Where the part begins.
+    pub(crate) start: u64,
+    /// What is there.
+    pub(crate) bytes: Vec<u8>,
+}
+
+/// At most `limit` bytes of the file: its last ones, or for the file that `known` names those from a byte of it on. `None` when there is no
+/// such file.
+pub(crate) fn part(path: &Path, known: Option<(u64, u64)>, limit: u64) -> Option<Part> {
     let mut file = open(path)?;
-    let length = file.metadata().ok()?.len();
-    file.seek(SeekFrom::Start(length.saturating_sub(limit))).ok()?;
-    read::beginning(file, limit).ok()
+    let metadata = file.metadata().ok()?;
+    let start = match known {
+        Some((number, from)) if number == metadata.ino() => from,
+        _ => metadata.len().saturating_sub(limit),
+    };
+    file.seek(SeekFrom::Start(start)).ok()?;
+    Some(Part { file: metadata.ino(), start, bytes: read::beginning(file, limit).ok()? })
 }
 
 fn open(path: &Path) -> Option<File> {

@@ -331,11 +331,24 @@ fn a_reply_is_bounded() {
 fn strangers_do_not_fill_the_console() {
     let lines = Lines::default();
     let start = Instant::now();
-    let stranger =
-        Audit { uid: 102, operation: Operation::Authenticate, operator: None, references: &[], status: 401 };
+    let stranger = Audit {
+        uid: 102,
+        operation: Operation::Authenticate,
+        operator: None,
+        references: &[],
+        service: None,
+        status: 401,
+    };
     let written: usize = (0..1000).map(|_| lines.lines(&stranger, start).len()).sum();
     assert_eq!(written, FLOOD_LINES as usize);
-    let lease = Audit { uid: 103, operation: Operation::Lease, operator: None, references: &[], status: 200 };
+    let lease = Audit {
+        uid: 103,
+        operation: Operation::Lease,
+        operator: None,
+        references: &[],
+        service: None,
+        status: 200,
+    };
     assert_eq!(
         lines.lines(&lease, start),
         ["audit: lease uid=103 status=200"],
