@@ -160,6 +160,13 @@ pub(crate) fn verdict_failure(verdict: Verdict, checks: &[Check], what: &str) ->
         let _ = write!(message, "\n  {}: {}", check.name, printable(&check.detail));
     }
     let failure = Failure::new(code, message);
+    let times = ["issued_at", "expires_at"];
+    let mut false_ones = checks.iter().filter(|check| check.outcome == wanted);
+    if verdict == Verdict::Rejected && false_ones.all(|check| times.contains(&check.name)) {
+        return Some(failure.hint(
+            "only times are wrong: one of the clocks may be; compare `date -u` here with the clock of the appliance's host",
+        ));
+    }
     let missing = |name: &str| checks.iter().any(|check| check.outcome == wanted && check.name == name);
     Some(match verdict {
         Verdict::CouldNotCheck if REGISTERS.into_iter().any(missing) => failure.hint(

@@ -11,14 +11,14 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use reqwest::{Method, Url};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
 
-use cofferdam_protocol::{Repository, base64, hex};
+use cofferdam_protocol::{Repository, Timestamp, base64, hex};
 
 mod cache;
 mod history;
@@ -154,6 +154,11 @@ impl Client {
     /// Whether it has a token: GitHub allows 60 requests an hour without one and 5,000 with it.
     pub fn has_token(&self) -> bool {
         self.token.is_some()
+    }
+
+    /// What time the API has said last that it is, and what this machine's clock said when that came.
+    pub fn date(&self) -> Option<(Timestamp, SystemTime)> {
+        self.transport.date()
     }
 
     /// What was asked so far, retries included.

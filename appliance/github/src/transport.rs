@@ -4,7 +4,7 @@ use std::sync::atomic::{AtomicU32, Ordering};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
-use reqwest::header::{ETAG, HeaderMap, LINK, LOCATION, RETRY_AFTER};
+use reqwest::header::{DATE, ETAG, HeaderMap, LINK, LOCATION, RETRY_AFTER};
 use reqwest::{StatusCode, Url, redirect, tls};
 use serde::de::DeserializeOwned;
 use tokio::time::Instant;
@@ -45,6 +45,8 @@ pub(super) struct Transport {
     pub(super) on_retry: Option<fn(&GithubError)>,
     /// Since when no attempt has led to a connection.
     unreached: Mutex<Option<Instant>>,
+    /// What time the API has said last that it is, and what this machine's clock said when that came.
+    date: Mutex<Option<(Timestamp, SystemTime)>>,
 }
 
 /// Who a request goes to, which decides what it costs.
@@ -190,7 +192,12 @@ impl Transport {
             counts: Counts::default(),
             on_retry: None,
             unreached: Mutex::new(None),
+            date: Mutex::new(None),
         })
+    }
+
+    pub(super) fn date(&self) -> Option<(Timestamp, SystemTime)> {
+        *self.date.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     pub(super) fn requests(&self) -> Requests {
@@ -265,6 +272,10 @@ impl Transport {
         self.note_reached(begun, sent.as_ref().err().is_none_or(|error| !error.is_connect()));
         let mut response = sent.map_err(transport_error)?;
         let (status, headers) = (response.status(), response.headers().clone());
+        if let (Kind::Api, Some(date)) = (kind, headers.get(DATE).and_then(|date| date.to_str().ok())) {
+            let said = Timestamp::from_http_date(date).map(|date| (date, SystemTime::now()));
+            *self.date.lock().unwrap_or_else(PoisonError::into_inner) = said;
+        }
         if status == StatusCode::NOT_MODIFIED {
             self.counts.unchanged.fetch_add(1, Ordering::Relaxed);
             return Ok(Answer { location: None, etag: None, more: false, unchanged: true, body: Vec::new() });

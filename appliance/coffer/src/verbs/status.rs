@@ -6,7 +6,8 @@ use cofferdam_protocol::json;
 use cofferdam_protocol::network::NetworkStatus;
 use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
 use cofferdam_protocol::status::{
-    Denied, EgressStatus, Health, HealthState, NamedService, RoleState, ServiceState, StatusReply, Usage,
+    ClockStatus, Denied, EgressStatus, Health, HealthState, NamedService, RoleState, ServiceState,
+    StatusReply, Usage,
 };
 use hyper::StatusCode;
 
@@ -16,6 +17,8 @@ use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::ui::{Tone, Ui, printable};
 
+/// A clock that is off by less is right: a certificate is made for longer.
+const NOTABLE_S: u64 = 30;
 /// Different attempts that are shown for one service; the rest is in `--json`.
 const SHOWN: usize = 5;
 
@@ -93,6 +96,7 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
         let _ = writeln!(out, "attestation: {} {}", publish.state.as_str(), format!("{tag} {detail}").trim());
     }
     out.extend(status.network.as_ref().map(network));
+    out.extend(status.clock.as_ref().and_then(clock));
     let _ = writeln!(out, "roles:");
     for role in status.roles.iter().flatten() {
         let tone = if role.state == RoleState::Running { Tone::Good } else { Tone::Unsure };
@@ -115,6 +119,14 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
         }
     }
     out
+}
+
+/// How far the clock is off, when that is worth saying.
+fn clock(clock: &ClockStatus) -> Option<String> {
+    let ahead = clock.ahead_s.filter(|ahead| ahead.unsigned_abs() >= NOTABLE_S)?;
+    let (seconds, word) = (ahead.unsigned_abs(), if ahead > 0 { "ahead of" } else { "behind" });
+    let hosts: Vec<String> = clock.sources.iter().map(|source| printable(&source.host)).collect();
+    Some(format!("clock: {seconds} s {word} {}: the host has to set it\n", hosts.join(", ")))
 }
 
 /// Which address it has and from where, or why there is none: then who reads this has reached it before.
@@ -190,7 +202,7 @@ fn row(ui: &Ui, name: &str, tone: Tone, state: &str, restarts: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_protocol::status::{DeniedWhy, Killed};
+    use cofferdam_protocol::status::{ClockSource, DeniedWhy, Killed};
 
     use super::*;
 
@@ -216,6 +228,22 @@ mod tests {
             cpus_limit: None,
         };
         assert!("    ".len() + used(&most).len() <= 60, "{}", used(&most));
+    }
+
+    #[test]
+    fn a_clock_that_is_off_is_shown_with_who_says_so() {
+        let source = |host: &str, ahead_s| ClockSource { host: host.to_owned(), ahead_s };
+        let of = |ahead_s| ClockStatus {
+            ahead_s,
+            sources: vec![source("api.github.example", 3601), source("pcs\u{1b}.example", 3600)],
+            at: cofferdam_protocol::Timestamp::EPOCH,
+        };
+        assert_eq!((clock(&of(None)), clock(&of(Some(29))), clock(&of(Some(-29)))), (None, None, None));
+        let said = clock(&of(Some(3600))).unwrap();
+        assert!(
+            said.starts_with("clock: 3600 s ahead of api.github.example, pcs") && !said.contains('\u{1b}')
+        );
+        assert!(clock(&of(Some(-60))).unwrap().starts_with("clock: 60 s behind"));
     }
 
     #[test]

@@ -14,6 +14,7 @@
 
 mod asked;
 mod collateral;
+mod dates;
 mod key_server;
 mod pck;
 mod reconcile;
@@ -41,6 +42,7 @@ use tokio::time::Instant;
 use zeroize::Zeroizing;
 
 use self::collateral::{CollateralError, Pcs};
+use self::dates::Dates;
 use self::pck::{Pck, PckError};
 use self::reconcile::{Found, Memory};
 use self::release::{Anchoring, Attestation, ReleaseFiles};
@@ -171,21 +173,21 @@ type Known = Result<(Arc<Collateral>, u64), String>;
 /// While the state is closed: collateral for operators' evidence and for the key server's, if there is one.
 async fn wait(settings: Settings, paths: Paths) {
     let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
+    let dates = Dates::new(paths.own("clock.json"));
     let asking = async {
         if let Some(server) = &settings.key_server {
             key_server::keep_asking(server, &paths, known).await;
         }
     };
-    tokio::join!(keep_collateral(&settings, &paths, sender), asking);
+    tokio::join!(keep_collateral(&settings, &paths, sender, &dates), asking);
 }
 
 /// Both loops, until the task is dropped.
 async fn serve(settings: Settings, paths: Paths, asked: Arc<Notify>) {
     let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
-    tokio::join!(
-        keep_collateral(&settings, &paths, sender),
-        Publisher::new(settings.clone(), paths.clone(), known, asked).keep_published()
-    );
+    let dates = Arc::new(Dates::new(paths.own("clock.json")));
+    let publisher = Publisher::new(settings.clone(), paths.clone(), known, asked, Arc::clone(&dates));
+    tokio::join!(keep_collateral(&settings, &paths, sender, &dates), publisher.keep_published());
 }
 
 /// Why collateral could not be fetched.
@@ -208,11 +210,11 @@ enum KeepError {
 }
 
 /// Keeps collateral in date, for ever.
-async fn keep_collateral(settings: &Settings, paths: &Paths, known: watch::Sender<Known>) {
+async fn keep_collateral(settings: &Settings, paths: &Paths, known: watch::Sender<Known>, dates: &Dates) {
     let mut pause = FIRST_PAUSE;
     let mut stored = true;
     loop {
-        match refresh(settings, paths, std::mem::take(&mut stored), &known).await {
+        match refresh(settings, paths, std::mem::take(&mut stored), &known, dates).await {
             Ok(until) => {
                 pause = FIRST_PAUSE;
                 Moment::at(until).wait().await;
@@ -241,6 +243,7 @@ async fn refresh(
     paths: &Paths,
     stored: bool,
     known: &watch::Sender<Known>,
+    dates: &Dates,
 ) -> Result<u64, KeepError> {
     let (evidence, _) = ask(&paths.evidence, &EvidenceRequest::default()).await?;
     let pck = Pck::of(&quote::parse(&evidence.quote)?)?;
@@ -254,7 +257,11 @@ async fn refresh(
         None => {
             let authorities = web::authorities(settings.pcs_ca.as_deref(), &paths.bundle)?;
             let pcs = Pcs::new(&settings.pcs, web::client(&authorities)?);
-            let collateral = pcs.fetch(&pck, now).await?;
+            let fetched = pcs.fetch(&pck, now).await;
+            if let Some((date, here)) = pcs.date() {
+                dates.note(pcs.host(), date, here);
+            }
+            let collateral = fetched?;
             files::replace(&path, &collateral.to_json()?).map_err(KeepError::Write)?;
             (collateral::valid_until(&collateral, &pck, now)?, collateral)
         }
@@ -340,14 +347,22 @@ struct Publisher {
     memory: Arc<Memory>,
     /// When one was published for another reason than time.
     again: Option<Instant>,
+    /// What servers say about the time.
+    dates: Arc<Dates>,
 }
 
 impl Publisher {
-    fn new(settings: Settings, paths: Paths, known: watch::Receiver<Known>, asked: Arc<Notify>) -> Self {
+    fn new(
+        settings: Settings,
+        paths: Paths,
+        known: watch::Receiver<Known>,
+        asked: Arc<Notify>,
+        dates: Arc<Dates>,
+    ) -> Self {
         let status = StatusFile::open(paths.own("status.json"));
         let files =
             ReleaseFiles { pending: paths.own("pending.json"), published: paths.own("attestation.json") };
-        Self { settings, paths, known, status, files, asked, memory: Arc::default(), again: None }
+        Self { settings, paths, known, status, files, asked, memory: Arc::default(), again: None, dates }
     }
 
     /// Keeps a true attestation published, for ever.
@@ -433,7 +448,9 @@ impl Publisher {
     ) -> Result<Option<u64>, PublishError> {
         let ours = Attestation::read(&self.files.published).ok_or(PublishError::Malformed)?;
         let client = self.client(token).await?;
-        let found = reconcile::look(&client, &ours, clock::unix_now()).await.map_err(PublishError::Look)?;
+        let found = reconcile::look(&client, &ours, clock::unix_now()).await;
+        self.heard(&client);
+        let found = found.map_err(PublishError::Look)?;
         let lately = self.again.is_some_and(|again| again.elapsed() < AGAIN_AFTER);
         match found {
             Found::Newest => self.status.looked(PublishState::Published, ""),
@@ -485,13 +502,22 @@ impl Publisher {
         Ok(client.with_cache(self.memory.clone()))
     }
 
+    /// What GitHub has said about the time.
+    fn heard(&self, client: &Client) {
+        if let Some((date, here)) = client.date() {
+            self.dates.note(client.host(), date, here);
+        }
+    }
+
     /// Publishes a new attestation; returns when to replace it.
     async fn publish(&mut self, appliance: &ApplianceFacts, token: &SecretRef) -> Result<u64, PublishError> {
         // In this order, so that a person who looks sees first what they can do something about.
         let client = self.client(token).await?;
         let attestation = self.attestation(appliance).await?;
         self.status.set(PublishState::Publishing, &format!("release {}", attestation.tag));
-        let release = match release::publish(&client, &attestation).await {
+        let published = release::publish(&client, &attestation).await;
+        self.heard(&client);
+        let release = match published {
             Ok(release) => release,
             Err(error) => {
                 if !error.is_transient() {

@@ -362,6 +362,42 @@ impl PublishStatus {
     }
 }
 
+/// `publish/clock.json`, written by `publish`: what servers that are known by TLS say about the time. None is believed alone.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockStatus {
+    /// Seconds by which the appliance's clock is ahead of what most of them say, negative when it is behind; absent while fewer than two agree.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub ahead_s: Option<i64>,
+    /// What each said last, at most [`ClockStatus::MAX_SOURCES`].
+    pub sources: Vec<ClockSource>,
+    /// When that was, by the appliance's clock.
+    pub at: Timestamp,
+}
+
+/// What one server says about the time.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockSource {
+    /// The server.
+    pub host: String,
+    /// Seconds by which the appliance's clock is ahead of it.
+    pub ahead_s: i64,
+}
+
+impl ClockStatus {
+    /// Servers that are kept in mind.
+    pub const MAX_SOURCES: usize = 8;
+
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It is too large or not of this shape.
+    pub fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
+        json::from_json(bytes, MAX_FILE)
+    }
+}
+
 /// What `publish` is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -422,6 +458,12 @@ pub struct StatusReply {
     /// The appliance's address, and where it comes from; absent while the role `network` has said nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkStatus>,
+    /// How far the clock is off; absent while nobody has been asked.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ClockStatus>,
+    /// What the clock says; absent in answers of older appliances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub time: Option<Timestamp>,
 }
 
 /// A service's status under its name; what the shim has not said is left out.

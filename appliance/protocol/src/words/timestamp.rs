@@ -16,6 +16,9 @@ as_text!(Timestamp, TimestampMillis);
 const SECONDS: StaticFormatDescription =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second]Z");
 const COMPACT: StaticFormatDescription = format_description!("[year][month][day]T[hour][minute][second]Z");
+/// RFC 9110 §5.6.7, the form that senders have to use.
+const HTTP: StaticFormatDescription =
+    format_description!("[weekday repr:short], [day] [month repr:short] [year] [hour]:[minute]:[second] GMT");
 const MILLIS: StaticFormatDescription =
     format_description!("[year]-[month]-[day]T[hour]:[minute]:[second].[subsecond digits:3]Z");
 
@@ -38,6 +41,11 @@ impl Timestamp {
     /// The time at `seconds` since the Unix epoch; `None` beyond the year 9999.
     pub const fn from_unix(seconds: u64) -> Option<Self> {
         if seconds <= LAST { Some(Self(seconds)) } else { None }
+    }
+
+    /// Reads the header `Date` of an HTTP answer, in the form that senders have to use.
+    pub fn from_http_date(text: &str) -> Option<Self> {
+        Self::read(text, HTTP).filter(|time| time.format(HTTP) == text)
     }
 
     /// What a clock says, in whole seconds; `None` beyond the year 9999.
@@ -149,6 +157,24 @@ mod tests {
     use proptest::prelude::*;
 
     use super::*;
+
+    #[test]
+    fn the_date_of_an_http_answer_is_read() {
+        let time = Timestamp::from_http_date("Fri, 02 Jan 2026 03:04:05 GMT").unwrap();
+        assert_eq!(time.to_string(), "2026-01-02T03:04:05Z");
+        for wrong in [
+            "",
+            "Thu, 02 Jan 2026 03:04:05 GMT",
+            "Fri, 2 Jan 2026 03:04:05 GMT",
+            "Fri, 02 Jan 2026 03:04:05 UTC",
+            "Friday, 02-Jan-26 03:04:05 GMT",
+            "Fri Jan  2 03:04:05 2026",
+            "Fri, 32 Jan 2026 03:04:05 GMT",
+            "Fri, 02 Jan 2026 03:04:05 GMT ",
+        ] {
+            assert_eq!(Timestamp::from_http_date(wrong), None, "{wrong:?}");
+        }
+    }
 
     #[test]
     fn a_time_has_one_spelling() {

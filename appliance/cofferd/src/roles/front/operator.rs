@@ -7,7 +7,7 @@
 //! cannot read it.
 
 use std::path::{Path, PathBuf};
-use std::time::Duration;
+use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
@@ -15,11 +15,11 @@ use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::network::NetworkStatus;
 use cofferdam_protocol::operator::{JSON_LINES, LOG_PLACE, LOGS, LogsQuery, MAX_BODY, PUBLISH, STATUS};
 use cofferdam_protocol::status::{
-    BootStatus, EgressStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
+    BootStatus, ClockStatus, EgressStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
 use cofferdam_protocol::unseal::UNSEAL;
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, OPERATOR, OperatorRequest};
-use cofferdam_protocol::{Base64Bytes, error_chain};
+use cofferdam_protocol::{Base64Bytes, Timestamp, error_chain};
 use cofferdam_vault::AuthenticationError;
 use hyper::body::Incoming;
 use tokio::net::UnixStream;
@@ -220,6 +220,8 @@ impl Records {
             endpoint: appliance.endpoint,
             image: appliance.image,
             network: written(&self.network, NetworkStatus::parse),
+            clock: written(&self.publish.with_file_name("clock.json"), ClockStatus::parse),
+            time: Timestamp::from_clock(SystemTime::now()),
             phase,
             phases: appliance.phases,
             publish: written(&self.publish, PublishStatus::parse),

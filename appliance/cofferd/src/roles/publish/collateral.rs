@@ -8,8 +8,13 @@
 //! verifier's business; here only what would make the collateral useless is checked: that it is about this
 //! platform and in date.
 
+use std::sync::{Mutex, PoisonError};
+use std::time::SystemTime;
+
 use axum::http::HeaderMap;
+use axum::http::header::DATE;
 use cofferdam_attest::evidence::Collateral;
+use cofferdam_protocol::Timestamp;
 use reqwest::{Client, StatusCode};
 use rustls::pki_types::pem::PemObject as _;
 use rustls::pki_types::{CertificateDer, CertificateRevocationListDer};
@@ -85,6 +90,7 @@ const QE_IDENTITY: &str = "the QE identity";
 pub(crate) struct Pcs {
     root: String,
     client: Client,
+    date: Mutex<Option<(Timestamp, SystemTime)>>,
 }
 
 /// `{"tcbInfo":…,"signature":…}`: the signature is over the exact bytes of the first.
@@ -123,7 +129,18 @@ struct Identity {
 impl Pcs {
     /// The service under `root`, the part of its addresses before `/sgx/certification/v4`.
     pub(crate) fn new(root: &str, client: Client) -> Self {
-        Self { root: root.trim_end_matches('/').to_owned(), client }
+        Self { root: root.trim_end_matches('/').to_owned(), client, date: Mutex::new(None) }
+    }
+
+    /// Its host, to name it.
+    pub(crate) fn host(&self) -> &str {
+        let rest = self.root.split_once("://").map_or(self.root.as_str(), |(_, rest)| rest);
+        rest.split(['/', ':']).next().unwrap_or_default()
+    }
+
+    /// What time the service has said last that it is, and what the clock said when that came.
+    pub(crate) fn date(&self) -> Option<(Timestamp, SystemTime)> {
+        *self.date.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
     /// Fetches what a verifier of this platform's quotes needs.
@@ -170,9 +187,13 @@ impl Pcs {
     }
 
     async fn get(&self, what: &'static str, path: &str) -> Result<(HeaderMap, Vec<u8>), CollateralError> {
-        web::get(&self.client, &format!("{}/{path}", self.root), MAX_DOCUMENT)
-            .await
-            .map_err(|source| CollateralError::Fetch { what, source })
+        let answer = web::get(&self.client, &format!("{}/{path}", self.root), MAX_DOCUMENT).await;
+        let (headers, body) = answer.map_err(|source| CollateralError::Fetch { what, source })?;
+        let date = headers.get(DATE).and_then(|date| Timestamp::from_http_date(date.to_str().ok()?));
+        if let Some(date) = date {
+            *self.date.lock().unwrap_or_else(PoisonError::into_inner) = Some((date, SystemTime::now()));
+        }
+        Ok((headers, body))
     }
 
     /// The root's revocation list: from the service, else from where the root certificate says.
