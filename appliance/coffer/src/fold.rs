@@ -23,7 +23,7 @@ pub(crate) fn fold(text: &str, width: usize) -> String {
 
 fn push(out: &mut String, line: &str, width: usize) {
     let under = hanging(line, width);
-    let mut at = 0;
+    let (mut at, mut has_word) = (0, false);
     // Words with the spaces before them, which a new line swallows.
     let mut rest = line;
     while !rest.is_empty() {
@@ -32,7 +32,7 @@ fn push(out: &mut String, line: &str, width: usize) {
         let (word, after) =
             after.split_at_checked(after.find(' ').unwrap_or(after.len())).unwrap_or((after, ""));
         let length = columns(word);
-        if at > under && at + spaces + length > width {
+        if has_word && at + spaces + length > width {
             out.push('\n');
             out.extend(std::iter::repeat_n(' ', under));
             at = under;
@@ -42,6 +42,7 @@ fn push(out: &mut String, line: &str, width: usize) {
         }
         out.push_str(word);
         at += length;
+        has_word = true;
         rest = after;
     }
 }
