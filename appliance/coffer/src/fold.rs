@@ -23,7 +23,7 @@ pub(crate) fn fold(text: &str, width: usize) -> String {
 
 fn push(out: &mut String, line: &str, width: usize) {
     let under = hanging(line, width);
-    let (mut at, mut has_word) = (0, false);
+    let mut at = 0;
     // Words with the spaces before them, which a new line swallows.
     let mut rest = line;
     while !rest.is_empty() {
@@ -32,7 +32,7 @@ fn push(out: &mut String, line: &str, width: usize) {
         let (word, after) =
             after.split_at_checked(after.find(' ').unwrap_or(after.len())).unwrap_or((after, ""));
         let length = columns(word);
-        if has_word && at + spaces + length > width {
+        if at > under && at + spaces + length > width {
             out.push('\n');
             out.extend(std::iter::repeat_n(' ', under));
             at = under;
@@ -42,7 +42,6 @@ fn push(out: &mut String, line: &str, width: usize) {
         }
         out.push_str(word);
         at += length;
-        has_word = true;
         rest = after;
     }
 }
@@ -104,7 +103,7 @@ mod tests {
     fn colours_take_no_columns_and_words_stay_whole() {
         let green = "\u{1b}[32mok\u{1b}[0m  name";
         assert_eq!(fold(green, 8), green);
-        assert_eq!(fold("at sha256:0123456789abcdef now", 10), "at\n  sha256:0123456789abcdef\n  now");
+        assert_eq!(fold("is at sha256:0123456789abcdef now", 10), "is at\n  sha256:0123456789abcdef\n  now");
     }
 
     proptest! {

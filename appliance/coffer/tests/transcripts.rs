@@ -213,7 +213,9 @@ fn without_what_varies(text: &str) -> String {
         } else if let Some(port) = rest.strip_prefix("127.0.0.1:") {
             out.push_str("127.0.0.1:[PORT]");
             rest = port.trim_start_matches(|c: char| c.is_ascii_digit());
-        } else if first.is_ascii_digit() && rest[word..].starts_with(" s ago") {
+        } else if first.is_ascii_digit()
+            && (rest[word..].starts_with(" s ago") || (word > 1 && rest[word..].starts_with(" s\n")))
+        {
             out.push_str("[AGE]");
             rest = &rest[word..];
         } else if hex(&rest[..word], 8) {
