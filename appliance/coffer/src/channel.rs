@@ -6,7 +6,10 @@
 //! end except the request for evidence, so whoever sits in the middle, and cannot produce evidence for a connection of their
 //! own, gets nothing.
 
+use std::io;
+use std::pin::Pin;
 use std::sync::Arc;
+use std::task::{Context, Poll};
 use std::time::Duration;
 
 use cofferdam_attest::appraise::{Appraisal, Expectations};
@@ -14,7 +17,7 @@ use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::ratls::{self, Refusal};
 use cofferdam_protocol::evidence::{self, ChannelBinding, Nonce};
-use cofferdam_protocol::operator::{LOG_PLACE, LogPlace, MAX_REPLY, PREFIX, SIGN_IN};
+use cofferdam_protocol::operator::{LOG_PLACE, LogPlace, MAX_REPLY, PREFIX, SIGN_IN, SIGN_IN_UPGRADE};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::{Digest, Endpoint, Repository};
 use http_body_util::{BodyExt as _, Full, LengthLimitError, Limited};
@@ -23,6 +26,7 @@ use hyper::client::conn::http1;
 use hyper::{Request, StatusCode};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use tokio::io::{AsyncRead, AsyncWrite, ReadBuf};
 use tokio::net::TcpStream;
 use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
@@ -65,9 +69,54 @@ pub(crate) enum Stage {
 /// What comes of signing in.
 pub(crate) enum SignedIn {
     /// What is asked for on this connection is the operator's.
-    Yes(Box<TlsStream<TcpStream>>),
+    Yes(Box<Stream>),
     /// The appliance knows no operator with this key, or does not know what this is. The connection is spent.
     No(Failure),
+}
+
+/// A connection to an appliance, with what it has said already.
+pub(crate) struct Stream {
+    begin: Bytes,
+    tls: TlsStream<TcpStream>,
+}
+
+impl From<TlsStream<TcpStream>> for Stream {
+    fn from(tls: TlsStream<TcpStream>) -> Self {
+        Self { begin: Bytes::new(), tls }
+    }
+}
+
+impl AsyncRead for Stream {
+    fn poll_read(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        buffer: &mut ReadBuf<'_>,
+    ) -> Poll<io::Result<()>> {
+        if self.begin.is_empty() {
+            return Pin::new(&mut self.tls).poll_read(context, buffer);
+        }
+        let count = self.begin.len().min(buffer.remaining());
+        buffer.put_slice(&self.begin.split_to(count));
+        Poll::Ready(Ok(()))
+    }
+}
+
+impl AsyncWrite for Stream {
+    fn poll_write(
+        mut self: Pin<&mut Self>,
+        context: &mut Context<'_>,
+        bytes: &[u8],
+    ) -> Poll<io::Result<usize>> {
+        Pin::new(&mut self.tls).poll_write(context, bytes)
+    }
+
+    fn poll_flush(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_flush(context)
+    }
+
+    fn poll_shutdown(mut self: Pin<&mut Self>, context: &mut Context<'_>) -> Poll<io::Result<()>> {
+        Pin::new(&mut self.tls).poll_shutdown(context)
+    }
 }
 
 /// One answer.
@@ -125,8 +174,13 @@ impl NotDialled {
     }
 }
 
-/// Opens a TLS 1.3 connection to `endpoint`. With `pin` it has to be the holder of that key.
-pub(crate) async fn dial(endpoint: &Endpoint, pin: Option<Digest>) -> Result<Dialled, NotDialled> {
+/// Opens a TLS 1.3 connection to `endpoint`. With `pin` it has to be the holder of that key. `signs_in` says that [`sign_in`]
+/// comes next.
+pub(crate) async fn dial(
+    endpoint: &Endpoint,
+    pin: Option<Digest>,
+    signs_in: bool,
+) -> Result<Dialled, NotDialled> {
     let _doing = progress::doing(format!("waiting for {endpoint} to take the connection"));
     let unreachable = |what: &str, error: &(dyn std::error::Error + 'static)| {
         NotDialled::Failed(
@@ -138,9 +192,12 @@ pub(crate) async fn dial(endpoint: &Endpoint, pin: Option<Digest>) -> Result<Dia
     let host = endpoint.host();
     let name = ServerName::try_from(host.to_owned())
         .map_err(|_| usage(format!("{host} is not a host name or an address")))?;
-    let config = ratls::client_config(pin).map_err(|error| {
+    let mut config = ratls::client_config(pin).map_err(|error| {
         NotDialled::Failed(Failure::failed(format!("cannot prepare TLS: {}", chain(&error))))
     })?;
+    if signs_in {
+        config.alpn_protocols = vec![SIGN_IN_UPGRADE.into()];
+    }
     let silent = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
     let tcp = timeout(CONNECT, TcpStream::connect((host, endpoint.port()))).await.map_err(silent).flatten();
     let tcp = tcp.map_err(|error| unreachable("reach", &error))?;
@@ -166,7 +223,7 @@ impl Channel {
         trust: &Trust,
     ) -> Outcome<Option<Self>> {
         let claims = release.claims.clone();
-        let Dialled { stream, peer } = match dial(endpoint, Some(claims.tls_key)).await {
+        let Dialled { stream, peer } = match dial(endpoint, Some(claims.tls_key), false).await {
             Ok(dialled) => dialled,
             Err(NotDialled::Refused(Refusal::OtherKey { .. })) => return Ok(None),
             Err(error) => return Err(error.failure(endpoint, true)),
@@ -192,11 +249,11 @@ impl Channel {
         stage: Stage,
     ) -> Outcome<Self> {
         let expected = release.is_some() || known.is_some();
-        let channel = match dial(endpoint, release.map(|claims| claims.tls_key)).await {
+        let channel = match dial(endpoint, release.map(|claims| claims.tls_key), false).await {
             Ok(dialled) => Self::verify(dialled, endpoint, repository, trust, release, expected).await?,
             Err(other @ NotDialled::Refused(Refusal::OtherKey { .. })) => {
                 let other = other.failure(endpoint, expected);
-                match dial(endpoint, None).await {
+                match dial(endpoint, None, false).await {
                     Ok(dialled) => {
                         Self::verify(dialled, endpoint, repository, trust, release, expected).await
                     }
@@ -307,35 +364,39 @@ async fn speak(
 
 /// Signs in as an operator on a connection to an appliance whose key is attested. Nothing else has been said on it, and what is
 /// said on it afterwards is the operator's.
-pub(crate) async fn sign_in(
-    stream: TlsStream<TcpStream>,
-    key: &OperatorKey,
-    host: &str,
-) -> Outcome<SignedIn> {
+pub(crate) async fn sign_in(stream: Stream, key: &OperatorKey, host: &str) -> Outcome<SignedIn> {
     let lost = |error: hyper::Error| Failure::could_not_check(format!("{host}: {}", chain(&error)));
-    let peer = ratls::peer(stream.get_ref().1)
+    let peer = ratls::peer(stream.tls.get_ref().1)
         .map_err(|refusal| Failure::could_not_check(format!("{host}: {refusal}")))?;
     let path = format!("{PREFIX}{SIGN_IN}");
     let authorization = key.authorization("POST", &path, b"", peer.channel_binding.as_bytes());
     let (mut sender, connection) = http1::handshake(TokioIo::new(stream)).await.map_err(lost)?;
-    let asked = async move {
-        // Dropped with its sender, the connection hands back what it is made of.
-        exchange(&mut sender, host, "POST", &path, Bytes::new(), Some(authorization), MAX_REPLY).await
-    };
-    let (reply, rest) = tokio::join!(asked, connection.without_shutdown());
-    let reply = reply.map_err(|broken| Failure::could_not_check(broken.what))?;
-    match reply.status {
-        StatusCode::NO_CONTENT => {}
-        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => {
-            return Ok(SignedIn::No(refusal(&reply, "not signed in")));
-        }
-        _ => return Err(refusal(&reply, "not signed in")),
+    let request = Request::post(&path)
+        .header("host", host)
+        .header("user-agent", "coffer")
+        .header("authorization", authorization)
+        // What the local client says next is the first thing on the connection: it may be HTTP/2, or no HTTP at all.
+        .header("connection", "upgrade")
+        .header("upgrade", SIGN_IN_UPGRADE)
+        .body(Full::<Bytes>::default())
+        .map_err(|error| Failure::failed(chain(&error)))?;
+    tokio::spawn(connection.with_upgrades());
+    let mut response = sender.send_request(request).await.map_err(lost)?;
+    let status = response.status();
+    if status == StatusCode::SWITCHING_PROTOCOLS {
+        let next = hyper::upgrade::on(&mut response).await.map_err(lost)?;
+        let next = next.downcast::<TokioIo<Stream>>();
+        let next = next.map_err(|_| Failure::failed("the connection is another than it was"))?;
+        // A service that speaks first may have said something already.
+        return Ok(SignedIn::Yes(Box::new(Stream { begin: next.read_buf, ..next.io.into_inner() })));
     }
-    let rest = rest.map_err(lost)?;
-    if !rest.read_buf.is_empty() {
-        return Err(Failure::could_not_check(format!("{host} says more than it was asked for")));
+    let body = Limited::new(response.into_body(), MAX_REPLY).collect().await;
+    let body = body.map(http_body_util::Collected::to_bytes).unwrap_or_default();
+    let refused = refusal(&Reply { status, log_place: None, body, retry_after: None }, "not signed in");
+    match status {
+        StatusCode::UNAUTHORIZED | StatusCode::FORBIDDEN | StatusCode::NOT_FOUND => Ok(SignedIn::No(refused)),
+        _ => Err(refused),
     }
-    Ok(SignedIn::Yes(Box::new(rest.io.into_inner())))
 }
 
 /// The evidence in an answer. A peer whom nothing vouches for may choose neither our exit code nor our words; where an appliance is

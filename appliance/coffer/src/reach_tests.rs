@@ -164,7 +164,7 @@ async fn each_way_of_not_reaching_an_appliance_has_its_hint_and_is_could_not_che
         (cut.as_str(), "no attested certificate yet"),
     ] {
         let dialled: Endpoint = endpoint.parse().unwrap();
-        let failure = channel::dial(&dialled, None).await.err().unwrap().failure(&dialled, true);
+        let failure = channel::dial(&dialled, None, false).await.err().unwrap().failure(&dialled, true);
         assert_eq!(failure.code, Code::CouldNotCheck, "{}", failure.message);
         assert!(failure.message.contains(endpoint), "{}", failure.message);
         assert!(
@@ -185,7 +185,8 @@ async fn a_certificate_outside_its_time_is_false_only_where_a_key_is_attested() 
     for from in [now() - 3600 - 400, now() + 400] {
         let endpoint: Endpoint = server(Manner::Tls(from)).await.parse().unwrap();
         for (expected, code) in [(true, Code::Rejected), (false, Code::CouldNotCheck)] {
-            let failure = channel::dial(&endpoint, None).await.err().unwrap().failure(&endpoint, expected);
+            let failure =
+                channel::dial(&endpoint, None, false).await.err().unwrap().failure(&endpoint, expected);
             assert_eq!(failure.code, code, "{}", failure.message);
             assert!(failure.message.contains("its certificate"), "{}", failure.message);
             assert!(failure.hint.unwrap().contains("clock"));
@@ -196,11 +197,11 @@ async fn a_certificate_outside_its_time_is_false_only_where_a_key_is_attested() 
 #[tokio::test]
 async fn another_key_than_the_release_attests_is_false() {
     let endpoint: Endpoint = server(Manner::Tls(now() - 60)).await.parse().unwrap();
-    let shown = channel::dial(&endpoint, None).await.ok().unwrap().peer.tls_key;
+    let shown = channel::dial(&endpoint, None, false).await.ok().unwrap().peer.tls_key;
     let other = Digest::from([0; 32]);
-    let failure = channel::dial(&endpoint, Some(other)).await.err().unwrap().failure(&endpoint, true);
+    let failure = channel::dial(&endpoint, Some(other), false).await.err().unwrap().failure(&endpoint, true);
     assert_eq!(failure.code, Code::Rejected);
     let words = format!("tls_key: {endpoint} shows {shown}, the release attestation says {other}");
     assert_eq!(failure.message, words);
-    assert!(channel::dial(&endpoint, Some(shown)).await.is_ok());
+    assert!(channel::dial(&endpoint, Some(shown), false).await.is_ok());
 }

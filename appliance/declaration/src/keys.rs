@@ -99,8 +99,18 @@ pub(crate) const CONFIG: &[&str] = &["content", "external", "name", "labels"];
 /// Keys of where a service sees one, in its long form.
 pub(crate) const CONFIG_FILE: &[&str] = &["source", "target", "uid", "gid", "mode"];
 /// Keys of one port in its long form.
-pub(crate) const PORT: &[&str] =
-    &["published", "target", "protocol", "auth", "redact_responses", "host_ip", "mode", "name"];
+pub(crate) const PORT: &[&str] = &[
+    "published",
+    "target",
+    "protocol",
+    "app_protocol",
+    "tls",
+    "auth",
+    "redact_responses",
+    "host_ip",
+    "mode",
+    "name",
+];
 /// Keys of one network.
 pub(crate) const NETWORK: &[&str] = &["driver", "internal", "attachable", "external", "name", "labels"];
 /// Keys of a service's membership in one.
@@ -277,10 +287,6 @@ pub(crate) const UNSUPPORTED_SECRET: &[Unsupported] = &[
     ("mode", "a secret's file is readable by the service's own user only", REMOVE),
 ];
 
-/// Compose keys of one port.
-pub(crate) const UNSUPPORTED_PORT: &[Unsupported] =
-    &[("app_protocol", "a published port speaks TLS outside and HTTP inside", REMOVE)];
-
 /// Compose keys of one network.
 pub(crate) const UNSUPPORTED_NETWORK: &[Unsupported] = &[
     ("driver_opts", ONE_KIND, REMOVE),
@@ -390,7 +396,6 @@ mod tests {
             (TOP, UNSUPPORTED_TOP),
             (SERVICE, UNSUPPORTED_SERVICE),
             (SECRET_FILE, UNSUPPORTED_SECRET),
-            (PORT, UNSUPPORTED_PORT),
             (NETWORK, UNSUPPORTED_NETWORK),
             (MEMBERSHIP, UNSUPPORTED_MEMBERSHIP),
             (VOLUME, UNSUPPORTED_VOLUME),

@@ -54,7 +54,7 @@ pub use limits::{
 };
 pub use model::{
     Attestation, Auth, ConfigFile, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, KeyServer, Login,
-    Membership, Operator, Port, Registry, Restart, SecretFile, Service, StateSource, Token, Volume,
+    Membership, Operator, Port, Registry, Restart, SecretFile, Service, Speaks, StateSource, Token, Volume,
     VolumeMount,
 };
 pub use read::MAX_SERVICES;

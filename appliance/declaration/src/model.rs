@@ -244,12 +244,28 @@ pub struct ConfigFile {
 pub struct Port {
     /// On the appliance, TLS with the attested key.
     pub published: u16,
-    /// In the service's network namespace, plain HTTP.
+    /// In the service's network namespace.
     pub target: u16,
+    /// What the service speaks there.
+    pub speaks: Speaks,
     /// Who may call it.
     pub auth: Auth,
     /// Whether the service's secrets are taken out of what it answers there, which is then HTTP/1.1 and nothing else.
     pub redact_responses: bool,
+}
+
+/// What passes between a published port and the service.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "lowercase")]
+pub enum Speaks {
+    /// HTTP/1.1. Every port's unless it says otherwise.
+    Http,
+    /// HTTP/2 without TLS and from the first byte on (RFC 9113 §3.3).
+    H2c,
+    /// Bytes, for clients inside the attested TLS.
+    Tcp,
+    /// Bytes as they come: TLS, if it is that, is the service's own and nobody attests its key.
+    Tls,
 }
 
 /// Whose requests at a published port reach the service.

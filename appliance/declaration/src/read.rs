@@ -75,6 +75,9 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     if let (Some(services), Some(operators), Some(tokens)) = (&services, &operators, &tokens) {
         rules::someone_can_call(services, operators, tokens, errors);
     }
+    if let (Some(services), Some(endpoint)) = (&services, &endpoint) {
+        rules::own_ports(services, endpoint, errors);
+    }
     if let (Some(state), Some(operators), Some(node)) = (&state, &operators, top.get("state")) {
         rules::someone_can_unseal(state, operators, node.place, errors);
     }

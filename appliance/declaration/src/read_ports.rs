@@ -8,7 +8,7 @@ use cofferdam_protocol::{WordError, parse_port, shorten};
 use crate::diagnostics::{Collector, Place};
 use crate::fields::{self, Fields};
 use crate::keys;
-use crate::model::{Auth, Port};
+use crate::model::{Auth, Port, Speaks};
 use crate::read::{bounded, collect};
 use crate::yaml::{Kind, Node};
 
@@ -68,8 +68,13 @@ fn short(text: &str) -> Result<(Vec<Port>, At), WordError> {
     };
     let (published, target) = (range(published)?, range(target)?);
     let pairs = pairs(published, target)?;
-    let port =
-        |(published, target)| Port { published, target, auth: Auth::Operators, redact_responses: false };
+    let port = |(published, target)| Port {
+        published,
+        target,
+        speaks: Speaks::Http,
+        auth: Auth::Operators,
+        redact_responses: false,
+    };
     Ok((pairs.into_iter().map(port).collect(), at))
 }
 
@@ -102,7 +107,7 @@ fn pairs(published: (u16, u16), target: (u16, u16)) -> Result<Vec<(u16, u16)>, W
 }
 
 fn long(node: &Node, errors: &mut Collector<'_>) -> Option<(Vec<Port>, At)> {
-    let fields = Fields::open(node, "a port", keys::PORT, keys::UNSUPPORTED_PORT, errors)?;
+    let fields = Fields::open(node, "a port", keys::PORT, &[], errors)?;
     let number = |key: &str, errors: &mut Collector<'_>| {
         let node = fields.require(key, "write {published: 443, target: 8080}", errors)?;
         let text = fields::text(node, "a port", errors)?;
@@ -115,11 +120,11 @@ fn long(node: &Node, errors: &mut Collector<'_>) -> Option<(Vec<Port>, At)> {
         errors.value(node.place, only_tcp());
         return None;
     }
+    let speaks = speaks(&fields, errors);
     let auth_node = fields.get("auth");
     let auth = auth_node.map_or(Some(Auth::Operators), |node| auth(node, errors));
-    let redact = fields
-        .get("redact_responses")
-        .map_or(Some(false), |node| fields::boolean(node, "`redact_responses`", errors));
+    let redact_node = fields.get("redact_responses");
+    let redact = redact_node.map_or(Some(false), |node| fields::boolean(node, "`redact_responses`", errors));
     let at = fields.get("host_ip").map_or(Some(At::Everywhere), |node| {
         let text = fields::text(node, "`host_ip`", errors)?;
         fields::checked(node, at(&text), errors)
@@ -132,7 +137,30 @@ fn long(node: &Node, errors: &mut Collector<'_>) -> Option<(Vec<Port>, At)> {
     }
     let ((published, node), (target, _)) = (published?, target?);
     let pairs = fields::checked(node, pairs(published, target), errors)?;
-    let (auth, redact_responses, at) = (auth?, redact?, at?);
+    let (speaks, auth, redact_responses, at) = (speaks?, auth?, redact?, at?);
+    if let (true, true, Some(node)) = (redact_responses, speaks != Speaks::Http, redact_node) {
+        errors.hinted(
+            node.place,
+            "only answers in HTTP/1.1 are redacted",
+            "remove `redact_responses`, or `app_protocol` and `tls`",
+        );
+        return None;
+    }
+    let refused = match (speaks, auth) {
+        (Speaks::Tcp, Auth::Tokens) => Some("`tcp` has no place for a token"),
+        (Speaks::Tls, Auth::Tokens | Auth::Operators) => {
+            Some("nobody is asked who they are where TLS is passed through")
+        }
+        _ => None,
+    };
+    if let Some(message) = refused {
+        let hint = match speaks {
+            Speaks::Tls => "write `auth: none` if everybody may connect, or let TLS end here: remove `tls`",
+            _ => "write `auth: operators`, for `coffer connect`, or `auth: none` if everybody may connect",
+        };
+        errors.hinted(auth_node.map_or(node.place, |node| node.place), message, hint);
+        return None;
+    }
     if let (At::Loopback, Auth::Tokens | Auth::None, Some(node)) = (at, auth, auth_node) {
         errors.hinted(
             node.place,
@@ -141,8 +169,49 @@ fn long(node: &Node, errors: &mut Collector<'_>) -> Option<(Vec<Port>, At)> {
         );
         return None;
     }
-    let port = |(published, target)| Port { published, target, auth, redact_responses };
+    let port = |(published, target)| Port { published, target, speaks, auth, redact_responses };
     Some((pairs.into_iter().map(port).collect(), at))
+}
+
+/// `app_protocol` and `tls` together.
+fn speaks(fields: &Fields<'_>, errors: &mut Collector<'_>) -> Option<Speaks> {
+    let protocol = match fields.get("app_protocol") {
+        None => Speaks::Http,
+        Some(node) => match fields::text(node, "`app_protocol`", errors)?.as_str() {
+            "http" => Speaks::Http,
+            "h2c" => Speaks::H2c,
+            "tcp" => Speaks::Tcp,
+            _ => {
+                errors.hinted(
+                    node.place,
+                    "not what a published port can carry",
+                    "one of http (also without `app_protocol`), h2c (HTTP/2 without TLS, for gRPC), tcp (any bytes)",
+                );
+                return None;
+            }
+        },
+    };
+    let Some(node) = fields.get("tls") else { return Some(protocol) };
+    match (fields::text(node, "`tls`", errors)?.as_str(), protocol) {
+        ("terminate", _) => Some(protocol),
+        ("passthrough", Speaks::Tcp) => Some(Speaks::Tls),
+        ("passthrough", _) => {
+            errors.hinted(
+                node.place,
+                "what is passed through is not read",
+                "write `app_protocol: tcp` beside it",
+            );
+            None
+        }
+        _ => {
+            errors.hinted(
+                node.place,
+                "not a way to end TLS",
+                "one of terminate (also without `tls`: at the appliance, with the attested key), passthrough (at the service)",
+            );
+            None
+        }
+    }
 }
 
 fn auth(node: &Node, errors: &mut Collector<'_>) -> Option<Auth> {

@@ -2,13 +2,13 @@
 
 use std::collections::{BTreeMap, BTreeSet};
 
-use cofferdam_protocol::{Digest, shorten};
+use cofferdam_protocol::{Digest, Endpoint, shorten};
 
 use crate::depends::Condition;
 use crate::diagnostics::{Collector, Place};
 use crate::health::{OnUnhealthy, Probe};
 use crate::keys::nearest;
-use crate::model::{Auth, Github, Membership, Operator, Port, Restart, StateSource, Token, Volume};
+use crate::model::{Auth, Github, Membership, Operator, Port, Restart, Speaks, StateSource, Token, Volume};
 use crate::read::ReadRegistry;
 use crate::read_network::DEFAULT;
 use crate::read_service::Read;
@@ -113,15 +113,35 @@ pub(crate) fn remarks(services: &[Read], errors: &mut Collector<'_>) {
             }
         }
         for (port, place) in read.service.ports.iter().zip(&read.ports) {
-            if NOT_HTTP.contains(&port.target) {
+            if port.speaks == Speaks::Http && NOT_HTTP.contains(&port.target) {
                 errors.warning(
                     *place,
                     format!(
                         "a published port is TLS outside and HTTP inside, which port {} rarely speaks",
                         port.target
                     ),
-                    "remove it: the services in its networks reach it at every port anyway",
+                    format!(
+                        "remove it: the services in its networks reach it at every port anyway; or write \
+                         {{published: {}, target: {}, app_protocol: tcp}} for operators outside",
+                        port.published, port.target
+                    ),
                 );
+            }
+            match (port.speaks, port.auth) {
+                (Speaks::Tcp, Auth::None) => errors.warning(
+                    *place,
+                    format!("everybody can connect to port {} of {}", port.target, read.service.name),
+                    "write `auth: operators` unless the service itself asks who they are",
+                ),
+                (Speaks::Tls, _) => errors.warning(
+                    *place,
+                    format!(
+                        "everybody can connect to port {} of {}, and nobody attests the key that it shows",
+                        port.target, read.service.name
+                    ),
+                    "remove `tls` to end TLS at the appliance, with the attested key",
+                ),
+                _ => {}
             }
         }
     }
@@ -335,6 +355,21 @@ pub(crate) fn someone_can_call(
                 "make one with `coffer token new NAME` and name its hash: `tokens: [{name: …, hash: sha256:…}]`",
             ),
             _ => {}
+        }
+    }
+}
+
+/// The appliance's own interface stays where clients look for it: at its endpoint, and at 443.
+pub(crate) fn own_ports(services: &[Read], endpoint: &Endpoint, errors: &mut Collector<'_>) {
+    let ports = services.iter().flat_map(|read| read.service.ports.iter().zip(&read.ports));
+    for (port, place) in ports {
+        let raw = matches!((port.speaks, port.auth), (Speaks::Tcp, Auth::None) | (Speaks::Tls, _));
+        if raw && [443, endpoint.port()].contains(&port.published) {
+            errors.hinted(
+                *place,
+                format!("port {} is where the appliance shows its evidence", port.published),
+                "publish bytes for everybody at another port",
+            );
         }
     }
 }

@@ -678,6 +678,13 @@ struct LongPort {
     target: PortNumber,
     #[schemars(regex(pattern = "^tcp$"))]
     protocol: Option<String>,
+    /// What the service speaks: HTTP/1.1 unless said otherwise, HTTP/2 without TLS (for gRPC), or any bytes.
+    #[schemars(regex(pattern = "^(http|h2c|tcp)$"))]
+    app_protocol: Option<String>,
+    /// Where TLS ends: at the appliance with the attested key unless said otherwise, or, with `app_protocol: tcp` and `auth: none`, at the
+    /// service.
+    #[schemars(regex(pattern = "^(terminate|passthrough)$"))]
+    tls: Option<String>,
     /// Whose requests reach the service: operators' unless said otherwise, clients' with one of the `tokens`, or, with none,
     /// everybody's.
     #[schemars(regex(pattern = "^(operators|tokens|none)$"))]

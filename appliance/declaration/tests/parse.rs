@@ -257,6 +257,65 @@ fn the_documents_say_who_may_call_a_port() {
 }
 
 #[test]
+fn the_documents_say_what_a_port_carries() {
+    let page = include_str!("../../../docs/network.md");
+    let block = page.split("```").find(|block| block.contains("app_protocol: h2c")).unwrap();
+    let body = format!(
+        "services:\n  web:\n    image: r.example/app@{DIGEST}\n{}",
+        block.strip_prefix("yaml\n").unwrap()
+    );
+    let head = full().split("services:").next().unwrap().to_owned();
+    let declaration =
+        Declaration::parse((head + &body).as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
+    let ports = declaration.service("web").unwrap().ports.iter();
+    let kinds: Vec<_> = ports.map(|port| (port.published, port.speaks, port.auth)).collect();
+    let expected = [
+        (8443, Speaks::H2c, Auth::Tokens),
+        (5432, Speaks::Tcp, Auth::Operators),
+        (9443, Speaks::Tls, Auth::None),
+    ];
+    assert_eq!(kinds, expected);
+}
+
+#[test]
+fn a_port_carries_what_can_be_held_to_what_it_says_and_bytes_for_everybody_are_warned_of() {
+    let check = |port: &str| {
+        let body = format!("services:\n  web:\n    image: r.example/app@{DIGEST}\n    ports: [{{{port}}}]\n");
+        Declaration::check((full().split("services:").next().unwrap().to_owned() + &body).as_bytes())
+    };
+    for (port, message) in [
+        ("published: 1, target: 2, app_protocol: grpc", "not what a published port can carry"),
+        ("published: 1, target: 2, app_protocol: tcp, auth: tokens", "`tcp` has no place for a token"),
+        ("published: 1, target: 2, app_protocol: h2c, redact_responses: true", "only answers in HTTP/1.1"),
+        ("published: 1, target: 2, app_protocol: tcp, redact_responses: true", "only answers in HTTP/1.1"),
+        ("published: 1, target: 2, tls: passthrough, auth: none", "what is passed through is not read"),
+        ("published: 1, target: 2, app_protocol: tcp, tls: passthrough", "nobody is asked who they are"),
+        ("published: 1, target: 2, app_protocol: tcp, tls: none", "not a way to end TLS"),
+        ("published: 443, target: 2, app_protocol: tcp, auth: none", "port 443 is where the appliance shows"),
+        ("published: 8443, target: 2, app_protocol: tcp, tls: passthrough, auth: none", "port 8443 is where"),
+    ] {
+        let errors = check(port).declaration.unwrap_err().to_string();
+        assert!(errors.contains(message), "{port}: {errors}");
+    }
+    for (port, warning) in [
+        ("published: 443, target: 6379, app_protocol: tcp", None),
+        (
+            "published: 1, target: 2, app_protocol: tcp, auth: none",
+            Some("everybody can connect to port 2 of web"),
+        ),
+        (
+            "published: 1, target: 2, app_protocol: tcp, tls: passthrough, auth: none",
+            Some("everybody can connect to port 2 of web, and nobody attests the key that it shows"),
+        ),
+    ] {
+        let checked = check(port);
+        assert!(checked.declaration.is_ok(), "{port}");
+        let said = checked.remarks.iter().map(|one| one.message.as_str()).collect::<Vec<_>>();
+        assert_eq!(said, warning.into_iter().collect::<Vec<_>>(), "{port}");
+    }
+}
+
+#[test]
 fn a_volume_has_a_size_of_whole_mebibytes_and_a_service_sees_it_without_executing_unless_it_says_so() {
     let text = full().split("services:").next().unwrap().to_owned()
         + "volumes: {data: {size: 67108865}, cache: }\nservices:\n  web:\n    image: r.example/app@DIGEST\n    volumes:\n      \

@@ -39,7 +39,8 @@ pub(crate) const HEAD: usize = 32 * 1024;
 
 /// What is taken out of requests beside the headers of one hop: what asks for an answer that could not be read or would be a part
 /// of one, and the length, which is written anew.
-const NOT_ASKED: [HeaderName; 6] = [
+const NOT_ASKED: [HeaderName; 7] = [
+    header::TRAILER,
     header::RANGE,
     header::IF_RANGE,
     header::EXPECT,
@@ -49,7 +50,8 @@ const NOT_ASKED: [HeaderName; 6] = [
 ];
 
 /// What is taken out of answers beside the headers of one hop: what would be wrong about a body that is another now.
-const NOT_TRUE: [HeaderName; 8] = [
+const NOT_TRUE: [HeaderName; 9] = [
+    header::TRAILER,
     header::CONTENT_LENGTH,
     header::CONTENT_ENCODING,
     header::CONTENT_RANGE,

@@ -12,9 +12,8 @@ use std::time::{Duration, Instant};
 use cofferdam_protocol::{Digest, Endpoint};
 use serde_json::json;
 use tokio::net::{TcpListener, TcpStream};
-use tokio_rustls::client::TlsStream;
 
-use crate::channel::{self, SignedIn};
+use crate::channel::{self, SignedIn, Stream};
 use crate::cli;
 use crate::failure::{Failure, Outcome};
 use crate::operator_key::OperatorKey;
@@ -89,9 +88,16 @@ struct Network {
     unknown: AtomicBool,
 }
 
+impl Network {
+    /// The key to sign in with on the next connection.
+    fn signs_in(&self) -> Option<&OperatorKey> {
+        self.key.as_ref().filter(|_| !self.unknown.load(Ordering::Relaxed))
+    }
+}
+
 impl World for Network {
     type Local = TcpStream;
-    type Remote = TlsStream<TcpStream>;
+    type Remote = Stream;
 
     /// The later of both clocks: one may be set back, the other stands still while the machine sleeps.
     fn now(&self) -> u64 {
@@ -109,18 +115,16 @@ impl World for Network {
         verify(&self.ui, &self.options, self.port, Some(last)).await
     }
 
-    async fn dial(&self, endpoint: &Endpoint) -> Outcome<(TlsStream<TcpStream>, Digest)> {
+    async fn dial(&self, endpoint: &Endpoint) -> Outcome<(Stream, Digest)> {
         // The session compares the key itself: another one is news to it, and not only a failure.
-        let dialled = channel::dial(endpoint, None).await.map_err(|error| error.failure(endpoint, true))?;
-        Ok((dialled.stream, dialled.peer.tls_key))
+        let signs_in = self.signs_in().is_some();
+        let dialled =
+            channel::dial(endpoint, None, signs_in).await.map_err(|error| error.failure(endpoint, true))?;
+        Ok((dialled.stream.into(), dialled.peer.tls_key))
     }
 
-    async fn introduce(
-        &self,
-        remote: TlsStream<TcpStream>,
-        endpoint: &Endpoint,
-    ) -> Outcome<Option<TlsStream<TcpStream>>> {
-        let Some(key) = self.key.as_ref().filter(|_| !self.unknown.load(Ordering::Relaxed)) else {
+    async fn introduce(&self, remote: Stream, endpoint: &Endpoint) -> Outcome<Option<Stream>> {
+        let Some(key) = self.signs_in() else {
             return Ok(Some(remote));
         };
         match channel::sign_in(remote, key, &endpoint.to_string()).await? {

@@ -159,7 +159,8 @@ fn serve(
     }
 }
 
-const SIGNED_IN: &str = "HTTP/1.1 204 No Content\r\n\r\n";
+const SIGNED_IN: &str =
+    "HTTP/1.1 101 Switching Protocols\r\nconnection: upgrade\r\nupgrade: cofferdam-operator\r\n\r\n";
 const NOT_SIGNED_IN: &str = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 36\r\n\r\n{\"error\":\"the key is no operator's\"}";
 
 /// What operators get: a service that runs and one that waits, two lines, one secret.

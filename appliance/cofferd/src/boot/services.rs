@@ -126,7 +126,7 @@ fn introduce(services: &mut [ServiceFacts]) {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_declaration::{Auth, Port};
+    use cofferdam_declaration::{Auth, Port, Speaks};
 
     use super::*;
     use crate::roles::testing::declaration;
@@ -211,7 +211,8 @@ mod tests {
             assert_eq!((name.as_str(), *uid, address.octets()), (expected, base, [10, 1, 1, last]));
         }
         let web = facts.service("web").unwrap();
-        let port = Port { published: 443, target: 8080, auth: Auth::None, redact_responses: false };
+        let (speaks, auth) = (Speaks::Http, Auth::None);
+        let port = Port { published: 443, target: 8080, speaks, auth, redact_responses: false };
         let socket = |port| web.socket(&port).strip_prefix("/run/cofferdam/services/web").unwrap().to_owned();
         assert_eq!(socket(port), Path::new("port-8080"));
         assert_eq!(socket(Port { redact_responses: true, ..port }), Path::new("port-8080-redacted"));

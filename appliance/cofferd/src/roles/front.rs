@@ -12,18 +12,22 @@ mod auth;
 mod batch;
 mod connection;
 mod evidence;
+mod http2;
 mod listen;
 mod logs;
 mod operator;
+mod outgoing;
 mod proxy;
 mod reply;
 mod requests;
 mod site;
 mod source;
 mod stall;
+mod tcp;
 mod tls;
 mod turns;
 mod untrusted_file;
+mod upstream;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::net::{Ipv4Addr, Ipv6Addr, SocketAddr};
@@ -89,12 +93,17 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         let identity = Arc::new(Identity::default());
         let site = Arc::new(site(&facts)?);
         let until = attest(&site.evidence, &key, &identity).await;
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity))?));
+        let acceptor = |http| {
+            let config = tls::server_config(Arc::clone(&identity), http)?;
+            Ok::<_, tls::TlsError>(TlsAcceptor::from(Arc::new(config)))
+        };
+        let (for_http, for_bytes) = (acceptor(true)?, acceptor(false)?);
         let limits = Limits::default();
         let waiting = Places::new(limits.waiting);
         let ports: BTreeSet<u16> = site.backends.keys().copied().chain([ALWAYS]).collect();
         for port in ports {
             let listener = bind(port).await?;
+            let acceptor = if site.carries_http(port) { &for_http } else { &for_bytes };
             let (acceptor, waiting, site) = (acceptor.clone(), Arc::clone(&waiting), Arc::clone(&site));
             tokio::spawn(listen::serve(listener, port, acceptor, limits, waiting, site));
         }
@@ -114,9 +123,12 @@ fn site(facts: &Facts) -> anyhow::Result<Site> {
             let backend = Backend {
                 service: service.declared.name.as_str().into(),
                 auth: port.auth,
+                speaks: port.speaks,
                 socket: service.socket(port),
                 uid: service.uid,
                 status: service.status(),
+                kept: upstream::places(),
+                connections: Places::new(tcp::CONNECTIONS),
             };
             (port.published, backend)
         })
@@ -237,5 +249,7 @@ async fn bind(port: u16) -> anyhow::Result<TcpListener> {
 
 #[cfg(test)]
 mod attacks;
+#[cfg(test)]
+mod protocols;
 #[cfg(test)]
 mod tests;

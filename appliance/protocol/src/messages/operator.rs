@@ -30,6 +30,10 @@ pub const SERVICES: &str = "/v1/services";
 /// `POST` without a body: 204, and what else is asked for on this connection is asked for by the operator, also of the services
 /// whose ports take operators. A service gets no signature to see, and bodies and tunnels need none.
 pub const SIGN_IN: &str = "/v1/sign-in";
+/// `Upgrade` of a sign-in that is for the connection itself (RFC 9110 §7.8): 101, and what is said next is the first thing on it, in the
+/// operator's name: HTTP of either version, or the bytes that the port carries.
+/// The same word is the protocol (ALPN, RFC 7301) of a connection that begins so at a port where bytes are for everybody.
+pub const SIGN_IN_UPGRADE: &str = "cofferdam-operator";
 
 /// Largest secret value in bytes.
 pub const MAX_SECRET: usize = 64 * 1024;

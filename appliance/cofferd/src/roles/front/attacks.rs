@@ -17,22 +17,25 @@ use tokio::net::{TcpSocket, TcpStream};
 use tokio_rustls::client::TlsStream;
 
 use super::listen::Limits;
-use super::proxy::{ANSWER_LIMIT, BODY_LIMIT, TUNNEL_IDLE};
+use super::outgoing::BODY_LIMIT;
+use super::proxy::TUNNEL_IDLE;
 use super::requests::Bounds;
 use super::site::{EVIDENCE_REQUESTS, OPERATORS_REQUESTS};
 use super::stall::RATE;
+use super::tcp::CONNECTIONS;
 use super::tests::{Client, OTHER, Room, dial, dial_from, mirror, operator, raw, shake_hands};
+use super::upstream::{ANSWER_LIMIT, KEPT_BY_SERVICE};
 use crate::roles::testing::{respond, serve_unix};
 
 /// For whatever has to happen, on a machine that does much else.
 const SOON: Duration = Duration::from_secs(60);
 
-async fn soon<T>(what: impl Future<Output = T>) -> T {
+pub(super) async fn soon<T>(what: impl Future<Output = T>) -> T {
     tokio::time::timeout(SOON, what).await.expect("it does not happen")
 }
 
 /// Waits until it is so.
-async fn until(condition: impl Fn() -> bool) {
+pub(super) async fn until(condition: impl Fn() -> bool) {
     soon(async {
         while !condition() {
             tokio::time::sleep(Duration::from_millis(10)).await;
@@ -48,7 +51,7 @@ fn many_descriptors() {
 }
 
 /// How many of these have been ended by the other side.
-async fn ended(connections: &mut [TcpStream]) -> usize {
+pub(super) async fn ended(connections: &mut [TcpStream]) -> usize {
     let mut count = 0;
     for connection in connections {
         let read = tokio::time::timeout(Duration::ZERO, connection.read(&mut [0])).await;
@@ -58,7 +61,7 @@ async fn ended(connections: &mut [TcpStream]) -> usize {
 }
 
 /// Everything that has to go on whatever the services and their clients do.
-async fn the_appliance_answers(room: &Room) {
+pub(super) async fn the_appliance_answers(room: &Room) {
     let mut client = soon(room.client()).await;
     let evidence = soon(client.get(&format!("{PREFIX}/evidence"))).await;
     assert_eq!(evidence.status, StatusCode::OK);
@@ -72,7 +75,7 @@ async fn the_appliance_answers(room: &Room) {
 }
 
 /// A workload that never answers; counts the requests that it has got.
-fn hanging(room: &Room, service: &str) -> Arc<AtomicUsize> {
+pub(super) fn hanging(room: &Room, service: &str) -> Arc<AtomicUsize> {
     let got = Arc::new(AtomicUsize::new(0));
     let count = Arc::clone(&got);
     serve_unix(&room.path(&format!("services/{service}/port-8080")), move |_| {
@@ -149,28 +152,17 @@ async fn a_head_is_taken_up_to_its_bounds_and_no_further() {
 }
 
 #[tokio::test]
-async fn there_is_no_http_2_whose_heads_would_have_other_bounds() {
+async fn http_2_is_for_who_asks_for_it() {
     let room = Room::open().await;
     let got = hanging(&room, "web");
-    let offer = async |protocols: &[&[u8]]| {
-        let mut config = cofferdam_attest::ratls::client_config(None).unwrap();
-        config.alpn_protocols = protocols.iter().map(|name| name.to_vec()).collect();
-        let name = rustls::pki_types::ServerName::try_from("127.0.0.1").unwrap();
-        let stream = TcpStream::connect(room.address).await.unwrap();
-        soon(tokio_rustls::TlsConnector::from(Arc::new(config)).connect(name, stream)).await
-    };
-    assert!(offer(&[b"h2"]).await.is_err());
-    let both = offer(&[b"h2", b"http/1.1"]).await.unwrap();
-    assert_eq!(both.get_ref().1.alpn_protocol(), Some(&b"http/1.1"[..]));
     // Its preface, settings and the head of `GET /` (RFC 9113 §3.4, §6), without asking.
     let frames =
         b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n\0\0\0\x04\0\0\0\0\0\0\0\x03\x01\x05\0\0\0\x01\x82\x84\x87";
-    for mut stream in [both, offer(&[]).await.unwrap()] {
-        stream.write_all(frames).await.unwrap();
-        let mut answer = Vec::new();
-        let _ = soon(stream.read_to_end(&mut answer)).await;
-        assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"), "{answer:?}");
-    }
+    let mut stream = room.dial().await;
+    stream.write_all(frames).await.unwrap();
+    let mut answer = Vec::new();
+    let _ = soon(stream.read_to_end(&mut answer)).await;
+    assert!(answer.is_empty() || answer.starts_with(b"HTTP/1.1 400"), "{answer:?}");
     assert_eq!(got.load(Ordering::Relaxed), 0);
 }
 
@@ -319,9 +311,10 @@ async fn headers_that_drip_and_connections_that_are_kept_alive_keep_nobody_out()
 }
 
 /// Times that are short for a test and long enough for an honest peer on a busy machine.
-fn hasty() -> Limits {
+pub(super) fn hasty() -> Limits {
     let moment = Duration::from_millis(1500);
-    Limits { handshake: moment, headers: moment, write: moment, ..Limits::default() }
+    let moments = Limits { handshake: moment, headers: moment, silence: moment, ..Limits::default() };
+    Limits { write: moment, ..moments }
 }
 
 #[tokio::test]
@@ -489,6 +482,13 @@ fn the_documents_have_the_numbers_of_the_code() {
                 "| requests to services, in shared places | {shared} | service: {by_service}; source: {by_source}; \
                  source at one service: {by_both} |"
             ),
+            format!("| connections at one port that carries bytes | {CONNECTIONS} |"),
+            format!("| connections to one service that are kept for a next request | {KEPT_BY_SERVICE} |"),
+            format!(
+                "| the next request in HTTP/2, while none is under way | {} s |",
+                seconds(limits.silence)
+            ),
+            format!("while the client may say more | {open} s |"),
             format!("| a TLS handshake | {} s |", seconds(limits.handshake)),
             format!(
                 "| the headers of a request, and the silence before them | {} s |",
@@ -512,6 +512,7 @@ fn the_documents_have_the_numbers_of_the_code() {
         &[
             format!("A service answers up to {service} requests at a time, {source} of them for one source"),
             format!("{each} of these places are its own"),
+            format!("A port that carries bytes has {CONNECTIONS} connections"),
             format!("slower than {RATE} bytes a second for long are cut off, WebSockets after {open} s"),
         ],
     );

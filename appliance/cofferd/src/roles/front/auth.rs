@@ -14,10 +14,10 @@ use aws_lc_rs::constant_time::verify_slices_are_equal;
 use axum::body::Body;
 use axum::http::{HeaderMap, HeaderName, HeaderValue, Method, Request, Response, StatusCode, Uri, header};
 use cofferdam_declaration::{Auth, Token};
-use cofferdam_protocol::operator::{Authorization, SCHEME};
+use cofferdam_protocol::operator::{Authorization, SCHEME, SIGN_IN_UPGRADE};
 use cofferdam_protocol::{AccessToken, Digest};
 use cofferdam_vault::{AuthenticationError, KeyError, Operator, Operators, Signed};
-use hyper::body::{Body as _, Incoming};
+use hyper::body::Body as _;
 
 use super::listen::Peer;
 use super::reply;
@@ -59,7 +59,11 @@ impl Callers {
     }
 
     /// Lets the operator in whose signature is on this request, for as long as the connection lasts.
-    pub(crate) fn sign_in(&self, peer: &Peer, request: &Request<Incoming>) -> Response<Body> {
+    pub(crate) fn sign_in(&self, peer: &Peer, mut request: Request<Body>) -> Response<Body> {
+        let refused = |status, text: &str| {
+            peer.connection.close();
+            refused(status, text)
+        };
         if request.method() != Method::POST || !request.body().is_end_stream() {
             return refused(StatusCode::BAD_REQUEST, "an operator signs in with POST and without a body");
         }
@@ -67,7 +71,7 @@ impl Callers {
             return refused(StatusCode::UNAUTHORIZED, "an operator's signature is needed");
         };
         match self.authenticate(&authorization, request.method(), request.uri(), b"", peer) {
-            Ok(operator) if peer.connection.sign_in(&operator.name) => reply::empty(StatusCode::NO_CONTENT),
+            Ok(operator) if peer.connection.sign_in(&operator.name) => signed_in(peer, &mut request),
             Ok(_) => refused(StatusCode::FORBIDDEN, "another operator has signed in on this connection"),
             Err(error @ AuthenticationError::UnknownKey) => {
                 refused(StatusCode::FORBIDDEN, &error.to_string())
@@ -106,7 +110,7 @@ impl Callers {
         auth: Auth,
         service: &str,
         peer: &Peer,
-        request: &mut Request<Incoming>,
+        request: &mut Request<Body>,
     ) -> Result<Option<HeaderValue>, Box<Response<Body>>> {
         let caller = match auth {
             Auth::None => return Ok(None),
@@ -179,6 +183,21 @@ fn challenge(auth: Auth, service: &str, headers: &HeaderMap) -> Response<Body> {
     };
     let mut response = reply::error(StatusCode::UNAUTHORIZED, &text, Some(hint));
     response.headers_mut().insert(header::WWW_AUTHENTICATE, HeaderValue::from_static(scheme));
+    response
+}
+
+/// 204, or 101 for a client that wants the connection itself: what it says next is the first thing on it, whatever its
+/// port carries.
+fn signed_in(peer: &Peer, request: &mut Request<Body>) -> Response<Body> {
+    let mut response = Response::new(Body::empty());
+    *response.status_mut() = StatusCode::NO_CONTENT;
+    if request.headers().get(header::UPGRADE).is_some_and(|wanted| wanted == SIGN_IN_UPGRADE) {
+        peer.connection.go_on(hyper::upgrade::on(request));
+        *response.status_mut() = StatusCode::SWITCHING_PROTOCOLS;
+        let headers = response.headers_mut();
+        headers.insert(header::CONNECTION, HeaderValue::from_static("upgrade"));
+        headers.insert(header::UPGRADE, HeaderValue::from_static(SIGN_IN_UPGRADE));
+    }
     response
 }
 

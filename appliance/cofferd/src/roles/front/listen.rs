@@ -14,13 +14,17 @@ use std::sync::Arc;
 use std::task::Poll;
 use std::time::Duration;
 
+use axum::body::Body;
+use axum::http::Request;
 use cofferdam_workload::places::Places;
+use hyper::body::Incoming;
 use hyper::service::service_fn;
 use hyper_util::rt::{TokioIo, TokioTimer};
 use nix::sys::socket::{setsockopt, sockopt};
 use rustls::server::Acceptor;
-use tokio::io::{AsyncRead, AsyncWrite};
+use tokio::io::{AsyncRead, AsyncReadExt as _, AsyncWrite};
 use tokio::net::{TcpListener, TcpStream};
+use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
@@ -28,8 +32,11 @@ use super::connection::Connection;
 use super::site::Site;
 use super::source::Source;
 use super::stall::StallTimeoutStream;
-use super::tls;
 use super::turns::Turns;
+use super::{http2, tcp, tls};
+
+/// With what a client that speaks HTTP/2 begins (RFC 9113 §3.4).
+const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 
 /// Bounds on what a peer may take.
 #[derive(Debug, Clone, Copy)]
@@ -42,6 +49,8 @@ pub(crate) struct Limits {
     /// For the headers of a request, counted from the end of the previous one: also the longest silence of a
     /// kept-alive connection.
     pub(crate) headers: Duration,
+    /// How long a connection that speaks HTTP/2 may be without a request. Clients keep them for the next one.
+    pub(crate) silence: Duration,
     /// For a peer to take something that was written to it.
     pub(crate) write: Duration,
     /// Request line and headers, in bytes.
@@ -54,6 +63,7 @@ impl Default for Limits {
             waiting: 512,
             handshake: Duration::from_secs(10),
             headers: Duration::from_secs(15),
+            silence: Duration::from_secs(120),
             write: Duration::from_secs(60),
             header_bytes: 32 * 1024,
         }
@@ -134,14 +144,70 @@ async fn converse(
     }
     // Below TLS, where what the peer has taken is known to the byte.
     let stream = StallTimeoutStream::new(stream, limits.write);
+    let peer = |channel_binding| Peer { address, port, channel_binding, connection: Arc::clone(connection) };
+    if let Some(backend) = site.passed_through(port) {
+        return tcp::carry(stream, &peer([0; 32]), backend).await;
+    }
     let shaking = shake_hands(stream, &acceptor, site.callers.turns(), connection.source());
-    let Ok(Ok(stream)) = tokio::time::timeout(limits.handshake, shaking).await else { return };
+    let Ok(Ok(stream)) = timeout(limits.handshake, shaking).await else { return };
     let Some(channel_binding) = tls::channel_binding(stream.get_ref().1) else { return };
-    let peer = Peer { address, port, channel_binding, connection: Arc::clone(connection) };
+    let peer = peer(channel_binding);
+    match stream.get_ref().1.alpn_protocol() {
+        Some(tls::SIGNS_IN) => http1(stream, &peer, limits, &site).await,
+        chosen => {
+            let h2 = chosen == Some(tls::HTTP_2);
+            speak(stream, h2, &peer, limits, &site).await;
+        }
+    }
+    // Who has signed in for the connection itself begins anew on it.
+    let Some(next) = connection.next() else { return };
+    let Ok(stream) = next.await else { return };
+    let mut stream = TokioIo::new(stream);
+    if site.carries_bytes(&peer).is_some() {
+        return speak(stream, false, &peer, limits, &site).await;
+    }
+    let mut head = Vec::new();
+    let Ok(Ok(h2)) = timeout(limits.headers, begins_http_2(&mut stream, &mut head)).await else { return };
+    let (reader, writer) = tokio::io::split(stream);
+    let stream = tokio::io::join(std::io::Cursor::new(head).chain(reader), writer);
+    speak(stream, h2, &peer, limits, &site).await;
+}
 
-    let service = service_fn(move |request| {
-        let (site, peer) = (Arc::clone(&site), peer.clone());
-        async move { Ok::<_, Infallible>(site.answer(peer, request).await) }
+/// Whether a client says that it speaks HTTP/2. `head` is what it has said.
+async fn begins_http_2(stream: &mut (impl AsyncRead + Unpin), head: &mut Vec<u8>) -> std::io::Result<bool> {
+    let mut piece = [0; PREFACE.len()];
+    while PREFACE.starts_with(head) && head.len() < PREFACE.len() {
+        let room = piece.get_mut(head.len()..).unwrap_or_default();
+        let count = stream.read(room).await?;
+        if count == 0 {
+            break;
+        }
+        head.extend_from_slice(room.get(..count).unwrap_or_default());
+    }
+    Ok(head == PREFACE)
+}
+
+/// Serves what comes on a connection as its port says.
+async fn speak<S>(stream: S, h2: bool, peer: &Peer, limits: Limits, site: &Arc<Site>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    if let Some(backend) = site.carries_bytes(peer) {
+        tcp::carry(stream, peer, backend).await;
+    } else if h2 {
+        http2::serve(stream, peer, limits, site).await;
+    } else {
+        http1(stream, peer, limits, site).await;
+    }
+}
+
+async fn http1<S>(stream: S, peer: &Peer, limits: Limits, site: &Arc<Site>)
+where
+    S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
+{
+    let service = service_fn(move |request: Request<Incoming>| {
+        let (site, peer) = (Arc::clone(site), peer.clone());
+        async move { Ok::<_, Infallible>(site.answer(peer, request.map(Body::new)).await) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())

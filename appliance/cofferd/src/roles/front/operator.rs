@@ -18,10 +18,9 @@ use cofferdam_protocol::status::{
     BootStatus, ClockStatus, EgressStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
 use cofferdam_protocol::unseal::UNSEAL;
-use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, OPERATOR, OperatorRequest};
+use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, MAX_REQUEST, OPERATOR, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, Timestamp, error_chain};
 use cofferdam_vault::AuthenticationError;
-use hyper::body::Incoming;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
@@ -94,7 +93,7 @@ impl Operators {
         callers: &Callers,
         path: &str,
         peer: Peer,
-        request: Request<Incoming>,
+        request: Request<Body>,
     ) -> Response<Body> {
         let Some(authorization) = auth::operators(request.headers()) else {
             return reply::error(
@@ -105,18 +104,11 @@ impl Operators {
         };
         // The body first: whoever lets it come slowly holds his connection and nothing else.
         let (parts, body) = request.into_parts();
-        let body =
-            match tokio::time::timeout(BODY_LIMIT, axum::body::to_bytes(Body::new(body), MAX_BODY)).await {
-                Ok(Ok(body)) => body,
-                Ok(Err(_)) => {
-                    return reply::error(
-                        StatusCode::PAYLOAD_TOO_LARGE,
-                        "the body is larger than a sealed secret, or was cut off",
-                        Some("a secret value is at most 64 KiB"),
-                    );
-                }
-                Err(_) => return reply::error(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", None),
-            };
+        let body = match tokio::time::timeout(BODY_LIMIT, axum::body::to_bytes(body, MAX_BODY)).await {
+            Ok(Ok(body)) => body,
+            Ok(Err(_)) => return too_large(),
+            Err(_) => return reply::error(StatusCode::REQUEST_TIMEOUT, "the body came too slowly", None),
+        };
         if let Err(error) = callers.authenticate(&authorization, &parts.method, &parts.uri, &body, &peer) {
             let hint = match error {
                 AuthenticationError::UnknownKey => "use a key listed under operators in cofferdam.yaml",
@@ -137,13 +129,7 @@ impl Operators {
         let Ok(Ok(_permit)) = tokio::time::timeout(PERMIT_LIMIT, self.requests.acquire()).await else {
             return reply::later(StatusCode::SERVICE_UNAVAILABLE, "too many operators at once", 1);
         };
-        let Ok(body) = Base64Bytes::new(body.to_vec()) else {
-            return reply::error(
-                StatusCode::PAYLOAD_TOO_LARGE,
-                "the body is larger than a sealed secret",
-                None,
-            );
-        };
+        let Ok(body) = Base64Bytes::new(body.to_vec()) else { return too_large() };
         let question = OperatorRequest {
             method: parts.method.to_string(),
             path: parts.uri.path_and_query().map_or("", |target| target.as_str()).to_owned(),
@@ -179,6 +165,10 @@ impl Operators {
         // Not printed: anybody can make this happen as often as he likes, and PID 1 says when the vault is gone.
         let unreachable = || reply::later(StatusCode::SERVICE_UNAVAILABLE, "the vault does not answer", 1);
         let body = json::to_vec(question).map_err(|_| unreachable())?;
+        // The vault would hang up on the rest of it.
+        if body.len() > MAX_REQUEST {
+            return Err(too_large());
+        }
         client::request(&self.vault, Method::POST, OPERATOR, body, MAX_OPERATOR_REPLY, limit).await.map_err(
             |error| match error {
                 ClientError::Timeout(_) => reply::error(
@@ -190,6 +180,15 @@ impl Operators {
             },
         )
     }
+}
+
+/// 413 for a body that is no sealed secret: longer, or it ended early.
+fn too_large() -> Response<Body> {
+    reply::error(
+        StatusCode::PAYLOAD_TOO_LARGE,
+        "the body is larger than a sealed secret, or was cut off",
+        Some("a secret value is at most 64 KiB"),
+    )
 }
 
 impl Records {

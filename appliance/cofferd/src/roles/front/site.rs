@@ -7,7 +7,7 @@
 //! | `GET /v1/status` | operators | boot, registers, roles, services, publishing, as one object |
 //! | `GET /v1/logs?service=NAME[&tail=N]` | operators | the last N lines (100, at most 10,000) as JSON lines |
 //! | `POST /v1/publish` | operators | 202: the release attestation is looked at now, and published again unless it is the newest release |
-//! | `POST /v1/sign-in` | operators | 204: the connection is theirs from then on, also for ports that take operators |
+//! | `POST /v1/sign-in` | operators | 204: the connection is theirs from then on, also for ports that take operators; 101 for who asks to begin anew on it |
 //! | everything else under `/v1/` | operators | what the vault says |
 //!
 //! Errors are `{"error":…,"hint":…?}`. Every published port serves the same; 443 does so always.
@@ -17,10 +17,10 @@ use std::sync::Arc;
 
 use axum::body::Body;
 use axum::http::{Method, Request, Response, StatusCode};
+use cofferdam_declaration::{Auth, Speaks};
 use cofferdam_protocol::evidence;
 use cofferdam_protocol::operator::{OPERATORS, PREFIX, SIGN_IN};
 use cofferdam_workload::places::Places;
-use hyper::body::Incoming;
 
 use super::auth::Callers;
 use super::connection::hold;
@@ -83,8 +83,30 @@ enum Place<'a> {
 }
 
 impl Site {
+    /// Whether clients at this port choose a version of HTTP.
+    pub(crate) fn carries_http(&self, port: u16) -> bool {
+        self.backends.get(&port).is_none_or(|backend| backend.speaks != Speaks::Tcp)
+    }
+
+    /// The service whose own TLS a port passes on.
+    pub(crate) fn passed_through(&self, port: u16) -> Option<&Backend> {
+        self.backends.get(&port).filter(|backend| backend.speaks == Speaks::Tls)
+    }
+
+    /// The service that gets the bytes of this peer as they are: of everybody's, or of the operator's who has signed in.
+    pub(crate) fn carries_bytes(&self, peer: &Peer) -> Option<&Backend> {
+        self.backends.get(&peer.port).filter(|backend| {
+            let admitted = match backend.auth {
+                Auth::None => true,
+                Auth::Operators => peer.connection.operator().is_some(),
+                Auth::Tokens => false,
+            };
+            backend.speaks == Speaks::Tcp && admitted
+        })
+    }
+
     /// Answers one request.
-    pub(crate) async fn answer(&self, peer: Peer, mut request: Request<Incoming>) -> Response<Body> {
+    pub(crate) async fn answer(&self, peer: Peer, mut request: Request<Body>) -> Response<Body> {
         match place(request.uri().path()) {
             Place::Own(evidence::PATH) => {
                 if request.method() != Method::GET {
@@ -96,7 +118,7 @@ impl Site {
                 let answer = self.evidence.answer(request.uri().query(), &peer.channel_binding);
                 hold(answer.await, held)
             }
-            Place::Own(SIGN_IN) => self.callers.sign_in(&peer, &request),
+            Place::Own(SIGN_IN) => self.callers.sign_in(&peer, request),
             Place::Own(path) if is_operators(path) => {
                 let held = peer.connection.enter(&self.own.operators);
                 let path = path.to_owned();
@@ -112,6 +134,14 @@ impl Site {
                 None,
             ),
             Place::Service => match self.backends.get(&peer.port) {
+                Some(backend) if backend.speaks == Speaks::Tcp => reply::error(
+                    StatusCode::NOT_FOUND,
+                    &format!(
+                        "service {} takes no HTTP here, only the bytes of an operator who has signed in",
+                        backend.service
+                    ),
+                    Some("use `coffer connect` with the key of an operator that the declaration names"),
+                ),
                 Some(backend) => {
                     match self.callers.admit(backend.auth, &backend.service, &peer, &mut request) {
                         Ok(caller) => self.proxy.forward(backend, peer, caller, request).await,

@@ -6,6 +6,8 @@
 use std::future::Future as _;
 use std::io;
 use std::pin::Pin;
+use std::sync::Arc;
+use std::sync::atomic::{AtomicBool, Ordering};
 use std::task::{Context, Poll, ready};
 use std::time::Duration;
 
@@ -21,21 +23,23 @@ pub(super) const RATE: u32 = 256;
 /// Patience with a peer. Waiting uses it up, and what the peer moves restores it, never beyond the limit: so one pause
 /// may take the whole limit, and a peer that is slow for long has to keep to [`RATE`].
 #[derive(Debug)]
-struct Stall {
+pub(crate) struct Stall {
     limit: Duration,
     left: Duration,
     timer: Pin<Box<Sleep>>,
     /// Since when something is pending.
     since: Option<Instant>,
+    /// Set when something else has moved that is as good.
+    other: Option<Arc<AtomicBool>>,
 }
 
 impl Stall {
-    fn new(limit: Duration) -> Self {
-        Self { limit, left: limit, timer: Box::pin(tokio::time::sleep(limit)), since: None }
+    pub(crate) fn new(limit: Duration) -> Self {
+        Self { limit, left: limit, timer: Box::pin(tokio::time::sleep(limit)), since: None, other: None }
     }
 
     /// Passes `outcome` on; an error instead of pending once there is no patience left. `bytes` says how many were moved.
-    fn watch<T>(
+    pub(crate) fn watch<T>(
         &mut self,
         context: &mut Context<'_>,
         outcome: Poll<T>,
@@ -56,6 +60,12 @@ impl Stall {
             self.timer.as_mut().reset(now + self.left);
         }
         ready!(self.timer.as_mut().poll(context));
+        while self.other.as_ref().is_some_and(|other| other.swap(false, Ordering::Relaxed)) {
+            let now = Instant::now();
+            (self.left, self.since) = (self.limit, Some(now));
+            self.timer.as_mut().reset(now + self.limit);
+            ready!(self.timer.as_mut().poll(context));
+        }
         Poll::Ready(Err(io::ErrorKind::TimedOut.into()))
     }
 }
@@ -119,6 +129,14 @@ impl<B, G> StallTimeoutBody<B, G> {
     /// Gives the sender `limit` to go on, or for ever when it is `None`.
     pub(crate) fn new(inner: B, limit: Option<Duration>, guard: G) -> Self {
         Self { inner, stall: limit.map(Stall::new), _guard: guard }
+    }
+
+    /// Goes on waiting as long as `other` is set again and again.
+    pub(crate) fn or_while(mut self, other: Arc<AtomicBool>) -> Self {
+        if let Some(stall) = &mut self.stall {
+            stall.other = Some(other);
+        }
+        self
     }
 }
 

@@ -16,7 +16,7 @@ use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Evidence, MEDIA_TYPE};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::ratls;
-use cofferdam_declaration::{Auth, Token};
+use cofferdam_declaration::{Auth, Speaks, Token};
 use cofferdam_protocol::evidence::Nonce;
 use cofferdam_protocol::operator::{Authorization, PREFIX, signing_input};
 use cofferdam_protocol::{AccessToken, Digest, Fingerprint, base64};
@@ -41,6 +41,7 @@ use super::site::{Own, Site};
 use super::source::Source;
 use super::tls::{self, Identity, TlsKey};
 use super::turns::Turns;
+use super::{tcp, upstream};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::tests::start as start_evidence;
 use crate::roles::facts::OperatorFacts;
@@ -56,6 +57,14 @@ pub(super) const OTHER: u16 = 8444;
 pub(super) const FOR_OPERATORS: u16 = 8445;
 /// See [`PUBLISHED`]: the first service's, for clients with a token.
 pub(super) const FOR_TOKENS: u16 = 8446;
+/// See [`PUBLISHED`]: the first service's, which speaks HTTP/2 there.
+pub(super) const H2C: u16 = 8447;
+/// See [`PUBLISHED`]: the first service's bytes, for operators.
+pub(super) const BYTES_FOR_OPERATORS: u16 = 8448;
+/// See [`PUBLISHED`]: the first service's bytes, for everybody.
+pub(super) const BYTES: u16 = 8449;
+/// See [`PUBLISHED`]: the first service's bytes, TLS being its own.
+pub(super) const PASSED: u16 = 8450;
 
 pub(super) fn me() -> u32 {
     nix::unistd::getuid().as_raw()
@@ -108,16 +117,24 @@ impl Room {
         let backend = Backend {
             service: "web".into(),
             auth: Auth::None,
+            speaks: Speaks::Http,
             socket: root.join("services/web/port-8080"),
             uid: me(),
             status: root.join("services/web/status.json"),
+            kept: upstream::places(),
+            connections: Places::new(tcp::CONNECTIONS),
         };
         let other =
             Backend { service: "db".into(), socket: root.join("services/db/port-8080"), ..backend.clone() };
         let closed = |auth| Backend { auth, ..backend.clone() };
+        let speaking = |speaks, auth| Backend { speaks, ..closed(auth) };
         let backends = BTreeMap::from([
             (FOR_OPERATORS, closed(Auth::Operators)),
             (FOR_TOKENS, closed(Auth::Tokens)),
+            (H2C, speaking(Speaks::H2c, Auth::None)),
+            (BYTES_FOR_OPERATORS, speaking(Speaks::Tcp, Auth::Operators)),
+            (BYTES, speaking(Speaks::Tcp, Auth::None)),
+            (PASSED, speaking(Speaks::Tls, Auth::None)),
             (PUBLISHED, backend),
             (OTHER, other),
         ]);
@@ -145,7 +162,7 @@ impl Room {
         let until = super::attest(&site.evidence, &key, &identity).await;
         assert!(!until.has_come());
 
-        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity)).unwrap()));
+        let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(Arc::clone(&identity), true).unwrap()));
         let (waiting, address) = (Places::new(limits.waiting), SocketAddr::from(([0; 4], 0)));
         let mut room = Self {
             directory,
@@ -537,7 +554,7 @@ async fn evidence_relayed_onto_another_connection_is_refused() {
     let certificate =
         ratls::certificate(&own, b"{}", &["127.0.0.1".into()], clock::unix_now(), 3600).unwrap();
     identity.replace(certificate, &key_of(&own), Moment::at(u64::MAX));
-    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(identity).unwrap()));
+    let acceptor = TlsAcceptor::from(Arc::new(tls::server_config(identity, true).unwrap()));
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let middle = listener.local_addr().unwrap();
     let behind = room.address;
@@ -882,7 +899,13 @@ async fn a_body_beyond_the_largest_secret_is_refused() {
     let mut client = room.client().await;
     let answer = client.signed(&operator(), Method::PUT, "/v1/secrets/a/b/c", &vec![b'x'; 200 * 1024]).await;
     assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
+    // Larger than the vault reads once it is in base64, and so refused for the same reason.
+    let mut client = room.client().await;
+    let answer = client.signed(&operator(), Method::PUT, "/v1/secrets/a/b/c", &vec![b'x'; 110 * 1024]).await;
+    assert_eq!(answer.status, StatusCode::PAYLOAD_TOO_LARGE);
     assert!(room.asked.lock().unwrap().is_empty());
+    let answer = client.signed(&operator(), Method::PUT, "/v1/secrets/a/b/c", &vec![b'x'; 90 * 1024]).await;
+    assert_eq!(answer.error(), "no such thing");
 }
 
 /// Sends `count` operators' requests at once; returns the status of each.
@@ -1022,8 +1045,14 @@ async fn requests_reach_the_workload_without_what_belongs_to_the_hop() {
         .header(header::HOST, "room.example")
         .header("connection", "keep-alive, X-Listed, host, content-length")
         .header("x-listed", "1")
+        .header("proxy", "http://6.6.6.6")
+        .header("x_forwarded_for", "6.6.6.6")
+        .header("x_cofferdam_caller", "operator:alice")
+        .header("transfer_encoding", "chunked")
+        .header("content_length", "0")
+        .header("keep_alive", "1")
         .header("keep-alive", "timeout=5")
-        .header("te", "trailers")
+        .header("te", "trailers, deflate")
         .header("proxy-authorization", "x")
         .header("x-forwarded-for", "6.6.6.6")
         .header("x-forwarded-proto", "http")
@@ -1046,11 +1075,20 @@ async fn requests_reach_the_workload_without_what_belongs_to_the_hop() {
     assert_eq!(values(&seen, "x-forwarded-for"), ["127.0.0.1"]);
     assert_eq!(values(&seen, "x-forwarded-proto"), ["https"]);
     assert_eq!(values(&seen, "x-forwarded-host"), ["room.example"]);
+    // The next hop is told that trailers may come, and nothing else of this one.
+    assert_eq!(
+        (values(&seen, "te"), values(&seen, "connection")),
+        (vec!["trailers".into()], vec!["te".into()])
+    );
     let gone = [
-        "connection",
         "x-listed",
         "keep-alive",
-        "te",
+        "proxy",
+        "x_forwarded_for",
+        "x_cofferdam_caller",
+        "transfer_encoding",
+        "content_length",
+        "keep_alive",
         "proxy-authorization",
         "x-forwarded-server",
         "forwarded",
@@ -1121,6 +1159,13 @@ async fn ambiguous_requests_do_not_smuggle_a_second_one() {
         "GET /five HTTP/1.1\r\nhost : x\r\n\r\n",
         "GET /six HTTP/1.1\r\nhost: x\r\nhost: y\r\n\r\n",
         "GET /seven HTTP/1.1\r\n\r\n",
+        "GET http://x/eight HTTP/1.1\r\nhost: x\r\nhost: x\r\n\r\n",
+        "GET /nine HTTP/1.1\r\nhost: \r\n\r\n",
+        "GET /ten HTTP/1.1\r\nhost: user@x\r\n\r\n",
+        "GET /eleven HTTP/1.1\r\nhost: x:99999\r\n\r\n",
+        "GET /twelve HTTP/1.1\r\nhost: x/y\r\n\r\n",
+        "GET /thirteen HTTP/1.1\r\nhost: x, y\r\n\r\n",
+        "POST /fourteen HTTP/1.1\r\nhost: x\r\ntransfer-encoding: chunked\r\n\r\nzz\r\n",
         "CONNECT evil.example:443 HTTP/1.1\r\nhost: x\r\n\r\n",
     ] {
         let answer = raw(&room, request.as_bytes()).await;
@@ -1136,6 +1181,10 @@ async fn ambiguous_requests_do_not_smuggle_a_second_one() {
     tokio::time::sleep(Duration::from_millis(300)).await;
     let targets = targets.lock().unwrap().clone();
     assert!(targets.iter().all(|target| target == "/one"), "{targets:?}");
+    for host in ["x", "x:8443", "192.0.2.1", "[::1]:443", "xn--bcher-kva.example"] {
+        let answer = raw(&room, format!("GET /one HTTP/1.1\r\nhost: {host}\r\n\r\n").as_bytes()).await;
+        assert!(answer.starts_with("HTTP/1.1 200"), "{host}: {answer}");
+    }
 }
 
 #[tokio::test]

@@ -10,6 +10,7 @@ use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock};
 
 use cofferdam_protocol::evidence::CHANNEL_BINDING_LABEL;
+use cofferdam_protocol::operator::SIGN_IN_UPGRADE;
 use nix::errno::Errno;
 use rustls::crypto::aws_lc_rs;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
@@ -101,17 +102,28 @@ impl ResolvesServerCert for Identity {
     }
 }
 
-/// TLS 1.3 only, HTTP/1.1 only, no resumption, no early data.
+/// ALPN's name of HTTP/2 (RFC 9113 §3.2).
+pub(crate) const HTTP_2: &[u8] = b"h2";
+
+/// Chosen by who signs in before anything else, whatever the port carries.
+pub(crate) const SIGNS_IN: &[u8] = SIGN_IN_UPGRADE.as_bytes();
+
+/// PostgreSQL's, without which its clients do not begin with TLS.
+const POSTGRESQL: &[u8] = b"postgresql";
+
+/// TLS 1.3 only, no resumption, no early data. For `http` clients choose between HTTP/2 and HTTP/1.1, which is also what they speak
+/// who do not ask.
 ///
 /// # Errors
 /// When the TLS library refuses it.
-pub(crate) fn server_config(identity: Arc<Identity>) -> Result<ServerConfig, TlsError> {
+pub(crate) fn server_config(identity: Arc<Identity>, http: bool) -> Result<ServerConfig, TlsError> {
     let mut config = ServerConfig::builder_with_provider(Arc::new(aws_lc_rs::default_provider()))
         .with_protocol_versions(&[&rustls::version::TLS13])
         .map_err(TlsError::Configure)?
         .with_no_client_auth()
         .with_cert_resolver(identity);
-    config.alpn_protocols = vec![b"http/1.1".to_vec()];
+    let spoken = if http { [HTTP_2, b"http/1.1"].as_slice() } else { &[POSTGRESQL] };
+    config.alpn_protocols = spoken.iter().chain([&SIGNS_IN]).map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)
