@@ -1150,7 +1150,7 @@ class Hostile(unittest.TestCase):
         monitor = self.world.path("slipped", "monitor.sock")
         wait_for("QEMU's monitor", 30, lambda: os.path.exists(monitor))
         self.world.monitor("slipped", "set_link net off")
-        self.world.wait_console("slipped", appliance, "no DHCP server has answered", 240)
+        self.world.wait_console("slipped", appliance, "s, waiting for one", 240)
         self.world.monitor("slipped", "set_link net on")
         self.world.wait_console("slipped", appliance, "launched", 240)
         code, said = self.put(IMAGE)
