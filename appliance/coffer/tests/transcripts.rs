@@ -15,7 +15,7 @@
 mod world;
 
 use std::fmt::Write as _;
-use std::io::Read as _;
+use std::io::{BufRead as _, Write as _};
 use std::path::{Path, PathBuf};
 use std::process::{Command, ExitStatus, Stdio};
 
@@ -24,6 +24,9 @@ use snapbox::Data;
 use world::World;
 use world::appliance::Simulated;
 use world::seal::Seal;
+
+/// What no command prints; after it, nothing of the command's output is to come.
+const RECORD_SEPARATOR: u8 = 0x1e;
 
 /// What surrounds a case.
 struct Place {
@@ -94,15 +97,22 @@ impl Place {
         let mut command = self.command(line);
         command.env("TERM", "dumb").stdin(terminal()).stdout(terminal()).stderr(terminal());
         let mut child = command.spawn().unwrap();
-        drop((command, pair.slave));
-        let mut bytes = Vec::new();
-        // It ends with an error (EIO) when nobody has the other end any more.
-        let _ = std::fs::File::from(pair.master).read_to_end(&mut bytes);
+        // The end is marked by a byte: a terminal that everybody closed may give an error before its last bytes.
+        let reader = std::thread::spawn(move || {
+            let mut bytes = Vec::new();
+            std::io::BufReader::new(std::fs::File::from(pair.master)).read_until(RECORD_SEPARATOR, &mut bytes).unwrap();
+            assert_eq!(bytes.pop(), Some(RECORD_SEPARATOR));
+            bytes
+        });
+        let status = child.wait().unwrap();
+        let mut slave = std::fs::File::from(pair.slave);
+        slave.write_all(&[RECORD_SEPARATOR]).unwrap();
+        let bytes = reader.join().unwrap();
         let mut out = String::new();
         for line in std::str::from_utf8(&bytes).unwrap().lines() {
             let _ = writeln!(out, "{}", format!("| {line}").trim_end());
         }
-        self.ended(out, child.wait().unwrap())
+        self.ended(out, status)
     }
 
     fn ended(&self, mut out: String, status: ExitStatus) -> String {

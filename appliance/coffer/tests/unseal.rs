@@ -430,25 +430,22 @@ fn what_is_typed_does_not_show() {
 
 /// Runs a program on a terminal of its own, and types each answer when something is asked.
 const TERMINAL: &str = r#"
-import json, os, pty, sys, time
+import fcntl, json, os, pty, subprocess, sys, termios, threading, time
 about = json.loads(sys.argv[1])
-child, terminal = pty.fork()
-if child == 0:
-    os.execve(about["words"][0], about["words"], {"HOME": about["home"]})
+terminal, slave = pty.openpty()
+child = subprocess.Popen(about["words"], env={"HOME": about["home"]}, stdin=slave, stdout=slave, stderr=slave,
+                         start_new_session=True, preexec_fn=lambda: fcntl.ioctl(0, termios.TIOCSCTTY, 0))
+# The end is marked by a byte: a terminal that everybody closed may give an error before its last bytes.
+END = b"\x1e"
+threading.Thread(target=lambda: (child.wait(), os.write(slave, END))).start()
 seen, answers = b"", list(about["answers"])
-while True:
-    try:
-        more = os.read(terminal, 4096)
-    except OSError:
-        break
-    if not more:
-        break
-    seen += more
-    if answers and more.rstrip(b" ").endswith(b":"):
+while not seen.endswith(END):
+    seen += os.read(terminal, 4096)
+    if answers and seen.rstrip(b" ").endswith(b":"):
         # A person takes longer to read than the program to turn the echo off.
         time.sleep(0.5)
         os.write(terminal, answers.pop(0).encode() + b"\n")
-sys.stdout.buffer.write(seen)
+sys.stdout.buffer.write(seen[:-1])
 sys.stdout.flush()
-os._exit(os.waitstatus_to_exitcode(os.waitpid(child, 0)[1]))
+os._exit(child.returncode)
 "#;
