@@ -485,8 +485,21 @@ class World:
 
     # -- the appliance ----------------------------------------------------------------------------
 
-    def boot(self, name, image, declaration, commit, port, *more):
-        """Boots `image`; the returned process ends with the machine."""
+    def boot(self, name, *about):
+        """Boots an image; the returned process ends with the machine. `about` as of `power_on`."""
+        machine = self.power_on(name, *about)
+        if self.stands_still(name, machine):
+            # Seen with other work on both processors, in the firmware or in the kernel, whose own
+            # messages are not on this console.
+            print(f"{name}: stood still before PID 1, begun anew", file=sys.stderr, flush=True)
+            self.cut_power(name, machine)
+            shutil.rmtree(self.path(name))
+            os.remove(self.path(name + ".log"))
+            machine = self.power_on(name, *about)
+        return machine
+
+    def power_on(self, name, image, declaration, commit, port, *more):
+        """Starts QEMU with `image`, and waits for nothing."""
         path = self.path(name + ".yaml")
         with open(path, "w", encoding="utf-8") as file:
             file.write(declaration)
@@ -505,16 +518,7 @@ class World:
             self.path(name),
             *more,
         ]
-        machine = self.start(name, command)
-        if self.stands_still(name, machine):
-            # Seen with other work on both processors, in the firmware or in the kernel, whose own
-            # messages are not on this console.
-            print(f"{name}: stood still before PID 1, begun anew", file=sys.stderr, flush=True)
-            self.cut_power(name, machine)
-            shutil.rmtree(self.path(name))
-            os.remove(self.path(name + ".log"))
-            machine = self.start(name, command)
-        return machine
+        return self.start(name, command)
 
     def stands_still(self, name, machine):
         """Whether the firmware has named the image and nothing of the image has run since."""

@@ -100,7 +100,9 @@ impl Place {
         // The end is marked by a byte: a terminal that everybody closed may give an error before its last bytes.
         let reader = std::thread::spawn(move || {
             let mut bytes = Vec::new();
-            std::io::BufReader::new(std::fs::File::from(pair.master)).read_until(RECORD_SEPARATOR, &mut bytes).unwrap();
+            std::io::BufReader::new(std::fs::File::from(pair.master))
+                .read_until(RECORD_SEPARATOR, &mut bytes)
+                .unwrap();
             assert_eq!(bytes.pop(), Some(RECORD_SEPARATOR));
             bytes
         });
