@@ -61,7 +61,7 @@ class KeyServer(unittest.TestCase):
         declaration = declaration or cls.declaration
         more = ("--state", disk)
         machine = cls.world.boot(name, IMAGE, declaration, cls.commit, cls.port, *more)
-        cls.world.wait_console(name, machine, "sealed: the key server", 240)
+        cls.world.wait_console(name, machine, "sealed: a key server", 240)
         return machine
 
     def coffer(self, *words, stdin=None):
@@ -96,7 +96,7 @@ class KeyServer(unittest.TestCase):
         self.world.end(self.server)
         machine = self.boot("second", self.disk)
         self.world.wait_console("second", machine, "trying again", 90)
-        self.waits_for("the key server")
+        self.waits_for("no key of it yet")
         self.assertNotIn("launched", self.world.console("second"))
         self.serve()
         self.world.wait_console("second", machine, "launched", 180)

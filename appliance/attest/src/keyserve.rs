@@ -79,16 +79,53 @@ pub fn open(private_key: &[u8; 32], nonce: &ServerNonce, sealed: &SealedKek) -> 
     Ok(kek)
 }
 
-/// The MAC of a report: HKDF-SHA256 (RFC 5869) with the key-encryption key as its secret and [`EpochReport::mac_input`] as its info, which
-/// makes it a pseudorandom function of the latter.
+/// What authenticates reports: the first half of HKDF-SHA256 (RFC 5869), extraction, with the key-encryption key as its secret. It gives no
+/// way back to that, so that an appliance can keep it for reports after its start.
+pub struct ReportKey(Zeroizing<[u8; 32]>);
+
+impl ReportKey {
+    /// Of a key-encryption key.
+    pub fn of(kek: &Kek) -> Self {
+        let (prk, _) = Hkdf::<Sha256>::extract(Some(REPORT_SALT), kek.as_slice());
+        Self(Zeroizing::new(prk.into()))
+    }
+
+    /// One that was kept.
+    pub fn from_bytes(bytes: [u8; 32]) -> Self {
+        Self(Zeroizing::new(bytes))
+    }
+
+    /// To be kept.
+    pub fn expose(&self) -> &[u8; 32] {
+        &self.0
+    }
+
+    /// The MAC of a report: the second half of HKDF-SHA256, expansion, with [`EpochReport::mac_input`] as its info, which makes it a
+    /// pseudorandom function of that.
+    ///
+    /// # Errors
+    /// [`KekError::Key`], which no key of this length is.
+    pub fn mac(&self, report: &EpochReport) -> Result<[u8; 32], KekError> {
+        let mut mac = [0; 32];
+        let derived = Hkdf::<Sha256>::from_prk(self.0.as_slice())
+            .map_err(|_| KekError::Key)?
+            .expand(&report.mac_input(), &mut mac);
+        derived.map(|()| mac).map_err(|_| KekError::Key)
+    }
+}
+
+impl std::fmt::Debug for ReportKey {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        f.write_str("[redacted:report key]")
+    }
+}
+
+/// [`ReportKey::mac`] under a key-encryption key.
 ///
 /// # Errors
-/// [`KekError::Key`], which no key of this length is.
+/// As there.
 pub fn report_mac(kek: &Kek, report: &EpochReport) -> Result<[u8; 32], KekError> {
-    let mut mac = [0; 32];
-    let derived =
-        Hkdf::<Sha256>::new(Some(REPORT_SALT), kek.as_slice()).expand(&report.mac_input(), &mut mac);
-    derived.map(|()| mac).map_err(|_| KekError::Key)
+    ReportKey::of(kek).mac(report)
 }
 
 /// Whether the holder of `kek` made the report. In constant time.

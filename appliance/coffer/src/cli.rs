@@ -16,7 +16,7 @@ mod seal;
 pub(crate) use appraise::{Appraise, Expected, Format};
 pub(crate) use keyserve::{Keyserve, KeyserveAction, Serve};
 use origin::Origins;
-pub(crate) use seal::{AllowUpgrade, Division, Elsewhere, Seal, SealInit, Unseal};
+pub(crate) use seal::{AllowUpgrade, Division, Elsewhere, Rekey, Seal, SealInit, Unseal};
 
 /// The heading of what stands after a group with a heading of its own: none, as before the group.
 const OWN: Option<&'static str> = None;

@@ -70,6 +70,37 @@ pub(crate) fn line(what: &str, limit: usize, no_input: bool, hint: &str) -> Outc
     }
 }
 
+/// What opens something now, and what shall open it: two lines on standard input, or asked for one after the other, the second twice and only where
+/// there is a `new` one.
+pub(crate) fn pair(
+    now: &str,
+    new: Option<&str>,
+    limit: usize,
+    no_input: bool,
+    hint: &str,
+) -> Outcome<Zeroizing<Vec<u8>>> {
+    let Some(new) = new else { return line(now, limit, no_input, hint) };
+    if !is_asked() {
+        // The caller looks at the lines.
+        let mut both = read(now, limit.saturating_mul(2).saturating_add(1), no_input, hint)?;
+        if both.last() == Some(&b'\n') {
+            both.pop();
+        }
+        return Ok(both);
+    }
+    let (now, first) = (line(now, limit, no_input, hint)?, line(new, limit, no_input, hint)?);
+    if *line("once more", limit, no_input, hint)? != *first {
+        return Err(Failure::usage("these were two passphrases"));
+    }
+    // Of full length from the start, so that growing leaves no copy behind.
+    let mut both =
+        Zeroizing::new(Vec::with_capacity(now.len().saturating_add(first.len()).saturating_add(1)));
+    both.extend_from_slice(&now);
+    both.push(b'\n');
+    both.extend_from_slice(&first);
+    Ok(both)
+}
+
 /// `value` of `value of secret://…`.
 fn first_word(what: &str) -> &str {
     what.split(" of ").next().unwrap_or(what)

@@ -173,9 +173,7 @@ fn replayed(text: &str) -> Option<String> {
                 "passphrase" => Seal::passphrase(epoch),
                 "shares" => Seal::shares(epoch),
                 "peer" => Seal::peer(Ok(epoch)),
-                "refused-peer" => Seal::peer(Err(
-                    "the key server http://keys.example:7443: refused: measurement: rtmr2: is another",
-                )),
+                "refused-peer" => Seal::peer(Err("refused: measurement: rtmr2: is another")),
                 other => panic!("{other}"),
             };
             seal.rollback = rollback;

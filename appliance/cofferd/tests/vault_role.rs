@@ -111,7 +111,7 @@ fn prepare(key: &SigningKey) {
         "attestation": {"collateral": "https://api.trustedservices.intel.com", "ca": null},
         "registries": [],
         "grants": [{"uid": 100_000, "secret": PASSWORD}],
-        "volumes": [], "networks": [], "rollback": "require",
+        "volumes": [], "networks": [], "key_servers": [], "rollback": "require",
         "services": [],
     });
     fs::write(paths::FACTS, facts.to_string()).unwrap();

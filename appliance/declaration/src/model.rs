@@ -95,8 +95,9 @@ pub enum StateSource {
     Memory,
     /// On the state disk, under a key that operators give at each boot. There is at least one operator.
     Operator,
-    /// On the state disk, under a key that a key server releases. There is at least one operator.
-    Peer(Box<KeyServer>),
+    /// On the state disk, under keys of 1 to [`MAX_SERVERS`](cofferdam_protocol::keyserve::MAX_SERVERS) key servers, no two with one signing key. Any one's opens it.
+    /// There is at least one operator.
+    Peer(Vec<KeyServer>),
 }
 
 /// A key server (`coffer keyserve`).

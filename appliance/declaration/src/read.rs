@@ -5,6 +5,7 @@
 
 use std::collections::BTreeSet;
 
+use cofferdam_protocol::keyserve::MAX_SERVERS;
 use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::{
     AccessToken, Digest, HttpUrl, HttpsUrl, SecretRef, WordError, base64, is_name, is_service_name, shorten,
@@ -312,7 +313,7 @@ fn provider(fields: &Fields<'_>, errors: &mut Collector<'_>) -> Option<StateSour
             );
             return None;
         }
-        ("peer", Some(peers)) => return peer(peers, errors),
+        ("peer", Some(node)) => return key_servers(node, errors),
         ("peer", None) => ("`provider: peer` names no key server".to_owned(), PEER),
         ("memory", _) => (
             "`memory` is not a provider of state".to_owned(),
@@ -324,17 +325,37 @@ fn provider(fields: &Fields<'_>, errors: &mut Collector<'_>) -> Option<StateSour
     None
 }
 
-/// The key server that opens the state. One so far: with several, each would witness openings that the others do not know of.
-fn peer(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
+/// The key servers that open the state.
+fn key_servers(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
     let items = fields::list(node, "`peers`", errors)?;
-    let [item] = items else {
+    if items.is_empty() || items.len() > MAX_SERVERS {
         errors.hinted(
             node.place,
-            format!("`peers` has {} key servers instead of one", items.len()),
-            "name one",
+            format!("`peers` has {} key servers instead of 1 to {MAX_SERVERS}", items.len()),
+            "name one, or three: with three the state opens while one is away",
         );
         return None;
-    };
+    }
+    let mut servers: Vec<KeyServer> = Vec::with_capacity(items.len());
+    let mut whole = true;
+    for item in items {
+        match key_server(item, errors) {
+            Some(server) if servers.iter().any(|other| other.key.public() == server.key.public()) => {
+                errors.hinted(
+                    item.place,
+                    "two key servers have one key",
+                    "each has its own: who knows of a state is told by it",
+                );
+                whole = false;
+            }
+            Some(server) => servers.push(server),
+            None => whole = false,
+        }
+    }
+    whole.then_some(StateSource::Peer(servers))
+}
+
+fn key_server(item: &Node, errors: &mut Collector<'_>) -> Option<KeyServer> {
     let fields = Fields::open(item, "a key server", keys::PEER, &[], errors)?;
     let url = fields.require("url", "write `url: \"http://keys.example.org:7443\"`", errors);
     let key = fields
@@ -351,7 +372,7 @@ fn peer(node: &Node, errors: &mut Collector<'_>) -> Option<StateSource> {
         );
         return None;
     }
-    Some(StateSource::Peer(Box::new(KeyServer { url, key: key?, ca: optional(ca)? })))
+    Some(KeyServer { url, key: key?, ca: optional(ca)? })
 }
 
 fn http_url(node: &Node, errors: &mut Collector<'_>) -> Option<HttpUrl> {

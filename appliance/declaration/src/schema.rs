@@ -196,11 +196,11 @@ struct Attestation {
 #[schemars(deny_unknown_fields)]
 #[expect(dead_code, reason = "described, never filled")]
 struct State {
-    /// `operator`: operators open it at each boot, with `coffer unseal`. `peer`: a key server releases its key to the appliance.
+    /// `operator`: operators open it at each boot, with `coffer unseal`. `peer`: key servers release their keys to the appliance, and any one's opens it.
     #[schemars(regex(pattern = "^(operator|peer)$"))]
     provider: String,
-    /// The key server of `provider: peer`.
-    #[schemars(length(min = 1, max = 1))]
+    /// The key servers of `provider: peer`.
+    #[schemars(length(min = 1, max = 5))]
     peers: Option<Vec<Peer>>,
     /// What holds where no witness says how new the state has to be. `require`, as without this: it stays closed. `warn`: it opens, and that is said.
     #[schemars(regex(pattern = "^(require|warn)$"))]

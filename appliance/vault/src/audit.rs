@@ -57,6 +57,8 @@ pub enum Operation {
     UpgradeState,
     /// An operator gives a share.
     GiveShare,
+    /// An operator replaces what opens the state.
+    Rekey,
 }
 
 impl Operation {
@@ -78,6 +80,7 @@ impl Operation {
             Self::OpenState => "open-state",
             Self::UpgradeState => "upgrade-state",
             Self::GiveShare => "give-share",
+            Self::Rekey => "replace-key",
         }
     }
 }

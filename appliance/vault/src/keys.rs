@@ -19,6 +19,7 @@ use std::ops::DerefMut;
 
 use cofferdam_attest::operator;
 use cofferdam_protocol::operator::SealedSecret;
+use cofferdam_protocol::unseal::{RekeyRequest, Sealable as _, SealedKey};
 use cofferdam_protocol::{SecretRef, SecretValue};
 use hkdf::Hkdf;
 use sha2::Sha256;
@@ -118,6 +119,12 @@ impl Keys {
         operator::open_secret(self.hpke(), reference, sealed)
             .map(|value| SecretValue::new(reference.clone(), value))
             .map_err(|_| UnsealError)
+    }
+
+    /// Opens what an operator's machine sealed about the state's keys.
+    pub(crate) fn open_rekey(&self, sealed: &SealedKey) -> Option<RekeyRequest> {
+        let text = operator::open_key(self.hpke(), sealed).ok()?;
+        RekeyRequest::parse(&text).ok()
     }
 
     pub(crate) fn records(&self) -> &[u8; 32] {

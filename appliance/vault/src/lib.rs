@@ -15,11 +15,13 @@
 //! ```text
 //! operator ──sealed (HPKE)──▶ front ──▶ POST /v1/operator ─▶ operate ─▶ store ─▶ redb ─▶ sealed pages ─▶ any disk
 //! shim, publish ────────────────────▶ POST /v1/lease ────▶ lease ───▶ store
+//! publish ──────────────────────────▶ POST /v1/peer ─────▶ state, witness: what key servers say and are told
 //! evidence ─────────────────────────▶ GET /v1/key
 //! ```
 
 mod audit;
 mod grants;
+mod key_server;
 mod keys;
 mod operate;
 mod operators;
@@ -30,9 +32,11 @@ mod router;
 pub mod state;
 pub mod store;
 mod vault;
+mod witness;
 
 pub use audit::{Audit, Operation};
 pub use grants::Grants;
+pub use key_server::KeyServer;
 pub use keys::{DeriveError, KeyMemory, Keys, MasterKey, UnsealError};
 pub use operators::{AuthenticationError, KeyError, Operator, Operators, Signed};
 pub use request::Answer;

@@ -7,6 +7,7 @@
 //! | `DELETE /v1/secrets/{ns}/{name}/{field}` | 204 |
 //! | `POST /v1/services/{service}/{start,stop,restart}` | 200 with the order |
 //! | `GET /v1/seal`, `POST /v1/unseal` | 409: there is nothing to open |
+//! | `POST /v1/seal/rekey` | 204: what opens the state was replaced |
 //! | `GET /v1/status`, `GET /v1/logs` | 204: allowed; the front serves them itself |
 //!
 //! Paths are accepted with and without the prefix of the operator API. Signed is what the operator sent, so a path
@@ -20,7 +21,7 @@ use axum::http::StatusCode;
 use cofferdam_protocol::operator::{
     LOGS, Order, SEAL_TAG, SECRETS, SERVICES, STATUS, SealedSecret, order_of,
 };
-use cofferdam_protocol::unseal::{SEAL, UNSEAL};
+use cofferdam_protocol::unseal::{REKEY, SEAL, SealedKey, UNSEAL};
 use cofferdam_protocol::vault::{OperatorRequest, SecretEntry, SecretsReply};
 use cofferdam_protocol::{SECRET_SCHEME, SecretRef, Timestamp, WordError};
 
@@ -28,7 +29,7 @@ use crate::audit::{Audit, Operation};
 use crate::orders::OrderError;
 use crate::request::{self, Answer, Refusal};
 use crate::store::{Entry, MAX_VALUE, RequestId};
-use crate::{DiskError, StoreError, Vault};
+use crate::{DiskError, StoreError, Vault, state};
 
 /// What a request asks for, once it is known.
 enum Verb {
@@ -37,6 +38,7 @@ enum Verb {
     Remove(SecretRef),
     Order(String, Order),
     Allow,
+    Rekey,
 }
 
 impl Vault {
@@ -65,6 +67,7 @@ impl Vault {
                 Verb::Remove(reference) => (Operation::Remove, vec![reference.clone()]),
                 Verb::Order(_, order) => (Operation::Order(*order), Vec::new()),
                 Verb::Allow => (Operation::Allow, Vec::new()),
+                Verb::Rekey => (Operation::Rekey, Vec::new()),
             };
             if let Verb::Order(name, _) = &verb {
                 service = self.rules.services.get_key_value(name).map(|(name, _)| name.as_str());
@@ -100,6 +103,7 @@ impl Vault {
                 })?;
                 Answer::json(StatusCode::OK, &given)
             }
+            Verb::Rekey => self.rekey(request.body.as_bytes(), id).map(|()| Answer::empty()),
             Verb::List => {
                 let secrets = self.store.list().into_iter().map(describe).collect();
                 Answer::json(StatusCode::OK, &SecretsReply { secrets })
@@ -113,6 +117,19 @@ impl Vault {
                 Ok(Answer::empty())
             }
         }
+    }
+
+    fn rekey(&self, body: &[u8], id: RequestId) -> Result<(), Refusal> {
+        let slots = self.slots.as_ref().ok_or_else(|| {
+            let what = "the state is in memory: nothing opens it";
+            Refusal(StatusCode::CONFLICT, what.into(), None)
+        })?;
+        let sealed = SealedKey::parse(body).ok();
+        let request = sealed.and_then(|sealed| self.store.keys().open_rekey(&sealed)).ok_or_else(|| {
+            let what = "the body is not a sealed request to replace what opens the state";
+            Refusal(StatusCode::BAD_REQUEST, what.into(), Some("use coffer seal rekey"))
+        })?;
+        slots.spend(id).and_then(|()| slots.rekey(&self.store, &request)).map_err(state::refuse)
     }
 
     fn put(&self, reference: &SecretRef, body: &[u8], id: &RequestId) -> Result<Entry, Refusal> {
@@ -158,7 +175,8 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
         // Who asks a vault that waits for it gets the answer of `state::http`.
         (SEAL, None) if method == "GET" => Err(open_already()),
         (UNSEAL, None) if method == "POST" => Err(open_already()),
-        (SEAL | UNSEAL, None) => Err(not_allowed()),
+        (REKEY, None) if method == "POST" => Ok(Verb::Rekey),
+        (SEAL | UNSEAL | REKEY, None) => Err(not_allowed()),
         (SECRETS, None) => match method {
             "GET" => Ok(Verb::List),
             _ => Err(not_allowed()),

@@ -13,7 +13,9 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use cofferdam_protocol::SecretRef;
+use cofferdam_protocol::keyserve::{PEER, PeerNews};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
+use cofferdam_protocol::unseal::REKEY;
 use cofferdam_protocol::vault::{
     ANCHORED, Anchored, KEY, KeyReply, LEASE, LeaseReply, LeaseRequest, MAX_ORDER_WAIT_MS, MAX_REFERENCES,
     MAX_REQUEST, MAX_WAIT_MS, MissingReply, OPERATOR, ORDERS, OperatorRequest, OrdersRequest,
@@ -21,7 +23,7 @@ use cofferdam_protocol::vault::{
 use serde::{Serialize, de::DeserializeOwned};
 
 use crate::audit::{Audit, Operation};
-use crate::{LeaseError, Vault};
+use crate::{LeaseError, Vault, request};
 
 /// How long a peer may take to send a body. It is local and a body is at most 128 KiB: a second would do.
 const BODY_TIME: Duration = Duration::from_secs(5);
@@ -34,7 +36,7 @@ pub struct Peer {
     pub uid: u32,
 }
 
-/// `GET` [`KEY`], `POST` [`LEASE`], [`OPERATOR`], [`ANCHORED`] and [`ORDERS`]; everything else is 404 or 405.
+/// `GET` [`KEY`], `POST` [`LEASE`], [`OPERATOR`], [`ANCHORED`], [`ORDERS`] and [`PEER`]; everything else is 404 or 405.
 pub fn router(vault: Arc<Vault>) -> Router {
     Router::new()
         .route(KEY, get(key))
@@ -42,6 +44,7 @@ pub fn router(vault: Arc<Vault>) -> Router {
         .route(OPERATOR, post(operator))
         .route(ANCHORED, post(anchored))
         .route(ORDERS, post(orders))
+        .route(PEER, post(peer))
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource", None))
         .method_not_allowed_fallback(async || {
             problem(StatusCode::METHOD_NOT_ALLOWED, "the resource does not have this method", None)
@@ -77,6 +80,22 @@ async fn anchored(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Pe
     match status {
         StatusCode::NO_CONTENT => status.into_response(),
         _ => problem(status, "the store failed", None),
+    }
+}
+
+/// What the key servers are told; 404 for everybody but the one who speaks for them.
+async fn peer(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>, body: Body) -> Response {
+    let told = vault.told.as_ref().filter(|_| peer.uid == vault.rules.publish_uid);
+    let Some(told) = told else {
+        return problem(StatusCode::NOT_FOUND, "there is no such resource", None);
+    };
+    let news: PeerNews = match read(body).await {
+        Ok(news) => news,
+        Err(response) => return response,
+    };
+    match told.news(&vault.store, &news) {
+        Ok(reply) => json(StatusCode::OK, &reply),
+        Err(error) => problem(StatusCode::CONFLICT, &error.to_string(), None),
     }
 }
 
@@ -146,11 +165,23 @@ async fn operator(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Pe
         Ok(request) => request,
         Err(response) => return response,
     };
-    let answer = vault.operate(peer.uid, &request);
+    let answer = if is_slow(&request) {
+        // In a thread of its own, and to its end: passphrases take seconds.
+        match tokio::task::spawn_blocking(move || vault.operate(peer.uid, &request)).await {
+            Ok(answer) => answer,
+            Err(_) => return StatusCode::INTERNAL_SERVER_ERROR.into_response(),
+        }
+    } else {
+        vault.operate(peer.uid, &request)
+    };
     if answer.body.is_empty() {
         return answer.status.into_response();
     }
     (answer.status, [(header::CONTENT_TYPE, JSON)], answer.body).into_response()
+}
+
+fn is_slow(request: &OperatorRequest) -> bool {
+    request::target(&request.path).0 == REKEY
 }
 
 /// Reads a bounded body within [`BODY_TIME`] and parses it; the error is the answer.

@@ -32,7 +32,7 @@
 //! anything is handed over the sheet has authenticated.
 //!
 //! With a key that opens a slot: any other byte of either sheet that is not as the appliance wrote it ([`StateError::Altered`]), after that
-//! the whole store, by its own names, and sheets from before a statement beside a store from after it.
+//! the whole store, by its own names, and sheets from before a statement or a change of slots beside a store from after it.
 //!
 //! What cannot be seen here: that all of the disk is an older copy of itself. For that an operator says what is known of it
 //! (`at_least`).
@@ -69,6 +69,7 @@ mod key;
 mod lineage;
 mod open;
 mod peer;
+mod rekey;
 mod sealed;
 mod sheet;
 mod slot;
@@ -82,6 +83,7 @@ use cofferdam_protocol::{Digest, Fingerprint, Repository};
 use zeroize::Zeroizing;
 
 pub use self::error::StateError;
+pub(crate) use self::http::refuse;
 pub use self::http::sealed_router;
 pub use self::key::Cost;
 #[cfg(test)]
@@ -93,7 +95,7 @@ use crate::{MasterKey, Volume};
 
 /// The key slots and the count of attempts.
 pub const SLOTS: Range<u64> = 0..64 * 1024;
-/// The vault's store: for [`crate::FileDisk::window`].
+/// The vault's store: for [`crate::Window::new`].
 pub const STORE: Range<u64> = MIB..257 * MIB;
 /// Shortest disk that takes a state, in bytes.
 pub const MIN_DISK: u64 = STORE.end;

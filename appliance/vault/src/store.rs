@@ -32,6 +32,7 @@ mod vectors;
 pub(crate) mod volumes;
 #[cfg(test)]
 mod volumes_tests;
+mod witnessing;
 
 use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
@@ -49,6 +50,7 @@ use self::journal::Operation;
 use self::pages::{Backend, Pages, Reserve};
 pub use self::root::Root;
 pub use self::volumes::{Volume, VolumeError, Wanted};
+pub(crate) use self::witnessing::{Witnesses, Witnessing};
 use crate::Keys;
 use crate::record::{self, RecordError};
 
@@ -68,6 +70,8 @@ const SPENT: TableDefinition<'static, u64, [u8; 32]> = TableDefinition::new("spe
 const LINEAGE: TableDefinition<'static, (), u64> = TableDefinition::new("lineage");
 /// The number of the first anchor that belongs to this state, and of the last that was published.
 const ANCHORS: TableDefinition<'static, (), (u64, u64)> = TableDefinition::new("anchors");
+/// How often the key slots had been changed when the state was last opened, or since.
+const SLOTS: TableDefinition<'static, (), u64> = TableDefinition::new("slots");
 /// How often the state was opened.
 const OPENINGS: TableDefinition<'static, (), u64> = TableDefinition::new("openings");
 
@@ -160,7 +164,19 @@ struct State {
     /// Changes of records that are acknowledged and not in the database yet.
     journal: Vec<Operation>,
     lineage: u64,
+    slots: u64,
     anchors: Anchors,
+    witnesses: Option<Witnesses>,
+}
+
+/// What holds from an opening of the state on.
+pub(crate) struct Opening {
+    /// Version of its lineage.
+    pub(crate) lineage: u64,
+    /// How often its key slots were changed.
+    pub(crate) slots: u64,
+    /// Who is told of its commits, where somebody is.
+    pub(crate) witnessing: Option<Witnessing>,
 }
 
 /// The numbers of a state's anchors: releases that each of its boots publishes one of.
@@ -217,7 +233,9 @@ impl Store {
             spent: Spent::default(),
             journal: Vec::new(),
             lineage: 0,
+            slots: 0,
             anchors: Anchors::default(),
+            witnesses: None,
         };
         let store = Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) };
         store.change(&mut store.lock(), Reserve::Stays, |transaction| {
@@ -240,11 +258,21 @@ impl Store {
         let transaction = database.begin_read().map_err(database_error)?;
         let records = load_records(&transaction, &keys)?;
         let spent = load_spent(&transaction)?;
-        let lineage = load_lineage(&transaction)?;
+        let lineage = load_number(&transaction, LINEAGE)?;
+        let slots = load_number(&transaction, SLOTS)?;
         let anchors = load_anchors(&transaction)?;
+        let witnesses = witnessing::load(&transaction)?;
         drop(transaction);
-        let database = Some(database);
-        let mut state = State { database, records, spent, journal: Vec::new(), lineage, anchors };
+        let mut state = State {
+            database: Some(database),
+            records,
+            spent,
+            journal: Vec::new(),
+            lineage,
+            slots,
+            anchors,
+            witnesses,
+        };
         for operation in journal::decode(&pages.journal()).ok_or(StoreError::Journal)? {
             state.take_in(&operation, row_of(&operation, &keys)?);
             state.journal.push(operation);
@@ -317,28 +345,45 @@ impl Store {
     }
 
     /// Makes a commit that says that the state was opened once more, so that a copy from before has a lower epoch than what was opened, and
-    /// than what is attested from now on; and under which version of its lineage.
-    ///
-    /// # Errors
-    /// A [`DiskError`].
-    pub fn count_opening(&self, lineage: u64) -> Result<(), StoreError> {
+    /// than what is attested from now on; and what else holds from then on.
+    pub(crate) fn count_opening(&self, opening: &Opening) -> Result<(), StoreError> {
         let mut state = self.lock();
+        let Opening { lineage, slots, witnessing } = opening;
+        let witnesses = witnessing.as_ref().map(|now| now.after(state.witnesses.as_ref()));
         self.change(&mut state, Reserve::Used, |transaction| {
             let mut table = transaction.open_table(OPENINGS).map_err(database_error)?;
             let before = table.get(()).map_err(database_error)?.map_or(0, |count| count.value());
             let count = before.checked_add(1).ok_or(StoreError::Exhausted)?;
             table.insert((), count).map_err(database_error)?;
-            let mut table = transaction.open_table(LINEAGE).map_err(database_error)?;
-            table.insert((), lineage).map_err(database_error)?;
-            Ok(())
+            set_number(transaction, LINEAGE, *lineage)?;
+            set_number(transaction, SLOTS, *slots)?;
+            witnessing::set(transaction, witnesses.as_ref())
         })?;
-        state.lineage = lineage;
+        (state.lineage, state.slots, state.witnesses) = (*lineage, *slots, witnesses);
         Ok(())
     }
 
-    /// The version of the lineage at the last [`Store::count_opening`], 0 before there was one.
-    pub fn lineage(&self) -> u64 {
+    /// The version of the lineage at the last opening, 0 before there was one.
+    pub(crate) fn lineage(&self) -> u64 {
         self.lock().lineage
+    }
+
+    /// How often the key slots have been changed: a sheet that says less is an older one.
+    pub(crate) fn slot_changes(&self) -> u64 {
+        self.lock().slots
+    }
+
+    /// Remembers how often the key slots have been changed, before what they were opens nothing any more.
+    pub(crate) fn slots_changed(&self, changes: u64) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        self.change(&mut state, Reserve::Used, |transaction| set_number(transaction, SLOTS, changes))?;
+        state.slots = changes;
+        Ok(())
+    }
+
+    /// Whom to tell of the state's commits.
+    pub(crate) fn witnesses(&self) -> Option<Witnesses> {
+        self.lock().witnesses.clone()
     }
 
     /// The numbers of the state's anchors.
@@ -585,9 +630,23 @@ fn load_spent(transaction: &ReadTransaction) -> Result<Spent, StoreError> {
     Ok(spent)
 }
 
-fn load_lineage(transaction: &ReadTransaction) -> Result<u64, StoreError> {
-    match transaction.open_table(LINEAGE) {
-        Ok(table) => Ok(table.get(()).map_err(database_error)?.map_or(0, |version| version.value())),
+fn set_number(
+    transaction: &WriteTransaction,
+    table: TableDefinition<'static, (), u64>,
+    number: u64,
+) -> Result<(), StoreError> {
+    let mut table = transaction.open_table(table).map_err(database_error)?;
+    table.insert((), number).map_err(database_error)?;
+    Ok(())
+}
+
+/// A table's only number, 0 where there is none.
+fn load_number(
+    transaction: &ReadTransaction,
+    table: TableDefinition<'static, (), u64>,
+) -> Result<u64, StoreError> {
+    match transaction.open_table(table) {
+        Ok(table) => Ok(table.get(()).map_err(database_error)?.map_or(0, |number| number.value())),
         Err(TableError::TableDoesNotExist(_)) => Ok(0),
         Err(error) => Err(database_error(error)),
     }

@@ -6,12 +6,14 @@ use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
 use cofferdam_protocol::vault::GivenOrder;
-use cofferdam_protocol::{SecretRef, SecretValue};
+use cofferdam_protocol::{Repository, SecretRef, SecretValue};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
 use crate::orders::Orders;
-use crate::{Audit, Grants, Operators, Store, StoreError};
+use crate::state::Sealed;
+use crate::witness::Told;
+use crate::{Audit, Grants, KeyServer, Operators, Store, StoreError};
 
 /// Most leases that wait at the same time, of all peers: 32 services and `publish` with room for each to be
 /// restarted while its former wait is still open.
@@ -28,7 +30,7 @@ pub struct Rules {
     pub operators: Operators,
     /// The uid of the front: the only peer that relays operators' requests.
     pub front_uid: u32,
-    /// The uid of `publish`: the only peer that says which anchors are published.
+    /// The uid of `publish`: the only peer that says which anchors are published, and speaks for key servers.
     pub publish_uid: u32,
     /// The declared services, with the uids of their shims.
     pub services: BTreeMap<String, u32>,
@@ -49,6 +51,8 @@ pub struct Vault {
     pub(crate) orders: Orders,
     /// Those that wait for an order: apart, so that they take nobody's place who waits for a secret.
     listeners: Waiters,
+    pub(crate) told: Option<Told>,
+    pub(crate) slots: Option<Sealed>,
 }
 
 /// Why a lease was not given.
@@ -85,7 +89,23 @@ impl Vault {
             waiters: Waiters::default(),
             orders: Orders::default(),
             listeners: Waiters::default(),
+            told: None,
+            slots: None,
         }
+    }
+
+    /// The same with the key slots of its state, which operators can change.
+    #[must_use]
+    pub fn with_slots(mut self, slots: Sealed) -> Self {
+        self.slots = Some(slots);
+        self
+    }
+
+    /// The same with the key servers of the declaration, who are told of the commits of this appliance's state.
+    #[must_use]
+    pub fn with_key_servers(mut self, repository: Repository, servers: Vec<KeyServer>) -> Self {
+        self.told = Some(Told::new(repository, servers));
+        self
     }
 
     /// The X25519 public key to which operators seal secrets.

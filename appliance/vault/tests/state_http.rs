@@ -13,7 +13,9 @@ use axum::http::{Request, StatusCode};
 use cofferdam_attest::operator::seal_key;
 use cofferdam_protocol::Fingerprint;
 use cofferdam_protocol::reply::ErrorReply;
-use cofferdam_protocol::unseal::{NewMethod, OpeningKey, SealDisk, SealStatus, UnsealRequest, Witness};
+use cofferdam_protocol::unseal::{
+    NewMethod, OpeningKey, SealDisk, SealStatus, Sealable as _, UnsealRequest, Witness,
+};
 use cofferdam_protocol::upgrade::{SignedStatement, Statement, Successor};
 use cofferdam_protocol::vault::{KeyReply, OperatorRequest};
 use cofferdam_vault::state::{Boot, Cost, MIN_DISK, Sealed, sealed_router};

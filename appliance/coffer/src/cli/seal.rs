@@ -33,6 +33,32 @@ pub(crate) enum Seal {
         coffer unseal acme/app --upgrade upgrade.json"
     )]
     AllowUpgrade(Box<AllowUpgrade>),
+    /// Replace what opens the state while it is open: the passphrase or the shares, or the recovery key
+    #[command(
+        after_help = "It takes the passphrase or the recovery key that opens the state now, and then a new passphrase where one is wanted: both \
+        are prompted for, or are two lines of standard input. What was replaced opens nothing afterwards.\n\nExamples:\n  \
+        coffer seal rekey acme/app\n  \
+        coffer seal rekey acme/app --shares 3 --threshold 2\n  \
+        coffer seal rekey acme/app --recovery --recovery-out recovery.txt"
+    )]
+    Rekey(Box<Rekey>),
+}
+
+/// What takes the place of what opens the state.
+#[derive(Debug, Args)]
+pub(crate) struct Rekey {
+    #[command(flatten)]
+    pub(crate) appliance: Appliance,
+    #[command(flatten)]
+    pub(crate) division: Option<Division>,
+    /// Replace the recovery key by a new one, which is printed once
+    #[arg(long, conflicts_with_all = ["shares", "threshold"], help_heading = OWN)]
+    pub(crate) recovery: bool,
+    /// Write the new recovery key to a new file that only you can read, instead of printing it
+    #[arg(long, value_name = "FILE", requires = "recovery", help_heading = OWN)]
+    pub(crate) recovery_out: Option<PathBuf>,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
 }
 
 /// Who may open the state next.

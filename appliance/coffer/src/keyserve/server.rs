@@ -42,7 +42,7 @@ const PAUSE: Duration = Duration::from_millis(100);
 pub(crate) enum Notice {
     /// A key was released.
     Released { from: SocketAddr, repository: Repository, epoch: Option<u64>, simulated: bool },
-    /// A state has opened.
+    /// A state has opened, or has a later commit.
     Opened { from: SocketAddr, repository: Repository, epoch: u64, fresh: bool },
     /// No.
     Refused { from: SocketAddr, repository: Option<Repository>, refused: Refused },

@@ -32,7 +32,7 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
                 StateSource::Operator => {
                     ("operator", "on the state disk, opened by an operator at each boot")
                 }
-                StateSource::Peer(_) => ("peer", "on the state disk, opened by a key server at each boot"),
+                StateSource::Peer(_) => ("peer", "on the state disk, opened by key servers at each boot"),
             };
             let text = format!(
                 "{}: {} with {} service{}: {}\nstate: {}\n",

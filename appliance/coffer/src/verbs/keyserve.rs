@@ -196,7 +196,7 @@ fn line(notice: &Notice) -> String {
         }
         Notice::Opened { from, repository, epoch, fresh } => {
             let what = if *fresh { "a new state" } else { "the state" };
-            format!("{repository} from {}: {what} has opened at epoch {epoch}", from.ip())
+            format!("{repository} from {}: {what} is at epoch {epoch}", from.ip())
         }
         Notice::Refused { from, repository, refused: Refused { refused, detail } } => {
             let who = repository.as_ref().map_or("somebody".to_owned(), ToString::to_string);

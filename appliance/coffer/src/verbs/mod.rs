@@ -11,6 +11,7 @@ mod logs;
 mod measure;
 mod order;
 mod publish;
+mod rekey;
 mod seal;
 mod sealed;
 mod secret;
@@ -49,6 +50,9 @@ pub(crate) fn secret(cli: &Cli) -> Outcome<Option<Zeroizing<Vec<u8>>>> {
         Verb::Secret { action: cli::Secret::Rm { name, yes: false, .. } } => {
             secret::may_be_removed(name, cli.global.no_input).map(|()| None)
         }
+        Verb::Seal { action: cli::Seal::Rekey(options) } => {
+            rekey::read_keys(options, cli.global.no_input).map(Some)
+        }
         Verb::Unseal(options) => unseal::read_key(options, cli.global.no_input).map(Some),
         Verb::Seal { action: cli::Seal::Init(options) } if options.division.is_none() && !options.peer => {
             seal::read_passphrase(options, cli.global.no_input).map(Some)
@@ -84,6 +88,9 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         Verb::Keyserve(options) => keyserve::run(ui, *options, limit).await,
         Verb::Token { action } => token::run(ui, action),
         Verb::Unseal(options) => unseal::run(ui, &options, value, limit).await,
+        Verb::Seal { action: cli::Seal::Rekey(options) } => {
+            within(limit, rekey::run(ui, &options, value)).await
+        }
         Verb::Seal { action: cli::Seal::Init(options) } => seal::init(ui, &options, value, limit).await,
         Verb::Seal { action: cli::Seal::Status(options) } => {
             within(limit, seal::status(ui, &options.appliance, &options.key)).await

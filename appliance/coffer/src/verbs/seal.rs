@@ -1,14 +1,14 @@
 //! `coffer seal init|status`: makes a state on a blank disk, and shows whether it is open.
 
 use std::fmt::Write as _;
+use std::path::Path;
 use std::time::Duration;
 
 use cofferdam_attest::event_log::payload::State;
 use cofferdam_attest::shares;
 use cofferdam_protocol::hex;
 use cofferdam_protocol::unseal::{
-    self, MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, PeerStatus, SealDisk, SealStatus, SecretBytes,
-    UnsealRequest,
+    self, MAX_PASSPHRASE, MIN_PASSPHRASE, Method, NewMethod, SealDisk, SealStatus, SecretBytes, UnsealRequest,
 };
 use serde_json::{Value, json};
 use zeroize::Zeroizing;
@@ -59,7 +59,7 @@ pub(super) async fn init(
     let found = within(limit, target.look(&key)).await?;
     target.introduce(&found);
     let waiting = blank(found, repository)?;
-    let witnessed = key_server(&waiting.status, options.peer)?;
+    let witnessed = key_servers(&waiting.status, options.peer)?;
     let witness = within(limit, target.witness(&options.elsewhere, waiting.status.rollback)).await?;
     let witness = Witness { epoch: witness.epoch.max(witnessed), ..witness };
     if witness.epoch > 0 && !options.accept_loss {
@@ -70,7 +70,7 @@ pub(super) async fn init(
     let mut waiting = blank(within(limit, target.look(&key)).await?, repository)?;
     let recovery = random::<{ shares::KEY }>()?;
     // From here on somebody has the keys, or nothing is sealed.
-    hand_out(ui, options, &recovery, &method)?;
+    hand_out(ui, options.recovery_out.as_deref(), Some(&recovery), &method.shares())?;
     ui.note("making the state …");
     let said = unseal::Witness { unwitnessed: witness.unwitnessed, gives_up: witness.given_up() };
     let (method, recovery) = (method.into_new(), secret(recovery.as_slice()));
@@ -82,7 +82,7 @@ pub(super) async fn init(
     match sent.await?.map(|status| status.disk) {
         Some(SealDisk::Open) => ui.note("the state is made; the appliance launches …"),
         Some(SealDisk::Sealed) if options.peer => {
-            ui.note("the state is made; its key server opens it, and the appliance launches …");
+            ui.note("the state is made; a key server opens it, and the appliance launches …");
         }
         None => ui.note("no answer came; looking whether the state was made: keep the printed keys …"),
         Some(_) => return Err(Failure::failed("the appliance took the keys, and its state is not open")),
@@ -137,7 +137,7 @@ pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::Opera
     let needs_statement = status.lineage.as_ref().is_some_and(|lineage| lineage.needs_statement.is_some());
     let (what, hint) = match status.disk {
         SealDisk::Blank => {
-            let by_peer = if status.peer.is_some() { " --peer" } else { "" };
+            let by_peer = if status.peers.is_empty() { "" } else { " --peer" };
             ("the state disk is blank", format!("coffer seal init {repository}{by_peer}"))
         }
         SealDisk::Sealed if needs_statement => (
@@ -146,9 +146,9 @@ pub(super) async fn status(ui: &Ui, appliance: &cli::Appliance, key: &cli::Opera
                 "coffer seal allow-upgrade {repository} -o FILE, then coffer unseal {repository} --upgrade FILE"
             ),
         ),
-        SealDisk::Sealed if status.peer.is_some() => (
+        SealDisk::Sealed if !status.peers.is_empty() => (
             "the state is sealed",
-            format!("its key server opens it; without it: coffer unseal {repository} --recovery"),
+            format!("a key server opens it; without one: coffer unseal {repository} --recovery"),
         ),
         SealDisk::Sealed => ("the state is sealed", format!("coffer unseal {repository}")),
         SealDisk::Open => return Ok(()),
@@ -184,14 +184,14 @@ fn witness_result(witness: &Witness) -> (String, Value) {
 }
 
 /// The first way to open the new state.
-enum FirstWay {
+pub(super) enum FirstWay {
     Passphrase(Zeroizing<Vec<u8>>),
     Peer,
     Shares { key: Zeroizing<[u8; shares::KEY]>, set: Set, threshold: u8, shares: Vec<shares::Share> },
 }
 
 impl FirstWay {
-    fn new(division: Option<&Division>, passphrase: Option<Zeroizing<Vec<u8>>>) -> Outcome<Self> {
+    pub(super) fn new(division: Option<&Division>, passphrase: Option<Zeroizing<Vec<u8>>>) -> Outcome<Self> {
         let Some(Division { shares, threshold }) = division else {
             let passphrase = passphrase.ok_or_else(|| Failure::usage("no passphrase"))?;
             return Ok(Self::Passphrase(passphrase));
@@ -206,7 +206,7 @@ impl FirstWay {
         Ok(Self::Shares { key, set: set.into(), threshold: *threshold, shares: divided })
     }
 
-    fn shares(&self) -> Vec<Zeroizing<String>> {
+    pub(super) fn shares(&self) -> Vec<Zeroizing<String>> {
         match self {
             Self::Passphrase(_) | Self::Peer => Vec::new(),
             Self::Shares { set, shares, .. } => {
@@ -215,7 +215,7 @@ impl FirstWay {
         }
     }
 
-    fn into_new(self) -> NewMethod {
+    pub(super) fn into_new(self) -> NewMethod {
         match self {
             Self::Passphrase(passphrase) => NewMethod::Passphrase { passphrase: SecretBytes(passphrase) },
             Self::Peer => NewMethod::Peer {},
@@ -228,21 +228,29 @@ impl FirstWay {
     }
 }
 
-/// What the key server knows of a state, 0 for nothing; insists that the appliance has its key, or none where it is not to open the state.
-fn key_server(status: &SealStatus, wanted: bool) -> Outcome<u64> {
-    match (&status.peer, wanted) {
-        (None, false) => Ok(0),
-        (None, true) => Err(Failure::failed("the declaration names no key server")
-            .hint("declare `state: {provider: peer, peers: […]}`, or leave out --peer")),
-        (Some(_), false) => Err(Failure::usage("the declaration names a key server that opens the state")
-            .hint("say --peer, or declare `state: {provider: operator}`")),
-        (Some(PeerStatus { has_key: true, epoch, .. }), true) => Ok(epoch.unwrap_or(0)),
-        (Some(PeerStatus { trouble, .. }), true) => {
-            let why = trouble.as_deref().unwrap_or("it has not answered yet");
-            Err(Failure::new(Code::NotReady, format!("no key of the key server: {}", printable(why)))
-                .hint("its console says what to do; the appliance asks again by itself"))
+/// The newest that the key servers know of a state, 0 for nothing; insists that the appliance has their keys, or none where they are not to open
+/// the state.
+fn key_servers(status: &SealStatus, wanted: bool) -> Outcome<u64> {
+    match (status.peers.is_empty(), wanted) {
+        (true, false) => return Ok(0),
+        (true, true) => {
+            return Err(Failure::failed("the declaration names no key server")
+                .hint("declare `state: {provider: peer, peers: […]}`, or leave out --peer"));
         }
+        (false, false) => {
+            return Err(Failure::usage("the declaration names key servers that open the state")
+                .hint("say --peer, or declare `state: {provider: operator}`"));
+        }
+        (false, true) => {}
     }
+    if let Some(peer) = status.peers.iter().find(|peer| !peer.has_key) {
+        let why = peer.trouble.as_deref().unwrap_or("it has not answered yet");
+        let (server, why) = (printable(&peer.server), printable(why));
+        let what = format!("no key of the key server {server}, and a state is made with all of them: {why}");
+        return Err(Failure::new(Code::NotReady, what)
+            .hint("its console says what to do; the appliance asks again by itself"));
+    }
+    Ok(status.peers.iter().filter_map(|peer| peer.epoch).max().unwrap_or(0))
 }
 
 /// An appliance that waits with a blank disk.
@@ -263,45 +271,52 @@ fn blank(found: Found, repository: &cofferdam_protocol::Repository) -> Outcome<B
     }
 }
 
-/// Gives the operator the keys, which are nowhere else.
-fn hand_out(ui: &Ui, options: &SealInit, recovery: &[u8; shares::KEY], method: &FirstWay) -> Outcome {
+/// Gives the operator new keys, which are nowhere else.
+pub(super) fn hand_out(
+    ui: &Ui,
+    recovery_out: Option<&Path>,
+    recovery: Option<&[u8; shares::KEY]>,
+    shares: &[Zeroizing<String>],
+) -> Outcome {
     let unsealed = |error: std::io::Error| {
         Failure::failed(format!("the keys cannot be written, so nothing was sealed: {error}"))
     };
-    let recovery = seal_text::recovery(recovery);
-    let shares = method.shares();
+    let recovery = recovery.map(seal_text::recovery);
     let mut text = Zeroizing::new(String::with_capacity((shares.len() + 1) * (seal_text::MAX_TEXT + 1)));
     let mut object = json!({ "shares": shares.iter().map(|share| share.as_str()).collect::<Vec<_>>() });
-    match &options.recovery_out {
-        Some(path) => {
-            let line = Zeroizing::new(format!("{}\n", *recovery));
+    match (recovery_out, &recovery) {
+        (Some(path), Some(recovery)) => {
+            let line = Zeroizing::new(format!("{}\n", **recovery));
             files::write_new(path, line.as_bytes()).map_err(|failure| Failure {
                 message: format!("{}: nothing was sealed", failure.message),
                 ..failure
             })?;
             set(&mut object, "recovery_file", json!(path));
         }
-        None => {
-            let _ = writeln!(text, "{}", *recovery);
+        (None, Some(recovery)) => {
+            let _ = writeln!(text, "{}", **recovery);
             set(&mut object, "recovery", json!(recovery.as_str()));
         }
+        (_, None) => {}
     }
-    for share in &shares {
+    for share in shares {
         let _ = writeln!(text, "{}", **share);
     }
     if ui.json || !text.is_empty() {
         ui.only_copy(&text, object).map_err(unsealed)?;
     }
-    match &options.recovery_out {
+    let printed = recovery.is_some() && recovery_out.is_none();
+    match recovery_out {
         Some(path) => {
-            ui.note(&format!("the recovery key is in {}: keep it where this machine is not", path.display()))
+            ui.note(&format!("the recovery key is in {}: keep it where this machine is not", path.display()));
         }
-        None => ui.note(
+        None if printed => ui.note(
             "the first line is the recovery key: it opens the state when everything else is lost. Keep it",
         ),
+        None => {}
     }
     if !shares.is_empty() {
-        let lines = if options.recovery_out.is_some() { "each line" } else { "each other line" };
+        let lines = if printed { "each other line" } else { "each line" };
         ui.note(&format!("{lines} is a share: give each to somebody else"));
     }
     Ok(())
@@ -313,11 +328,11 @@ fn set(object: &mut Value, name: &str, value: Value) {
     }
 }
 
-fn secret(bytes: &[u8]) -> SecretBytes {
+pub(super) fn secret(bytes: &[u8]) -> SecretBytes {
     SecretBytes(Zeroizing::new(bytes.to_vec()))
 }
 
-fn random<const N: usize>() -> Outcome<Zeroizing<[u8; N]>> {
+pub(super) fn random<const N: usize>() -> Outcome<Zeroizing<[u8; N]>> {
     let mut bytes = Zeroizing::new([0; N]);
     getrandom::fill(bytes.as_mut_slice())
         .map_err(|_| Failure::failed("the system gives no random numbers"))?;
@@ -345,11 +360,15 @@ fn table(status: &SealStatus) -> String {
             }
         };
     }
-    if let Some(peer) = &status.peer {
+    for peer in &status.peers {
         let key = if peer.has_key { "its key is there" } else { "no key of it yet" };
         let known = peer.epoch.map(|epoch| format!("; it knows epoch {epoch}")).unwrap_or_default();
         let trouble = peer.trouble.as_deref().map(|trouble| format!("\n  {}", printable(trouble)));
-        let _ = writeln!(text, "key server: {key}{known}{}", trouble.unwrap_or_default());
+        let (server, trouble) = (printable(&peer.server), trouble.unwrap_or_default());
+        let _ = writeln!(text, "key server {server}: {key}{known}{trouble}");
+    }
+    if let Some(why) = &status.unopened {
+        let _ = writeln!(text, "their keys do not open it: {}", printable(why));
     }
     if status.wait_ms > 0 {
         let _ = writeln!(text, "the next attempt is looked at in {} s", status.wait_ms.div_ceil(1000));
@@ -374,8 +393,9 @@ fn table(status: &SealStatus) -> String {
 fn to_json(status: &SealStatus) -> Value {
     let methods = serde_json::to_value(&status.methods).unwrap_or_default();
     let mut object = json!({ "state": word(status.disk), "methods": methods, "wait_ms": status.wait_ms });
-    if let Some(peer) = &status.peer {
-        set(&mut object, "peer", serde_json::to_value(peer).unwrap_or_default());
+    if !status.peers.is_empty() {
+        set(&mut object, "peers", serde_json::to_value(&status.peers).unwrap_or_default());
+        set(&mut object, "unopened", json!(status.unopened));
     }
     if let Some(lineage) = &status.lineage {
         set(&mut object, "lineage", serde_json::to_value(lineage).unwrap_or_default());

@@ -11,7 +11,7 @@ use cofferdam_attest::operator;
 use cofferdam_declaration::{Declaration, MAX_BYTES};
 use cofferdam_protocol::operator::MAX_REPLY;
 use cofferdam_protocol::state::Rollback;
-use cofferdam_protocol::unseal::{SEAL, SealDisk, SealStatus, UNSEAL, UnsealRequest};
+use cofferdam_protocol::unseal::{SEAL, SealDisk, SealStatus, Sealable, UNSEAL, UnsealRequest};
 use cofferdam_protocol::{Digest, Endpoint, json as strict};
 use hyper::StatusCode;
 use serde_json::{Value, json};
@@ -164,8 +164,9 @@ impl<'a> Target<'a> {
             let last = match tokio::time::timeout_at(until, self.look(key)).await {
                 Ok(Ok(Found::Launched { epoch, .. })) => return Ok(epoch),
                 Ok(Ok(Found::Waiting(waiting))) if waiting.status.disk == SealDisk::Sealed && by_peer => {
-                    let trouble = waiting.status.peer.and_then(|peer| peer.trouble);
-                    printable(trouble.as_deref().unwrap_or("its key server opens it"))
+                    let SealStatus { peers, unopened, .. } = waiting.status;
+                    let trouble = unopened.or_else(|| peers.into_iter().find_map(|peer| peer.trouble));
+                    printable(trouble.as_deref().unwrap_or("its key servers open it"))
                 }
                 Ok(Ok(Found::Waiting(waiting))) if waiting.status.disk != SealDisk::Open => {
                     return Err(Failure::new(Code::NotReady, "the state is not open")

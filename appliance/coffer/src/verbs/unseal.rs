@@ -57,7 +57,7 @@ pub(super) async fn run(
         }
     };
     let witness = within(limit, target.witness(&options.elsewhere, waiting.status.rollback)).await?;
-    let peer = waiting.status.peer.as_ref().and_then(|peer| peer.epoch).unwrap_or(0);
+    let peer = waiting.status.peers.iter().filter_map(|peer| peer.epoch).max().unwrap_or(0);
     let witness = Witness { epoch: witness.epoch.max(peer), ..witness };
     let accepts =
         format!("coffer unseal {repository} --accept-loss goes on, which the appliance measures and attests");
@@ -150,7 +150,7 @@ fn has_way(
     at_least: u64,
     repository: &cofferdam_protocol::Repository,
 ) -> Outcome {
-    let by_peer = if waiting.status.peer.is_some() { " --peer" } else { "" };
+    let by_peer = if waiting.status.peers.is_empty() { "" } else { " --peer" };
     let hint = format!("coffer seal init {repository}{by_peer}");
     match waiting.status.disk {
         SealDisk::Open => return Ok(()),
@@ -176,7 +176,7 @@ fn has_way(
         Method::Passphrase => "a passphrase",
         Method::Shares { .. } => "shares (--share)",
         Method::Recovery => "the recovery key (--recovery)",
-        Method::Peer => "its key server, by itself",
+        Method::Peer => "a key server, by itself",
     });
     let ways: Vec<&str> = ways.collect();
     Err(Failure::usage(format!("this state is not opened so; it opens with {}", ways.join(" or "))))

@@ -4,8 +4,8 @@ use cofferdam_attest::operator;
 use cofferdam_attest::shares::{self, Share};
 use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::unseal::{
-    Lineage, Method, NewMethod, OpeningKey, PeerStatus, SealDisk, SealStatus, SealedKey, UnsealRequest,
-    Witness,
+    Lineage, Method, NewMethod, OpeningKey, PeerStatus, SealDisk, SealStatus, Sealable as _, SealedKey,
+    UnsealRequest, Witness,
 };
 use cofferdam_protocol::upgrade::SignedStatement;
 use cofferdam_protocol::{Base64Array, base64};
@@ -39,8 +39,8 @@ pub struct Seal {
     pub breaks: bool,
     /// Whether `front` has given the vault up before it answers a key.
     pub late: bool,
-    /// What there is of a key server.
-    pub peer: Option<PeerStatus>,
+    /// What there is of key servers.
+    pub peers: Vec<PeerStatus>,
     /// What the declaration says of witnesses.
     pub rollback: Rollback,
     /// What an operator said of them.
@@ -65,7 +65,7 @@ impl Seal {
             upgrade: None,
             breaks: false,
             late: false,
-            peer: None,
+            peers: Vec::new(),
             rollback: Rollback::Require,
             told: None,
         }
@@ -79,13 +79,19 @@ impl Seal {
 
     /// Blank, with a key server that knows this epoch, or with what stands in the way of it.
     pub fn peer(known: Result<u64, &str>) -> Self {
+        let server = "http://keys.example:7443".to_owned();
         let peer = match known {
             Ok(epoch) => {
-                PeerStatus { has_key: true, epoch: Some(epoch).filter(|epoch| *epoch > 0), trouble: None }
+                let epoch = Some(epoch).filter(|epoch| *epoch > 0);
+                PeerStatus { server, has_key: true, epoch, trouble: None }
             }
-            Err(trouble) => PeerStatus { has_key: false, epoch: None, trouble: Some(trouble.to_owned()) },
+            Err(trouble) => {
+                PeerStatus { server, has_key: false, epoch: None, trouble: Some(trouble.to_owned()) }
+            }
         };
-        Self { peer: Some(peer), ..Self::blank() }
+        let other =
+            PeerStatus { server: "http://other.example".into(), has_key: true, epoch: None, trouble: None };
+        Self { peers: vec![other, peer], ..Self::blank() }
     }
 
     /// Sealed with two of three shares.
@@ -114,7 +120,8 @@ impl Seal {
             methods,
             wait_ms: self.wait_ms,
             lineage: self.lineage.clone().filter(|_| sealed),
-            peer: self.peer.clone(),
+            peers: self.peers.clone(),
+            unopened: None,
             rollback: self.rollback,
         }
     }
@@ -156,7 +163,9 @@ impl Seal {
                     NewMethod::Shares { key, set, threshold, shares } => {
                         self.divided = Some((key.0[..].try_into().unwrap(), set, threshold, shares));
                     }
-                    NewMethod::Peer {} => assert!(self.peer.as_ref().unwrap().has_key),
+                    NewMethod::Peer {} => {
+                        assert!(!self.peers.is_empty() && self.peers.iter().all(|peer| peer.has_key));
+                    }
                 }
                 let after = witness.gives_up.map_or(0, |given_up| given_up.epoch.get());
                 (self.disk, self.epoch) = (SealDisk::Open, after + 1);

@@ -75,7 +75,7 @@ pub(super) fn resolve(
         tokens: declaration.tokens.clone(),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
-        key_server: None,
+        key_servers: key_servers(declaration),
         rollback: declaration.rollback,
         registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
@@ -93,7 +93,7 @@ pub(super) fn before_launch(declaration: &Declaration) -> Facts {
         tokens: Vec::new(),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
-        key_server: key_server(declaration),
+        key_servers: key_servers(declaration),
         rollback: declaration.rollback,
         registries: Vec::new(),
         grants: Vec::new(),
@@ -103,9 +103,14 @@ pub(super) fn before_launch(declaration: &Declaration) -> Facts {
     }
 }
 
-fn key_server(declaration: &Declaration) -> Option<KeyServerFacts> {
-    let StateSource::Peer(server) = &declaration.state else { return None };
-    Some(KeyServerFacts { url: server.url.clone(), key: *server.key.public(), ca: server.ca.clone() })
+fn key_servers(declaration: &Declaration) -> Vec<KeyServerFacts> {
+    let StateSource::Peer(servers) = &declaration.state else { return Vec::new() };
+    let facts = servers.iter().map(|server| KeyServerFacts {
+        url: server.url.clone(),
+        key: *server.key.public(),
+        ca: server.ca.clone(),
+    });
+    facts.collect()
 }
 
 fn operators(declaration: &Declaration) -> Vec<OperatorFacts> {

@@ -1,7 +1,7 @@
 //! Stage `unseal`: the appliance has its state, and with it the vault's key and the numbers of its services.
 //!
 //! Without a disk for it the state is in memory, made anew at each boot. With one, the vault, `evidence` and `front` run in this stage,
-//! and `publish` to fetch the collateral of the evidence and to ask a key server; nobody else does: an operator appraises the appliance on their very connection and sends what opens the disk, which only the vault can
+//! and `publish` to fetch the collateral of the evidence and to ask key servers; nobody else does: an operator appraises the appliance on their very connection and sends what opens the disk, which only the vault can
 //! read, and so does a key server. It opens the state, authenticates it as a whole, hands its key to PID 1 ([`handover`]) and ends. Then they are
 //! ended, and how the state is kept and what opened it is measured before anything uses it: the statement first, where an operator let
 //! this image have the state of another one.
@@ -192,7 +192,10 @@ fn wait(
         launch::await_socket(boot, role);
     }
     match &measured.declaration.state {
-        StateSource::Peer(server) => say(&format!("sealed: the key server {} opens the state", server.url)),
+        StateSource::Peer(servers) => {
+            let urls: Vec<String> = servers.iter().map(|server| server.url.to_string()).collect();
+            say(&format!("sealed: a key server opens the state: {}", urls.join(", ")));
+        }
         _ => say("sealed: an operator opens the state with `coffer unseal`"),
     }
     boot.supervisor.run_until_done(VAULT.name());

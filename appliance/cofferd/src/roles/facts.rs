@@ -11,6 +11,7 @@ use cofferdam_declaration::{
 };
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
+use cofferdam_protocol::keyserve::{ServerId, server_id};
 use cofferdam_protocol::state::Rollback;
 use cofferdam_workload::dns::Names;
 use cofferdam_workload::volume;
@@ -38,8 +39,8 @@ pub(crate) struct Facts {
     pub(crate) github: Github,
     /// Where collateral comes from.
     pub(crate) attestation: Attestation,
-    /// Who releases the key of the state, while it is closed.
-    pub(crate) key_server: Option<KeyServerFacts>,
+    /// Who releases keys of the state while it is closed, and is told how new it is.
+    pub(crate) key_servers: Vec<KeyServerFacts>,
     /// Whether it opens where no witness was asked.
     pub(crate) rollback: Rollback,
     /// What is known about the registries of images.
@@ -88,6 +89,13 @@ pub(crate) struct KeyServerFacts {
     pub(crate) key: [u8; 32],
     /// The only certificate authorities for an https URL, in PEM.
     pub(crate) ca: Option<String>,
+}
+
+impl KeyServerFacts {
+    /// Which one it is, between `publish` and the vault.
+    pub(crate) fn id(&self) -> ServerId {
+        server_id(&self.key)
+    }
 }
 
 /// One secret that one peer may lease.

@@ -1,12 +1,12 @@
-//! Role `publish`: collateral from the provisioning certification service, release attestations to GitHub, and, while the state is
-//! closed, the way to its key server.
+//! Role `publish`: collateral from the provisioning certification service, release attestations to GitHub, and the way to the state's
+//! key servers.
 //!
 //! Outbound only: it opens no port, and the one socket on which `front` says that an operator asks says nothing else. It holds the GitHub token for as long as one release takes, and no
 //! other secret. What it writes for others is public: the collateral that `front` adds to evidence,
 //! the document last published, and what it is doing. Whether a quote verifies is not its business but the
 //! relying parties', who have the roots; it only sees to it that the collateral is about this platform and in date.
 //!
-//! Two loops that fail by themselves: one keeps the collateral fresh, also when nothing is published; the other
+//! Loops that fail by themselves: one keeps the collateral fresh, also when nothing is published; one tells key servers how new the state is; the other
 //! publishes an attestation, keeps it while it is true (also over a restart of this role) and replaces it at
 //! two thirds of its validity; the first one of a boot is published once more as the anchor of its state. In between it looks whether what it
 //! has published is still there and still the newest (`reconcile`). Every failure is in `status.json`, is tried again with growing pauses or when the
@@ -119,7 +119,7 @@ struct Settings {
     token: Option<SecretRef>,
     pcs: String,
     pcs_ca: Option<String>,
-    key_server: Option<KeyServerFacts>,
+    key_servers: Vec<KeyServerFacts>,
     look_every: Duration,
 }
 
@@ -131,7 +131,7 @@ impl Settings {
             token: facts.github.token,
             pcs: facts.attestation.collateral.to_string(),
             pcs_ca: facts.attestation.ca,
-            key_server: facts.key_server,
+            key_servers: facts.key_servers,
             look_every: LOOK_EVERY,
         }
     }
@@ -170,24 +170,29 @@ impl Paths {
 /// why there is none.
 type Known = Result<(Arc<Collateral>, u64), String>;
 
-/// While the state is closed: collateral for operators' evidence and for the key server's, if there is one.
+/// While the state is closed: collateral for operators' evidence and for the key servers', if there are some.
 async fn wait(settings: Settings, paths: Paths) {
     let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
     let dates = Dates::new(paths.own("clock.json"));
     let asking = async {
-        if let Some(server) = &settings.key_server {
-            key_server::keep_asking(server, &paths, known).await;
+        if !settings.key_servers.is_empty() {
+            key_server::keep_asking(&settings.key_servers, &paths, known).await;
         }
     };
     tokio::join!(keep_collateral(&settings, &paths, sender, &dates), asking);
 }
 
-/// Both loops, until the task is dropped.
+/// All loops, until the task is dropped.
 async fn serve(settings: Settings, paths: Paths, asked: Arc<Notify>) {
     let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
     let dates = Arc::new(Dates::new(paths.own("clock.json")));
     let publisher = Publisher::new(settings.clone(), paths.clone(), known, asked, Arc::clone(&dates));
-    tokio::join!(keep_collateral(&settings, &paths, sender, &dates), publisher.keep_published());
+    let telling = async {
+        if !settings.key_servers.is_empty() {
+            key_server::keep_told(&settings.key_servers, &paths).await;
+        }
+    };
+    tokio::join!(telling, keep_collateral(&settings, &paths, sender, &dates), publisher.keep_published());
 }
 
 /// Why collateral could not be fetched.

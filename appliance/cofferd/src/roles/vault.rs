@@ -24,20 +24,20 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::http::StatusCode;
 use cofferdam_declaration::Volume;
-use cofferdam_protocol::json;
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::state::State;
-use cofferdam_vault::state::STORE;
+use cofferdam_protocol::{error_chain, json};
+use cofferdam_vault::state::{Boot, STORE, Sealed};
 use cofferdam_vault::{
-    Audit, DiskError, FileDisk, Grants, Keys, Operation, Operators, Rules, Store, StoreError, Vault, Wanted,
-    router,
+    Audit, Disk as _, DiskError, FileDisk, Grants, KeyServer, Keys, Operation, Operators, Rules, Store,
+    StoreError, Vault, Wanted, router,
 };
 use tokio::net::UnixListener;
 
 use self::sealed::Told;
 use crate::paths;
 use crate::roles::clock::unix_now;
-use crate::roles::facts::{self, Facts};
+use crate::roles::facts::{self, Facts, KeyServerFacts};
 use crate::roles::{FRONT, PUBLISH, Role};
 use crate::system::handover::launch;
 use crate::system::sys::{self, SecretKeys, SecretMemory};
@@ -76,13 +76,18 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         let volumes = facts.volumes.into_iter().map(|volume| Wanted { name: volume.name, size: volume.size });
         let disk = disk.context("no disk at descriptor 4")?;
         let told =
-            Told { key_server: facts.key_server, volumes: volumes.collect(), rollback: facts.rollback };
+            Told { key_servers: facts.key_servers, volumes: volumes.collect(), rollback: facts.rollback };
         return sealed::run(appliance, rules, told, disk, handed);
     }
     let (key, existing) = launch::take(handed).context("what is at descriptor 3 is no key")?;
     let keys = Keys::derive_into(Box::new(memory), key)?;
+    let (mut slots, boot) = (None, sealed::boot(&appliance));
     let opened = match (state, disk) {
-        (State::Open { epoch, .. }, Some(disk)) => open_disk(disk, keys, epoch),
+        (State::Open { epoch, .. }, Some(disk)) => FileDisk::new(disk).map_err(unusable).and_then(|disk| {
+            let disk = Arc::new(disk);
+            slots = key_slots(disk.clone(), boot, rules.operators.clone());
+            open_disk(disk, keys, epoch)
+        }),
         (State::Memory, None) => open(Path::new(paths::VAULT_STORE), keys),
         _ => anyhow::bail!("a state disk where there is none to be, or none where there is"),
     };
@@ -90,7 +95,13 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let service = match opened {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());
-            router(Arc::new(Vault::new(store, rules, unix_now, Lines::default().sink())))
+            let vault = Vault::new(store, rules, unix_now, Lines::default().sink());
+            let servers = key_servers(&facts.key_servers)?;
+            let vault = vault.with_key_servers(appliance.repository, servers);
+            router(Arc::new(match slots {
+                Some(slots) => vault.with_slots(slots),
+                None => vault,
+            }))
         }
         Err(error) if error.may_pass() => return Err(error).context("cannot open the store"),
         Err(error) => {
@@ -143,10 +154,24 @@ fn rules(facts: &Facts) -> anyhow::Result<Rules> {
     })
 }
 
+/// The key slots of the state, for operators to change. The vault does its work without them, where the host has damaged them since.
+fn key_slots(disk: Arc<FileDisk>, boot: Boot, operators: Operators) -> Option<Sealed> {
+    let length = disk.len().unwrap_or(0);
+    let whole = cofferdam_vault::Window::new(disk, 0..length).ok()?;
+    let found = Sealed::find(whole, boot, operators, FRONT.uid()?, |_| {});
+    found
+        .inspect_err(|error| eprintln!("vault: the key slots cannot be changed: {}", error_chain(error)))
+        .ok()
+}
+
+fn key_servers(facts: &[KeyServerFacts]) -> anyhow::Result<Vec<KeyServer>> {
+    let server = |server: &KeyServerFacts| Ok(KeyServer::new(server.url.to_string(), &server.key)?);
+    facts.iter().map(server).collect()
+}
+
 /// Opens the store on the state disk: not one that is older than what PID 1 measured.
-fn open_disk(disk: File, keys: Keys, measured: u64) -> Result<Store, StoreError> {
-    let length = STORE.end.saturating_sub(STORE.start);
-    let store = Store::open(FileDisk::window(disk, STORE.start, length).map_err(unusable)?, keys, None)?;
+fn open_disk(disk: Arc<FileDisk>, keys: Keys, measured: u64) -> Result<Store, StoreError> {
+    let store = Store::open(cofferdam_vault::Window::new(disk, STORE).map_err(unusable)?, keys, None)?;
     match store.root().epoch {
         found if found < measured => Err(DiskError::OlderThan { found, expected: measured }.into()),
         _ => Ok(store),

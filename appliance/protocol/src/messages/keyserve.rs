@@ -18,7 +18,7 @@ use super::evidence::VaultKey;
 use super::operator::Signature;
 use super::unseal::SealDisk;
 use crate::json::{self, JsonError};
-use crate::{Base64Array, Repository};
+use crate::{Base64Array, Digest, Repository};
 
 /// Without a body: a [`NonceReply`].
 pub const NONCE: &str = "/v1/nonce";
@@ -27,6 +27,8 @@ pub const RELEASE: &str = "/v1/release";
 /// An [`EpochReport`]: an [`EpochAck`].
 pub const REPORT: &str = "/v1/report";
 
+/// Most key servers of one appliance: with the recovery key and what operators open it with they fit a sheet of key slots.
+pub const MAX_SERVERS: usize = 5;
 /// Largest of these messages in bytes; evidence has a bound of its own.
 pub const MAX_MESSAGE: usize = 4096;
 /// Longest detail of a [`Refused`] that is shown, in characters.
@@ -36,6 +38,8 @@ const ANSWER_DOMAIN: &[u8] = b"cofferdam/keyserve/answer/v1";
 const ACK_DOMAIN: &[u8] = b"cofferdam/keyserve/ack/v1";
 const REPORT_DOMAIN: &[u8] = b"cofferdam/keyserve/report/v1";
 
+/// Names a key server: the beginning of the SHA-256 of its Ed25519 public key.
+pub type ServerId = Base64Array<8>;
 /// A nonce of the server's.
 pub type ServerNonce = Base64Array<32>;
 
@@ -112,15 +116,15 @@ impl ReleaseAnswer {
     }
 }
 
-/// Body of [`REPORT`].
+/// Body of [`REPORT`]: how new the state is, at its opening and later.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct EpochReport {
     /// Whose state.
     pub repository: Repository,
-    /// What has opened.
+    /// The state's last commit.
     pub opened: Witnessed,
-    /// Whether an operator has made it in this boot: then it may be another state than the one before.
+    /// Whether an operator has made it in the boot that reports it: then it may be another state than the one before.
     pub fresh: bool,
     /// HKDF-SHA256 of [`EpochReport::mac_input`] under the released key.
     pub mac: Base64Array<32>,
@@ -241,23 +245,37 @@ impl fmt::Display for Refusal {
     }
 }
 
-/// `POST` at the vault's socket, by `publish` alone, while the state is closed: a [`PeerNews`]. The reply is a [`PeerReply`].
+/// `POST` at the vault's socket, by `publish` alone: a [`PeerNews`]. The reply is a [`PeerReply`].
 pub const PEER: &str = "/v1/peer";
 
-/// What `publish` has of the key server. The vault judges all of it.
+/// What `publish` has of the key servers. The vault judges all of it. Of an open state it hears `Look` and `Acknowledged` only.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "kebab-case", deny_unknown_fields)]
 pub enum PeerNews {
     /// Nothing new: how is the state?
     Look {},
-    /// The server's answer.
-    Answer(ReleaseAnswer),
-    /// The server has taken down what opened.
-    Acknowledged(EpochAck),
+    /// A server's answer.
+    Answer {
+        /// Whose.
+        server: ServerId,
+        /// What it says.
+        answer: Box<ReleaseAnswer>,
+    },
     /// There is none, in words for operators.
     Trouble {
+        /// Whose.
+        server: ServerId,
         /// At most [`MAX_DETAIL`] characters.
         detail: String,
+    },
+    /// Every server was asked: the state may be opened with what they said.
+    Open {},
+    /// A server has taken down what was reported to it.
+    Acknowledged {
+        /// Which.
+        server: ServerId,
+        /// Its signature.
+        ack: EpochAck,
     },
 }
 
@@ -267,11 +285,31 @@ pub enum PeerNews {
 pub struct PeerReply {
     /// What is on the disk.
     pub disk: SealDisk,
-    /// Whether the server's key is there, for a state that is to be made.
-    pub has_key: bool,
-    /// What the server has to take down before the state is used.
-    #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub report: Option<EpochReport>,
+    /// The servers that have to be asked for their keys now.
+    pub ask: Vec<ServerId>,
+    /// What servers have to take down.
+    pub reports: Vec<PeerReport>,
+}
+
+/// What one server has to take down.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct PeerReport {
+    /// Which.
+    pub server: ServerId,
+    /// What.
+    pub report: EpochReport,
+}
+
+/// Names the server with this Ed25519 public key.
+pub fn server_id(key: &[u8; 32]) -> ServerId {
+    let [a, b, c, d, e, f, g, h, ..] = *Digest::of(key).as_bytes();
+    [a, b, c, d, e, f, g, h].into()
+}
+
+/// How many of so many servers have to know of each opening, so that any as many hold one that knows of the last: more than half.
+pub fn quorum(servers: usize) -> usize {
+    servers / 2 + 1
 }
 
 #[cfg(test)]
@@ -300,6 +338,13 @@ mod tests {
         ];
         for refusal in all {
             assert_eq!(serde_json::to_string(&refusal).unwrap(), format!("\"{refusal}\""));
+        }
+    }
+
+    #[test]
+    fn any_two_quorums_have_a_server_in_common() {
+        for servers in 1..=MAX_SERVERS {
+            assert!(2 * quorum(servers) > servers && quorum(servers) <= servers, "{servers}");
         }
     }
 

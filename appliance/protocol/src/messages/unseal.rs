@@ -23,6 +23,9 @@ pub const SEAL: &str = "/v1/seal";
 /// `POST` with a [`SealedKey`]: an [`UnsealRequest`]. The reply is a [`SealStatus`].
 pub const UNSEAL: &str = "/v1/unseal";
 
+/// `POST` with a [`SealedKey`], while the state is open: a [`RekeyRequest`]. The reply is 204.
+pub const REKEY: &str = "/v1/seal/rekey";
+
 /// Longest passphrase in bytes.
 pub const MAX_PASSPHRASE: usize = 1024;
 /// Shortest passphrase in bytes.
@@ -83,6 +86,29 @@ pub enum UnsealRequest {
     },
 }
 
+/// What replaces a way to open a state that is open.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct RekeyRequest {
+    /// What opens it now: the passphrase or the recovery key.
+    pub key: OpeningKey,
+    /// What takes its place.
+    pub new: NewKey,
+}
+
+/// Another way to open a state.
+#[derive(Debug, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub enum NewKey {
+    /// Instead of the passphrase or the shares that operators have. Key servers are the declaration's.
+    Method(NewMethod),
+    /// Instead of the recovery key: 32 random bytes, which the operator has been shown.
+    Recovery {
+        /// The key.
+        recovery: SecretBytes,
+    },
+}
+
 /// What an operator has heard from the witnesses of a state, or did not.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Default, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -132,7 +158,7 @@ pub enum NewMethod {
         /// How many there are: up to [`MAX_SHARES`].
         shares: u8,
     },
-    /// The key of the declared key server, which the appliance has of it already.
+    /// The keys of the declared key servers, which the appliance has of them already.
     Peer {},
 }
 
@@ -196,17 +222,18 @@ impl<'de> Deserialize<'de> for SecretBytes {
     }
 }
 
-/// What was sealed is no [`UnsealRequest`], or is too long. It says nothing about the text, which holds a key.
+/// What was sealed is no [`Sealable`] of that kind, or is too long. It says nothing about the text, which holds a key.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, thiserror::Error)]
-#[error("not a request to open a state")]
+#[error("not a request about what opens a state")]
 pub struct UnsealRequestError;
 
-impl UnsealRequest {
+/// What is sealed to the appliance: an [`UnsealRequest`], or a [`RekeyRequest`].
+pub trait Sealable: Serialize + serde::de::DeserializeOwned {
     /// The bytes that are sealed.
     ///
     /// # Errors
     /// It is longer than [`MAX_PLAIN`].
-    pub fn write(&self) -> Result<Zeroizing<Vec<u8>>, UnsealRequestError> {
+    fn write(&self) -> Result<Zeroizing<Vec<u8>>, UnsealRequestError> {
         // Of full length from the start, so that growing leaves no copy behind.
         let mut text = Zeroizing::new(Vec::with_capacity(MAX_PLAIN));
         serde_json::to_writer(&mut *text, self).map_err(|_| UnsealRequestError)?;
@@ -217,13 +244,16 @@ impl UnsealRequest {
     ///
     /// # Errors
     /// It is too long or not of this shape.
-    pub fn parse(text: &[u8]) -> Result<Self, UnsealRequestError> {
+    fn parse(text: &[u8]) -> Result<Self, UnsealRequestError> {
         if text.len() > MAX_PLAIN {
             return Err(UnsealRequestError);
         }
         serde_json::from_slice(text).map_err(|_| UnsealRequestError)
     }
 }
+
+impl Sealable for UnsealRequest {}
+impl Sealable for RekeyRequest {}
 
 /// Whether the state is open, and what opens it: the reply to [`SEAL`] and [`UNSEAL`].
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
@@ -238,9 +268,12 @@ pub struct SealStatus {
     /// Who may open it, where there is something to open. As the disk says it: true as soon as the state has opened.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub lineage: Option<Lineage>,
-    /// What there is of the key server, where the declaration names one.
+    /// What there is of the key servers, where the declaration names some.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub peers: Vec<PeerStatus>,
+    /// Why the keys of the key servers that there are have not opened it.
     #[serde(default, skip_serializing_if = "Option::is_none")]
-    pub peer: Option<PeerStatus>,
+    pub unopened: Option<String>,
     /// What the declaration says of witnesses.
     #[serde(default)]
     pub rollback: Rollback,
@@ -307,10 +340,12 @@ pub enum Method {
     Recovery,
 }
 
-/// What an appliance has of its key server.
+/// What an appliance has of a key server.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct PeerStatus {
+    /// Its address, as declared.
+    pub server: String,
     /// Whether its key is there.
     pub has_key: bool,
     /// The newest epoch of a state that it knows.
@@ -363,6 +398,21 @@ mod tests {
     }
 
     #[test]
+    fn a_request_for_another_key_is_read_as_it_was_written_and_shows_nothing() {
+        let key = || OpeningKey::Passphrase { passphrase: bytes("correct horse") };
+        let method = NewMethod::Passphrase { passphrase: bytes("battery staple") };
+        for new in [NewKey::Method(method), NewKey::Recovery { recovery: bytes("battery staple") }] {
+            let request = RekeyRequest { key: key(), new };
+            let text = request.write().unwrap();
+            let again = RekeyRequest::parse(&text).unwrap();
+            assert_eq!(again.write().unwrap(), text);
+            let printed = format!("{again:?}");
+            assert!(!printed.contains("horse") && !printed.contains("staple"), "{printed}");
+            assert!(UnsealRequest::parse(&text).is_err(), "one is never taken for the other");
+        }
+    }
+
+    #[test]
     fn a_status_has_the_words_of_the_interface() {
         let status = SealStatus {
             disk: SealDisk::Sealed,
@@ -373,7 +423,8 @@ mod tests {
             ],
             wait_ms: 0,
             lineage: None,
-            peer: None,
+            peers: Vec::new(),
+            unopened: None,
             rollback: Rollback::Warn,
         };
         let text = r#"{"disk":"sealed","methods":[{"method":"passphrase"},{"method":"shares","set":"AQEBAQEBAQE=","threshold":2,"shares":3,"given":1},{"method":"recovery"}],"wait_ms":0,"rollback":"warn"}"#;

@@ -14,7 +14,7 @@ use super::open::{continuity, give_up, keys, opened};
 use super::sheet::{self, Header, SHEET, Sheet};
 use super::slot::{Image, Set, Slot, Way};
 use super::survey::SHEETS;
-use super::{Opened, STORE, Sealed, StateError};
+use super::{Boot, Opened, STORE, Sealed, StateError};
 use crate::store::volumes;
 use crate::{Disk as _, Store, StoreError, Window};
 
@@ -39,7 +39,7 @@ impl Sealed {
             let mut nonce = [0; _];
             random(&mut nonce)?;
             let current = Current::first(&self.boot, &self.operators);
-            Sheet::seal(header.clone(), number, current, slots.clone(), nonce, &state.sheet()?)
+            Sheet::seal(header.clone(), number, current, (0, slots.clone()), nonce, &state.sheet()?)
         });
         let [first, second] = sheets;
         let (first, second) = (first?.write(), second?.write());
@@ -63,8 +63,8 @@ impl Sealed {
         self.put(SHEETS, 1, &second)?;
         self.put(SHEETS, 0, &first)?;
         let slot = slots.first().ok_or(StateError::NoSuchWay)?;
-        if let (NewMethod::Peer {}, Some(server)) = (method, &self.key_server) {
-            server.made(witness);
+        if let (NewMethod::Peer {}, Some(servers)) = (method, &self.key_servers) {
+            servers.made(witness);
         }
         Ok(Opened { fresh: true, ..opened(&state, volumes, slot, &root, continuity)? })
     }
@@ -77,32 +77,70 @@ impl Sealed {
         recovery: &SecretBytes,
         state: &StateKey,
     ) -> Result<Vec<Slot>, StateError> {
-        let (mut salt, mut recovery_salt) = ([0; key::SALT], [0; key::SALT]);
-        random(&mut salt)?;
-        random(&mut recovery_salt)?;
-        let recovery = key::recovery_key(key_bytes(recovery)?, &recovery_salt)?;
-        let (way, key) = match method {
-            NewMethod::Passphrase { passphrase } => {
-                let passphrase = check_passphrase(passphrase)?;
-                let cost = self.cost.map_or_else(Cost::calibrate, Ok)?;
-                (Way::Passphrase(cost), key::passphrase_key(passphrase, &salt, cost)?)
-            }
-            NewMethod::Shares { key, set, threshold, shares } => {
-                let set = Set::new(*set.as_bytes(), *threshold, *shares)?;
-                (Way::Shares(set), key::shares_key(key_bytes(key)?, &salt)?)
-            }
+        let header = header.write();
+        let mut slots = match method {
             NewMethod::Peer {} => {
-                let server = self.key_server.as_ref().ok_or(StateError::NoKeyServer)?;
-                (Way::Peer(server.id), server.slot_key(&salt)?)
+                let servers = self.key_servers.as_ref().ok_or(StateError::NoKeyServer)?;
+                let keys = servers.keys()?;
+                let slots = keys.iter().map(|(id, kek)| self.server_slot(&header, id, kek, state));
+                slots.collect::<Result<_, _>>()?
             }
+            method => vec![new_slot(&self.boot, self.cost, &header, method, state)?],
         };
-        let seal = |way, salt, key: &Secret| {
-            let mut nonce = [0; _];
-            random(&mut nonce)?;
-            Slot::seal(way, salt, Image::of(&self.boot)?, nonce, &header.write(), key, state)
-        };
-        Ok(vec![seal(way, salt, &key)?, seal(Way::Recovery, recovery_salt, &recovery)?])
+        slots.push(recovery_slot(&self.boot, &header, recovery, state)?);
+        Ok(slots)
     }
+}
+
+/// A slot for what operators open a state with.
+pub(super) fn new_slot(
+    boot: &Boot,
+    cost: Option<Cost>,
+    header: &[u8],
+    method: &NewMethod,
+    state: &StateKey,
+) -> Result<Slot, StateError> {
+    let mut salt = [0; key::SALT];
+    random(&mut salt)?;
+    let (way, key) = match method {
+        NewMethod::Passphrase { passphrase } => {
+            let passphrase = check_passphrase(passphrase)?;
+            let cost = cost.map_or_else(Cost::calibrate, Ok)?;
+            (Way::Passphrase(cost), key::passphrase_key(passphrase, &salt, cost)?)
+        }
+        NewMethod::Shares { key, set, threshold, shares } => {
+            let set = Set::new(*set.as_bytes(), *threshold, *shares)?;
+            (Way::Shares(set), key::shares_key(key_bytes(key)?, &salt)?)
+        }
+        NewMethod::Peer {} => return Err(StateError::NoSuchWay),
+    };
+    seal(boot, way, salt, header, &key, state)
+}
+
+/// A slot for a recovery key.
+pub(super) fn recovery_slot(
+    boot: &Boot,
+    header: &[u8],
+    recovery: &SecretBytes,
+    state: &StateKey,
+) -> Result<Slot, StateError> {
+    let mut salt = [0; key::SALT];
+    random(&mut salt)?;
+    let key = key::recovery_key(key_bytes(recovery)?, &salt)?;
+    seal(boot, Way::Recovery, salt, header, &key, state)
+}
+
+fn seal(
+    boot: &Boot,
+    way: Way,
+    salt: [u8; key::SALT],
+    header: &[u8],
+    key: &Secret,
+    state: &StateKey,
+) -> Result<Slot, StateError> {
+    let mut nonce = [0; _];
+    random(&mut nonce)?;
+    Slot::seal(way, salt, Image::of(boot)?, nonce, header, key, state)
 }
 
 /// Makes everything zero, durably, without writing where it is.

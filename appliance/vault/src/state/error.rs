@@ -165,14 +165,44 @@ pub enum StateError {
         /// The commit's number.
         epoch: u64,
     },
-    /// The declaration names none.
-    #[error("the declaration names no key server")]
+    /// The declaration names none, or not this one.
+    #[error("the declaration names no such key server")]
     NoKeyServer,
     /// A state cannot be made without its key.
-    #[error("there is no key of the key server yet: {0}")]
-    NoPeer(String),
+    #[error("there is no key of the key server {server} yet: {why}")]
+    NoPeer {
+        /// Which.
+        server: String,
+        /// Why.
+        why: String,
+    },
+    /// Fewer servers have answered than have to know of each opening.
+    #[error(
+        "{answered} of {all} key servers have answered, and it takes {quorum} to know how new the state has to be"
+    )]
+    TooFewServers {
+        /// How many have.
+        answered: usize,
+        /// How many have to.
+        quorum: usize,
+        /// How many are declared.
+        all: usize,
+    },
+    /// They open a state, and it is not the one that is open.
+    #[error("the key slots on the disk are another state's than the one that is open")]
+    OtherSlots,
+    /// The key slots were changed since.
+    #[error(
+        "older key slots: they had been changed {sheet} times, and {store} times when the state was last in use"
+    )]
+    OlderSlots {
+        /// How often, as the sheet says.
+        sheet: u64,
+        /// How often, as the store says.
+        store: u64,
+    },
     /// Not from the declared server, or not for this boot.
-    #[error("the answer is not signed by the declared key server for this appliance")]
+    #[error("the answer is not signed by that key server for this appliance")]
     PeerSignature,
     /// Its key is another one than the state was made with.
     #[error("the key of the key server does not open the state")]

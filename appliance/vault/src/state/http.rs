@@ -196,7 +196,7 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
 }
 
 /// What a failure means to an operator.
-fn refuse(error: StateError) -> Refusal {
+pub(crate) fn refuse(error: StateError) -> Refusal {
     use StateError as E;
     let (status, hint) = match &error {
         E::WrongPassphrase | E::WrongRecovery => (
@@ -218,18 +218,22 @@ fn refuse(error: StateError) -> Refusal {
         E::Occupied => (StatusCode::CONFLICT, Some("open it: coffer unseal")),
         E::Open => (StatusCode::CONFLICT, None),
         E::Spent => (StatusCode::CONFLICT, Some("to repeat it, sign it anew on another connection")),
-        E::OlderCopy { .. } => {
+        E::OlderCopy { .. } | E::OlderSlots { .. } => {
             (StatusCode::PRECONDITION_FAILED, Some("attach the disk that the appliance ran with last"))
         }
         E::Unwitnessed => (
             StatusCode::SERVICE_UNAVAILABLE,
             Some("make GitHub reachable, or declare `state: {rollback: warn}`"),
         ),
+        E::TooFewServers { .. } => (
+            StatusCode::SERVICE_UNAVAILABLE,
+            Some("make more of them reachable, or declare `state: {rollback: warn}`"),
+        ),
         E::OtherState { .. } | E::Copied { .. } => (
             StatusCode::PRECONDITION_FAILED,
             Some("attach the disk that the appliance ran with last, and run one copy of the appliance"),
         ),
-        E::NoPeer(_) => {
+        E::NoPeer { .. } => {
             (StatusCode::SERVICE_UNAVAILABLE, Some("coffer seal status shows what stands in the way"))
         }
         E::NoKeyServer => (
@@ -248,7 +252,7 @@ fn refuse(error: StateError) -> Refusal {
             (StatusCode::CONFLICT, Some("attach the right disk, or one that holds zeros only"))
         }
         E::Store(StoreError::Volume(error)) => (StatusCode::CONFLICT, Some(volume_hint(error))),
-        E::Altered | E::Store(_) => (
+        E::Altered | E::OtherSlots | E::Store(_) => (
             StatusCode::CONFLICT,
             Some("nothing was changed: attach the disk as the appliance left it, or a copy of it"),
         ),

@@ -12,14 +12,14 @@ use cofferdam_protocol::upgrade::SignedStatement;
 use tokio::time::Instant;
 
 use super::attempts::Try;
-use super::key::{self, Secret, StateKey, random};
+use super::key::{self, Secret, StateKey};
 use super::lineage::Current;
 use super::peer::Known;
 use super::sheet::Sheet;
 use super::slot::Slot;
-use super::survey::SHEETS;
+use super::survey::{OnDisk, SHEETS};
 use super::{LineageError, Opened, Sealed, StateError, StateKeys, Upgrade, VolumeKey};
-use crate::store::{Anchors, Root};
+use crate::store::{Anchors, Opening, Root};
 use crate::{Keys, Store, Volume};
 
 pub(super) struct Sheets {
@@ -46,13 +46,21 @@ impl Sealed {
         Ok(Some((next, Upgrade { statement, signer: signed.key })))
     }
 
-    pub(super) fn open(
+    /// Opens it. Whatever that has written, it is known afterwards what is on the disk.
+    pub(super) fn open(&self, sheets: &Sheets, tried: &Try, known: &Known) -> Result<Opened, StateError> {
+        let opened = self.opened_with(sheets, tried, known);
+        if opened.is_err() {
+            self.look_again();
+        }
+        opened
+    }
+
+    /// Tries a key; with a right one the sheets have authenticated.
+    pub(super) fn unlock(
         &self,
-        sheets: &Sheets,
+        Sheets { sheet, other, .. }: &Sheets,
         (slot, key, wrong): &Try,
-        known: &Known,
-    ) -> Result<Opened, StateError> {
-        let Sheets { sheet, other, place, next } = sheets;
+    ) -> Result<(StateKey, Secret), StateError> {
         let Some(state) = slot.open(&sheet.header.write(), key) else {
             let mut inner = self.lock();
             inner.until = Instant::now() + inner.attempts.wait();
@@ -64,48 +72,65 @@ impl Sealed {
         if ![Some(sheet), other.as_ref()].into_iter().flatten().all(|sheet| sheet.verify(&sheet_key)) {
             return Err(StateError::Altered);
         }
+        Ok((state, sheet_key))
+    }
+
+    fn opened_with(&self, sheets: &Sheets, tried: &Try, known: &Known) -> Result<Opened, StateError> {
+        let Sheets { sheet, other, place, next } = sheets;
+        let (state, sheet_key) = self.unlock(sheets, tried)?;
         let store = Store::open(self.store()?, keys(&state)?, None)?;
-        known.admits(&sheet.header.identity, &store.root())?;
-        let version = sheet.current.version;
-        if version < store.lineage() {
-            return Err(LineageError::OlderSheet { sheet: version, store: store.lineage() }.into());
-        }
+        let root = store.root();
+        known.admits(&sheet.header.identity, root.epoch, &root.digest)?;
+        is_newest(sheet, &store)?;
         let volumes = store.place_volumes(&self.volumes, sheet.header.length)?;
-        let (sheet, place) = match next {
-            None => (sheet.clone(), *place),
-            Some((current, _)) => self.write_successor(sheets, current, &sheet_key)?,
+        let current = next.as_ref().map(|(current, _)| current);
+        let (sheet, place) = match (current, self.follow(sheet, &state)?) {
+            (None, None) => (sheet.clone(), *place),
+            (current, slots) => self.write_next(sheets, current, slots, &sheet_key)?,
         };
         give_up(&store, &known.witness)?;
-        store.count_opening(sheet.current.version)?;
+        let witnessing = self.key_servers.as_ref().map(|servers| servers.witnessing(sheet.header.identity));
+        store.count_opening(&Opening { lineage: sheet.current.version, slots: sheet.changes, witnessing })?;
         let (root, continuity) = (store.root(), continuity(&store, &known.witness)?);
         drop(store);
-        if next.is_some() || other.as_ref().is_none_or(|other| other.current != sheet.current) {
+        let behind = |other: &Arc<Sheet>| other.current != sheet.current || other.slots != sheet.slots;
+        if other.as_ref().is_none_or(behind) {
             self.put(SHEETS, other_place(place), &sheet.write())?;
         }
+        self.lock().on_disk = OnDisk::Sealed { sheet: sheet.clone(), other: Some(sheet.clone()), place };
         let upgrade = next.as_ref().map(|(_, upgrade)| *upgrade);
-        let opened = opened(&state, volumes, slot, &root, continuity)?;
+        let opened = opened(&state, volumes, &tried.0, &root, continuity)?;
         Ok(Opened { lineage: sheet.current.version, upgrade, ..opened })
     }
 
-    /// Writes the sheet that a statement has changed over the older one, and says where it is.
-    fn write_successor(
+    /// Writes the sheet with another successor or other slots over the older one, and says where it is.
+    pub(super) fn write_next(
         &self,
         sheets: &Sheets,
-        current: &Current,
+        current: Option<&Current>,
+        slots: Option<Vec<Slot>>,
         key: &Secret,
     ) -> Result<(Arc<Sheet>, usize), StateError> {
-        let Sheet { header, number, slots, .. } = &*sheets.sheet;
-        let number = number.checked_add(1).ok_or(StateError::Altered)?;
-        let mut nonce = [0; _];
-        random(&mut nonce)?;
-        let sheet = Sheet::seal(header.clone(), number, current.clone(), slots.clone(), nonce, key)?;
+        let sheet = sheets.sheet.next(current, slots, key)?;
         let place = other_place(sheets.place);
         self.put(SHEETS, place, &sheet.write())?;
         Ok((Arc::new(sheet), place))
     }
 }
 
-fn other_place(place: usize) -> usize {
+/// Whether the store knows of no later sheet than this one.
+pub(super) fn is_newest(sheet: &Sheet, store: &Store) -> Result<(), StateError> {
+    let (lineage, slots) = (store.lineage(), store.slot_changes());
+    if sheet.current.version < lineage {
+        return Err(LineageError::OlderSheet { sheet: sheet.current.version, store: lineage }.into());
+    }
+    if sheet.changes < slots {
+        return Err(StateError::OlderSlots { sheet: sheet.changes, store: slots });
+    }
+    Ok(())
+}
+
+pub(super) fn other_place(place: usize) -> usize {
     1 - place.min(1)
 }
 

@@ -1,222 +1,333 @@
-//! Opening a state with the key of a key server.
+//! Opening a state with the keys of key servers.
 //!
-//! The server's answer comes from `publish`, which nothing makes trustworthy: what counts is the server's signature, which covers the key of this
-//! start of the vault, so that neither another server's key nor an answer to somebody else is taken. After the state has opened, its epoch and
-//! root are reported, under the mark of the key; not before the server has acknowledged them, signed, is the state handed over. So nothing
-//! uses a state of which the witness does not know, and a disk from before is told from then on.
+//! Their answers come from `publish`, which nothing makes trustworthy: what counts is a server's signature, which covers the key of this
+//! start of the vault, so that neither another server's key nor an answer to somebody else is taken. Any one's key opens the state.
+//!
+//! Each server is a witness, too: it knows the newest commit that was reported to it. What any of them knows to be newer, or to be another
+//! state, is refused. After the state has opened, its epoch and root are reported, under the mark of each server's key, and it is not handed
+//! over before a quorum of the declared servers has acknowledged them, signed. Two quorums have a server in common: whoever keeps
+//! some of the servers away can choose which of them are asked, and among those is still one that knows of the last opening. With
+//! `rollback: warn` one server is enough, and where no quorum has answered that is measured as a state without a witness.
 //!
 //! Such an attempt is not counted: nobody guesses a key of 32 bytes that is signed.
 
 use std::sync::{Mutex, MutexGuard, PoisonError};
 
-use cofferdam_attest::keyserve::{self as sealing, Kek};
-use cofferdam_protocol::Digest;
+use cofferdam_attest::keyserve::{self as sealing, Kek, ReportKey};
 use cofferdam_protocol::keyserve::{
-    EpochAck, EpochReport, MAX_DETAIL, PeerNews, PeerReply, ReleaseAnswer, Witnessed,
+    EpochAck, EpochReport, MAX_DETAIL, PeerNews, PeerReply, PeerReport, ReleaseAnswer, ServerId, Witnessed,
+    quorum,
 };
-use cofferdam_protocol::operator::Signature;
+use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::unseal::{PeerStatus, SealDisk, Witness};
-use ed25519_dalek::VerifyingKey;
 
-use super::key::{self, Secret};
+use super::key::{self, StateKey, random};
 use super::open::Sheets;
-use super::slot::Way;
+use super::sheet::Sheet;
+use super::slot::{Image, Slot, Way};
 use super::survey::OnDisk;
 use super::{Opened, Sealed, StateError};
-use crate::KeyError;
-use crate::store::Root;
+use crate::KeyServer;
+use crate::store::Witnessing;
 
-/// The key server of the declaration.
-pub(super) struct KeyServer {
-    key: VerifyingKey,
-    /// Which slot is its: the beginning of the SHA-256 of its key.
-    pub(super) id: [u8; 8],
-    /// Who speaks for it.
+/// The key servers of the declaration.
+pub(super) struct KeyServers {
+    /// Who speaks for them.
     uid: u32,
     inner: Mutex<Inner>,
 }
 
-#[derive(Default)]
 struct Inner {
-    kek: Option<Kek>,
-    witnessed: Option<Witnessed>,
-    trouble: Option<String>,
+    servers: Vec<Server>,
     /// An operator has made the state in this boot, and has said this of others.
     made: Option<Witness>,
     /// What has opened and is not acknowledged yet.
-    pending: Option<(Opened, EpochReport)>,
+    pending: Option<Pending>,
+    /// Why nothing has, where keys are there.
+    unopened: Option<String>,
 }
 
-impl KeyServer {
-    /// A key server with this Ed25519 key, whose answers the peer with this uid brings.
-    pub(super) fn new(key: &[u8; 32], uid: u32) -> Result<Self, KeyError> {
-        let refused = || KeyError("the key server".to_owned());
-        let verifying = VerifyingKey::from_bytes(key).map_err(|_| refused())?;
-        if verifying.is_weak() {
-            return Err(refused());
-        }
-        let digest: [u8; 32] = *Digest::of(key).as_bytes();
-        let id = digest.first_chunk().copied().ok_or_else(refused)?;
-        Ok(Self { key: verifying, id, uid, inner: Mutex::default() })
+struct Server {
+    declared: KeyServer,
+    kek: Option<Kek>,
+    witnessed: Option<Witnessed>,
+    trouble: Option<String>,
+    /// It knows what is pending.
+    acknowledged: bool,
+}
+
+struct Pending {
+    opened: Opened,
+    shown: Witnessed,
+    /// How many servers have to acknowledge it.
+    needed: usize,
+}
+
+impl Inner {
+    fn server(&mut self, id: &ServerId) -> Result<&mut Server, StateError> {
+        let found = self.servers.iter_mut().find(|server| server.declared.id() == *id);
+        found.ok_or(StateError::NoKeyServer)
+    }
+}
+
+impl KeyServers {
+    fn new(servers: Vec<KeyServer>, uid: u32) -> Self {
+        let server =
+            |declared| Server { declared, kek: None, witnessed: None, trouble: None, acknowledged: false };
+        let servers = servers.into_iter().map(server).collect();
+        Self { uid, inner: Mutex::new(Inner { servers, made: None, pending: None, unopened: None }) }
     }
 
-    /// What operators see of it.
-    pub(super) fn status(&self) -> PeerStatus {
+    /// What operators see of them, and why their keys have not opened the state.
+    pub(super) fn status(&self) -> (Vec<PeerStatus>, Option<String>) {
         let inner = self.lock();
-        PeerStatus {
-            has_key: inner.kek.is_some(),
-            epoch: inner.witnessed.map(|known| known.epoch),
-            trouble: inner.trouble.clone(),
-        }
+        let status = |server: &Server| PeerStatus {
+            server: server.declared.name.clone(),
+            has_key: server.kek.is_some(),
+            epoch: server.witnessed.map(|known| known.epoch),
+            trouble: server.trouble.clone(),
+        };
+        (inner.servers.iter().map(status).collect(), inner.unopened.clone())
     }
 
-    /// The key for a slot of a new state with this salt.
-    pub(super) fn slot_key(&self, salt: &[u8; key::SALT]) -> Result<Secret, StateError> {
+    /// The keys for the slots of a new state: all of them, so that none of the servers is left out unnoticed.
+    pub(super) fn keys(&self) -> Result<Vec<(ServerId, Kek)>, StateError> {
         let inner = self.lock();
-        match &inner.kek {
-            Some(kek) => key::peer_key(kek, salt),
-            None => Err(StateError::NoPeer(
-                inner.trouble.clone().unwrap_or_else(|| "it has not answered yet".to_owned()),
-            )),
-        }
+        let key = |server: &Server| match &server.kek {
+            Some(kek) => Ok((server.declared.id(), kek.clone())),
+            None => Err(StateError::NoPeer {
+                server: server.declared.name.clone(),
+                why: server.trouble.clone().unwrap_or_else(|| "it has not answered yet".to_owned()),
+            }),
+        };
+        inner.servers.iter().map(key).collect()
     }
 
-    /// An operator has made the state: it is another one than the server knows.
+    /// An operator has made the state: it is another one than the servers know.
     pub(super) fn made(&self, witness: &Witness) {
         let mut inner = self.lock();
         inner.made = Some(*witness);
-        inner.witnessed = None;
+        for server in &mut inner.servers {
+            server.witnessed = None;
+        }
     }
 
-    fn signed(&self, input: &[u8], signature: &Signature) -> Result<(), StateError> {
-        let signature = ed25519_dalek::Signature::from_bytes(signature.as_bytes());
-        self.key.verify_strict(input, &signature).map_err(|_| StateError::PeerSignature)
+    /// What the vault keeps to go on telling them.
+    pub(super) fn witnessing(&self, state: [u8; 16]) -> Witnessing {
+        let inner = self.lock();
+        let keys = inner.servers.iter().map(|server| {
+            let key = server.kek.as_ref().map(|kek| *ReportKey::of(kek).expose());
+            (server.declared.id().into(), key)
+        });
+        Witnessing { state, fresh: inner.made.is_some(), servers: keys.collect() }
     }
 
     fn lock(&self) -> MutexGuard<'_, Inner> {
-        // Each change is one assignment.
+        // Each change is one assignment, or one for each server.
         self.inner.lock().unwrap_or_else(PoisonError::into_inner)
     }
 }
 
 /// What is known of a state from elsewhere.
-#[derive(Clone, Copy, Debug, Default)]
+#[derive(Clone, Debug, Default)]
 pub(super) struct Known {
     pub(super) at_least: u64,
     pub(super) witness: Witness,
-    pub(super) witnessed: Option<Witnessed>,
+    pub(super) witnessed: Vec<Witnessed>,
 }
 
 impl Known {
     /// Refuses an older copy, another state, and a second copy that has gone on by itself.
-    pub(super) fn admits(&self, state: &[u8; 16], root: &Root) -> Result<(), StateError> {
-        let known = self.witnessed.as_ref();
-        if let Some(known) = known.filter(|known| known.state.as_bytes() != state) {
+    pub(super) fn admits(&self, state: &[u8; 16], epoch: u64, root: &[u8; 32]) -> Result<(), StateError> {
+        if let Some(known) = self.witnessed.iter().find(|known| known.state.as_bytes() != state) {
             return Err(StateError::OtherState { epoch: known.epoch });
         }
-        let expected = known.map_or(0, |known| known.epoch).max(self.at_least);
-        if root.epoch < expected {
-            return Err(StateError::OlderCopy { found: root.epoch, expected });
+        let expected = self.witnessed.iter().map(|known| known.epoch).fold(self.at_least, u64::max);
+        if epoch < expected {
+            return Err(StateError::OlderCopy { found: epoch, expected });
         }
-        match known.filter(|known| known.epoch == root.epoch && *known.root.as_bytes() != root.digest) {
-            Some(_) => Err(StateError::Copied { epoch: root.epoch }),
-            None => Ok(()),
+        match self.witnessed.iter().any(|known| known.epoch == epoch && known.root.as_bytes() != root) {
+            true => Err(StateError::Copied { epoch }),
+            false => Ok(()),
         }
     }
 }
 
 impl Sealed {
-    /// The same with a key server of the declaration: its Ed25519 key, and the uid of the peer that speaks for it.
-    ///
-    /// # Errors
-    /// [`KeyError`] as for operators.
-    pub fn with_key_server(mut self, key: &[u8; 32], uid: u32) -> Result<Self, KeyError> {
-        self.key_server = Some(KeyServer::new(key, uid)?);
-        Ok(self)
+    /// The same with the key servers of the declaration, and the uid of the peer that speaks for them.
+    #[must_use]
+    pub fn with_key_servers(mut self, servers: Vec<KeyServer>, uid: u32) -> Self {
+        self.key_servers = (!servers.is_empty()).then(|| KeyServers::new(servers, uid));
+        self
     }
 
-    /// Takes what the peer with this uid has of the key server; `None` where it has no say. It blocks while the store is read.
+    /// Takes what the peer with this uid has of the key servers; `None` where it has no say. It blocks while the store is read.
     ///
     /// # Errors
     /// [`StateError`].
     pub fn peer_news(&self, uid: u32, news: &PeerNews) -> Option<Result<PeerReply, StateError>> {
-        let server = self.key_server.as_ref().filter(|server| server.uid == uid)?;
+        let servers = self.key_servers.as_ref().filter(|servers| servers.uid == uid)?;
         let taken = match news {
             PeerNews::Look {} => Ok(()),
-            PeerNews::Answer(answer) => self.take_answer(server, answer),
-            PeerNews::Acknowledged(ack) => self.take_ack(server, ack),
-            PeerNews::Trouble { detail } => {
+            PeerNews::Answer { server, answer } => self.take_answer(servers, server, answer),
+            PeerNews::Acknowledged { server, ack } => self.take_ack(servers, server, ack),
+            PeerNews::Open {} => self.open_by_servers(servers),
+            PeerNews::Trouble { server, detail } => servers.lock().server(server).map(|server| {
                 let shown = detail.chars().filter(|c| !c.is_control()).take(MAX_DETAIL);
-                server.lock().trouble = Some(shown.collect());
-                Ok(())
-            }
+                server.trouble = Some(shown.collect());
+            }),
         };
-        Some(taken.map(|()| self.peer_reply(server)))
+        Some(taken.and_then(|()| self.peer_reply(servers)))
     }
 
-    fn peer_reply(&self, server: &KeyServer) -> PeerReply {
-        let disk = match self.on_disk() {
-            OnDisk::Blank { .. } => SealDisk::Blank,
-            OnDisk::Sealed { .. } => SealDisk::Sealed,
-            OnDisk::Open => SealDisk::Open,
+    fn peer_reply(&self, servers: &KeyServers) -> Result<PeerReply, StateError> {
+        let on_disk = self.on_disk();
+        let (disk, reasked) = match on_disk {
+            OnDisk::Blank { .. } => (SealDisk::Blank, false),
+            OnDisk::Sealed { .. } => (SealDisk::Sealed, true),
+            OnDisk::Open => return Ok(PeerReply { disk: SealDisk::Open, ask: vec![], reports: vec![] }),
         };
-        let inner = server.lock();
-        let report = inner.pending.as_ref().map(|(_, report)| report.clone());
-        PeerReply { disk, has_key: inner.kek.is_some(), report }
+        let inner = servers.lock();
+        // Those that have answered are asked again until something has opened: what they know may have changed.
+        let asked =
+            inner.servers.iter().filter(|server| server.kek.is_none() || reasked && inner.pending.is_none());
+        let ask = asked.map(|server| server.declared.id()).collect();
+        let reports = match &inner.pending {
+            Some(pending) => self.reports(&inner.servers, pending)?,
+            None => Vec::new(),
+        };
+        Ok(PeerReply { disk, ask, reports })
     }
 
-    fn take_answer(&self, server: &KeyServer, answer: &ReleaseAnswer) -> Result<(), StateError> {
-        let repository = &self.boot.repository;
-        server.signed(&answer.signing_input(repository, &self.public_key().into()), &answer.signature)?;
+    fn reports(&self, servers: &[Server], pending: &Pending) -> Result<Vec<PeerReport>, StateError> {
+        let report = |server: &Server| {
+            let kek = server.kek.as_ref().filter(|_| !server.acknowledged)?;
+            let report = EpochReport {
+                repository: self.boot.repository.clone(),
+                opened: pending.shown,
+                fresh: pending.opened.fresh,
+                mac: [0; 32].into(),
+            };
+            let mac = sealing::report_mac(kek, &report).map_err(|_| StateError::Derive);
+            let report = mac.map(|mac| EpochReport { mac: mac.into(), ..report });
+            Some(report.map(|report| PeerReport { server: server.declared.id(), report }))
+        };
+        servers.iter().filter_map(report).collect()
+    }
+
+    fn take_answer(
+        &self,
+        servers: &KeyServers,
+        id: &ServerId,
+        answer: &ReleaseAnswer,
+    ) -> Result<(), StateError> {
+        let mut inner = servers.lock();
+        let made = inner.made.is_some();
+        let server = inner.server(id)?;
+        let input = answer.signing_input(&self.boot.repository, &self.public_key().into());
+        if !server.declared.has_signed(&input, &answer.signature) {
+            return Err(StateError::PeerSignature);
+        }
         let kek = sealing::open(self.private_key(), &answer.nonce, &answer.key)
             .map_err(|_| StateError::PeerSignature)?;
-        let made = {
-            let mut inner = server.lock();
-            inner.kek = Some(kek.clone());
-            // Of a state that an operator gives up here the server may still tell.
-            if inner.made.is_none() {
-                inner.witnessed = answer.witnessed;
+        server.kek = Some(kek);
+        // Of a state that an operator gives up here the server may still tell.
+        server.witnessed = answer.witnessed.filter(|_| !made);
+        server.trouble = None;
+        let witnessed: Vec<Witnessed> = server.witnessed.into_iter().collect();
+        // It answers late: what has opened meanwhile has to be what it knows.
+        if let Some(Pending { shown, .. }) = &inner.pending {
+            let known = Known { witnessed, ..Known::default() };
+            let admitted = known.admits(shown.state.as_bytes(), shown.epoch, shown.root.as_bytes());
+            if let Err(error) = admitted {
+                inner.pending = None;
+                inner.unopened = Some(error.to_string());
+                return Err(error);
             }
-            inner.trouble = None;
-            inner.pending = None;
-            inner.made.is_some()
-        };
-        let opened = self.open_with(server, &kek)?;
-        let Some((state, mut opened)) = opened else { return Ok(()) };
-        opened.fresh = made;
-        let shown = Witnessed { state: state.into(), epoch: opened.epoch, root: opened.root.into() };
-        let mut report =
-            EpochReport { repository: repository.clone(), opened: shown, fresh: made, mac: [0; 32].into() };
-        report.mac = sealing::report_mac(&kek, &report).map_err(|_| StateError::Derive)?.into();
-        server.lock().pending = Some((opened, report));
+        }
         Ok(())
     }
 
-    /// Opens what is there; `None` where there is nothing to open, or nothing any more.
-    fn open_with(&self, server: &KeyServer, kek: &Kek) -> Result<Option<([u8; 16], Opened)>, StateError> {
+    /// Opens what is there with the keys that are there.
+    fn open_by_servers(&self, servers: &KeyServers) -> Result<(), StateError> {
         let _attempt = self.begin()?;
-        let OnDisk::Sealed { sheet, other, place } = self.on_disk() else { return Ok(None) };
-        self.admits(&sheet.current)?;
-        let ours = |way: &Way| matches!(way, Way::Peer(id) if *id == server.id);
-        let slot = sheet.slots.iter().find(|slot| ours(&slot.way)).cloned().ok_or(StateError::NoSuchWay)?;
-        let key = key::peer_key(kek, &slot.salt)?;
-        let state = sheet.header.identity;
-        let known = {
-            let inner = server.lock();
-            Known { at_least: 0, witness: inner.made.unwrap_or_default(), witnessed: inner.witnessed }
-        };
-        let sheets = Sheets { sheet, other, place, next: None };
-        let attempt = (slot, key, (|| StateError::WrongPeer) as fn() -> _);
-        Ok(Some((state, self.open(&sheets, &attempt, &known)?)))
+        {
+            let inner = servers.lock();
+            if inner.pending.is_some() || inner.servers.iter().all(|server| server.kek.is_none()) {
+                return Ok(());
+            }
+        }
+        let OnDisk::Sealed { sheet, other, place } = self.on_disk() else { return Ok(()) };
+        let opened = self.open_with_any(servers, &Sheets { sheet, other, place, next: None });
+        let mut inner = servers.lock();
+        inner.unopened = opened.as_ref().err().map(ToString::to_string);
+        inner.pending = Some(opened?);
+        for server in &mut inner.servers {
+            server.acknowledged = false;
+        }
+        Ok(())
     }
 
-    fn take_ack(&self, server: &KeyServer, ack: &EpochAck) -> Result<(), StateError> {
+    fn open_with_any(&self, servers: &KeyServers, sheets: &Sheets) -> Result<Pending, StateError> {
+        self.admits(&sheets.sheet.current)?;
+        let (known, tries, needed) = {
+            let inner = servers.lock();
+            let (all, answered) = (inner.servers.len(), inner.servers.iter().filter(|it| it.kek.is_some()));
+            let (answered, quorum) = (answered.count(), quorum(all));
+            if answered < quorum && self.rollback == Rollback::Require {
+                return Err(StateError::TooFewServers { answered, quorum, all });
+            }
+            let said = inner.made.unwrap_or_default();
+            let witness = Witness { unwitnessed: said.unwitnessed || answered < quorum, ..said };
+            let witnessed = inner.servers.iter().filter_map(|server| server.witnessed).collect();
+            let tries = inner.servers.iter().filter_map(|server| {
+                let slot = slot_of(&sheets.sheet, &server.declared.id())?.clone();
+                Some((server.declared.id(), slot, server.kek.clone()?))
+            });
+            let needed = if answered < quorum { 1 } else { quorum };
+            (Known { at_least: 0, witness, witnessed }, tries.collect::<Vec<_>>(), needed)
+        };
+        let (state, fresh) = (sheets.sheet.header.identity, servers.lock().made.is_some());
+        let mut refused = StateError::NoSuchWay;
+        for (id, slot, kek) in tries {
+            let key = key::peer_key(&kek, &slot.salt)?;
+            match self.open(sheets, &(slot, key, || StateError::WrongPeer), &known) {
+                Ok(opened) => {
+                    let opened = Opened { fresh, ..opened };
+                    let (epoch, root) = (opened.epoch, opened.root.into());
+                    return Ok(Pending {
+                        shown: Witnessed { state: state.into(), epoch, root },
+                        opened,
+                        needed,
+                    });
+                }
+                // Another one's may.
+                Err(StateError::WrongPeer) => {
+                    servers.lock().server(&id)?.trouble = Some(StateError::WrongPeer.to_string());
+                    refused = StateError::WrongPeer;
+                }
+                Err(error) => return Err(error),
+            }
+        }
+        Err(refused)
+    }
+
+    fn take_ack(&self, servers: &KeyServers, id: &ServerId, ack: &EpochAck) -> Result<(), StateError> {
         let _attempt = self.begin()?;
         let opened = {
-            let mut inner = server.lock();
-            let Some((_, report)) = &inner.pending else { return Ok(()) };
-            server.signed(&EpochAck::signing_input(&report.repository, &report.opened), &ack.signature)?;
-            inner.pending.take().map(|(opened, _)| opened)
+            let mut inner = servers.lock();
+            let Some(Pending { shown, needed, .. }) = &inner.pending else { return Ok(()) };
+            let (input, needed) = (EpochAck::signing_input(&self.boot.repository, shown), *needed);
+            let server = inner.server(id)?;
+            if !server.declared.has_signed(&input, &ack.signature) {
+                return Err(StateError::PeerSignature);
+            }
+            server.acknowledged = true;
+            server.trouble = None;
+            if inner.servers.iter().filter(|server| server.acknowledged).count() < needed {
+                return Ok(());
+            }
+            inner.pending.take().map(|pending| pending.opened)
         };
         // An operator may have opened it meanwhile: then that is what is handed over.
         if !matches!(self.on_disk(), OnDisk::Open) {
@@ -224,4 +335,51 @@ impl Sealed {
         }
         Ok(())
     }
+
+    /// The slots as the declared key servers need them, where they are not so: those that are not declared any more lose theirs, and those whose key
+    /// is there get one. Whoever lets this boot have the state has appraised the declaration.
+    pub(super) fn follow(&self, sheet: &Sheet, state: &StateKey) -> Result<Option<Vec<Slot>>, StateError> {
+        let keys: Vec<(ServerId, Option<Kek>)> = self.key_servers.as_ref().map_or_else(Vec::new, |servers| {
+            let inner = servers.lock();
+            inner.servers.iter().map(|server| (server.declared.id(), server.kek.clone())).collect()
+        });
+        let is_declared = |slot: &&Slot| match slot.way {
+            Way::Peer(id) => keys.iter().any(|(declared, _)| *declared.as_bytes() == id),
+            _ => true,
+        };
+        let mut slots: Vec<Slot> = sheet.slots.iter().filter(is_declared).cloned().collect();
+        let header = sheet.header.write();
+        for (id, kek) in keys {
+            let Some(kek) = kek else { continue };
+            let opens = match slot_of(sheet, &id) {
+                Some(slot) => slot.open(&header, &key::peer_key(&kek, &slot.salt)?).is_some(),
+                None => false,
+            };
+            if !opens {
+                slots.retain(|slot| slot.way != Way::Peer(id.into()));
+                // Before the recovery key, where the others are.
+                slots.insert(0, self.server_slot(&header, &id, &kek, state)?);
+            }
+        }
+        Ok((slots != sheet.slots).then_some(slots))
+    }
+
+    /// A slot under a key server's key.
+    pub(super) fn server_slot(
+        &self,
+        header: &[u8],
+        id: &ServerId,
+        kek: &Kek,
+        state: &StateKey,
+    ) -> Result<Slot, StateError> {
+        let (mut salt, mut nonce) = ([0; key::SALT], [0; _]);
+        random(&mut salt)?;
+        random(&mut nonce)?;
+        let key = key::peer_key(kek, &salt)?;
+        Slot::seal(Way::Peer((*id).into()), salt, Image::of(&self.boot)?, nonce, header, &key, state)
+    }
+}
+
+fn slot_of<'s>(sheet: &'s Sheet, id: &ServerId) -> Option<&'s Slot> {
+    sheet.slots.iter().find(|slot| slot.way == Way::Peer((*id).into()))
 }

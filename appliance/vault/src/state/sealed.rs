@@ -12,7 +12,7 @@ use cofferdam_attest::operator;
 use cofferdam_attest::shares::Share;
 use cofferdam_protocol::state::{MAX_ANCHOR, Rollback};
 use cofferdam_protocol::unseal::{
-    GivenUp, Method, NewMethod, SealDisk, SealStatus, SealedKey, UnsealRequest, Witness,
+    GivenUp, Method, NewMethod, SealDisk, SealStatus, Sealable as _, SealedKey, UnsealRequest, Witness,
 };
 use tokio::sync::Notify;
 use tokio::time::Instant;
@@ -21,7 +21,7 @@ use super::attempts::Attempts;
 use super::key::{Cost, Secret};
 use super::lineage::Current;
 use super::open::Sheets;
-use super::peer::{KeyServer, Known};
+use super::peer::{KeyServers, Known};
 use super::slot::{Image, Set, Slot, Way};
 use super::survey::{Notice, OnDisk, survey};
 use super::{Boot, Opened, STORE, StateError};
@@ -42,7 +42,7 @@ pub struct Sealed {
     pub(super) audit: Box<dyn Fn(&Audit<'_>) + Send + Sync>,
     pub(super) disk: Arc<dyn Disk>,
     pub(super) boot: Boot,
-    pub(super) key_server: Option<KeyServer>,
+    pub(super) key_servers: Option<KeyServers>,
     pub(super) private: Secret,
     public: [u8; 32],
     pub(super) cost: Option<Cost>,
@@ -99,7 +99,7 @@ impl Sealed {
             audit: Box::new(audit),
             disk,
             boot,
-            key_server: None,
+            key_servers: None,
             private: Box::new(private),
             public,
             cost: None,
@@ -154,8 +154,9 @@ impl Sealed {
             OnDisk::Sealed { .. } => inner.until.saturating_duration_since(Instant::now()),
             _ => Duration::ZERO,
         };
-        let peer = self.key_server.as_ref().map(KeyServer::status);
-        SealStatus { disk, methods, wait_ms: milliseconds(wait), lineage, peer, rollback: self.rollback }
+        let (peers, unopened) = self.key_servers.as_ref().map(KeyServers::status).unwrap_or_default();
+        let (wait_ms, rollback) = (milliseconds(wait), self.rollback);
+        SealStatus { disk, methods, wait_ms, lineage, peers, unopened, rollback }
     }
 
     /// What somebody should know of the disk.
@@ -223,7 +224,7 @@ impl Sealed {
     }
 
     /// Refuses a request that was carried out in this boot: a front could send it again.
-    pub(super) fn spend(&self, request: RequestId) -> Result<(), StateError> {
+    pub(crate) fn spend(&self, request: RequestId) -> Result<(), StateError> {
         let spent = &mut self.lock().spent;
         if spent.len() >= MAX_SPENT || !spent.insert(request) { Err(StateError::Spent) } else { Ok(()) }
     }
@@ -258,12 +259,8 @@ impl Sealed {
                 let next = self.successor(&sheet.current, upgrade.as_deref())?;
                 let sheets = Sheets { sheet, other, place, next };
                 let Some(attempt) = self.slot_key(&sheets.sheet, key)? else { return Ok(None) };
-                let known = Known { at_least: *at_least, witness: *witness, witnessed: None };
-                let opened = self.open(&sheets, &attempt, &known);
-                if opened.is_err() && sheets.next.is_some() {
-                    self.look_again();
-                }
-                opened.map(Some)
+                let known = Known { at_least: *at_least, witness: *witness, witnessed: Vec::new() };
+                self.open(&sheets, &attempt, &known).map(Some)
             }
         }
     }

@@ -11,7 +11,9 @@
 //!     41     151  the name, OWNER/REPO
 //!    192       8  number of the sheet: the higher one counts
 //!    200       1  number of slots, 1 to 8
-//!    201      55  zero
+//!    201       7  zero
+//!    208       8  how often the slots were changed since the state was made
+//!    216      40  zero
 //!    256    1424  who may open the state now (see `lineage`)
 //!   1680     368  zero
 //!   2048    4096  eight slots of 512 bytes; those that there are not are zero
@@ -32,7 +34,7 @@ use cofferdam_protocol::Repository;
 use sha2::{Digest as _, Sha256};
 
 use super::StateError;
-use super::key::Secret;
+use super::key::{Secret, random};
 use super::lineage::Current;
 use super::slot::{SLOT, Slot, take};
 use crate::store::seal::{NONCE, Sealer, TAG};
@@ -42,6 +44,7 @@ pub(super) const SHEET: usize = 28 * 1024;
 /// Most slots.
 pub(super) const MAX_SLOTS: usize = 8;
 const HEADER: usize = 192;
+const CHANGES: usize = 208;
 const LINEAGE: usize = 256;
 const FIXED: usize = 2048;
 const SIGNED: usize = FIXED + MAX_SLOTS * SLOT;
@@ -89,6 +92,7 @@ pub(super) struct Sheet {
     pub(super) header: Header,
     pub(super) number: u64,
     pub(super) current: Current,
+    pub(super) changes: u64,
     pub(super) slots: Vec<Slot>,
     nonce: [u8; NONCE],
     tag: [u8; TAG],
@@ -115,14 +119,32 @@ impl Sheet {
         header: Header,
         number: u64,
         current: Current,
-        slots: Vec<Slot>,
+        (changes, slots): (u64, Vec<Slot>),
         nonce: [u8; NONCE],
         key: &Secret,
     ) -> Result<Self, StateError> {
-        let mut sheet = Self { header, number, current, slots, nonce, tag: [0; TAG] };
+        let mut sheet = Self { header, number, current, changes, slots, nonce, tag: [0; TAG] };
         let data = associated_data(&sheet.signed());
         sheet.tag = Sealer::new(key).seal(&nonce, &data, &mut []).map_err(|_| StateError::Derive)?;
         Ok(sheet)
+    }
+
+    /// The one that comes after it, with another successor or other slots.
+    pub(super) fn next(
+        &self,
+        current: Option<&Current>,
+        slots: Option<Vec<Slot>>,
+        key: &Secret,
+    ) -> Result<Self, StateError> {
+        let number = self.number.checked_add(1).ok_or(StateError::Altered)?;
+        let slots = match slots {
+            Some(slots) => (self.changes.checked_add(1).ok_or(StateError::Altered)?, slots),
+            None => (self.changes, self.slots.clone()),
+        };
+        let current = current.unwrap_or(&self.current).clone();
+        let mut nonce = [0; _];
+        random(&mut nonce)?;
+        Self::seal(self.header.clone(), number, current, slots, nonce, key)
     }
 
     /// Whether every byte is as the holder of the state key left it.
@@ -144,6 +166,8 @@ impl Sheet {
         let mut bytes = self.header.write();
         bytes.extend(self.number.to_be_bytes());
         bytes.push(u8::try_from(self.slots.len()).unwrap_or(0));
+        bytes.resize(CHANGES, 0);
+        bytes.extend(self.changes.to_be_bytes());
         bytes.resize(LINEAGE, 0);
         bytes.extend(self.current.write());
         bytes.resize(FIXED, 0);
@@ -165,12 +189,15 @@ impl Sheet {
         let header = Header { identity, length, repository: name.parse().ok()? };
         let number = u64::from_be_bytes(take(rest)?);
         let [count] = take(rest)?;
+        let _: [u8; 7] = take(rest)?;
+        let changes = u64::from_be_bytes(take(rest)?);
         let current = Current::read(&mut bytes.get(LINEAGE..)?)?;
         let slots = bytes.get(FIXED..SIGNED)?;
         let slots = slots.as_chunks::<SLOT>().0.iter().take(usize::from(count));
         let slots = slots.map(|slot| Slot::read(slot)).collect::<Option<Vec<_>>>()?;
         let rest = &mut bytes.get(SIGNED..)?;
-        let sheet = Self { header, number, current, slots, nonce: take(rest)?, tag: take(rest)? };
+        let (nonce, tag) = (take(rest)?, take(rest)?);
+        let sheet = Self { header, number, current, changes, slots, nonce, tag };
         (!sheet.slots.is_empty() && sheet.write() == bytes).then_some(sheet)
     }
 }

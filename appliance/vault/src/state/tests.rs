@@ -54,7 +54,7 @@ fn made() -> Made {
     let sheet_key = state.sheet().unwrap();
     let sheets = [2, 1].map(|number| {
         let nonce = [number as u8; 24];
-        Sheet::seal(header.clone(), number, current.clone(), slots.clone(), nonce, &sheet_key)
+        Sheet::seal(header.clone(), number, current.clone(), (0, slots.clone()), nonce, &sheet_key)
             .unwrap()
             .write()
     });
@@ -133,7 +133,7 @@ fn two_sheets_of_two_states_are_no_state() {
     let Ok(OnDisk::Sealed { sheet, .. }) = look(&made.sheets) else { panic!("no sheet") };
     let key = made.state.sheet().unwrap();
     let of = |header: &Header, number| {
-        let (current, slots) = (made.current.clone(), sheet.slots.clone());
+        let (current, slots) = (made.current.clone(), (0, sheet.slots.clone()));
         Sheet::seal(header.clone(), number, current, slots, [1; 24], &key).unwrap().write()
     };
     let stranger = of(&other, 1);

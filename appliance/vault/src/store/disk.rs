@@ -64,14 +64,6 @@ impl FileDisk {
             Err(TryLockError::Error(error)) => Err(error),
         }
     }
-
-    /// The same for a part of it: `length` bytes from `offset`.
-    ///
-    /// # Errors
-    /// As [`FileDisk::new`] and [`Window::new`].
-    pub fn window(file: File, offset: u64, length: u64) -> io::Result<Window> {
-        Window::new(Arc::new(Self::new(file)?), offset..offset.saturating_add(length))
-    }
 }
 
 impl Disk for FileDisk {

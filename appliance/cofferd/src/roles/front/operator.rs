@@ -17,7 +17,7 @@ use cofferdam_protocol::operator::{JSON_LINES, LOG_PLACE, LOGS, LogsQuery, MAX_B
 use cofferdam_protocol::status::{
     BootStatus, ClockStatus, EgressStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
-use cofferdam_protocol::unseal::UNSEAL;
+use cofferdam_protocol::unseal::{REKEY, UNSEAL};
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, MAX_REQUEST, OPERATOR, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, Timestamp, error_chain};
 use cofferdam_vault::AuthenticationError;
@@ -138,7 +138,7 @@ impl Operators {
             key: authorization.key,
             signature: authorization.signature,
         };
-        let limit = if path == UNSEAL { UNSEAL_LIMIT } else { VAULT_LIMIT };
+        let limit = if matches!(path, UNSEAL | REKEY) { UNSEAL_LIMIT } else { VAULT_LIMIT };
         let (status, answer) = match self.ask(&question, limit).await {
             Ok(answered) => answered,
             Err(response) => return response,

@@ -223,7 +223,7 @@ impl World {
             token: Some(REFERENCE.parse().unwrap()),
             pcs: pcs.0,
             pcs_ca: Some(pcs.1),
-            key_server: None,
+            key_servers: Vec::new(),
             look_every: Duration::from_secs(3600),
         };
         let answering = Arc::clone(&github);

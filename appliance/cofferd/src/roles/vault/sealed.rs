@@ -20,7 +20,7 @@ use crate::system::sys::SecretMemory;
 
 /// What the declaration says of the state.
 pub(super) struct Told {
-    pub(super) key_server: Option<KeyServerFacts>,
+    pub(super) key_servers: Vec<KeyServerFacts>,
     pub(super) volumes: Vec<Wanted>,
     pub(super) rollback: Rollback,
 }
@@ -37,13 +37,7 @@ pub(super) fn run(
     disk: File,
     mut handed: SecretMemory,
 ) -> anyhow::Result<()> {
-    let registers = appliance.registers;
-    let boot = Boot {
-        repository: appliance.repository,
-        mrtd: registers.mrtd,
-        rtmr: [registers.rtmr0, registers.rtmr1, registers.rtmr2],
-        release: appliance.image.release,
-    };
+    let boot = boot(&appliance);
     let disk = FileDisk::new(disk).context("cannot lock the state disk")?;
     let sink = Lines::default().sink();
     let sealed = match Sealed::find(disk, boot, rules.operators, rules.front_uid, sink) {
@@ -77,11 +71,21 @@ pub(super) fn run(
     Ok(())
 }
 
-/// The same with what the declaration says. For a key server `publish` speaks.
+/// What key slots are made under.
+pub(super) fn boot(appliance: &ApplianceFacts) -> Boot {
+    let registers = &appliance.registers;
+    Boot {
+        repository: appliance.repository.clone(),
+        mrtd: registers.mrtd,
+        rtmr: [registers.rtmr0, registers.rtmr1, registers.rtmr2],
+        release: appliance.image.release.clone(),
+    }
+}
+
+/// The same with what the declaration says. For key servers `publish` speaks.
 fn with(sealed: Sealed, told: Told) -> anyhow::Result<Sealed> {
-    let Told { key_server, volumes, rollback } = told;
-    let sealed = sealed.with_volumes(volumes).with_rollback(rollback);
-    let Some(server) = key_server else { return Ok(sealed) };
+    let Told { key_servers, volumes, rollback } = told;
     let uid = PUBLISH.uid().context("publish has no uid of its own")?;
-    Ok(sealed.with_key_server(&server.key, uid)?)
+    let servers = super::key_servers(&key_servers)?;
+    Ok(sealed.with_volumes(volumes).with_rollback(rollback).with_key_servers(servers, uid))
 }

@@ -12,7 +12,7 @@ use cofferdam_declaration::Declaration;
 use cofferdam_protocol::keyserve::{Refusal, ServerNonce, Witnessed};
 use cofferdam_protocol::unseal::{NewMethod, SecretBytes, UnsealRequest, Witness};
 use cofferdam_vault::state::{Boot, MIN_DISK, Sealed, sealed_router};
-use cofferdam_vault::{FileDisk, Operators, Peer};
+use cofferdam_vault::{FileDisk, KeyServer, Operators, Peer};
 use ed25519_dalek::{Signer as _, SigningKey};
 use tokio::net::{TcpListener, UnixListener};
 use zeroize::Zeroizing;
@@ -77,7 +77,7 @@ async fn report(State(keys): State<Arc<Keys>>, body: axum::body::Bytes) -> Json<
 }
 
 /// A vault with a blank disk, at a socket.
-fn vault(world: &mut World, keys: &SigningKey) -> Arc<Sealed> {
+fn vault(world: &mut World, keys: &[&SigningKey]) -> Arc<Sealed> {
     let directory = world.paths.directory.clone();
     let disk = std::fs::File::options().read(true).write(true).create_new(true).open(directory.join("disk"));
     let disk = disk.unwrap();
@@ -92,8 +92,8 @@ fn vault(world: &mut World, keys: &SigningKey) -> Arc<Sealed> {
     let operators = Operators::new([("alice", operator)]).unwrap();
     let uid = PUBLISH.uid().unwrap();
     let sealed = Sealed::find(FileDisk::new(disk).unwrap(), boot, operators, FRONT.uid().unwrap(), |_| {});
-    let sealed = sealed.unwrap().with_key_server(&keys.verifying_key().to_bytes(), uid).unwrap();
-    let sealed = Arc::new(sealed);
+    let servers = keys.iter().map(|key| KeyServer::new("keys", &key.verifying_key().to_bytes()).unwrap());
+    let sealed = Arc::new(sealed.unwrap().with_key_servers(servers.collect(), uid));
     world.paths.vault = directory.join("sealed.sock");
     let listener = UnixListener::bind(&world.paths.vault).unwrap();
     let service = sealed_router(sealed.clone()).layer(Extension(Peer { uid }));
@@ -107,8 +107,8 @@ async fn until(
     wanted: impl Fn(&cofferdam_protocol::unseal::PeerStatus) -> bool,
 ) {
     let begun = Instant::now();
-    while !wanted(&sealed.status().peer.unwrap()) {
-        assert!(begun.elapsed() < Duration::from_secs(60), "{what}: {:?}", sealed.status().peer);
+    while !wanted(&sealed.status().peers[0]) {
+        assert!(begun.elapsed() < Duration::from_secs(60), "{what}: {:?}", sealed.status());
         tokio::time::sleep(Duration::from_millis(20)).await;
     }
 }
@@ -117,13 +117,13 @@ async fn until(
 async fn a_key_server_that_is_away_or_refuses_is_said_and_asked_again_until_the_state_is_open() {
     let mut world = World::new().await;
     let signer = SigningKey::from_bytes(&[0x5e; 32]);
-    let sealed = vault(&mut world, &signer);
+    let sealed = vault(&mut world, &[&signer]);
     let listener = TcpListener::bind("127.0.0.1:0").await.unwrap();
     let address = listener.local_addr().unwrap();
     drop(listener);
     let url = format!("http://{address}").parse().unwrap();
-    world.settings.key_server =
-        Some(KeyServerFacts { url, key: signer.verifying_key().to_bytes(), ca: None });
+    world.settings.key_servers =
+        vec![KeyServerFacts { url, key: signer.verifying_key().to_bytes(), ca: None }];
     let role = tokio::spawn(wait(world.settings.clone(), world.paths.clone()));
     let says = |text: &'static str| {
         move |peer: &cofferdam_protocol::unseal::PeerStatus| {
@@ -141,7 +141,7 @@ async fn a_key_server_that_is_away_or_refuses_is_said_and_asked_again_until_the_
     });
     tokio::spawn(keys.clone().serve(TcpListener::bind(address).await.unwrap()));
     until("refused", &sealed, says("refused: measurement: rtmr2: isanother")).await;
-    assert!(!sealed.status().peer.unwrap().has_key);
+    assert!(!sealed.status().peers[0].has_key);
 
     *keys.refuses.lock().unwrap() = false;
     until("released", &sealed, |peer| peer.has_key && peer.trouble.is_none()).await;
@@ -159,7 +159,7 @@ async fn a_key_server_that_is_away_or_refuses_is_said_and_asked_again_until_the_
 }
 
 #[test]
-fn the_declared_key_server_is_a_fact_until_the_launch_alone() {
+fn the_declared_key_server_is_a_fact_before_and_after_the_launch() {
     let key = "ssh-ed25519 AAAAC3NzaC1lZDI1NTE5AAAAIL3eMexUl4rWPV2mlvLRouVrCagc04WaQr3bjVft2JOy";
     let text = format!(
         "version: 1\nrepository: acme/room\nendpoint: room.example:443\noperators: [{{name: alice, key: {key}}}]\n\
@@ -168,7 +168,7 @@ fn the_declared_key_server_is_a_fact_until_the_launch_alone() {
         "0".repeat(64)
     );
     let declaration = Declaration::parse(text.as_bytes()).unwrap();
-    let server = crate::boot::waiting_facts(&declaration).key_server.unwrap();
-    assert_eq!(server.url.as_str(), "http://keys.example:7443");
-    assert!(crate::boot::first_facts(&declaration).key_server.is_none());
+    let servers = crate::boot::waiting_facts(&declaration).key_servers;
+    assert_eq!(servers[0].url.as_str(), "http://keys.example:7443");
+    assert_eq!(crate::boot::first_facts(&declaration).key_servers, servers);
 }
