@@ -3,7 +3,7 @@
 //! As `/init` it is the init that does nothing: it says when it started, how long the processor had nothing to do until
 //! then, and what its stat calls took. As `/observer`, which the command line names as the first program, it executes the
 //! image's own first program in its place; a child of it writes down how long the processor had nothing to do, and says
-//! every few seconds how much memory PID 1 and each role have, and how many files are open. The kernel has no PSS (`smaps`) on purpose.
+//! every few seconds how much memory PID 1 and each role have, how often they woke, and how many files are open. The kernel has no PSS (`smaps`) on purpose.
 
 use std::convert::Infallible;
 use std::fmt::Write as _;
@@ -91,13 +91,13 @@ fn idle() -> Option<i64> {
     Some((seconds * 1e6) as i64)
 }
 
-/// `"role":[anonymous KiB, shared KiB]` of PID 1, named `init`, and of its children that run the same program.
 /// Open files of the whole machine (proc_sys_fs(5), file-nr).
 fn descriptors() -> u64 {
     let text = fs::read_to_string("/proc/sys/fs/file-nr").unwrap_or_default();
     text.split_whitespace().next().and_then(|word| word.parse().ok()).unwrap_or_default()
 }
 
+/// `"role":[anonymous KiB, shared KiB, wake-ups]` of PID 1, named `init`, and of its children that run the same program.
 fn memory() -> Vec<String> {
     let program =
         |pid: &str| fs::metadata(format!("/proc/{pid}/exe")).map(|about| (about.dev(), about.ino())).ok();
@@ -107,6 +107,17 @@ fn memory() -> Vec<String> {
     let mut found: Vec<String> = same.filter_map(|pid| row(&pid)).collect();
     found.sort();
     found
+}
+
+/// How often a process's threads were waited for and went on (proc_pid_status(5), voluntary_ctxt_switches).
+fn wakeups(pid: &str) -> u64 {
+    let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
+    let waited = |thread: fs::DirEntry| {
+        let status = fs::read_to_string(thread.path().join("status")).ok()?;
+        let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
+        line.trim().parse::<u64>().ok()
+    };
+    threads.filter_map(waited).sum()
 }
 
 fn row(pid: &str) -> Option<String> {
@@ -124,5 +135,5 @@ fn row(pid: &str) -> Option<String> {
         _ => return None,
     };
     let shared = field("RssFile:")? + field("RssShmem:")?;
-    Some(format!("{name:?}:[{},{shared}]", field("RssAnon:")?))
+    Some(format!("{name:?}:[{},{shared},{}]", field("RssAnon:")?, wakeups(pid)))
 }

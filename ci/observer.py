@@ -36,7 +36,13 @@ def observed(image, content):
     )
 
 
+def all_seen(console, what):
+    """All that it said under this name, in order."""
+    lines = [line for line in console.splitlines() if f"{what}: " in line]
+    return [json.loads(line.split(f"{what}: ", 1)[1]) for line in lines]
+
+
 def seen(console, what):
     """What it said last under this name; None before the first time."""
-    lines = [line for line in console.splitlines() if f"{what}: " in line]
-    return json.loads(lines[-1].split(f"{what}: ", 1)[1]) if lines else None
+    said = all_seen(console, what)
+    return said[-1] if said else None

@@ -64,6 +64,7 @@ SERVICES = """  root:
     user: "1000:1000"
     environment: {{GREETING_SECRET: secret://demo/user/value}}
     ports: ["8445:8080"]
+    healthcheck: {{test: [CMD, /probe, sick], interval: 1s, timeout: 5s, retries: 1}}
     restart: always
   neighbour:
     image: {image}
@@ -343,6 +344,31 @@ class Walls(Exhausting):
             self.back(name)
         self.assertEqual(self.runs(), before)
 
+    def test_23_a_probe_of_health_that_makes_processes_is_its_services_own(self):
+        before, had = self.runs(), self.service("user")["restarts"]
+
+        def health(state):
+            return lambda: self.service("user").get("health", {}).get("state") == state
+
+        wait_for("a healthy service", 60, health("healthy"), 1)
+        self.assertIn("Ok", self.ask("user", "/sick"))
+        wait_for("an unhealthy one", 60, health("unhealthy"), 1)
+        took = {}
+        for what, action in (
+            ("neighbour", lambda: self.assertIn("hello", self.ask("neighbour", "/"))),
+            ("secret put", lambda: self.put("demo/other/value", "as a probe makes processes")),
+            ("itself", lambda: self.assertIn("hello", self.ask("user", "/"))),
+        ):
+            began = time.monotonic()
+            action()
+            took[what] = round(time.monotonic() - began, 1)
+        usage = self.service("user")["usage"]
+        print(f"\nuser: a probe makes processes: {usage}; {took}", file=sys.stderr)
+        self.assertLessEqual(usage["processes"], usage["processes_limit"] + 1)
+        self.assertIn("Ok", self.ask("user", "/well"))
+        wait_for("a healthy service again", 60, health("healthy"), 1)
+        self.assertEqual((self.runs(), self.service("user")["restarts"]), (before, had))
+
     def test_90_the_console_is_calm(self):
         self.is_calm()
 
@@ -365,7 +391,7 @@ class AllInTurn(Exhausting):
         time.sleep(12)
         console = self.world.console("appliance")
         memory = observer.seen(console, "memory")
-        return {name: kib for name, (kib, _) in memory.items()}, observer.seen(
+        return {name: kib for name, (kib, *_) in memory.items()}, observer.seen(
             console, "descriptors"
         )
 

@@ -267,6 +267,12 @@ pub(crate) enum Verb {
         #[command(flatten)]
         key: OperatorKey,
     },
+    /// Show what happened in the appliance
+    #[command(
+        after_help = "Each event has the number that its role gave it: a gap was overwritten.\n\nExamples:\n  \
+        coffer events acme/app --since 10m\n  coffer events acme/app -f --json"
+    )]
+    Events(Box<Events>),
     /// Print a completion script
     Completion {
         /// The shell
@@ -279,6 +285,22 @@ pub(crate) enum Verb {
     },
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Events {
+    #[command(flatten)]
+    pub(crate) appliance: Appliance,
+    #[command(flatten)]
+    pub(crate) wait: Wait,
+    /// Go on with what happens from now on, until it is interrupted
+    #[arg(short, long, help_heading = OWN)]
+    pub(crate) follow: bool,
+    /// Only what happened in the last so long (30s, 10m, 2h)
+    #[arg(long, value_name = "TIME", value_parser = duration, help_heading = OWN)]
+    pub(crate) since: Option<Duration>,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
 }
 
 #[derive(Debug, Args)]

@@ -9,6 +9,8 @@ pub const RUN: &str = "/run/cofferdam";
 pub const APPLIANCE: &str = "/run/cofferdam/appliance.json";
 /// What the declaration decides for the roles, as PID 1 resolved it. 0644, written before the roles start.
 pub const FACTS: &str = "/run/cofferdam/facts.json";
+/// What happened to PID 1's roles: a ring (`system/ring`). 0644. Roles have one called `events` in their own directories.
+pub const EVENTS: &str = "/run/cofferdam/events";
 /// What PID 1 knows of its roles: name, pid, restarts, state. 0644.
 pub const STATUS: &str = "/run/cofferdam/status.json";
 
@@ -16,6 +18,8 @@ pub const STATUS: &str = "/run/cofferdam/status.json";
 pub const VAULT_DIR: &str = "/run/cofferdam/vault";
 /// The vault's socket, 0666: SO_PEERCRED decides who may ask for what.
 pub const VAULT_SOCKET: &str = "/run/cofferdam/vault/vault.sock";
+/// What the vault was asked for: a ring (`system/ring`). 0644.
+pub const VAULT_EVENTS: &str = "/run/cofferdam/vault/events";
 /// The vault's records: a redb file of ciphertext, 0600, in memory because the tmpfs is.
 pub const VAULT_STORE: &str = "/run/cofferdam/vault/store";
 

@@ -50,6 +50,7 @@ pub(crate) const SERVICE: &[&str] = &[
     "depends_on",
     "healthcheck",
     "on_unhealthy",
+    "on_change",
     "restart",
     "user",
     "group_add",

@@ -24,6 +24,7 @@ mod health;
 mod keys;
 mod limits;
 mod model;
+mod on_change;
 mod read;
 mod read_configs;
 mod read_harmless;
@@ -57,6 +58,7 @@ pub use model::{
     Membership, Operator, Port, Registry, Restart, SecretFile, Service, Speaks, StateSource, Token, Volume,
     VolumeMount,
 };
+pub use on_change::OnChange;
 pub use read::MAX_SERVICES;
 pub use read_configs::{MAX_CONFIG, MAX_CONFIGS, MAX_CONFIGS_TOTAL};
 pub use read_volumes::{

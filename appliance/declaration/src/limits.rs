@@ -11,7 +11,7 @@ use serde::{Deserialize, Serialize};
 
 /// The least memory that a service can live in, in bytes: its shim takes some 8 MiB, and its image lies in memory too.
 pub const LEAST_MEMORY: u64 = 32 << 20;
-/// More than any machine of this decade has, in bytes; it keeps every sum over 32 services far from the end of 64 bits.
+/// More than any machine of this decade has, in bytes; it keeps every sum over 64 services far from the end of 64 bits.
 const MOST_MEMORY: u64 = 64 << 40;
 /// `/dev/shm` of a service that does not say, in bytes: Docker's.
 pub const DEFAULT_SHM_SIZE: u64 = 64 << 20;

@@ -18,6 +18,7 @@ use crate::depends::Dependency;
 use crate::egress::Egress;
 use crate::health::{Healthcheck, OnUnhealthy};
 use crate::limits::{Capability, Limits, Ulimits};
+use crate::on_change::OnChange;
 use crate::value::{IdOrName, Signal, User};
 
 /// A parsed and validated `cofferdam.yaml`.
@@ -44,7 +45,7 @@ pub struct Declaration {
     /// Directories on the state disk that services share and that outlive them, in the order of the file; names are unique. There are
     /// none without a state on a disk.
     pub volumes: Vec<Volume>,
-    /// 1 to 32 services in the order of the file, which is also the order of their `image` events.
+    /// 1 to 64 services in the order of the file, which is also the order of their `image` events.
     pub services: Vec<Service>,
 }
 
@@ -185,6 +186,8 @@ pub struct Service {
     pub healthcheck: Healthcheck,
     /// What happens when it is not. It starts again only when `restart` lets it.
     pub on_unhealthy: OnUnhealthy,
+    /// What happens when a secret that it was given is put again while it runs.
+    pub on_change: OnChange,
     /// What happens when it ends.
     pub restart: Restart,
     /// `None` keeps the image's user.

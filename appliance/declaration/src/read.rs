@@ -25,7 +25,7 @@ use crate::rules;
 use crate::yaml::{Kind, Node};
 
 /// As many services as the address plan and one small machine hold.
-pub const MAX_SERVICES: usize = 32;
+pub const MAX_SERVICES: usize = 64;
 /// More people than this share a key management system, not a list in a file.
 const MAX_OPERATORS: usize = 32;
 /// Each is compared with what every request at a port of tokens brings.

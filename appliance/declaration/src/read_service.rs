@@ -17,6 +17,7 @@ use crate::fields::{self, Fields};
 use crate::health::{self, Healthcheck, OnUnhealthy};
 use crate::keys;
 use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Membership, Restart, SecretFile, Service};
+use crate::on_change::{self, OnChange};
 use crate::read::{bounded, collect, optional};
 use crate::read_configs;
 use crate::read_harmless;
@@ -55,6 +56,7 @@ pub(crate) struct Read {
     pub(crate) depends_on: Vec<Place>,
     pub(crate) restart: Option<Place>,
     pub(crate) on_unhealthy: Option<Place>,
+    pub(crate) on_change: Option<Place>,
     /// The configs that it sees, until they have their content.
     pub(crate) configs: Vec<read_configs::Mount>,
     /// Of each reference to a secret.
@@ -90,6 +92,8 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
     let on_unhealthy = fields
         .get("on_unhealthy")
         .map_or(Some(OnUnhealthy::Nothing), |node| health::on_unhealthy(node, errors));
+    let on_change =
+        fields.get("on_change").map_or(Some(OnChange::Nothing), |node| on_change::read(node, errors));
     let restart = fields.get("restart").map_or(Some(Restart::Always), |node| restart(node, errors));
     let user = fields.get("user").map(|node| fields::parse(node, "`user`", errors));
     let group_add = or_empty(fields.get("group_add"), |node| groups(node, errors));
@@ -133,6 +137,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         depends_on,
         healthcheck: healthcheck?,
         on_unhealthy: on_unhealthy?,
+        on_change: on_change?,
         restart: restart?,
         user: optional(user)?,
         group_add: group_add?,
@@ -157,6 +162,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         depends_on: dependency_places,
         restart: fields.get("restart").map(|node| node.place),
         on_unhealthy: fields.get("on_unhealthy").map(|node| node.place),
+        on_change: fields.get("on_change").map(|node| node.place),
         configs: configs?,
         references,
     })

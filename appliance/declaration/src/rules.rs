@@ -8,7 +8,9 @@ use crate::depends::Condition;
 use crate::diagnostics::{Collector, Place};
 use crate::health::{OnUnhealthy, Probe};
 use crate::keys::nearest;
-use crate::model::{Auth, Github, Membership, Operator, Port, Restart, Speaks, StateSource, Token, Volume};
+use crate::model::{
+    Auth, Github, Membership, Operator, Port, Restart, Service, Speaks, StateSource, Token, Volume,
+};
 use crate::read::ReadRegistry;
 use crate::read_network::DEFAULT;
 use crate::read_service::Read;
@@ -32,8 +34,28 @@ pub(crate) fn check(services: &[Read], operators: &[Operator], own: &Own<'_>, er
     no_cycles(services, errors);
     conditions_can_be_met(services, errors);
     unhealthy_can_restart(services, errors);
+    fit_into_evidence(services, errors);
     grants(services, own, errors);
     someone_can_put(services, operators, own, errors);
+}
+
+/// Bytes of all names and images together, 160 for each service: each is an event of the log, which a certificate carries whole, and
+/// certificates are bounded (`attest::ratls`).
+const MAX_MEASURED: usize = 10 * 1024;
+
+fn fit_into_evidence(services: &[Read], errors: &mut Collector<'_>) {
+    let mut measured = 0;
+    for read in services {
+        measured += read.service.name.len() + read.service.image.to_string().len();
+        if measured > MAX_MEASURED {
+            errors.hinted(
+                read.image,
+                "the names and images of the services have more than 10 KiB together",
+                "use shorter names, or fewer services",
+            );
+            return;
+        }
+    }
 }
 
 fn unique_ports(services: &[Read], errors: &mut Collector<'_>) {
@@ -112,6 +134,9 @@ pub(crate) fn remarks(services: &[Read], errors: &mut Collector<'_>) {
                 );
             }
         }
+        if let Some(place) = read.on_change {
+            heard_of(&read.service, place, errors);
+        }
         for (port, place) in read.service.ports.iter().zip(&read.ports) {
             if port.speaks == Speaks::Http && NOT_HTTP.contains(&port.target) {
                 errors.warning(
@@ -144,6 +169,19 @@ pub(crate) fn remarks(services: &[Read], errors: &mut Collector<'_>) {
                 _ => {}
             }
         }
+    }
+}
+
+/// Remarks upon an `on_change` that changes nothing.
+fn heard_of(service: &Service, place: Place, errors: &mut Collector<'_>) {
+    if service.references().is_empty() {
+        errors.warning(place, "it has no secrets that could change", "remove it");
+    } else if service.on_change.rewrites() && service.secrets.is_empty() {
+        errors.warning(
+            place,
+            "its secrets are in variables or configs, which a running program keeps",
+            "write `on_change: restart`, or give them as files under `secrets`",
+        );
     }
 }
 

@@ -120,7 +120,7 @@ struct Declaration {
     #[schemars(extend("maxProperties" = 64, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9._-]{0,62}$"}))]
     configs: Option<BTreeMap<String, Config>>,
     /// What runs, by name.
-    #[schemars(extend("minProperties" = 1, "maxProperties" = 32, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9_-]{0,30}$"}))]
+    #[schemars(extend("minProperties" = 1, "maxProperties" = 64, "propertyNames" = {"pattern": "^[a-z0-9][a-z0-9_-]{0,30}$"}))]
     services: BTreeMap<String, Service>,
 }
 
@@ -284,6 +284,11 @@ struct Service {
     /// What happens when it becomes unhealthy: nothing unless given.
     #[schemars(regex(pattern = "^(nothing|restart)$"))]
     on_unhealthy: Option<String>,
+    /// What happens when a secret that it was given is put again: nothing unless given. `signal` names a signal, as in `signal HUP`.
+    #[schemars(regex(
+        pattern = r"^(nothing|notify|restart|signal (SIG)?(HUP|INT|QUIT|ABRT|USR1|USR2|ALRM|TERM|WINCH)|signal (1|2|3|6|10|12|14|15|28))$"
+    ))]
+    on_change: Option<String>,
     /// What happens when it ends; always, unless said otherwise.
     #[schemars(regex(pattern = r"^(no|always|unless-stopped|on-failure(:(0|[1-9][0-9]*))?)$"))]
     restart: Option<String>,

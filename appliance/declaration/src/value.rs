@@ -11,6 +11,20 @@ use std::time::Duration;
 use cofferdam_protocol::{WordError, parse_decimal};
 use serde::{Deserialize, Serialize};
 
+/// The signals that a program can be asked to end with; SIGSTOP and SIGCONT would only hang it.
+const SIGNALS: &[(&str, i32)] = &[
+    ("HUP", 1),
+    ("INT", 2),
+    ("QUIT", 3),
+    ("ABRT", 6),
+    ("KILL", 9),
+    ("USR1", 10),
+    ("USR2", 12),
+    ("ALRM", 14),
+    ("TERM", 15),
+    ("WINCH", 28),
+];
+
 /// A signal by its number on x86-64 Linux (`signal(7)`).
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Hash, Serialize, Deserialize)]
 #[serde(transparent)]
@@ -19,6 +33,8 @@ pub struct Signal(i32);
 impl Signal {
     /// `SIGTERM`, what a service is stopped with unless it says otherwise.
     pub const TERM: Self = Self(15);
+    /// `SIGKILL`, which ends a process at once.
+    pub const KILL: Self = Self(9);
 
     /// The number that `kill(2)` takes.
     pub fn number(self) -> i32 {
@@ -26,30 +42,27 @@ impl Signal {
     }
 }
 
+impl fmt::Display for Signal {
+    /// As a declaration names it, without `SIG`.
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match SIGNALS.iter().find(|(_, number)| *number == self.0) {
+            Some((name, _)) => f.write_str(name),
+            None => self.0.fmt(f),
+        }
+    }
+}
+
 impl FromStr for Signal {
     type Err = WordError;
 
     fn from_str(text: &str) -> Result<Self, WordError> {
-        // The signals that a program can be asked to end with; SIGSTOP and SIGCONT would only hang it.
-        const NAMES: &[(&str, i32)] = &[
-            ("HUP", 1),
-            ("INT", 2),
-            ("QUIT", 3),
-            ("ABRT", 6),
-            ("KILL", 9),
-            ("USR1", 10),
-            ("USR2", 12),
-            ("ALRM", 14),
-            ("TERM", 15),
-            ("WINCH", 28),
-        ];
         let bare = text.strip_prefix("SIG").unwrap_or(text);
-        NAMES
+        SIGNALS
             .iter()
             .find(|(name, number)| *name == bare || number.to_string() == text)
             .map(|(_, number)| Self(*number))
             .ok_or_else(|| {
-                let names = NAMES.iter().map(|(name, _)| format!("SIG{name}")).collect::<Vec<_>>();
+                let names = SIGNALS.iter().map(|(name, _)| format!("SIG{name}")).collect::<Vec<_>>();
                 WordError::new("not a signal that can stop a service")
                     .hint(format!("one of {}", names.join(", ")))
             })

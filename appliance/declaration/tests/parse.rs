@@ -451,6 +451,55 @@ fn the_health_in_the_documents_is_a_declaration_and_means_what_it_says() {
 }
 
 #[test]
+fn there_are_as_many_services_as_a_certificate_has_room_for() {
+    let head = full().split("services:").next().unwrap().to_owned() + "services:\n";
+    let of = |count: usize, length: usize| {
+        let service = |number: usize| {
+            let name = format!("s{number:02}");
+            let repository = "r".repeat(length - name.len() - "r.example/@".len() - DIGEST.len());
+            format!("  {name}:\n    image: r.example/{repository}@{DIGEST}\n")
+        };
+        Declaration::parse((head.clone() + &(0..count).map(service).collect::<String>()).as_bytes())
+    };
+    assert_eq!(of(MAX_SERVICES, 160).unwrap_or_else(|errors| panic!("{errors}")).services.len(), 64);
+    assert!(
+        of(MAX_SERVICES + 1, 100)
+            .unwrap_err()
+            .to_string()
+            .contains("65 services, and at most 64 are allowed")
+    );
+    assert!(of(MAX_SERVICES, 161).unwrap_err().to_string().contains("more than 10 KiB together"));
+}
+
+#[test]
+fn what_a_change_of_a_secret_cannot_do_is_a_warning_and_the_page_says_what_it_can() {
+    let page = include_str!("../../../docs/declaration.md");
+    let block = page.split("```").find(|block| block.contains("on_change: signal HUP")).unwrap();
+    let block = block.strip_prefix("yaml\n").unwrap().replace("sha256:…", DIGEST);
+    let head = full().split("tokens:").next().unwrap().to_owned();
+    let checked = Declaration::check((head.clone() + &block).as_bytes());
+    assert_eq!(checked.remarks, []);
+    let proxy = checked.declaration.unwrap_or_else(|errors| panic!("{errors}")).services.remove(0);
+    assert_eq!(proxy.on_change.to_string(), "signal HUP");
+    assert!(proxy.on_change.rewrites());
+    let service = |more: &str| format!("services:\n  web:\n    image: r.example/w@{DIGEST}\n    {more}\n");
+    for (more, expected) in [
+        ("on_change: restart", "it has no secrets that could change"),
+        (
+            "environment: {A: secret://app/x/y}\n    on_change: notify",
+            "its secrets are in variables or configs, which a running program keeps",
+        ),
+        ("environment: {A: secret://app/x/y}\n    on_change: restart", ""),
+    ] {
+        let remarks = Declaration::check((head.clone() + &service(more)).as_bytes()).remarks;
+        let found = remarks.iter().map(|one| one.message.as_str()).collect::<Vec<_>>().join("; ");
+        assert_eq!(found, expected, "{more}");
+    }
+    let plain = Declaration::parse((head + &service("read_only: true")).as_bytes()).unwrap();
+    assert_eq!(plain.services[0].on_change, OnChange::Nothing);
+}
+
+#[test]
 fn a_missing_health_gate_is_a_warning_and_what_need_not_be_there_is_left_out() {
     let body = format!(
         "services:\n  web:\n    image: r.example/w@{DIGEST}\n    depends_on:\n      db: {{condition: service_healthy, restart: true}}\n      \

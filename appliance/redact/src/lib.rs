@@ -41,7 +41,7 @@ mod stream;
 mod tests;
 
 use std::fmt;
-use std::sync::Arc;
+use std::sync::{Arc, PoisonError, RwLock};
 
 pub use decode::MAX_GAP;
 pub use pattern::MAX_TWICE;
@@ -81,10 +81,10 @@ pub enum RedactError {
     Name,
 }
 
-/// The secrets of one service, ready to be searched for. Cheap to clone; its memory is zeroized with the last clone.
+/// The secrets of one service, ready to be searched for. Cheap to clone; its memory is zeroized with the last clone and stream.
 #[derive(Clone)]
 pub struct Redactor {
-    matcher: Arc<Matcher>,
+    matcher: Arc<RwLock<Arc<Matcher>>>,
 }
 
 impl Redactor {
@@ -96,12 +96,31 @@ impl Redactor {
     pub fn new<N: Into<String>, V: AsRef<[u8]>>(
         secrets: impl IntoIterator<Item = (N, V)>,
     ) -> Result<Self, RedactError> {
-        Ok(Self { matcher: Arc::new(Matcher::new(Patterns::new(secrets)?)) })
+        let matcher = Arc::new(Matcher::new(Patterns::new(secrets)?));
+        Ok(Self { matcher: Arc::new(RwLock::new(matcher)) })
+    }
+
+    /// Searches for these from now on, in all streams of it and of its clones, from the next byte that is pushed. What a workload
+    /// may still print has to be among them.
+    ///
+    /// # Errors
+    /// As [`Redactor::new`]; then nothing changes.
+    pub fn replace<N: Into<String>, V: AsRef<[u8]>>(
+        &self,
+        secrets: impl IntoIterator<Item = (N, V)>,
+    ) -> Result<(), RedactError> {
+        let matcher = Arc::new(Matcher::new(Patterns::new(secrets)?));
+        *self.matcher.write().unwrap_or_else(PoisonError::into_inner) = matcher;
+        Ok(())
     }
 
     /// Begins a stream. Streams of one redactor know nothing of each other.
     pub fn stream(&self) -> Stream {
-        Stream::new(Arc::clone(&self.matcher))
+        Stream::new(self.clone())
+    }
+
+    pub(crate) fn matcher(&self) -> Arc<Matcher> {
+        Arc::clone(&self.matcher.read().unwrap_or_else(PoisonError::into_inner))
     }
 
     /// Redacts a text that is there as a whole.
@@ -116,7 +135,7 @@ impl Redactor {
 
 impl fmt::Debug for Redactor {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        f.debug_struct("Redactor").field("names", &self.matcher.patterns.names()).finish_non_exhaustive()
+        f.debug_struct("Redactor").field("names", &self.matcher().patterns.names()).finish_non_exhaustive()
     }
 }
 

@@ -10,6 +10,7 @@ use std::sync::Arc;
 
 use zeroize::{Zeroize, Zeroizing};
 
+use crate::Redactor;
 use crate::base64::Tail;
 use crate::decode::{Skip, skip};
 use crate::matcher::{Begun, Found, Match, Matcher};
@@ -28,6 +29,8 @@ const BRIDGE: usize = 512;
 
 /// Redacts one stream. Made by [`crate::Redactor::stream`]; its memory is zeroized when it is dropped.
 pub struct Stream {
+    redactor: Redactor,
+    /// The redactor's, as of the last look.
     matcher: Arc<Matcher>,
     /// From the first byte that may still become part of a match.
     kept: Zeroizing<Vec<u8>>,
@@ -55,9 +58,10 @@ enum Until {
 }
 
 impl Stream {
-    pub(crate) fn new(matcher: Arc<Matcher>) -> Self {
+    pub(crate) fn new(redactor: Redactor) -> Self {
+        let matcher = redactor.matcher();
         let (kept, mask, found) = (Zeroizing::new(Vec::new()), Vec::new(), Found::default());
-        Self { matcher, kept, written: 0, mask, ending: None, found }
+        Self { redactor, matcher, kept, written: 0, mask, ending: None, found }
     }
 
     /// Takes what the workload wrote and appends to `out` what of it may be shown.
@@ -118,6 +122,12 @@ impl Stream {
     }
 
     fn process(&mut self, data: &[u8], until: Until, out: &mut Vec<u8>) {
+        let matcher = self.redactor.matcher();
+        if !Arc::ptr_eq(&matcher, &self.matcher) {
+            // Names have other numbers in it.
+            self.mask.clear();
+            self.matcher = matcher;
+        }
         let mut found = std::mem::take(&mut self.found);
         self.matcher.find(data, &mut found);
         let (keep, hold) = match until {

@@ -49,6 +49,7 @@ fn main() -> Outcome<()> {
 
     let rules = Rules {
         grants,
+        affected: Default::default(),
         operators: Operators::default(),
         front_uid: 102,
         publish_uid: 103,

@@ -31,6 +31,8 @@ pub struct Audit<'a> {
 pub enum Operation {
     /// A service or role leases secrets.
     Lease,
+    /// A service waits for a change of secrets; audited when it is refused.
+    Changed,
     /// A role says that an anchor of the state is published.
     Anchored,
     /// A request said to be an operator's that was refused before it was known what it wants.
@@ -62,9 +64,11 @@ pub enum Operation {
 }
 
 impl Operation {
-    fn name(self) -> &'static str {
+    /// Its word in audit lines.
+    pub fn as_str(self) -> &'static str {
         match self {
             Self::Lease => "lease",
+            Self::Changed => "changed",
             Self::Anchored => "anchored",
             Self::Authenticate => "authenticate",
             Self::Put => "put",
@@ -87,7 +91,7 @@ impl Operation {
 
 impl fmt::Display for Audit<'_> {
     fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
-        write!(f, "audit: {} uid={} status={}", self.operation.name(), self.uid, self.status)?;
+        write!(f, "audit: {} uid={} status={}", self.operation.as_str(), self.uid, self.status)?;
         if let Some(operator) = self.operator {
             write!(f, " operator={operator}")?;
         }

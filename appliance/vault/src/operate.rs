@@ -2,13 +2,13 @@
 //!
 //! | request | answer |
 //! |---|---|
-//! | `PUT /v1/secrets/{ns}/{name}/{field}` | 200 with the entry |
+//! | `PUT /v1/secrets/{ns}/{name}/{field}` | 200 with the entry, and what that does to services |
 //! | `GET /v1/secrets` | 200 with the list |
 //! | `DELETE /v1/secrets/{ns}/{name}/{field}` | 204 |
 //! | `POST /v1/services/{service}/{start,stop,restart}` | 200 with the order |
 //! | `GET /v1/seal`, `POST /v1/unseal` | 409: there is nothing to open |
 //! | `POST /v1/seal/rekey` | 204: what opens the state was replaced |
-//! | `GET /v1/status`, `GET /v1/logs` | 204: allowed; the front serves them itself |
+//! | `GET /v1/status`, `GET /v1/logs`, `GET /v1/events` | 204: allowed; the front serves them itself |
 //!
 //! Paths are accepted with and without the prefix of the operator API. Signed is what the operator sent, so a path
 //! that is not the signed one fails before it is looked at.
@@ -19,10 +19,10 @@
 
 use axum::http::StatusCode;
 use cofferdam_protocol::operator::{
-    LOGS, Order, SEAL_TAG, SECRETS, SERVICES, STATUS, SealedSecret, order_of,
+    EVENTS, LOGS, Order, SEAL_TAG, SECRETS, SERVICES, STATUS, SealedSecret, order_of,
 };
 use cofferdam_protocol::unseal::{REKEY, SEAL, SealedKey, UNSEAL};
-use cofferdam_protocol::vault::{OperatorRequest, SecretEntry, SecretsReply};
+use cofferdam_protocol::vault::{OperatorRequest, SecretEntry, SecretsReply, StoredReply};
 use cofferdam_protocol::{SECRET_SCHEME, SecretRef, Timestamp, WordError};
 
 use crate::audit::{Audit, Operation};
@@ -110,10 +110,12 @@ impl Vault {
             }
             Verb::Put(reference) => {
                 let entry = self.put(reference, request.body.as_bytes(), &id)?;
-                Answer::json(StatusCode::OK, &describe(entry))
+                let services = self.rules.affected.get(reference).cloned().unwrap_or_default();
+                Answer::json(StatusCode::OK, &StoredReply { secret: describe(entry), services })
             }
             Verb::Remove(reference) => {
                 self.store.remove(reference, &id).map_err(refuse)?;
+                self.changed.notify_waiters();
                 Ok(Answer::empty())
             }
         }
@@ -168,7 +170,7 @@ fn route(method: &str, path_and_query: &str) -> Result<Verb, Refusal> {
     let not_allowed = Refusal::not_allowed;
     let not_found = Refusal::not_found;
     match request::target(path_and_query) {
-        (STATUS | LOGS, _) => match method {
+        (STATUS | LOGS | EVENTS, _) => match method {
             "GET" => Ok(Verb::Allow),
             _ => Err(not_allowed()),
         },

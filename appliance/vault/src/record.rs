@@ -133,6 +133,12 @@ pub fn decode_header(record: &[u8]) -> Result<Header, RecordError> {
     }
 }
 
+/// What tells a put from every other: the nonce of the value, which is drawn anew each time. `None` when it is no record.
+pub(crate) fn put_of(record: &[u8]) -> Option<&[u8]> {
+    let start = HEADER + NONCE + DATA_KEY + TAG;
+    record.get(start..start + NONCE)
+}
+
 /// AES-256-GCM; the result is ciphertext and tag.
 pub(crate) fn aes_seal(
     key: &[u8; 32],

@@ -17,8 +17,9 @@ use cofferdam_protocol::keyserve::{PEER, PeerNews};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::unseal::REKEY;
 use cofferdam_protocol::vault::{
-    ANCHORED, Anchored, KEY, KeyReply, LEASE, LeaseReply, LeaseRequest, MAX_ORDER_WAIT_MS, MAX_REFERENCES,
-    MAX_REQUEST, MAX_WAIT_MS, MissingReply, OPERATOR, ORDERS, OperatorRequest, OrdersRequest,
+    ANCHORED, Anchored, CHANGED, ChangedReply, ChangedRequest, KEY, KeyReply, LEASE, LeaseReply,
+    LeaseRequest, MAX_CHANGE_WAIT_MS, MAX_ORDER_WAIT_MS, MAX_REFERENCES, MAX_REQUEST, MAX_WAIT_MS,
+    MissingReply, OPERATOR, ORDERS, OperatorRequest, OrdersRequest,
 };
 use serde::{Serialize, de::DeserializeOwned};
 
@@ -36,11 +37,12 @@ pub struct Peer {
     pub uid: u32,
 }
 
-/// `GET` [`KEY`], `POST` [`LEASE`], [`OPERATOR`], [`ANCHORED`], [`ORDERS`] and [`PEER`]; everything else is 404 or 405.
+/// `GET` [`KEY`], `POST` [`LEASE`], [`CHANGED`], [`OPERATOR`], [`ANCHORED`], [`ORDERS`] and [`PEER`]; everything else is 404 or 405.
 pub fn router(vault: Arc<Vault>) -> Router {
     Router::new()
         .route(KEY, get(key))
         .route(LEASE, post(lease))
+        .route(CHANGED, post(changed))
         .route(OPERATOR, post(operator))
         .route(ANCHORED, post(anchored))
         .route(ORDERS, post(orders))
@@ -104,16 +106,10 @@ async fn lease(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>
         Ok(request) => request,
         Err(response) => return response,
     };
-    if request.wait_ms > MAX_WAIT_MS {
-        let error = format!("wait_ms is more than {MAX_WAIT_MS}");
-        return problem(StatusCode::BAD_REQUEST, &error, Some("ask again to wait longer"));
-    }
-    if request.references.is_empty() || request.references.len() > MAX_REFERENCES {
-        let error = format!("a lease is for 1 to {MAX_REFERENCES} references");
-        return problem(StatusCode::BAD_REQUEST, &error, None);
-    }
-    let references: Vec<SecretRef> =
-        request.references.into_iter().collect::<BTreeSet<_>>().into_iter().collect();
+    let references = match asked(request.references, request.wait_ms, MAX_WAIT_MS) {
+        Ok(references) => references,
+        Err((error, hint)) => return problem(StatusCode::BAD_REQUEST, &error, hint),
+    };
     let outcome = vault.lease(peer.uid, &references, Duration::from_millis(request.wait_ms)).await;
     let response = match outcome {
         Ok(values) => match LeaseReply::write(&values).map(Bytes::from_owner) {
@@ -121,13 +117,7 @@ async fn lease(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>
             None => problem(StatusCode::SERVICE_UNAVAILABLE, "the answer cannot be written", None),
         },
         Err(LeaseError::Missing(missing)) => json(StatusCode::CONFLICT, &MissingReply { missing }),
-        Err(error @ LeaseError::NotGranted(_)) => problem(
-            StatusCode::FORBIDDEN,
-            &error.to_string(),
-            Some("a service leases only what its own part of the declaration refers to"),
-        ),
-        Err(error @ LeaseError::Busy) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None),
-        Err(LeaseError::Store(error)) => problem(StatusCode::SERVICE_UNAVAILABLE, &error.to_string(), None),
+        Err(error) => refused(&error),
     };
     vault.audit(&Audit {
         uid: peer.uid,
@@ -138,6 +128,60 @@ async fn lease(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>
         status: response.status().as_u16(),
     });
     response
+}
+
+/// Waits for a change. What is granted is heard of often and says nothing new, so only refusals are audited.
+async fn changed(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>, body: Body) -> Response {
+    let request: ChangedRequest = match read(body).await {
+        Ok(request) => request,
+        Err(response) => return response,
+    };
+    let references = match asked(request.references, request.wait_ms, MAX_CHANGE_WAIT_MS) {
+        Ok(references) => references,
+        Err((error, hint)) => return problem(StatusCode::BAD_REQUEST, &error, hint),
+    };
+    let wait = Duration::from_millis(request.wait_ms);
+    match vault.changed(peer.uid, &references, request.known.as_ref(), wait).await {
+        Ok(revision) => json(StatusCode::OK, &ChangedReply { revision }),
+        Err(error) => {
+            let response = refused(&error);
+            vault.audit(&Audit {
+                uid: peer.uid,
+                operation: Operation::Changed,
+                operator: None,
+                references: &references,
+                service: None,
+                status: response.status().as_u16(),
+            });
+            response
+        }
+    }
+}
+
+/// What is wrong with a request, and what to do instead.
+type Wrong = (String, Option<&'static str>);
+
+/// The references of a request, each once and in order, when there are not too many of them and the wait is not too long.
+fn asked(references: Vec<SecretRef>, wait_ms: u64, longest: u64) -> Result<Vec<SecretRef>, Wrong> {
+    if wait_ms > longest {
+        let error = format!("wait_ms is more than {longest}");
+        return Err((error, Some("ask again to wait longer")));
+    }
+    if references.is_empty() || references.len() > MAX_REFERENCES {
+        return Err((format!("a request is for 1 to {MAX_REFERENCES} references"), None));
+    }
+    Ok(references.into_iter().collect::<BTreeSet<_>>().into_iter().collect())
+}
+
+fn refused(error: &LeaseError) -> Response {
+    let (status, hint) = match error {
+        LeaseError::NotGranted(_) => (
+            StatusCode::FORBIDDEN,
+            Some("a service leases only what its own part of the declaration refers to"),
+        ),
+        _ => (StatusCode::SERVICE_UNAVAILABLE, None),
+    };
+    problem(status, &error.to_string(), hint)
 }
 
 /// Not audited: the order is, when it is given.

@@ -38,11 +38,12 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
-use cofferdam_protocol::{SecretRef, SecretValue, WordError};
+use cofferdam_protocol::{Digest, SecretRef, SecretValue, WordError};
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
     ReadableTableMetadata as _, TableDefinition, TableError, WriteTransaction,
 };
+use sha2::{Digest as _, Sha256};
 
 pub use self::disk::{Disk, FileDisk, MemoryDisk, Window};
 pub use self::error::DiskError;
@@ -54,7 +55,7 @@ pub(crate) use self::witnessing::{Witnesses, Witnessing};
 use crate::Keys;
 use crate::record::{self, RecordError};
 
-/// Most records in a store: 32 services with 31 secrets each. It bounds memory and the time to open.
+/// Most records in a store: 64 services with 15 secrets each. It bounds memory and the time to open.
 pub const MAX_RECORDS: usize = 1000;
 /// Longest value in bytes: the longest that travels sealed.
 pub const MAX_VALUE: usize = cofferdam_protocol::operator::MAX_SECRET;
@@ -440,6 +441,20 @@ impl Store {
         let (_, secret) = record::open(&self.keys, reference, &row.sealed)
             .map_err(|source| StoreError::Record { reference: reference.clone(), source })?;
         Ok(Some(secret))
+    }
+
+    /// What all puts and removals of these add up to: another digest after each of them.
+    pub fn revision(&self, references: &[SecretRef]) -> Digest {
+        let state = self.lock();
+        let mut hash = Sha256::new();
+        for reference in references {
+            let put = state.records.get(reference).and_then(|row| record::put_of(&row.sealed));
+            hash.update(reference.as_str());
+            // No reference has a zero byte, and all puts are of one length.
+            hash.update([0, u8::from(put.is_some())]);
+            hash.update(put.unwrap_or_default());
+        }
+        Digest::from(<[u8; 32]>::from(hash.finalize()))
     }
 
     /// Whether there is a record under a reference.

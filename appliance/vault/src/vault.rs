@@ -5,8 +5,8 @@ use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
 
-use cofferdam_protocol::vault::GivenOrder;
-use cofferdam_protocol::{Repository, SecretRef, SecretValue};
+use cofferdam_protocol::vault::{Affected, GivenOrder};
+use cofferdam_protocol::{Digest, Repository, SecretRef, SecretValue};
 use tokio::sync::Notify;
 use tokio::time::Instant;
 
@@ -15,10 +15,10 @@ use crate::state::Sealed;
 use crate::witness::Told;
 use crate::{Audit, Grants, KeyServer, Operators, Store, StoreError};
 
-/// Most leases that wait at the same time, of all peers: 32 services and `publish` with room for each to be
-/// restarted while its former wait is still open.
-pub const MAX_WAITERS: usize = 128;
-/// Most leases that one peer may have waiting, so that one service cannot take the places of the others.
+/// Most requests that wait at the same time, of all peers: 64 services and `publish`, with all that each may have, so that none
+/// keeps another out.
+pub const MAX_WAITERS: usize = MAX_WAITERS_PER_PEER * 65;
+/// Most requests that one peer may have waiting, so that one service cannot take the places of the others.
 pub const MAX_WAITERS_PER_PEER: usize = 4;
 
 /// What the declaration and the build decide. Fixed while the vault runs.
@@ -26,6 +26,8 @@ pub const MAX_WAITERS_PER_PEER: usize = 4;
 pub struct Rules {
     /// Who may lease what.
     pub grants: Grants,
+    /// What a change of a secret does to the services that are given it.
+    pub affected: BTreeMap<SecretRef, Vec<Affected>>,
     /// Who may change what is stored.
     pub operators: Operators,
     /// The uid of the front: the only peer that relays operators' requests.
@@ -55,7 +57,7 @@ pub struct Vault {
     pub(crate) slots: Option<Sealed>,
 }
 
-/// Why a lease was not given.
+/// Why a lease was not given, or a change not waited for.
 #[derive(Debug, thiserror::Error)]
 pub enum LeaseError {
     /// At least one reference is not granted to this peer. It says nothing about what is stored.
@@ -64,8 +66,8 @@ pub enum LeaseError {
     /// These references hold no secret, and the wait is over.
     #[error("missing: {}", list(.0))]
     Missing(Vec<SecretRef>),
-    /// Too many leases are waiting.
-    #[error("too many are waiting")]
+    /// Too many requests are waiting.
+    #[error("too many requests are waiting")]
     Busy,
     /// The store failed.
     #[error("the store failed")]
@@ -124,14 +126,7 @@ impl Vault {
         references: &[SecretRef],
         wait: Duration,
     ) -> Result<Vec<SecretValue>, LeaseError> {
-        let refused: Vec<_> = references
-            .iter()
-            .filter(|reference| !self.rules.grants.allows(uid, reference))
-            .cloned()
-            .collect();
-        if !refused.is_empty() {
-            return Err(LeaseError::NotGranted(refused));
-        }
+        self.granted(uid, references)?;
         let deadline = Instant::now() + wait;
         let mut place = None;
         loop {
@@ -170,6 +165,41 @@ impl Vault {
         Ok(self.orders.next(uid, after, wait).await)
     }
 
+    /// Waits up to `wait`, on the monotonic clock, until [`Store::revision`] of these is another than `known`, and says which it is then.
+    ///
+    /// # Errors
+    /// [`LeaseError::NotGranted`] and [`LeaseError::Busy`].
+    pub async fn changed(
+        &self,
+        uid: u32,
+        references: &[SecretRef],
+        known: Option<&Digest>,
+        wait: Duration,
+    ) -> Result<Digest, LeaseError> {
+        self.granted(uid, references)?;
+        let deadline = Instant::now() + wait;
+        let mut place = None;
+        loop {
+            let mut changed = std::pin::pin!(self.changed.notified());
+            changed.as_mut().enable();
+            let revision = self.store.revision(references);
+            if known != Some(&revision) || Instant::now() >= deadline {
+                return Ok(revision);
+            }
+            if place.is_none() {
+                place = Some(self.waiters.enter(uid).ok_or(LeaseError::Busy)?);
+            }
+            let _ = tokio::time::timeout_at(deadline, changed).await;
+        }
+    }
+
+    /// That this peer may have all of these.
+    fn granted(&self, uid: u32, references: &[SecretRef]) -> Result<(), LeaseError> {
+        let refused = references.iter().filter(|reference| !self.rules.grants.allows(uid, reference));
+        let refused: Vec<_> = refused.cloned().collect();
+        if refused.is_empty() { Ok(()) } else { Err(LeaseError::NotGranted(refused)) }
+    }
+
     /// All values, or `None` when one has been removed in the meantime.
     fn read_all(&self, references: &[SecretRef]) -> Result<Option<Vec<SecretValue>>, LeaseError> {
         references
@@ -193,7 +223,7 @@ impl fmt::Debug for Vault {
     }
 }
 
-/// Counts waiting leases by peer.
+/// Counts waiting requests by peer.
 #[derive(Clone, Default)]
 struct Waiters(Arc<Mutex<BTreeMap<u32, usize>>>);
 

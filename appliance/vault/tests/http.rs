@@ -218,6 +218,69 @@ async fn a_wait_ends_when_it_was_said_to() {
     }
 }
 
+async fn changed(router: &Router, uid: u32, known: serde_json::Value, wait_ms: u64) -> (StatusCode, String) {
+    let body = json!({ "references": [PASSWORD, USER], "known": known, "wait_ms": wait_ms }).to_string();
+    let (status, body) = send(router, Some(uid), "POST", "/v1/changed", body).await;
+    let reply: serde_json::Value = serde_json::from_slice(&body).unwrap();
+    (status, reply["revision"].as_str().unwrap_or_default().to_owned())
+}
+
+#[tokio::test(start_paused = true)]
+async fn a_put_and_a_removal_are_heard_of_by_whom_the_secret_is_granted_to() {
+    let (vault, router) = start();
+    let (status, mut known) = changed(&router, SERVICE, json!(null), 0).await;
+    assert_eq!((status, known.len()), (StatusCode::OK, 71));
+    let remove = signed("DELETE", &path(PASSWORD), b"", &id());
+    let changes: [(&str, &dyn Fn() -> StatusCode); 5] = [
+        ("first", &|| put(&vault, PASSWORD, b"correct horse").status),
+        ("the same value", &|| put(&vault, PASSWORD, b"correct horse").status),
+        ("another secret", &|| put(&vault, USER, b"battery staple").status),
+        ("removed", &|| vault.operate(FRONT, &remove).status),
+        ("as it was", &|| put(&vault, PASSWORD, b"correct horse").status),
+    ];
+    let mut seen = std::collections::BTreeSet::from([known.clone()]);
+    for (what, change) in changes {
+        let waiting = tokio::spawn({
+            let (router, known) = (router.clone(), json!(known));
+            async move { changed(&router, SERVICE, known, 90_000).await }
+        });
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        put(&vault, "secret://other/app/key", b"of somebody else");
+        tokio::time::sleep(Duration::from_secs(1)).await;
+        assert!(!waiting.is_finished(), "{what}");
+        assert!(change().is_success(), "{what}");
+        known = waiting.await.unwrap().1;
+        assert!(seen.insert(known.clone()), "{what}: a revision comes back");
+    }
+    // One that is known waits as long as it was said to.
+    let start = tokio::time::Instant::now();
+    assert_eq!(changed(&router, SERVICE, json!(known), 90_000).await, (StatusCode::OK, known));
+    assert!(start.elapsed() >= Duration::from_secs(90));
+}
+
+#[tokio::test]
+async fn who_waits_for_a_change_is_granted_the_secret_and_stays_within_bounds() {
+    let (vault, router) = start();
+    for uid in [0, 101, FRONT, PUBLISH, SERVICE + 1, u32::MAX] {
+        let (status, revision) = changed(&router, uid, json!(null), 0).await;
+        assert_eq!((status, revision.as_str()), (StatusCode::FORBIDDEN, ""), "{uid}");
+    }
+    assert_eq!(changed(&router, SERVICE, json!(null), 90_001).await.0, StatusCode::BAD_REQUEST);
+    assert_eq!(changed(&router, SERVICE, json!("sha256:00"), 0).await.0, StatusCode::BAD_REQUEST);
+    let (_, known) = changed(&router, SERVICE, json!(null), 0).await;
+    let waiting = (0..MAX_WAITERS_PER_PEER).map(|_| {
+        let (router, known) = (router.clone(), json!(known));
+        tokio::spawn(async move { changed(&router, SERVICE, known, 90_000).await.0 })
+    });
+    let waiting: Vec<_> = waiting.collect();
+    tokio::time::sleep(Duration::from_millis(200)).await;
+    assert_eq!(changed(&router, SERVICE, json!(known), 1).await.0, StatusCode::SERVICE_UNAVAILABLE);
+    put(&vault, USER, b"battery staple");
+    for one in waiting {
+        assert_eq!(one.await.unwrap(), StatusCode::OK);
+    }
+}
+
 #[tokio::test]
 async fn a_wait_is_a_number_of_milliseconds_within_bounds_or_refused() {
     let (vault, router) = start();

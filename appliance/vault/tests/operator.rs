@@ -10,7 +10,9 @@ use axum::http::StatusCode;
 use cofferdam_attest::operator::seal_secret;
 use cofferdam_protocol::operator::{Order, SealedSecret};
 use cofferdam_protocol::reply::ErrorReply;
-use cofferdam_protocol::vault::{GivenOrder, OperatorRequest, SecretEntry, SecretsReply};
+use cofferdam_protocol::vault::{
+    Affected, GivenOrder, OperatorRequest, SecretEntry, SecretsReply, StoredReply,
+};
 use cofferdam_protocol::{Base64Bytes, Fingerprint};
 use cofferdam_vault::store::MAX_VALUE;
 use cofferdam_vault::{Answer, Store, Vault};
@@ -43,12 +45,15 @@ fn an_operator_puts_lists_and_removes() {
     let vault = fresh();
     let answer = put(&vault, PASSWORD, VALUE);
     assert_eq!(answer.status, StatusCode::OK);
-    let entry: SecretEntry = serde_json::from_slice(&answer.body).unwrap();
+    let stored: StoredReply = serde_json::from_slice(&answer.body).unwrap();
     let updated_at = "2023-11-14T22:13:20Z".parse().unwrap();
     let first = SecretEntry { reference: reference(PASSWORD), version: 1, updated_at };
-    assert_eq!(entry, first);
+    assert_eq!(stored.secret, first);
+    let web = Affected { service: "web".into(), on_change: "restart".into() };
+    assert_eq!(stored.services, [web], "and what it does to whom");
     assert_eq!(put(&vault, PASSWORD, b"another value").status, StatusCode::OK);
-    assert_eq!(put(&vault, USER, b"a user's name").status, StatusCode::OK);
+    let answer = put(&vault, USER, b"a user's name");
+    assert_eq!(serde_json::from_slice::<StoredReply>(&answer.body).unwrap().services, []);
     let versions: Vec<_> = list(&vault).into_iter().map(|e| (e.reference.to_string(), e.version)).collect();
     assert_eq!(versions, [(PASSWORD.to_owned(), 2), (USER.to_owned(), 1)]);
 
@@ -66,7 +71,8 @@ fn an_operator_puts_lists_and_removes() {
 #[test]
 fn what_the_front_serves_itself_is_allowed_with_204() {
     let vault = fresh();
-    for path in ["/v1/status", "/v1/logs?service=web&tail=10", "/v1/logs"] {
+    for path in ["/v1/status", "/v1/logs?service=web&tail=10", "/v1/logs", "/v1/events", "/v1/events?since=7"]
+    {
         let path = format!("/.well-known/cofferdam{path}");
         let answer = ask(&vault, "GET", &path);
         assert_eq!((answer.status, answer.body.len()), (StatusCode::NO_CONTENT, 0));

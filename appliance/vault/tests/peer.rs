@@ -572,6 +572,7 @@ fn launched(servers: &Servers, disk: &SparseDisk, opened: &Opened) -> Arc<Vault>
     let (grants, operators) = (Grants::default(), operators());
     let rules = Rules {
         grants,
+        affected: [].into(),
         operators,
         front_uid: common::FRONT,
         publish_uid: PUBLISH,

@@ -218,6 +218,7 @@ fn vault(disk: &SparseDisk) -> Vault {
     let Running { store, slots } = run(disk, &passphrase(PASSPHRASE));
     let rules = Rules {
         grants: Grants::default(),
+        affected: [].into(),
         operators: operators(),
         front_uid: FRONT,
         publish_uid: PUBLISH,

@@ -21,8 +21,7 @@
 use std::ffi::CString;
 use std::fs::{self, File};
 use std::io::{self, IoSlice, Read, Write};
-use std::os::fd::{AsFd, AsRawFd, OwnedFd};
-use std::os::unix::fs::{OpenOptionsExt, chown};
+use std::os::fd::{AsFd, AsRawFd, BorrowedFd, OwnedFd, RawFd};
 use std::os::unix::net::UnixStream;
 use std::path::Path;
 
@@ -46,8 +45,9 @@ use serde::{Deserialize, Serialize};
 
 use crate::delivery::{Delivery, Plan};
 use crate::restart::End;
-use crate::rootfs::{self, SECRETS};
+use crate::rootfs::{self, Held, SECRETS};
 use crate::seccomp::Profile;
+use crate::secret_files::SecretFiles;
 use crate::{OUTSIDE_ID, config, probe, sys};
 
 /// The descriptors that the shim places: its control socket, the delivery, the plan, and the socket of the probes.
@@ -72,7 +72,7 @@ const LANDLOCK: ABI = ABI::V6;
 #[derive(Debug, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase", deny_unknown_fields)]
 pub(crate) enum Message {
-    /// The workload was executed; a pidfd of it comes along.
+    /// The workload was executed; a pidfd of it comes along, and the mount of its secret files.
     Started,
     /// It could not be.
     Failed {
@@ -125,14 +125,14 @@ pub fn run() -> io::Result<()> {
         }
     };
     // A shim that is gone needs no answer.
-    let _ = say(&control, &message, None);
+    let _ = say(&control, &message, &[]);
     Ok(())
 }
 
-fn say(control: &UnixStream, message: &Message, pidfd: Option<&OwnedFd>) -> io::Result<()> {
+fn say(control: &UnixStream, message: &Message, descriptors: &[BorrowedFd<'_>]) -> io::Result<()> {
     let mut line = serde_json::to_vec(message)?;
     line.push(b'\n');
-    let descriptors: Vec<_> = pidfd.iter().map(|fd| fd.as_raw_fd()).collect();
+    let descriptors: Vec<_> = descriptors.iter().map(AsRawFd::as_raw_fd).collect();
     let rights = [ControlMessage::ScmRights(&descriptors)];
     let rights = if descriptors.is_empty() { &rights[..0] } else { &rights[..] };
     sendmsg::<()>(control.as_raw_fd(), &[IoSlice::new(&line)], rights, MsgFlags::MSG_NOSIGNAL, None)?;
@@ -153,13 +153,14 @@ fn start(
     let plan = step("read the plan", Plan::load(plan))?;
     // Compiled before the fork, so that both sides only have to apply it.
     let profile = Profile::workload()?;
-    let places = rootfs::enter(&plan)?;
+    let Held { secrets, places } = rootfs::enter(&plan)?;
     // Neither end survives execve.
     let (mut ours, mut theirs) = step("make a socket", UnixStream::pair())?;
     match step("fork", sys::fork())? {
         None => {
             drop(ours);
-            let Err(error) = become_workload(&plan, &profile, delivery, &places, &mut theirs);
+            let files = SecretFiles::new(secrets, plan.uid, plan.gid);
+            let Err(error) = become_workload(&plan, &profile, delivery, files, &places, &mut theirs);
             let (code, reason) = match error {
                 InitError::Workload { code, reason } => (code, reason),
                 other => (126, format!("{:#}", anyhow::Error::new(other))),
@@ -173,7 +174,8 @@ fn start(
             heard(&mut ours)?;
             step("map the ids of the workload", map_ids(pid))?;
             if let Some(words) = &plan.probe {
-                start_prober(&plan, words, &profile, delivery, probes, &ours)?;
+                let closed = [&ours.as_fd(), &secrets.as_fd()].map(AsRawFd::as_raw_fd);
+                start_prober(&plan, words, &profile, delivery, probes, closed)?;
             } else {
                 drop((delivery, probes));
             }
@@ -182,25 +184,28 @@ fn start(
             let pidfd = step("hold the workload", sys::pidfd(pid))?;
             step("let the workload go", ours.write_all(&[GO]))?;
             heard(&mut ours)?;
-            step("tell the shim", say(control, &Message::Started, Some(&pidfd)))?;
+            let started = say(control, &Message::Started, &[pidfd.as_fd(), secrets.as_fd()]);
+            step("tell the shim", started)?;
+            drop(secrets);
             reap(pid)
         }
     }
 }
 
-/// Forks the process that runs the probes ([`probe`]), and waits until it is confined.
+/// Forks the process that runs the probes ([`probe`]), and waits until it is confined. It has none of the descriptors in `closed`.
 fn start_prober(
     plan: &Plan,
     words: &[String],
     profile: &Profile,
     delivery: OwnedFd,
     probes: UnixStream,
-    workloads: &UnixStream,
+    closed: [RawFd; 2],
 ) -> Result<(), InitError> {
     let (mut ours, mut theirs) = step("make a socket", UnixStream::pair())?;
     let Some(pid) = step("fork", sys::fork())? else {
         // What init and the shim, and init and the workload say to each other is not for this one.
-        let closed = nix::unistd::close(CONTROL).and_then(|()| nix::unistd::close(workloads.as_raw_fd()));
+        let mut closed = [CONTROL].into_iter().chain(closed);
+        let closed = closed.try_for_each(nix::unistd::close);
         drop(ours);
         let confined = step("let go of init's sockets", closed)
             .and_then(|()| become_prober(plan, words, profile, delivery, &mut theirs));
@@ -364,14 +369,16 @@ fn become_workload(
     plan: &Plan,
     profile: &Profile,
     delivery: OwnedFd,
+    files: SecretFiles,
     places: &[OwnedFd],
     channel: &mut UnixStream,
 ) -> Result<std::convert::Infallible, InitError> {
     step("start a session", setsid())?;
     let delivery = step("read the delivery", Delivery::load(delivery))?;
     for (name, content) in &delivery.files {
-        step("write a secret file", secret_file(name, content, plan))?;
+        step("write a secret file", files.put(name, content))?;
     }
+    drop(files);
     rootfs::lock_secrets()?;
     step(
         "lay the configs over their places",
@@ -471,15 +478,6 @@ fn limit(declared: &Ulimits) -> Result<(), Errno> {
         }
     }
     Ok(())
-}
-
-/// For the workload's user alone; for every user of the container when it starts as root, which often becomes another user only later.
-fn secret_file(name: &str, content: &[u8], plan: &Plan) -> io::Result<()> {
-    let path = Path::new(SECRETS).join(name);
-    let mode = if plan.uid == 0 { 0o444 } else { 0o400 };
-    let mut file = fs::OpenOptions::new().write(true).create_new(true).mode(mode).open(&path)?;
-    file.write_all(content)?;
-    chown(&path, Some(plan.uid), Some(plan.gid))
 }
 
 /// `NAME=value` for each variable. execve replaces this memory, copies included.

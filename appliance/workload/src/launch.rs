@@ -26,6 +26,7 @@ use crate::delivery::{Delivery, Plan};
 use crate::init::{CONTROL, DELIVERY, MAX_MESSAGE, Message, PLAN, PROBE};
 use crate::probe::Prober;
 use crate::restart::End;
+use crate::secret_files::SecretFiles;
 use crate::{OUTSIDE_ID, sys};
 
 /// Building a container takes some 50 ms, and a few seconds under software emulation on a busy machine.
@@ -65,6 +66,7 @@ pub struct Container {
     /// What was received beyond the last message.
     pending: Vec<u8>,
     workload: OwnedFd,
+    secrets: SecretFiles,
     prober: Option<Prober>,
 }
 
@@ -128,9 +130,11 @@ pub async fn start(
     let mut listener = Listener { control, pending: Vec::new() };
     let first = tokio::time::timeout(START_TIMEOUT, listener.next()).await;
     match first.map_err(|_| LaunchError::Slow(START_TIMEOUT))?? {
-        Some((Message::Started, Some(workload))) => {
-            let container =
-                Container { init, control: listener.control, pending: listener.pending, workload, prober };
+        Some((Message::Started, descriptors)) => {
+            let [workload, secrets] = descriptors.try_into().map_err(|_| LaunchError::Lost)?;
+            let secrets = SecretFiles::new(secrets, plan.uid, plan.gid);
+            let Listener { control, pending } = listener;
+            let container = Container { init, control, pending, workload, secrets, prober };
             Ok((container, Output { stdout, stderr }))
         }
         Some((Message::Failed { code, reason }, _)) => Err(LaunchError::Failed { code, reason }),
@@ -173,26 +177,26 @@ struct Listener {
 }
 
 impl Listener {
-    /// The next message and the descriptor that came with it; `None` when init has closed its end.
-    async fn next(&mut self) -> Result<Option<(Message, Option<OwnedFd>)>, LaunchError> {
-        let mut descriptor = None;
+    /// The next message and the descriptors that came with it; `None` when init has closed its end.
+    async fn next(&mut self) -> Result<Option<(Message, Vec<OwnedFd>)>, LaunchError> {
+        let mut descriptors = Vec::new();
         loop {
             if let Some(end) = self.pending.iter().position(|byte| *byte == b'\n') {
                 let line: Vec<u8> = self.pending.drain(..=end).collect();
                 let message = serde_json::from_slice(&line).map_err(|_| LaunchError::Lost)?;
-                return Ok(Some((message, descriptor)));
+                return Ok(Some((message, descriptors)));
             }
             if self.pending.len() > MAX_MESSAGE {
                 return Err(LaunchError::Lost);
             }
             step("hear from the container", self.control.readable().await)?;
             let mut buffer = [0_u8; MAX_MESSAGE];
-            let receive = || Ok(sys::receive(self.control.as_fd(), &mut buffer)?);
+            let receive = || Ok(sys::receive_many(self.control.as_fd(), &mut buffer)?);
             match self.control.try_io(Interest::READABLE, receive) {
                 Ok((0, _)) => return Ok(None),
                 Ok((count, came)) => {
                     self.pending.extend_from_slice(buffer.get(..count).unwrap_or_default());
-                    descriptor = came.or(descriptor);
+                    descriptors.extend(came);
                 }
                 Err(error) if error.kind() == io::ErrorKind::WouldBlock => {}
                 Err(error) if error.kind() == io::ErrorKind::ConnectionReset => return Ok(None),
@@ -220,6 +224,15 @@ impl Container {
     /// Sends a signal to the workload's own process. One that has ended is past caring.
     pub fn signal(&self, signal: i32) {
         let _ = sys::send_signal(self.workload.as_fd(), signal);
+    }
+
+    /// Puts one of the plan's secret files anew: it is whole at every moment.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says; the file is as before.
+    pub fn replace_secret(&self, name: &str, content: &[u8]) -> io::Result<()> {
+        self.secrets.put(name, content)
     }
 
     /// Ends the whole container at once.

@@ -43,6 +43,7 @@ pub mod resolver;
 pub mod restart;
 mod rootfs;
 pub mod seccomp;
+mod secret_files;
 pub mod status;
 pub mod sys;
 pub mod unpack;

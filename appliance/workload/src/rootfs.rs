@@ -16,7 +16,8 @@
 //!   C libraries and runtimes ask.
 //! - `/dev`: six harmless devices, pseudo-terminals, shared memory, message queues. Read-only itself.
 //! - volumes, each a mount of its own (see [`volume`]), and configs, each a read-only one (see [`config`]);
-//! - `/run/secrets`: its secret files, in memory, for its user only (for all of the container's when it starts as root). The workload's process writes them.
+//! - `/run/secrets`: its secret files, in memory, for its user only (for all of the container's when it starts as root). The workload's
+//!   process writes them, and later the shim ([`secret_files`](crate::secret_files)).
 //! - no setuid program gains anything and no device node opens anywhere else (nosuid, nodev).
 
 use std::ffi::CString;
@@ -105,12 +106,20 @@ fn step<T, E: Into<io::Error>>(step: impl Into<String>, outcome: Result<T, E>) -
     outcome.map_err(|source| RootfsError { step: step.into(), source: source.into() })
 }
 
-/// Makes the plan's root file system the only one that this process can see. The places of its configs, in order.
+/// What of the root file system is held by its descriptors.
+pub(crate) struct Held {
+    /// The mount of the secret files once more, which stays writable for whoever has it.
+    pub(crate) secrets: OwnedFd,
+    /// The places of the plan's configs, in order.
+    pub(crate) places: Vec<OwnedFd>,
+}
+
+/// Makes the plan's root file system the only one that this process can see.
 ///
 /// # Errors
 ///
 /// The step and what the kernel said. The process is then in no usable state and has to end.
-pub(crate) fn enter(plan: &Plan) -> Result<Vec<OwnedFd>, RootfsError> {
+pub(crate) fn enter(plan: &Plan) -> Result<Held, RootfsError> {
     step("make mounts private", mount(NONE, "/", NONE, MsFlags::MS_REC | MsFlags::MS_PRIVATE, NONE))?;
     // Taken along from the outside, as mounts that are attached nowhere.
     let mut devices = Vec::new();
@@ -148,11 +157,12 @@ pub(crate) fn enter(plan: &Plan) -> Result<Vec<OwnedFd>, RootfsError> {
     let mode = if plan.uid == 0 { 555 } else { 500 };
     let options = format!("mode={mode},uid={},gid={},size=16m", plan.uid, plan.gid);
     mounted(SECRETS, "tmpfs", DATA_ONLY, &options)?;
+    let secrets = step("hold the secret files", sys::detached_copy(&path_of(SECRETS)?))?;
     directories(&plan.working_dir)?;
     if plan.read_only {
         read_only("/", NO_PRIVILEGES)?;
     }
-    Ok(places)
+    Ok(Held { secrets, places })
 }
 
 /// Makes a place for each config, in the volumes too, which are there by now.
@@ -183,7 +193,7 @@ fn data(plan: &Plan, volumes: &[Taken<'_>]) -> Result<(), RootfsError> {
     Ok(())
 }
 
-/// Locks the secret files: after this nobody changes them, not even their owner.
+/// Locks the secret files: after this nobody of the container changes them, not even their owner.
 pub(crate) fn lock_secrets() -> Result<(), RootfsError> {
     read_only(SECRETS, DATA_ONLY)
 }

@@ -5,7 +5,7 @@ use std::path::PathBuf;
 use std::time::SystemTime;
 
 use cofferdam_protocol::TimestampMillis;
-use cofferdam_protocol::status::{Health, ServiceState, ServiceStatus, Usage};
+use cofferdam_protocol::status::{Health, ServiceState, ServiceStatus};
 
 use crate::files;
 
@@ -34,11 +34,6 @@ impl Reporter {
         Self { path, current }
     }
 
-    /// Says from now on that the service uses this much, beginning with the next report or [`Reporter::write`].
-    pub fn measured(&mut self, usage: Option<Usage>) {
-        self.current.usage = usage;
-    }
-
     /// Says how the workload's probes went, in the state that it is in.
     ///
     /// # Errors
@@ -50,15 +45,6 @@ impl Reporter {
         }
         self.current.health = Some(health);
         self.write()
-    }
-
-    /// Writes what is said.
-    ///
-    /// # Errors
-    ///
-    /// The file cannot be replaced.
-    pub fn write(&self) -> io::Result<()> {
-        files::replace(&self.path, &serde_json::to_vec(&self.current)?)
     }
 
     /// Changes what is said, and writes it when it differs from before.
@@ -81,6 +67,10 @@ impl Reporter {
             self.current.since = now();
         }
         self.write()
+    }
+
+    fn write(&self) -> io::Result<()> {
+        files::replace(&self.path, &serde_json::to_vec(&self.current)?)
     }
 }
 

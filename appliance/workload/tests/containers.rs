@@ -305,6 +305,8 @@ fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
         println!("ok: no process of a container reads what is printed");
         secrets_arrive(shim).await;
         println!("ok: secrets arrive as a variable and as a file for their user only");
+        secrets_change(shim).await;
+        println!("ok: a secret file is replaced whole, by the shim alone");
         ends_are_told(shim).await;
         println!("ok: exit codes, signals and what cannot be executed are told apart");
         network(shim).await;
@@ -497,6 +499,39 @@ async fn secrets_arrive(shim: &Shim) {
     let rights = shim.sh("stat -c '%a %u %g' /run/secrets /run/secrets/token; id -u; id -G").await;
     assert_eq!(rights, "500 1000 1001\n400 1000 1001\n1000\n1001 4\n");
     assert_eq!(shim.sh("chmod 644 /run/secrets/token 2>/dev/null || echo locked").await, "locked\n");
+}
+
+/// A workload of either kind tries to be there before the new file, to keep the old one and to find a way to where files are written.
+async fn secrets_change(shim: &Shim) {
+    let script = "cd /run/secrets; exec 3<token; \
+                  for call in 'ln -s /tmp .new' 'cp /bin/cat .new' 'rm -f token' 'mv token other' 'touch .new' \
+                  'mount -o remount,rw /run/secrets' 'chmod 777 .'; do busybox $call 2>/dev/null && echo $call; done; \
+                  echo ready; until [ -s later ]; do busybox usleep 20000; done; \
+                  read line <&3; echo kept $line; cat token; echo; stat -c '%n %a %u %g' *; busybox ls -A; \
+                  busybox find / -xdev -name .new 2>/dev/null; (echo x >token) 2>/dev/null || echo locked";
+    for (uid, mode) in [(0, 444), (1000, 400)] {
+        let mut plan = shim.plan(&["sh", "-c", script]);
+        (plan.uid, plan.gid) = (uid, uid);
+        let mut delivery = shim.delivery();
+        delivery.files.push(("later".into(), Zeroizing::default()));
+        let (mut container, mut output) = launch::start(INIT, &plan, &delivery, None).await.unwrap();
+        let mut ready = [0; 6];
+        output.stdout.read_exact(&mut ready).await.unwrap();
+        assert_eq!(&ready, b"ready\n", "{uid}");
+        for content in ["short", "a longer value than that one was"] {
+            container.replace_secret("token", content.as_bytes()).unwrap();
+        }
+        // It is no file that a container may have.
+        assert!(container.replace_secret("none/such", b"x").is_err());
+        container.replace_secret("later", b"go on").unwrap();
+        let mut text = String::new();
+        output.stdout.read_to_string(&mut text).await.unwrap();
+        assert_eq!(container.ended().await.unwrap(), End::Exited(0), "{text}");
+        let expected = format!(
+            "kept {SECRET}\na longer value than that one was\nlater {mode} {uid} {uid}\ntoken {mode} {uid} {uid}\nlater\ntoken\nlocked\n"
+        );
+        assert_eq!(text, expected, "{uid}");
+    }
 }
 
 async fn ends_are_told(shim: &Shim) {

@@ -4,6 +4,7 @@ mod allow_upgrade;
 mod appraise;
 mod check;
 mod connect;
+mod events;
 mod import;
 mod init;
 mod keyserve;
@@ -107,6 +108,7 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         Verb::Start(options) => within(limit, order::run(ui, &options, Order::Start)).await,
         Verb::Top { appliance, wait, key } => top::run(ui, &appliance, wait, &key, limit).await,
         Verb::Publish { appliance, key } => within(limit, publish::run(ui, &appliance, &key)).await,
+        Verb::Events(options) => events::run(ui, &options, limit).await,
         Verb::Completion { shell } => {
             let mut script = Vec::new();
             clap_complete::generate(shell, &mut Cli::command(), "coffer", &mut script);

@@ -6,7 +6,7 @@ use std::path::Path;
 
 use cofferdam_attest::operator;
 use cofferdam_protocol::operator::{MAX_SECRET, SECRETS, secret_path};
-use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, SecretsReply};
+use cofferdam_protocol::vault::{Affected, MAX_OPERATOR_REPLY, SecretsReply, StoredReply};
 use cofferdam_protocol::{SECRET_SCHEME, SecretRef, json as strict};
 use hyper::StatusCode;
 use serde_json::json;
@@ -19,7 +19,7 @@ use crate::files;
 use crate::hidden;
 use crate::import::env_file;
 use crate::operator_key::OperatorKey;
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
 
 /// A file of secrets.
 const MAX_FILE: usize = 4 << 20;
@@ -30,8 +30,9 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
             let key = OperatorKey::load(&key)?;
             let value = value.ok_or_else(|| Failure::usage("no value"))?;
             let mut channel = super::open_patiently(ui, &appliance, wait).await?;
-            put(&mut channel, &key, &name, &value).await?;
-            ui.result(&format!("stored {name}\n"), json!({ "stored": name }));
+            let services = put(&mut channel, &key, &name, &value).await?;
+            let text = format!("stored {name}\n{}", consequences(&services));
+            ui.result(&text, json!({ "stored": name, "services": services }));
             Ok(())
         }
         Secret::Put { appliance, wait, name: None, env_file, key, .. } => {
@@ -39,15 +40,25 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
             let path = env_file.ok_or_else(|| Failure::usage("no secret is named"))?;
             let values = values_of(&path)?;
             let mut channel = super::open_patiently(ui, &appliance, wait).await?;
+            let mut services = Vec::new();
             for (stored, (name, value)) in values.iter().enumerate() {
-                put(&mut channel, &key, name, value.as_bytes()).await.map_err(|failure| Failure {
-                    message: format!("{name}: {} ({stored} of {} are stored)", failure.message, values.len()),
-                    ..failure
-                })?;
+                let affected =
+                    put(&mut channel, &key, name, value.as_bytes()).await.map_err(|failure| Failure {
+                        message: format!(
+                            "{name}: {} ({stored} of {} are stored)",
+                            failure.message,
+                            values.len()
+                        ),
+                        ..failure
+                    })?;
+                services.extend(affected);
                 ui.note(&format!("stored {name}"));
             }
+            services.sort_by(|one, other| one.service.cmp(&other.service));
+            services.dedup();
             let names: Vec<_> = values.iter().map(|(name, _)| name).collect();
-            ui.result(&format!("stored {} secrets\n", names.len()), json!({ "stored": names }));
+            let text = format!("stored {} secrets\n{}", names.len(), consequences(&services));
+            ui.result(&text, json!({ "stored": names, "services": services }));
             Ok(())
         }
         Secret::List { appliance, wait, key } => {
@@ -81,13 +92,38 @@ pub(crate) async fn run(ui: &Ui, action: Secret, value: Option<Zeroizing<Vec<u8>
     }
 }
 
-/// Seals one value to the vault and stores it.
-pub(super) async fn put(channel: &mut Channel, key: &OperatorKey, name: &SecretRef, value: &[u8]) -> Outcome {
+/// Seals one value to the vault and stores it. Which services are given it.
+pub(super) async fn put(
+    channel: &mut Channel,
+    key: &OperatorKey,
+    name: &SecretRef,
+    value: &[u8],
+) -> Outcome<Vec<Affected>> {
     let sealed = operator::seal_secret(channel.claims.vault_key.as_bytes(), name, value)
         .map_err(|error| Failure::failed(format!("cannot seal the secret: {}", chain(&error))))?;
     let body = strict::to_vec(&sealed).map_err(|error| Failure::failed(chain(&error)))?;
     let reply = channel.request(key, "PUT", &secret_path(name), body).await?;
-    if reply.status.is_success() { Ok(()) } else { Err(refusal(&reply, "the secret was not stored")) }
+    if !reply.status.is_success() {
+        return Err(refusal(&reply, "the secret was not stored"));
+    }
+    let stored: StoredReply = strict::from_json(&reply.body, MAX_OPERATOR_REPLY).map_err(|error| {
+        Failure::failed(format!("the secret is stored, but the answer is malformed: {}", chain(&error)))
+    })?;
+    Ok(stored.services)
+}
+
+/// What the services do about it that are given a secret, a line for each.
+fn consequences(services: &[Affected]) -> String {
+    let line = |answer: &Affected| {
+        let (service, on_change) = (printable(&answer.service), printable(&answer.on_change));
+        match on_change.as_str() {
+            "nothing" => format!("{service} keeps what it was given until it starts again\n"),
+            "notify" => format!("{service} gets its files anew, if it is running\n"),
+            "restart" => format!("{service} restarts, if it is running\n"),
+            other => format!("{service} gets its files anew and the {other}, if it is running\n"),
+        }
+    };
+    services.iter().map(line).collect()
 }
 
 /// The secrets of a file, all of which can be stored as far as that can be known here.

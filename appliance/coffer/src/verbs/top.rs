@@ -18,7 +18,7 @@ use crate::trust::unix_now;
 use crate::ui::Ui;
 use crate::within;
 
-/// Between two looks. The appliance reads its figures every five seconds.
+/// Between two looks.
 const LOOK: Duration = Duration::from_secs(2);
 
 pub(crate) async fn run(

@@ -169,6 +169,10 @@ fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
                  {\"at\":\"2026-01-02T03:04:06.789Z\",\"stream\":\"stderr\",\"line\":\"\\u001b[2Ja prompt\"}\n";
     match (method, path) {
         ("GET", "/v1/status") => ("200 OK", status()),
+        ("GET", "/v1/events?last=600000") => {
+            ("200 OK", EVENTS.lines().skip(1).map(|line| format!("{line}\n")).collect::<String>().into())
+        }
+        ("GET", path) if path.starts_with("/v1/events") => ("200 OK", EVENTS.into()),
         ("GET", "/v1/secrets") => ("200 OK", SECRETS.into()),
         ("GET", path) if path.starts_with("/v1/logs?service=web&") => ("200 OK", lines.into()),
         ("GET", path) if path.starts_with("/v1/logs?") => (
@@ -182,7 +186,8 @@ fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
             "404 Not Found",
             r#"{"error":"there is no such service","hint":"`coffer status` lists them"}"#.into(),
         ),
-        ("PUT", _) | ("DELETE", "/v1/secrets/demo/greeting/value") => ("204 No Content", Vec::new()),
+        ("PUT", _) => ("200 OK", STORED.into()),
+        ("DELETE", "/v1/secrets/demo/greeting/value") => ("204 No Content", Vec::new()),
         ("DELETE", _) => ("404 Not Found", r#"{"error":"there is no such secret"}"#.into()),
         _ => ("403 Forbidden", r#"{"error":"the key is no operator's"}"#.into()),
     }
@@ -190,6 +195,16 @@ fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
 
 const SECRETS: &str = r#"{"secrets":[{"reference":"secret://demo/greeting/value","version":2,
     "updated_at":"2026-01-02T03:04:05Z"}]}"#;
+/// What a put is answered with, whichever secret it was.
+const STORED: &str = r#"{"secret":{"reference":"secret://demo/greeting/value","version":2,"updated_at":"2026-01-02T03:04:05Z"},
+    "services":[{"service":"web","on_change":"restart"},{"service":"proxy","on_change":"signal HUP"},
+    {"service":"agent","on_change":"notify"},{"service":"db","on_change":"nothing"}]}"#;
+/// Events of each kind of source.
+const EVENTS: &str = r#"{"role":"network","number":1,"at":"2026-01-02T03:04:05.678Z","up_ms":900,"event":{"kind":"address","address":"10.0.2.15/24"}}
+{"role":"shim","service":"web","number":7,"at":"2026-01-02T03:05:05.678Z","up_ms":60900,"event":{"kind":"service","state":"restarting","exit_code":137,"killed":{"why":"out-of-memory","limit":536870912},"detail":"again in 1s"}}
+{"role":"egress","service":"web","number":1,"at":"2026-01-02T03:05:06.678Z","up_ms":61900,"event":{"kind":"denied","target":"api.example.org:443","why":"name","count":3,"allow":"api.example.org:443"}}
+{"role":"vault","number":4,"at":"2026-01-02T03:05:07.678Z","up_ms":62900,"event":{"kind":"audit","operation":"put","uid":102,"operator":"SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","references":["secret://demo/greeting/value"],"further":0,"status":200}}
+"#;
 /// Every member of a status, as the real one writes them.
 fn status() -> Vec<u8> {
     let zero = "00".repeat(48);

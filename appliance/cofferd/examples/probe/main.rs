@@ -17,6 +17,7 @@
 //! | `/attack?pid=N` | from a second process of the same user, attempts against process N (default: this one) |
 //! | `/exhaust?kind=K&seconds=N` | a process that takes all of a kind and keeps it; what stopped it, or that it still goes on after N seconds |
 //! | `/release` | ends that process and all that it made |
+//! | `/sick`, `/well` | the program of its health check makes processes as long as it can; no more |
 //! | `/dependency?host=H&port=P&ask=/…` | what another service answers to `GET /…` |
 //! | what `networks`, `outside`, `layers` and `volumes` list | its networks, what it reaches outside, the files of its image and its volumes, and attempts there |
 //! | `/stat?count=N` | how many of N stat calls found this program, and how many microseconds they took, as JSON |
@@ -42,8 +43,11 @@ mod layers;
 mod networks;
 mod outside;
 mod volumes;
+mod watch;
 
 const SECRET: &str = "GREETING_SECRET";
+/// From when this is there, `sick` makes processes as long as it can.
+const SICK: &str = "/tmp/sick";
 /// The process that `/exhaust` started last.
 static EXHAUSTING: Mutex<Option<Child>> = Mutex::new(None);
 
@@ -57,6 +61,16 @@ fn main() -> ExitCode {
         // What is run to find out whether this is healthy: it says what no one is to see.
         [_, "healthy"] => {
             println!("{}", std::env::var("GREETING_SECRET").unwrap_or_default());
+            return ExitCode::SUCCESS;
+        }
+        [_, "watch", directory, name] => {
+            return watch::run(directory, name).map_or(ExitCode::FAILURE, |()| ExitCode::SUCCESS);
+        }
+        // The same that turns on its own service, from when it is told to.
+        [_, "sick"] => {
+            if Path::new(SICK).exists() {
+                exhaust::run("processes");
+            }
             return ExitCode::SUCCESS;
         }
         [_, "exhaust", kind] => {
@@ -182,6 +196,8 @@ fn answer(path: &str, query: &str) -> (&'static str, String) {
             let seconds = parameter("seconds").and_then(|text| text.parse().ok()).unwrap_or(10);
             exhausted(&parameter("kind").unwrap_or_default(), Duration::from_secs(seconds))
         }
+        "/sick" => format!("{:?}\n", std::fs::write(SICK, "")),
+        "/well" => format!("{:?}\n", std::fs::remove_file(SICK)),
         "/release" => {
             release();
             "released\n".to_owned()

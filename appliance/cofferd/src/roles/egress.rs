@@ -37,6 +37,7 @@ use tokio::sync::{Notify, watch};
 use tokio::task::JoinSet;
 use tokio::time::timeout;
 
+pub(crate) use self::denials::ring;
 use self::dial::{Dialer, is_outside};
 use self::lookup::Resolvers;
 use self::tenant::Tenant;

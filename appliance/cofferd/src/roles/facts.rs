@@ -13,6 +13,7 @@ use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::keyserve::{ServerId, server_id};
 use cofferdam_protocol::state::Rollback;
+use cofferdam_workload::cgroup::Group;
 use cofferdam_workload::dns::Names;
 use cofferdam_workload::volume;
 use serde::{Deserialize, Serialize};
@@ -244,6 +245,17 @@ impl ServiceFacts {
         Path::new(paths::SEALS_DIR).join(self.declared.image.digest().hex())
     }
 
+    /// Its control group as everybody but its shim sees it.
+    pub(crate) fn group(&self) -> Group {
+        self.group_at(&self.cgroup)
+    }
+
+    /// The same at another place: its shim sees it as the whole hierarchy.
+    pub(crate) fn group_at(&self, place: &Path) -> Group {
+        let limits = self.declared.limits;
+        Group::new(place, self.memory, limits.processes(), limits.cpus)
+    }
+
     /// What its whole control group may use, in bytes.
     pub(crate) fn group_memory(&self) -> u64 {
         self.memory.saturating_add(SHIM_SHARE)
@@ -270,6 +282,11 @@ impl ServiceFacts {
     /// What its shim is doing.
     pub(crate) fn status(&self) -> PathBuf {
         self.directory.join("status.json")
+    }
+
+    /// What happened to it.
+    pub(crate) fn events(&self) -> PathBuf {
+        self.directory.join("events")
     }
 
     /// Its redacted output as JSON lines.

@@ -11,6 +11,7 @@
 mod auth;
 mod batch;
 mod connection;
+mod events;
 mod evidence;
 mod http2;
 mod listen;
@@ -143,6 +144,8 @@ fn site(facts: &Facts) -> anyhow::Result<Site> {
             .iter()
             .map(|service| (service.declared.name.clone(), service.directory.clone()))
             .collect(),
+        rings: events::sources(services),
+        groups: services.iter().map(|service| (service.declared.name.clone(), service.group())).collect(),
     };
     Ok(Site {
         evidence: EvidenceClient::new(

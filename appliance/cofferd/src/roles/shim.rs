@@ -13,8 +13,9 @@
 //!   which carries what leaves the appliance.
 //! - It waits for the services that this one depends on, has it probed, and says whether it is healthy.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
-//!   runs: each start leases anew, so a changed secret arrives with a restart.
-//! - It stops, starts and restarts its service as operators order, whose orders the vault has checked and passes on.
+//!   runs: each start leases anew. What a change does to a running workload, `on_change` says ([`changes`]).
+//! - It stops, starts and restarts its service as operators order, whose orders the vault has checked and passes on. Such an order
+//!   comes before what a change does.
 //! - It waits for its own children only, and ends with nothing of its container left.
 //!
 //! # Prohibitions
@@ -31,10 +32,10 @@ use std::process::{Command, ExitStatus, Stdio};
 use std::time::Duration;
 
 use anyhow::Context;
-use cofferdam_declaration::{ConfigFile, Dependency, Egress, Login, OnUnhealthy, Service};
+use cofferdam_declaration::{ConfigFile, Dependency, Egress, Login, OnChange, OnUnhealthy, Service};
+use cofferdam_protocol::events::{self, Happened};
 use cofferdam_protocol::status::{Health, HealthState, Killed, ServiceState, ServiceStatus};
 use cofferdam_protocol::{Digest, SecretRef};
-use cofferdam_redact::Redactor;
 use cofferdam_registry::image::RunConfig;
 use cofferdam_workload::answers::Answers;
 use cofferdam_workload::cgroup::{Group, Leaf};
@@ -60,16 +61,19 @@ use tokio::signal::unix::{Signal, SignalKind, signal};
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
+use self::changes::{Changes, Given};
 use self::orders::Orders;
 use super::facts::{Facts, Place, ServiceFacts};
 use super::pull::{Answer, MAX_PASSWORD, image_dir};
 use super::{CONTAINER, PULL, Role};
 use crate::paths;
 use crate::system::client::bridge::{self, Attached};
-use crate::system::client::vault::{Lease, LeaseError, lease};
+use crate::system::client::vault::{Lease, LeaseError, changed, lease};
 use crate::system::gate::Gate;
+use crate::system::ring::Ring;
 use crate::system::{cgroup, files};
 
+mod changes;
 mod orders;
 mod outside;
 
@@ -91,8 +95,6 @@ const PULL_FIRST: Duration = Duration::from_secs(1);
 const PULL_LONGEST: Duration = Duration::from_secs(60);
 /// A pull's answer is one line; what a broken child says beyond it is not read.
 const MAX_ANSWER: u64 = 4096;
-/// How often the status says anew what a running service uses.
-const USAGE_PAUSE: Duration = Duration::from_secs(5);
 /// Output that is still in the pipes when a container ends is there at once.
 const DRAIN: Duration = Duration::from_secs(5);
 
@@ -115,6 +117,8 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
             names: facts.names(own),
             group: group(own),
             status: Reporter::new(own.status()),
+            events: Ring::at(own.events()),
+            said: None,
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
             orders: Orders::listen(),
             heeds: false,
@@ -143,6 +147,10 @@ struct Shim<'a> {
     /// The service's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
     group: Option<Group>,
     status: Reporter,
+    /// What happened to it.
+    events: Ring,
+    /// The last of it.
+    said: Option<Happened>,
     stop: Signal,
     orders: Orders,
     /// Whether an order interrupts what is waited for: once image and network are there, for those are made once.
@@ -201,14 +209,16 @@ impl Shim<'_> {
             self.report(ServiceState::Stopped, |_| {})?;
             return self.until(std::future::pending()).await;
         }
-        let mut lease = self.secrets().await?;
+        let mut secrets = self.secrets().await?;
         // As with Compose, only before the first start: one that ends is started again whatever has become of the others.
         if self.last.is_none() && self.dependencies().await? {
-            lease = self.secrets().await?;
+            secrets = self.secrets().await?;
         }
         let started = Instant::now();
-        let (end, reason) = self.run_once(image, &lease, leaf).await?;
-        drop(lease);
+        let Some((end, reason)) = self.run_once(image, secrets, leaf).await? else {
+            self.restarts = self.restarts.saturating_add(1);
+            return Ok(());
+        };
         let Some(wait) = policy.next(end, started.elapsed()) else {
             let state = if reason.is_some() { ServiceState::Failed } else { ServiceState::Exited };
             self.report(state, |status| status.detail = reason)?;
@@ -222,17 +232,18 @@ impl Shim<'_> {
         Ok(())
     }
 
-    /// From the start of the workload to its end: how it ended, and why that was not its own doing.
+    /// From the start of the workload to its end: how it ended, and why that was not its own doing. `None` when it was ended to be started
+    /// with other secrets.
     async fn run_once(
         &mut self,
         image: &RunConfig,
-        lease: &Lease,
+        secrets: Secrets,
         leaf: Option<&Leaf>,
-    ) -> Result<(End, Option<String>), Interrupt> {
+    ) -> Result<Option<(End, Option<String>)>, Interrupt> {
         let group = self.group.clone();
         let counted = || group.as_ref().zip(leaf).map(|(group, leaf)| group.out_of_memory(leaf));
         let before = counted();
-        let ended = match self.start(image, lease, leaf).await {
+        let ended = match self.start(image, secrets, leaf).await {
             Ok(running) => self.watch(running).await,
             Err(failure) => {
                 let code = failure.downcast_ref().map_or(126, |error| match error {
@@ -243,8 +254,13 @@ impl Shim<'_> {
             }
         };
         self.answers.forget();
+        let mut changed = false;
         let (end, reason) = match ended? {
             Ended::ByItself(end) => (end, None),
+            Ended::Changed(end) => {
+                changed = true;
+                (end, None)
+            }
             // What it was ended for is a failure, whatever it says itself.
             Ended::Unhealthy(End::Exited(0)) => (End::Exited(1), Some("it was unhealthy".to_owned())),
             Ended::Unhealthy(end) => (end, Some("it was unhealthy".to_owned())),
@@ -255,24 +271,25 @@ impl Shim<'_> {
         if let Some(killed) = self.killed {
             eprintln!("cofferd: {}: killed: {killed}", self.own.declared.name);
         }
-        Ok((end, reason))
+        Ok((!changed).then_some((end, reason)))
     }
 
     fn report(&mut self, state: ServiceState, change: impl FnOnce(&mut ServiceStatus)) -> anyhow::Result<()> {
         let (restarts, exit_code, killed) = (self.restarts, self.last.map(End::code), self.killed);
-        self.measure();
+        let mut detail = None;
         let reported = self.status.report(state, |status| {
             status.restarts = restarts;
             status.exit_code = exit_code;
             status.killed = killed;
             change(status);
+            detail = status.detail.as_deref().map(events::bounded);
         });
+        let happened = Happened::Service { state, exit_code, killed, detail };
+        if self.said.as_ref() != Some(&happened) {
+            self.said = Some(happened.clone());
+            self.events.tell(happened);
+        }
         reported.context("cannot write the status")
-    }
-
-    /// What the status says from now on that the service uses. Figures that cannot be read are left out.
-    fn measure(&mut self) {
-        self.status.measured(self.group.as_ref().and_then(|group| group.usage().ok()));
     }
 
     /// Says why the service cannot be started, and stays: another start would meet the same, it is the declaration that has
@@ -349,9 +366,28 @@ impl Shim<'_> {
         Ok(registry_user(login, value.expose()).map(Some))
     }
 
-    /// Leases the service's secrets.
-    async fn secrets(&mut self) -> Result<Lease, Interrupt> {
-        self.lease(self.service.references()).await
+    /// Leases the service's secrets, with what is stored of them where a change of that matters while the service runs.
+    async fn secrets(&mut self) -> Result<Secrets, Interrupt> {
+        let changing = self.changing();
+        loop {
+            let lease = self.lease(self.service.references()).await?;
+            if changing.is_empty() {
+                return Ok((lease, None));
+            }
+            // It may have waited long. Leased once more after asking, a put in between is heard of.
+            match self.until(changed(&changing, None)).await? {
+                Ok(known) => return Ok((self.lease(self.service.references()).await?, Some(known))),
+                Err(_) => self.until(sleep(LEASE_PAUSE)).await?,
+            }
+        }
+    }
+
+    /// The secrets whose changes matter while the service runs.
+    fn changing(&self) -> Vec<SecretRef> {
+        match self.service.on_change {
+            OnChange::Nothing => Vec::new(),
+            _ => self.service.references().into_iter().cloned().collect(),
+        }
     }
 
     /// Leases all of these; waits for as long as one is missing.
@@ -459,7 +495,7 @@ impl Shim<'_> {
     async fn start(
         &mut self,
         image: &RunConfig,
-        lease: &Lease,
+        (lease, known): Secrets,
         group: Option<&Leaf>,
     ) -> anyhow::Result<Running> {
         self.report(ServiceState::Starting, |_| {})?;
@@ -470,9 +506,10 @@ impl Shim<'_> {
         let account = user::resolve(&root, self.service.user.as_ref(), &image.user, &self.service.group_add)?;
         let check = Check::of(&self.service.healthcheck, &image.health);
         let plan = self.plan(image, &account, rootfs, check.as_ref())?;
-        let delivery = self.deliver(image, &account, lease)?;
+        let delivery = self.deliver(image, &account, &lease)?;
         // A value that cannot be told from other text is not handed out.
-        let redactor = Redactor::new(environment::redacted(self.service, |name| leased(lease, name))?)?;
+        let given = Given::new(lease, self.service)?;
+        let redactor = given.redactor().clone();
         let name = &self.service.name;
         let log = Log::open(&self.own.log(), &self.own.previous_log()).context("cannot open the log")?;
         let descriptor = group.map(Leaf::descriptor);
@@ -492,7 +529,9 @@ impl Shim<'_> {
             status.health = health;
         })?;
         let output = tokio::spawn(output::pump(output, redactor, log));
-        Ok(Running { container, output, stop_signal: stop_signal(self.service, image), probing })
+        let changes = known.map(|known| Changes::watch(self.changing(), known));
+        let stop_signal = stop_signal(self.service, image);
+        Ok(Running { container, output, stop_signal, probing, given, changes })
     }
 
     fn plan(
@@ -534,13 +573,14 @@ impl Shim<'_> {
 
     /// Waits for the workload's end; on the word to stop, and when it is unhealthy and that is to end it, ends it in order.
     async fn watch(&mut self, mut running: Running) -> Result<Ended, Interrupt> {
+        let mut known = None;
         let ended = loop {
-            let Running { container, probing, .. } = &mut running;
+            let Running { container, probing, changes, .. } = &mut running;
             let event = async {
                 tokio::select! {
                     end = container.ended() => Event::Ended(end),
                     health = Probing::next(probing) => Event::Health(health),
-                    () = sleep(USAGE_PAUSE) => Event::Pause,
+                    lease = Changes::next(changes) => Event::Changed(lease),
                 }
             };
             match self.until(event).await {
@@ -549,15 +589,21 @@ impl Shim<'_> {
                 }
                 Ok(Event::Health(health)) => {
                     let unhealthy = health.state == HealthState::Unhealthy;
-                    self.measure();
+                    if known != Some(health.state) {
+                        known = Some(health.state);
+                        self.events.tell(Happened::Health { state: health.state });
+                    }
                     self.status.health(health).context("cannot write the status")?;
                     if unhealthy && self.service.on_unhealthy == OnUnhealthy::Restart {
                         break self.stop(&mut running).await.map(Ended::Unhealthy);
                     }
                 }
-                Ok(Event::Pause) => {
-                    self.measure();
-                    self.status.write().context("cannot write the status")?;
+                Ok(Event::Changed(lease)) => {
+                    let on_change = self.service.on_change.to_string();
+                    self.events.tell(Happened::SecretsChanged { on_change });
+                    if !self.adopt(&mut running, lease) {
+                        break self.stop(&mut running).await.map(Ended::Changed);
+                    }
                 }
                 Err(interrupt) => {
                     self.last = Some(self.stop(&mut running).await?);
@@ -569,6 +615,22 @@ impl Shim<'_> {
         // The container is gone, so its pipes end: everything in them is still to be logged.
         let _ = timeout(DRAIN, running.output).await;
         ended
+    }
+
+    /// Gives changed secrets to the running workload. False: it has to start anew to have them.
+    fn adopt(&self, running: &mut Running, lease: Lease) -> bool {
+        if !self.service.on_change.rewrites() {
+            return false;
+        }
+        let Ok(new) = running.given.change(lease, self.service) else { return false };
+        let written = self.service.secrets.iter().filter(|file| new.contains(&file.source)).all(|file| {
+            let value = running.given.value(&file.source);
+            value.is_some_and(|value| running.container.replace_secret(&file.target, value.expose()).is_ok())
+        });
+        if let (true, OnChange::Signal(signal)) = (written, self.service.on_change) {
+            running.container.signal(signal.number());
+        }
+        written
     }
 
     /// Ends the workload: with its signal, and after its grace at once.
@@ -586,6 +648,9 @@ impl Shim<'_> {
     }
 }
 
+/// What was leased, and what was stored of it then, where that is looked at again.
+type Secrets = (Lease, Option<Digest>);
+
 /// How a run of the workload came to its end.
 enum Ended {
     /// It ended.
@@ -594,13 +659,15 @@ enum Ended {
     Unhealthy(End),
     /// It could not be started, and why.
     NotStarted(End, String),
+    /// It was ended because its secrets changed.
+    Changed(End),
 }
 
 /// What happens while a workload runs.
 enum Event {
     Ended(Result<End, LaunchError>),
     Health(Health),
-    Pause,
+    Changed(Lease),
 }
 
 struct Running {
@@ -608,6 +675,8 @@ struct Running {
     output: tokio::task::JoinHandle<()>,
     stop_signal: i32,
     probing: Option<Probing>,
+    given: Given,
+    changes: Option<Changes>,
 }
 
 fn leased(lease: &Lease, name: &SecretRef) -> Option<Zeroizing<Vec<u8>>> {
@@ -665,9 +734,7 @@ fn said(path: &Path) -> Option<ServiceStatus> {
 
 fn group(own: &ServiceFacts) -> Option<Group> {
     let mount = Path::new(cgroup::MOUNT);
-    let limits = own.declared.limits;
-    let group = Group::new(mount, own.memory, limits.processes(), limits.cpus);
-    mount.join("cgroup.controllers").exists().then_some(group)
+    mount.join("cgroup.controllers").exists().then(|| own.group_at(mount))
 }
 
 /// The user of a registry with the password that the vault holds.

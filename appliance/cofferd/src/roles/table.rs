@@ -12,7 +12,7 @@ use landlock::AccessNet;
 use super::facts::ServiceFacts;
 use super::{bridge, egress, evidence, front, network, publish, pull, reserve, shim, vault};
 use crate::paths;
-use crate::system::cgroup::{Cgroup, CgroupError, Limits};
+use crate::system::cgroup::{self, Cgroup, CgroupError, Limits};
 use crate::system::confine::{self, ConfineError, Filter, Policy, View};
 use crate::system::spawn::{Handed, Identity, Spec};
 
@@ -196,8 +196,12 @@ pub static FRONT: Role = Role {
     covered: DEVICE_PATHS,
     policy: Policy {
         filter: Filter::Own(filter!("front")),
-        // Everything it passes on goes over the services' sockets.
-        view: Some(View { reads: &[paths::RUN], writes: &[], refuses: &[AccessNet::ConnectTcp] }),
+        // Everything it passes on goes over the services' sockets. What services use, their control groups say.
+        view: Some(View {
+            reads: &[paths::RUN, cgroup::SERVICES],
+            writes: &[],
+            refuses: &[AccessNet::ConnectTcp],
+        }),
     },
     directory: None,
     socket: None,

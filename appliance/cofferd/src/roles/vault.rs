@@ -13,10 +13,11 @@
 mod listen;
 mod sealed;
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Arc, Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
@@ -24,8 +25,11 @@ use anyhow::Context as _;
 use axum::Router;
 use axum::http::StatusCode;
 use cofferdam_declaration::Volume;
+use cofferdam_protocol::SecretRef;
+use cofferdam_protocol::events::{Happened, MAX_REFERENCES};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::state::State;
+use cofferdam_protocol::vault::Affected;
 use cofferdam_protocol::{error_chain, json};
 use cofferdam_vault::state::{Boot, STORE, Sealed};
 use cofferdam_vault::{
@@ -40,11 +44,12 @@ use crate::roles::clock::unix_now;
 use crate::roles::facts::{self, Facts, KeyServerFacts};
 use crate::roles::{FRONT, PUBLISH, Role};
 use crate::system::handover::launch;
+use crate::system::ring::Ring;
 use crate::system::sys::{self, SecretKeys, SecretMemory};
 use crate::system::{confine, unix};
 
-/// Lines about requests that nobody authenticated, in each [`FLOOD_WINDOW`]. Anybody on the network can cause them, and the
-/// console is slow.
+/// Entries about requests that were refused, in each [`FLOOD_WINDOW`]. Anybody on the network can cause them, and the console is slow
+/// and the ring bounded.
 const FLOOD_LINES: u32 = 10;
 /// See [`FLOOD_LINES`].
 const FLOOD_WINDOW: Duration = Duration::from_secs(10);
@@ -95,7 +100,8 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     let service = match opened {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());
-            let vault = Vault::new(store, rules, unix_now, Lines::default().sink());
+            let audit = audit_sink(&rules);
+            let vault = Vault::new(store, rules, unix_now, audit);
             let servers = key_servers(&facts.key_servers)?;
             let vault = vault.with_key_servers(appliance.repository, servers);
             router(Arc::new(match slots {
@@ -137,15 +143,25 @@ fn record(store: Store, declared: &[Volume], existing: u32) -> Result<Store, Sto
     Ok(store)
 }
 
-/// Who may do what: who leases which secret, and whose signatures count.
+/// Who may do what: who leases which secret, to whom a change of one matters, and whose signatures count.
 fn rules(facts: &Facts) -> anyhow::Result<Rules> {
     let mut grants = Grants::default();
     for grant in &facts.grants {
         grants.allow(grant.uid, grant.secret.clone());
     }
+    let mut affected: BTreeMap<SecretRef, Vec<Affected>> = BTreeMap::new();
+    for service in &facts.services {
+        let on_change = service.declared.on_change.to_string();
+        for reference in service.declared.references() {
+            let service = service.declared.name.clone();
+            let at = affected.entry(reference.clone()).or_default();
+            at.push(Affected { service, on_change: on_change.clone() });
+        }
+    }
     let operators = facts.operators.iter().map(|operator| (operator.name.as_str(), operator.key));
     Ok(Rules {
         grants,
+        affected,
         operators: Operators::new(operators)?,
         front_uid: FRONT.uid().context("the front has no uid of its own")?,
         publish_uid: PUBLISH.uid().context("publish has no uid of its own")?,
@@ -228,9 +244,28 @@ fn parked(reason: &str, state: State) -> anyhow::Result<Router> {
     }))
 }
 
-/// Writes audit lines to the console, and not more than [`FLOOD_LINES`] that a stranger caused.
-#[derive(Default)]
-struct Lines(Mutex<Option<Window>>);
+/// Where the audit goes.
+fn audit_sink(rules: &Rules) -> impl Fn(&Audit<'_>) + Send + Sync + 'static {
+    Lines::new(Path::new(paths::VAULT_EVENTS), &rules.services).sink()
+}
+
+/// The ring of what a service asked for, beside the vault's own. No service is called so that it is another file.
+pub(crate) fn ring(events: &Path, service: &str) -> PathBuf {
+    events.with_file_name(format!("{service}.events"))
+}
+
+/// Writes the audit down, and on the console only what is no matter of course. What each service asks for has a ring of its own, so that
+/// no service that starts again and again, and no shim that has fallen, takes the place of what operators and others did.
+struct Lines {
+    own: Journal,
+    services: BTreeMap<u32, Journal>,
+}
+
+/// A ring, and what was refused to those whose it is; of that there are no more than [`FLOOD_LINES`].
+struct Journal {
+    ring: Ring,
+    window: Mutex<Option<Window>>,
+}
 
 struct Window {
     since: Instant,
@@ -239,34 +274,82 @@ struct Window {
 }
 
 impl Lines {
+    fn new(events: &Path, services: &BTreeMap<String, u32>) -> Self {
+        let told = |path: PathBuf| Journal { ring: Ring::at(path), window: Mutex::default() };
+        let services = services.iter().map(|(name, uid)| (*uid, told(ring(events, name)))).collect();
+        Self { own: told(events.to_owned()), services }
+    }
+
+    fn of(&self, event: &Audit<'_>) -> &Journal {
+        self.services.get(&event.uid).unwrap_or(&self.own)
+    }
+
     fn sink(self) -> impl Fn(&Audit<'_>) + Send + Sync + 'static {
         move |event| {
-            for line in self.lines(event, Instant::now()) {
-                eprintln!("vault: {line}");
+            for happened in self.happened(event, Instant::now()) {
+                if on_console(event) {
+                    eprintln!("vault: audit: {happened}");
+                }
+                self.of(event).ring.tell(happened);
             }
         }
     }
 
-    fn lines(&self, event: &Audit<'_>, now: Instant) -> Vec<String> {
-        let mut lines = Vec::new();
-        if event.operation == Operation::Authenticate {
-            let mut window = self.0.lock().unwrap_or_else(PoisonError::into_inner);
+    fn happened(&self, event: &Audit<'_>, now: Instant) -> Vec<Happened> {
+        let mut happened = Vec::new();
+        if is_matter_of_course(event) {
+            return happened;
+        }
+        if is_refused(event) {
+            let mut window = self.of(event).window.lock().unwrap_or_else(PoisonError::into_inner);
             let window = window.get_or_insert(Window { since: now, written: 0, dropped: 0 });
             if now.saturating_duration_since(window.since) >= FLOOD_WINDOW {
                 if window.dropped > 0 {
-                    lines.push(format!("audit: {} further requests were not authenticated", window.dropped));
+                    happened.push(Happened::Refused { count: window.dropped });
                 }
                 *window = Window { since: now, written: 0, dropped: 0 };
             }
             if window.written >= FLOOD_LINES {
                 window.dropped = window.dropped.saturating_add(1);
-                return lines;
+                return happened;
             }
             window.written += 1;
         }
-        lines.push(event.to_string());
-        lines
+        let references: Vec<_> = event.references.iter().take(MAX_REFERENCES).cloned().collect();
+        happened.push(Happened::Audit {
+            operation: event.operation.as_str().to_owned(),
+            uid: event.uid,
+            operator: event.operator,
+            further: event.references.len().saturating_sub(references.len()),
+            references,
+            service: event.service.map(str::to_owned),
+            status: event.status,
+        });
+        happened
     }
+}
+
+fn is_refused(event: &Audit<'_>) -> bool {
+    event.status >= 400
+}
+
+/// What only looks, and asks again: an operator's client does once in a second, and a service whose secret is missing.
+fn is_matter_of_course(event: &Audit<'_>) -> bool {
+    match event.operation {
+        Operation::Allow | Operation::List | Operation::SealStatus => !is_refused(event),
+        Operation::Lease => event.status == StatusCode::CONFLICT.as_u16(),
+        _ => false,
+    }
+}
+
+/// What the host and whoever stands at the machine may see: refusals, orders for services, and what becomes of the state.
+fn on_console(event: &Audit<'_>) -> bool {
+    use Operation::{CreateState, GiveShare, OpenState, Order, Rekey, Unseal, UpgradeState};
+    let rare = matches!(
+        event.operation,
+        CreateState | GiveShare | OpenState | Order(_) | Rekey | Unseal | UpgradeState
+    );
+    rare || is_refused(event)
 }
 
 #[cfg(test)]

@@ -16,6 +16,8 @@ use nix::unistd::Pid;
 
 /// Where PID 1 mounts the hierarchy.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
+/// Where the groups of all services are.
+pub(crate) const SERVICES: &str = "/sys/fs/cgroup/services";
 /// Without these an exhausted role or workload would take the appliance with it, and `cpus` would be a promise.
 const REQUIRED: [&str; 3] = ["memory", "pids", "cpu"];
 /// Of processor time that is contended, the roles get ten parts to the services' one (the kernel's default is 100): an
@@ -71,7 +73,7 @@ pub struct Cgroup {
 
 /// Where the group of a service is.
 pub(crate) fn of_service(name: &str) -> PathBuf {
-    Path::new(MOUNT).join("services").join(name)
+    Path::new(SERVICES).join(name)
 }
 
 /// Enables the controllers at the top and makes the parents of all groups: the roles', to which `roles` bytes are left
@@ -109,7 +111,7 @@ impl Cgroup {
 
     /// The group above all services.
     pub(crate) fn services() -> Self {
-        Self { path: Path::new(MOUNT).join("services") }
+        Self { path: SERVICES.into() }
     }
 
     /// Makes the group of a service, at the place that [`of_service`] gives it.

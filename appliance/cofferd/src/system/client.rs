@@ -15,7 +15,7 @@ use std::time::Duration;
 
 use axum::body::{Body, Bytes, HttpBody as _};
 use cofferdam_protocol::reply::JSON;
-use cofferdam_protocol::{SecretRef, SecretValue};
+use cofferdam_protocol::{Digest, SecretRef, SecretValue};
 use hyper::body::Incoming;
 use hyper::{Method, Request, StatusCode, header};
 use hyper_util::rt::TokioIo;
@@ -294,8 +294,9 @@ pub(crate) mod vault {
     use cofferdam_protocol::json;
     use cofferdam_protocol::reply::ErrorReply;
     use cofferdam_protocol::vault::{
-        ANCHORED, Anchored, GivenOrder, LEASE, LeaseReply, LeaseRequest, MAX_ORDER_WAIT_MS, MAX_REPLY,
-        MAX_WAIT_MS, MissingReply, ORDERS, OrdersRequest,
+        ANCHORED, Anchored, CHANGED, ChangedReply, ChangedRequest, GivenOrder, LEASE, LeaseReply,
+        LeaseRequest, MAX_CHANGE_WAIT_MS, MAX_ORDER_WAIT_MS, MAX_REPLY, MAX_WAIT_MS, MissingReply, ORDERS,
+        OrdersRequest,
     };
     use tokio::time::Instant;
 
@@ -374,6 +375,33 @@ pub(crate) mod vault {
                 tokio::time::sleep(pause).await;
                 pause = pause.saturating_mul(2).min(MAX_PAUSE);
             }
+        }
+    }
+
+    /// What the puts and removals of these add up to: at once, or as soon as it is something else than what is `known`, or after as long as
+    /// the vault waits. It is asked once.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub(crate) async fn changed(
+        references: &[SecretRef],
+        known: Option<&Digest>,
+    ) -> Result<Digest, LeaseError> {
+        let wait_ms = if known.is_some() { MAX_CHANGE_WAIT_MS } else { 0 };
+        let request = ChangedRequest { references: references.to_vec(), known: known.copied(), wait_ms };
+        let body = json::to_vec(&request).map_err(|_| LeaseError::Malformed)?;
+        let limit = Duration::from_millis(wait_ms) + GRACE;
+        let vault = Path::new(paths::VAULT_SOCKET);
+        let (status, body) = super::request(vault, Method::POST, CHANGED, body, MAX_ERROR, limit)
+            .await
+            .map_err(LeaseError::Unreachable)?;
+        match status {
+            StatusCode::OK => json::from_json::<ChangedReply>(&body, MAX_ERROR)
+                .map(|reply| reply.revision)
+                .map_err(|_| LeaseError::Malformed),
+            status => Err(LeaseError::Unavailable(
+                ErrorReply::parse(&body).map_or_else(|_| status.to_string(), |reply| reply.error),
+            )),
         }
     }
 

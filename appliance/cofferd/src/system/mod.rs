@@ -15,6 +15,7 @@ pub mod mapper;
 pub(crate) mod meminfo;
 pub(crate) mod power;
 pub(crate) mod quota;
+pub(crate) mod ring;
 pub(crate) mod rtnetlink;
 pub mod spawn;
 mod stopping;

@@ -7,7 +7,7 @@
 //! - A role that ends is started again, later and later while it keeps ending. Before that, what is left
 //!   in its control group is killed: no workload outlives its shim.
 //! - An image that was pulled is sealed ([`images`](super::images)): nobody changes it after that.
-//! - Every change of a role's state is in `/run/cofferdam/status.json`, replaced atomically.
+//! - Every change of a role's state is in `/run/cofferdam/status.json`, replaced atomically, and every end in `/run/cofferdam/events`.
 //! - When the machine runs out of memory, it ends the service that took it ([`super::low_memory`]), and holds that one back.
 //! - SIGTERM, SIGINT (ctrl-alt-del), SIGPWR and the power button end the machine: services first, each after those that depend
 //!   on it and with the time its declaration gives it ([`super::stopping`]), then the roles, then whatever is left.
@@ -23,6 +23,7 @@
 use std::os::fd::AsFd;
 use std::time::{Duration, Instant};
 
+use cofferdam_protocol::events::Happened;
 use cofferdam_protocol::status::{BootStatus, Killed, RoleState, RoleStatus};
 use cofferdam_protocol::{error_chain, json};
 use nix::errno::Errno;
@@ -40,6 +41,7 @@ use crate::system::files;
 use crate::system::images::PendingImage;
 use crate::system::low_memory::{self, Ended, KernelTimes, Services};
 use crate::system::power::PowerButtons;
+use crate::system::ring::Ring;
 use crate::system::spawn::{self, Spec};
 use crate::system::stopping::{Step, Stopping};
 
@@ -144,6 +146,8 @@ pub struct Supervisor {
     looked: Instant,
     /// The machine ran out of memory, and nothing was done about it yet.
     short: bool,
+    /// What happened.
+    events: Ring,
     /// What is done last, when no process is left.
     last: Vec<Box<dyn FnOnce()>>,
 }
@@ -176,6 +180,7 @@ impl Supervisor {
             times: KernelTimes::default(),
             looked: Instant::now(),
             short: false,
+            events: Ring::at(paths::EVENTS),
             last: Vec::new(),
         })
     }
@@ -395,6 +400,7 @@ impl Supervisor {
         {
             let killed = if relieved { Killed::UncountedMemory } else { Killed::MachineOutOfMemory };
             say(&format!("{service}: ended: {killed}"));
+            self.events.tell(Happened::OutOfMemory { name: service.clone(), killed });
             if let Some(kept) = self.kept.iter_mut().find(|kept| kept.name == service) {
                 kept.held_until = relieved.then(|| Instant::now() + low_memory::HOLD);
                 kept.ending = Some(killed);
@@ -416,8 +422,10 @@ impl Supervisor {
         let delay = delay.max(held.unwrap_or_default());
         kept.due = (!self.ending).then(|| now + delay);
         kept.kill_group();
-        let next = if self.ending { String::new() } else { format!(", again in {} ms", delay.as_millis()) };
-        say(&format!("{} ended ({how}){next}", kept.name));
+        let again_ms = (!self.ending).then(|| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+        let event = Happened::RoleEnded { name: kept.name.clone(), how: how.to_owned(), again_ms };
+        say(&event.to_string());
+        self.events.tell(event);
     }
 
     /// Starts what is due. A group that still holds a process delays its own role only.

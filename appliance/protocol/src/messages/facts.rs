@@ -11,7 +11,7 @@ use super::state::State;
 use crate::json::{self, JsonError};
 use crate::{Commit, Digest, Endpoint, Repository, hex};
 
-/// Bound on the file in bytes: the event log of 32 services and a long firmware log is well under a third of it.
+/// Bound on the file in bytes: the event log of 64 services and a long firmware log is well under a third of it.
 pub const MAX_BYTES: usize = 1024 * 1024;
 
 /// Most parts of an image whose digests are said.

@@ -6,6 +6,7 @@
 //! | [`operator`] | an operator → `front` → vault | signed requests of the operators' interface |
 //! | [`bridge`] | shims → `bridge` | a service's place in its networks |
 //! | [`egress`] | shims ↔ `egress` | a service's gate, and the names that it asks for |
+//! | [`events`] | every role → `front` → an operator | what happened |
 //! | [`event`] | PID 1 → roles, appliance → verifier | one measured event, in facts and in evidence |
 //! | [`evidence`] | anybody → `front` → `evidence` | evidence, on request with a nonce |
 //! | [`facts`] | PID 1 → roles | `appliance.json` |
@@ -21,6 +22,7 @@
 pub mod bridge;
 pub mod egress;
 pub mod event;
+pub mod events;
 pub mod evidence;
 pub mod facts;
 pub mod keyserve;

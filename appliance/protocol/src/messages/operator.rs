@@ -23,6 +23,8 @@ pub const LOGS: &str = "/v1/logs";
 /// `POST` without a body: 202, and the release attestation is looked at now, and published again unless it is the newest release. What
 /// comes of it is in the status.
 pub const PUBLISH: &str = "/v1/publish";
+/// `GET` with [`EventsQuery`]: what happened, as JSON lines of [`super::events::Event`], the oldest first.
+pub const EVENTS: &str = "/v1/events";
 /// `GET`: which secrets there are. Below it, each secret is at [`secret_path`].
 pub const SECRETS: &str = "/v1/secrets";
 /// `POST` without a body, at [`order_path`]: 200 with a [`super::vault::GivenOrder`].
@@ -123,6 +125,47 @@ impl SealedSecret {
 /// underscores: they stand in a path as they are.
 pub fn secret_path(reference: &SecretRef) -> String {
     format!("{SECRETS}/{}", reference.path())
+}
+
+/// Bound on the events in one reply, in bytes: the latest of each ring.
+pub const MAX_EVENTS: usize = 4 << 20;
+
+/// The query of [`EVENTS`]: nothing, or one of the two.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq)]
+pub enum EventsQuery {
+    /// All that there is.
+    #[default]
+    All,
+    /// `since`: from this moment on, in milliseconds since the kernel started.
+    Since(u64),
+    /// `last`: those of so many milliseconds before now.
+    Last(u64),
+}
+
+impl EventsQuery {
+    /// Reads a query.
+    ///
+    /// # Errors
+    /// What is wrong with the query, in words.
+    pub fn parse(query: Option<&str>) -> Result<Self, &'static str> {
+        let milliseconds = |text: &str| text.parse().map_err(|_| "not a number of milliseconds");
+        match query.unwrap_or_default().split_once('=') {
+            None if query.unwrap_or_default().is_empty() => Ok(Self::All),
+            Some(("since", moment)) => milliseconds(moment).map(Self::Since),
+            Some(("last", span)) => milliseconds(span).map(Self::Last),
+            _ => Err("the query is not `since` or `last`"),
+        }
+    }
+}
+
+impl fmt::Display for EventsQuery {
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        match self {
+            Self::All => Ok(()),
+            Self::Since(moment) => write!(f, "?since={moment}"),
+            Self::Last(span) => write!(f, "?last={span}"),
+        }
+    }
 }
 
 /// What an operator wants of a service.
@@ -293,6 +336,23 @@ mod tests {
         }
         assert_eq!(order_of("/v1/services/web/a/stop"), None);
         assert_eq!(order_of("/v1/services//stop"), None);
+    }
+
+    #[test]
+    fn a_query_on_events_says_from_when_on() {
+        for (query, text) in [
+            (EventsQuery::All, ""),
+            (EventsQuery::Since(7), "?since=7"),
+            (EventsQuery::Last(600_000), "?last=600000"),
+        ] {
+            assert_eq!(query.to_string(), text);
+            assert_eq!(EventsQuery::parse(text.strip_prefix('?')), Ok(query));
+        }
+        for wrong in
+            ["since", "since=", "since=-1", "since=1&last=2", "last=1h", "x=1", "since=99999999999999999999"]
+        {
+            assert!(EventsQuery::parse(Some(wrong)).is_err(), "{wrong}");
+        }
     }
 
     #[test]

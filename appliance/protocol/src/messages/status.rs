@@ -100,7 +100,7 @@ pub struct ServiceStatus {
     pub detail: Option<String>,
     /// When it came to this.
     pub since: TimestampMillis,
-    /// What it used a few seconds ago at most.
+    /// What it uses. Its shim leaves that to whoever reads this, who can look at the service's control group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
     /// How its probes went; absent while it does not run, and when nothing is probed.

@@ -10,12 +10,14 @@ use zeroize::Zeroizing;
 
 use super::evidence::{ChannelBinding, VaultKey};
 use super::operator::{MAX_BODY, Order, Signature};
-use crate::{Base64Bytes, Fingerprint, SecretRef, SecretValue, Timestamp, base64, json};
+use crate::{Base64Bytes, Digest, Fingerprint, SecretRef, SecretValue, Timestamp, base64, json};
 
 /// `GET`: the vault's public key.
 pub const KEY: &str = "/v1/key";
 /// `POST`: a lease of secrets.
 pub const LEASE: &str = "/v1/lease";
+/// `POST`: waits until secrets are not what they were, with a [`ChangedRequest`].
+pub const CHANGED: &str = "/v1/changed";
 /// `POST`: a request of an operator, relayed.
 pub const OPERATOR: &str = "/v1/operator";
 
@@ -30,6 +32,8 @@ pub const MAX_ORDER_WAIT_MS: u64 = 300_000;
 
 /// Longest time that a lease waits for missing secrets, in milliseconds. A client that wants to wait longer asks again.
 pub const MAX_WAIT_MS: u64 = 30_000;
+/// Longest time that [`CHANGED`] waits, in milliseconds: less than a connection may last.
+pub const MAX_CHANGE_WAIT_MS: u64 = 90_000;
 /// Most references in one lease.
 pub const MAX_REFERENCES: usize = 64;
 /// Largest request body in bytes: a sealed secret of 64 KiB is 117 KiB after two times base64, the rest is small.
@@ -150,6 +154,26 @@ impl LeaseReply<'_> {
     }
 }
 
+/// Body of `POST` [`CHANGED`].
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangedRequest {
+    /// Which secrets: 1 to [`MAX_REFERENCES`], all granted to whoever asks.
+    pub references: Vec<SecretRef>,
+    /// What the last answer said of the same references. Without it the answer comes at once.
+    pub known: Option<Digest>,
+    /// How long to wait for another answer than that, in milliseconds, at most [`MAX_CHANGE_WAIT_MS`].
+    pub wait_ms: u64,
+}
+
+/// Reply 200 of `POST` [`CHANGED`].
+#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ChangedReply {
+    /// Another one after each put and each removal of one of them, of the same value too. It says nothing about values.
+    pub revision: Digest,
+}
+
 /// Reply 409 of `POST` [`LEASE`].
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -184,7 +208,7 @@ pub struct SecretsReply {
     pub secrets: Vec<SecretEntry>,
 }
 
-/// One stored secret; also the reply 200 when one is put.
+/// One stored secret.
 #[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct SecretEntry {
@@ -194,6 +218,26 @@ pub struct SecretEntry {
     pub version: u64,
     /// When it was put. The wall clock is the host's: for people only.
     pub updated_at: Timestamp,
+}
+
+/// Reply 200 when a secret is put.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoredReply {
+    /// What is stored now.
+    pub secret: SecretEntry,
+    /// The services that are given it, in the order of the declaration.
+    pub services: Vec<Affected>,
+}
+
+/// A service that is given a secret.
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct Affected {
+    /// Its name.
+    pub service: String,
+    /// What happens to it when the secret changes while it runs, as a declaration says it: `nothing`, `notify`, `signal HUP` or `restart`.
+    pub on_change: String,
 }
 
 #[cfg(test)]

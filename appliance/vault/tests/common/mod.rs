@@ -4,7 +4,7 @@
 
 use cofferdam_attest::operator::seal_secret;
 use cofferdam_protocol::operator::signing_input;
-use cofferdam_protocol::vault::OperatorRequest;
+use cofferdam_protocol::vault::{Affected, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, Fingerprint, SecretRef, SecretValue};
 use cofferdam_vault::{Grants, Keys, MasterKey, MemoryDisk, Operators, Rules, Store, Vault};
 use ed25519_dalek::{Signer as _, SigningKey};
@@ -57,7 +57,9 @@ pub(crate) fn rules() -> Rules {
     grants.allow(SERVICE, reference(USER));
     let operators = Operators::new([("alice", operator_key().verifying_key().to_bytes())]).unwrap();
     let services = [("web".to_owned(), SERVICE)].into();
-    Rules { grants, operators, front_uid: FRONT, publish_uid: PUBLISH, services, min_value: MIN }
+    let web = Affected { service: "web".into(), on_change: "restart".into() };
+    let affected = [(reference(PASSWORD), vec![web])].into();
+    Rules { grants, affected, operators, front_uid: FRONT, publish_uid: PUBLISH, services, min_value: MIN }
 }
 
 /// A vault with a fresh store on `disk` and nothing in it.

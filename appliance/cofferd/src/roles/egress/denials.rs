@@ -4,15 +4,17 @@
 //! none is ever printed to the console.
 
 use std::collections::BTreeMap;
-use std::path::Path;
+use std::path::{Path, PathBuf};
 use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, SystemTime};
 
+use cofferdam_protocol::events::{self, Happened};
 use cofferdam_protocol::status::{Denied, DeniedWhy, EgressStatus};
 use cofferdam_protocol::{Timestamp, json};
 use tokio::sync::Notify;
 
 use crate::system::files;
+use crate::system::ring::Ring;
 
 /// Between two times that the file is written. A service that is denied all the time costs a file a second; one that is not, nothing.
 const PAUSE: Duration = Duration::from_secs(1);
@@ -77,17 +79,31 @@ impl Denials {
         EgressStatus { denied: list.total, latest: latest.collect() }
     }
 
-    /// Writes it to `path` whenever it has changed, until the runtime ends.
+    /// Writes it to `path` whenever it has changed, and the last of it to the ring beside that, until the runtime ends.
     pub(super) async fn write_to(&self, path: &Path) {
+        let ring = Ring::at(ring(path));
+        let mut told = 0;
         loop {
             self.changed.notified().await;
-            let written = json::to_vec(&self.status()).map_err(std::io::Error::other);
+            let status = self.status();
+            if let Some(last) = status.latest.first() {
+                let allow = last.allow.as_deref().map(events::bounded);
+                let count = status.denied.saturating_sub(told);
+                told = status.denied;
+                ring.tell(Happened::Denied { target: last.target.clone(), why: last.why, count, allow });
+            }
+            let written = json::to_vec(&status).map_err(std::io::Error::other);
             if let Err(error) = written.and_then(|bytes| files::replace(path, &bytes)) {
                 eprintln!("egress: cannot write {}: {error}", path.display());
             }
             tokio::time::sleep(PAUSE).await;
         }
     }
+}
+
+/// The ring beside a service's file.
+pub(crate) fn ring(path: &Path) -> PathBuf {
+    path.with_extension("events")
 }
 
 #[cfg(test)]
@@ -138,5 +154,10 @@ mod tests {
         assert!(written.len() < MAX_FILE);
         assert_eq!(EgressStatus::parse(&written).unwrap(), denials.status());
         assert_eq!(denials.status().latest[0].target.len(), MAX_TARGET);
+        // However many there were in a second, they are one event.
+        let told = std::fs::read(ring(&path)).unwrap();
+        let told = events::Entry::parse(told.strip_suffix(b"\n").unwrap()).unwrap();
+        let Happened::Denied { count, target, .. } = told.event else { panic!() };
+        assert_eq!((count, target), (65, denials.status().latest[0].target.clone()));
     }
 }

@@ -1,11 +1,12 @@
 //! The operators' interface.
 //!
 //! Every signature is judged here, with the keys of the declaration, before a request takes anything that others could want. What
-//! only reads (status and logs, from what the roles have written down), and `publish`, is then answered without the vault, so that an
+//! only reads (status, logs and events, from what the roles have written down), and `publish`, is then answered without the vault, so that an
 //! operator learns why it is dead. Everything else is the vault's: it gets method, path, body, signature and this connection's channel
 //! binding, and judges them itself, so that a `front` that has fallen changes nothing. A secret passes sealed to the vault's key; `front`
 //! cannot read it.
 
+use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
@@ -13,7 +14,9 @@ use axum::body::Body;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::network::NetworkStatus;
-use cofferdam_protocol::operator::{JSON_LINES, LOG_PLACE, LOGS, LogsQuery, MAX_BODY, PUBLISH, STATUS};
+use cofferdam_protocol::operator::{
+    EVENTS, JSON_LINES, LOG_PLACE, LOGS, LogsQuery, MAX_BODY, PUBLISH, STATUS,
+};
 use cofferdam_protocol::status::{
     BootStatus, ClockStatus, EgressStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
 };
@@ -21,10 +24,12 @@ use cofferdam_protocol::unseal::{REKEY, UNSEAL};
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, MAX_REQUEST, OPERATOR, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, Timestamp, error_chain};
 use cofferdam_vault::AuthenticationError;
+use cofferdam_workload::cgroup::Group;
 use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 use super::auth::Callers;
+use super::events::{self, Source};
 use super::listen::Peer;
 use super::{auth, logs, reply, untrusted_file};
 use crate::roles::{SHIM, egress, facts};
@@ -63,6 +68,10 @@ pub(crate) struct Records {
     pub(crate) egress: PathBuf,
     /// Each service of the declaration, in its order, with its directory.
     pub(crate) services: Vec<(String, PathBuf)>,
+    /// Their control groups by their names.
+    pub(crate) groups: BTreeMap<String, Group>,
+    /// What happened to whom.
+    pub(crate) rings: Vec<Source>,
 }
 
 /// The operators' interface.
@@ -119,8 +128,9 @@ impl Operators {
         match (&parts.method, path) {
             (&Method::GET, STATUS) => return self.records.status(),
             (&Method::GET, LOGS) => return self.records.logs(parts.uri.query(), &self.followers).await,
+            (&Method::GET, EVENTS) => return events::reply(&self.records.rings, parts.uri.query()),
             (&Method::POST, PUBLISH) => return self.publish().await,
-            (_, STATUS | LOGS | PUBLISH) => {
+            (_, STATUS | LOGS | EVENTS | PUBLISH) => {
                 let text = "the resource does not have this method";
                 return reply::error(StatusCode::METHOD_NOT_ALLOWED, text, None);
             }
@@ -206,6 +216,7 @@ impl Records {
             let status = written(&directory.join("status.json"), ServiceStatus::parse);
             let mut service = NamedService::new(name.clone(), status);
             service.egress = written(&egress::status(&self.egress, name), EgressStatus::parse);
+            service.usage = self.groups.get(name).and_then(|group| group.usage().ok());
             let shim = format!("{} {name}", SHIM.name());
             match roles.iter().flatten().find(|role| role.name == shim) {
                 Some(shim) => service.with_its_shim(shim),

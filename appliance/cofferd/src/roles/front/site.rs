@@ -6,6 +6,7 @@
 //! | `GET /evidence?nonce=BASE64URL` | anybody | fresh evidence over the nonce (16 to 64 bytes) and this connection's channel binding, alone or in the claims' root of many; 503 with `Retry-After` |
 //! | `GET /v1/status` | operators | boot, registers, roles, services, publishing, as one object |
 //! | `GET /v1/logs?service=NAME[&tail=N]` | operators | the last N lines (100, at most 10,000) as JSON lines |
+//! | `GET /v1/events[?since=MS]` | operators | what happened, as JSON lines |
 //! | `POST /v1/publish` | operators | 202: the release attestation is looked at now, and published again unless it is the newest release |
 //! | `POST /v1/sign-in` | operators | 204: the connection is theirs from then on, also for ports that take operators; 101 for who asks to begin anew on it |
 //! | everything else under `/v1/` | operators | what the vault says |

@@ -15,11 +15,12 @@ use cofferdam_attest::claims::Claims;
 use cofferdam_attest::dcap::Roots;
 use cofferdam_attest::evidence::{Evidence, MEDIA_TYPE};
 use cofferdam_attest::policy::Policy;
-use cofferdam_attest::ratls;
-use cofferdam_declaration::{Auth, Speaks, Token};
+use cofferdam_attest::{event_log, ratls};
+use cofferdam_declaration::{Auth, MAX_SERVICES, Speaks, Token};
 use cofferdam_protocol::evidence::Nonce;
 use cofferdam_protocol::operator::{Authorization, PREFIX, signing_input};
 use cofferdam_protocol::{AccessToken, Digest, Fingerprint, base64};
+use cofferdam_workload::cgroup::Group;
 use cofferdam_workload::places::Places;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use hyper_util::rt::TokioIo;
@@ -148,6 +149,8 @@ impl Room {
                 ("web".into(), root.join("services/web")),
                 ("db".into(), root.join("services/db")),
             ],
+            rings: vec![super::events::Source::new("vault", None, root.join("events"))],
+            groups: BTreeMap::from([("web".into(), Group::new(&root.join("cgroup"), 64 << 20, 7, None))]),
         };
         let site = Arc::new(Site {
             evidence: EvidenceClient::new(evidence, root.join("publish/collateral.json")),
@@ -457,20 +460,31 @@ fn a_key_comes_in_memory_for_keys_or_not_at_all() {
 }
 
 #[tokio::test]
-async fn a_large_firmware_log_still_fits_into_the_certificate() {
+async fn a_large_firmware_log_and_all_services_that_there_may_be_still_fit_into_the_certificate() {
     let room = Room::open().await;
     let (mut evidence, claims) = room.site.evidence.fetch(&Default::default()).await.unwrap();
     let firmware = json!({"mr": 0, "event": "EV_EFI_VARIABLE_DRIVER_CONFIG", "digest": "ab".repeat(48),
         "payload": base64::encode([7; 1000])});
-    let firmware: cofferdam_attest::event_log::Event = serde_json::from_value(firmware).unwrap();
+    let firmware: event_log::Event = serde_json::from_value(firmware).unwrap();
     evidence.event_log.extend(std::iter::repeat_n(firmware, 100));
+    // 160 bytes each, as the declaration bounds them together.
+    let service = "a-name-of-a-service-of-31-bytes";
+    let image =
+        format!("registry.example.org/organisation/repository-name-1234567@sha256:{}", "0".repeat(64));
+    assert_eq!(service.len() + image.len(), 160);
+    let payload = json!({"service": service, "reference": image}).to_string();
+    evidence
+        .event_log
+        .extend(std::iter::repeat_n(event_log::Event::new("image", payload.as_bytes()), MAX_SERVICES));
+    let names = json!({"services": vec![service; MAX_SERVICES]}).to_string();
+    evidence.event_log.push(event_log::Event::new("launch", names.as_bytes()));
     assert!(evidence.to_json().unwrap().len() > ratls::MAX_EVIDENCE);
     let issued = claims.issued_at.unix();
     let certificate =
         super::certificate(evidence, &"[::1]:443".parse().unwrap(), &room.key, issued, 3600).unwrap();
     let carried = ratls::evidence_from_certificate(&certificate).unwrap().unwrap();
     let carried = Evidence::parse(&carried).unwrap();
-    assert_eq!(carried.event_log.len(), 105);
+    assert_eq!(carried.event_log.len(), 105 + MAX_SERVICES + 1);
     assert!(carried.event_log.iter().all(|event| event.payload.is_some() == (event.mr == 3)));
 }
 
@@ -740,10 +754,10 @@ async fn operators_requests_reach_the_vault_as_they_were_signed() {
 }
 
 #[tokio::test]
-async fn only_operators_see_status_and_logs() {
+async fn only_operators_see_status_logs_and_events() {
     let room = Room::open().await;
     let mut client = room.client().await;
-    for path in ["/v1/status", "/v1/logs?service=web", "/v1/secrets", "/v1/anything"] {
+    for path in ["/v1/status", "/v1/logs?service=web", "/v1/events", "/v1/secrets", "/v1/anything"] {
         let answer = client.get(&format!("{PREFIX}{path}")).await;
         assert_eq!(answer.status, StatusCode::UNAUTHORIZED, "{path}");
         let stranger = SigningKey::from_bytes(&[6; 32]);
@@ -793,9 +807,18 @@ async fn status_is_what_the_roles_have_written() {
     let denied = r#"{"denied":1,"latest":[{"target":"a.example.org","why":"name","count":1,"last":"2026-01-01T00:00:00Z","allow":"a.example.org:443"}]}"#;
     std::fs::create_dir(room.path("egress")).unwrap();
     std::fs::write(room.path("egress/web.json"), denied).unwrap();
+    std::fs::create_dir_all(room.path("cgroup/shim")).unwrap();
+    for (file, content) in
+        [("memory.current", "100\n"), ("shim/memory.current", "30\n"), ("cpu.stat", "usage_usec 5000\n")]
+    {
+        std::fs::write(room.path("cgroup").join(file), content).unwrap();
+    }
     let answer = room.client().await.signed(&operator(), Method::GET, "/v1/status", b"").await;
     assert_eq!(answer.status, StatusCode::OK);
     let status = answer.json();
+    let usage =
+        json!({"memory": 70, "memory_limit": 64 << 20, "processes": 0, "processes_limit": 7, "cpu_ms": 5});
+    assert_eq!(status["services"][0]["usage"], usage);
     assert_eq!(status["services"][0]["egress"]["latest"][0]["allow"], "a.example.org:443");
     assert_eq!(status["state"], "in memory only, lost at power-off");
     assert_eq!(status["repository"], "acme/room");
@@ -946,7 +969,7 @@ async fn a_vault_that_is_away_is_said_so_and_what_reads_goes_without_it() {
     let answer = room.client().await.signed(&operator(), Method::GET, "/v1/secrets", b"").await;
     assert_eq!(answer.status, StatusCode::SERVICE_UNAVAILABLE);
     assert!(answer.headers.contains_key(header::RETRY_AFTER));
-    for path in ["/v1/status", "/v1/logs?service=web"] {
+    for path in ["/v1/status", "/v1/logs?service=web", "/v1/events"] {
         let answer = room.client().await.signed(&operator(), Method::GET, path, b"").await;
         assert_eq!(answer.status, StatusCode::OK, "{path}");
         let answer = room.client().await.signed(&operator(), Method::POST, path, b"").await;
@@ -1341,6 +1364,8 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
                 network: room.path("network/status.json"),
                 egress: room.path("egress"),
                 services: Vec::new(),
+                groups: BTreeMap::new(),
+                rings: Vec::new(),
             },
         ),
         backends: BTreeMap::from([(PUBLISHED, backend)]),

@@ -5,10 +5,12 @@ use std::net::Ipv4Addr;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use cofferdam_protocol::events::{self, Happened};
 use cofferdam_protocol::network::{Ipv4Settings, NetworkState, NetworkStatus};
 use cofferdam_protocol::{Timestamp, json};
 
 use crate::system::files;
+use crate::system::ring::Ring;
 
 /// Bound on the detail in characters.
 const MAX_DETAIL: usize = 240;
@@ -18,6 +20,7 @@ const MAX_DETAIL: usize = 240;
 pub(super) struct Report {
     path: PathBuf,
     status: NetworkStatus,
+    events: Ring,
 }
 
 impl Report {
@@ -32,7 +35,8 @@ impl Report {
             lost: 0,
             since: now(),
         };
-        Self { path, status }
+        let events = Ring::at(path.with_file_name("events"));
+        Self { path, status, events }
     }
 
     /// There is no address, and why.
@@ -86,6 +90,9 @@ impl Report {
         let same = NetworkStatus { since: status.since, ..self.status.clone() } == status;
         if !same {
             println!("network: {}", line(&status));
+            let address = status.settings.as_ref().map(|settings| events::bounded(&settings.to_string()));
+            let detail = status.detail.as_deref().map(events::bounded);
+            self.events.tell(Happened::Address { address, detail });
             self.status = status;
         }
         let written = json::to_vec(&self.status).map_err(io::Error::other);

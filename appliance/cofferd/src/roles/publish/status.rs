@@ -4,10 +4,12 @@ use std::io;
 use std::path::PathBuf;
 use std::time::SystemTime;
 
+use cofferdam_protocol::events::{self, Happened};
 use cofferdam_protocol::status::{MAX_FILE, PublishState, PublishStatus};
 use cofferdam_protocol::{Timestamp, TimestampMillis, json};
 
 use crate::system::files;
+use crate::system::ring::Ring;
 
 /// Bound on the detail in characters.
 const MAX_DETAIL: usize = 500;
@@ -17,6 +19,7 @@ const MAX_DETAIL: usize = 500;
 pub(crate) struct StatusFile {
     path: PathBuf,
     status: PublishStatus,
+    events: Ring,
 }
 
 impl StatusFile {
@@ -33,7 +36,8 @@ impl StatusFile {
             expires_at: None,
             checked_at: None,
         };
-        Self { path, status: previous.unwrap_or(fresh) }
+        let events = Ring::at(path.with_file_name("events"));
+        Self { path, status: previous.unwrap_or(fresh), events }
     }
 
     /// What the file says.
@@ -47,6 +51,8 @@ impl StatusFile {
         let detail = Some(detail).filter(|detail| !detail.is_empty());
         if self.status.state != state || self.status.detail != detail {
             println!("publish: {state:?}{}", detail.as_deref().map(|d| format!(": {d}")).unwrap_or_default());
+            let told = detail.as_deref().map(events::bounded);
+            self.events.tell(Happened::Publish { state, detail: told });
             self.status = PublishStatus { state, detail, at: now(), ..self.status.clone() };
         }
         self.write();

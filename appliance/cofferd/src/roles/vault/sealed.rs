@@ -12,7 +12,7 @@ use cofferdam_protocol::state::{Rollback, State};
 use cofferdam_vault::state::{Boot, Opened, Sealed, sealed_router};
 use cofferdam_vault::{FileDisk, Rules, Wanted};
 
-use super::{Lines, listen, listener, parked, runtime};
+use super::{audit_sink, listen, listener, parked, runtime};
 use crate::roles::PUBLISH;
 use crate::roles::facts::KeyServerFacts;
 use crate::system::handover;
@@ -39,7 +39,7 @@ pub(super) fn run(
 ) -> anyhow::Result<()> {
     let boot = boot(&appliance);
     let disk = FileDisk::new(disk).context("cannot lock the state disk")?;
-    let sink = Lines::default().sink();
+    let sink = audit_sink(&rules);
     let sealed = match Sealed::find(disk, boot, rules.operators, rules.front_uid, sink) {
         Ok(sealed) => Arc::new(with(sealed, told)?),
         Err(error) if error.may_pass() => return Err(error).context("cannot read the state disk"),

@@ -4,7 +4,7 @@ use std::os::unix::fs::PermissionsExt as _;
 
 use cofferdam_attest::operator::seal_secret;
 use cofferdam_declaration::Declaration;
-use cofferdam_protocol::operator::{PREFIX, secret_path, signing_input};
+use cofferdam_protocol::operator::{Order, PREFIX, secret_path, signing_input};
 use cofferdam_protocol::vault::{MAX_REFERENCES, OperatorRequest};
 use cofferdam_protocol::{Base64Bytes, Fingerprint, SecretRef, SecretValue, base64};
 use cofferdam_vault::Answer;
@@ -328,35 +328,47 @@ fn a_reply_is_bounded() {
 }
 
 #[test]
-fn strangers_do_not_fill_the_console() {
-    let lines = Lines::default();
+fn strangers_fill_neither_the_console_nor_the_ring() {
+    let folder = tempfile::tempdir().unwrap();
+    let lines = Lines::new(&folder.path().join("events"), &[("web".to_owned(), 70_000)].into());
     let start = Instant::now();
-    let stranger = Audit {
+    let audit = |operation, status| Audit {
         uid: 102,
-        operation: Operation::Authenticate,
+        operation,
         operator: None,
         references: &[],
-        service: None,
-        status: 401,
+        service: Some("web"),
+        status,
     };
-    let written: usize = (0..1000).map(|_| lines.lines(&stranger, start).len()).sum();
+    let stranger = audit(Operation::Authenticate, 401);
+    let written: usize = (0..1000).map(|_| lines.happened(&stranger, start).len()).sum();
     assert_eq!(written, FLOOD_LINES as usize);
-    let lease = Audit {
-        uid: 103,
-        operation: Operation::Lease,
-        operator: None,
-        references: &[],
-        service: None,
-        status: 200,
-    };
-    assert_eq!(
-        lines.lines(&lease, start),
-        ["audit: lease uid=103 status=200"],
-        "what is authenticated is always written"
-    );
-    let later = lines.lines(&stranger, start + FLOOD_WINDOW);
-    assert_eq!(
-        later,
-        ["audit: 990 further requests were not authenticated", "audit: authenticate uid=102 status=401"]
-    );
+    // Nor does a service that asks for what is not its own; what is done is always written.
+    assert!(lines.happened(&audit(Operation::Changed, 403), start).is_empty());
+    let lease = audit(Operation::Lease, 200);
+    let text = |happened: Vec<Happened>| happened.iter().map(ToString::to_string).collect::<Vec<_>>();
+    assert_eq!(text(lines.happened(&lease, start)), ["lease uid=102 status=200 service=web"]);
+    let later = text(lines.happened(&stranger, start + FLOOD_WINDOW));
+    assert_eq!(later, ["991 further requests were refused", "authenticate uid=102 status=401 service=web"]);
+    // What a shim that has fallen asks for is its own, and hides nobody else's.
+    let fallen = Audit { uid: 70_000, ..audit(Operation::Changed, 403) };
+    let written: usize = (0..1000).map(|_| lines.happened(&fallen, start).len()).sum();
+    assert_eq!(written, FLOOD_LINES as usize);
+    let sink = lines.sink();
+    sink(&audit(Operation::Put, 200));
+    for _ in 0..2000 {
+        sink(&Audit { uid: 70_000, ..audit(Operation::Lease, 200) });
+    }
+    let told = |path: PathBuf| std::fs::read_to_string(path).unwrap();
+    let events = folder.path().join("events");
+    assert!(told(events.clone()).contains("\"put\"") && !told(events.clone()).contains("lease"));
+    assert!(told(ring(&events, "web")).contains("lease"));
+    let lines = Lines::new(&events, &BTreeMap::new());
+    // Whoever looks again and again leaves nothing behind.
+    for (operation, status) in [(Operation::Allow, 204), (Operation::List, 200), (Operation::Lease, 409)] {
+        assert!(lines.happened(&audit(operation, status), start).is_empty());
+    }
+    let shown = [stranger, audit(Operation::OpenState, 200), audit(Operation::Order(Order::Stop), 200)];
+    assert_eq!(shown.map(|it| on_console(&it)), [true; 3]);
+    assert_eq!([lease, audit(Operation::Put, 200)].map(|it| on_console(&it)), [false; 2]);
 }
