@@ -178,6 +178,7 @@ mod tests {
             repository: "acme/shop".parse().unwrap(),
             opened,
             fresh: false,
+            lineage: 1,
             mac: [0; 32].into(),
         };
         report.mac = report_mac(&kek, &report).unwrap().into();

@@ -11,12 +11,15 @@ use std::process::{Child, Command, Stdio};
 use std::sync::{Arc, Mutex};
 use std::time::{Duration, Instant};
 
+use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::keyserve::{self as sealing, Kek};
 use cofferdam_attest::operator::generate_vault_key;
+use cofferdam_attest::reference::Half;
 use cofferdam_protocol::keyserve::{
     EpochAck, EpochReport, NONCE, NonceReply, RELEASE, REPORT, ReleaseAnswer, Witnessed,
 };
-use cofferdam_protocol::{Base64Array, OperatorKey, Repository, base64};
+use cofferdam_protocol::upgrade::{SignedStatement, Statement, Successor};
+use cofferdam_protocol::{Base64Array, Fingerprint, OperatorKey, Repository, base64};
 use ed25519_dalek::{Signature, VerifyingKey};
 use serde_json::Value;
 use tdx_sim::CollateralOptions;
@@ -96,8 +99,9 @@ impl Place {
         let mut command = self.keyserve(&["--json", "--listen", "127.0.0.1:0"]);
         command.arg("--key").arg(self.world.at("server")).args(["--github-api", &self.world.api]);
         command.arg("--github-ca").arg(self.world.at("ca.pem"));
-        for n in 0..2 {
-            command.arg("--reference").arg(self.world.at(&format!("reference-{n}.json")));
+        let references = (0..3).map(|n| self.world.at(&format!("reference-{n}.json")));
+        for reference in references.filter(|path| path.exists()) {
+            command.arg("--reference").arg(reference);
         }
         for word in &self.more {
             match *word {
@@ -175,7 +179,7 @@ impl Place {
     /// The key, released, verified and opened as a vault does.
     fn key(&self, vault: &Vault) -> (Kek, Option<Witnessed>) {
         let answer = self.release(vault, |_| ()).unwrap();
-        let input = answer.signing_input(&repository(), &vault.public.into());
+        let input = answer.signing_input(&repository(), &vault.public.into()).unwrap();
         assert!(self.signed(&input, &answer.signature));
         (sealing::open(&vault.private, &answer.nonce, &answer.key).unwrap(), answer.witnessed)
     }
@@ -188,7 +192,18 @@ impl Place {
     }
 
     fn report(&self, kek: &Kek, opened: Witnessed, fresh: bool) -> Result<(), (u16, String)> {
-        let mut report = EpochReport { repository: repository(), opened, fresh, mac: [0; 32].into() };
+        self.report_at(1, kek, opened, fresh)
+    }
+
+    fn report_at(
+        &self,
+        lineage: u64,
+        kek: &Kek,
+        opened: Witnessed,
+        fresh: bool,
+    ) -> Result<(), (u16, String)> {
+        let mac = [0; 32].into();
+        let mut report = EpochReport { repository: repository(), opened, fresh, lineage, mac };
         report.mac = sealing::report_mac(kek, &report).unwrap().into();
         let ack: EpochAck = answered(self.ask(REPORT, &serde_json::to_vec(&report).unwrap()))?;
         assert!(self.signed(&EpochAck::signing_input(&repository(), &opened), &ack.signature));
@@ -323,6 +338,94 @@ fn without_github_only_declarations_that_were_given_count() {
     assert!(place.release(&vault, |_| ()).is_ok(), "without a restart");
 }
 
+/// An image with this kernel: the reference of it, and the statement that lets it open the state.
+fn next_image(place: &Place, kernel: u8, version: u64) -> SignedStatement {
+    let told = Told { kernel, ..place.told(&Vault::new(), [1; 32]) };
+    let quote = cofferdam_attest::quote::parse(&Evidence::parse(&told.document()).unwrap().quote).unwrap();
+    let [_, rtmr1, rtmr2, _] = quote.rtmr;
+    let text = std::fs::read(place.world.at("reference-0.json")).unwrap();
+    let Half::Image(mut image) = Half::parse(&text).unwrap() else { panic!() };
+    for boot in &mut image.boots {
+        (boot.rtmr1, boot.rtmr2) = (rtmr1, rtmr2);
+        let measured = Told { kernel: 5, ..told.clone() }.kernel_digest();
+        for event in boot.events.iter_mut().filter(|event| event.digest == measured) {
+            event.digest = told.kernel_digest();
+        }
+    }
+    std::fs::write(place.world.at("reference-2.json"), Half::Image(image).to_json().unwrap()).unwrap();
+    let to = Successor {
+        repository: repository(),
+        mrtd: quote.mrtd,
+        rtmr1,
+        rtmr2,
+        operators: vec![[4; 32].into()],
+    };
+    let statement = Statement { version, from: repository(), to };
+    SignedStatement { statement, key: Fingerprint::of(&[4; 32]), signature: [6; 64].into() }
+}
+
+#[test]
+fn a_statement_goes_to_its_image_and_no_key_to_the_one_before_it_afterwards() {
+    let Some(mut place) = Place::new() else { return };
+    let signed = next_image(&place, 9, 2);
+    place.restart();
+    let vault = Vault::new();
+    let next = |told: &mut Told| told.kernel = 9;
+    let (key, _) = place.key(&vault);
+    place.report(&key, state(1, 7), false).unwrap();
+    assert_eq!(place.release(&vault, next).unwrap().upgrade, None, "none was given");
+
+    let file = place.world.at("upgrade.json");
+    let give = |signed: &SignedStatement, repository: &str| {
+        std::fs::write(&file, serde_json::to_vec(signed).unwrap()).unwrap();
+        place.run(&["upgrade", repository, file.to_str().unwrap()])
+    };
+    let with = |version, from: &str| {
+        let from = from.parse().unwrap();
+        let statement = Statement { version, from, ..signed.statement.clone() };
+        SignedStatement { statement, ..signed.clone() }
+    };
+    let (code, text) = give(&with(1, REPOSITORY), REPOSITORY);
+    assert!(code == 2 && text.contains("is at version 1 already"), "{text}");
+    let (code, text) = give(&with(2, "acme/other"), REPOSITORY);
+    assert!(code == 2 && text.contains("a state of acme/other"), "{text}");
+    let (code, text) = give(&signed, "acme/other");
+    assert!(code == 2 && text.contains("an appliance of acme/shop"), "{text}");
+    let (code, text) = place.run(&["upgrade", REPOSITORY, place.world.at("root.pem").to_str().unwrap()]);
+    assert!(code == 2 && text.contains("is no statement"), "{text}");
+    assert_eq!(place.release(&vault, next).unwrap().upgrade, None, "what is refused changes nothing");
+    let (code, text) = give(&signed, REPOSITORY);
+    assert_eq!(code, 0, "{text}");
+
+    // Until the next image has opened the state, both get the key; the statement is for the next.
+    assert_eq!(place.release(&vault, |_| ()).unwrap().upgrade, None);
+    let answer = place.release(&vault, next).unwrap();
+    assert_eq!(answer.upgrade.as_ref(), Some(&signed));
+    assert!(
+        place.signed(&answer.signing_input(&repository(), &vault.public.into()).unwrap(), &answer.signature)
+    );
+    assert!(place.run(&["list"]).1.contains("a statement for version 2"));
+    assert_eq!(place.events("released").last().unwrap()["upgrade"], 2);
+    place.report(&key, state(1, 8), false).unwrap();
+
+    place.report_at(2, &key, state(1, 9), false).unwrap();
+    assert_eq!(name(place.release(&vault, |_| ())), "lineage", "no way back");
+    assert_eq!(name(place.report(&key, state(1, 10), false)), "lineage");
+    assert_eq!(place.release(&vault, next).unwrap().upgrade, None, "it counts once");
+    let (_, text) = place.run(&["list"]);
+    assert!(!text.contains("a statement for"), "{text}");
+    let (code, text) = give(&signed, REPOSITORY);
+    assert!(code == 2 && text.contains("is at version 2 already"), "{text}");
+    place.restart();
+    assert_eq!(name(place.release(&vault, |_| ())), "lineage", "also after a restart");
+    let advice = place.events("refused").last().unwrap()["advice"].clone();
+    assert!(advice.as_str().unwrap().contains("allow-upgrade"), "{advice}");
+
+    // A state that an operator made anew begins with version 1, of whichever image.
+    place.report_at(1, &key, state(2, 1), true).unwrap();
+    assert!(place.release(&vault, |_| ()).is_ok());
+}
+
 #[test]
 fn a_state_is_never_older_than_what_was_reported() {
     let Some(place) = Place::new() else { return };
@@ -355,6 +458,7 @@ fn a_state_is_never_older_than_what_was_reported() {
         repository: "acme/other".parse().unwrap(),
         opened: state(1, 1),
         fresh: true,
+        lineage: 1,
         mac: [0; 32].into(),
     };
     let stranger = answered::<EpochAck>(place.ask(REPORT, &serde_json::to_vec(&stranger).unwrap()));
@@ -445,6 +549,7 @@ fn work(
             repository: repository(),
             opened: state(1, epoch + 1),
             fresh: false,
+            lineage: 1,
             mac: [0; 32].into(),
         };
         report.mac = sealing::report_mac(&key, &report).unwrap().into();
@@ -519,17 +624,22 @@ fn a_server_with_another_key_is_found_out_by_its_signature() {
     let Some(place) = Place::new() else { return };
     let vault = Vault::new();
     let answer = place.release(&vault, |_| ()).unwrap();
-    let input = answer.signing_input(&repository(), &vault.public.into());
+    let input = answer.signing_input(&repository(), &vault.public.into()).unwrap();
     assert!(place.signed(&input, &answer.signature));
     // The same answer for another vault, another appliance, another key or another epoch is not signed.
-    assert!(
-        !place.signed(&answer.signing_input(&repository(), &Vault::new().public.into()), &answer.signature)
-    );
+    assert!(!place.signed(
+        &answer.signing_input(&repository(), &Vault::new().public.into()).unwrap(),
+        &answer.signature
+    ));
     let other: Repository = "acme/other".parse().unwrap();
-    assert!(!place.signed(&answer.signing_input(&other, &vault.public.into()), &answer.signature));
+    assert!(!place.signed(&answer.signing_input(&other, &vault.public.into()).unwrap(), &answer.signature));
     let false_key = sealing::seal(&vault.public.into(), &answer.nonce, &Zeroizing::new([1; 32])).unwrap();
     let forged = ReleaseAnswer { key: false_key, ..answer.clone() };
-    assert!(!place.signed(&forged.signing_input(&repository(), &vault.public.into()), &answer.signature));
+    assert!(
+        !place.signed(&forged.signing_input(&repository(), &vault.public.into()).unwrap(), &answer.signature)
+    );
     let older = ReleaseAnswer { witnessed: Some(state(1, 1)), ..answer.clone() };
-    assert!(!place.signed(&older.signing_input(&repository(), &vault.public.into()), &answer.signature));
+    assert!(
+        !place.signed(&older.signing_input(&repository(), &vault.public.into()).unwrap(), &answer.signature)
+    );
 }

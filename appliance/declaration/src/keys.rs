@@ -285,7 +285,11 @@ pub(crate) const UNSUPPORTED_ULIMITS: &[Unsupported] = &[
 pub(crate) const UNSUPPORTED_SECRET: &[Unsupported] = &[
     ("uid", "a secret's file belongs to the service's own user", REMOVE),
     ("gid", "a secret's file belongs to the service's own user", REMOVE),
-    ("mode", "a secret's file is readable by the service's own user only", REMOVE),
+    (
+        "mode",
+        "a secret's file is readable by the service's own user, and by all users of a service that starts as root",
+        REMOVE,
+    ),
 ];
 
 /// Compose keys of one network.

@@ -134,28 +134,28 @@ fn what_a_key_server_says_and_signs_is_frozen() {
     }
     let vectors: Value = serde_json::from_str(include_str!("../../../policy/vectors/keyserve.json")).unwrap();
     let reader = |kind: &str| match kind {
-        "answer" | "first_answer" => text::<ReleaseAnswer>,
+        "answer" | "first_answer" | "upgrade_answer" => text::<ReleaseAnswer>,
         "report" => text::<EpochReport>,
         "ack" => text::<EpochAck>,
         "nonce" => text::<NonceReply>,
         "refusal" => text::<Refused>,
         other => panic!("no reader for {other}"),
     };
-    for kind in ["answer", "first_answer", "report", "ack", "nonce", "refusal"] {
+    for kind in ["answer", "first_answer", "upgrade_answer", "report", "ack", "nonce", "refusal"] {
         let message = vectors[kind]["message"].as_str().unwrap();
         assert_eq!(reader(kind)(message).as_deref(), Some(message), "{kind}");
     }
     let refused = vectors["refused"].as_array().unwrap();
-    assert_eq!(refused.len(), 17);
+    assert_eq!(refused.len(), 20);
     for case in refused {
         let read = reader(case["kind"].as_str().unwrap());
         assert_eq!(read(case["text"].as_str().unwrap()), None, "{}", case["why"]);
     }
     let repository: Repository = vectors["repository"].as_str().unwrap().parse().unwrap();
     let vault_key: [u8; 32] = hex::decode_array(vectors["vault_key"].as_str().unwrap()).unwrap();
-    for kind in ["answer", "first_answer"] {
+    for kind in ["answer", "first_answer", "upgrade_answer"] {
         let answer: ReleaseAnswer = parse(vectors[kind]["message"].as_str().unwrap().as_bytes()).unwrap();
-        let input = answer.signing_input(&repository, &vault_key.into());
+        let input = answer.signing_input(&repository, &vault_key.into()).unwrap();
         assert_eq!(hex::encode(&input), vectors[kind]["signing_input"], "{kind}");
     }
     let report: EpochReport = parse(vectors["report"]["message"].as_str().unwrap().as_bytes()).unwrap();

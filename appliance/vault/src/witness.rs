@@ -85,7 +85,8 @@ impl Told {
             let key = witnesses.keys.get(server.declared.id().as_bytes())?;
             server.reported = Some(opened);
             let (repository, fresh) = (self.repository.clone(), witnesses.fresh);
-            let report = EpochReport { repository, opened, fresh, mac: [0; 32].into() };
+            let report =
+                EpochReport { repository, opened, fresh, lineage: store.lineage(), mac: [0; 32].into() };
             let mac = key.mac(&report).map_err(|_| WitnessError::Mark);
             let report = mac.map(|mac| EpochReport { mac: mac.into(), ..report });
             Some(report.map(|report| PeerReport { server: server.declared.id(), report }))

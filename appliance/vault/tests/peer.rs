@@ -35,6 +35,7 @@ struct Server {
     signer: SigningKey,
     kek: Zeroizing<[u8; 32]>,
     known: Option<Witnessed>,
+    upgrade: Option<SignedStatement>,
 }
 
 impl Server {
@@ -44,7 +45,7 @@ impl Server {
 
     fn number(n: u8) -> Self {
         let (signer, kek) = ([0x5e + n; 32], [0x4e + n; 32]);
-        Self { signer: SigningKey::from_bytes(&signer), kek: Zeroizing::new(kek), known: None }
+        Self { signer: SigningKey::from_bytes(&signer), kek: Zeroizing::new(kek), known: None, upgrade: None }
     }
 
     fn declared(&self) -> KeyServer {
@@ -89,8 +90,14 @@ impl Server {
         let vault_key = sealed.public_key().into();
         let nonce = [9; 32].into();
         let key = sealing::seal(&vault_key, &nonce, &self.kek).unwrap();
-        let mut answer = ReleaseAnswer { nonce, key, witnessed: self.known, signature: [0; 64].into() };
-        answer.signature = self.sign(&answer.signing_input(&boot().repository, &vault_key));
+        let mut answer = ReleaseAnswer {
+            nonce,
+            key,
+            witnessed: self.known,
+            upgrade: self.upgrade.clone(),
+            signature: [0; 64].into(),
+        };
+        answer.signature = self.sign(&answer.signing_input(&boot().repository, &vault_key).unwrap());
         answer
     }
 
@@ -213,7 +220,7 @@ fn a_false_server_neither_opens_a_state_nor_chooses_the_key_of_a_new_one() {
         refused(server.answer(&server.find(&disk)));
         let other: Repository = "acme/other".parse().unwrap();
         let mut answer = server.answer(&sealed);
-        answer.signature = server.sign(&answer.signing_input(&other, &sealed.public_key().into()));
+        answer.signature = server.sign(&answer.signing_input(&other, &sealed.public_key().into()).unwrap());
         refused(answer);
         let mut answer = server.answer(&sealed);
         answer.key = false_server.answer(&sealed).key;
@@ -305,16 +312,8 @@ fn after_an_upgrade_with_the_recovery_key_the_server_opens_it_again() {
     let mut server = Server::new();
     let disk = server.made();
     server.open(&disk);
-    let mut image = boot();
-    image.rtmr[2] = [0xB2; 48];
-    let key = common::operator_key();
-    let [_, rtmr1, rtmr2] = image.rtmr;
-    let operators = vec![key.verifying_key().to_bytes().into()];
-    let to = Successor { repository: image.repository.clone(), mrtd: image.mrtd, rtmr1, rtmr2, operators };
-    let statement = Statement { version: 2, from: boot().repository, to };
-    let signature = key.sign(&statement.signing_input().unwrap()).to_bytes().into();
-    let signed =
-        SignedStatement { statement, key: Fingerprint::of(&key.verifying_key().to_bytes()), signature };
+    let image = image(0xB2);
+    let signed = statement(2, &image, &common::operator_key());
     let UnsealRequest::Open { key, at_least, witness, .. } = recovery(&RECOVERY) else { panic!() };
     let request = UnsealRequest::Open { key, at_least, witness, upgrade: Some(Box::new(signed)) };
     let sealed = server.find_as(&disk, image.clone());
@@ -329,6 +328,75 @@ fn after_an_upgrade_with_the_recovery_key_the_server_opens_it_again() {
     let again = opened(&sealed).unwrap();
     assert_eq!((again.lineage, again.upgrade), (2, None));
     assert!(matches!(server.refusal(&disk), StateError::Lineage(_)), "the image before");
+}
+
+/// Another image, by its RTMR2.
+fn image(rtmr2: u8) -> Boot {
+    let mut image = boot();
+    image.rtmr[2] = [rtmr2; 48];
+    image
+}
+
+fn statement(version: u64, image: &Boot, key: &SigningKey) -> SignedStatement {
+    let [_, rtmr1, rtmr2] = image.rtmr;
+    let operators = vec![common::operator_key().verifying_key().to_bytes().into()];
+    let to = Successor { repository: image.repository.clone(), mrtd: image.mrtd, rtmr1, rtmr2, operators };
+    let statement = Statement { version, from: boot().repository, to };
+    let signature = key.sign(&statement.signing_input().unwrap()).to_bytes().into();
+    SignedStatement { statement, key: Fingerprint::of(&key.verifying_key().to_bytes()), signature }
+}
+
+/// The server's operator has given it the statement: nobody has to be there when the next image starts.
+#[test]
+fn a_server_with_a_statement_opens_it_for_the_next_image_and_never_again_for_the_one_before() {
+    let mut server = Server::new();
+    let disk = server.made();
+    let (next, other) = (image(0xB2), image(0xC3));
+    let refused = |server: &Server, boot: &Boot| {
+        let sealed = server.find_as(&disk, boot.clone());
+        match server.begin(&sealed).unwrap_err() {
+            StateError::Lineage(error) => error.to_string(),
+            error => panic!("{error:?}"),
+        }
+    };
+    let stranger = SigningKey::from_bytes(&[0x51; 32]);
+    server.upgrade = Some(statement(2, &next, &stranger));
+    assert!(refused(&server, &next).contains("no operator of the state"));
+    server.upgrade = Some(statement(1, &next, &common::operator_key()));
+    assert!(refused(&server, &next).contains("for version 1, and the state is at version 1"));
+    server.upgrade = Some(statement(2, &next, &common::operator_key()));
+    assert!(refused(&server, &other).contains("its RTMR2 is not this one's"));
+
+    let sealed = server.find_as(&disk, next.clone());
+    let report = server.begin(&sealed).unwrap();
+    assert_eq!((report.lineage, report.fresh), (2, false));
+    news(&sealed, &server.acknowledge(&report)).unwrap();
+    let upgraded = opened(&sealed).unwrap();
+    assert!(upgraded.lineage == 2 && upgraded.upgrade.is_some());
+
+    // The statement counts once, and the image before needs one of its own.
+    let sealed = server.find_as(&disk, next);
+    let report = server.begin(&sealed).unwrap();
+    news(&sealed, &server.acknowledge(&report)).unwrap();
+    assert_eq!(opened(&sealed).unwrap().upgrade, None);
+    assert!(refused(&server, &boot()).contains("for version 2, and the state is at version 2"));
+    server.upgrade = None;
+    assert!(refused(&server, &boot()).contains("another image"));
+}
+
+/// Whoever carries it can take it away, and that is all.
+#[test]
+fn a_statement_that_the_server_has_not_signed_for_is_no_answer() {
+    let mut server = Server::new();
+    let disk = server.made();
+    let next = image(0xB2);
+    let given = Some(statement(2, &next, &common::operator_key()));
+    let sealed = server.find_as(&disk, next.clone());
+    let added = ReleaseAnswer { upgrade: given.clone(), ..server.answer(&sealed) };
+    assert!(matches!(server.bring(&sealed, added), Err(StateError::PeerSignature)));
+    server.upgrade = given;
+    let taken = ReleaseAnswer { upgrade: None, ..server.answer(&sealed) };
+    assert!(matches!(server.bring(&sealed, taken), Err(StateError::PeerSignature)));
 }
 
 /// Key servers of one declaration.

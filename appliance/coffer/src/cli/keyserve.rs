@@ -2,9 +2,10 @@
 
 use std::net::SocketAddr;
 use std::path::PathBuf;
+use std::str::FromStr;
 
 use clap::{Args, Subcommand};
-use cofferdam_protocol::Repository;
+use cofferdam_protocol::{Digest, Repository, WordError};
 
 use super::{Github, OWN, Trust};
 
@@ -30,10 +31,33 @@ pub(crate) struct Serve {
     /// The server's private key: Ed25519 in OpenSSH's format. The declaration names its public half
     #[arg(long, value_name = "FILE", required = true, help_heading = OWN)]
     pub(crate) key: Option<PathBuf>,
+    /// An appliance to add at the start, as `coffer keyserve add` does: it gets its key with what the default branch declares, or with
+    /// the declaration of this digest (sha256:…). May be repeated
+    #[arg(long, value_name = "OWNER/REPO[=DIGEST]", help_heading = OWN)]
+    pub(crate) add: Vec<Added>,
     #[command(flatten)]
     pub(crate) trust: Trust,
     #[command(flatten)]
     pub(crate) github: Github,
+}
+
+/// An appliance, and perhaps the declaration that gets its key.
+#[derive(Debug, Clone)]
+pub(crate) struct Added {
+    pub(crate) repository: Repository,
+    pub(crate) declaration: Option<Digest>,
+}
+
+impl FromStr for Added {
+    type Err = WordError;
+
+    fn from_str(text: &str) -> Result<Self, WordError> {
+        let (repository, digest) = match text.split_once('=') {
+            Some((repository, digest)) => (repository, Some(digest.parse()?)),
+            None => (text, None),
+        };
+        Ok(Self { repository: repository.parse()?, declaration: digest })
+    }
 }
 
 #[derive(Debug, Subcommand)]
@@ -53,6 +77,21 @@ pub(crate) enum KeyserveAction {
     /// Show the appliances and what is known of their states
     #[command(after_help = "Example:\n  coffer keyserve list --data keys")]
     List {
+        #[command(flatten)]
+        data: Data,
+    },
+    /// Give the statement of another image, which then opens the state without an operator, and no earlier image after it
+    #[command(
+        after_help = "Example:\n  coffer seal allow-upgrade acme/app --image next.efi --key operator.key --output upgrade.json\n  \
+                            coffer keyserve upgrade acme/app upgrade.json --data keys"
+    )]
+    Upgrade {
+        /// The repository that is the appliance's identity
+        #[arg(value_name = "OWNER/REPO")]
+        repository: Repository,
+        /// The statement, as `coffer seal allow-upgrade` writes it
+        #[arg(value_name = "FILE")]
+        statement: PathBuf,
         #[command(flatten)]
         data: Data,
     },

@@ -16,14 +16,15 @@ mod store;
 
 use std::time::Instant;
 
-use cofferdam_attest::appraise::Expectations;
+use cofferdam_attest::appraise::{Expectations, QuoteFacts};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::keyserve::{self, Kek};
 use cofferdam_protocol::evidence::Nonce;
 use cofferdam_protocol::keyserve::{
-    EpochAck, EpochReport, NonceReply, Refusal, Refused, ReleaseAnswer, ServerNonce, Witnessed,
+    EpochAck, EpochReport, NonceReply, Refusal, Refused, ReleaseAnswer, ServerNonce,
 };
+use cofferdam_protocol::upgrade::SignedStatement;
 use cofferdam_protocol::{Digest, Repository, Timestamp};
 use zeroize::Zeroizing;
 
@@ -36,7 +37,7 @@ use crate::trust::{Trust, unix_now};
 use crate::ui::printable;
 
 pub(crate) use self::server::{Notice, serve};
-pub(crate) use self::store::{MOST_DECLARATIONS, Store};
+pub(crate) use self::store::{Appliance, MOST_DECLARATIONS, Store};
 
 /// What a server decides with.
 pub(crate) struct Server {
@@ -110,7 +111,11 @@ impl Server {
         self.declared(&claims, &added.declarations)
             .await
             .map_err(|refused| No { repository: Some(repository.clone()), refused })?;
-        let answer = self.answer(&claims, nonce.into())?;
+        // What is accepted has them.
+        let Some(quote) = &judged.appraisal.quote else {
+            return Err(no(Some(repository), Refusal::Evidence, "the quote has no registers"));
+        };
+        let answer = self.answer(&claims, quote, nonce.into())?;
         Ok(Released { repository, answer, simulated: judged.appraisal.simulated })
     }
 
@@ -137,25 +142,36 @@ impl Server {
         })
     }
 
-    fn answer(&self, claims: &Claims, nonce: ServerNonce) -> Answered<ReleaseAnswer> {
+    fn answer(&self, claims: &Claims, quote: &QuoteFacts, nonce: ServerNonce) -> Answered<ReleaseAnswer> {
         let repository = &claims.repository;
         let failed = |failure: Failure| unknown(Some(repository), &failure);
         let fresh: Kek = random().map_err(failed)?;
-        let known = self.store.update(repository, |appliance| match appliance.key() {
-            Some(key) => Ok((false, (key, appliance.witnessed))),
-            None => {
-                appliance.set_key(&fresh, Timestamp::from_clock(std::time::SystemTime::now()));
-                Ok((true, (fresh.clone(), appliance.witnessed)))
-            }
+        let known = self.store.update(repository, |appliance| {
+            let upgrade = match successor(appliance, quote) {
+                Ok(upgrade) => upgrade,
+                Err(why) => return Ok((false, Err(no(Some(repository.clone()), Refusal::Lineage, why)))),
+            };
+            let (new, key) = match appliance.key() {
+                Some(key) => (false, key),
+                None => {
+                    appliance.set_key(&fresh, Timestamp::from_clock(std::time::SystemTime::now()));
+                    (true, fresh.clone())
+                }
+            };
+            Ok((new, Ok((key, appliance.witnessed, upgrade))))
         });
-        let Some((key, witnessed)) = known.map_err(failed)? else {
+        let Some(known) = known.map_err(failed)? else {
             let why = "the operator has taken this repository away";
             return Err(no(Some(repository.clone()), Refusal::Repository, why));
         };
+        let (key, witnessed, upgrade) = known?;
         let sealed = keyserve::seal(&claims.vault_key, &nonce, &key)
             .map_err(|error| no(Some(repository.clone()), Refusal::Evidence, error.to_string()))?;
-        let mut answer = ReleaseAnswer { nonce, key: sealed, witnessed, signature: [0; 64].into() };
-        answer.signature = self.key.sign(&answer.signing_input(repository, &claims.vault_key));
+        let mut answer = ReleaseAnswer { nonce, key: sealed, witnessed, upgrade, signature: [0; 64].into() };
+        let input = answer
+            .signing_input(repository, &claims.vault_key)
+            .map_err(|error| unknown(Some(repository), &Failure::failed(crate::failure::chain(&error))))?;
+        answer.signature = self.key.sign(&input);
         Ok(answer)
     }
 
@@ -169,11 +185,12 @@ impl Server {
                 let why = "it does not bear the mark of this appliance's key".to_owned();
                 return Ok((false, Err(refuse(Refusal::Report, why))));
             }
-            if let Err((refused, why)) = follows(appliance.witnessed.as_ref(), report) {
+            if let Err((refused, why)) = follows(appliance, report) {
                 return Ok((false, Err(refuse(refused, why))));
             }
-            let changed = appliance.witnessed != Some(report.opened);
-            appliance.witnessed = Some(report.opened);
+            let (opened, lineage) = (Some(report.opened), Some(report.lineage));
+            let changed = (appliance.witnessed, appliance.lineage) != (opened, lineage);
+            (appliance.witnessed, appliance.lineage) = (opened, lineage);
             appliance.reported = Timestamp::from_clock(std::time::SystemTime::now());
             Ok((changed, Ok(())))
         });
@@ -192,9 +209,31 @@ impl Server {
     }
 }
 
+/// The statement that the image of this quote opens the state with, where it still has to.
+///
+/// # Errors
+/// The state has been opened with a statement for another image: this one comes before it.
+fn successor(appliance: &Appliance, quote: &QuoteFacts) -> Result<Option<SignedStatement>, String> {
+    let Some(signed) = &appliance.upgrade else { return Ok(None) };
+    let (to, version) = (&signed.statement.to, signed.statement.version);
+    let named = (to.mrtd, to.rtmr1, to.rtmr2) == (quote.mrtd, quote.rtmr1, quote.rtmr2);
+    let used = appliance.lineage.is_some_and(|lineage| lineage >= version);
+    match (named, used) {
+        (false, true) => Err(format!("the state is at version {version}, which another image has")),
+        (true, false) => Ok(Some(signed.clone())),
+        _ => Ok(None),
+    }
+}
+
 /// Whether what has opened may come after what is known.
-fn follows(known: Option<&Witnessed>, report: &EpochReport) -> Result<(), (Refusal, String)> {
+fn follows(appliance: &Appliance, report: &EpochReport) -> Result<(), (Refusal, String)> {
     let opened = &report.opened;
+    let known = appliance.witnessed.as_ref();
+    let same = known.is_some_and(|known| known.state == opened.state);
+    if let Some(lineage) = appliance.lineage.filter(|lineage| same && report.lineage < *lineage) {
+        let why = format!("it was opened at version {}, and version {lineage} is known", report.lineage);
+        return Err((Refusal::Lineage, why));
+    }
     match known {
         None => Ok(()),
         Some(known) if known == opened => Ok(()),

@@ -41,7 +41,14 @@ const PAUSE: Duration = Duration::from_millis(100);
 #[derive(Debug, Clone)]
 pub(crate) enum Notice {
     /// A key was released.
-    Released { from: SocketAddr, repository: Repository, epoch: Option<u64>, simulated: bool },
+    Released {
+        from: SocketAddr,
+        repository: Repository,
+        epoch: Option<u64>,
+        /// The version of the statement that went with it.
+        upgrade: Option<u64>,
+        simulated: bool,
+    },
     /// A state has opened, or has a later commit.
     Opened { from: SocketAddr, repository: Repository, epoch: u64, fresh: bool },
     /// No.
@@ -137,6 +144,7 @@ impl Port {
                     from,
                     repository: released.repository,
                     epoch: released.answer.witnessed.map(|known| known.epoch),
+                    upgrade: released.answer.upgrade.as_ref().map(|signed| signed.statement.version),
                     simulated: released.simulated,
                 });
                 Ok(reply(StatusCode::OK, &released.answer))

@@ -18,6 +18,7 @@ use std::path::{Path, PathBuf};
 use cofferdam_attest::keyserve::Kek;
 use cofferdam_protocol::keyserve::Witnessed;
 use cofferdam_protocol::unseal::SecretBytes;
+use cofferdam_protocol::upgrade::{self, SignedStatement};
 use cofferdam_protocol::{Digest, Repository, Timestamp};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -27,8 +28,8 @@ use crate::files;
 
 /// Most appliances of one server.
 const MOST: usize = 1024;
-/// Largest file in bytes: 64 digests of declarations are 5 KiB.
-const LARGEST: usize = 16 * 1024;
+/// Largest file in bytes: 64 digests of declarations are 5 KiB, a statement has [`upgrade::MAX_BYTES`].
+const LARGEST: usize = 16 * 1024 + upgrade::MAX_BYTES;
 /// Most declarations that are given for one appliance.
 pub(crate) const MOST_DECLARATIONS: usize = 64;
 const VERSION: u32 = 1;
@@ -49,6 +50,12 @@ pub(crate) struct Appliance {
     pub(crate) witnessed: Option<Witnessed>,
     /// When it was.
     pub(crate) reported: Option<Timestamp>,
+    /// The version of its lineage, as it was reported.
+    #[serde(default)]
+    pub(crate) lineage: Option<u64>,
+    /// What lets the next image open it.
+    #[serde(default)]
+    pub(crate) upgrade: Option<SignedStatement>,
 }
 
 impl Appliance {
@@ -125,6 +132,8 @@ impl Store {
                 first_released: None,
                 witnessed: None,
                 reported: None,
+                lineage: None,
+                upgrade: None,
             },
         };
         self.write(&appliance)?;

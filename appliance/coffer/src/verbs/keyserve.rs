@@ -2,16 +2,18 @@
 
 use std::cell::Cell;
 use std::fmt::Write as _;
+use std::path::{Path, PathBuf};
 use std::time::{Duration, Instant};
 
 use cofferdam_declaration::MAX_BYTES;
 use cofferdam_protocol::keyserve::{Refusal, Refused};
+use cofferdam_protocol::upgrade::{self, SignedStatement};
 use cofferdam_protocol::{Digest, Repository};
 use serde_json::{Value, json};
 use tokio::net::TcpListener;
 
 use crate::cli::{self, KeyserveAction, Serve};
-use crate::failure::{Failure, Outcome};
+use crate::failure::{Failure, Outcome, chain};
 use crate::files;
 use crate::keyserve::{self, MOST_DECLARATIONS, Notice, Server, Store};
 use crate::operator_key::OperatorKey;
@@ -33,6 +35,9 @@ pub(super) async fn run(ui: &Ui, options: cli::Keyserve, limit: Duration) -> Out
         Some(KeyserveAction::Forget { repository, data }) => {
             forget(ui, &Store::open(&data.data)?, &repository)
         }
+        Some(KeyserveAction::Upgrade { repository, statement, data }) => {
+            upgrade(ui, &Store::open(&data.data)?, &repository, &statement)
+        }
         None => serve(ui, options.serve, limit).await,
     }
 }
@@ -45,6 +50,9 @@ async fn serve(ui: &Ui, options: Serve, limit: Duration) -> Outcome {
     let key = OperatorKey::load(&cli::OperatorKey { key: Some(key) })?;
     let store = Store::open(data)?;
     let _alone = store.serve()?;
+    for added in &options.add {
+        store.add(&added.repository, added.declaration.into_iter().collect())?;
+    }
     // What is damaged is said now and not when an appliance waits.
     let appliances = store.all()?.len();
     let trust = within(limit, Trust::load(&options.trust, &options.github)).await?;
@@ -84,7 +92,7 @@ async fn serve(ui: &Ui, options: Serve, limit: Duration) -> Outcome {
     Ok(())
 }
 
-fn add(ui: &Ui, store: &Store, repository: &Repository, files: &[std::path::PathBuf]) -> Outcome {
+fn add(ui: &Ui, store: &Store, repository: &Repository, files: &[PathBuf]) -> Outcome {
     if files.len() > MOST_DECLARATIONS {
         return Err(Failure::usage(format!("at most {MOST_DECLARATIONS} declarations are given")));
     }
@@ -120,20 +128,56 @@ fn list(ui: &Ui, store: &Store) -> Outcome {
             0 => "declaration of the default branch".to_owned(),
             count => format!("one of {count} given declarations"),
         };
-        let _ = writeln!(text, "{}  {key}; {state}; {declared}", appliance.repository);
+        let waits = appliance.upgrade.as_ref().map(|signed| signed.statement.version);
+        let waits = waits.filter(|version| appliance.lineage.is_none_or(|lineage| lineage < *version));
+        let upgrade =
+            waits.map_or_else(String::new, |version| format!("; a statement for version {version}"));
+        let _ = writeln!(text, "{}  {key}; {state}; {declared}{upgrade}", appliance.repository);
         values.push(json!({
             "repository": appliance.repository, "has_key": appliance.key().is_some(),
             "first_released": appliance.first_released, "witnessed": appliance.witnessed,
             "reported": appliance.reported, "declarations": appliance.declarations,
+            "lineage": appliance.lineage, "upgrade": waits,
         }));
     }
     ui.result(&text, json!({ "appliances": values }));
     Ok(())
 }
 
+fn upgrade(ui: &Ui, store: &Store, repository: &Repository, file: &Path) -> Outcome {
+    let signed = SignedStatement::parse(&files::read(file, upgrade::MAX_BYTES)?)
+        .map_err(|error| Failure::usage(format!("{} is no statement: {}", file.display(), chain(&error))))?;
+    let (version, to) = (signed.statement.version, &signed.statement.to);
+    if !signed.statement.from.is_same(repository) || !to.repository.is_same(repository) {
+        let (from, to) = (&signed.statement.from, &to.repository);
+        return Err(Failure::usage(format!("the statement lets an appliance of {to} open a state of {from}"))
+            .hint("a state goes to another repository with the recovery key: coffer unseal --recovery --upgrade FILE"));
+    }
+    if !to.is_ordered() {
+        return Err(Failure::usage("the operators of the statement are not in order"));
+    }
+    let known = store.update(repository, |appliance| {
+        let lineage = appliance.lineage.unwrap_or(1);
+        if version <= lineage {
+            return Err(Failure::usage(format!(
+                "the statement is for version {version}, and the state is at version {lineage} already"
+            ))
+            .hint("coffer seal allow-upgrade signs one for the version above it"));
+        }
+        appliance.upgrade = Some(signed.clone());
+        Ok((true, ()))
+    })?;
+    known.ok_or_else(|| Failure::usage(format!("{repository} was not added")))?;
+    ui.result(
+        &format!("{repository}: the image of the statement opens the state as version {version}, and no earlier one after it\n"),
+        json!({ "repository": repository, "version": version }),
+    );
+    Ok(())
+}
+
 fn forget(ui: &Ui, store: &Store, repository: &Repository) -> Outcome {
     let known = store.update(repository, |appliance| {
-        appliance.reported = None;
+        (appliance.reported, appliance.lineage) = (None, None);
         let known = appliance.witnessed.take();
         Ok((known.is_some(), known))
     })?;
@@ -188,11 +232,13 @@ impl Console {
 
 fn line(notice: &Notice) -> String {
     match notice {
-        Notice::Released { from, repository, epoch, simulated } => {
+        Notice::Released { from, repository, epoch, upgrade, simulated } => {
             let simulated = if *simulated { "SIMULATED: " } else { "" };
             let known =
                 epoch.map_or("no state is known".to_owned(), |epoch| format!("epoch {epoch} is known"));
-            format!("{simulated}{repository} from {}: key released; {known}", from.ip())
+            let statement = upgrade
+                .map_or_else(String::new, |version| format!(" with the statement for version {version}"));
+            format!("{simulated}{repository} from {}: key released{statement}; {known}", from.ip())
         }
         Notice::Opened { from, repository, epoch, fresh } => {
             let what = if *fresh { "a new state" } else { "the state" };
@@ -207,8 +253,9 @@ fn line(notice: &Notice) -> String {
 
 fn value(notice: &Notice) -> Value {
     match notice {
-        Notice::Released { from, repository, epoch, simulated } => json!({
-            "event": "released", "from": from.ip(), "repository": repository, "epoch": epoch, "simulated": simulated,
+        Notice::Released { from, repository, epoch, upgrade, simulated } => json!({
+            "event": "released", "from": from.ip(), "repository": repository, "epoch": epoch, "upgrade": upgrade,
+            "simulated": simulated,
         }),
         Notice::Opened { from, repository, epoch, fresh } => json!({
             "event": "opened", "from": from.ip(), "repository": repository, "epoch": epoch, "fresh": fresh,
@@ -236,6 +283,9 @@ fn advice(refused: Refusal) -> &'static str {
         Refusal::Nonce => "nothing: the appliance asks again",
         Refusal::Launched => "nothing: an appliance that has launched needs no key",
         Refusal::Evidence => "nothing: no appliance of ours writes that",
+        Refusal::Lineage => {
+            "start the image that the last statement names; to go back: coffer seal allow-upgrade for a version above it"
+        }
         Refusal::Epoch => {
             "attach the disk that the appliance ran with last, or coffer keyserve forget OWNER/REPO"
         }

@@ -69,6 +69,13 @@ pub struct Told {
 }
 
 impl Told {
+    /// What the kernel was measured as.
+    pub fn kernel_digest(&self) -> [u8; 48] {
+        let mut digest = simulated::firmware_events()[4].digest.unwrap();
+        digest[0] = self.kernel;
+        digest
+    }
+
     /// The evidence document.
     pub fn document(&self) -> Vec<u8> {
         let platform = simulated::platform(1);
@@ -104,7 +111,7 @@ impl Told {
         .map(Result::unwrap);
         let own = if self.launched { &own[..] } else { &own[..3] };
         let mut firmware = simulated::firmware_events();
-        firmware[4].digest.as_mut().unwrap()[0] = self.kernel;
+        firmware[4].digest = Some(self.kernel_digest());
         let event_log = [&firmware[..], own].concat();
         let claims = Claims {
             repository: word(&self.repository),

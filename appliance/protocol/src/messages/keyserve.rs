@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use super::evidence::VaultKey;
 use super::operator::Signature;
 use super::unseal::SealDisk;
+use super::upgrade::{self, SignedStatement};
 use crate::json::{self, JsonError};
 use crate::{Base64Array, Digest, Repository};
 
@@ -29,14 +30,14 @@ pub const REPORT: &str = "/v1/report";
 
 /// Most key servers of one appliance: with the recovery key and what operators open it with they fit a sheet of key slots.
 pub const MAX_SERVERS: usize = 5;
-/// Largest of these messages in bytes; evidence has a bound of its own.
-pub const MAX_MESSAGE: usize = 4096;
+/// Largest of these messages in bytes: an answer with the largest statement. Evidence has a bound of its own.
+pub const MAX_MESSAGE: usize = upgrade::MAX_BYTES + 4096;
 /// Longest detail of a [`Refused`] that is shown, in characters.
 pub const MAX_DETAIL: usize = 500;
 
 const ANSWER_DOMAIN: &[u8] = b"cofferdam/keyserve/answer/v1";
 const ACK_DOMAIN: &[u8] = b"cofferdam/keyserve/ack/v1";
-const REPORT_DOMAIN: &[u8] = b"cofferdam/keyserve/report/v1";
+const REPORT_DOMAIN: &[u8] = b"cofferdam/keyserve/report/v2";
 
 /// Names a key server: the beginning of the SHA-256 of its Ed25519 public key.
 pub type ServerId = Base64Array<8>;
@@ -92,15 +93,23 @@ pub struct ReleaseAnswer {
     /// What the server knows of the appliance's state; absent where nothing was reported yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub witnessed: Option<Witnessed>,
+    /// What lets the image of the evidence open the state where another one has sealed it: the server's operator has given it. Who may
+    /// sign it, the state knows.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub upgrade: Option<SignedStatement>,
     /// The server's signature of [`ReleaseAnswer::signing_input`].
     pub signature: Signature,
 }
 
 impl ReleaseAnswer {
     /// The bytes that the server signs:
-    /// domain 00 nonce vault-key length repository enc ciphertext known state epoch root. The length is one byte; `known` is 1, or 0
-    /// and nothing after it; the epoch is 8 bytes, big endian; the repository is in lower case.
-    pub fn signing_input(&self, repository: &Repository, vault_key: &VaultKey) -> Vec<u8> {
+    /// domain 00 nonce vault-key length repository enc ciphertext known state epoch root statement. The length is one byte; `known` is 1,
+    /// or 0 and no state, epoch and root after it; the epoch is 8 bytes, big endian; the repository is in lower case; the statement is
+    /// the SHA-256 that names it ([`Statement::digest`](upgrade::Statement::digest)), or nothing where there is none.
+    ///
+    /// # Errors
+    /// The statement cannot be written.
+    pub fn signing_input(&self, repository: &Repository, vault_key: &VaultKey) -> Result<Vec<u8>, JsonError> {
         let mut input = [ANSWER_DOMAIN, &[0], self.nonce.as_bytes(), vault_key.as_bytes()].concat();
         input.extend(named(repository));
         input.extend(self.key.enc.as_bytes());
@@ -112,7 +121,10 @@ impl ReleaseAnswer {
                 input.extend(written(witnessed));
             }
         }
-        input
+        if let Some(signed) = &self.upgrade {
+            input.extend(signed.statement.digest()?.as_bytes());
+        }
+        Ok(input)
     }
 }
 
@@ -126,17 +138,20 @@ pub struct EpochReport {
     pub opened: Witnessed,
     /// Whether an operator has made it in the boot that reports it: then it may be another state than the one before.
     pub fresh: bool,
+    /// The version of its lineage: what the last statement made it, and 1 before.
+    pub lineage: u64,
     /// HKDF-SHA256 of [`EpochReport::mac_input`] under the released key.
     pub mac: Base64Array<32>,
 }
 
 impl EpochReport {
-    /// The bytes that the MAC covers: domain 00 length repository state epoch root fresh.
+    /// The bytes that the MAC covers: domain 00 length repository state epoch root fresh lineage. The lineage is 8 bytes, big endian.
     pub fn mac_input(&self) -> Vec<u8> {
         let mut input = [REPORT_DOMAIN, &[0]].concat();
         input.extend(named(&self.repository));
         input.extend(written(&self.opened));
         input.push(u8::from(self.fresh));
+        input.extend(self.lineage.to_be_bytes());
         input
     }
 }
@@ -202,6 +217,8 @@ pub enum Refusal {
     Launched,
     /// The evidence is none, or contradicts itself.
     Evidence,
+    /// The image comes before the one that a statement has let open the state.
+    Lineage,
     /// The state that opened is older than what the server knows.
     Epoch,
     /// The state that opened is another one than the server knows, or a second copy of it.
@@ -229,6 +246,7 @@ impl Refusal {
             Self::Nonce => "nonce",
             Self::Launched => "launched",
             Self::Evidence => "evidence",
+            Self::Lineage => "lineage",
             Self::Epoch => "epoch",
             Self::State => "state",
             Self::Report => "report",
@@ -329,6 +347,7 @@ mod tests {
             R::Nonce,
             R::Launched,
             R::Evidence,
+            R::Lineage,
             R::Epoch,
             R::State,
             R::Report,
@@ -356,42 +375,50 @@ mod tests {
             nonce: [5; 32].into(),
             key,
             witnessed: Some(witnessed),
+            upgrade: None,
             signature: [0; 64].into(),
+        };
+        let upgrade = |version| {
+            let mut signed = crate::messages::upgrade::tests::signed();
+            signed.statement.version = version;
+            Some(signed)
         };
         let (ours, other): (Repository, Repository) =
             ("acme/shop".parse().unwrap(), "acme/shoq".parse().unwrap());
         let vault: VaultKey = [6; 32].into();
-        let change = |change: fn(&mut ReleaseAnswer)| {
+        let change = |change: &dyn Fn(&mut ReleaseAnswer)| {
             let mut changed = answer.clone();
             change(&mut changed);
-            changed.signing_input(&ours, &vault)
+            changed.signing_input(&ours, &vault).unwrap()
         };
         let mut all = vec![
-            answer.signing_input(&ours, &vault),
-            answer.signing_input(&other, &vault),
-            answer.signing_input(&ours, &[7; 32].into()),
-            change(|a| a.nonce = [9; 32].into()),
-            change(|a| a.key.enc = [9; 32].into()),
-            change(|a| a.key.ciphertext = [9; 48].into()),
-            change(|a| a.witnessed = None),
-            change(|a| a.witnessed.as_mut().unwrap().state = [9; 16].into()),
-            change(|a| a.witnessed.as_mut().unwrap().epoch = 6),
-            change(|a| a.witnessed.as_mut().unwrap().root = [9; 32].into()),
+            answer.signing_input(&ours, &vault).unwrap(),
+            answer.signing_input(&other, &vault).unwrap(),
+            answer.signing_input(&ours, &[7; 32].into()).unwrap(),
+            change(&|a| a.upgrade = upgrade(2)),
+            change(&|a| a.upgrade = upgrade(3)),
+            change(&|a| (a.witnessed, a.upgrade) = (None, upgrade(2))),
+            change(&|a| a.nonce = [9; 32].into()),
+            change(&|a| a.key.enc = [9; 32].into()),
+            change(&|a| a.key.ciphertext = [9; 48].into()),
+            change(&|a| a.witnessed = None),
+            change(&|a| a.witnessed.as_mut().unwrap().state = [9; 16].into()),
+            change(&|a| a.witnessed.as_mut().unwrap().epoch = 6),
+            change(&|a| a.witnessed.as_mut().unwrap().root = [9; 32].into()),
             EpochAck::signing_input(&ours, &witnessed),
             EpochAck::signing_input(&other, &witnessed),
         ];
-        for fresh in [true, false] {
-            let report =
-                EpochReport { repository: ours.clone(), opened: witnessed, fresh, mac: [0; 32].into() };
-            all.push(report.mac_input());
+        for (fresh, lineage) in [(true, 1), (false, 1), (false, 2)] {
+            let (repository, mac) = (ours.clone(), [0; 32].into());
+            all.push(EpochReport { repository, opened: witnessed, fresh, lineage, mac }.mac_input());
         }
         let count = all.len();
         all.sort();
         all.dedup();
         assert_eq!(all.len(), count);
         assert_eq!(
-            answer.signing_input(&"Acme/Shop".parse().unwrap(), &vault),
-            answer.signing_input(&ours, &vault)
+            answer.signing_input(&"Acme/Shop".parse().unwrap(), &vault).unwrap(),
+            answer.signing_input(&ours, &vault).unwrap()
         );
     }
 }

@@ -104,10 +104,10 @@ impl SignedStatement {
 }
 
 #[cfg(test)]
-mod tests {
+pub(crate) mod tests {
     use super::*;
 
-    fn signed() -> SignedStatement {
+    pub(crate) fn signed() -> SignedStatement {
         let to = Successor {
             repository: "acme/shop".parse().unwrap(),
             mrtd: [1; 48],

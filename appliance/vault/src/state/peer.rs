@@ -20,13 +20,15 @@ use cofferdam_protocol::keyserve::{
 };
 use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::unseal::{PeerStatus, SealDisk, Witness};
+use cofferdam_protocol::upgrade::SignedStatement;
 
 use super::key::{self, StateKey, random};
+use super::lineage::Current;
 use super::open::Sheets;
 use super::sheet::Sheet;
 use super::slot::{Image, Slot, Way};
 use super::survey::OnDisk;
-use super::{Opened, Sealed, StateError};
+use super::{Opened, Sealed, StateError, Upgrade};
 use crate::KeyServer;
 use crate::store::Witnessing;
 
@@ -51,6 +53,8 @@ struct Server {
     declared: KeyServer,
     kek: Option<Kek>,
     witnessed: Option<Witnessed>,
+    /// What it gives this image for a state that another one has sealed.
+    upgrade: Option<SignedStatement>,
     trouble: Option<String>,
     /// It knows what is pending.
     acknowledged: bool,
@@ -72,8 +76,14 @@ impl Inner {
 
 impl KeyServers {
     fn new(servers: Vec<KeyServer>, uid: u32) -> Self {
-        let server =
-            |declared| Server { declared, kek: None, witnessed: None, trouble: None, acknowledged: false };
+        let server = |declared| Server {
+            declared,
+            kek: None,
+            witnessed: None,
+            upgrade: None,
+            trouble: None,
+            acknowledged: false,
+        };
         let servers = servers.into_iter().map(server).collect();
         Self { uid, inner: Mutex::new(Inner { servers, made: None, pending: None, unopened: None }) }
     }
@@ -206,6 +216,7 @@ impl Sealed {
                 repository: self.boot.repository.clone(),
                 opened: pending.shown,
                 fresh: pending.opened.fresh,
+                lineage: pending.opened.lineage,
                 mac: [0; 32].into(),
             };
             let mac = sealing::report_mac(kek, &report).map_err(|_| StateError::Derive);
@@ -224,7 +235,9 @@ impl Sealed {
         let mut inner = servers.lock();
         let made = inner.made.is_some();
         let server = inner.server(id)?;
-        let input = answer.signing_input(&self.boot.repository, &self.public_key().into());
+        let input = answer
+            .signing_input(&self.boot.repository, &self.public_key().into())
+            .map_err(|_| StateError::PeerSignature)?;
         if !server.declared.has_signed(&input, &answer.signature) {
             return Err(StateError::PeerSignature);
         }
@@ -233,6 +246,7 @@ impl Sealed {
         server.kek = Some(kek);
         // Of a state that an operator gives up here the server may still tell.
         server.witnessed = answer.witnessed.filter(|_| !made);
+        server.upgrade.clone_from(&answer.upgrade);
         server.trouble = None;
         let witnessed: Vec<Witnessed> = server.witnessed.into_iter().collect();
         // It answers late: what has opened meanwhile has to be what it knows.
@@ -258,7 +272,7 @@ impl Sealed {
             }
         }
         let OnDisk::Sealed { sheet, other, place } = self.on_disk() else { return Ok(()) };
-        let opened = self.open_with_any(servers, &Sheets { sheet, other, place, next: None });
+        let opened = self.open_with_any(servers, Sheets { sheet, other, place, next: None });
         let mut inner = servers.lock();
         inner.unopened = opened.as_ref().err().map(ToString::to_string);
         inner.pending = Some(opened?);
@@ -268,8 +282,27 @@ impl Sealed {
         Ok(())
     }
 
-    fn open_with_any(&self, servers: &KeyServers, sheets: &Sheets) -> Result<Pending, StateError> {
-        self.admits(&sheets.sheet.current)?;
+    /// What the state's lineage becomes with a statement that a server has given, where this boot needs one.
+    fn successor_by_servers(
+        &self,
+        servers: &KeyServers,
+        current: &Current,
+    ) -> Result<Option<(Current, Upgrade)>, StateError> {
+        let Err(refused) = self.admits(current) else { return Ok(None) };
+        let given: Vec<_> = servers.lock().servers.iter().filter_map(|it| it.upgrade.clone()).collect();
+        let mut last = refused;
+        for statement in &given {
+            match self.successor(current, Some(statement)) {
+                Err(error) => last = error,
+                next => return next,
+            }
+        }
+        Err(last)
+    }
+
+    fn open_with_any(&self, servers: &KeyServers, sheets: Sheets) -> Result<Pending, StateError> {
+        let next = self.successor_by_servers(servers, &sheets.sheet.current)?;
+        let sheets = &Sheets { next, ..sheets };
         let (known, tries, needed) = {
             let inner = servers.lock();
             let (all, answered) = (inner.servers.len(), inner.servers.iter().filter(|it| it.kek.is_some()));

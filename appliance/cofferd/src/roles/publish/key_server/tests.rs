@@ -64,8 +64,8 @@ async fn release(
     let vault_key = keys.vault_key.into();
     let key = sealing::seal(&vault_key, &nonce, &keys.kek).unwrap();
     let witnessed = *keys.known.lock().unwrap();
-    let mut answer = ReleaseAnswer { nonce, key, witnessed, signature: [0; 64].into() };
-    answer.signature = keys.sign(&answer.signing_input(&claims.repository, &vault_key));
+    let mut answer = ReleaseAnswer { nonce, key, witnessed, upgrade: None, signature: [0; 64].into() };
+    answer.signature = keys.sign(&answer.signing_input(&claims.repository, &vault_key).unwrap());
     Ok(Json(answer))
 }
 
