@@ -22,7 +22,6 @@ import unittest
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from harness import (
     HOST_FROM_GUEST,
-    OPERATOR,
     REPOSITORY,
     ROOT,
     SEALED,
@@ -39,6 +38,7 @@ SERVICES = f"  none:\n    image: registry.invalid/none@sha256:{'0' * 64}\n"
 # The appliance that has a key server for a service.
 KEYS = "acme/keys"
 PASSPHRASE = "correct horse battery staple"
+UNWITNESSED = "{provider: operator, rollback: warn}"
 KEYSERVE = """  keyserve:
     image: {image}
     command: {command}
@@ -119,7 +119,7 @@ class KeyServers(unittest.TestCase):
         services = KEYSERVE.format(image=image, command=json.dumps(command), configs=configs)
         cls.keys_port, volumes = free_port(), "{keys: {size: 64m}}"
         cls.keys = world.declaration(
-            cls.keys_port, services, repository=KEYS, state=OPERATOR, volumes=volumes
+            cls.keys_port, services, repository=KEYS, state=UNWITNESSED, volumes=volumes
         )
         cls.keys_commit = world.commit(cls.keys, repository=KEYS)
         cls.keys_options = ["--endpoint", f"127.0.0.1:{cls.keys_port}"]
@@ -217,8 +217,14 @@ class KeyServers(unittest.TestCase):
         world.wait_console("second", machine, "trying again", 90)
         self.waits_for("1 of 3")
         self.assertNotIn("launched", world.console("second"))
-        # Its own state has the keys, and the secret that it signs with.
-        self.serve_inside("keys-second", "unseal")
+        # Its own state has the keys, and the secret that it signs with. Nobody is asked how new it is.
+        given = world.path("keys.yaml")
+        with open(given, "w", encoding="utf-8") as file:
+            file.write(self.keys)
+        verb = ("unseal", "--without-witness", "--declaration", given)
+        self.serve_inside("keys-second", *verb)
+        self.assertIn("UNWITNESSED", world.console("keys-second"))
+        self.assertNotIn("UNWITNESSED", world.console("keys-first"))
         world.wait_console("second", machine, "launched", 240)
 
         def listed():

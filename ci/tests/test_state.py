@@ -3,8 +3,8 @@
 
 Four boots of the simulator image with one disk. The first makes the state and its volumes and is
 cut off. The second opens it and still has the secret, and what a service wrote into its volume. The
-third is given a copy of the disk from before, which is refused. The fourth is of another image,
-which needs a statement.
+third is given a copy of the disk from before, which is refused until an operator accepts the loss.
+The fourth is of another image, which needs a statement.
 """
 
 import http.client
@@ -226,12 +226,29 @@ class State(unittest.TestCase):
         self.forget("attest-")
         self.says(3, "older", "unseal", stdin=PASSPHRASE)
         self.says(7, "requires a witness", "unseal", "--without-witness", stdin=PASSPHRASE)
+        self.accept_the_loss(machine)
         self.world.cut_power("third", machine)
+        type(self).disk = older
+
+    def accept_the_loss(self, machine):
+        """The older copy goes on as the state, and everybody is told."""
+        self.says(0, "open", "unseal", "--accept-loss", stdin=PASSPHRASE)
+        self.world.wait_console("third", machine, "launched", 120)
+        self.assertIn("the loss of the state", self.world.console("third"))
+        self.runs()
+        self.volumes_are_kept()
+        listed = self.coffer("secret", "list")[1]
+        self.assertIn(SECRET, listed)
+        self.assertNotIn(TOKEN, listed)
+        self.put(TOKEN, GITHUB_TOKEN)
+        wait_for("the release attestation", 120, self.published, 1)
+        wait_for("the anchor of this boot", 60, lambda: "state-0000002" in self.tags(), 1)
+        self.verified(0, "the loss of the state of epoch")
 
     def test_4_the_disk_holds_nothing_that_can_be_read(self):
         texts = (VALUE, PASSPHRASE, GITHUB_TOKEN, SECRET, self.recovery)
         secrets = [text.encode() for text in texts]
-        for path in (self.disk, self.world.path("older.img")):
+        for path in (self.world.path("state.img"), self.disk):
             with open(path, "rb") as file:
                 while block := file.read(16 << 20):
                     for secret in secrets:
@@ -255,10 +272,10 @@ class State(unittest.TestCase):
         self.world.wait_console("next", machine, "launched", 120)
         self.says(0, "lineage 2", "seal", "status")
         self.assertIn(SECRET, self.coffer("secret", "list")[1])
-        wait_for("the anchor of this boot", 120, lambda: "state-0000002" in self.tags(), 1)
+        wait_for("the anchor of this boot", 120, lambda: "state-0000003" in self.tags(), 1)
         self.verified(0, "state_anchors")
-        self.forget("state-0000001")
-        self.verified(3, "state-0000001 of the state was published and is gone")
+        self.forget("state-0000002")
+        self.verified(3, "state-0000002 of the state was published and is gone")
         self.says(3, "is gone", "seal", "status")
         self.world.cut_power("next", machine)
 
