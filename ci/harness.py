@@ -520,8 +520,10 @@ class World:
         ]
         return self.start(name, command)
 
-    def stands_still(self, name, machine):
-        """Whether the firmware has named the image and nothing of the image has run since."""
+    def stands_still(self, name, machine, resumed=False):
+        """Whether the firmware has named the image and nothing of the image has run since. A
+        machine that was saved after that goes on without naming it.
+        """
         deadline = time.monotonic() + BEFORE_PID_1_SECONDS
         while machine.poll() is None and time.monotonic() < deadline:
             before, started, after = self.console(name).partition("BdsDxe: starting ")
@@ -529,7 +531,8 @@ class World:
             if "SIMULATED" in said or "cofferd" in said:
                 return False
             time.sleep(0.2)
-        return machine.poll() is None and "BdsDxe: starting " in self.console(name)
+        named = resumed or "BdsDxe: starting " in self.console(name)
+        return machine.poll() is None and named
 
     def console(self, name):
         try:
@@ -552,7 +555,13 @@ class World:
                 raise Failed(f"{name} did not come to {text!r}:\n{console[-4000:]}")
             return None
 
-        return wait_for(f"{name}: {text!r} on the console", seconds, seen)
+        try:
+            return wait_for(f"{name}: {text!r} on the console", seconds, seen)
+        except Failed as failed:
+            end = self.console(name)[-2000:]
+            if end in str(failed):  # of one that ended or parked
+                raise
+            raise Failed(f"{failed}; it ends with:\n{end}") from None
 
     def control(self, name):
         """The simulator's control port of a machine booted with --control."""

@@ -217,7 +217,8 @@ class KeyServers(unittest.TestCase):
         world.wait_console("second", machine, "trying again", 90)
         self.waits_for("1 of 3")
         self.assertNotIn("launched", world.console("second"))
-        # Its own state has the keys, and the secret that it signs with. Nobody is asked how new it is.
+        # Its own state has the keys and the secret that it signs with; nobody is asked how new
+        # that is.
         given = world.path("keys.yaml")
         with open(given, "w", encoding="utf-8") as file:
             file.write(self.keys)
