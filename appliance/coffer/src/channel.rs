@@ -32,7 +32,7 @@ use tokio::time::timeout;
 use tokio_rustls::TlsConnector;
 use tokio_rustls::client::TlsStream;
 
-use crate::failure::{Code, Failure, Outcome, chain};
+use crate::failure::{Cause, Code, Failure, Outcome, chain};
 use crate::newest::Verified;
 use crate::operator_key::OperatorKey;
 use crate::progress;
@@ -167,7 +167,9 @@ impl NotDialled {
         let what = format!("{endpoint} is refused: {refusal}");
         let failure = if expected { Failure::rejected(what) } else { Failure::could_not_check(what) };
         if refusal.is_about_time() {
-            failure.hint("check the clock here (`date -u`) and that of the appliance's host")
+            failure
+                .because_of(Cause::Times)
+                .hint("check the clock here (`date -u`) and that of the appliance's host")
         } else {
             failure
         }
@@ -185,6 +187,7 @@ pub(crate) async fn dial(
     let unreachable = |what: &str, error: &(dyn std::error::Error + 'static)| {
         NotDialled::Failed(
             Failure::could_not_check(format!("cannot {what} {endpoint}: {}", chain(error)))
+                .because_of(Cause::EndpointAway)
                 .hint(endpoint_hint(Obstacle::of(error), endpoint)),
         )
     };

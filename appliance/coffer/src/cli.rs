@@ -267,6 +267,14 @@ pub(crate) enum Verb {
         #[command(flatten)]
         key: OperatorKey,
     },
+    /// Look for what is wrong, and say for each thing what helps
+    #[command(
+        after_help = "The exit code is that of the gravest finding, in this order: 3 verification says no, 4 not allowed or no operator's key, \
+        5 sealed, 1 the appliance's own answers show a problem, 6 something could not be checked or reached. It is 0 without any of them, also \
+        with warnings. Nothing is shown as a fact that was not verified.\n\nExamples:\n  coffer doctor acme/app\n  \
+        coffer doctor acme/app --endpoint app.example.org:443\n  coffer doctor acme/app --json | jq -r '.findings[].code'"
+    )]
+    Doctor(Box<Doctor>),
     /// Show what happened in the appliance
     #[command(
         after_help = "Each event has the number that its role gave it: a gap was overwritten.\n\nExamples:\n  \
@@ -285,6 +293,14 @@ pub(crate) enum Verb {
     },
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Doctor {
+    #[command(flatten)]
+    pub(crate) appliance: Appliance,
+    #[command(flatten)]
+    pub(crate) key: OperatorKey,
 }
 
 #[derive(Debug, Args)]

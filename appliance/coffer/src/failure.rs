@@ -40,6 +40,23 @@ pub(crate) struct Failure {
     pub(crate) after_reboot: bool,
     /// How long somebody who could not answer asks us not to ask again.
     pub(crate) retry_after: Option<Duration>,
+    /// What is behind it, where `coffer doctor` has more to say about that than the hint.
+    pub(crate) cause: Option<Cause>,
+}
+
+/// What can be behind a failure.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub(crate) enum Cause {
+    /// GitHub gives no answer.
+    GithubAway,
+    /// GitHub has answered as often as it does for now.
+    GithubLimit,
+    /// The repository has no release attestation at all.
+    NoRelease,
+    /// Nobody answers at the endpoint.
+    EndpointAway,
+    /// Times are wrong, and nothing else.
+    Times,
 }
 
 /// What every verb returns.
@@ -54,6 +71,7 @@ impl Failure {
             rendered: None,
             after_reboot: false,
             retry_after: None,
+            cause: None,
         }
     }
 
@@ -75,6 +93,11 @@ impl Failure {
 
     pub(crate) fn after_reboot(mut self) -> Self {
         self.after_reboot = true;
+        self
+    }
+
+    pub(crate) fn because_of(mut self, cause: Cause) -> Self {
+        self.cause = Some(cause);
         self
     }
 

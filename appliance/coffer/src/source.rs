@@ -18,7 +18,7 @@ use zeroize::Zeroizing;
 use crate::anchors::MAX_ANCHORS;
 use crate::cache::DiskCache;
 use crate::cli;
-use crate::failure::{Code, Failure, Outcome, chain};
+use crate::failure::{Cause, Code, Failure, Outcome, chain};
 use crate::files;
 use crate::progress;
 use crate::reach::github_hint;
@@ -275,6 +275,17 @@ impl Source {
     }
 
     fn in_words(&self, what: &str, error: &GithubError) -> Failure {
+        let cause = match error {
+            GithubError::RateLimited { .. } => Some(Cause::GithubLimit),
+            GithubError::Unreachable(_) | GithubError::Timeout | GithubError::Server { .. } => {
+                Some(Cause::GithubAway)
+            }
+            _ => None,
+        };
+        Failure { cause, ..self.hinted(what, error) }
+    }
+
+    fn hinted(&self, what: &str, error: &GithubError) -> Failure {
         let message = format!("cannot {what} of {}: {}", self.repository, chain(error));
         match error {
             GithubError::Unauthorized(_) => {

@@ -16,7 +16,7 @@ use cofferdam_protocol::unix_seconds;
 use serde_json::{Value, json};
 
 use crate::cli;
-use crate::failure::{Code, Failure, Outcome, chain};
+use crate::failure::{Cause, Code, Failure, Outcome, chain};
 use crate::files;
 use crate::references;
 use crate::ui::{Tone, Ui, printable};
@@ -163,7 +163,7 @@ pub(crate) fn verdict_failure(verdict: Verdict, checks: &[Check], what: &str) ->
     let times = ["issued_at", "expires_at"];
     let mut false_ones = checks.iter().filter(|check| check.outcome == wanted);
     if verdict == Verdict::Rejected && false_ones.all(|check| times.contains(&check.name)) {
-        return Some(failure.hint(
+        return Some(failure.because_of(Cause::Times).hint(
             "only times are wrong: one of the clocks may be; compare `date -u` here with the clock of the appliance's host",
         ));
     }

@@ -2,7 +2,9 @@
 //!
 //! A line `$ …` is run by bash, in a folder of its own that holds the files after `-- NAME --`. Below it stand what `coffer`
 //! printed (`> `), what it said on stderr (`! `) and the exit code (`= `). The first words of a file may be `world: github`
-//! or `world: appliance`: then a development GitHub has a release attestation of acme/shop, and an appliance answers. With `world: sealed
+//! or `world: appliance`: then a development GitHub has a release attestation of acme/shop, and an appliance answers; a word behind it says
+//! how it is ([`Scene`]), that it is `busy` and gives no evidence, that it knows no operator (`strange`), that its release has `expired`, or that it
+//! is `away`. With `world: sealed
 //! DISK ATTESTED EPOCH` the release is of an earlier boot, on a state of epoch ATTESTED, and the appliance waits: with a blank disk, or with
 //! one whose state is of epoch EPOCH and opens with a passphrase or shares. With `peer` it is blank and there is a key server that knows EPOCH,
 //! with `refused-peer` one that refuses.
@@ -22,7 +24,7 @@ use std::process::{Command, ExitStatus, Stdio};
 use cofferdam_protocol::state::Rollback;
 use snapbox::Data;
 use world::World;
-use world::appliance::Simulated;
+use world::appliance::{Mood, Scene, Simulated};
 use world::seal::Seal;
 
 /// What no command prints; after it, nothing of the command's output is to come.
@@ -156,9 +158,33 @@ fn replayed(text: &str) -> Option<String> {
             github.start();
             (Place::of(world.insert(github)), true)
         }
-        Some("world: appliance") => {
+        Some("world: appliance away") => {
+            let mut github = World::new()?;
+            // A port at which nobody listens.
+            github.endpoint = "127.0.0.1:1".to_owned();
+            let commit = github.declare("alice");
+            github.attest(&github.told(&commit, "alice", 600));
+            github.start();
+            (Place::of(world.insert(github)), true)
+        }
+        Some(words) if words == "world: appliance" || words.starts_with("world: appliance ") => {
             appliance = Simulated::start();
-            (Place::of(world.insert(appliance.world(3600)?)), true)
+            let mut age = 60;
+            match words.trim_start_matches("world: appliance").trim() {
+                "" => {}
+                "well" => *appliance.scene.lock().unwrap() = Scene::Well,
+                "clock" => *appliance.scene.lock().unwrap() = Scene::Clock,
+                "loop" => *appliance.scene.lock().unwrap() = Scene::Loop,
+                "trouble" => *appliance.scene.lock().unwrap() = Scene::Trouble,
+                "busy" => appliance.set(Mood::Busy),
+                "strange" => appliance.set(Mood::Strange),
+                "expired" => age = 2 * 86_400,
+                other => panic!("{other}"),
+            }
+            if words != "world: appliance" && *appliance.scene.lock().unwrap() == Scene::Usual {
+                *appliance.scene.lock().unwrap() = Scene::Well;
+            }
+            (Place::of(world.insert(appliance.world_since(age, 3600)?)), true)
         }
         Some(words) if words.starts_with("world: sealed ") => {
             let mut words = words.split(' ').skip(2);

@@ -6,7 +6,7 @@ use cofferdam_attest::release::Tag;
 use cofferdam_protocol::Repository;
 use serde_json::{Value, json};
 
-use crate::failure::{Code, Failure};
+use crate::failure::{Cause, Code, Failure};
 use crate::ui::printable;
 
 /// Refused attestations that are named one by one.
@@ -58,6 +58,7 @@ impl Skipped {
                 message.push_str(&format!("\n  {line}"));
             }
             return Failure::could_not_check(message)
+                .because_of(Cause::NoRelease)
                 .hint("has the appliance published yet? `coffer status` with --endpoint shows it");
         }
         let (code, words) = match self.verdict() {
@@ -90,6 +91,16 @@ impl Skipped {
         count(self.without_document, &format!("without a usable {ASSET_NAME}"));
         if !self.complete {
             lines.push(format!("{} releases were looked at, there are more", looked_at()));
+        }
+        lines
+    }
+
+    /// Those that have a newer tag than `accepted`, and why each is passed over: somebody wrote them, and they are not the appliance's.
+    pub(crate) fn newer_than(&self, accepted: &Tag) -> Vec<String> {
+        let newer = self.named.iter().filter(|(tag, ..)| tag.issued_at > accepted.issued_at);
+        let mut lines: Vec<String> = newer.map(|(tag, _, reason)| format!("{tag}: {reason}")).collect();
+        if self.future > 0 {
+            lines.push(format!("{} with a tag from the future", self.future));
         }
         lines
     }

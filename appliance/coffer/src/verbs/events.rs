@@ -73,7 +73,7 @@ async fn next(channel: &mut Channel, key: &OperatorKey, query: EventsQuery) -> O
     ask(channel, key, query).await
 }
 
-async fn ask(channel: &mut Channel, key: &OperatorKey, query: EventsQuery) -> Outcome<Vec<Event>> {
+pub(super) async fn ask(channel: &mut Channel, key: &OperatorKey, query: EventsQuery) -> Outcome<Vec<Event>> {
     let reply = channel.request(key, "GET", &format!("{EVENTS}{query}"), Vec::new()).await?;
     if reply.status != StatusCode::OK {
         return Err(refusal(&reply, "no events"));

@@ -4,6 +4,7 @@ mod allow_upgrade;
 mod appraise;
 mod check;
 mod connect;
+mod doctor;
 mod events;
 mod import;
 mod init;
@@ -108,6 +109,7 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         Verb::Start(options) => within(limit, order::run(ui, &options, Order::Start)).await,
         Verb::Top { appliance, wait, key } => top::run(ui, &appliance, wait, &key, limit).await,
         Verb::Publish { appliance, key } => within(limit, publish::run(ui, &appliance, &key)).await,
+        Verb::Doctor(options) => doctor::run(ui, &options, limit).await,
         Verb::Events(options) => events::run(ui, &options, limit).await,
         Verb::Completion { shell } => {
             let mut script = Vec::new();

@@ -224,14 +224,14 @@ pub(super) fn open_result(epoch: u64) -> (String, Value) {
     }
 }
 
-fn declared(bytes: &[u8]) -> Outcome<Declaration> {
+pub(super) fn declared(bytes: &[u8]) -> Outcome<Declaration> {
     Declaration::parse(bytes).map_err(|_| {
         Failure::rejected("the declaration that names the endpoint is not valid")
             .hint("coffer check shows why")
     })
 }
 
-fn status_in(reply: &crate::channel::Reply, what: &str) -> Outcome<SealStatus> {
+pub(super) fn status_in(reply: &crate::channel::Reply, what: &str) -> Outcome<SealStatus> {
     if reply.status != StatusCode::OK {
         return Err(refusal(reply, what));
     }

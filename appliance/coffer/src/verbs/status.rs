@@ -18,7 +18,7 @@ use crate::operator_key::OperatorKey;
 use crate::ui::{Tone, Ui, printable};
 
 /// A clock that is off by less is right: a certificate is made for longer.
-const NOTABLE_S: u64 = 30;
+pub(super) const NOTABLE_S: u64 = 30;
 /// Different attempts that are shown for one service; the rest is in `--json`.
 const SHOWN: usize = 5;
 

@@ -67,7 +67,8 @@ pub(crate) async fn verified_release(
     }
 }
 
-fn failure(repository: &Repository, found: &Found) -> Option<Failure> {
+/// Why what was found is not accepted; `None` when it is.
+pub(super) fn failure(repository: &Repository, found: &Found) -> Option<Failure> {
     let verified = &found.verified;
     let what = format!("release attestation {} of {repository}", verified.tag);
     // What is shown may be false where the answer is open: something else could not be checked.

@@ -29,10 +29,27 @@ pub enum Mood {
     Strange,
 }
 
+/// How its services are.
+#[derive(Debug, Clone, Copy, PartialEq, Default)]
+pub enum Scene {
+    /// One runs, one waits, one has failed, one needs too much memory.
+    #[default]
+    Usual,
+    /// All is well.
+    Well,
+    /// All is well but the clock, which is an hour ahead.
+    Clock,
+    /// A service ends again and again.
+    Loop,
+    /// A role, a service, the address and publishing are in trouble, and what services are called and say is hostile.
+    Trouble,
+}
+
 /// The appliance; it lives as long as the test's process.
 pub struct Simulated {
     pub endpoint: String,
     pub mood: Arc<Mutex<Mood>>,
+    pub scene: Arc<Mutex<Scene>>,
     pub told: Arc<Mutex<Option<Told>>>,
     /// Its state while that is not open.
     pub seal: Arc<Mutex<Option<Seal>>>,
@@ -60,6 +77,8 @@ impl Simulated {
         let endpoint = listener.local_addr().unwrap().to_string();
         let (mood, told) = (Arc::new(Mutex::new(Mood::Honest)), Arc::new(Mutex::new(None)));
         let seal: Arc<Mutex<Option<Seal>>> = Arc::default();
+        let scene: Arc<Mutex<Scene>> = Arc::default();
+        let its_scene = Arc::clone(&scene);
         let (its_mood, its_told, its_seal) = (Arc::clone(&mood), Arc::clone(&told), Arc::clone(&seal));
         std::thread::spawn(move || {
             for stream in listener.incoming().flatten() {
@@ -69,11 +88,12 @@ impl Simulated {
                     Arc::clone(&its_told),
                     Arc::clone(&its_seal),
                 );
-                std::thread::spawn(move || serve(config, stream, &mood, &told, &seal));
+                let scene = Arc::clone(&its_scene);
+                std::thread::spawn(move || serve(config, stream, &mood, &scene, &told, &seal));
             }
         });
         let vault_key = base64::encode(operator::generate_vault_key().1);
-        Self { endpoint, mood, told, seal, tls_key, vault_key }
+        Self { endpoint, mood, scene, told, seal, tls_key, vault_key }
     }
 
     pub fn set(&self, mood: Mood) {
@@ -83,6 +103,11 @@ impl Simulated {
     /// A world whose repository declares this appliance and whose newest release attests it; its evidence on request is
     /// valid for `validity` seconds.
     pub fn world(&self, validity: u64) -> Option<World> {
+        self.world_since(60, validity)
+    }
+
+    /// The same with a release of `age` seconds ago.
+    pub fn world_since(&self, age: u64, validity: u64) -> Option<World> {
         let mut world = World::new()?;
         world.endpoint.clone_from(&self.endpoint);
         let commit = world.declare("alice");
@@ -90,7 +115,7 @@ impl Simulated {
         let told = Told {
             tls_key: self.tls_key.clone(),
             vault_key: self.vault_key.clone(),
-            ..world.told(&commit, "alice", 60)
+            ..world.told(&commit, "alice", age)
         };
         world.attest(&told);
         *self.told.lock().unwrap() = Some(Told { validity, ..told });
@@ -125,6 +150,7 @@ fn serve(
     config: Arc<ServerConfig>,
     stream: TcpStream,
     mood: &Mutex<Mood>,
+    scene: &Mutex<Scene>,
     told: &Mutex<Option<Told>>,
     seal: &Mutex<Option<Seal>>,
 ) -> Option<()> {
@@ -149,7 +175,10 @@ fn serve(
                 Some(path) if path == "/v1/seal" || path == "/v1/unseal" => {
                     seal.lock().unwrap().as_mut()?.answer(&sent, told.lock().unwrap().as_mut()?)?
                 }
-                Some(path) => operators(line.split(' ').next()?, path),
+                Some(_) if *mood.lock().unwrap() == Mood::Strange => {
+                    ("403 Forbidden", r#"{"error":"the key is no operator's"}"#.into())
+                }
+                Some(path) => operators(line.split(' ').next()?, path, *scene.lock().unwrap()),
                 None => ("200 OK", format!("hello {caller}").into_bytes()),
             },
         };
@@ -164,15 +193,17 @@ const SIGNED_IN: &str =
 const NOT_SIGNED_IN: &str = "HTTP/1.1 403 Forbidden\r\nConnection: close\r\nContent-Length: 36\r\n\r\n{\"error\":\"the key is no operator's\"}";
 
 /// What operators get: a service that runs and one that waits, two lines, one secret.
-fn operators(method: &str, path: &str) -> (&'static str, Vec<u8>) {
+fn operators(method: &str, path: &str, scene: Scene) -> (&'static str, Vec<u8>) {
     let lines = "{\"at\":\"2026-01-02T03:04:05.678Z\",\"stream\":\"stdout\",\"line\":\"listening with [redacted:key]\"}\n\
                  {\"at\":\"2026-01-02T03:04:06.789Z\",\"stream\":\"stderr\",\"line\":\"\\u001b[2Ja prompt\"}\n";
     match (method, path) {
-        ("GET", "/v1/status") => ("200 OK", status()),
+        ("GET", "/v1/status") => ("200 OK", status(scene)),
         ("GET", "/v1/events?last=600000") => {
             ("200 OK", EVENTS.lines().skip(1).map(|line| format!("{line}\n")).collect::<String>().into())
         }
-        ("GET", path) if path.starts_with("/v1/events") => ("200 OK", EVENTS.into()),
+        ("GET", path) if path.starts_with("/v1/events") => {
+            ("200 OK", if scene == Scene::Usual { EVENTS.into() } else { Vec::new() })
+        }
         ("GET", "/v1/secrets") => ("200 OK", SECRETS.into()),
         ("GET", path) if path.starts_with("/v1/logs?service=web&") => ("200 OK", lines.into()),
         ("GET", path) if path.starts_with("/v1/logs?") => (
@@ -206,12 +237,12 @@ const EVENTS: &str = r#"{"role":"network","number":1,"at":"2026-01-02T03:04:05.6
 {"role":"vault","number":4,"at":"2026-01-02T03:05:07.678Z","up_ms":62900,"event":{"kind":"audit","operation":"put","uid":102,"operator":"SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","references":["secret://demo/greeting/value"],"further":0,"status":200}}
 "#;
 /// Every member of a status, as the real one writes them.
-fn status() -> Vec<u8> {
+fn status(scene: Scene) -> Vec<u8> {
     let zero = "00".repeat(48);
     let since = "2026-01-02T03:04:05.678Z";
     let role =
         |name: &str, restarts: u32| json!({"name": name, "pid": 7, "restarts": restarts, "state": "running"});
-    json!({
+    let mut status = json!({
         "repository": "acme/shop", "commit": "0123456789abcdef0123456789abcdef01234567",
         "declaration": super::simulated::DIGEST, "endpoint": "shop.example:8443",
         "image": {"name": "cofferdam", "release": "0.1.0", "digests": {}},
@@ -231,9 +262,39 @@ fn status() -> Vec<u8> {
              "killed": {"why": "out-of-memory", "limit": 67_108_864}, "since": since, "name": "hungry"},
         ],
         "publish": {"state": "published", "tag": "attest-20260102T030405Z-0a1b2c3d", "at": "2026-01-02T03:05:00Z"},
-    })
-    .to_string()
-    .into_bytes()
+    });
+    let service = |name: &str, state: &str| json!({"state": state, "missing": [], "restarts": 0, "since": since, "name": name});
+    let clock = |ahead: i64| {
+        let source = |host: &str| json!({"host": host, "ahead_s": ahead});
+        let sources = [source("api.github.example"), source("pcs.example")];
+        json!({"ahead_s": ahead, "sources": sources, "at": "2026-01-02T03:05:00Z"})
+    };
+    if scene != Scene::Usual {
+        status["services"] = json!([service("web", "running"), service("agent", "running")]);
+        status["clock"] = clock(1);
+    }
+    match scene {
+        Scene::Usual | Scene::Well => {}
+        Scene::Clock => status["clock"] = clock(3600),
+        Scene::Loop => {
+            let mut loops = service("agent", "restarting");
+            (loops["exit_code"], loops["restarts"], loops["detail"]) =
+                (json!(1), json!(12), json!("again in 60s"));
+            status["services"][1] = loops;
+        }
+        Scene::Trouble => {
+            status["roles"][0]["state"] = json!("restarting");
+            status["network"] = json!({"state": "lost", "detail": "nobody answers", "lost": 2, "since": "2026-01-02T03:05:00Z"});
+            status["publish"] = json!({"state": "waiting", "at": "2026-01-02T03:05:00Z",
+                "detail": "waiting for the GitHub token: no secret yet for secret://cofferdam/github/token"});
+            let mut hostile = service("$(reboot)\u{1b}[2J", "failed");
+            hostile["detail"] = json!("\u{202e}\u{1b}]0;owned\u{7}\nok: all is well");
+            hostile["egress"] = json!({"denied": 3, "latest": [{"target": "evil\u{1b}.example:443", "why": "name", "count": 3,
+                "last": "2026-01-02T03:05:00Z", "allow": "evil.example:443"}]});
+            status["services"][1] = hostile;
+        }
+    }
+    status.to_string().into_bytes()
 }
 
 fn evidence(
