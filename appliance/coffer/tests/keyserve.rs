@@ -496,7 +496,11 @@ fn a_kill_at_any_instant_loses_nothing_that_was_acknowledged() {
     let path = place.world.at("keys/acme+shop.json");
     let mut first: Option<Kek> = None;
     let mut acknowledged = 0;
-    for round in 0_u64..12 {
+    for round in 0_u64..60 {
+        // On a slow machine the first report takes longer than all of these.
+        if round >= 12 && acknowledged > 0 {
+            break;
+        }
         let vault = Vault::new();
         let document = place.told(&vault, place.nonce()).document();
         let address = place.address.clone();
