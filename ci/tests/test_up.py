@@ -147,6 +147,7 @@ class Up(unittest.TestCase):
 
         trust = ["--reference", came["reference"], "--root", came["root"]]
         trust += ["--github-api", came["github_api"], "--github-ca", came["github_ca"]]
+        self.assertEqual(self.doctored(trust), ("ok", []))
         self.orders(trust, local)
         self.followed(trust, local)
 
@@ -154,6 +155,11 @@ class Up(unittest.TestCase):
         self.assertFalse(os.path.exists(state))
         self.assertEqual(processes_of(state), [])
         self.assertEqual(self.coffer("down")[0], 1)
+
+    def doctored(self, trust):
+        """(the verdict, the codes of what is not well), as `coffer doctor` has them."""
+        said = json.loads(self.ok("doctor", "stranger/app", "--json", *trust))
+        return said["verdict"], [one["code"] for one in said["findings"] if one["severity"] != "ok"]
 
     def orders(self, trust, local):
         """Stop, start and restart, by an operator and by nobody else."""
@@ -168,6 +174,7 @@ class Up(unittest.TestCase):
         self.ok("stop", "stranger/app", "web", "--wait", *trust)
         self.assertEqual(service()["state"], "stopped")
         self.assertFalse(self.answers(local))
+        self.assertEqual(self.doctored(trust), ("warning", ["service-stopped"]))
         table = self.ok("top", "stranger/app", *trust)
         self.assertRegex(table, r"web +stopped|web +\d+/\d+")
 
