@@ -571,8 +571,10 @@ class World:
 
     def references(self, image):
         """Reference values predicted from the image's file, never from a boot: the image's half and
-        the platform's.
+        the platform's. An image that is a disk has its UKI beside it.
         """
+        base, ending = os.path.splitext(image)
+        measured = [base + ".efi", "--disk", image] if ending == ".raw" else [image]
         paths = [
             self.path(f"{os.path.basename(image)}.{half}.json") for half in ("image", "platform")
         ]
@@ -580,7 +582,7 @@ class World:
             [
                 self.tool("coffer"),
                 "measure",
-                image,
+                *measured,
                 "--boot",
                 "simulator",
                 "--mrtd",

@@ -15,6 +15,7 @@ import shlex
 import struct
 import subprocess
 import sys
+import tarfile
 import tempfile
 import unittest
 import unittest.mock
@@ -292,6 +293,48 @@ class DeclarationDisk(unittest.TestCase):
             with self.assertRaises(boot.Failed):
                 boot.declaration_disk(commit, declaration)
         self.assertEqual(len(boot.declaration_disk(COMMIT, b"x" * boot.MAX_DECLARATION)) % 512, 0)
+
+
+class Cloud(unittest.TestCase):
+    """Disks as a cloud attaches and imports them; ci/tests/test_gce.py boots from such."""
+
+    def test_a_disk_is_started_as_it_is_and_all_are_on_nvme(self):
+        more = ["--declaration", "c.yaml", "--commit", COMMIT, "--state", "state.img"]
+        qemu = printed("cofferdam-gce.raw", "--nvme", *more)[-1]
+        drives = [value.split("file=")[1] for value in values(qemu, "-drive")]
+        self.assertIn(os.path.abspath("cofferdam-gce.raw"), drives)
+        self.assertNotIn("esp.img", drives)
+        devices = values(qemu, "-device")
+        namespaces = [f"nvme-ns,drive={name},bus=nvme" for name in ("esp", "declaration", "state")]
+        self.assertEqual([name for name in devices if "nvme-ns" in name], namespaces)
+        self.assertNotIn("virtio-blk", " ".join(devices))
+        writable = [value for value in values(qemu, "-drive") if "readonly=off" in value]
+        self.assertEqual(len(writable), 1)
+        self.assertIn("id=state", writable[0])
+
+    def test_a_disk_is_changed_by_nobody(self):
+        for option in (["--direct"], ["--kernel"], ["--beside", "a=b"]):
+            with (
+                contextlib.redirect_stderr(io.StringIO()),
+                self.assertRaises(SystemExit) as refused,
+            ):
+                boot.main(["cofferdam-gce.raw", *option, "--print"])
+            self.assertEqual(refused.exception.code, 2)
+
+    def test_the_declarations_disk_is_written_for_an_import(self):
+        with tempfile.TemporaryDirectory() as folder:
+            declaration = os.path.join(folder, "cofferdam.yaml")
+            with open(declaration, "wb") as file:
+                file.write(b"version: 1\n")
+            packed = os.path.join(folder, "declaration.tar.gz")
+            words = ["--declaration", declaration, "--commit", COMMIT]
+            self.assertEqual(boot.main(["--cloud-disk", packed, *words]), 0)
+            with tarfile.open(packed) as archive:
+                (entry,) = archive.getmembers()
+                self.assertEqual((entry.name, entry.size), ("disk.raw", 1 << 30))
+                expected = boot.declaration_disk(COMMIT, b"version: 1\n")
+                with archive.extractfile(entry) as disk:
+                    self.assertEqual(disk.read(4096), expected.ljust(4096, b"\0"))
 
 
 class Oversized(unittest.TestCase):

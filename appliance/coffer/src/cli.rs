@@ -500,6 +500,9 @@ pub(crate) struct Measure {
     /// How the image is booted, which RTMR1 and RTMR2 depend on; may be repeated
     #[arg(long, value_enum, value_name = "WAY", default_value = "tdx")]
     pub(crate) boot: Vec<Boot>,
+    /// The disk that it is started from (cofferdam-gce.raw), when that has a partition table: firmware measures the table into RTMR1
+    #[arg(long, value_name = "RAW", requires = "image")]
+    pub(crate) disk: Option<PathBuf>,
     /// What the image was built from and with (JSON from `ci/measurements`), to store with its values
     #[arg(long, value_name = "FILE", requires = "image")]
     pub(crate) build: Option<PathBuf>,

@@ -3,6 +3,7 @@
 pub mod acpi;
 mod bytes;
 pub mod difference;
+pub mod disk;
 pub mod explain;
 pub mod firmware;
 mod guid;

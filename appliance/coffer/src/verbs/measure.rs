@@ -15,6 +15,7 @@ use cofferdam_attest::reference::{
 };
 use cofferdam_measure::MeasureError;
 use cofferdam_measure::acpi::AcpiTables;
+use cofferdam_measure::disk;
 use cofferdam_measure::explain::{self, Candidate, Status};
 use cofferdam_measure::firmware::{self, Prediction};
 use serde_json::{Value, json};
@@ -94,6 +95,10 @@ fn image(options: &Measure, uki: Option<&[u8]>) -> Outcome<Option<ImageReference
             _ => failure,
         }
     })?;
+    if let Some(path) = &options.disk {
+        disk::start_from(&mut image, &files::read_beginning(path, disk::BEGINNING)?)
+            .map_err(|error| Failure::failed(format!("{}: {}", path.display(), chain(&error))))?;
+    }
     let wanted: Vec<(BootPlatform, BootSource)> = options.boot.iter().copied().map(way).collect();
     image.boots.retain(|boot| wanted.contains(&(boot.platform, boot.source)));
     Ok(Some(image))

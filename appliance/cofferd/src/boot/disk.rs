@@ -1,46 +1,39 @@
 //! The declaration disk: how the host hands over a declaration.
 //!
-//! A virtio disk with the serial `cofferdam-decl`, exactly one. Its bytes: one line
+//! Exactly one disk ([`attached`]). Its bytes: one line
 //! `cofferdam-declaration/v1 <commit, 40 hex digits> <length, decimal>`, on it perhaps a space and the address that the host sets
-//! ([`Ipv4Settings`]), which the event `machine` measures; then exactly that many bytes of declaration, then zeros up to a multiple of 512, and nothing else. There is no file system: the
+//! ([`Ipv4Settings`]), which the event `machine` measures; then exactly that many bytes of declaration, then zeros up to a multiple of 512, and nothing else. A cloud decides itself how large an
+//! NVMe disk is: there zeros go on to the end of what is read, which is as much as the longest declaration needs. There is no file system: the
 //! host's bytes meet no parser but this one before they are measured.
 //!
 //! The disk is read once. A host that changes it afterwards changes nothing.
 
-use std::fs;
+use std::fs::File;
 use std::io;
-use std::path::{Path, PathBuf};
-use std::time::{Duration, Instant};
 
 use cofferdam_protocol::network::{Ipv4Settings, MAX_TEXT};
-use cofferdam_protocol::{Commit, WordError};
+use cofferdam_protocol::{Commit, WordError, read};
 
-use crate::system::files;
+use super::attached::{self, AttachedError, Bus, Purpose};
 
-/// What the host has to call the disk (virtio-blk serial, at most 20 bytes).
-const SERIAL: &str = "cofferdam-decl";
 /// First word of the header.
-const MAGIC: &str = "cofferdam-declaration/v1";
+pub(super) const MAGIC: &str = "cofferdam-declaration/v1";
 /// The longest declaration in bytes.
 const MAX_LENGTH: usize = 1 << 20;
 /// Magic, commit, length of seven digits, address, three spaces and the line's end.
 const MAX_HEADER: usize = 24 + 1 + 40 + 1 + 7 + 1 + MAX_TEXT + 1;
 const SECTOR: usize = 512;
 /// The longest disk in bytes.
-const MAX_DISK: u64 = (MAX_HEADER + MAX_LENGTH + SECTOR) as u64;
-/// The driver finds its disks within milliseconds of its loading; emulation makes that a second.
-const APPEARS_WITHIN: Duration = Duration::from_secs(10);
-const LOOK_EVERY: Duration = Duration::from_millis(20);
+const MAX_DISK: usize = MAX_HEADER + MAX_LENGTH + SECTOR;
+/// What is read of a disk: a sector more than the longest has, so that a longer one is seen.
+const MAX_READ: u64 = ((MAX_DISK / SECTOR + 1) * SECTOR) as u64;
 
 /// Why there is no declaration.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum DiskError {
-    /// No disk of that serial appeared.
-    #[error("no disk with the serial {0}")]
-    Missing(&'static str),
-    /// More than one: which of them counts must not be a guess.
-    #[error("{1} disks with the serial {0}, where there must be one")]
-    Ambiguous(&'static str, usize),
+    /// Which disk it is.
+    #[error(transparent)]
+    Attached(#[from] AttachedError),
     /// The disk cannot be read.
     #[error("cannot read the declaration disk")]
     Read(#[source] io::Error),
@@ -56,6 +49,9 @@ pub(crate) enum DiskError {
     /// The disk is shorter or longer than the header says, or not filled up with zeros.
     #[error("the declaration disk is not {0} bytes followed by zeros up to a multiple of {SECTOR}")]
     Padding(usize),
+    /// A virtio disk that no declaration needs.
+    #[error("the declaration disk has more than {MAX_DISK} bytes")]
+    Long,
 }
 
 /// A declaration as the host handed it over: not parsed, and not to be before it is measured.
@@ -74,65 +70,17 @@ pub(crate) struct Delivered {
 /// # Errors
 ///
 /// [`DiskError`].
-pub(crate) fn read() -> Result<Delivered, DiskError> {
-    let device = device(SERIAL)?;
-    let bytes = files::read_bounded(device, MAX_DISK).map_err(DiskError::Read)?;
-    take_apart(&bytes)
+pub(crate) fn declaration() -> Result<Delivered, DiskError> {
+    let disk = attached::find(Purpose::Declaration)?;
+    let device = File::open(disk.device).map_err(DiskError::Read)?;
+    let bytes = read::beginning(device, MAX_READ).map_err(DiskError::Read)?;
+    take_apart(&bytes, disk.bus)
 }
 
-/// The one virtio disk with this serial, which may still have to appear.
-///
-/// # Errors
-///
-/// [`DiskError::Missing`], [`DiskError::Ambiguous`].
-pub(super) fn device(serial: &'static str) -> Result<PathBuf, DiskError> {
-    find(serial, Path::new("/sys/class/block"), Path::new("/dev"), APPEARS_WITHIN)
-}
-
-fn find(serial: &'static str, class: &Path, devices: &Path, limit: Duration) -> Result<PathBuf, DiskError> {
-    let deadline = Instant::now() + limit;
-    loop {
-        let found = named(serial, class).map_err(DiskError::Read)?;
-        match found.as_slice() {
-            [name] => return Ok(devices.join(name)),
-            [] if Instant::now() < deadline => std::thread::sleep(LOOK_EVERY),
-            [] => return Err(DiskError::Missing(serial)),
-            several => return Err(DiskError::Ambiguous(serial, several.len())),
-        }
+fn take_apart(disk: &[u8], bus: Bus) -> Result<Delivered, DiskError> {
+    if bus == Bus::Virtio && disk.len() > MAX_DISK {
+        return Err(DiskError::Long);
     }
-}
-
-/// Whether the host takes no writes to a disk: the kernel opens it for writing all the same.
-pub(super) fn is_read_only(device: &Path) -> io::Result<bool> {
-    read_only(device, Path::new("/sys/class/block"))
-}
-
-fn read_only(device: &Path, class: &Path) -> io::Result<bool> {
-    let name = device.file_name().ok_or(io::ErrorKind::InvalidInput)?;
-    Ok(fs::read_to_string(class.join(name).join("ro"))?.trim_end() != "0")
-}
-
-/// Names of the virtio disks with the serial. Before the driver is loaded there may be no class at all.
-fn named(serial: &str, class: &Path) -> io::Result<Vec<String>> {
-    let entries = match fs::read_dir(class) {
-        Ok(entries) => entries,
-        Err(error) if error.kind() == io::ErrorKind::NotFound => return Ok(Vec::new()),
-        Err(error) => return Err(error),
-    };
-    let mut names = Vec::new();
-    for entry in entries {
-        let entry = entry?;
-        let Ok(name) = entry.file_name().into_string() else { continue };
-        // Partitions have no serial of their own.
-        let found = fs::read_to_string(class.join(&name).join("serial"));
-        if name.starts_with("vd") && found.is_ok_and(|found| found.trim_end() == serial) {
-            names.push(name);
-        }
-    }
-    Ok(names)
-}
-
-fn take_apart(disk: &[u8]) -> Result<Delivered, DiskError> {
     let end = disk.iter().take(MAX_HEADER).position(|byte| *byte == b'\n').ok_or(DiskError::Header)?;
     let (header, rest) = disk.split_at_checked(end).ok_or(DiskError::Header)?;
     let body = rest.get(1..).ok_or(DiskError::Header)?;
@@ -142,7 +90,7 @@ fn take_apart(disk: &[u8]) -> Result<Delivered, DiskError> {
         return Err(DiskError::Length);
     }
     let (bytes, padding) = body.split_at_checked(length).ok_or(DiskError::Padding(length))?;
-    let whole = disk.len().is_multiple_of(SECTOR) && padding.len() < SECTOR;
+    let whole = disk.len().is_multiple_of(SECTOR) && (bus == Bus::Nvme || padding.len() < SECTOR);
     if !whole || padding.iter().any(|byte| *byte != 0) {
         return Err(DiskError::Padding(length));
     }
@@ -167,6 +115,10 @@ mod tests {
     use super::*;
 
     const COMMIT: &str = "0123456789abcdef0123456789abcdef01234567";
+
+    fn take_apart(disk: &[u8]) -> Result<Delivered, DiskError> {
+        super::take_apart(disk, Bus::Virtio)
+    }
 
     fn disk(header: &str, body: &[u8]) -> Vec<u8> {
         let mut bytes = header.as_bytes().to_vec();
@@ -193,7 +145,7 @@ mod tests {
         assert_eq!(take_apart(&disk(&header("954"), &exact)).unwrap().bytes, exact);
         let longest = vec![b'y'; MAX_LENGTH];
         let bytes = disk(&header("1048576"), &longest);
-        assert!(bytes.len() as u64 <= MAX_DISK);
+        assert!(bytes.len() <= MAX_DISK);
         assert_eq!(take_apart(&bytes).unwrap().bytes.len(), MAX_LENGTH);
     }
 
@@ -210,18 +162,6 @@ mod tests {
         }
         let longest = " address=110.120.130.140/24".to_owned() + &" ".repeat(MAX_TEXT);
         assert!(matches!(with(&longest), Err(DiskError::Header | DiskError::Network(_))));
-    }
-
-    #[test]
-    fn a_disk_that_takes_no_writes_is_known() {
-        let class = tempfile::tempdir().unwrap();
-        fs::create_dir(class.path().join("vdb")).unwrap();
-        let ro = |device: &str| read_only(Path::new(device), class.path());
-        for (said, expected) in [("0\n", false), ("1\n", true)] {
-            fs::write(class.path().join("vdb/ro"), said).unwrap();
-            assert_eq!(ro("/dev/vdb").unwrap(), expected);
-        }
-        assert!(ro("/dev/vdc").is_err());
     }
 
     #[test]
@@ -266,30 +206,19 @@ mod tests {
     }
 
     #[test]
-    fn the_disk_is_found_by_its_serial_exactly_once() {
-        let root = tempfile::tempdir().unwrap();
-        let none = Duration::ZERO;
-        let find = |limit| find(SERIAL, root.path(), Path::new("/dev"), limit);
-        assert!(matches!(find(none), Err(DiskError::Missing(_))));
-        let add = |name: &str, serial: &str| {
-            fs::create_dir(root.path().join(name)).unwrap();
-            fs::write(root.path().join(name).join("serial"), serial).unwrap();
-        };
-        add("vda", "something-else");
-        add("sda", SERIAL);
-        fs::create_dir(root.path().join("vda1")).unwrap();
-        assert!(matches!(find(none), Err(DiskError::Missing(_))));
-        add("vdb", SERIAL);
-        assert_eq!(find(none).unwrap(), Path::new("/dev/vdb"));
-        add("vdc", "cofferdam-decl\n");
-        assert!(matches!(find(none), Err(DiskError::Ambiguous(SERIAL, 2))));
-    }
-
-    #[test]
-    fn a_class_that_does_not_exist_yet_is_waited_for() {
-        let limit = Duration::from_millis(30);
-        let found = find(SERIAL, Path::new("/nonexistent"), Path::new("/dev"), limit);
-        assert!(matches!(found, Err(DiskError::Missing(_))));
+    fn a_disk_that_a_cloud_has_made_is_longer_and_empty_behind_the_declaration() {
+        let longest = usize::try_from(MAX_READ).unwrap();
+        let mut cloud = disk(&header("4"), b"abcd");
+        cloud.resize(longest, 0);
+        assert_eq!(super::take_apart(&cloud, Bus::Nvme).unwrap().bytes, b"abcd");
+        assert!(matches!(take_apart(&cloud), Err(DiskError::Long)));
+        *cloud.last_mut().unwrap() = 1;
+        assert!(matches!(super::take_apart(&cloud, Bus::Nvme), Err(DiskError::Padding(4))));
+        // The longest declaration is read whole.
+        let mut full = disk(&header("1048576"), &vec![b'y'; MAX_LENGTH]);
+        assert!(full.len() <= longest);
+        full.resize(longest, 0);
+        assert_eq!(super::take_apart(&full, Bus::Nvme).unwrap().bytes.len(), MAX_LENGTH);
     }
 
     proptest::proptest! {

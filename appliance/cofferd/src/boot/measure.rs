@@ -103,7 +103,7 @@ pub(crate) fn establish() -> Result<Measured, MeasureError> {
     let mut log = ccel::parse(&firmware)?;
     explain(&log, &registers.all()?)?;
 
-    let delivered = disk::read()?;
+    let delivered = disk::declaration()?;
     let digest = Digest::of(&delivered.bytes);
     let source = "disk".to_owned();
     let commit = delivered.commit;

@@ -11,6 +11,7 @@
 //! A stage hands its result to the next by value, so that none can run before what it needs. A stage that
 //! fails parks the appliance: one clear last line, no shell, no reboot.
 
+mod attached;
 mod disk;
 mod keys;
 mod launch;

@@ -18,7 +18,7 @@ use cofferdam_protocol::state::State;
 use nix::errno::Errno;
 
 use super::Boot;
-use super::disk::{self, DiskError};
+use super::attached::{self, AttachedError, Purpose};
 use super::keys::{self, KeyError};
 use super::launch::{self, LaunchError, Launched};
 use super::measure::Measured;
@@ -35,8 +35,6 @@ use crate::system::supervise::Tier;
 use crate::system::sys::SecretMemory;
 use crate::system::tdx::TdxError;
 
-/// What the host has to call the disk (virtio-blk serial, at most 20 bytes).
-const SERIAL: &str = "cofferdam-state";
 /// Who runs while the state is not open.
 const WAITING: [&Role; 4] = [&VAULT, &EVIDENCE, &FRONT, &PUBLISH];
 /// How long the answer to the operator who opened the state may take to leave the machine.
@@ -53,7 +51,7 @@ pub(crate) enum UnsealError {
     Registers(#[from] TdxError),
     /// The declaration wants a state disk.
     #[error("the declaration keeps its state on a disk, and it is not there")]
-    Disk(#[from] DiskError),
+    Disk(#[from] AttachedError),
     /// The disk cannot be had.
     #[error("cannot open the state disk")]
     Open(#[source] io::Error),
@@ -153,8 +151,8 @@ fn places(declared: &[Volume], sealed: Vec<Sealed>) -> Result<Vec<Place>, Handov
 
 /// The disk. Not for itself (O_EXCL): the device mapper takes it like that for the volumes, and the vault has its lock on it.
 fn open() -> Result<Rc<File>, UnsealError> {
-    let device = disk::device(SERIAL)?;
-    if disk::is_read_only(&device).map_err(UnsealError::Open)? {
+    let device = attached::find(Purpose::State)?.device;
+    if attached::is_read_only(&device).map_err(UnsealError::Open)? {
         return Err(UnsealError::ReadOnly);
     }
     let file = OpenOptions::new().read(true).write(true).open(device);
