@@ -26,11 +26,13 @@ def words(image):
     return [word for word in line if not word.startswith(b"rdinit=")]
 
 
-def observed(image, content):
-    """The image with `content` as its first program, which executes the image's own."""
+def observed(image, content, *more):
+    """The image with `content` as its first program, which executes the image's own; `more` are
+    words for it (`NAME=VALUE`).
+    """
     initrd = uki.section(image, ".initrd")
     added = uki.file_archive("observer", content, 0o100755)
-    line = b" ".join([*words(image), b"rdinit=/observer"])
+    line = b" ".join([*words(image), b"rdinit=/observer", *map(str.encode, more)])
     return uki.variant(
         image, {".initrd": initrd + bytes(-len(initrd) % 4) + added, ".cmdline": line}
     )

@@ -21,13 +21,11 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from harness import HOST_FROM_GUEST, REPOSITORY, ROOT, World, free_port, wait_for, workload_files
+from harness import HOST_FROM_GUEST, REPOSITORY, ROOT, free_port, wait_for, workload_files
+from outside import HOST, NETWORK, Outside, Zone
 
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
-NETWORK, HOST = "203.0.113.0/24", "203.0.113.2"
-# The host's loopback has room for a resolver beside its own.
-RESOLVER = "127.0.0.97"
 SERVICES = """  web:
     image: {image}
     ports: [{{published: 443, target: 8080, auth: none}}]
@@ -41,35 +39,6 @@ SERVICES = """  web:
     user: "1000:1000"
     ports: [{{published: 8444, target: 8080, auth: none}}]
 """
-
-
-class Zone:
-    """A resolver over UDP that says what `names` has, for a second, and remembers what it was
-    asked.
-    """
-
-    def __init__(self):
-        self.names, self.asked = {}, []
-        self.socket = socket.socket(socket.AF_INET, socket.SOCK_DGRAM)
-        self.socket.bind((RESOLVER, 53))
-        threading.Thread(target=self.serve, daemon=True).start()
-
-    def serve(self):
-        while True:
-            message, sender = self.socket.recvfrom(512)
-            labels, at = [], 12
-            while message[at]:
-                labels.append(message[at + 1 : at + 1 + message[at]].decode())
-                at += 1 + message[at]
-            name, question = ".".join(labels).lower(), message[12 : at + 5]
-            self.asked.append(name)
-            addresses = self.names.get(name, [])
-            flags = b"\x81\x80" if addresses else b"\x81\x83"
-            counts = b"\0\1" + len(addresses).to_bytes(2, "big") + bytes(4)
-            records = b"".join(
-                b"\xc0\x0c\0\1\0\1\0\0\0\1\0\4" + socket.inet_aton(address) for address in addresses
-            )
-            self.socket.sendto(message[:2] + flags + counts + question + records, sender)
 
 
 class Server:
@@ -90,19 +59,6 @@ class Server:
                 name = re.search(rb"[a-z. ]+$", said.rstrip(b"\n"), re.IGNORECASE)[0]
                 self.called.append(name.decode())
                 connection.sendall(b"reached by " + name)
-
-
-class Outside(World):
-    """A world whose appliance has another resolver than this machine."""
-
-    def start(self, name, command, **options):
-        if name == "appliance":
-            configuration = self.path("resolv.conf")
-            with open(configuration, "w", encoding="utf-8") as file:
-                file.write(f"nameserver {RESOLVER}\n")
-            script = 'mount --bind "$0" /etc/resolv.conf && exec "$@"'
-            command = ["unshare", "--mount", "sh", "-c", script, configuration, *command]
-        return super().start(name, command, **options)
 
 
 @unittest.skipUnless(os.geteuid() == 0, "a resolver's port needs root")

@@ -4,6 +4,7 @@
 //! |---|---|
 //! | `/outside?host=H&port=P&server=N` | connects, begins TLS for the server N (without N: says something else), and tells what it hears or what refuses it |
 //! | `/outside-udp?host=H&port=P` | the same with one datagram |
+//! | `/received?host=H&port=P` | says `relay`, takes all that comes, and says how much that was (`ci/bench`) |
 
 use std::io::{self, Read as _, Write as _};
 use std::net::{SocketAddr, TcpStream, ToSocketAddrs as _, UdpSocket};
@@ -18,6 +19,7 @@ pub(crate) fn answer(path: &str, parameter: impl Fn(&str) -> Option<String>) -> 
     let outcome = match path {
         "/outside" => tcp(&host, port, parameter("server").as_deref()),
         "/outside-udp" => udp(&host, port),
+        "/received" => received(&host, port),
         _ => return None,
     };
     let heard = outcome.unwrap_or_else(|error| match error.raw_os_error() {
@@ -39,6 +41,20 @@ fn tcp(host: &str, port: u16, server: Option<&str>) -> io::Result<String> {
         None => stream.write_all(b"this is not TLS\n")?,
     }
     heard(stream)
+}
+
+fn received(host: &str, port: u16) -> io::Result<String> {
+    let mut stream = TcpStream::connect_timeout(&address(host, port)?, PATIENCE)?;
+    stream.write_all(b"relay")?;
+    let (mut block, mut bytes) = (vec![0_u8; 64 << 10], 0_usize);
+    loop {
+        match stream.read(&mut block)? {
+            0 => break,
+            count => bytes += count,
+        }
+    }
+    write!(stream, "{bytes}")?;
+    Ok(bytes.to_string())
 }
 
 fn heard(stream: impl io::Read) -> io::Result<String> {
