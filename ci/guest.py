@@ -17,6 +17,8 @@ import uki
 from process import Failed, run
 
 ROOT = os.path.dirname(os.path.dirname(os.path.abspath(__file__)))
+# What was built for the tests, where that is known.
+TOOLS = os.environ.get("COFFERDAM_TOOLS")
 TEMPLATE = "usr/lib/volume-template"
 E2FSCK = "/usr/sbin/e2fsck"
 SECONDS = 120
@@ -30,12 +32,13 @@ class Guest:
     """Kernel and initramfs, laid down in `folder`."""
 
     def __init__(self, image, folder):
-        run(
-            ["cargo", "build", "--quiet", "--locked", "-p", "cofferd", "--example", "volume"],
-            cwd=ROOT,
-        )
+        # As the tests have built it: alone it would have other features of its
+        # dependencies, which would all be compiled once more.
+        if not TOOLS:
+            run(["cargo", "test", "--quiet", "--workspace", "--locked", "--no-run"], cwd=ROOT)
         program = os.path.join(folder, "volume")
-        run(["strip", "-o", program, os.path.join(ROOT, "target", "debug", "examples", "volume")])
+        built = os.path.join(TOOLS or os.path.join(ROOT, "target", "debug"), "examples", "volume")
+        run(["strip", "-o", program, built])
         files = {"init": program, "e2fsck": E2FSCK}
         for path in [*libraries(program), *libraries(E2FSCK)]:
             # The loader at the place that programs name, all else where it looks.
