@@ -38,6 +38,8 @@ pub struct Plan {
     pub read_only: bool,
     /// How much the workload may write into its root file system until it is started again, in bytes.
     pub writable: u64,
+    /// What the service may take of the machine's memory, in bytes; `/proc/meminfo` says so.
+    pub memory: u64,
     /// Bytes of `/dev/shm`; not 0, which would be without end.
     pub shm_size: u64,
     /// Resource limits of the workload's processes.

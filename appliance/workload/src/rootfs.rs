@@ -10,7 +10,8 @@
 //!
 //! # What a workload sees
 //!
-//! - `/proc`: its own process namespace; what describes or steers the machine is masked or read-only.
+//! - `/proc`: its own process namespace; what describes or steers the machine is masked or read-only, and `meminfo` is that of the
+//!   service.
 //! - `/sys`: no sysfs at all. The measurement registers, the quote interface and the firmware's tables are
 //!   there, and a service needs none of it; an empty tmpfs says only which CPUs there are, because
 //!   C libraries and runtimes ask.
@@ -44,7 +45,7 @@ pub(crate) const SECRETS: &str = "/run/secrets";
 /// Harmless to everybody (Documentation/admin-guide/devices.txt).
 const DEVICES: [&str; 6] = ["null", "zero", "full", "random", "urandom", "tty"];
 /// Files of /proc that describe the machine or the kernel; each becomes /dev/null.
-const MASKED_FILES: [&str; 33] = [
+const MASKED_FILES: [&str; 34] = [
     "/proc/buddyinfo",
     "/proc/config.gz",
     "/proc/diskstats",
@@ -78,6 +79,7 @@ const MASKED_FILES: [&str; 33] = [
     "/proc/timer_list",
     "/proc/timer_stats",
     "/proc/vmallocinfo",
+    "/proc/vmstat",
     "/proc/zoneinfo",
 ];
 /// Directories of /proc with the same content; each becomes empty.
@@ -140,7 +142,7 @@ pub(crate) fn enter(plan: &Plan) -> Result<Held, RootfsError> {
         step(format!("attach {path}"), sys::attach(std::os::fd::AsFd::as_fd(&device), &path_of(&path)?))?;
     }
     terminals_and_memory(plan)?;
-    process_files()?;
+    process_files(plan.memory)?;
     tmpfs("/sys", DATA_ONLY, "mode=755,size=64k")?;
     step("make the list of CPUs", fs::DirBuilder::new().recursive(true).create(CPU))?;
     for (name, content) in cpus {
@@ -262,7 +264,7 @@ fn terminals_and_memory(plan: &Plan) -> Result<(), RootfsError> {
     Ok(())
 }
 
-fn process_files() -> Result<(), RootfsError> {
+fn process_files(memory: u64) -> Result<(), RootfsError> {
     own_directory("/proc")?;
     mounted("/proc", "proc", DATA_ONLY, "")?;
     // First, because this covers what lies below.
@@ -276,7 +278,27 @@ fn process_files() -> Result<(), RootfsError> {
     for path in MASKED_DIRECTORIES.into_iter().filter(|path| Path::new(path).is_dir()) {
         mounted(path, "tmpfs", DATA_ONLY | MsFlags::MS_RDONLY, "mode=555,size=0,nr_inodes=1")?;
     }
-    Ok(())
+    own_meminfo(memory)
+}
+
+/// `/proc/meminfo` with what the service may take. Runtimes size heaps by it, and the machine's own would let two services talk.
+fn own_meminfo(memory: u64) -> Result<(), RootfsError> {
+    // On the tmpfs that is still writable; the mount keeps the file when its name has gone.
+    let (place, path) = ("/dev/meminfo", "/proc/meminfo");
+    step(format!("write {path}"), fs::write(place, meminfo(memory)))?;
+    step(format!("bind {path}"), mount(Some(place), path, NONE, MsFlags::MS_BIND, NONE))?;
+    read_only(path, DATA_ONLY)?;
+    step(format!("write {path}"), fs::remove_file(place))
+}
+
+/// In the form of proc_meminfo(5), in KiB. What is used by now is not said: `cgroup` files are not there, and it would be out of date.
+fn meminfo(memory: u64) -> String {
+    let all = memory >> 10;
+    [("MemTotal", all), ("MemFree", all), ("MemAvailable", all), ("Buffers", 0), ("Cached", 0)]
+        .into_iter()
+        .chain([("SwapCached", 0), ("SwapTotal", 0), ("SwapFree", 0), ("Shmem", 0), ("SReclaimable", 0)])
+        .map(|(name, kib)| format!("{:<16}{kib:>8} kB\n", format!("{name}:")))
+        .collect()
 }
 
 /// The files that Docker writes too. Names of other services are the resolver's to tell.

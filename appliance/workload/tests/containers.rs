@@ -228,6 +228,7 @@ impl Shim {
             hosts: "127.0.0.1 localhost web\n".into(),
             read_only: false,
             writable: 8 << 20,
+            memory: 256 << 20,
             shm_size: 64 << 20,
             ulimits: Default::default(),
             tmpfs: vec!["/tmp".into()],
@@ -614,10 +615,15 @@ async fn walls(shim: &Shim) {
     );
     assert!(devices.ends_with("\n3\n"), "init, the shell and ls are all there is: {devices}");
     assert_eq!(
-        shim.sh("cat /proc/keys /proc/kallsyms; busybox ls /proc/acpi /proc/driver")
+        shim.sh("cat /proc/keys /proc/kallsyms /proc/vmstat; busybox ls /proc/acpi /proc/driver")
             .await
             .replace("/proc/acpi:\n\n/proc/driver:\n", ""),
         ""
+    );
+    let memory = shim.sh("grep ^Mem /proc/meminfo; (echo x >/proc/meminfo) 2>/dev/null || echo locked").await;
+    assert_eq!(
+        memory,
+        "MemTotal:         262144 kB\nMemFree:          262144 kB\nMemAvailable:     262144 kB\nlocked\n"
     );
     let mut plan =
         shim.plan(&["sh", "-c", "(echo x >/new) 2>/dev/null || echo locked; echo x >/tmp/x && echo tmp"]);

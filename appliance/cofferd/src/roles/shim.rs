@@ -549,6 +549,7 @@ impl Shim<'_> {
             hosts: hosts(self.own),
             read_only: self.service.read_only,
             writable: self.own.memory / 2,
+            memory: self.own.memory,
             shm_size: self.service.shm_size,
             ulimits: self.service.ulimits,
             tmpfs: self.service.tmpfs.clone(),
