@@ -17,10 +17,13 @@ import sys
 import tempfile
 import time
 import unittest
+import urllib.error
+import urllib.parse
+import urllib.request
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from harness import ROOT, World, free_port, wait_for, workload_files
-from process import run
+from process import Failed, run
 
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
@@ -150,8 +153,13 @@ class Up(unittest.TestCase):
         self.assertEqual(self.doctored(trust), ("ok", []))
         self.orders(trust, local)
         self.followed(trust, local)
+        scraped = self.scraped(trust)
 
         self.assertIn("is down", self.ok("down"))
+        # No figure outlives the appliance that it is of.
+        with self.assertRaises(urllib.error.HTTPError) as no:
+            urllib.request.urlopen(scraped, timeout=90)
+        self.assertEqual(no.exception.code, 503)
         self.assertFalse(os.path.exists(state))
         self.assertEqual(processes_of(state), [])
         self.assertEqual(self.coffer("down")[0], 1)
@@ -208,6 +216,61 @@ class Up(unittest.TestCase):
         self.assertRegex(said, r"audit: restart-service .*status=200 operator=\S+ service=web")
         self.assertRegex(said, r"audit: stop-service .*status=200 .* service=web")
         self.assertNotRegex(said, r"audit: start-service .*status=40[13].*service=web")
+
+    def scraped(self, trust):
+        """A real Prometheus scrapes the appliance; returns what it scrapes."""
+        ports = free_port(), free_port()
+        exporter, server = (f"127.0.0.1:{port}" for port in ports)
+        place = os.path.join(self.folder, "prometheus")
+        os.makedirs(place)
+        known = [{"targets": [exporter]}]
+        job = {"job_name": "cofferdam", "scrape_interval": "5s", "scrape_timeout": "5s"}
+        with open(os.path.join(place, "prometheus.yml"), "w", encoding="utf-8") as file:
+            json.dump({"scrape_configs": [{**job, "static_configs": known}]}, file)
+
+        def start(words, log):
+            with open(os.path.join(place, log), "wb") as out:
+                process = subprocess.Popen(
+                    words, env=self.environment, stdout=out, stderr=subprocess.STDOUT
+                )
+            self.addCleanup(process.wait)
+            self.addCleanup(process.send_signal, signal.SIGINT)
+
+        tool = os.path.join(TOOLS, "coffer")
+        start([tool, "top", "stranger/app", "--metrics", exporter, *trust], "coffer.log")
+        storage = f"--storage.tsdb.path={place}/data"
+        config = f"--config.file={place}/prometheus.yml"
+        start(["prometheus", config, storage, f"--web.listen-address={server}"], "prometheus.log")
+
+        def value(query):
+            address = f"http://{server}/api/v1/query?query=" + urllib.parse.quote(query)
+            try:
+                with urllib.request.urlopen(address, timeout=10) as answer:
+                    found = json.load(answer)["data"]["result"]
+            except OSError:
+                return None
+            return float(found[0]["value"][1]) if found else None
+
+        running = 'cofferdam_service_state{service="web",state="running"}'
+        try:
+            wait_for("what Prometheus scrapes", 90, lambda: value(running) == 1.0, 1)
+        except Failed:
+            for log in ("coffer.log", "prometheus.log"):
+                with open(os.path.join(place, log), encoding="utf-8") as file:
+                    print(log, file.read()[-3000:], sep=": ", file=sys.stderr)
+            print(value("up"), value("scrape_duration_seconds"), file=sys.stderr)
+            raise
+        self.assertEqual(value('up{job="cofferdam"}'), 1.0)
+        for query in (
+            'cofferdam_service_memory_bytes{service="web"}',
+            'cofferdam_service_cpu_seconds_total{service="web"}',
+            'cofferdam_role_memory_bytes{role="front"}',
+            'cofferdam_role_memory_bytes{role="vault"}',
+            "cofferdam_evidence_expiry_timestamp_seconds - time()",
+        ):
+            self.assertGreater(value(query), 0, query)
+        self.assertEqual(value('cofferdam_service_state{service="web",state="failed"}'), 0.0)
+        return f"http://{exporter}/metrics"
 
     def followed(self, trust, local):
         """A log goes on while it is read, and without the secret."""

@@ -258,7 +258,10 @@ pub(crate) enum Verb {
     Stop(Box<Order>),
     /// Start a service that was stopped, or that has ended
     Start(Box<Order>),
-    /// Show what each service uses, again and again on a terminal
+    /// Show what each service uses, again and again on a terminal, or as metrics for Prometheus
+    #[command(
+        after_help = "Examples:\n  coffer top acme/app\n  coffer top acme/app --metrics 127.0.0.1:9464"
+    )]
     Top {
         #[command(flatten)]
         appliance: Appliance,
@@ -266,6 +269,9 @@ pub(crate) enum Verb {
         wait: Wait,
         #[command(flatten)]
         key: OperatorKey,
+        /// Serve /metrics at this address in OpenMetrics instead, each scrape from the verified appliance
+        #[arg(long, value_name = "ADDRESS")]
+        metrics: Option<std::net::SocketAddr>,
     },
     /// Look for what is wrong, and say for each thing what helps
     #[command(

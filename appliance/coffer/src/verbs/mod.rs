@@ -11,6 +11,7 @@ mod init;
 mod keyserve;
 mod logs;
 mod measure;
+mod metrics;
 mod order;
 mod publish;
 mod rekey;
@@ -36,6 +37,7 @@ use zeroize::Zeroizing;
 use crate::channel::{Channel, Stage};
 use crate::cli::{self, Cli, Verb};
 use crate::failure::{Code, Failure, Outcome};
+use crate::operator_key::OperatorKey;
 use crate::progress;
 use crate::source::Source;
 use crate::trust::Trust;
@@ -107,7 +109,12 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         Verb::Restart(options) => within(limit, order::run(ui, &options, Order::Restart)).await,
         Verb::Stop(options) => within(limit, order::run(ui, &options, Order::Stop)).await,
         Verb::Start(options) => within(limit, order::run(ui, &options, Order::Start)).await,
-        Verb::Top { appliance, wait, key } => top::run(ui, &appliance, wait, &key, limit).await,
+        Verb::Top { appliance, wait, key, metrics: None } => {
+            top::run(ui, &appliance, wait, &key, limit).await
+        }
+        Verb::Top { appliance, wait, key, metrics: Some(listen) } => {
+            metrics::serve(ui, appliance, wait, OperatorKey::load(&key)?, listen, limit).await
+        }
         Verb::Publish { appliance, key } => within(limit, publish::run(ui, &appliance, &key)).await,
         Verb::Doctor(options) => doctor::run(ui, &options, limit).await,
         Verb::Events(options) => events::run(ui, &options, limit).await,

@@ -60,7 +60,7 @@ use crate::roles::Role;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::AskError;
 use crate::roles::facts::Facts;
-use crate::system::{confine, sys};
+use crate::system::{cgroup, confine, sys};
 
 /// Served always, so that an appliance can be operated whatever its services publish.
 const ALWAYS: u16 = 443;
@@ -145,6 +145,7 @@ fn site(facts: &Facts) -> anyhow::Result<Site> {
             .map(|service| (service.declared.name.clone(), service.directory.clone()))
             .collect(),
         rings: events::sources(services),
+        role_groups: PathBuf::from(cgroup::ROLES),
         groups: services.iter().map(|service| (service.declared.name.clone(), service.group())).collect(),
     };
     Ok(Site {

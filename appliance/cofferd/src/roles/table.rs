@@ -196,9 +196,9 @@ pub static FRONT: Role = Role {
     covered: DEVICE_PATHS,
     policy: Policy {
         filter: Filter::Own(filter!("front")),
-        // Everything it passes on goes over the services' sockets. What services use, their control groups say.
+        // Everything it passes on goes over the services' sockets. What services and roles use, their control groups say.
         view: Some(View {
-            reads: &[paths::RUN, cgroup::SERVICES],
+            reads: &[paths::RUN, cgroup::ROLES, cgroup::SERVICES],
             writes: &[],
             refuses: &[AccessNet::ConnectTcp],
         }),

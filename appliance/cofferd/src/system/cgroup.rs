@@ -16,6 +16,8 @@ use nix::unistd::Pid;
 
 /// Where PID 1 mounts the hierarchy.
 pub(crate) const MOUNT: &str = "/sys/fs/cgroup";
+/// Where the groups of the roles are.
+pub(crate) const ROLES: &str = "/sys/fs/cgroup/cofferdam";
 /// Where the groups of all services are.
 pub(crate) const SERVICES: &str = "/sys/fs/cgroup/services";
 /// Without these an exhausted role or workload would take the appliance with it, and `cpus` would be a promise.
@@ -106,7 +108,7 @@ fn enable(group: &Path) -> Result<(), CgroupError> {
 impl Cgroup {
     /// Makes the group of a role.
     pub(crate) fn role(name: &str, limits: Limits) -> Result<Self, CgroupError> {
-        Self::create(Path::new(MOUNT).join("cofferdam").join(name), limits)
+        Self::create(Path::new(ROLES).join(name), limits)
     }
 
     /// The group above all services.

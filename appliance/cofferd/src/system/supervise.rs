@@ -611,7 +611,7 @@ impl Kept {
         };
         let pid = self.pid.map(Pid::as_raw);
         let restarts = self.runs.saturating_sub(1);
-        RoleStatus { name: self.name.clone(), pid, restarts, state, killed: self.killed }
+        RoleStatus { name: self.name.clone(), pid, restarts, state, memory: None, killed: self.killed }
     }
 }
 

@@ -48,6 +48,9 @@ pub struct RoleStatus {
     pub restarts: u32,
     /// What it is doing.
     pub state: RoleState,
+    /// Bytes of memory that are charged to it. PID 1 leaves that to whoever reads this, who can look at the role's control group.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub memory: Option<u64>,
     /// Why PID 1 ended it last, when it did.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub killed: Option<Killed>,

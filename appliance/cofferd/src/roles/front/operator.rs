@@ -70,6 +70,8 @@ pub(crate) struct Records {
     pub(crate) services: Vec<(String, PathBuf)>,
     /// Their control groups by their names.
     pub(crate) groups: BTreeMap<String, Group>,
+    /// Where the control group of each role is, under its name.
+    pub(crate) role_groups: PathBuf,
     /// What happened to whom.
     pub(crate) rings: Vec<Source>,
 }
@@ -211,7 +213,11 @@ impl Records {
             }
         };
         let boot = written(&self.roles, BootStatus::parse);
-        let (phase, roles) = boot.map(|boot| (boot.phase, boot.roles)).unzip();
+        let (phase, mut roles) = boot.map(|boot| (boot.phase, boot.roles)).unzip();
+        for role in roles.iter_mut().flatten() {
+            let current = self.role_groups.join(&role.name).join("memory.current");
+            role.memory = std::fs::read_to_string(current).ok().and_then(|text| text.trim().parse().ok());
+        }
         let services = self.services.iter().map(|(name, directory)| {
             let status = written(&directory.join("status.json"), ServiceStatus::parse);
             let mut service = NamedService::new(name.clone(), status);

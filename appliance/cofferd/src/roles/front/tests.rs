@@ -151,6 +151,7 @@ impl Room {
             ],
             rings: vec![super::events::Source::new("vault", None, root.join("events"))],
             groups: BTreeMap::from([("web".into(), Group::new(&root.join("cgroup"), 64 << 20, 7, None))]),
+            role_groups: root.join("cgroup"),
         };
         let site = Arc::new(Site {
             evidence: EvidenceClient::new(evidence, root.join("publish/collateral.json")),
@@ -808,6 +809,8 @@ async fn status_is_what_the_roles_have_written() {
     std::fs::create_dir(room.path("egress")).unwrap();
     std::fs::write(room.path("egress/web.json"), denied).unwrap();
     std::fs::create_dir_all(room.path("cgroup/shim")).unwrap();
+    std::fs::create_dir(room.path("cgroup/vault")).unwrap();
+    std::fs::write(room.path("cgroup/vault/memory.current"), "4096\n").unwrap();
     for (file, content) in
         [("memory.current", "100\n"), ("shim/memory.current", "30\n"), ("cpu.stat", "usage_usec 5000\n")]
     {
@@ -825,6 +828,7 @@ async fn status_is_what_the_roles_have_written() {
     assert_eq!(status["phases"], json!([{"name": "mount", "ms": 3}]));
     assert_eq!(status["registers"]["mrtd"], "00".repeat(48));
     assert_eq!(status["roles"][0]["name"], "vault");
+    assert_eq!(status["roles"][0]["memory"], 4096);
     assert_eq!(status["services"][0]["name"], "web");
     assert_eq!(status["services"][0]["missing"], json!(["secret://a/b/c"]));
     assert_eq!(status["services"][1], json!({"name": "db", "state": "pending"}));
@@ -1386,6 +1390,7 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
                 egress: room.path("egress"),
                 services: Vec::new(),
                 groups: BTreeMap::new(),
+                role_groups: room.path("none"),
                 rings: Vec::new(),
             },
         ),
