@@ -1,6 +1,7 @@
 #!/usr/bin/python3
 """A compose file becomes a declaration that runs: what is in its mounted files, in an address with
 a password and in Compose's own configs is what the services get, measured, redacted, read-only.
+As root, both services are recorded before (`coffer up --learn`), and run under their own profiles.
 
 One boot of the simulator image; the services are busybox.
 """
@@ -21,6 +22,16 @@ IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulato
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
 BUSYBOX = "/bin/busybox"
 PASSWORD = "s3cr-et~pass.word"
+# Making a container on this machine takes root.
+LEARNS = os.geteuid() == 0
+# Until it answers.
+USE = """\
+for _ in $(seq 300); do
+    busybox wget -q -O - "http://127.0.0.1:$COFFER_PORT_8080/index.html" && exit
+    sleep 0.1
+done
+exit 1
+"""
 PAGE = "<h1>proxied for $host by ${nobody}</h1>\n"
 COMPOSE = """\
 name: shop
@@ -83,6 +94,7 @@ class Compose(unittest.TestCase):
             "compose.yaml": COMPOSE.replace("IMAGE", image),
             ".env": f"DB_PASSWORD={PASSWORD}\n",
             "www/index.html": PAGE,
+            "www/other.html": "never asked for while it was recorded",
             "start.sh": START,
         }.items():
             with open(os.path.join(project, name), "w", encoding="utf-8") as file:
@@ -100,6 +112,8 @@ class Compose(unittest.TestCase):
         ).groups()
         port = free_port()
         declaration = world.declaration(port, services) + configs
+        if LEARNS:
+            declaration = cls.learn(world, declaration, secrets)
         commit = world.commit(declaration)
         appliance = world.boot("appliance", IMAGE, declaration, commit, port, "--memory", "2G")
         world.wait_console("appliance", appliance, "launched", 240)
@@ -113,6 +127,21 @@ class Compose(unittest.TestCase):
         connect = [world.tool("coffer"), "connect", REPOSITORY, *cls.options]
         process = world.start("connect", [*connect, "--listen", f"127.0.0.1:{cls.listen}"])
         world.listening("connect", process, cls.listen)
+
+    @staticmethod
+    def learn(world, declaration, secrets):
+        """The declaration with a profile of each service."""
+        file = world.path("learned.yaml")
+        with open(file, "w", encoding="utf-8") as out:
+            out.write(declaration)
+        for name, use in (("web", USE), ("db", "sleep 3")):
+            options = ["--learn", name, file, "--secrets", secrets]
+            world.coffer_ok("up", *options, "--", "/bin/sh", "-c", use)
+        with open(file, encoding="utf-8") as learned:
+            text = learned.read()
+        assert all(line in text.splitlines() for line in declaration.splitlines()), text
+        assert text.count("    profile:\n") == 2, text
+        return text
 
     @classmethod
     def all_run(cls):
@@ -145,6 +174,16 @@ class Compose(unittest.TestCase):
         self.assertIn("said password=[redacted:secret://shop/env/db_password]", log)
         for path in ("/start.sh", "/etc/db/dsn"):
             self.assertIn(f"kept {path}", log)
+
+    @unittest.skipUnless(LEARNS, "recording takes root")
+    def test_3_what_was_not_recorded_is_closed(self):
+        connection = http.client.HTTPConnection("127.0.0.1", self.listen, timeout=60)
+        try:
+            connection.request("GET", "/other.html")
+            answer = connection.getresponse()
+            self.assertIn(answer.status, (403, 404), answer.read())
+        finally:
+            connection.close()
 
 
 if __name__ == "__main__":

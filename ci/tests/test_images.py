@@ -7,6 +7,9 @@ One boot of the simulator image with the reference images of ci/images, whose Py
 each of the others by its name. The databases keep their data in volumes. COFFERDAM_IMAGES=all takes
 MariaDB and php-fpm, too; else it is a list of names with commas. COFFERDAM_RESTARTS=100 ends each
 of them so many times.
+
+As root, what nginx and Redis do is recorded on this machine before (`coffer up --learn`), and they
+run under those profiles.
 """
 
 import http.client
@@ -40,6 +43,19 @@ VARIABLES = {
 }
 # Where a database keeps its data.
 VOLUMES = {"postgres": "/var/lib/postgresql/data", "mariadb": "/var/lib/mysql"}
+# How those are used that are recorded first: their port, and what asks it until it answers.
+ASK = "for _ in $(seq 300); do {} && exit; sleep 0.1; done; exit 1"
+USES = {
+    "nginx": (80, ASK.format("busybox wget -q -O /dev/null http://127.0.0.1:$COFFER_PORT_80/")),
+    "redis": (
+        6379,
+        ASK.format(
+            "printf 'PING\\r\\nQUIT\\r\\n' | busybox nc 127.0.0.1 $COFFER_PORT_6379 | grep -q PONG"
+        ),
+    ),
+}
+# Making a container on this machine takes root.
+LEARNS = os.geteuid() == 0
 PASSPHRASE = "correct horse battery staple"
 # A database makes itself at its first start, on an emulated processor.
 START = 420
@@ -66,6 +82,8 @@ class Images(unittest.TestCase):
         services = ""
         for name in NAMES:
             services += f"  {name}:\n    image: {world.push_layout(layout, name, f'ref/{name}')}\n"
+            if LEARNS and name in USES:
+                services += cls.profile(world, port, name, services.splitlines()[-1])
             if name in VARIABLES:
                 services += f"    environment: {{{VARIABLES[name]}}}\n"
             if name in VOLUMES:
@@ -101,6 +119,18 @@ class Images(unittest.TestCase):
             "connect", [*connect, "--listen", f"127.0.0.1:{cls.listen}", *cls.options]
         )
         world.listening("connect", process, cls.listen)
+
+    @staticmethod
+    def profile(world, port, name, image):
+        """What a service does, as a part of its declaration."""
+        target, use = USES[name]
+        service = f'  {name}:\n{image}\n    ports: ["8444:{target}"]\n'
+        file = world.path(f"{name}.yaml")
+        with open(file, "w", encoding="utf-8") as out:
+            out.write(world.declaration(port, service))
+        options = ["--learn", name, "--print", file]
+        printed = world.coffer_ok("up", *options, "--", "/bin/sh", "-c", use)
+        return "".join(f"    {line}\n" for line in printed.splitlines())
 
     @classmethod
     def services(cls):

@@ -365,8 +365,17 @@ pub(crate) struct Up {
     #[arg(value_name = "FILE", default_value = "cofferdam.yaml")]
     pub(crate) declaration: PathBuf,
     /// Simulate the TDX device; without this the machine is a trust domain on a TDX host
-    #[arg(long)]
+    #[arg(long, group = "here")]
     pub(crate) simulate: bool,
+    /// Run this service alone, as a container without an appliance, record the system calls and files that it uses, and write them into the declaration as its `profile`
+    #[arg(long, value_name = "SERVICE", group = "here")]
+    pub(crate) learn: Option<String>,
+    /// With --learn: print the profile, and leave the declaration as it is
+    #[arg(long, requires = "learn")]
+    pub(crate) print: bool,
+    /// With --learn: what uses the service; the recording ends with it, and without it with Enter
+    #[arg(last = true, value_name = "COMMAND", requires = "learn")]
+    pub(crate) command: Vec<String>,
     /// The image (default: the one in the checkout, or beside this program)
     #[arg(long, value_name = "UKI")]
     pub(crate) image: Option<PathBuf>,
@@ -379,11 +388,11 @@ pub(crate) struct Up {
     /// With --simulate: where `coffer connect` listens afterwards (default: 127.0.0.1:8080, or the next port that is free)
     #[arg(long, value_name = "ADDR", requires = "simulate")]
     pub(crate) listen: Option<std::net::SocketAddr>,
-    /// With --simulate: secrets to put, as `coffer import --secrets` writes them
-    #[arg(long, value_name = "FILE", requires = "simulate")]
+    /// With --simulate or --learn: secrets to put, as `coffer import --secrets` writes them
+    #[arg(long, value_name = "FILE", requires = "here")]
     pub(crate) secrets: Option<PathBuf>,
-    /// With --simulate: trust this authority (PEM) for a registry, as `10.0.2.2:5000=ca.pem` for one on this machine
-    #[arg(long, value_name = "HOST=PEM", requires = "simulate")]
+    /// With --simulate or --learn: trust this authority (PEM) for a registry, as `10.0.2.2:5000=ca.pem` for one on this machine
+    #[arg(long, value_name = "HOST=PEM", requires = "here")]
     pub(crate) registry: Vec<String>,
     /// The machine's memory
     #[arg(long, value_name = "SIZE", default_value = "2G")]

@@ -10,6 +10,7 @@ mod fold;
 mod hidden;
 mod import;
 mod keyserve;
+mod learn;
 mod local;
 mod newest;
 mod operator_key;
@@ -39,6 +40,9 @@ use crate::ui::Ui;
 const INTERRUPTED: u8 = 130;
 
 fn main() -> ExitCode {
+    if let Some(code) = learn::inside() {
+        return code;
+    }
     let cli = match cli::parse() {
         Ok(cli) => cli,
         Err(error) => return misused(&error),

@@ -68,6 +68,7 @@ pub(crate) const SERVICE: &[&str] = &[
     "ulimits",
     "cap_add",
     "cap_drop",
+    "profile",
     "extra_hosts",
     "container_name",
     "hostname",
@@ -93,6 +94,10 @@ pub(crate) const LIMITS: &[&str] = &["cpus", "memory", "pids"];
 pub(crate) const ULIMITS: &[&str] = &["nofile", "nproc", "memlock", "core"];
 /// Keys of one of `ulimits` in its long form.
 pub(crate) const ULIMIT: &[&str] = &["soft", "hard"];
+/// Keys of `profile`.
+pub(crate) const PROFILE: &[&str] = &["system_calls", "paths"];
+/// Keys of `profile.paths`.
+pub(crate) const PROFILE_PATHS: &[&str] = &["read", "write", "execute"];
 /// Keys of one secret file.
 pub(crate) const SECRET_FILE: &[&str] = &["source", "target"];
 /// Keys of one config.

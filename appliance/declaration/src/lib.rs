@@ -25,6 +25,7 @@ mod keys;
 mod limits;
 mod model;
 mod on_change;
+mod profile;
 mod read;
 mod read_configs;
 mod read_harmless;
@@ -59,6 +60,7 @@ pub use model::{
     VolumeMount,
 };
 pub use on_change::OnChange;
+pub use profile::{MAX_PROFILE_PATHS, Paths, Profile, known_system_calls};
 pub use read::MAX_SERVICES;
 pub use read_configs::{MAX_CONFIG, MAX_CONFIGS, MAX_CONFIGS_TOTAL};
 pub use read_volumes::{

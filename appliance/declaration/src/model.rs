@@ -19,6 +19,7 @@ use crate::egress::Egress;
 use crate::health::{Healthcheck, OnUnhealthy};
 use crate::limits::{Capability, Limits, Ulimits};
 use crate::on_change::OnChange;
+use crate::profile::Profile;
 use crate::value::{IdOrName, Signal, User};
 
 /// A parsed and validated `cofferdam.yaml`.
@@ -214,6 +215,8 @@ pub struct Service {
     pub ulimits: Ulimits,
     /// What its processes may have of root's privileges over its own files, processes and network.
     pub capabilities: BTreeSet<Capability>,
+    /// Which of the system calls and files that it may use it confines itself to.
+    pub profile: Profile,
 }
 
 /// What Compose gives a service to stop in.

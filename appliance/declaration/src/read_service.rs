@@ -18,6 +18,7 @@ use crate::health::{self, Healthcheck, OnUnhealthy};
 use crate::keys;
 use crate::model::{DEFAULT_STOP_GRACE_PERIOD, Membership, Restart, SecretFile, Service};
 use crate::on_change::{self, OnChange};
+use crate::profile::{self, Profile};
 use crate::read::{bounded, collect, optional};
 use crate::read_configs;
 use crate::read_harmless;
@@ -57,6 +58,7 @@ pub(crate) struct Read {
     pub(crate) restart: Option<Place>,
     pub(crate) on_unhealthy: Option<Place>,
     pub(crate) on_change: Option<Place>,
+    pub(crate) profile: Option<Place>,
     /// The configs that it sees, until they have their content.
     pub(crate) configs: Vec<read_configs::Mount>,
     /// Of each reference to a secret.
@@ -107,6 +109,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         .get("stop_grace_period")
         .map_or(Some(DEFAULT_STOP_GRACE_PERIOD), |node| duration(node, errors));
     let resources = read_limits::resources(&fields, errors);
+    let profile = fields.get("profile").map_or(Some(Profile::default()), |node| profile::read(node, errors));
     let harmless = read_harmless::service(&fields, errors);
     let (ports, port_places) = ports?.into_iter().unzip();
     exposed?;
@@ -151,6 +154,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         shm_size,
         ulimits,
         capabilities,
+        profile: profile?,
     };
     Some(Read {
         service,
@@ -163,6 +167,7 @@ pub(crate) fn service(name: &str, node: &Node, errors: &mut Collector<'_>) -> Op
         restart: fields.get("restart").map(|node| node.place),
         on_unhealthy: fields.get("on_unhealthy").map(|node| node.place),
         on_change: fields.get("on_change").map(|node| node.place),
+        profile: fields.get("profile").map(|node| node.place),
         configs: configs?,
         references,
     })

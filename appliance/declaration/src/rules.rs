@@ -137,6 +137,9 @@ pub(crate) fn remarks(services: &[Read], errors: &mut Collector<'_>) {
         if let Some(place) = read.on_change {
             heard_of(&read.service, place, errors);
         }
+        if let Some(place) = read.profile {
+            shut_out(&read.service, place, errors);
+        }
         for (port, place) in read.service.ports.iter().zip(&read.ports) {
             if port.speaks == Speaks::Http && NOT_HTTP.contains(&port.target) {
                 errors.warning(
@@ -182,6 +185,20 @@ fn heard_of(service: &Service, place: Place, errors: &mut Collector<'_>) {
             "its secrets are in variables or configs, which a running program keeps",
             "write `on_change: restart`, or give them as files under `secrets`",
         );
+    }
+}
+
+/// Remarks upon a `profile` that closes what the service is given beside it.
+fn shut_out(service: &Service, place: Place, errors: &mut Collector<'_>) {
+    let Some(paths) = &service.profile.paths else { return };
+    let secrets = service.secrets.iter().map(|secret| format!("/run/secrets/{}", secret.target));
+    let configs = service.configs.iter().map(|config| config.target.clone());
+    let volumes = service.volumes.iter().map(|volume| volume.target.clone());
+    for target in secrets.chain(configs).chain(volumes).chain(service.tmpfs.iter().cloned()) {
+        if !paths.reach(&target) {
+            let message = format!("{} is given {target}, which its profile closes", service.name);
+            errors.warning(place, message, "name it under `profile.paths`, or take it away");
+        }
     }
 }
 

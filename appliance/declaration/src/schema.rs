@@ -331,6 +331,8 @@ struct Service {
     /// Capabilities that the service does without, or ALL.
     #[schemars(length(max = 64))]
     cap_drop: Option<Vec<Dropped>>,
+    /// The system calls and files that it uses, of those that it may: everything else is refused. `coffer up --learn` records one.
+    profile: Option<Profile>,
     /// Further lines of its /etc/hosts.
     extra_hosts: Option<ExtraHosts>,
     /// Another name of the service in its networks.
@@ -360,6 +362,47 @@ struct Service {
     scale: Option<One>,
     /// `no-new-privileges`, which is so anyway.
     security_opt: Option<Vec<NoNewPrivileges>>,
+}
+
+/// What a service confines itself to. It only narrows.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Profile {
+    /// System calls by name; all others are refused. Those that end a program and execute the first are always there.
+    #[schemars(length(max = 512), extend("uniqueItems" = true))]
+    system_calls: Option<Vec<SystemCall>>,
+    /// Files; all others are closed.
+    paths: Option<ProfilePaths>,
+}
+
+/// A system call that services may make.
+struct SystemCall;
+
+impl JsonSchema for SystemCall {
+    fn schema_name() -> std::borrow::Cow<'static, str> {
+        "SystemCall".into()
+    }
+
+    fn json_schema(_: &mut schemars::SchemaGenerator) -> schemars::Schema {
+        schemars::json_schema!({ "enum": crate::profile::known_system_calls() })
+    }
+}
+
+/// Absolute paths by what may be done there; a directory stands for all below it.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct ProfilePaths {
+    /// Reading files and listing directories.
+    #[schemars(length(max = 256), extend("uniqueItems" = true))]
+    read: Option<Vec<AbsolutePath>>,
+    /// Writing, making, renaming and removing.
+    #[schemars(length(max = 256), extend("uniqueItems" = true))]
+    write: Option<Vec<AbsolutePath>>,
+    /// Executing: the service's program, what loads it, and what it starts.
+    #[schemars(length(min = 1, max = 256), extend("uniqueItems" = true))]
+    execute: Vec<AbsolutePath>,
 }
 
 #[derive(JsonSchema)]
@@ -983,5 +1026,7 @@ mod tests {
         assert_eq!(keys_at("/$defs/Limits"), sorted(keys::LIMITS));
         assert_eq!(keys_at("/$defs/Ulimits"), sorted(keys::ULIMITS));
         assert_eq!(keys_at("/$defs/UlimitPair"), sorted(keys::ULIMIT));
+        assert_eq!(keys_at("/$defs/Profile"), sorted(keys::PROFILE));
+        assert_eq!(keys_at("/$defs/ProfilePaths"), sorted(keys::PROFILE_PATHS));
     }
 }

@@ -11,7 +11,7 @@ use std::io::{self, Read, Seek, Write};
 use std::os::fd::OwnedFd;
 use std::path::PathBuf;
 
-use cofferdam_declaration::{Capability, Ulimits};
+use cofferdam_declaration::{Capability, Profile, Ulimits};
 use nix::sys::memfd::{MFdFlags, memfd_create};
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
@@ -64,6 +64,8 @@ pub struct Plan {
     pub capabilities: BTreeSet<Capability>,
     /// All groups to be in.
     pub groups: Vec<u32>,
+    /// What it confines itself to.
+    pub profile: Profile,
 }
 
 /// The environment and the files with the secrets in place.

@@ -44,6 +44,7 @@ use nix::unistd::{Gid, Pid, Uid, chdir, execve, setgroups, setresgid, setresuid,
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::{Delivery, Plan};
+use crate::narrow::{Narrow, NarrowError};
 use crate::restart::End;
 use crate::rootfs::{self, Held, SECRETS};
 use crate::seccomp::Profile;
@@ -66,7 +67,7 @@ const LOCKED_MEMORY: u64 = 8 << 20;
 pub(crate) const MAX_MESSAGE: usize = 4096;
 
 /// The Landlock interface that the image's kernel certainly has (Linux 6.12: signals and abstract sockets are scoped).
-const LANDLOCK: ABI = ABI::V6;
+pub(crate) const LANDLOCK: ABI = ABI::V6;
 
 /// What init tells the shim, one JSON object to a line.
 #[derive(Debug, Serialize, Deserialize)]
@@ -96,6 +97,8 @@ enum InitError {
     Seccomp(#[from] crate::seccomp::SeccompError),
     #[error("cannot set up Landlock")]
     Landlock(#[from] landlock::RulesetError),
+    #[error("cannot confine it to its profile")]
+    Profile(#[from] NarrowError),
     #[error("cannot drop capabilities")]
     Capabilities(#[source] caps::errors::CapsError),
     #[error("{reason}")]
@@ -245,6 +248,7 @@ fn become_prober(
         candidates: candidates(words, &delivery),
         arguments: step("name the arguments", strings(words))?,
         environment: variables(&delivery)?,
+        narrow: Narrow::prepare(&plan.profile)?,
     };
     confine(plan, profile, channel)?;
     Ok(program)
@@ -387,7 +391,9 @@ fn become_workload(
     let environment = variables(&delivery)?;
     let arguments = step("name the arguments", strings(&plan.arguments))?;
     let candidates = candidates(&plan.arguments, &delivery);
+    let narrow = Narrow::prepare(&plan.profile)?;
     confine(plan, profile, channel)?;
+    narrow.apply()?;
     let mut answer = Errno::ENOENT;
     for candidate in candidates {
         let Ok(path) = CString::new(candidate) else { continue };

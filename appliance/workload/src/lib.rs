@@ -33,6 +33,7 @@ pub mod init;
 pub mod join;
 pub mod launch;
 pub mod log;
+mod narrow;
 pub mod network;
 pub mod output;
 pub mod places;

@@ -37,6 +37,7 @@ use tokio::sync::mpsc;
 use tokio::task::JoinHandle;
 
 use crate::health::{self, Check, Test};
+use crate::narrow::Narrow;
 use crate::sys;
 
 /// Bytes of a program's output that are kept; Docker keeps as many.
@@ -267,6 +268,8 @@ pub(crate) struct Program {
     pub(crate) arguments: Vec<CString>,
     /// `NAME=value`.
     pub(crate) environment: Vec<CString>,
+    /// The service's own profile.
+    pub(crate) narrow: Narrow,
 }
 
 /// Runs the program as often as the shim asks, until the shim is gone. The caller has one thread, and is confined already.
@@ -363,6 +366,9 @@ fn become_program(program: &Program, output: &OwnedFd) -> Errno {
         setsid().and_then(|_| sys::place(output.as_fd(), 1)).and_then(|()| sys::place(output.as_fd(), 2));
     if let Err(errno) = placed {
         return errno;
+    }
+    if program.narrow.apply().is_err() {
+        return Errno::EPERM;
     }
     let mut answer = Errno::ENOENT;
     for candidate in &program.candidates {

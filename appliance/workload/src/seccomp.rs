@@ -100,6 +100,42 @@ impl Profile {
     }
 }
 
+/// A filter that refuses calls of the workload's profile, and allows nothing that another filter refuses.
+#[derive(Debug)]
+pub(crate) struct Refusing(Option<BpfProgram>);
+
+impl Refusing {
+    /// Refuses every call of the workload's profile but those to `keep`, as the profile refuses (EPERM). A call that the profile does
+    /// not know keeps its answer.
+    ///
+    /// # Errors
+    ///
+    /// The embedded data is wrong, which a test excludes.
+    pub(crate) fn all_but(keep: impl Fn(&str) -> bool) -> Result<Self, SeccompError> {
+        let data: Data = serde_json::from_str(WORKLOAD).map_err(SeccompError::Parse)?;
+        let calls = data.groups.iter().flat_map(|group| &group.allow).filter(|call| !keep(call));
+        let calls: Vec<Value> = calls.map(|call| json!({ "syscall": call })).collect();
+        if calls.is_empty() {
+            return Ok(Self(None));
+        }
+        let forbidden = json!({ "errno": nix::libc::EPERM });
+        let filter = json!({ "mismatch_action": "allow", "match_action": forbidden, "filter": calls });
+        Ok(Self(Some(compile(&filter)?)))
+    }
+
+    /// Puts the calling thread, and all it starts from now on, under the filter.
+    ///
+    /// # Errors
+    ///
+    /// As [`Profile::apply`].
+    pub(crate) fn apply(&self) -> Result<(), SeccompError> {
+        match &self.0 {
+            Some(filter) => seccompiler::apply_filter(filter).map_err(SeccompError::Apply),
+            None => Ok(()),
+        }
+    }
+}
+
 fn compile(filter: &Value) -> Result<BpfProgram, SeccompError> {
     let map = json!({ "filter": filter }).to_string();
     let mut programs =
@@ -180,6 +216,18 @@ mod tests {
                 assert!(group["why"].as_str().unwrap().len() > 20, "{group}");
             }
         }
+    }
+
+    #[test]
+    fn a_service_names_exactly_the_calls_of_the_profile() {
+        let data: Data = serde_json::from_str(WORKLOAD).unwrap();
+        let allowed: BTreeSet<String> = data.groups.into_iter().flat_map(|group| group.allow).collect();
+        assert_eq!(&allowed, cofferdam_declaration::known_system_calls());
+        for call in crate::narrow::ALWAYS {
+            assert!(allowed.contains(call), "{call}");
+        }
+        assert!(Refusing::all_but(|_| true).unwrap().0.is_none());
+        assert!(Refusing::all_but(|_| false).unwrap().0.unwrap().len() > allowed.len());
     }
 
     #[test]

@@ -14,7 +14,7 @@ use std::process::{Child, Command, ExitCode, Stdio};
 use std::time::{Duration, Instant};
 
 use caps::CapSet;
-use cofferdam_declaration::Ulimit;
+use cofferdam_declaration::{Paths, Profile as Declared, Ulimit, known_system_calls};
 use cofferdam_workload::config::Config;
 use cofferdam_workload::delivery::{Delivery, Plan};
 use cofferdam_workload::dns::Names;
@@ -241,6 +241,7 @@ impl Shim {
             gid: 1001,
             capabilities: cofferdam_declaration::Capability::ALL.into(),
             groups: vec![4, 1001],
+            profile: Default::default(),
         }
     }
 
@@ -322,6 +323,8 @@ fn cases(runtime: &tokio::runtime::Runtime, shim: &Shim) {
         println!("ok: a volume leads nobody astray, and root in it is root of nothing else");
         configs(shim).await;
         println!("ok: a config is what was delivered, nobody writes to it, and it leads nobody astray");
+        profiles(shim).await;
+        println!("ok: a profile closes what it does not name, by whatever way, and opens nothing");
         walls(shim).await;
         println!("ok: the root is what the plan says, and the rest is not there");
     });
@@ -629,6 +632,138 @@ async fn walls(shim: &Shim) {
         shim.plan(&["sh", "-c", "(echo x >/new) 2>/dev/null || echo locked; echo x >/tmp/x && echo tmp"]);
     (plan.uid, plan.gid, plan.read_only) = (0, 0, true);
     assert_eq!(shim.run(&plan).await.unwrap().1, "locked\ntmp\n");
+}
+
+/// The plan of a shell of root's under a profile.
+fn profiled(shim: &Shim, profile: Declared, script: &str) -> Plan {
+    Plan { uid: 0, gid: 0, profile, ..shim.plan(&["sh", "-c", script]) }
+}
+
+async fn profiles(shim: &Shim) {
+    let owned = |paths: &[&str]| paths.iter().map(|path| (*path).to_owned()).collect::<Vec<_>>();
+    let paths = |read: &[&str], write: &[&str], execute: &[&str]| Declared {
+        system_calls: None,
+        paths: Some(Paths { read: owned(read), write: owned(write), execute: owned(execute) }),
+    };
+    let usual = || {
+        let read = ["/etc/passwd", "/tmp", "/work", "/proc", "/dev/null"];
+        paths(&read, &["/tmp", "/work", "/dev/null"], &["/bin/busybox"])
+    };
+    let run = async |profile: Declared, script: &str| {
+        let (end, text) = shim.run(&profiled(shim, profile, script)).await.unwrap();
+        assert_eq!(end, End::Exited(0), "{script}: {text}");
+        text
+    };
+    // What it names works, in what the program starts, too.
+    let script = "busybox head -c 5 /etc/passwd; echo x >/tmp/x; (cat /tmp/x &) | cat; exec 3</etc/passwd; \
+                  busybox head -c 4 /proc/self/fd/3; busybox rm /tmp/x; busybox mkdir /tmp/d && echo made";
+    assert_eq!(run(usual(), script).await, "root:x\nrootmade\n");
+    // And nothing else does, however it is called: links of both kinds, /proc, renaming, a loader, a child.
+    let attacks = [
+        "cat /etc/hosts",
+        "cat /tmp/../etc/hosts",
+        "cat /proc/self/root/etc/hosts",
+        "cat /proc/1/root/etc/hosts",
+        "cat /proc/self/cwd/../etc/hosts",
+        "busybox ln -s /etc/hosts /tmp/s && cat /tmp/s",
+        "busybox ln /etc/hosts /work/hard && cat /work/hard",
+        "busybox ln /etc/passwd /etc/again",
+        "busybox mv /script /work/moved && cat /work/moved",
+        "busybox mount --bind /etc /tmp && cat /tmp/hosts",
+        "busybox unshare -m busybox true",
+        "busybox chroot / busybox cat /etc/hosts",
+        "busybox ls /etc",
+        "(cat /etc/hosts & wait $!)",
+        "busybox setsid cat /etc/hosts",
+        "echo x >/etc/passwd",
+        "echo x >/new",
+        "busybox truncate -s 0 /etc/passwd",
+        "busybox rm /etc/passwd",
+        "busybox mkdir /had2/d",
+        "/bin/bash -c :",
+        "/lib64/ld-linux-x86-64.so.2 /bin/bash -c :",
+        "cp /bin/busybox /tmp/b && /tmp/b true",
+        "busybox mknod /tmp/n c 1 3",
+        "cat /run/secrets/token",
+    ];
+    for attack in attacks {
+        let text = run(usual(), &format!("{{ {attack}; }} >/dev/null 2>/dev/null && echo done; :")).await;
+        assert_eq!(text, "", "{attack}");
+        // The same is possible without a profile, unless it is closed to all.
+        let closed = ["mount", "unshare", "chroot / ", "/tmp/b", "mknod", "/1/root"];
+        if !closed.iter().any(|word| attack.contains(word)) {
+            let script = format!("{{ {attack}; }} >/dev/null 2>/dev/null && echo done; :");
+            assert_eq!(run(Declared::default(), &script).await, "done\n", "{attack}");
+        }
+    }
+    // Two services of one image: each has its own.
+    let one = run(paths(&["/script"], &[], &["/bin/busybox"]), "cat /script | busybox wc -l");
+    let other = run(paths(&["/etc/hosts"], &[], &["/bin/busybox"]), "cat /script; cat /etc/hosts");
+    let (one, other) = tokio::join!(one, other);
+    assert_eq!(one, "2\n");
+    assert!(other.contains("/script") && other.contains("127.0.0.1 localhost web\n"), "{other}");
+
+    system_calls(shim, &run).await;
+
+    // A profile that names too little is told, and starts nothing.
+    let failed = async |profile: Declared, words: &[&str]| {
+        let plan = Plan { profile, ..shim.plan(words) };
+        let Err(LaunchError::Failed { code, reason }) = shim.run(&plan).await else { panic!("{words:?}") };
+        (code, reason)
+    };
+    let none = || Some(std::collections::BTreeSet::new());
+    let (code, said) = failed(Declared { system_calls: none(), ..Declared::default() }, &["missing"]).await;
+    assert!(code == 127 && said.contains("missing"), "{code} {said}");
+    let (code, said) = failed(paths(&["/"], &[], &["/bin/busybox"]), &["bash", "-c", ":"]).await;
+    assert!(code == 126 && said.contains("Permission denied"), "{code} {said}");
+    let closed = Declared { system_calls: none(), ..usual() };
+    let (end, _) = shim.run(&profiled(shim, closed, "echo alive")).await.unwrap();
+    assert_ne!(end, End::Exited(0));
+    // What is not there stays closed, and a link, which a workload can make in a volume, opens nothing elsewhere.
+    assert_eq!(run(paths(&["/new"], &["/new"], &["/bin/busybox"]), "echo x 2>&1 >/new || echo no").await, "");
+    let data = volume(shim, "profiled", MsFlags::empty(), "1m");
+    let script = "busybox ln -s /etc /data/up; busybox ln -s /etc/hosts /data/file; echo linked";
+    let mut plan = seeing(shim, &[(&data, "/data", false)], script);
+    assert_eq!(shim.run(&plan).await.unwrap().1, "linked\n");
+    for path in ["/data/up", "/data/up/hosts", "/data/file"] {
+        plan.profile = paths(&[path], &[], &["/bin/busybox"]);
+        let Err(LaunchError::Failed { code: 126, reason }) = shim.run(&plan).await else { panic!("{path}") };
+        assert!(reason.contains(path) && reason.contains("a symbolic link"), "{reason}");
+    }
+    // A probe is under it as well.
+    let words = ["sh", "-c", "cat /etc/hosts"].map(str::to_owned);
+    let plan = Plan { probe: Some(words.into()), ..profiled(shim, usual(), "busybox sleep 99") };
+    let (mut container, _output) = launch::start(INIT, &plan, &shim.delivery(), None).await.unwrap();
+    let mut prober = container.prober().unwrap();
+    let answer = probe(&Test::Program(Vec::new()), Some(&mut prober), None, Duration::from_secs(20)).await;
+    let said = String::from_utf8(answer.output).unwrap();
+    assert!(!answer.succeeded && said.contains("Permission denied"), "{said}");
+}
+
+/// The calls of a profile: all that services have but some, and some that no service has.
+async fn system_calls(shim: &Shim, run: &impl AsyncFn(Declared, &str) -> String) {
+    let without = |names: &[&str], more: &[&str]| {
+        let kept = known_system_calls().iter().filter(|call| !names.contains(&call.as_str())).cloned();
+        let calls = kept.chain(more.iter().map(|call| (*call).to_owned())).collect();
+        Declared { system_calls: Some(calls), paths: None }
+    };
+    let script =
+        "busybox mkdir /tmp/d 2>&1; busybox nc 127.0.0.1 1 2>&1 </dev/null; echo x >/tmp/x && cat /tmp/x";
+    let text = run(without(&["mkdir", "mkdirat", "socket"], &[]), script).await;
+    assert_eq!(text.matches("Operation not permitted").count(), 2, "{text}");
+    assert!(text.ends_with("x\n"), "{text}");
+    let text = run(without(&[], &[]), script).await;
+    assert!(!text.contains("not permitted") && text.contains("refused"), "{text}");
+    // Names that somebody put there past the declaration open nothing.
+    let wide = || without(&[], &["mount", "bpf", "unshare", "clone3", "io_uring_setup", "ptrace"]);
+    for script in ["busybox mount -t tmpfs none /tmp", "busybox unshare -r busybox true"] {
+        let text = run(wide(), &format!("{script} 2>&1 || :")).await;
+        assert!(text.contains("not permitted"), "{text}");
+    }
+    // What is started goes on under it, whoever starts it.
+    let plan =
+        Plan { uid: 1000, ..profiled(shim, without(&["chdir"], &[]), "busybox setsid sh -c 'cd /; pwd'") };
+    assert_ne!(shim.run(&plan).await.unwrap().1, "/\n");
 }
 
 /// A file system in the role of a volume, as PID 1 mounts one.

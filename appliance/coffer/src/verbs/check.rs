@@ -67,7 +67,7 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
 }
 
 /// The failure of a declaration with mistakes, each at its place.
-pub(super) fn not_valid(mistakes: &Diagnostics, name: &str) -> Failure {
+pub(crate) fn not_valid(mistakes: &Diagnostics, name: &str) -> Failure {
     Failure::new(Code::Usage, "the declaration is not valid").rendered(mistakes.render(name))
 }
 

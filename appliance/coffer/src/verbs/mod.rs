@@ -2,7 +2,7 @@
 
 mod allow_upgrade;
 mod appraise;
-mod check;
+pub(crate) mod check;
 mod connect;
 mod doctor;
 mod events;
@@ -17,7 +17,7 @@ mod publish;
 mod rekey;
 mod seal;
 mod sealed;
-mod secret;
+pub(crate) mod secret;
 mod status;
 mod token;
 mod top;

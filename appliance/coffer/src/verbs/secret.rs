@@ -127,7 +127,7 @@ fn consequences(services: &[Affected]) -> String {
 }
 
 /// The secrets of a file, all of which can be stored as far as that can be known here.
-pub(super) fn values_of(path: &Path) -> Outcome<Vec<(SecretRef, Zeroizing<String>)>> {
+pub(crate) fn values_of(path: &Path) -> Outcome<Vec<(SecretRef, Zeroizing<String>)>> {
     let bytes = files::read_secret(path, MAX_FILE)?;
     let at = |why: String| Failure::usage(format!("{}: {why}", path.display()));
     let text = std::str::from_utf8(&bytes).map_err(|_| at("it is not UTF-8".to_owned()))?;

@@ -24,6 +24,7 @@ use crate::channel::Channel;
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome};
 use crate::files;
+use crate::learn;
 use crate::local::{Local, absolute, checkout};
 use crate::operator_key::OperatorKey;
 use crate::progress;
@@ -64,6 +65,9 @@ struct Simulated {
 }
 
 pub(crate) async fn run(ui: &Ui, options: &cli::Up, limit: Duration) -> Outcome {
+    if let Some(service) = &options.learn {
+        return learn::run(ui, options, service).await;
+    }
     let bytes = files::read(&options.declaration, MAX_BYTES)?;
     let name = options.declaration.display().to_string();
     let declaration = Declaration::parse(&bytes).map_err(|mistakes| check::not_valid(&mistakes, &name))?;

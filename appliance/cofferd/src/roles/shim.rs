@@ -565,6 +565,7 @@ impl Shim<'_> {
             gid: account.gid,
             capabilities: self.service.capabilities.clone(),
             groups: account.groups.clone(),
+            profile: self.service.profile.clone(),
         })
     }
 
