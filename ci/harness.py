@@ -339,6 +339,7 @@ class World:
                 f"tls: {{certificate: {certificate}, key: {key}}}}}\n"
             )
         process = self.start("registry", ["docker-registry", "serve", self.path("registry.yml")])
+        self.registry_process = process
         return "registry", process, self.registry_port
 
     def tool(self, name):

@@ -4,7 +4,8 @@
 Four boots of the simulator image with one disk. The first makes the state and its volumes and is
 cut off. The second opens it and still has the secret, and what a service wrote into its volume. The
 third is given a copy of the disk from before, which is refused until an operator accepts the loss.
-The fourth is of another image, which needs a statement.
+The fourth is of another image, which needs a statement. The services' image is pulled once: from
+the second boot on there is no registry.
 """
 
 import http.client
@@ -30,6 +31,7 @@ from harness import (
     workload_files,
 )
 
+STATE = OPERATOR.replace("}", ", images: 64m}")
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
 PASSPHRASE = "correct horse battery staple"
@@ -67,7 +69,7 @@ class State(unittest.TestCase):
         image = world.push_image("test/probe", {**workload_files(), **kept}, config)
         cls.port, cls.disk = free_port(), world.path("state.img")
         services = SERVICES.format(image=image)
-        cls.declaration = world.declaration(cls.port, services, state=OPERATOR, volumes=VOLUMES)
+        cls.declaration = world.declaration(cls.port, services, state=STATE, volumes=VOLUMES)
         cls.commit = world.commit(cls.declaration)
         known = [*world.trust_options(IMAGE), *world.github_options()]
         cls.options = ["--endpoint", f"127.0.0.1:{cls.port}", *known]
@@ -136,8 +138,25 @@ class State(unittest.TestCase):
         self.put(SECRET, VALUE)
         self.runs()
         self.volumes_are_new()
+        self.the_image_is_nobodys_to_write()
         self.world.cut_power("first", machine)
+        self.assertIn(": to be pulled onto the disk", self.world.console("first"))
+        self.world.end(self.world.registry_process)
         shutil.copyfile(self.disk, self.world.path("older.img"))
+
+    def the_image_is_nobodys_to_write(self):
+        """Root of a container writes, and nobody else sees that, nor a later boot."""
+        self.assertEqual(self.ask("/volume/put?path=/written&text=by-web"), "put\n")
+        self.assertEqual(self.ask("/volume/read?path=/written"), "by-web")
+        self.assertNotIn("written", json.loads(self.ask_other("/volume/names?path=/")))
+
+    def the_image_is_kept(self, name):
+        """The services came up from what the disk has, as it was pulled."""
+        console = self.world.console(name)
+        self.assertIn(": kept on the disk", console)
+        self.assertNotIn("to be pulled", console)
+        for names in (self.ask("/volume/names?path=/"), self.ask_other("/volume/names?path=/")):
+            self.assertNotIn("written", json.loads(names))
 
     def volumes_are_new(self):
         """An empty volume has what the image has there; what is written is for whoever sees it."""
@@ -183,6 +202,7 @@ class State(unittest.TestCase):
         # Nobody has put it again.
         self.runs()
         self.volumes_are_kept()
+        self.the_image_is_kept("second")
         self.assertIn(SECRET, self.coffer("secret", "list")[1])
         self.says(0, "open", "seal", "status")
         self.put(TOKEN, GITHUB_TOKEN)
@@ -271,6 +291,8 @@ class State(unittest.TestCase):
         self.says(0, "open", "unseal", "--upgrade", statement, stdin=PASSPHRASE)
         self.world.wait_console("next", machine, "launched", 120)
         self.says(0, "lineage 2", "seal", "status")
+        self.runs()
+        self.the_image_is_kept("next")
         self.assertIn(SECRET, self.coffer("secret", "list")[1])
         wait_for("the anchor of this boot", 120, lambda: "state-0000003" in self.tags(), 1)
         self.verified(0, "state_anchors")

@@ -6,6 +6,7 @@
 
 #![allow(clippy::unwrap_used, clippy::expect_used, clippy::panic, clippy::indexing_slicing)]
 
+use std::cell::Cell;
 use std::fs;
 use std::io::{Read, Write};
 use std::os::unix::fs::{MetadataExt, OpenOptionsExt, PermissionsExt, chown};
@@ -15,6 +16,7 @@ use std::rc::Rc;
 use std::time::{Duration, Instant};
 
 use caps::Capability;
+use cofferdam_protocol::Digest;
 use cofferdam_workload::init::become_root;
 use cofferdam_workload::pull::ImageDir;
 use nix::errno::Errno;
@@ -28,6 +30,7 @@ use nix::unistd::{Gid, Uid};
 use cofferd::paths;
 use cofferd::roles::{BRIDGE, EGRESS, EVIDENCE, FRONT, NETWORK, PUBLISH, ROLES, Role, VAULT};
 use cofferd::system::images::{self, Holder};
+use cofferd::system::kept::KeptImages;
 use cofferd::system::spawn::{Handed, Identity, KeyFile, SpawnError, Spec};
 use cofferd::system::sys::{self, SecretMemory};
 use cofferd::system::{spawn, supervise};
@@ -97,6 +100,10 @@ fn tests() -> ExitCode {
     role(
         "services of one image have one copy, in ids of their own, that nobody changes once it is there",
         images,
+    );
+    role(
+        "an image on the disk is whole once nobody is left who could write to it, and there again",
+        kept_images,
     );
     role("a child that cannot be set up says why", || {
         let identity = Identity::Role { uid: 101, gid: 101, capabilities: &[] };
@@ -197,6 +204,70 @@ fn images() {
         probe("probe-stranger", &stranger, place);
     }
     assert_eq!(fs::read(other.place.join("image/rootfs/file")).unwrap(), b"of the image");
+}
+
+/// The same on the disk, in a boot that pulls the image and in the next one, which finds it.
+fn kept_images() {
+    let none = None::<&str>;
+    unshare(CloneFlags::CLONE_NEWNS).unwrap();
+    mount(none, "/", none, MsFlags::MS_REC | MsFlags::MS_PRIVATE, none).unwrap();
+    let folder = tempfile::tempdir().unwrap();
+    fs::set_permissions(folder.path(), fs::Permissions::from_mode(0o755)).unwrap();
+    let [volume, owner, other] = ["volume", "owner", "other"].map(|name| folder.path().join(name));
+    for place in [&volume, &owner, &other] {
+        fs::create_dir(place).unwrap();
+    }
+    let flags = MsFlags::MS_NOSUID | MsFlags::MS_NODEV;
+    mount(Some("volume"), &volume, Some("tmpfs"), flags, Some("size=4194304")).unwrap();
+    let holders = [Holder { place: owner, base: BASE }, Holder { place: other, base: OTHER_BASE }];
+    let [owner, other] = &holders;
+    let probe = |probe: &str, holder: &Holder| {
+        let mut spec = spec(probe, Identity::Shim { base: holder.base }, false, None);
+        spec.arguments.push(holder.place.to_str().unwrap().to_owned());
+        run(&spec);
+    };
+    let (digest, seal) = (Digest::of(b"image"), folder.path().join("seal"));
+    let declared = [digest].into();
+    let kept = KeptImages::open(volume.clone(), &declared).unwrap();
+    assert!(!kept.has(&digest));
+    let complete = ImageDir::at(kept.partial(&digest).join("image")).complete();
+    let gone = Rc::new(Cell::new(false));
+    let ended = Box::new({
+        let gone = gone.clone();
+        move || gone.get()
+    });
+    let others = std::slice::from_ref(other);
+    let image = images::mount_kept((&kept, &digest), owner, others, ended, complete, seal.clone()).unwrap();
+    probe("probe-other", other);
+    gone.set(true);
+    assert!(!image.seal().unwrap(), "nothing is there yet");
+    probe("probe-unpack", owner);
+    gone.set(false);
+    assert!(!image.seal().unwrap(), "whoever pulled is still there");
+    assert!(!kept.has(&digest) && !seal.exists());
+    gone.set(true);
+    assert!(image.seal().unwrap() && seal.exists() && kept.has(&digest));
+    assert!(!kept.partial(&digest).exists());
+    let sealed = || {
+        for holder in &holders {
+            probe("probe-sealed", holder);
+            probe("probe-other", holder);
+            let stranger = Holder { base: OTHER_BASE + (OTHER_BASE - BASE), ..holder.clone() };
+            probe("probe-stranger", &stranger);
+            let seen = fs::metadata(holder.place.join("image/rootfs/file")).unwrap();
+            assert_eq!(seen.uid(), holder.base + 1001);
+        }
+        assert_eq!(fs::read(volume.join(digest.hex()).join("image/rootfs/file")).unwrap(), b"of the image");
+    };
+    sealed();
+    for holder in &holders {
+        umount2(&holder.place, MntFlags::MNT_DETACH).unwrap();
+    }
+    let kept = KeptImages::open(volume.clone(), &declared).unwrap();
+    assert!(kept.has(&digest));
+    kept.mount(&digest, &holders).unwrap();
+    sealed();
+    assert!(!KeptImages::open(volume.clone(), &[].into()).unwrap().has(&digest), "nobody names it any more");
 }
 
 fn refusal<T>(outcome: std::io::Result<T>) -> Option<Errno> {

@@ -29,7 +29,7 @@ pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
 /// Keys of `attestation`.
 pub(crate) const ATTESTATION: &[&str] = &["collateral", "ca"];
 /// Keys of `state`.
-pub(crate) const STATE: &[&str] = &["provider", "peers", "rollback"];
+pub(crate) const STATE: &[&str] = &["provider", "peers", "rollback", "images"];
 /// Keys of one key server.
 pub(crate) const PEER: &[&str] = &["url", "key", "ca"];
 /// Keys of one registry.

@@ -57,7 +57,7 @@ pub use limits::{
 pub use model::{
     Attestation, Auth, ConfigFile, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, KeyServer, Login,
     Membership, Operator, Port, Registry, Restart, SecretFile, Service, Speaks, StateSource, Token, Volume,
-    VolumeMount,
+    VolumeMount, images_volume,
 };
 pub use on_change::OnChange;
 pub use profile::{MAX_PROFILE_PATHS, Paths, Profile, known_system_calls};

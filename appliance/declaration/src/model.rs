@@ -43,6 +43,8 @@ pub struct Declaration {
     pub rollback: Rollback,
     /// What is known about registries beyond their names in image references; hosts are unique.
     pub registries: Vec<Registry>,
+    /// Bytes of the state disk that images are kept in; without it, and without a state on a disk, they lie in memory.
+    pub images: Option<u64>,
     /// Directories on the state disk that services share and that outlive them, in the order of the file; names are unique. There are
     /// none without a state on a disk.
     pub volumes: Vec<Volume>,
@@ -142,6 +144,11 @@ pub struct Volume {
     pub size: u64,
 }
 
+/// What the volume is called that has so many bytes for images.
+pub fn images_volume(size: u64) -> String {
+    format!(".images-{}m", size >> 20)
+}
+
 /// Where a service sees a volume.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 pub struct VolumeMount {
@@ -207,7 +214,7 @@ pub struct Service {
     pub stop_signal: Option<Signal>,
     /// How long it gets between that signal and SIGKILL. At most ten minutes.
     pub stop_grace_period: Duration,
-    /// What it may use, its shim and its image included.
+    /// What it may use, its shim included, and its image where that lies in memory.
     pub limits: Limits,
     /// Bytes of `/dev/shm`; not 0.
     pub shm_size: u64,
@@ -314,6 +321,13 @@ pub enum Restart {
 }
 
 impl Declaration {
+    /// What lies on the state disk beside the vault's store: the volumes of the file, and behind them the one of images. No file can
+    /// declare one of that name, which has the size in it: images come again, so another size is another volume.
+    pub fn sealed_volumes(&self) -> Vec<Volume> {
+        let images = self.images.map(|size| Volume { name: images_volume(size), size });
+        self.volumes.iter().cloned().chain(images).collect()
+    }
+
     /// What is known about the registry of an image.
     pub fn registry_of(&self, image: &ImageReference) -> Option<&Registry> {
         self.registries.iter().find(|registry| registry.host == *image.registry())

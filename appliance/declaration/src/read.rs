@@ -57,9 +57,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let tokens = top.get("tokens").map_or(Some(Vec::new()), |node| tokens(node, errors));
     let github = github(top.get("github"), errors);
     let attestation = attestation(top.get("attestation"), errors);
-    let state =
-        top.get("state").map_or(Some((StateSource::Memory, Rollback::Require)), |node| state(node, errors));
-    let (state, rollback) = state.unzip();
+    let state = top.get("state").map_or(Some(State::default()), |node| state(node, errors));
     let registries = top.get("registries").map_or(Some(Vec::new()), |node| registries(node, errors));
     let networks =
         top.get("networks").map_or(Some(BTreeSet::new()), |node| read_network::declared(node, errors));
@@ -80,7 +78,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         rules::own_ports(services, endpoint, errors);
     }
     if let (Some(state), Some(operators), Some(node)) = (&state, &operators, top.get("state")) {
-        rules::someone_can_unseal(state, operators, node.place, errors);
+        rules::someone_can_unseal(&state.source, operators, node.place, errors);
     }
     if let (Some(services), Some(operators), Some(github), Some(registries)) =
         (&services, &operators, &github, &registries)
@@ -96,8 +94,10 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         rules::volumes(services, volumes, errors);
     }
     if let (Some(state), Some(volumes), Some(node)) = (&state, &volumes, top.get("volumes")) {
-        rules::volumes_have_a_disk(state, volumes, node.place, errors);
+        rules::volumes_have_a_disk(&state.source, volumes, node.place, errors);
+        rules::volumes_and_images(state.images, volumes, node.place, errors);
     }
+    let State { source, rollback, images } = state?;
     networks?;
     configs?;
     let declaration = Declaration {
@@ -107,8 +107,9 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         tokens: tokens?,
         github: github?,
         attestation: attestation?,
-        state: state?,
-        rollback: rollback?,
+        state: source,
+        rollback,
+        images,
         registries: registries?.into_iter().map(|read| read.registry).collect(),
         volumes: volumes?,
         services: services?.into_iter().map(|read| read.service).collect(),
@@ -276,11 +277,20 @@ fn attestation(node: Option<&Node>, errors: &mut Collector<'_>) -> Option<Attest
     Some(Attestation { collateral: collateral?, ca: optional(ca)? })
 }
 
+/// What the file says of the state.
+#[derive(Default)]
+struct State {
+    source: StateSource,
+    rollback: Rollback,
+    images: Option<u64>,
+}
+
 /// What opens the state. State in memory is what there is without this key, so that one thing is not said in two ways.
-fn state(node: &Node, errors: &mut Collector<'_>) -> Option<(StateSource, Rollback)> {
+fn state(node: &Node, errors: &mut Collector<'_>) -> Option<State> {
     let fields = Fields::open(node, "`state`", keys::STATE, &[], errors)?;
     let rollback = fields.get("rollback").map_or(Some(Rollback::Require), |node| rollback(node, errors));
-    Some((provider(&fields, errors)?, rollback?))
+    let images = fields.get("images").map(|node| read_volumes::images(node, errors));
+    Some(State { source: provider(&fields, errors)?, rollback: rollback?, images: optional(images)? })
 }
 
 /// What holds where no witness says how new the state has to be.

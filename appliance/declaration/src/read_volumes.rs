@@ -80,6 +80,11 @@ fn size(node: &Node, errors: &mut Collector<'_>) -> Option<u64> {
     fields.get("size").map_or(Some(DEFAULT_VOLUME_SIZE), |node| number(node, "`size`", parse_volume, errors))
 }
 
+/// How much of the state disk images are kept in.
+pub(crate) fn images(node: &Node, errors: &mut Collector<'_>) -> Option<u64> {
+    number(node, "`images`", parse_volume, errors)
+}
+
 /// A size that a volume can have, as whole MiB: what is between two is the larger one.
 fn parse_volume(text: &str) -> Result<u64, WordError> {
     let bytes = parse_size(text)?;

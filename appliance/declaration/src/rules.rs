@@ -14,6 +14,7 @@ use crate::model::{
 use crate::read::ReadRegistry;
 use crate::read_network::DEFAULT;
 use crate::read_service::Read;
+use crate::read_volumes::MAX_VOLUMES;
 use crate::yaml::{Kind, Node};
 
 /// The namespace of the appliance's own secrets, such as its GitHub token. No service is granted one: with
@@ -234,6 +235,19 @@ pub(crate) fn volumes_have_a_disk(
         let hint =
             "write `state: {provider: operator}`; for files that may be lost use `tmpfs` in the service";
         errors.hinted(place, "volumes lie on a state disk, and the state is in memory", hint);
+    }
+}
+
+/// Images take the place of one volume.
+pub(crate) fn volumes_and_images(
+    images: Option<u64>,
+    volumes: &[Volume],
+    place: Place,
+    errors: &mut Collector<'_>,
+) {
+    if images.is_some() && volumes.len() >= MAX_VOLUMES {
+        let message = format!("with `images` in `state` there are at most {} volumes", MAX_VOLUMES - 1);
+        errors.hinted(place, message, "remove a volume, or `images`: they are then in memory");
     }
 }
 

@@ -205,6 +205,8 @@ struct State {
     /// What holds where no witness says how new the state has to be. `require`, as without this: it stays closed. `warn`: it opens, and that is said.
     #[schemars(regex(pattern = "^(require|warn)$"))]
     rollback: Option<String>,
+    /// How much of the state disk images are kept in, unpacked, so that a boot pulls none that was there before: 64m to 1t. Without it they are in memory.
+    images: Option<Size>,
 }
 
 /// A key server: `coffer keyserve`.
@@ -314,7 +316,7 @@ struct Service {
     stop_grace_period: Option<String>,
     /// Only its `resources.limits`.
     deploy: Option<Deploy>,
-    /// Memory that the service may use, its image included, for example 512m; an equal share of what the others leave
+    /// Memory that the service may use, its image included unless that lies on the state disk, for example 512m; an equal share of what the others leave
     /// without it.
     mem_limit: Option<Size>,
     /// Processors that it may use, for example 0.5.

@@ -88,6 +88,36 @@ fn a_state_opens_without_a_witness_only_where_that_is_declared() {
 }
 
 #[test]
+fn images_lie_on_the_state_disk_where_that_is_declared_in_a_volume_that_nobody_else_can_name() {
+    let read = |state: &str, volumes: usize| {
+        let head = full().replacen("state: {provider: operator}", state, 1);
+        let head = head.split("tokens:").next().unwrap().to_owned();
+        let names: String = (0..volumes).map(|number| format!("  v{number}: {{size: 64m}}\n")).collect();
+        let volumes = if volumes == 0 { String::new() } else { format!("volumes:\n{names}") };
+        let text = format!("{head}{volumes}services:\n  web:\n    image: registry.example/web@{DIGEST}\n");
+        Declaration::parse(text.as_bytes())
+    };
+    let none = read("state: {provider: operator}", 1).unwrap();
+    assert_eq!((none.images, none.sealed_volumes().len()), (None, 1));
+    let some = read("state: {provider: operator, images: 2gb}", 1).unwrap();
+    assert_eq!(some.images, Some(2 << 30));
+    let volumes = some.sealed_volumes();
+    let named: Vec<_> = volumes.iter().map(|volume| (volume.name.as_str(), volume.size)).collect();
+    assert_eq!(named, [("v0", 64 << 20), (".images-2048m", 2 << 30)]);
+    read("state: {provider: operator, images: 64m}", 31).unwrap();
+    for (state, volumes, expected) in [
+        ("state: {provider: operator, images: 63m}", 0, "64 MiB to 1 TiB"),
+        ("state: {provider: operator, images: 2t}", 0, "64 MiB to 1 TiB"),
+        ("state: {provider: operator, images: yes}", 0, "images"),
+        ("state: {images: 2gb}", 0, "provider"),
+        ("state: {provider: operator, images: 64m}", 32, "at most 31 volumes"),
+    ] {
+        let errors = read(state, volumes).unwrap_err().to_string();
+        assert!(errors.contains(expected), "{state}: {errors}");
+    }
+}
+
+#[test]
 fn everything_that_is_supported_reads_into_its_type() {
     let declaration = Declaration::parse(full().as_bytes()).unwrap_or_else(|errors| panic!("{errors}"));
     assert_eq!(declaration.repository.to_string(), "octo-org/payments");

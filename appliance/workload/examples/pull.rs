@@ -9,9 +9,10 @@ use std::time::Instant;
 
 use cofferdam_protocol::ImageReference;
 use cofferdam_workload::pull::{Access, ImageDir, pull};
+use cofferdam_workload::unpack::Room;
 
 /// Bytes that the image may take.
-const ROOM: u64 = 4 << 30;
+const ROOM: Room = Room::Memory(4 << 30);
 
 fn main() {
     let words: Vec<String> = std::env::args().skip(1).collect();

@@ -42,6 +42,7 @@ pub struct Group {
     memory: u64,
     processes: u32,
     cpus: Option<u32>,
+    on_disk: bool,
 }
 
 /// One of its leaves.
@@ -66,7 +67,13 @@ impl Group {
     /// The group at `mount`, whose image and workload may use `memory` bytes together; its workload may have `processes`, and
     /// has `cpus` thousandths of a processor.
     pub fn new(mount: &Path, memory: u64, processes: u32, cpus: Option<u32>) -> Self {
-        Self { mount: mount.to_owned(), memory, processes, cpus }
+        Self { mount: mount.to_owned(), memory, processes, cpus, on_disk: false }
+    }
+
+    /// The same where the image lies on a disk: it takes nothing of the memory that the kernel could not take back.
+    #[must_use]
+    pub fn with_image_on_disk(self, on_disk: bool) -> Self {
+        Self { on_disk, ..self }
     }
 
     /// The leaf in which the image is pulled.
@@ -84,7 +91,7 @@ impl Group {
     ///
     /// [`GroupError`].
     pub fn workload(&self) -> Result<Leaf, GroupError> {
-        let taken = self.used()?;
+        let taken = if self.on_disk { 0 } else { self.used()? };
         let left = self.memory.saturating_sub(taken);
         if left < LEAST_WORKLOAD {
             return Err(GroupError::Full { taken, memory: self.memory });

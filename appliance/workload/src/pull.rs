@@ -9,9 +9,12 @@ use std::io::{self, BufReader, Read, Seek};
 use std::path::{Path, PathBuf};
 
 use cofferdam_protocol::{Digest, ImageReference};
+use nix::errno::Errno;
+use nix::sys::statvfs::statvfs;
+use nix::unistd::syncfs;
 
 use crate::files;
-use crate::unpack::{UnpackError, Unpacker};
+use crate::unpack::{Room, UnpackError, Unpacker};
 use cofferdam_registry::image::{self, Blob, Compression, ImageError, Manifest, RunConfig};
 use cofferdam_registry::{Patience, Registry, RegistryError, base};
 
@@ -53,6 +56,21 @@ impl ImageDir {
         self.0.join("rootfs")
     }
 
+    /// How many bytes its file system has left.
+    ///
+    /// # Errors
+    ///
+    /// What the file system says.
+    pub fn free(&self) -> io::Result<u64> {
+        let known = statvfs(&self.0)?;
+        Ok(known.fragment_size().saturating_mul(known.blocks_available()))
+    }
+
+    /// Brings what was written onto the disk.
+    fn sync(&self) -> io::Result<()> {
+        Ok(syncfs(File::open(&self.0)?)?)
+    }
+
     fn config(&self) -> PathBuf {
         self.0.join("config.json")
     }
@@ -88,15 +106,23 @@ pub enum PullError {
     /// Images are one level below an index.
     #[error("an index lists another index")]
     NestedIndex,
-    /// The image lies in memory, of which its service has so many bytes.
-    #[error("the image needs more than the {} MiB of memory that its service has: raise `mem_limit`", .0 >> 20)]
-    NoRoom(u64),
+    /// There is not so much room where it is to lie.
+    #[error("the image needs more than {0}")]
+    NoRoom(Room),
     /// The directory cannot be written.
     #[error("cannot write the image")]
     Write(#[source] io::Error),
 }
 
 impl PullError {
+    /// Whether the file system took no more.
+    fn is_full(&self) -> bool {
+        let (Self::Write(source) | Self::Unpack(UnpackError::File { source, .. })) = self else {
+            return false;
+        };
+        source.raw_os_error() == Some(Errno::ENOSPC as i32)
+    }
+
     /// Only what depends on the network or on the registry's mood.
     pub fn is_transient(&self) -> bool {
         matches!(
@@ -112,8 +138,8 @@ impl PullError {
     }
 }
 
-/// Fetches and unpacks `image` into `directory`, which [`ImageDir::prepare`] has made: at most `room` bytes, since
-/// it lies in memory. Whether files get the owners that the image names is `own`; it takes CAP_CHOWN.
+/// Fetches and unpacks `image` into `directory`, which [`ImageDir::prepare`] has made: no more than `room`. When this returns all of it
+/// is on the disk, if there is one. Whether files get the owners that the image names is `own`; it takes CAP_CHOWN.
 ///
 /// # Errors
 ///
@@ -122,10 +148,11 @@ pub async fn pull(
     image: &ImageReference,
     access: Access,
     directory: &ImageDir,
-    room: u64,
+    room: Room,
     own: bool,
 ) -> Result<(), PullError> {
-    pull_from(&base(image.registry()), image, access, directory, room, own).await
+    let pulled = pull_from(&base(image.registry()), image, access, directory, room, own).await;
+    pulled.map_err(|error| if error.is_full() { PullError::NoRoom(room) } else { error })
 }
 
 async fn pull_from(
@@ -133,14 +160,14 @@ async fn pull_from(
     image: &ImageReference,
     access: Access,
     directory: &ImageDir,
-    budget: u64,
+    room: Room,
     own: bool,
 ) -> Result<(), PullError> {
     let mut registry = Registry::new(base, image.repository(), access, Patience::default())?;
     let (config, layers) = resolve(&mut registry, image.digest()).await?;
     let promised = layers.iter().fold(0_u64, |sum, (blob, _)| sum.saturating_add(blob.size));
-    if promised > budget {
-        return Err(PullError::NoRoom(budget));
+    if promised > room.bytes() {
+        return Err(PullError::NoRoom(room));
     }
     if config.size > image::MAX_CONFIG {
         return Err(RegistryError::TooLong { what: "configuration", limit: image::MAX_CONFIG }.into());
@@ -153,7 +180,7 @@ async fn pull_from(
         })
         .await?;
     let run = image::config(&document)?;
-    let mut unpacker = Unpacker::new(&directory.rootfs(), budget, own)?;
+    let mut unpacker = Unpacker::new(&directory.rootfs(), room, own)?;
     for (blob, compression) in &layers {
         // The whole blob is checked before a byte of it reaches a decoder.
         let stored = store(&mut registry, blob, directory).await?;
@@ -164,7 +191,10 @@ async fn pull_from(
     }
     let config = serde_json::to_vec(&run).map_err(|error| PullError::Write(error.into()))?;
     files::replace(directory.config(), &config).map_err(PullError::Write)?;
-    files::replace(directory.complete(), image.digest().to_string().as_bytes()).map_err(PullError::Write)
+    // Whoever sees the last one after a power cut has all the others.
+    directory.sync().map_err(PullError::Write)?;
+    files::replace(directory.complete(), image.digest().to_string().as_bytes()).map_err(PullError::Write)?;
+    directory.sync().map_err(PullError::Write)
 }
 
 async fn resolve(
@@ -330,7 +360,7 @@ mod tests {
         }
     }
 
-    async fn attempt(documents: Vec<Vec<u8>>, budget: u64) -> Pulled {
+    async fn attempt(documents: Vec<Vec<u8>>, room: u64) -> Pulled {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let reference: ImageReference =
             format!("registry.example/team/app@{}", digest(&documents[0])).parse().unwrap();
@@ -339,7 +369,8 @@ mod tests {
         directory.prepare().unwrap();
         let base = serve(documents);
         let own = nix::unistd::geteuid().is_root();
-        let outcome = pull_from(&base, &reference, Access::default(), &directory, budget, own).await;
+        let outcome =
+            pull_from(&base, &reference, Access::default(), &directory, Room::Memory(room), own).await;
         Pulled { folder, outcome, reference }
     }
 

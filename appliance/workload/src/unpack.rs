@@ -71,8 +71,8 @@ pub enum UnpackError {
         kind: char,
     },
     /// More than the bound on unpacked bytes.
-    #[error("the image unpacks to more than the {} MiB of memory that its service has: raise `mem_limit`", .0 >> 20)]
-    TooLarge(u64),
+    #[error("the image unpacks to more than {0}")]
+    TooLarge(Room),
     /// More files, directories and links than the bound.
     #[error("the image has more than {0} entries")]
     TooMany(u64),
@@ -92,6 +92,39 @@ pub enum UnpackError {
     },
 }
 
+/// Where an image lies, and how many bytes it may have there.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+pub enum Room {
+    /// In the memory of the service that pulls it.
+    Memory(u64),
+    /// In what of the state disk is free for images.
+    Disk(u64),
+}
+
+impl Room {
+    /// In bytes.
+    pub fn bytes(self) -> u64 {
+        match self {
+            Self::Memory(bytes) | Self::Disk(bytes) => bytes,
+        }
+    }
+}
+
+impl std::fmt::Display for Room {
+    fn fmt(&self, f: &mut std::fmt::Formatter<'_>) -> std::fmt::Result {
+        let mib = self.bytes() >> 20;
+        match self {
+            Self::Memory(_) => write!(f, "the {mib} MiB of memory that its service has: raise `mem_limit`"),
+            Self::Disk(_) => {
+                write!(
+                    f,
+                    "the {mib} MiB that are free for images on the state disk: raise `images` in `state`"
+                )
+            }
+        }
+    }
+}
+
 /// How much of everything an image may take.
 #[derive(Debug, Clone, Copy)]
 struct Bounds {
@@ -105,6 +138,7 @@ pub struct Unpacker {
     root: OwnedFd,
     /// Whether owners are set: only a process with CAP_CHOWN over the range can.
     own: bool,
+    room: Room,
     limit: Bounds,
     left: Bounds,
     skipped_devices: u64,
@@ -122,22 +156,22 @@ struct Layer {
 }
 
 impl Unpacker {
-    /// Starts in the empty directory `root`; at most `limit` bytes will be written below it.
+    /// Starts in the empty directory `root`; no more than `room` will be written below it.
     ///
     /// # Errors
     ///
     /// The directory cannot be opened.
-    pub fn new(root: &Path, limit: u64, own: bool) -> Result<Self, UnpackError> {
+    pub fn new(root: &Path, room: Room, own: bool) -> Result<Self, UnpackError> {
         let flags = OFlag::O_DIRECTORY | OFlag::O_RDONLY | OFlag::O_CLOEXEC;
         let root = nix::fcntl::open(root, flags, Mode::empty()).map_err(file("open", root))?;
-        let limit = Bounds { bytes: limit, entries: MAX_ENTRIES, time: MAX_TIME };
-        Ok(Self { root, own, limit, left: limit, skipped_devices: 0, buffer: vec![0; 64 << 10] })
+        let limit = Bounds { bytes: room.bytes(), entries: MAX_ENTRIES, time: MAX_TIME };
+        Ok(Self { root, own, room, limit, left: limit, skipped_devices: 0, buffer: vec![0; 64 << 10] })
     }
 
     /// With this much time.
     #[cfg(test)]
     pub(crate) fn hurried(root: &Path, time: Duration) -> Result<Self, UnpackError> {
-        let mut unpacker = Self::new(root, 1 << 30, false)?;
+        let mut unpacker = Self::new(root, Room::Memory(1 << 30), false)?;
         unpacker.limit.time = time;
         unpacker.left.time = time;
         Ok(unpacker)
@@ -194,7 +228,7 @@ impl Unpacker {
 
     fn charge(&mut self, bytes: u64) -> Result<(), UnpackError> {
         let left = self.left.bytes.checked_sub(bytes);
-        self.left.bytes = left.ok_or(UnpackError::TooLarge(self.limit.bytes))?;
+        self.left.bytes = left.ok_or(UnpackError::TooLarge(self.room))?;
         Ok(())
     }
 
@@ -652,7 +686,7 @@ mod tests {
             let outer = tempfile::tempdir().unwrap();
             let root = outer.path().join("root");
             std::fs::create_dir(&root).unwrap();
-            let unpacker = Unpacker::new(&root, limit, geteuid().is_root()).unwrap();
+            let unpacker = Unpacker::new(&root, Room::Memory(limit), geteuid().is_root()).unwrap();
             Self { outer, unpacker }
         }
 

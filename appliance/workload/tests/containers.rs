@@ -26,7 +26,7 @@ use cofferdam_workload::probe::{Prober, probe};
 use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::End;
 use cofferdam_workload::seccomp::Profile;
-use cofferdam_workload::unpack::Unpacker;
+use cofferdam_workload::unpack::{Room, Unpacker};
 use cofferdam_workload::volume::Volume;
 use cofferdam_workload::{OUTSIDE_ID, SHIM_ID};
 use nix::mount::{MsFlags, mount};
@@ -146,7 +146,7 @@ fn shim(folder: &Path, run: fn(&tokio::runtime::Runtime, &Shim)) {
     let root = folder.join("root");
     let _ = fs::create_dir(&root);
     mount(Some("root"), &root, Some("tmpfs"), MsFlags::MS_NOSUID | MsFlags::MS_NODEV, None::<&str>).unwrap();
-    let mut unpacker = Unpacker::new(&root, 1 << 30, true).unwrap();
+    let mut unpacker = Unpacker::new(&root, Room::Memory(1 << 30), true).unwrap();
     unpacker.layer(image().as_slice()).unwrap();
     become_shim();
     fs::write(root.join("of-the-shim"), "x").unwrap();

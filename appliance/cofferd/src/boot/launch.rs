@@ -9,7 +9,7 @@ use std::path::{Path, PathBuf};
 use std::time::Duration;
 
 use cofferdam_attest::event_log::payload;
-use cofferdam_declaration::Service;
+use cofferdam_declaration::{Declaration, Service, images_volume};
 use cofferdam_protocol::Digest;
 use cofferdam_protocol::facts::{ApplianceFacts, ImageInfo, Phase};
 use cofferdam_protocol::json::{self, JsonError};
@@ -22,12 +22,13 @@ use super::services::{self, ResolveError};
 use super::unseal::Unsealed;
 use crate::paths;
 use crate::roles::facts::{Facts, ServiceFacts};
-use crate::roles::pull::image_dir;
+use crate::roles::pull::{image_dir, image_in};
 use crate::roles::{Key, RESERVE, ROLES, Role, SHIM, Starts};
-use crate::system::cgroup::CgroupError;
+use crate::system::cgroup::{self, CgroupError};
 use crate::system::console::say;
 use crate::system::files;
 use crate::system::images::{self, Holder, PendingImage};
+use crate::system::kept::KeptImages;
 use crate::system::spawn::Handed;
 use crate::system::supervise::Tier;
 use crate::system::sys::OwnFlags;
@@ -100,7 +101,7 @@ pub(super) fn establish(
     unsealed: Unsealed,
 ) -> Result<Launched, LaunchError> {
     let Unsealed { state, disk, vault_key, new_volumes, tls, tls_key, mut numbers } = unsealed;
-    let kernel = KERNEL_BYTES.saturating_mul(measured.declaration.volumes.len() as u64);
+    let kernel = KERNEL_BYTES.saturating_mul(measured.declaration.sealed_volumes().len() as u64);
     let memory = mounts::services_bytes()?.saturating_sub(kernel);
     let facts = services::resolve(&measured.declaration, &mut numbers, memory)?;
     for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
@@ -136,9 +137,7 @@ pub(super) fn establish(
         files::directory(&service.directory, uid, uid, 0o755).map_err(file(&service.directory))?;
         files::directory(&service.rootfs, 0, 0, 0o700).map_err(file(&service.rootfs))?;
     }
-    for owner in facts.services.iter().filter(|service| service.pulls()) {
-        boot.supervisor.seal(image(owner, &facts.services)?);
-    }
+    images(boot, &measured.declaration, &facts.services)?;
     if new_volumes {
         await_record(boot);
     }
@@ -238,14 +237,56 @@ fn own_digest() -> Result<Digest, LaunchError> {
     Digest::of_reader(program).map_err(file("/proc/self/exe"))
 }
 
-/// The file system of the image that `owner` pulls, for all services that have it. Not on /run, which is noexec. Its pages count as
-/// the owner's, whose control group bounds them; without a size it would hold half of the machine's memory and no more.
-fn image(owner: &ServiceFacts, services: &[ServiceFacts]) -> Result<PendingImage, LaunchError> {
+/// Shows each service its image: one that the disk has is there already, the others are pulled by their owners.
+fn images(boot: &mut Boot, declaration: &Declaration, services: &[ServiceFacts]) -> Result<(), LaunchError> {
+    let kept = declaration.images.map(|size| kept(size, services)).transpose()?;
+    if kept.is_some() {
+        let places: Vec<PathBuf> = services.iter().map(|service| service.rootfs.clone()).collect();
+        boot.supervisor.at_the_end(move || places.iter().for_each(|place| images::unmount(place)));
+    }
+    for owner in services.iter().filter(|service| service.pulls()) {
+        if let Some(image) = image(owner, services, kept.as_ref())? {
+            boot.supervisor.seal(image);
+        }
+    }
+    Ok(())
+}
+
+/// The images that the disk has of those that are declared.
+fn kept(size: u64, services: &[ServiceFacts]) -> Result<KeptImages, LaunchError> {
+    let root = Path::new(paths::VOLUMES_DIR).join(images_volume(size));
+    let declared = services.iter().map(|service| service.declared.image.digest()).collect();
+    KeptImages::open(root.clone(), &declared).map_err(file(&root))
+}
+
+/// The file system of the image that `owner` pulls, for all services that have it; `None` when it need not be pulled. Not on /run, which is noexec.
+/// In memory its pages count as the owner's, whose control group bounds them; without a size it would hold half of the machine's memory and
+/// no more.
+fn image(
+    owner: &ServiceFacts,
+    services: &[ServiceFacts],
+    kept: Option<&KeptImages>,
+) -> Result<Option<PendingImage>, LaunchError> {
     let holder = |service: &ServiceFacts| Holder { place: service.rootfs.clone(), base: service.uid };
     let others = services.iter().filter(|other| !other.pulls() && other.puller == owner.declared.name);
-    let others: Vec<Holder> = others.map(holder).collect();
-    let complete = image_dir(owner).complete();
-    Ok(images::mount_image(&holder(owner), &others, owner.memory, complete, owner.seal())?)
+    let (own, others): (Holder, Vec<Holder>) = (holder(owner), others.map(holder).collect());
+    let Some(kept) = kept else {
+        let complete = image_dir(owner).complete();
+        return Ok(Some(images::mount_image(&own, &others, owner.memory, complete, owner.seal())?));
+    };
+    let digest = owner.declared.image.digest();
+    if kept.has(&digest) {
+        let all: Vec<Holder> = std::iter::once(own).chain(others).collect();
+        kept.mount(&digest, &all)?;
+        fs::write(owner.seal(), b"").map_err(file(&owner.seal()))?;
+        say(&format!("image {digest}: kept on the disk"));
+        return Ok(None);
+    }
+    let group = owner.cgroup.clone();
+    let ended = Box::new(move || !cgroup::populated(&group));
+    let complete = image_in(&kept.partial(&digest)).complete();
+    say(&format!("image {digest}: to be pulled onto the disk"));
+    Ok(Some(images::mount_kept((kept, &digest), &own, &others, ended, complete, owner.seal())?))
 }
 
 fn file(path: &(impl AsRef<Path> + ?Sized)) -> impl FnOnce(io::Error) -> LaunchError {

@@ -54,6 +54,7 @@ pub(super) fn resolve(
             // Names are validated by the declaration: they cannot leave the directory.
             directory: Path::new(paths::SERVICES_DIR).join(&service.name),
             rootfs: Path::new(paths::ROOTFS_DIR).join(&service.name),
+            image_on_disk: declaration.images.is_some(),
             puller: puller(service),
             declared: service.clone(),
         })
@@ -80,7 +81,7 @@ pub(super) fn resolve(
         registries: declaration.registries.clone(),
         grants: leased.chain(token).collect(),
         networks: declaration.networks().into_iter().map(str::to_owned).collect(),
-        volumes: declaration.volumes.clone(),
+        volumes: declaration.sealed_volumes(),
         services,
     })
 }
@@ -98,7 +99,7 @@ pub(super) fn before_launch(declaration: &Declaration) -> Facts {
         registries: Vec::new(),
         grants: Vec::new(),
         networks: Vec::new(),
-        volumes: declaration.volumes.clone(),
+        volumes: declaration.sealed_volumes(),
         services: Vec::new(),
     }
 }

@@ -123,7 +123,7 @@ pub(super) fn establish(boot: &mut Boot, measured: &mut Measured) -> Result<Unse
             }
             let (key, continued) = (opened_by, Some(continuity));
             measured.measure(&payload::State::Disk { fresh, key, epoch, lineage, continuity: continued })?;
-            let places = places(&measured.declaration.volumes, volumes)?;
+            let places = places(&measured.declaration.sealed_volumes(), volumes)?;
             let new_volumes = places.iter().any(|place| !place.made);
             let existing = handover::launch::first(places.len());
             let volumes = volumes::establish(&disk, places)?;

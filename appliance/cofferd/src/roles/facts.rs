@@ -50,7 +50,7 @@ pub(crate) struct Facts {
     pub(crate) grants: Vec<Grant>,
     /// The networks that have members, in the order of their names.
     pub(crate) networks: Vec<String>,
-    /// The volumes in the order of the declaration.
+    /// What lies on the state disk beside the store: the volumes in the order of the declaration, then that of images.
     pub(crate) volumes: Vec<Volume>,
     /// The services in the order of the declaration.
     pub(crate) services: Vec<ServiceFacts>,
@@ -119,12 +119,14 @@ pub(crate) struct ServiceFacts {
     pub(crate) networks: Vec<Place>,
     /// Its control group.
     pub(crate) cgroup: PathBuf,
-    /// Bytes of memory that its workload may use, together with its image if it pulls that.
+    /// Bytes of memory that its workload may use, together with its image if it pulls that and it lies in memory.
     pub(crate) memory: u64,
     /// What others see of it: status, log, sockets. Owned by its shim.
     pub(crate) directory: PathBuf,
     /// Where its shim, and nobody else, sees into the file system of its image.
     pub(crate) rootfs: PathBuf,
+    /// Whether its image lies on the state disk, and not in memory.
+    pub(crate) image_on_disk: bool,
     /// The service that pulls its image, and whose memory that takes: the first of the declaration with this digest.
     pub(crate) puller: String,
     /// As it is declared.
@@ -253,7 +255,7 @@ impl ServiceFacts {
     /// The same at another place: its shim sees it as the whole hierarchy.
     pub(crate) fn group_at(&self, place: &Path) -> Group {
         let limits = self.declared.limits;
-        Group::new(place, self.memory, limits.processes(), limits.cpus)
+        Group::new(place, self.memory, limits.processes(), limits.cpus).with_image_on_disk(self.image_on_disk)
     }
 
     /// What its whole control group may use, in bytes.

@@ -16,6 +16,7 @@ use cofferdam_protocol::{error_chain, read};
 use cofferdam_workload::cgroup::enter_image;
 use cofferdam_workload::init::{become_root, may_be_ended};
 use cofferdam_workload::pull::{self, Access, Credentials, ImageDir, PullError};
+use cofferdam_workload::unpack::Room;
 use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
@@ -48,7 +49,12 @@ pub(crate) struct Answer {
 /// Where the image of a service is unpacked, as that service sees it.
 pub(crate) fn image_dir(service: &ServiceFacts) -> ImageDir {
     // Not below the service's directory: /run is noexec.
-    ImageDir::at(service.rootfs.join("image"))
+    image_in(&service.rootfs)
+}
+
+/// The same in what its file system has at the top.
+pub(crate) fn image_in(top: &Path) -> ImageDir {
+    ImageDir::at(top.join("image"))
 }
 
 /// Pulls the image of the service `name`, says on standard output how that went, and ends.
@@ -75,12 +81,16 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     become_root().context("cannot become root of the container")?;
     let directory = image_dir(service);
     directory.prepare().context("cannot make the image's directory")?;
+    let room = if service.image_on_disk {
+        Room::Disk(directory.free().context("cannot see how much room is left for images")?)
+    } else {
+        Room::Memory(service.memory)
+    };
     role.confine_with(&[directory.path()]).context("cannot confine the role")?;
     // A second installation of the same provider is refused, and is the same.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
-    let pulled =
-        runtime.block_on(pull::pull(&service.declared.image, access, &directory, service.memory, true));
+    let pulled = runtime.block_on(pull::pull(&service.declared.image, access, &directory, room, true));
     let answer = match &pulled {
         Ok(()) => Answer { error: None, transient: false },
         Err(error) => Answer { error: Some(line(error)), transient: error.is_transient() },

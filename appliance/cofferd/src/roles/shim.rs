@@ -52,6 +52,7 @@ use cofferdam_workload::pull::{Credentials, ImageDir, PullError};
 use cofferdam_workload::resolver::{self, Resolver};
 use cofferdam_workload::restart::{End, Policy};
 use cofferdam_workload::status::Reporter;
+use cofferdam_workload::unpack::Room;
 use cofferdam_workload::user::{self, Account};
 use cofferdam_workload::{environment, output, relay};
 use nix::fcntl::OFlag;
@@ -316,6 +317,10 @@ impl Shim<'_> {
         if !self.own.seal().exists() {
             if self.own.pulls() {
                 self.pull(&directory, &digest).await?;
+                if self.own.image_on_disk {
+                    // It is kept once nobody has it for writing. The next shim sees it like those of the other services.
+                    return Err(Interrupt::Stopped);
+                }
             } else {
                 let detail = format!("the image that {} pulls is not there yet", self.own.puller);
                 self.report(ServiceState::Waiting, |status| status.detail = Some(detail))?;
@@ -781,7 +786,10 @@ async fn pull(
     let status = child.wait()?;
     match counted().zip(before).and_then(|(now, before)| now.since(&before)) {
         Some(Killed::OutOfMemory { .. }) => {
-            return Ok(Answer { error: Some(PullError::NoRoom(own.memory).to_string()), transient: false });
+            return Ok(Answer {
+                error: Some(PullError::NoRoom(Room::Memory(own.memory)).to_string()),
+                transient: false,
+            });
         }
         Some(killed) => return Ok(Answer { error: Some(killed.to_string()), transient: true }),
         None => {}

@@ -204,10 +204,15 @@ impl Cgroup {
 
     /// Whether the group or one below holds a process. An unreadable group counts as populated.
     pub(crate) fn populated(&self) -> bool {
-        match fs::read_to_string(self.path.join("cgroup.events")) {
-            Ok(events) => !events.lines().any(|line| line == "populated 0"),
-            Err(_) => true,
-        }
+        populated(&self.path)
+    }
+}
+
+/// The same of the group at this place.
+pub(crate) fn populated(group: &Path) -> bool {
+    match fs::read_to_string(group.join("cgroup.events")) {
+        Ok(events) => !events.lines().any(|line| line == "populated 0"),
+        Err(_) => true,
     }
 }
 

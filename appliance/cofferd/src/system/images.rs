@@ -4,6 +4,7 @@
 //!
 //! - Each is a tmpfs of PID 1's own, with ids as the image names them, and is mounted once for each of its services, nowhere else
 //!   (mount_setattr(2), MOUNT_ATTR_IDMAP). One of them, the owner, has it for writing until the image is there.
+//! - On a sealed disk that has room for images they lie there instead, one directory for each ([`kept`](crate::system::kept)).
 //! - When the owner's pull says that it is, PID 1 makes the file system itself read-only and says so in a file of its own, for which
 //!   all of them wait. No namespace of a service can undo that: from then on neither the owner's shim nor any workload
 //!   changes what the others start from.
@@ -20,12 +21,14 @@ use std::os::unix::ffi::OsStrExt;
 use std::os::unix::net::UnixStream;
 use std::path::{Path, PathBuf};
 
+use cofferdam_protocol::Digest;
 use nix::errno::Errno;
 use nix::mount::{MntFlags, MsFlags, mount, umount2};
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
+use crate::system::kept::{KeptImages, Partial};
 use crate::system::sys::OwnFlags;
 use crate::system::{spawn, sys};
 
@@ -57,14 +60,20 @@ pub struct Holder {
 /// An image that is not there yet.
 #[derive(Debug)]
 pub struct PendingImage {
-    /// The owner's place.
-    place: PathBuf,
+    owner: Holder,
+    lies: Lies,
     /// What the pull makes last.
     complete: PathBuf,
     /// What says that nobody changes it any more.
     seal: PathBuf,
     /// Whether it was said that it cannot be sealed.
     pub(crate) reported: bool,
+}
+
+#[derive(Debug)]
+enum Lies {
+    InMemory,
+    OnDisk(Partial),
 }
 
 /// Makes the file system of one image, of at most `size` bytes, and mounts it at the place of each holder; the first one is its
@@ -95,7 +104,25 @@ pub fn mount_image(
     for (Holder { place, .. }, copy) in &copies {
         attach(copy, place)?;
     }
-    Ok(PendingImage { place: place.clone(), complete, seal, reported: false })
+    Ok(PendingImage { owner: owner.clone(), lies: Lies::InMemory, complete, seal, reported: false })
+}
+
+/// The same for an image that is to lie on the sealed disk: `complete` is where PID 1 sees what the pull makes last, `ended` says whether no
+/// process of the owner's is left.
+///
+/// # Errors
+///
+/// [`MountError`].
+pub fn mount_kept(
+    (kept, digest): (&KeptImages, &Digest),
+    owner: &Holder,
+    others: &[Holder],
+    ended: Box<dyn Fn() -> bool>,
+    complete: PathBuf,
+    seal: PathBuf,
+) -> Result<PendingImage, MountError> {
+    let lies = Lies::OnDisk(kept.begin(digest, owner, others, ended)?);
+    Ok(PendingImage { owner: owner.clone(), lies, complete, seal, reported: false })
 }
 
 /// Mounts what is mounted at `place` once more, for `holder` alone and in the ids of its container.
@@ -117,7 +144,7 @@ fn attach(copy: &OwnedFd, place: &Path) -> Result<(), MountError> {
 }
 
 impl PendingImage {
-    /// Makes the file system read-only for good if its pull is done. False as long as it is not.
+    /// Makes it read-only for good if its pull is done. False as long as it is not.
     ///
     /// # Errors
     ///
@@ -126,16 +153,23 @@ impl PendingImage {
         if fs::symlink_metadata(&self.complete).is_err() {
             return Ok(false);
         }
-        let flags = FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
-        match mount(NONE, &self.place, NONE, flags, NONE) {
-            // A file is still open for writing.
-            Err(Errno::EBUSY) => Ok(false),
-            done => {
-                step("end the writing", &self.place, done)?;
-                step("write the seal", &self.place, fs::write(&self.seal, b""))?;
-                Ok(true)
-            }
+        let ended = match &self.lies {
+            Lies::InMemory => end_writing(&self.owner.place)?,
+            Lies::OnDisk(partial) => partial.keep(&self.owner)?,
+        };
+        if ended {
+            step("write the seal", &self.seal, fs::write(&self.seal, b""))?;
         }
+        Ok(ended)
+    }
+}
+
+/// Makes a file system of its own read-only. False when a file is still open for writing.
+fn end_writing(place: &Path) -> Result<bool, MountError> {
+    let flags = FLAGS | MsFlags::MS_REMOUNT | MsFlags::MS_RDONLY;
+    match mount(NONE, place, NONE, flags, NONE) {
+        Err(Errno::EBUSY) => Ok(false),
+        done => step("end the writing", place, done).map(|()| true),
     }
 }
 
@@ -180,7 +214,7 @@ fn named(path: &Path) -> Result<CString, MountError> {
     step("name a path", path, CString::new(path.as_os_str().as_bytes()).map_err(io::Error::from))
 }
 
-fn step<T, E: Into<io::Error>>(
+pub(super) fn step<T, E: Into<io::Error>>(
     step: &'static str,
     path: &Path,
     outcome: Result<T, E>,

@@ -10,6 +10,7 @@ pub(crate) mod console;
 pub(crate) mod gate;
 pub(crate) mod handover;
 pub mod images;
+pub mod kept;
 mod low_memory;
 pub mod mapper;
 pub(crate) mod meminfo;
