@@ -30,14 +30,29 @@ pub(crate) const ALWAYS: [&str; 6] =
 /// Why a profile is not in force.
 #[derive(Debug, thiserror::Error)]
 pub(crate) enum NarrowError {
+    /// Its calls.
     #[error(transparent)]
     Seccomp(#[from] SeccompError),
+    /// Its paths.
     #[error("cannot set up Landlock")]
     Landlock(#[from] landlock::RulesetError),
+    /// There is no descriptor left.
+    #[error("cannot copy the paths of the profile")]
+    Copy(#[source] io::Error),
+    /// Who writes to a volume could lead it anywhere.
     #[error("the profile's path {path:?} leads through a symbolic link; write where it leads")]
-    Link { path: String },
+    Link {
+        /// As declared.
+        path: String,
+    },
+    /// It is there, and cannot be looked at.
     #[error("cannot open the profile's path {path:?}")]
-    Open { path: String, source: io::Error },
+    Open {
+        /// As declared.
+        path: String,
+        /// What the kernel says.
+        source: io::Error,
+    },
 }
 
 /// A profile, made ready in the service's root file system.
@@ -68,9 +83,7 @@ impl Narrow {
     pub(crate) fn apply(&self) -> Result<(), NarrowError> {
         if let Some(paths) = &self.paths {
             // It closes the file by which it is known; the copy is this process's own.
-            let paths =
-                paths.try_clone().map_err(|source| NarrowError::Open { path: String::new(), source })?;
-            paths.restrict_self()?;
+            paths.try_clone().map_err(NarrowError::Copy)?.restrict_self()?;
         }
         match &self.calls {
             Some(calls) => Ok(calls.apply()?),

@@ -303,6 +303,7 @@ fn plan(
         hosts: format!("127.0.0.1 localhost\n::1 localhost\n127.0.0.1 {}\n{further}", service.name),
         read_only: service.read_only,
         writable: WRITABLE,
+        memory: service.limits.memory.unwrap_or(WRITABLE),
         shm_size: service.shm_size,
         ulimits: service.ulimits,
         tmpfs: service.tmpfs.clone(),

@@ -179,18 +179,17 @@ impl Tracer {
         if let Some(directory) = creates {
             self.record.path(Access::Write, &directory);
         }
-        if path.ends_with(" (deleted)") {
-            return;
-        }
+        // What has no name any more is where it was: so is a file over which another one is mounted.
+        let path = path.trim_end_matches(" (deleted)");
         if flags.contains(OFlag::O_PATH) {
             return;
         }
         let mode = flags & OFlag::O_ACCMODE;
         if mode != OFlag::O_WRONLY {
-            self.record.path(Access::Read, &path);
+            self.record.path(Access::Read, path);
         }
         if mode != OFlag::O_RDONLY || flags.contains(OFlag::O_TRUNC) {
-            self.record.path(Access::Write, &path);
+            self.record.path(Access::Write, path);
         }
     }
 }
