@@ -342,6 +342,55 @@ class World:
         self.registry_process = process
         return "registry", process, self.registry_port
 
+    def start_authority(self, port):
+        """Pebble, which speaks ACME and checks every name at this port of the machine. Returns the
+        YAML of a declaration's `certificate` for `shop.example.test`; `authority.pem` is the root.
+        """
+        acme, management, names, asked = free_port(), free_port(), free_port(), free_port()
+        settings = {
+            "listenAddress": f"127.0.0.1:{acme}",
+            "managementListenAddress": f"127.0.0.1:{management}",
+            "certificate": self.path("tls", "server.pem"),
+            "privateKey": self.path("tls", "server.key"),
+            "httpPort": 1,
+            "tlsPort": port,
+        }
+        with open(self.path("pebble.json"), "w", encoding="utf-8") as file:
+            json.dump({"pebble": settings}, file)
+        off = ["-http01", "", "-https01", "", "-tlsalpn01", ""]
+        self.start(
+            "names",
+            [
+                "pebble-challtestsrv",
+                "-defaultIPv4",
+                "127.0.0.1",
+                "-defaultIPv6",
+                "",
+                "-dns01",
+                f"127.0.0.1:{names}",
+                "-management",
+                f"127.0.0.1:{asked}",
+                *off,
+            ],
+        )
+        command = ["pebble", "-strict", "-config", self.path("pebble.json")]
+        command += ["-dnsserver", f"127.0.0.1:{names}"]
+        environment = {**os.environ, "PEBBLE_VA_NOSLEEP": "1"}
+        authority = self.start("authority", command, env=environment)
+        self.listening("authority", authority, management)
+        context = ssl.create_default_context(cafile=self.ca)
+        url = f"https://127.0.0.1:{management}/roots/0"
+        with urllib.request.urlopen(url, context=context, timeout=20) as answer:
+            root = answer.read()
+        with open(self.path("authority.pem"), "wb") as file:
+            file.write(root)
+        with open(self.ca, encoding="utf-8") as file:
+            ca = "".join(f"    {line}" for line in file)
+        return (
+            "certificate:\n  names: [shop.example.test]\n  terms_agreed: true\n"
+            f"  directory: https://{HOST_FROM_GUEST}:{acme}/dir\n  ca: |\n{ca}"
+        )
+
     def tool(self, name):
         return os.path.join(self.target, name)
 

@@ -8,14 +8,20 @@ The fourth is of another image, which needs a statement. The services' image is 
 the second boot on there is no registry.
 """
 
+import base64
+import hashlib
 import http.client
 import json
 import os
 import shutil
+import socket
 import ssl
 import sys
 import tempfile
 import unittest
+
+from cryptography import x509
+from cryptography.hazmat.primitives.serialization import Encoding, PublicFormat
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 import uki
@@ -30,6 +36,7 @@ from harness import (
     wait_for,
     workload_files,
 )
+from process import run
 
 STATE = OPERATOR.replace("}", ", images: 64m}")
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
@@ -69,7 +76,8 @@ class State(unittest.TestCase):
         image = world.push_image("test/probe", {**workload_files(), **kept}, config)
         cls.port, cls.disk = free_port(), world.path("state.img")
         services = SERVICES.format(image=image)
-        cls.declaration = world.declaration(cls.port, services, state=STATE, volumes=VOLUMES)
+        declaration = world.declaration(cls.port, services, state=STATE, volumes=VOLUMES)
+        cls.declaration = declaration + world.start_authority(cls.port)
         cls.commit = world.commit(cls.declaration)
         known = [*world.trust_options(IMAGE), *world.github_options()]
         cls.options = ["--endpoint", f"127.0.0.1:{cls.port}", *known]
@@ -139,6 +147,8 @@ class State(unittest.TestCase):
         self.runs()
         self.volumes_are_new()
         self.the_image_is_nobodys_to_write()
+        type(self).shown = self.browsers_accept_it()
+        self.strangers_are_not_answered()
         self.world.cut_power("first", machine)
         self.assertIn(": to be pulled onto the disk", self.world.console("first"))
         self.world.end(self.world.registry_process)
@@ -157,6 +167,54 @@ class State(unittest.TestCase):
         self.assertNotIn("to be pulled", console)
         for names in (self.ask("/volume/names?path=/"), self.ask_other("/volume/names?path=/")):
             self.assertNotIn("written", json.loads(names))
+
+    def browsers_accept_it(self):
+        """What clients that know nothing of attestation are shown by its name, and nobody else."""
+
+        def valid():
+            status = self.status()
+            held = status and status.get("certificate")
+            return held if held and held["state"] == "valid" else None
+
+        held = wait_for("the certificate for browsers", 150, valid, 0.5)
+        root, name = self.world.path("authority.pem"), "shop.example.test"
+        context = ssl.create_default_context(cafile=root)
+        address = ("127.0.0.1", self.port)
+        with (
+            socket.create_connection(address, timeout=60) as raw,
+            context.wrap_socket(raw, server_hostname=name) as stream,
+        ):
+            shown = stream.getpeercert(binary_form=True)
+        with (
+            self.assertRaises(ssl.SSLCertVerificationError),
+            socket.create_connection(address, timeout=60) as raw,
+        ):
+            context.wrap_socket(raw, server_hostname="other.example.test")
+        url = f"https://{name}:{self.port}"
+        command = ["curl", "-sS", "-i", "--cacert", root]
+        command += ["--resolve", f"{name}:{self.port}:127.0.0.1"]
+        evidence = run([*command, f"{url}/.well-known/cofferdam/evidence"])
+        claims = json.loads(base64.b64decode(json.loads(evidence.splitlines()[-1])["claims"]))
+        for answer in (evidence, run([*command, f"{url}/file?path=/probe"])):
+            self.assertRegex(answer, "^HTTP/2 200")
+            self.assertIn(f"cofferdam-attested-key: {claims['tls_key']}", answer)
+        spki = x509.load_der_x509_certificate(shown).public_key()
+        spki = spki.public_bytes(Encoding.DER, PublicFormat.SubjectPublicKeyInfo)
+        self.assertEqual(claims["certificate"]["key"], f"sha256:{hashlib.sha256(spki).hexdigest()}")
+        self.assertIn(held["claim"]["account"], self.coffer("status")[1])
+        return shown, held["claim"], held["expires_at"]
+
+    def strangers_are_not_answered(self):
+        """Nobody asks about the name any more: a challenge is refused, and coffer was always shown
+        the attested key, or it would not have said anything.
+        """
+        context = ssl._create_unverified_context()
+        context.set_alpn_protocols(["acme-tls/1"])
+        with (
+            self.assertRaises(ssl.SSLError),
+            socket.create_connection(("127.0.0.1", self.port), timeout=60) as raw,
+        ):
+            context.wrap_socket(raw, server_hostname="shop.example.test")
 
     def volumes_are_new(self):
         """An empty volume has what the image has there; what is written is for whoever sees it."""
@@ -203,6 +261,8 @@ class State(unittest.TestCase):
         self.runs()
         self.volumes_are_kept()
         self.the_image_is_kept("second")
+        # The same certificate, for the same key and account: nothing was ordered.
+        self.assertEqual(self.browsers_accept_it(), self.shown)
         self.assertIn(SECRET, self.coffer("secret", "list")[1])
         self.says(0, "open", "seal", "status")
         self.put(TOKEN, GITHUB_TOKEN)
@@ -210,6 +270,8 @@ class State(unittest.TestCase):
         wait_for("the anchor of this boot", 60, lambda: "state-0000001" in self.tags(), 1)
         self.says(0, "the releases know epoch", "seal", "status")
         self.verified(0, "state_anchors")
+        claim = self.shown[1]
+        self.verified(0, f"browsers: key {claim['key']}, account {claim['account']}")
         wait_for("the vault has heard of it", 30, lambda: self.heard("second"), 1)
         self.world.cut_power("second", machine)
 

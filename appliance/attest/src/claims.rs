@@ -5,6 +5,7 @@
 
 use std::str::FromStr;
 
+use cofferdam_protocol::certificate::CertificateClaim;
 use cofferdam_protocol::evidence::{ChannelBinding, Nonce, VaultKey};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::state::Continuity;
@@ -57,6 +58,9 @@ pub struct Claims {
     /// What there is against older copies of the state; only of one on the disk.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub state_continuity: Option<Continuity>,
+    /// The key that browsers are shown, and the account that its certificates are asked for with; where the declaration has names for them.
+    #[serde(skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateClaim>,
     /// The relying party's nonce; only on request.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub nonce: Option<Nonce>,
@@ -102,6 +106,7 @@ impl Claims {
             sealed: wire.sealed,
             state_epoch: wire.state_epoch,
             state_continuity: wire.state_continuity,
+            certificate: wire.certificate,
             nonce: wire.nonce.map(|text| field("nonce", &text)).transpose()?,
             channel_binding: wire.channel_binding.map(|text| field("channel_binding", &text)).transpose()?,
             challenges: wire.challenges.map(|text| field("challenges", &text)).transpose()?,
@@ -126,6 +131,8 @@ struct Wire {
     state_epoch: u64,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     state_continuity: Option<Continuity>,
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    certificate: Option<CertificateClaim>,
     #[serde(default, skip_serializing_if = "Option::is_none")]
     nonce: Option<String>,
     #[serde(default, skip_serializing_if = "Option::is_none")]

@@ -23,11 +23,15 @@ use crate::evidence::MEDIA_TYPE;
 mod client;
 #[cfg(feature = "tls")]
 mod make;
+#[cfg(feature = "tls")]
+mod named;
 
 #[cfg(feature = "tls")]
 pub use client::{Peer, Refusal, client_config, peer};
 #[cfg(feature = "tls")]
 pub use make::{certificate, generate_key, key_sha256};
+#[cfg(feature = "tls")]
+pub use named::{answer, dns_names, jwk, request, thumbprint};
 
 /// Longest validity of a certificate in seconds.
 pub const MAX_LIFETIME: u64 = 24 * 3600;

@@ -16,6 +16,7 @@ use cofferdam_attest::appraise::{Appraisal, Expectations};
 use cofferdam_attest::claims::Claims;
 use cofferdam_attest::evidence::Evidence;
 use cofferdam_attest::ratls::{self, Refusal};
+use cofferdam_protocol::certificate::ATTESTED;
 use cofferdam_protocol::evidence::{self, ChannelBinding, Nonce};
 use cofferdam_protocol::operator::{LOG_PLACE, LogPlace, MAX_REPLY, PREFIX, SIGN_IN, SIGN_IN_UPGRADE};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
@@ -38,6 +39,9 @@ use crate::operator_key::OperatorKey;
 use crate::progress;
 use crate::reach::{Obstacle, endpoint_hint};
 use crate::trust::{Trust, holds_until, unix_now};
+
+/// ALPN's name of what is spoken on a connection.
+const HTTP_1_1: &str = "http/1.1";
 
 /// A busy appliance is asked this often, and after as long as it says (`Retry-After`), within these bounds.
 const BUSY_ATTEMPTS: u32 = 5;
@@ -198,9 +202,11 @@ pub(crate) async fn dial(
     let mut config = ratls::client_config(pin).map_err(|error| {
         NotDialled::Failed(Failure::failed(format!("cannot prepare TLS: {}", chain(&error))))
     })?;
-    if signs_in {
-        config.alpn_protocols = vec![SIGN_IN_UPGRADE.into()];
-    }
+    // The name that is dialled may be one for which browsers are shown another certificate.
+    config.alpn_protocols = match signs_in {
+        true => vec![SIGN_IN_UPGRADE.into()],
+        false => vec![ATTESTED.into(), HTTP_1_1.into()],
+    };
     let silent = |_| std::io::Error::from(std::io::ErrorKind::TimedOut);
     let tcp = timeout(CONNECT, TcpStream::connect((host, endpoint.port()))).await.map_err(silent).flatten();
     let tcp = tcp.map_err(|error| unreachable("reach", &error))?;

@@ -269,6 +269,7 @@ mod tests {
             sealed: false,
             state_epoch: 0,
             state_continuity: None,
+            certificate: None,
             nonce: None,
             channel_binding: None,
             challenges: None,

@@ -42,6 +42,13 @@ pub const PUBLISH_SOCKET: &str = "/run/cofferdam/publish/publish.sock";
 /// What `publish` is doing. 0644.
 pub const PUBLISH_STATUS: &str = "/run/cofferdam/publish/status.json";
 
+/// What becomes of the certificate that browsers accept. 0644.
+pub const PUBLISH_CERTIFICATE: &str = "/run/cofferdam/publish/certificate.json";
+/// The chain of that certificate, in PEM. 0644.
+pub const PUBLISH_CHAIN: &str = "/run/cofferdam/publish/chain.pem";
+/// What its authority is to be answered, while it asks. 0644.
+pub const PUBLISH_CHALLENGES: &str = "/run/cofferdam/publish/challenges.json";
+
 /// Owned by `network`, 0755.
 pub const NETWORK_DIR: &str = "/run/cofferdam/network";
 /// The address in use, written by `network`; that it exists is the sign that there is one. 0644.
@@ -79,7 +86,7 @@ pub const SERVICE_VOLUMES_DIR: &str = "/run/cofferdam/service-volumes";
 /// One directory per service, each owned by its shim's uid, 0755.
 pub const SERVICES_DIR: &str = "/run/cofferdam/services";
 
-/// The descriptor at which a role finds its key: `vault` the master key, `front` the TLS key. The first one after the
+/// The descriptor at which a role finds its key: `vault` the master key, `front` the TLS keys, `publish` that of its ACME account. The first one after the
 /// standard three.
 pub const KEY_FD: i32 = 3;
 /// The descriptor at which `vault` finds the state disk, when there is one.

@@ -13,6 +13,7 @@ pub(crate) const TOP: &[&str] = &[
     "tokens",
     "github",
     "attestation",
+    "certificate",
     "state",
     "registries",
     "networks",
@@ -28,6 +29,8 @@ pub(crate) const TOKEN: &[&str] = &["name", "hash"];
 pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
 /// Keys of `attestation`.
 pub(crate) const ATTESTATION: &[&str] = &["collateral", "ca"];
+/// Keys of `certificate`.
+pub(crate) const CERTIFICATE: &[&str] = &["names", "directory", "contact", "terms_agreed", "ca"];
 /// Keys of `state`.
 pub(crate) const STATE: &[&str] = &["provider", "peers", "rollback", "images"];
 /// Keys of one key server.

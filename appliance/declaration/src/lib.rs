@@ -27,6 +27,7 @@ mod model;
 mod on_change;
 mod profile;
 mod read;
+mod read_certificate;
 mod read_configs;
 mod read_harmless;
 mod read_limits;
@@ -55,9 +56,9 @@ pub use limits::{
     Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
 };
 pub use model::{
-    Attestation, Auth, ConfigFile, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, KeyServer, Login,
-    Membership, Operator, Port, Registry, Restart, SecretFile, Service, Speaks, StateSource, Token, Volume,
-    VolumeMount, images_volume,
+    Attestation, Auth, Certificate, ConfigFile, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, KeyServer,
+    Login, Membership, Operator, Port, Registry, Restart, SecretFile, Service, Speaks, StateSource, Token,
+    Volume, VolumeMount, images_volume,
 };
 pub use on_change::OnChange;
 pub use profile::{MAX_PROFILE_PATHS, Paths, Profile, known_system_calls};

@@ -37,6 +37,8 @@ pub struct Declaration {
     pub github: Github,
     /// Where the collateral of quotes comes from.
     pub attestation: Attestation,
+    /// The certificate that browsers accept, beside the attested one.
+    pub certificate: Option<Certificate>,
     /// Where the state lives, and what opens it.
     pub state: StateSource,
     /// Whether it opens where no witness says how new it has to be.
@@ -87,6 +89,19 @@ pub struct Attestation {
     /// Root of the provisioning certification service, without `/sgx/…`.
     pub collateral: HttpsUrl,
     /// PEM certificates that alone are trusted for this server; the image's bundle when absent.
+    pub ca: Option<String>,
+}
+
+/// A certificate that browsers accept, from an authority that speaks ACME (RFC 8555).
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Certificate {
+    /// The DNS names that it is for, 1 to 8 in lower case; unique.
+    pub names: Vec<String>,
+    /// The authority's directory; Let's Encrypt's unless the declaration names another.
+    pub directory: HttpsUrl,
+    /// Whom the authority may write to: `mailto:` URLs, at most 4.
+    pub contact: Vec<String>,
+    /// PEM certificates that alone are trusted for the authority's own server; the image's bundle when absent.
     pub ca: Option<String>,
 }
 

@@ -17,6 +17,7 @@ use crate::keys;
 use crate::model::{
     Attestation, Declaration, Github, KeyServer, Login, Operator, Registry, StateSource, Token,
 };
+use crate::read_certificate;
 use crate::read_configs::{self, Declared};
 use crate::read_network;
 use crate::read_service;
@@ -57,6 +58,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
     let tokens = top.get("tokens").map_or(Some(Vec::new()), |node| tokens(node, errors));
     let github = github(top.get("github"), errors);
     let attestation = attestation(top.get("attestation"), errors);
+    let certificate = top.get("certificate").map(|node| read_certificate::certificate(node, errors));
     let state = top.get("state").map_or(Some(State::default()), |node| state(node, errors));
     let registries = top.get("registries").map_or(Some(Vec::new()), |node| registries(node, errors));
     let networks =
@@ -107,6 +109,7 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         tokens: tokens?,
         github: github?,
         attestation: attestation?,
+        certificate: optional(certificate)?,
         state: source,
         rollback,
         images,
@@ -471,7 +474,12 @@ fn services(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<read_service:
     collect(read)
 }
 
-fn url(node: Option<&Node>, what: &str, default: &str, errors: &mut Collector<'_>) -> Option<HttpsUrl> {
+pub(crate) fn url(
+    node: Option<&Node>,
+    what: &str,
+    default: &str,
+    errors: &mut Collector<'_>,
+) -> Option<HttpsUrl> {
     match node {
         Some(node) => {
             let text = fields::text(node, what, errors)?;
@@ -490,7 +498,7 @@ fn url(node: Option<&Node>, what: &str, default: &str, errors: &mut Collector<'_
 }
 
 /// One or more certificates in PEM (RFC 7468), and nothing else: a private key here would be published.
-fn pem(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
+pub(crate) fn pem(node: &Node, errors: &mut Collector<'_>) -> Option<String> {
     let text = fields::text(node, "`ca`", errors)?;
     let error = match check_pem(&text) {
         Ok(()) => return Some(text),

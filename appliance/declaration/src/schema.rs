@@ -105,6 +105,8 @@ struct Declaration {
     github: Option<Github>,
     /// Where the collateral of quotes comes from.
     attestation: Option<Attestation>,
+    /// The certificate that browsers accept, beside the attested one.
+    certificate: Option<Certificate>,
     /// Where the state lives, and what opens it; in memory, and lost at power-off, unless this says otherwise.
     state: Option<State>,
     /// Registries that need their own certificate authority.
@@ -188,6 +190,29 @@ struct Attestation {
     /// Root of the provisioning certification service.
     collateral: Option<Url>,
     /// PEM certificates that alone are trusted for this server.
+    ca: Option<Pem>,
+}
+
+/// A certificate that browsers accept, from an authority that speaks ACME.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Certificate {
+    /// The DNS names that browsers dial, in lower case.
+    #[schemars(
+        length(min = 1, max = 8),
+        inner(regex(pattern = r"^[a-z0-9-]+(\.[a-z0-9-]+)+$"), length(max = 253))
+    )]
+    names: Vec<String>,
+    /// The authority's directory; Let's Encrypt's without this.
+    directory: Option<Url>,
+    /// Whom the authority may write to.
+    #[schemars(length(max = 4), inner(regex(pattern = r"^mailto:[^@]+@[^@]+$")))]
+    contact: Option<Vec<String>>,
+    /// That you agree to the authority's terms of service.
+    #[schemars(extend("const" = true))]
+    terms_agreed: bool,
+    /// PEM certificates that alone are trusted for the authority's own server.
     ca: Option<Pem>,
 }
 
@@ -1009,6 +1034,7 @@ mod tests {
         assert_eq!(keys_at("/$defs/Token"), sorted(keys::TOKEN));
         assert_eq!(keys_at("/$defs/Github"), sorted(keys::GITHUB));
         assert_eq!(keys_at("/$defs/Attestation"), sorted(keys::ATTESTATION));
+        assert_eq!(keys_at("/$defs/Certificate"), sorted(keys::CERTIFICATE));
         assert_eq!(keys_at("/$defs/State"), sorted(keys::STATE));
         assert_eq!(keys_at("/$defs/Peer"), sorted(keys::PEER));
         assert_eq!(keys_at("/$defs/Registry"), sorted(keys::REGISTRY));

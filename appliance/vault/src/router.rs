@@ -13,6 +13,7 @@ use axum::http::{StatusCode, header};
 use axum::response::{IntoResponse as _, Response};
 use axum::routing::{get, post};
 use cofferdam_protocol::SecretRef;
+use cofferdam_protocol::certificate::{CERTIFICATE, KeptCertificate, MAX_CHAIN};
 use cofferdam_protocol::keyserve::{PEER, PeerNews};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::unseal::REKEY;
@@ -37,7 +38,7 @@ pub struct Peer {
     pub uid: u32,
 }
 
-/// `GET` [`KEY`], `POST` [`LEASE`], [`CHANGED`], [`OPERATOR`], [`ANCHORED`], [`ORDERS`] and [`PEER`]; everything else is 404 or 405.
+/// `GET` [`KEY`], `GET` and `PUT` [`CERTIFICATE`], `POST` [`LEASE`], [`CHANGED`], [`OPERATOR`], [`ANCHORED`], [`ORDERS`] and [`PEER`]; everything else is 404 or 405.
 pub fn router(vault: Arc<Vault>) -> Router {
     Router::new()
         .route(KEY, get(key))
@@ -45,6 +46,7 @@ pub fn router(vault: Arc<Vault>) -> Router {
         .route(CHANGED, post(changed))
         .route(OPERATOR, post(operator))
         .route(ANCHORED, post(anchored))
+        .route(CERTIFICATE, get(certificate).put(keep_certificate))
         .route(ORDERS, post(orders))
         .route(PEER, post(peer))
         .fallback(async || problem(StatusCode::NOT_FOUND, "there is no such resource", None))
@@ -82,6 +84,39 @@ async fn anchored(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Pe
     match status {
         StatusCode::NO_CONTENT => status.into_response(),
         _ => problem(status, "the store failed", None),
+    }
+}
+
+/// What is kept of the certificate that browsers accept; 404 for everybody but the one who orders it.
+async fn certificate(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Peer>) -> Response {
+    let kept = vault.store.certificate().filter(|_| peer.uid == vault.rules.publish_uid);
+    match kept {
+        Some(kept) => ([(header::CONTENT_TYPE, JSON)], Body::from(kept)).into_response(),
+        None => problem(StatusCode::NOT_FOUND, "there is no such resource", None),
+    }
+}
+
+/// The same to be kept. Nothing in it is secret, and nothing of it is believed by whoever serves it.
+async fn keep_certificate(
+    State(vault): State<Arc<Vault>>,
+    Extension(peer): Extension<Peer>,
+    body: Body,
+) -> Response {
+    if peer.uid != vault.rules.publish_uid {
+        return problem(StatusCode::NOT_FOUND, "there is no such resource", None);
+    }
+    let kept: KeptCertificate = match read(body).await {
+        Ok(kept) => kept,
+        Err(response) => return response,
+    };
+    if kept.chain.len() > MAX_CHAIN {
+        return problem(StatusCode::PAYLOAD_TOO_LARGE, "the chain of certificates is too large", None);
+    }
+    let written =
+        cofferdam_protocol::json::to_vec(&kept).ok().map(|bytes| vault.store.keep_certificate(bytes));
+    match written {
+        Some(Ok(())) => StatusCode::NO_CONTENT.into_response(),
+        _ => problem(StatusCode::SERVICE_UNAVAILABLE, "the store failed", None),
     }
 }
 

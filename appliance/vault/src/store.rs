@@ -71,6 +71,8 @@ const SPENT: TableDefinition<'static, u64, [u8; 32]> = TableDefinition::new("spe
 const LINEAGE: TableDefinition<'static, (), u64> = TableDefinition::new("lineage");
 /// The number of the first anchor that belongs to this state, and of the last that was published.
 const ANCHORS: TableDefinition<'static, (), (u64, u64)> = TableDefinition::new("anchors");
+/// The certificate that browsers accept, as `publish` has it kept.
+const CERTIFICATE: TableDefinition<'static, (), &[u8]> = TableDefinition::new("certificate");
 /// How often the key slots had been changed when the state was last opened, or since.
 const SLOTS: TableDefinition<'static, (), u64> = TableDefinition::new("slots");
 /// How often the state was opened.
@@ -167,6 +169,7 @@ struct State {
     lineage: u64,
     slots: u64,
     anchors: Anchors,
+    certificate: Option<Vec<u8>>,
     witnesses: Option<Witnesses>,
 }
 
@@ -236,6 +239,7 @@ impl Store {
             lineage: 0,
             slots: 0,
             anchors: Anchors::default(),
+            certificate: None,
             witnesses: None,
         };
         let store = Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) };
@@ -262,6 +266,7 @@ impl Store {
         let lineage = load_number(&transaction, LINEAGE)?;
         let slots = load_number(&transaction, SLOTS)?;
         let anchors = load_anchors(&transaction)?;
+        let certificate = load_certificate(&transaction)?;
         let witnesses = witnessing::load(&transaction)?;
         drop(transaction);
         let mut state = State {
@@ -272,6 +277,7 @@ impl Store {
             lineage,
             slots,
             anchors,
+            certificate,
             witnesses,
         };
         for operation in journal::decode(&pages.journal()).ok_or(StoreError::Journal)? {
@@ -406,6 +412,29 @@ impl Store {
             }
             _ => Ok(()),
         }
+    }
+
+    /// What was kept of the certificate that browsers accept.
+    pub fn certificate(&self) -> Option<Vec<u8>> {
+        self.lock().certificate.clone()
+    }
+
+    /// Keeps it in the place of what was kept before. What is the same is not written again.
+    ///
+    /// # Errors
+    /// A [`DiskError`].
+    pub fn keep_certificate(&self, bytes: Vec<u8>) -> Result<(), StoreError> {
+        let mut state = self.lock();
+        if state.certificate.as_ref() == Some(&bytes) {
+            return Ok(());
+        }
+        self.change(&mut state, Reserve::Used, |transaction| {
+            let mut table = transaction.open_table(CERTIFICATE).map_err(database_error)?;
+            table.insert((), bytes.as_slice()).map_err(database_error)?;
+            Ok(())
+        })?;
+        state.certificate = Some(bytes);
+        Ok(())
     }
 
     /// Comes after a state that is given up: the next commit has a higher epoch than that one's, the next anchor a higher number, and those
@@ -674,6 +703,14 @@ fn load_anchors(transaction: &ReadTransaction) -> Result<Anchors, StoreError> {
             Ok(row.map_or_else(Anchors::default, |(first, published)| Anchors { first, published }))
         }
         Err(TableError::TableDoesNotExist(_)) => Ok(Anchors::default()),
+        Err(error) => Err(database_error(error)),
+    }
+}
+
+fn load_certificate(transaction: &ReadTransaction) -> Result<Option<Vec<u8>>, StoreError> {
+    match transaction.open_table(CERTIFICATE) {
+        Ok(table) => Ok(table.get(()).map_err(database_error)?.map(|row| row.value().to_vec())),
+        Err(TableError::TableDoesNotExist(_)) => Ok(None),
         Err(error) => Err(database_error(error)),
     }
 }

@@ -110,6 +110,36 @@ async fn which_anchors_are_published_says_the_publisher_alone_and_one_after_the_
 }
 
 #[tokio::test]
+async fn the_certificate_for_browsers_is_kept_for_publish_alone() {
+    let disk = disk();
+    let router = router(Arc::new(vault(&disk)));
+    let epoch = || Store::open(disk.clone(), keys(1), None).unwrap().root().epoch;
+    let path = "/v1/certificate";
+    let kept = |chain: &str| {
+        json!({"directory": "https://ca.example/dir", "account": "https://ca.example/acct/1", "chain": chain})
+            .to_string()
+    };
+    let get = async |uid| send(&router, Some(uid), "GET", path, String::new()).await;
+    let put = async |uid, body: String| send(&router, Some(uid), "PUT", path, body).await.0;
+    assert_eq!(get(PUBLISH).await.0, StatusCode::NOT_FOUND, "there is none");
+    assert_eq!(put(PUBLISH, kept("one")).await, StatusCode::NO_CONTENT);
+    for uid in [0, FRONT, SERVICE, 65_534] {
+        assert_eq!(get(uid).await.0, StatusCode::NOT_FOUND, "{uid}");
+        assert_eq!(put(uid, kept("forged")).await, StatusCode::NOT_FOUND, "{uid}");
+    }
+    let before = epoch();
+    assert_eq!(put(PUBLISH, kept("one")).await, StatusCode::NO_CONTENT);
+    assert_eq!(epoch(), before, "what is the same is not written again");
+    for wrong in ["{}".to_owned(), kept("one").replace("https", "http"), kept(&"x".repeat(49 * 1024))] {
+        assert!(put(PUBLISH, wrong).await.is_client_error());
+    }
+    assert_eq!(put(PUBLISH, kept(&"x".repeat(48 * 1024))).await, StatusCode::NO_CONTENT);
+    let store = Store::open(disk.clone(), keys(1), None).unwrap();
+    let read = |bytes: &[u8]| serde_json::from_slice::<serde_json::Value>(bytes).unwrap();
+    assert_eq!(read(&store.certificate().unwrap()), read(kept(&"x".repeat(48 * 1024)).as_bytes()));
+}
+
+#[tokio::test]
 async fn a_lease_is_all_or_nothing_and_only_for_the_granted() {
     let (vault, router) = start();
     put(&vault, PASSWORD, b"correct horse");

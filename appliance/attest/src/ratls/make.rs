@@ -92,12 +92,12 @@ fn serial(evidence_json: &[u8], not_before: u64) -> SerialNumber {
 }
 
 /// A P-256 key that rcgen can sign with.
-struct Key {
-    pair: EcdsaKeyPair,
+pub(super) struct Key {
+    pub(super) pair: EcdsaKeyPair,
 }
 
 impl Key {
-    fn load(pkcs8: &[u8]) -> Result<Self, RatlsError> {
+    pub(super) fn load(pkcs8: &[u8]) -> Result<Self, RatlsError> {
         let pair =
             EcdsaKeyPair::from_pkcs8(&ECDSA_P256_SHA256_ASN1_SIGNING, pkcs8).map_err(|_| RatlsError::Key)?;
         Ok(Self { pair })

@@ -100,6 +100,7 @@ pub fn claims() -> Claims {
         sealed: false,
         state_epoch: 0,
         state_continuity: None,
+        certificate: None,
         nonce: None,
         channel_binding: None,
         challenges: None,

@@ -2,6 +2,7 @@
 
 use std::fmt::Write as _;
 
+use cofferdam_protocol::certificate::CertificateStatus;
 use cofferdam_protocol::json;
 use cofferdam_protocol::network::NetworkStatus;
 use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
@@ -95,6 +96,7 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
         let detail = publish.detail.as_deref().map(printable).unwrap_or_default();
         let _ = writeln!(out, "attestation: {} {}", publish.state.as_str(), format!("{tag} {detail}").trim());
     }
+    out.extend(status.certificate.as_ref().map(certificate));
     out.extend(status.network.as_ref().map(network));
     out.extend(status.clock.as_ref().and_then(clock));
     let _ = writeln!(out, "roles:");
@@ -119,6 +121,21 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
         }
     }
     out
+}
+
+/// What becomes of the certificate that browsers accept.
+fn certificate(certificate: &CertificateStatus) -> String {
+    let until = certificate.expires_at.map(|until| format!(" until {until}")).unwrap_or_default();
+    let detail =
+        certificate.detail.as_deref().map(|detail| format!(": {}", printable(detail))).unwrap_or_default();
+    let names: Vec<String> = certificate.names.iter().map(|name| printable(name)).collect();
+    let account = certificate
+        .claim
+        .account
+        .as_ref()
+        .map(|account| format!("\n    account {account}"))
+        .unwrap_or_default();
+    format!("browsers: {} for {}{until}{detail}{account}\n", certificate.state.as_str(), names.join(", "))
 }
 
 /// How far the clock is off, when that is worth saying.
@@ -228,6 +245,20 @@ mod tests {
             cpus_limit: None,
         };
         assert!("    ".len() + used(&most).len() <= 60, "{}", used(&most));
+    }
+
+    #[test]
+    fn what_becomes_of_the_certificate_is_shown() {
+        let text = r#"{"state":"failed","detail":"caa: \u001b no","names":["shop.example"],"at":"2026-01-02T03:04:05Z",
+            "expires_at":"2026-03-02T03:04:05Z","claim":{"key":"sha256:0404040404040404040404040404040404040404040404040404040404040404",
+            "directory":"https://ca.example/dir","account_key":"NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs","account":"https://ca.example/acct/1"}}"#;
+        let said = certificate(&CertificateStatus::parse(text.as_bytes()).unwrap());
+        assert!(!said.contains('\u{1b}'), "{said}");
+        assert!(
+            said.starts_with("browsers: failed for shop.example until 2026-03-02T03:04:05Z: caa: "),
+            "{said}"
+        );
+        assert!(said.ends_with(" no\n    account https://ca.example/acct/1\n"), "{said}");
     }
 
     #[test]

@@ -6,6 +6,7 @@ use std::path::Path;
 use cofferdam_attest::appraise::{Appraisal, Verdict};
 use cofferdam_attest::event_log::payload::State;
 use cofferdam_github::Requests;
+use cofferdam_protocol::certificate::CertificateClaim;
 use cofferdam_protocol::{Commit, Repository};
 use serde_json::{Value, json};
 
@@ -116,6 +117,7 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
     };
     if found.verdict == Verdict::Accepted {
         text.push_str(&state(&verified.judged.appraisal));
+        text.extend(claims.certificate.as_ref().map(browsers));
     }
     let _ = writeln!(text, "release: {}  {}", verified.page, immutable_words(verified.immutable));
     text.push_str(&trust::report(ui, &verified.checks));
@@ -146,6 +148,15 @@ fn state(appraisal: &Appraisal) -> String {
         format!(", left to this image by {} with the statement {}", upgrade.signer, upgrade.statement)
     });
     format!("state: on disk, epoch {epoch}, lineage {lineage}{}{continuity}\n", opened.unwrap_or_default())
+}
+
+/// What browsers are shown instead of the attested key, and with which account certificates for it are asked for.
+pub(super) fn browsers(certificate: &CertificateClaim) -> String {
+    let account = match &certificate.account {
+        Some(account) => format!("account {account} (its key {})", certificate.account_key),
+        None => format!("no account yet at {} (its key {})", certificate.directory, certificate.account_key),
+    };
+    format!("browsers: key {}, {account}\n", certificate.key)
 }
 
 /// Immutable or not, the evidence is what counts; a release that can be changed can only be made to fail.

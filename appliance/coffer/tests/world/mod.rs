@@ -126,6 +126,7 @@ impl Told {
             channel_binding: self.binding.map(Into::into),
             state_epoch: if self.launched { self.epoch } else { 0 },
             state_continuity: self.continuity.filter(|_| self.launched && self.epoch > 0),
+            certificate: None,
             ..simulated::claims()
         }
         .encode()

@@ -11,11 +11,13 @@ use std::time::Duration;
 use cofferdam_attest::event_log::payload;
 use cofferdam_declaration::{Declaration, Service, images_volume};
 use cofferdam_protocol::Digest;
+use cofferdam_protocol::certificate::CertificateClaim;
 use cofferdam_protocol::facts::{ApplianceFacts, ImageInfo, Phase};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::state::State;
 
 use super::Boot;
+use super::keys::{self, KeyError};
 use super::measure::Measured;
 use super::mount::{self as mounts, MountError};
 use super::services::{self, ResolveError};
@@ -44,6 +46,9 @@ pub(crate) enum LaunchError {
     /// A control group.
     #[error("cannot make the control groups")]
     Cgroup(#[from] CgroupError),
+    /// The keys of the certificate that browsers accept.
+    #[error(transparent)]
+    Key(#[from] KeyError),
     /// A file or directory.
     #[error("cannot set up {0}")]
     File(String, #[source] io::Error),
@@ -103,7 +108,11 @@ pub(super) fn establish(
     let Unsealed { state, disk, vault_key, new_volumes, tls, tls_key, mut numbers } = unsealed;
     let kernel = KERNEL_BYTES.saturating_mul(measured.declaration.sealed_volumes().len() as u64);
     let memory = mounts::services_bytes()?.saturating_sub(kernel);
-    let facts = services::resolve(&measured.declaration, &mut numbers, memory)?;
+    let mut facts = services::resolve(&measured.declaration, &mut numbers, memory)?;
+    let declared = measured.declaration.certificate.as_ref();
+    let certificate = declared.map(|declared| keys::certificate(declared, &vault_key, &tls)).transpose()?;
+    facts.certificate = certificate.as_ref().map(|keys| keys.facts.clone());
+    let claim = certificate.as_ref().map(|keys| keys.facts.claim.clone());
     for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
         measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
     }
@@ -113,7 +122,7 @@ pub(super) fn establish(
     for path in DIRECTORIES {
         files::directory(path, 0, 0, 0o755).map_err(file(path))?;
     }
-    let launched = Launched { appliance: appliance(&measured, tls_key, state, boot.phases.clone())? };
+    let launched = Launched { appliance: appliance(&measured, tls_key, claim, state, boot.phases.clone())? };
     prepare(&facts, &launched)?;
     for (name, value) in launched.appliance.registers.named() {
         say(&format!("{name} {}", hex::encode(value)));
@@ -122,9 +131,10 @@ pub(super) fn establish(
     // In the order in which they need each other, each given a moment to be reachable: a role that finds nobody
     // would wait and ask again, which costs more. One that is not up in time does not hold up the rest.
     for role in ROLES.into_iter().filter(|role| role.starts() == Starts::Launch) {
-        let key = role.key().map(|key| match key {
-            Key::Vault => vault_key.clone(),
-            Key::Tls => tls.clone(),
+        let key = role.key().and_then(|key| match key {
+            Key::Vault => Some(vault_key.clone()),
+            Key::Tls => Some(certificate.as_ref().map_or(&tls, |keys| &keys.front).clone()),
+            Key::Account => certificate.as_ref().map(|keys| keys.account.clone()),
         });
         let mut spec = role.spec(None, key.map(Handed::Copy))?;
         spec.disk = disk.clone().filter(|_| role.key() == Some(Key::Vault));
@@ -209,6 +219,7 @@ pub(super) fn await_socket(boot: &mut Boot, role: &Role) {
 pub(super) fn appliance(
     measured: &Measured,
     tls_key: Digest,
+    certificate: Option<CertificateClaim>,
     state: State,
     phases: Vec<Phase>,
 ) -> Result<ApplianceFacts, LaunchError> {
@@ -219,6 +230,7 @@ pub(super) fn appliance(
         declaration: Digest::of(&delivered.bytes),
         endpoint: declaration.endpoint.clone(),
         tls_key,
+        certificate,
         state,
         event_log: log.clone(),
         phases,

@@ -115,6 +115,18 @@ pub(crate) fn waiting_facts(declaration: &cofferdam_declaration::Declaration) ->
     services::before_launch(declaration)
 }
 
+/// What PID 1 makes a certificate for browsers with: the key of it, the account's, and what everybody may know.
+#[cfg(test)]
+pub(crate) fn certificate_keys(
+    declared: &cofferdam_declaration::Certificate,
+) -> (zeroize::Zeroizing<Vec<u8>>, zeroize::Zeroizing<Vec<u8>>, crate::roles::facts::CertificateFacts) {
+    let (tls, _) = keys::tls().unwrap_or_else(|error| panic!("{error}"));
+    let master = keys::master().unwrap_or_else(|error| panic!("{error}"));
+    let made = keys::certificate(declared, &master, &tls).unwrap_or_else(|error| panic!("{error}"));
+    let browser = made.front.bytes().strip_prefix(tls.bytes()).unwrap_or_default().to_vec();
+    (browser.into(), made.account.bytes().to_vec().into(), made.facts)
+}
+
 /// What the roles read about a declaration in the first boot of an appliance.
 #[cfg(test)]
 pub(crate) fn first_facts(declaration: &cofferdam_declaration::Declaration) -> crate::roles::facts::Facts {

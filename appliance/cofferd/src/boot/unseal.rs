@@ -168,7 +168,7 @@ fn wait(
     tls_key: Digest,
 ) -> Result<Handover, UnsealError> {
     let state = State::Sealed;
-    let appliance = launch::appliance(measured, tls_key, state, boot.phases.clone());
+    let appliance = launch::appliance(measured, tls_key, None, state, boot.phases.clone());
     let prepared = appliance.and_then(|appliance| {
         launch::prepare(&services::before_launch(&measured.declaration), &Launched { appliance })
     });
@@ -176,9 +176,11 @@ fn wait(
     boot.supervisor.state_is(state.to_string());
     let memory = Rc::new(SecretMemory::new(handover::LENGTH).map_err(UnsealError::Memory)?);
     for role in WAITING {
-        let key = role.key().map(|key| match key {
-            Key::Vault => Handed::Shared(memory.clone()),
-            Key::Tls => Handed::Copy(tls.clone()),
+        let key = role.key().and_then(|key| match key {
+            Key::Vault => Some(Handed::Shared(memory.clone())),
+            Key::Tls => Some(Handed::Copy(tls.clone())),
+            // There is none before there is a state that decides it.
+            Key::Account => None,
         });
         let mut spec = role.spec(None, key)?;
         spec.disk = (role.key() == Some(Key::Vault)).then(|| disk.clone());

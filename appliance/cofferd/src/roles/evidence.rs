@@ -3,6 +3,8 @@
 //! Responsible for composing the claims out of what PID 1 measured and the vault's public key, having them
 //! quoted, and handing out the evidence document over a Unix socket to `front` and `publish`.
 //!
+//! One thing only does another role say, the URL of an ACME account, and that one holds the account's key.
+//!
 //! It never takes a claim from its callers: they choose a nonce and a channel binding, or the root of many of these, all bounded, and
 //! nothing else. So a network-facing role that falls cannot make the TD sign another endpoint, key or
 //! repository. It has no network, holds no secret, and hands out nothing that it has not checked against the
@@ -39,6 +41,7 @@ use tokio::sync::{OwnedSemaphorePermit, Semaphore};
 pub(crate) use self::ask::{AskError, ask};
 use self::device::{Configfs, Device, DeviceError, Reports};
 use crate::paths;
+use crate::roles::certificate;
 use crate::roles::clock;
 use crate::roles::facts::{self, FactsError};
 use crate::roles::{FRONT, PUBLISH, Role};
@@ -93,8 +96,13 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
             println!("evidence: removed {removed} requests of a predecessor");
         }
         let vault_key = vault_key(Path::new(paths::VAULT_SOCKET), VAULT_LIMIT).await?;
-        let attester =
-            Attester { appliance: PathBuf::from(paths::APPLIANCE), device, vault_key, limit: QUOTE_LIMIT };
+        let attester = Attester {
+            appliance: PathBuf::from(paths::APPLIANCE),
+            certificate: PathBuf::from(paths::PUBLISH_CERTIFICATE),
+            device,
+            vault_key,
+            limit: QUOTE_LIMIT,
+        };
         let listener = bind(Path::new(paths::EVIDENCE_SOCKET))
             .with_context(|| format!("cannot listen on {}", paths::EVIDENCE_SOCKET))?;
         let callers: Vec<u32> = [&FRONT, &PUBLISH].into_iter().filter_map(Role::uid).collect();
@@ -127,6 +135,8 @@ enum EvidenceError {
 /// Everything that goes into evidence.
 struct Attester<R> {
     appliance: PathBuf,
+    /// What `publish` knows of the certificate that browsers accept.
+    certificate: PathBuf,
     device: Device<R>,
     vault_key: VaultKey,
     /// How long one quote may take.
@@ -163,6 +173,7 @@ impl<R: Reports> Attester<R> {
             sealed: appliance.event_log.iter().any(|event| event.mr == 3 && event.event == "sealed"),
             state_epoch: appliance.state.epoch(),
             state_continuity: appliance.state.continuity(),
+            certificate: certificate::claim(appliance.certificate, &self.certificate),
             nonce: request.nonce.clone(),
             channel_binding: request.channel_binding,
             challenges: request.challenges,
@@ -409,6 +420,7 @@ pub(crate) mod tests {
         *fake.mischief.lock().unwrap() = mischief.to_vec();
         let attester = Attester {
             appliance: directory.join("appliance.json"),
+            certificate: directory.join("certificate.json"),
             device: Device::new(fake),
             vault_key: [9; 32].into(),
             // Short for a device that is going to hang, so that the test is.

@@ -9,6 +9,7 @@ use std::path::{Path, PathBuf};
 use cofferdam_declaration::{
     Attestation, Dependency, Github, HttpUrl, Port, Registry, SecretRef, Service, Token, Volume, VolumeMount,
 };
+use cofferdam_protocol::certificate::CertificateClaim;
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::keyserve::{ServerId, server_id};
@@ -40,6 +41,8 @@ pub(crate) struct Facts {
     pub(crate) github: Github,
     /// Where collateral comes from.
     pub(crate) attestation: Attestation,
+    /// The certificate that browsers accept.
+    pub(crate) certificate: Option<CertificateFacts>,
     /// Who releases keys of the state while it is closed, and is told how new it is.
     pub(crate) key_servers: Vec<KeyServerFacts>,
     /// Whether it opens where no witness was asked.
@@ -54,6 +57,19 @@ pub(crate) struct Facts {
     pub(crate) volumes: Vec<Volume>,
     /// The services in the order of the declaration.
     pub(crate) services: Vec<ServiceFacts>,
+}
+
+/// The certificate that browsers accept.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct CertificateFacts {
+    /// As it is declared.
+    pub(crate) declared: cofferdam_declaration::Certificate,
+    /// What is claimed of it before there is an account.
+    pub(crate) claim: CertificateClaim,
+    /// The request for it (PKCS #10, DER), in hex. It is the same for each certificate.
+    #[serde(with = "hex")]
+    pub(crate) request: Vec<u8>,
 }
 
 /// A service's place in a network.

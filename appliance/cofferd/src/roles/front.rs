@@ -10,6 +10,7 @@
 
 mod auth;
 mod batch;
+mod browser;
 mod connection;
 mod events;
 mod evidence;
@@ -27,7 +28,7 @@ mod stall;
 mod tcp;
 mod tls;
 mod turns;
-mod untrusted_file;
+pub(crate) mod untrusted_file;
 mod upstream;
 
 use std::collections::{BTreeMap, BTreeSet};
@@ -47,6 +48,7 @@ use tokio::net::TcpListener;
 use tokio_rustls::TlsAcceptor;
 
 use self::auth::Callers;
+use self::browser::Browser;
 use self::evidence::EvidenceClient;
 use self::listen::Limits;
 use self::operator::{Operators, Records};
@@ -92,7 +94,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         .context("cannot start the runtime")?;
     runtime.block_on(async {
         let identity = Arc::new(Identity::default());
-        let site = Arc::new(site(&facts)?);
+        let site = Arc::new(site(&facts, &key)?);
         let until = attest(&site.evidence, &key, &identity).await;
         let acceptor = |http| {
             let config = tls::server_config(Arc::clone(&identity), http)?;
@@ -115,7 +117,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
 }
 
 /// The site of this appliance.
-fn site(facts: &Facts) -> anyhow::Result<Site> {
+fn site(facts: &Facts, key: &TlsKey) -> anyhow::Result<Site> {
     let services = &facts.services;
     let ports =
         services.iter().flat_map(|service| service.declared.ports.iter().map(move |port| (service, port)));
@@ -162,7 +164,17 @@ fn site(facts: &Facts) -> anyhow::Result<Site> {
         backends,
         proxy: Proxy::new(Bounds::default()),
         own: Own::default(),
+        browser: browser(facts, key)?,
+        attested_key: facts.certificate.as_ref().map(|_| key.digest()).transpose()?,
     })
+}
+
+/// The certificate that browsers accept, where the declaration has names for it.
+fn browser(facts: &Facts, key: &TlsKey) -> anyhow::Result<Option<Browser>> {
+    let Some(facts) = &facts.certificate else { return Ok(None) };
+    let signing = key.for_browsers().context("no key for browsers was handed over")?;
+    let (chain, challenges) = (Path::new(paths::PUBLISH_CHAIN), Path::new(paths::PUBLISH_CHALLENGES));
+    Ok(Some(Browser::new(facts, signing, chain, challenges)?))
 }
 
 /// Gets evidence, puts it into a certificate and shows both from now on. Tries until it works; returns when the
@@ -253,6 +265,8 @@ async fn bind(port: u16) -> anyhow::Result<TcpListener> {
 
 #[cfg(test)]
 mod attacks;
+#[cfg(test)]
+mod browser_tests;
 #[cfg(test)]
 mod protocols;
 #[cfg(test)]

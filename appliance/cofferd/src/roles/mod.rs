@@ -2,6 +2,7 @@
 //! that PID 1 writes down for them, and what several of them use.
 
 mod bridge;
+mod certificate;
 pub(crate) mod clock;
 mod egress;
 mod evidence;

@@ -6,13 +6,17 @@
 //! the document last published, and what it is doing. Whether a quote verifies is not its business but the
 //! relying parties', who have the roots; it only sees to it that the collateral is about this platform and in date.
 //!
+//! It orders the certificate that browsers accept, too, with an account whose key it holds (`certificate`); the key of the certificate is `front`'s.
+//!
 //! Loops that fail by themselves: one keeps the collateral fresh, also when nothing is published; one tells key servers how new the state is; the other
 //! publishes an attestation, keeps it while it is true (also over a restart of this role) and replaces it at
 //! two thirds of its validity; the first one of a boot is published once more as the anchor of its state. In between it looks whether what it
 //! has published is still there and still the newest (`reconcile`). Every failure is in `status.json`, is tried again with growing pauses or when the
 //! server says so, and stops nothing else.
 
+pub(super) mod acme;
 mod asked;
+pub(super) mod certificate;
 mod collateral;
 mod dates;
 mod key_server;
@@ -36,11 +40,13 @@ use cofferdam_protocol::facts::ApplianceFacts;
 use cofferdam_protocol::json::JsonError;
 use cofferdam_protocol::state::State;
 use cofferdam_protocol::status::PublishState;
-use cofferdam_protocol::{SecretRef, error_chain};
+use cofferdam_protocol::{HttpsUrl, SecretRef, error_chain};
 use tokio::sync::{Notify, watch};
 use tokio::time::Instant;
 use zeroize::Zeroizing;
 
+use self::acme::AccountKey;
+use self::certificate::Keeper;
 use self::collateral::{CollateralError, Pcs};
 use self::dates::Dates;
 use self::pck::{Pck, PckError};
@@ -49,13 +55,16 @@ use self::release::{Anchoring, Attestation, ReleaseFiles};
 use self::status::StatusFile;
 use self::web::WebError;
 use crate::paths;
+use crate::roles::certificate::claim;
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::{AskError, ask};
-use crate::roles::facts::{self, Facts, FactsError, KeyServerFacts};
+use crate::roles::facts::{self, CertificateFacts, Facts, FactsError, KeyServerFacts};
 use crate::roles::{FRONT, Role};
 use crate::system::client::vault::{self, LeaseError};
-use crate::system::files;
+use crate::system::ring::Ring;
+use crate::system::sys::{self, SecretMemory};
 use crate::system::unix::bind;
+use crate::system::{confine, files};
 
 /// What the requests call themselves.
 const USER_AGENT: &str = concat!("cofferdam/", env!("CARGO_PKG_VERSION"));
@@ -79,15 +88,24 @@ const AGAIN_AFTER: Duration = Duration::from_secs(15 * 60);
 /// How long one question to the vault waits for the token.
 const LEASE_WAIT: Duration = Duration::from_secs(25);
 
+/// How long the first attestation waits for the account that it claims.
+const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
+
 /// Runs the role until it is killed.
 ///
 /// # Errors
 /// When the role cannot be confined, or the facts of this boot cannot be read.
 pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
+    // Before the key is in this process's memory.
+    confine::undumpable().context("cannot become unreadable for others")?;
+    let account = sys::inherited(paths::KEY_FD).ok().map(SecretMemory::open).transpose();
+    let account = account.context("what was handed over is no key")?;
     role.confine().context("cannot confine the role")?;
     // The HTTP client takes the process's provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
-    let settings = Settings::of(Facts::read(Path::new(paths::FACTS))?);
+    let facts = Facts::read(Path::new(paths::FACTS))?;
+    let certificate = certificate(&facts, account)?;
+    let settings = Settings::of(facts);
     let runtime = tokio::runtime::Builder::new_current_thread()
         .enable_all()
         .build()
@@ -103,12 +121,22 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
             if waits {
                 wait(settings, Paths::default()).await;
             } else {
-                serve(settings, Paths::default(), asked).await;
+                serve(settings, Paths::default(), asked, certificate).await;
             }
         };
         tokio::join!(listening, working);
         Ok(())
     })
+}
+
+/// What the certificate that browsers accept is ordered with, where the declaration has names for it.
+fn certificate(
+    facts: &Facts,
+    account: Option<SecretMemory>,
+) -> anyhow::Result<Option<(CertificateFacts, AccountKey)>> {
+    let (Some(facts), Some(account)) = (&facts.certificate, account) else { return Ok(None) };
+    let key = AccountKey::new(account.bytes()).context("the account's key cannot be used")?;
+    Ok(Some((facts.clone(), key)))
 }
 
 /// What the declaration says about this role.
@@ -139,12 +167,12 @@ impl Settings {
 
 /// The files and sockets of the role.
 #[derive(Debug, Clone)]
-struct Paths {
-    appliance: PathBuf,
-    directory: PathBuf,
-    evidence: PathBuf,
-    vault: PathBuf,
-    bundle: PathBuf,
+pub(super) struct Paths {
+    pub(super) appliance: PathBuf,
+    pub(super) directory: PathBuf,
+    pub(super) evidence: PathBuf,
+    pub(super) vault: PathBuf,
+    pub(super) bundle: PathBuf,
 }
 
 impl Default for Paths {
@@ -183,16 +211,38 @@ async fn wait(settings: Settings, paths: Paths) {
 }
 
 /// All loops, until the task is dropped.
-async fn serve(settings: Settings, paths: Paths, asked: Arc<Notify>) {
+async fn serve(
+    settings: Settings,
+    paths: Paths,
+    asked: Arc<Notify>,
+    certificate: Option<(CertificateFacts, AccountKey)>,
+) {
     let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
     let dates = Arc::new(Dates::new(paths.own("clock.json")));
-    let publisher = Publisher::new(settings.clone(), paths.clone(), known, asked, Arc::clone(&dates));
+    let events = Arc::new(Ring::at(paths.own("events")));
+    let (found, account) = watch::channel(None);
+    let account = certificate.is_some().then_some(account);
+    let ordering = async {
+        if let Some((facts, key)) = certificate {
+            Keeper::new(facts, key, paths.clone(), Arc::clone(&events), found).keep().await;
+        }
+    };
+    let publisher = Publisher::new(
+        settings.clone(),
+        paths.clone(),
+        known,
+        asked,
+        Arc::clone(&dates),
+        account,
+        Arc::clone(&events),
+    );
     let telling = async {
         if !settings.key_servers.is_empty() {
             key_server::keep_told(&settings.key_servers, &paths).await;
         }
     };
-    tokio::join!(telling, keep_collateral(&settings, &paths, sender, &dates), publisher.keep_published());
+    let collateral = keep_collateral(&settings, &paths, sender, &dates);
+    tokio::join!(telling, ordering, collateral, publisher.keep_published());
 }
 
 /// Why collateral could not be fetched.
@@ -354,6 +404,8 @@ struct Publisher {
     again: Option<Instant>,
     /// What servers say about the time.
     dates: Arc<Dates>,
+    /// The account that certificates for browsers are ordered with, as soon as it is known; where there are any.
+    account: Option<watch::Receiver<Option<HttpsUrl>>>,
 }
 
 impl Publisher {
@@ -363,11 +415,24 @@ impl Publisher {
         known: watch::Receiver<Known>,
         asked: Arc<Notify>,
         dates: Arc<Dates>,
+        account: Option<watch::Receiver<Option<HttpsUrl>>>,
+        events: Arc<Ring>,
     ) -> Self {
-        let status = StatusFile::open(paths.own("status.json"));
+        let status = StatusFile::open(paths.own("status.json"), events);
         let files =
             ReleaseFiles { pending: paths.own("pending.json"), published: paths.own("attestation.json") };
-        Self { settings, paths, known, status, files, asked, memory: Arc::default(), again: None, dates }
+        Self {
+            settings,
+            paths,
+            known,
+            status,
+            files,
+            asked,
+            memory: Arc::default(),
+            again: None,
+            dates,
+            account,
+        }
     }
 
     /// Keeps a true attestation published, for ever.
@@ -377,6 +442,10 @@ impl Publisher {
             self.status.set(PublishState::Waiting, detail);
             return;
         };
+        if let Some(account) = &mut self.account {
+            // One attestation instead of two within seconds.
+            let _ = tokio::time::timeout(ACCOUNT_WAIT, account.wait_for(Option::is_some)).await;
+        }
         let mut pause = FIRST_PAUSE;
         let mut reason = Reason::Time;
         loop {
@@ -394,8 +463,18 @@ impl Publisher {
     }
 
     /// Waits until it is time to publish, to look, or until an operator asks.
-    async fn rest(&self, until: Moment) -> Reason {
+    async fn rest(&mut self, until: Moment) -> Reason {
+        let account = async {
+            let changed = match &mut self.account {
+                Some(account) => account.changed().await.is_ok(),
+                None => false,
+            };
+            if !changed {
+                std::future::pending::<()>().await;
+            }
+        };
         tokio::select! {
+            () = account => Reason::Time,
             () = until.wait() => Reason::Time,
             () = tokio::time::sleep(self.settings.look_every) => Reason::Look,
             () = self.asked.notified() => Reason::Asked,
@@ -431,7 +510,8 @@ impl Publisher {
     /// Makes sure that a true attestation is published, and this boot's anchor, and that it is the newest where there is a reason to look;
     /// returns when to replace it.
     async fn ensure(&mut self, token: &SecretRef, reason: Reason) -> Result<u64, PublishError> {
-        let appliance = facts::appliance(&self.paths.appliance)?;
+        let mut appliance = facts::appliance(&self.paths.appliance)?;
+        appliance.certificate = claim(appliance.certificate.take(), &self.paths.own("certificate.json"));
         let (kept, until) = match self.kept(&appliance) {
             Some(kept) => (true, kept),
             None => (false, self.publish(&appliance, token).await?),

@@ -81,8 +81,10 @@ enum Network {
 pub(crate) enum Key {
     /// The vault's master key.
     Vault,
-    /// The private key that TLS is served with.
+    /// The private keys that TLS is served with.
     Tls,
+    /// That of the account with the authority whose certificates browsers accept; not where the declaration has none.
+    Account,
 }
 
 /// The role's own function.
@@ -230,7 +232,7 @@ pub static PUBLISH: Role = Role {
     },
     directory: Some((paths::PUBLISH_DIR, 0o755)),
     socket: Some(paths::PUBLISH_SOCKET),
-    key: None,
+    key: Some(Key::Account),
     memory: Some(96 << 20),
     processes: PROCESSES,
     run: Run::Appliance(publish::run),

@@ -141,6 +141,7 @@ pub(crate) fn appliance(tls_key: &Digest) -> ApplianceFacts {
         declaration,
         endpoint: identity.endpoint,
         tls_key: *tls_key,
+        certificate: None,
         state: State::Memory,
         event_log: event_log.map(Result::unwrap).into(),
         phases: vec![Phase { name: "mount".to_owned(), ms: 3 }],

@@ -291,6 +291,7 @@ pub(crate) mod egress {
 pub(crate) mod vault {
     use std::num::NonZeroU64;
 
+    use cofferdam_protocol::certificate::{CERTIFICATE, KeptCertificate, MAX_BYTES};
     use cofferdam_protocol::json;
     use cofferdam_protocol::reply::ErrorReply;
     use cofferdam_protocol::vault::{
@@ -419,6 +420,36 @@ pub(crate) mod vault {
             status => Err(LeaseError::Unavailable(
                 ErrorReply::parse(&body).map_or_else(|_| status.to_string(), |reply| reply.error),
             )),
+        }
+    }
+
+    /// What is kept of the certificate that browsers accept.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub(crate) async fn certificate(socket: &Path) -> Result<Option<KeptCertificate>, LeaseError> {
+        let (status, body) = super::request(socket, Method::GET, CERTIFICATE, Bytes::new(), MAX_BYTES, GRACE)
+            .await
+            .map_err(LeaseError::Unreachable)?;
+        match status {
+            StatusCode::OK => KeptCertificate::parse(&body).map(Some).map_err(|_| LeaseError::Malformed),
+            StatusCode::NOT_FOUND => Ok(None),
+            status => Err(LeaseError::Unavailable(status.to_string())),
+        }
+    }
+
+    /// Has it kept.
+    ///
+    /// # Errors
+    /// [`LeaseError`].
+    pub(crate) async fn keep_certificate(socket: &Path, kept: &KeptCertificate) -> Result<(), LeaseError> {
+        let body = json::to_vec(kept).map_err(|_| LeaseError::Malformed)?;
+        let (status, _) = super::request(socket, Method::PUT, CERTIFICATE, body, MAX_ERROR, GRACE)
+            .await
+            .map_err(LeaseError::Unreachable)?;
+        match status {
+            StatusCode::NO_CONTENT => Ok(()),
+            status => Err(LeaseError::Unavailable(status.to_string())),
         }
     }
 

@@ -7,6 +7,7 @@ use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
+use super::certificate::CertificateState;
 use super::status::{DeniedWhy, HealthState, Killed, PublishState, ServiceState};
 use crate::json::{self, JsonError};
 use crate::{Fingerprint, SecretRef, TimestampMillis};
@@ -137,6 +138,14 @@ pub enum Happened {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<String>,
     },
+    /// The certificate that browsers accept came to another state.
+    Certificate {
+        /// Which.
+        state: CertificateState,
+        /// Why, or what for.
+        #[serde(default, skip_serializing_if = "Option::is_none")]
+        detail: Option<String>,
+    },
     /// A service did not get what it wanted outside; at most one in a second.
     Denied {
         /// What it wanted last: the service's own choice.
@@ -222,6 +231,10 @@ impl fmt::Display for Happened {
                 f.write_str(state.as_str())?;
                 detail.iter().try_for_each(|detail| write!(f, ": {detail}"))
             }
+            Self::Certificate { state, detail } => {
+                write!(f, "certificate {}", state.as_str())?;
+                detail.iter().try_for_each(|detail| write!(f, ": {detail}"))
+            }
             Self::Denied { target, why, count, allow } => {
                 write!(f, "denied {target} ({})", why.as_str())?;
                 if *count > 1 {
@@ -266,6 +279,7 @@ mod tests {
                 status: 200,
             },
             Happened::Publish { state: PublishState::Failed, detail: Some(text.clone()) },
+            Happened::Certificate { state: CertificateState::Ordering, detail: Some(text.clone()) },
             Happened::Denied {
                 target: text.clone(),
                 why: DeniedWhy::TooManyNames,

@@ -6,6 +6,7 @@ use std::collections::BTreeMap;
 
 use serde::{Deserialize, Serialize};
 
+use super::certificate::CertificateClaim;
 use super::event::{Event, Register};
 use super::state::State;
 use crate::json::{self, JsonError};
@@ -34,6 +35,9 @@ pub struct ApplianceFacts {
     pub endpoint: Endpoint,
     /// Digest of the TLS key's SubjectPublicKeyInfo DER.
     pub tls_key: Digest,
+    /// The certificate that browsers accept, without the account's URL; where the declaration has one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateClaim>,
     /// How this boot's state is kept.
     pub state: State,
     /// The firmware's events and ours, in the order in which they were measured.

@@ -7,6 +7,7 @@
 //! | [`bridge`] | shims → `bridge` | a service's place in its networks |
 //! | [`egress`] | shims ↔ `egress` | a service's gate, and the names that it asks for |
 //! | [`events`] | every role → `front` → an operator | what happened |
+//! | [`certificate`] | `publish` ↔ vault, `publish` → `front` → an operator, and a claim | the certificate that browsers accept |
 //! | [`event`] | PID 1 → roles, appliance → verifier | one measured event, in facts and in evidence |
 //! | [`evidence`] | anybody → `front` → `evidence` | evidence, on request with a nonce |
 //! | [`facts`] | PID 1 → roles | `appliance.json` |
@@ -20,6 +21,7 @@
 //! | [`reply`] | everybody | what an error looks like |
 
 pub mod bridge;
+pub mod certificate;
 pub mod egress;
 pub mod event;
 pub mod events;

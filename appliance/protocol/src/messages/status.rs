@@ -2,6 +2,7 @@
 
 use serde::{Deserialize, Serialize};
 
+use super::certificate::CertificateStatus;
 use super::facts::{ImageInfo, Phase, Registers};
 use super::network::NetworkStatus;
 use crate::json::{self, JsonError};
@@ -458,6 +459,9 @@ pub struct StatusReply {
     pub services: Vec<NamedService>,
     /// What `publish` is doing; null while it has said nothing.
     pub publish: Option<PublishStatus>,
+    /// The certificate that browsers accept; absent where the declaration has none, or nothing was said yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub certificate: Option<CertificateStatus>,
     /// The appliance's address, and where it comes from; absent while the role `network` has said nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkStatus>,

@@ -192,6 +192,12 @@ impl fmt::Display for ImageReference {
 pub struct HttpsUrl(String);
 
 impl HttpsUrl {
+    /// Scheme, host and port, as they are written.
+    pub fn origin(&self) -> &str {
+        let end = self.0.bytes().enumerate().filter(|(_, byte)| *byte == b'/').nth(2);
+        end.and_then(|(end, _)| self.0.get(..end)).unwrap_or(&self.0)
+    }
+
     /// The whole text, for example `https://ghe.example.org/api/v3`.
     pub fn as_str(&self) -> &str {
         &self.0

@@ -18,6 +18,7 @@ mod repository;
 mod secret_ref;
 mod secret_value;
 mod text;
+mod thumbprint;
 mod timestamp;
 
 pub use access_token::AccessToken;
@@ -32,4 +33,5 @@ pub use repository::Repository;
 pub use secret_ref::{SECRET_SCHEME, SecretRef};
 pub use secret_value::SecretValue;
 pub use text::{is_deceptive, is_name, is_service_name, parse_decimal, shorten, visible};
+pub use thumbprint::Thumbprint;
 pub use timestamp::{Timestamp, TimestampMillis, unix_seconds};

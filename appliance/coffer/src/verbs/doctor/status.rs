@@ -1,5 +1,6 @@
 //! What the appliance's status says: roles, publishing, address, clock and services.
 
+use cofferdam_protocol::certificate::{CertificateState, CertificateStatus};
 use cofferdam_protocol::network::{NetworkState, NetworkStatus};
 use cofferdam_protocol::status::{
     ClockStatus, EgressStatus, Health, HealthState, Killed, NamedService, PublishState, PublishStatus,
@@ -33,6 +34,7 @@ pub(super) fn findings(about: &About<'_>, status: &StatusReply, sealed: bool, no
         return found;
     }
     found.extend(publish(about, status.publish.as_ref()));
+    found.extend(status.certificate.as_ref().and_then(|held| certificate(about, held, now)));
     let before = found.len();
     for service in &status.services {
         found.extend(self::service(about, service));
@@ -156,6 +158,44 @@ fn publish(about: &About<'_>, publish: Option<&PublishStatus>) -> Option<Finding
             .run(about.command("publish", "")),
     };
     Some(finding.because_all(detail))
+}
+
+/// Only where the declaration has one.
+fn certificate(about: &About<'_>, certificate: &CertificateStatus, now: u64) -> Option<Finding> {
+    let names = certificate.names.join(", ");
+    let there = certificate.expires_at.is_some_and(|until| until.unix() > now);
+    let finding = match (certificate.state, there) {
+        (CertificateState::Valid, true) => {
+            return Some(Finding::ok("certificate", &format!("browsers accept the appliance for {names}")));
+        }
+        (CertificateState::Valid, false) => {
+            Finding::problem("certificate-expired", &format!("the certificate for {names} has expired"))
+        }
+        (CertificateState::Ordering, _) => {
+            return Some(
+                Finding::warning(
+                    "certificate-ordering",
+                    &format!("a certificate for {names} is being ordered"),
+                )
+                .remedy("wait a moment and look again")
+                .run(about.command("status", "")),
+            );
+        }
+        (CertificateState::Failed, true) => Finding::warning(
+            "certificate-renewal",
+            &format!("the certificate for {names} cannot be renewed; the present one is still valid"),
+        ),
+        (CertificateState::Failed, false) => Finding::problem(
+            "certificate-failed",
+            &format!("there is no certificate for {names}: browsers refuse the appliance"),
+        ),
+    };
+    Some(
+        finding
+            .because_all(certificate.detail.as_deref())
+            .remedy("see that each of the names leads to this appliance at port 443, and that CAA records allow its account; it goes on trying by itself")
+            .run(about.command("status", "")),
+    )
 }
 
 /// A reference in a text of the appliance.

@@ -55,6 +55,37 @@ fn wrong(changed: Value) -> Vec<Finding> {
 }
 
 #[test]
+fn a_certificate_for_browsers_has_one_finding() {
+    let held = |state: &str, until: Option<&str>| {
+        let key = format!("sha256:{}", "04".repeat(32));
+        let thumbprint = "NzbLsXh8uDCcd-6MNwXF4W_7noWXFZAfHkxZsRGC9Xs";
+        let claim = json!({"key": key, "directory": "https://ca.example/dir", "account_key": thumbprint});
+        let mut held = json!({"state": state, "names": ["shop.example"], "claim": claim, "at": NOW});
+        if let Some(until) = until {
+            held["expires_at"] = until.into();
+        }
+        if state == "failed" {
+            held["detail"] = "caa: forbidden".into();
+        }
+        json!({ "certificate": held })
+    };
+    let (past, future) = (Some("2026-01-02T03:04:04Z"), Some("2026-03-02T03:04:05Z"));
+    for (state, until, code, severity) in [
+        ("valid", future, "certificate", Severity::Ok),
+        ("valid", past, "certificate-expired", Severity::Problem),
+        ("ordering", None, "certificate-ordering", Severity::Warning),
+        ("failed", future, "certificate-renewal", Severity::Warning),
+        ("failed", past, "certificate-failed", Severity::Problem),
+        ("failed", None, "certificate-failed", Severity::Problem),
+    ] {
+        let found = found(held(state, until));
+        let finding = found.iter().find(|finding| finding.code.starts_with("certificate")).unwrap();
+        assert_eq!((finding.code, finding.severity), (code, severity), "{state} {until:?}");
+        assert_eq!(found.len(), 3);
+    }
+}
+
+#[test]
 fn all_is_well_where_nothing_is_wrong() {
     let codes: Vec<&str> = found(json!({})).iter().map(|finding| finding.code).collect();
     assert_eq!(codes, ["published", "services"]);

@@ -16,6 +16,7 @@ use std::time::Duration;
 
 use axum::body::Body;
 use axum::http::Request;
+use cofferdam_protocol::certificate::ACME_TLS;
 use cofferdam_workload::places::Places;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -32,7 +33,6 @@ use super::connection::Connection;
 use super::site::Site;
 use super::source::Source;
 use super::stall::StallTimeoutStream;
-use super::turns::Turns;
 use super::{http2, tcp, tls};
 
 /// With what a client that speaks HTTP/2 begins (RFC 9113 §3.4).
@@ -148,11 +148,13 @@ async fn converse(
     if let Some(backend) = site.passed_through(port) {
         return tcp::carry(stream, &peer([0; 32]), backend).await;
     }
-    let shaking = shake_hands(stream, &acceptor, site.callers.turns(), connection.source());
+    let shaking = shake_hands(stream, port, &acceptor, &site, connection.source());
     let Ok(Ok(stream)) = timeout(limits.handshake, shaking).await else { return };
     let Some(channel_binding) = tls::channel_binding(stream.get_ref().1) else { return };
     let peer = peer(channel_binding);
     match stream.get_ref().1.alpn_protocol() {
+        // The handshake was the whole of it (RFC 8737 §3).
+        Some(ACME_TLS) => return,
         Some(tls::SIGNS_IN) => http1(stream, &peer, limits, &site).await,
         chosen => {
             let h2 = chosen == Some(tls::HTTP_2);
@@ -222,17 +224,21 @@ where
         .await;
 }
 
-/// The TLS handshake. What it costs, key exchange and signature, is done when the whole of the client's greeting is there, in the source's
+/// The TLS handshake, with the certificate for this client. What it costs, key exchange and signature, is done when the whole of the client's greeting is there, in the source's
 /// turn; the turn ends when the client has to say something.
 async fn shake_hands<S: AsyncRead + AsyncWrite + Unpin>(
     stream: S,
+    port: u16,
     acceptor: &TlsAcceptor,
-    turns: &Arc<Turns>,
+    site: &Site,
     source: Source,
 ) -> std::io::Result<TlsStream<S>> {
     let greeted = LazyConfigAcceptor::new(Acceptor::default(), stream).await?;
-    let turn = turns.take(source).await;
-    let mut answered = pin!(greeted.into_stream(Arc::clone(acceptor.config())));
+    let turn = site.callers.turns().take(source).await;
+    let browser = site.browser.as_ref();
+    let config = browser.and_then(|browser| browser.config(&greeted.client_hello(), site.carries_http(port)));
+    let config = config.unwrap_or_else(|| Arc::clone(acceptor.config()));
+    let mut answered = pin!(greeted.into_stream(config));
     let answer = poll_fn(|context| Poll::Ready(answered.as_mut().poll(context))).await;
     drop(turn);
     match answer {

@@ -17,13 +17,15 @@ use std::collections::BTreeMap;
 use std::sync::Arc;
 
 use axum::body::Body;
-use axum::http::{Method, Request, Response, StatusCode};
+use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use cofferdam_declaration::{Auth, Speaks};
+use cofferdam_protocol::certificate::ATTESTED_KEY;
 use cofferdam_protocol::evidence;
 use cofferdam_protocol::operator::{OPERATORS, PREFIX, SIGN_IN};
 use cofferdam_workload::places::Places;
 
 use super::auth::Callers;
+use super::browser::Browser;
 use super::connection::hold;
 use super::evidence::EvidenceClient;
 use super::listen::Peer;
@@ -57,6 +59,10 @@ pub(crate) struct Site {
     pub(crate) proxy: Proxy,
     /// The places of the appliance's own interface.
     pub(crate) own: Own,
+    /// The certificate that browsers accept.
+    pub(crate) browser: Option<Browser>,
+    /// The digest of the attested key, for those who are not shown it.
+    pub(crate) attested_key: Option<HeaderValue>,
 }
 
 /// Places of the appliance's own interface.
@@ -106,8 +112,17 @@ impl Site {
         })
     }
 
-    /// Answers one request.
-    pub(crate) async fn answer(&self, peer: Peer, mut request: Request<Body>) -> Response<Body> {
+    /// Answers one request. Of the attested key nobody says anything but the appliance itself.
+    pub(crate) async fn answer(&self, peer: Peer, request: Request<Body>) -> Response<Body> {
+        let mut response = self.route(peer, request).await;
+        match &self.attested_key {
+            Some(key) => drop(response.headers_mut().insert(ATTESTED_KEY, key.clone())),
+            None => drop(response.headers_mut().remove(ATTESTED_KEY)),
+        }
+        response
+    }
+
+    async fn route(&self, peer: Peer, mut request: Request<Body>) -> Response<Body> {
         match place(request.uri().path()) {
             Place::Own(evidence::PATH) => {
                 if request.method() != Method::GET {

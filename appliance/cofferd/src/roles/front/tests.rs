@@ -25,6 +25,7 @@ use cofferdam_workload::places::Places;
 use ed25519_dalek::{Signer as _, SigningKey, VerifyingKey};
 use hyper_util::rt::TokioIo;
 use rustls::pki_types::ServerName;
+use rustls::sign::SigningKey as TlsSigningKey;
 use serde_json::{Value, json};
 use tempfile::TempDir;
 use tokio::io::{AsyncReadExt as _, AsyncWriteExt as _};
@@ -33,6 +34,7 @@ use tokio_rustls::client::TlsStream;
 use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::auth::Callers;
+use super::browser::Browser;
 use super::evidence::EvidenceClient;
 use super::listen::{self, Limits};
 use super::operator::{Operators, Records};
@@ -45,7 +47,7 @@ use super::turns::Turns;
 use super::{tcp, upstream};
 use crate::roles::clock::{self, Moment};
 use crate::roles::evidence::tests::start as start_evidence;
-use crate::roles::facts::OperatorFacts;
+use crate::roles::facts::{CertificateFacts, OperatorFacts};
 use crate::roles::testing::{appliance, declaration, facts, platform, quote, respond, serve_unix};
 use crate::system::sys::SecretMemory;
 
@@ -83,7 +85,7 @@ pub(super) struct Room {
     pub(super) waiting: Arc<Places<Source>>,
     identity: Arc<Identity>,
     key: TlsKey,
-    tls_key: Digest,
+    pub(super) tls_key: Digest,
     /// Requests that the vault was asked about.
     asked: Arc<Mutex<Vec<Value>>>,
     /// Quotes that were made.
@@ -96,6 +98,19 @@ impl Room {
     }
 
     pub(super) async fn with(limits: Limits, bounds: Bounds) -> Self {
+        Self::made(limits, bounds, None).await
+    }
+
+    /// With a certificate for browsers, whose files are in `publish/` of the room.
+    pub(super) async fn showing(facts: &CertificateFacts, signing: Arc<dyn TlsSigningKey>) -> Self {
+        Self::made(Limits::default(), Bounds::default(), Some((facts, signing))).await
+    }
+
+    async fn made(
+        limits: Limits,
+        bounds: Bounds,
+        certificate: Option<(&CertificateFacts, Arc<dyn TlsSigningKey>)>,
+    ) -> Self {
         let directory = tempfile::tempdir().unwrap();
         let root = directory.path();
         let pkcs8 = ratls::generate_key().unwrap();
@@ -160,6 +175,12 @@ impl Room {
             backends,
             proxy: Proxy::new(bounds),
             own: Own::default(),
+            attested_key: certificate.as_ref().map(|_| key_of(&pkcs8).digest().unwrap()),
+            browser: certificate.map(|(facts, signing)| {
+                let (chain, challenges) =
+                    (root.join("publish/chain.pem"), root.join("publish/challenges.json"));
+                Browser::new(facts, signing, &chain, &challenges).unwrap()
+            }),
         });
         let key = key_of(&pkcs8);
         let identity = Arc::new(Identity::default());
@@ -1397,6 +1418,8 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
         backends: BTreeMap::from([(PUBLISHED, backend)]),
         proxy: Proxy::new(Bounds::default()),
         own: Own::default(),
+        browser: None,
+        attested_key: None,
     };
     let address = room.listen(PUBLISHED, &Arc::new(site)).await;
     let mut client = Client::over(dial(address, None).await.unwrap()).await;
@@ -1421,7 +1444,7 @@ fn a_port_that_redacts_has_a_way_of_its_own_to_the_service() {
         "services:\n  web:\n    image: r.example/a@sha256:{}\n    ports: [{ports}]\n",
         "0".repeat(64)
     );
-    let site = super::site(&facts(&declaration(&text))).unwrap();
+    let site = super::site(&facts(&declaration(&text)), &key_of(&ratls::generate_key().unwrap())).unwrap();
     let socket = |port: u16| site.backends[&port].socket.file_name().unwrap().to_str().unwrap().to_owned();
     assert_eq!([443, 444, 445].map(socket), ["port-80-redacted", "port-80", "port-80"]);
 }

@@ -9,6 +9,9 @@ use std::fmt;
 use std::os::fd::OwnedFd;
 use std::sync::{Arc, RwLock};
 
+use axum::http::HeaderValue;
+use cofferdam_attest::ratls;
+use cofferdam_protocol::certificate::ATTESTED;
 use cofferdam_protocol::evidence::CHANNEL_BINDING_LABEL;
 use cofferdam_protocol::operator::SIGN_IN_UPGRADE;
 use nix::errno::Errno;
@@ -37,7 +40,10 @@ pub(crate) enum TlsError {
 
 /// The private key: as bytes, for signing certificates, and ready for handshakes.
 pub(crate) struct TlsKey {
-    pkcs8: SecretMemory,
+    /// PKCS#8, and behind it that of the key that browsers are shown, if there is one.
+    memory: SecretMemory,
+    /// Where the first one ends.
+    end: usize,
     signing: Arc<dyn SigningKey>,
 }
 
@@ -56,19 +62,55 @@ impl TlsKey {
         Self::from_pkcs8(SecretMemory::open(descriptor).map_err(TlsError::ReadKey)?)
     }
 
-    /// A key from its PKCS#8 encoding.
+    /// A key from its PKCS#8 encoding, perhaps with another one behind it.
     ///
     /// # Errors
     /// When it is not PKCS#8.
     pub(crate) fn from_pkcs8(pkcs8: SecretMemory) -> Result<Self, TlsError> {
-        let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8.bytes()));
-        let signing = aws_lc_rs::sign::any_ecdsa_type(&der).map_err(|_| TlsError::Key)?;
-        Ok(Self { pkcs8, signing })
+        let end = der_length(pkcs8.bytes()).ok_or(TlsError::Key)?;
+        let signing = signing(pkcs8.bytes().get(..end).unwrap_or_default())?;
+        Ok(Self { memory: pkcs8, end, signing })
     }
 
     /// The PKCS#8 encoding, for signing a certificate.
     pub(crate) fn pkcs8(&self) -> &[u8] {
-        self.pkcs8.bytes()
+        self.memory.bytes().get(..self.end).unwrap_or_default()
+    }
+
+    /// The key that browsers are shown, ready for handshakes.
+    ///
+    /// # Errors
+    /// When there is none.
+    pub(crate) fn for_browsers(&self) -> Result<Arc<dyn SigningKey>, TlsError> {
+        signing(self.memory.bytes().get(self.end..).unwrap_or_default())
+    }
+
+    /// What answers say of the attested key: the digest of its SubjectPublicKeyInfo.
+    ///
+    /// # Errors
+    /// When it is not a key of P-256.
+    pub(crate) fn digest(&self) -> Result<HeaderValue, TlsError> {
+        let digest = ratls::key_sha256(self.pkcs8()).map_err(|_| TlsError::Key)?;
+        HeaderValue::try_from(digest.to_string()).map_err(|_| TlsError::Key)
+    }
+}
+
+/// A key of P-256 from its PKCS#8 encoding, ready for handshakes.
+///
+/// # Errors
+/// When it is none.
+pub(super) fn signing(pkcs8: &[u8]) -> Result<Arc<dyn SigningKey>, TlsError> {
+    let der = PrivateKeyDer::Pkcs8(PrivatePkcs8KeyDer::from(pkcs8));
+    aws_lc_rs::sign::any_ecdsa_type(&der).map_err(|_| TlsError::Key)
+}
+
+/// How many bytes the first value of DER takes. A key of P-256 has more than 127 and less than 256 (X.690 §8.1.3.5).
+fn der_length(bytes: &[u8]) -> Option<usize> {
+    match *bytes {
+        [0x30, 0x81, length, ..] => {
+            Some(usize::from(length).saturating_add(3)).filter(|end| *end <= bytes.len())
+        }
+        _ => None,
     }
 }
 
@@ -87,18 +129,36 @@ struct Held {
 impl Identity {
     /// Shows `certificate` from now on, until `expires`.
     pub(crate) fn replace(&self, certificate: Vec<u8>, key: &TlsKey, expires: Moment) {
-        let key =
-            Arc::new(CertifiedKey::new(vec![CertificateDer::from(certificate)], Arc::clone(&key.signing)));
+        self.show(vec![CertificateDer::from(certificate)], &key.signing, expires);
+    }
+
+    /// The same with a chain of certificates and any key.
+    pub(crate) fn show(
+        &self,
+        chain: Vec<CertificateDer<'static>>,
+        signing: &Arc<dyn SigningKey>,
+        expires: Moment,
+    ) {
+        let key = Arc::new(CertifiedKey::new(chain, Arc::clone(signing)));
         // A poisoned lock is taken anyway: the value is replaced whole.
         *self.current.write().unwrap_or_else(std::sync::PoisonError::into_inner) =
             Some(Held { key, expires });
+    }
+
+    /// Whether there is a certificate to show.
+    pub(crate) fn holds(&self) -> bool {
+        self.present().is_some()
+    }
+
+    fn present(&self) -> Option<Arc<CertifiedKey>> {
+        let current = self.current.read().unwrap_or_else(std::sync::PoisonError::into_inner);
+        current.as_ref().filter(|held| !held.expires.has_come()).map(|held| Arc::clone(&held.key))
     }
 }
 
 impl ResolvesServerCert for Identity {
     fn resolve(&self, _: ClientHello<'_>) -> Option<Arc<CertifiedKey>> {
-        let current = self.current.read().unwrap_or_else(std::sync::PoisonError::into_inner);
-        current.as_ref().filter(|held| !held.expires.has_come()).map(|held| Arc::clone(&held.key))
+        self.present()
     }
 }
 
@@ -123,7 +183,7 @@ pub(crate) fn server_config(identity: Arc<Identity>, http: bool) -> Result<Serve
         .with_no_client_auth()
         .with_cert_resolver(identity);
     let spoken = if http { [HTTP_2, b"http/1.1"].as_slice() } else { &[POSTGRESQL] };
-    config.alpn_protocols = spoken.iter().chain([&SIGNS_IN]).map(|name| name.to_vec()).collect();
+    config.alpn_protocols = spoken.iter().chain([&SIGNS_IN, &ATTESTED]).map(|name| name.to_vec()).collect();
     config.session_storage = Arc::new(NoServerSessionStorage {});
     config.send_tls13_tickets = 0;
     Ok(config)

@@ -62,6 +62,7 @@ impl Attestation {
             && claims.declaration == appliance.declaration
             && claims.endpoint == appliance.endpoint
             && claims.tls_key == appliance.tls_key
+            && claims.certificate == appliance.certificate
             && self.evidence.event_log == appliance.event_log
             && self.evidence.image == appliance.image
             && claims.issued_at.unix() <= now

@@ -2,6 +2,7 @@
 
 use std::io;
 use std::path::PathBuf;
+use std::sync::Arc;
 use std::time::SystemTime;
 
 use cofferdam_protocol::events::{self, Happened};
@@ -19,12 +20,12 @@ const MAX_DETAIL: usize = 500;
 pub(crate) struct StatusFile {
     path: PathBuf,
     status: PublishStatus,
-    events: Ring,
+    events: Arc<Ring>,
 }
 
 impl StatusFile {
     /// Takes up the release that a predecessor's status names, if there is one.
-    pub(crate) fn open(path: PathBuf) -> Self {
+    pub(crate) fn open(path: PathBuf, events: Arc<Ring>) -> Self {
         let previous = files::read_bounded(&path, MAX_FILE as u64).ok();
         let previous = previous.and_then(|bytes| PublishStatus::parse(&bytes).ok());
         let fresh = PublishStatus {
@@ -36,7 +37,6 @@ impl StatusFile {
             expires_at: None,
             checked_at: None,
         };
-        let events = Ring::at(path.with_file_name("events"));
         Self { path, status: previous.unwrap_or(fresh), events }
     }
 

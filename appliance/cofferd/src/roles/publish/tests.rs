@@ -274,7 +274,7 @@ impl World {
     }
 
     fn start(&self) -> JoinHandle<()> {
-        tokio::spawn(serve(self.settings.clone(), self.paths.clone(), Arc::clone(&self.asked)))
+        tokio::spawn(serve(self.settings.clone(), self.paths.clone(), Arc::clone(&self.asked), None))
     }
 
     fn status(&self) -> Option<PublishStatus> {

@@ -127,7 +127,11 @@ pub(crate) async fn post(
     Ok((response.status(), read(response, host, limit).await?))
 }
 
-async fn send(request: RequestBuilder, url: &str) -> Result<(Response, String), WebError> {
+/// Sends a request; says whom it asks.
+///
+/// # Errors
+/// When there is no answer.
+pub(super) async fn send(request: RequestBuilder, url: &str) -> Result<(Response, String), WebError> {
     let host = reqwest::Url::parse(url).ok().and_then(|url| url.host_str().map(str::to_owned));
     let host = host.unwrap_or_else(|| "a server without a name".to_owned());
     match request.send().await {
@@ -136,7 +140,11 @@ async fn send(request: RequestBuilder, url: &str) -> Result<(Response, String), 
     }
 }
 
-async fn read(mut response: Response, host: String, limit: usize) -> Result<Vec<u8>, WebError> {
+/// The body of an answer.
+///
+/// # Errors
+/// When it breaks off, or is larger than `limit` bytes.
+pub(super) async fn read(mut response: Response, host: String, limit: usize) -> Result<Vec<u8>, WebError> {
     let mut body = Vec::new();
     loop {
         match response.chunk().await {
