@@ -24,6 +24,7 @@ use cofferdam_workload::network::Network;
 use cofferdam_workload::probe::Probing;
 use cofferdam_workload::pull::{self, ImageDir};
 use cofferdam_workload::resolver::{self, Resolver};
+use cofferdam_workload::unpack::Room;
 use cofferdam_workload::volume::Volume;
 use cofferdam_workload::{SHIM_ID, environment, user};
 use nix::fcntl::OFlag;
@@ -181,7 +182,7 @@ fn fetch(job: &Job, image: &ImageDir) -> Outcome<RunConfig> {
         login.map(|login| Credentials { username: login.username.clone(), password: login.password.clone() });
     let access = Access { registry: job.ca.clone(), credentials: login, ..Access::default() };
     let from = here(&job.service.image)?;
-    let pulled = runtime()?.block_on(pull::pull(&from, access, image, MOST, true));
+    let pulled = runtime()?.block_on(pull::pull(&from, access, image, Room::Memory(MOST), true));
     pulled.map_err(|error| {
         let message = format!("cannot pull {}: {}", job.service.image, chain(&error));
         if error.is_transient() { Failure::could_not_check(message) } else { Failure::failed(message) }
