@@ -18,18 +18,28 @@
 //!   then is for the volume below to say ([`volume`](crate::system::volume)), and its content is not hashed again.
 
 use std::collections::BTreeSet;
+use std::ffi::{OsStr, OsString};
 use std::fs::{self, DirBuilder, File};
 use std::io;
+use std::os::fd::{AsFd, OwnedFd};
+use std::os::unix::ffi::OsStrExt as _;
 use std::os::unix::fs::DirBuilderExt as _;
 use std::path::{Path, PathBuf};
 
 use cofferdam_protocol::Digest;
+use nix::dir::Dir;
 use nix::errno::Errno;
+use nix::fcntl::{AT_FDCWD, OFlag, openat};
 use nix::mount::{MntFlags, umount2};
+use nix::sys::stat::Mode;
+use nix::unistd::{UnlinkatFlags, unlinkat};
 
 use crate::system::images::{Holder, MountError, mount_for, step};
 use crate::system::sys::OwnFlags;
 
+/// A directory and no link.
+const DIRECTORY: OFlag =
+    OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
 /// Nobody but PID 1 makes or takes a name here.
 const READ_ONLY: OwnFlags = OwnFlags { read_only: true, no_exec: false };
 
@@ -66,7 +76,7 @@ impl KeptImages {
                 continue;
             }
             if entry.file_type()?.is_dir() {
-                fs::remove_dir_all(entry.path())?;
+                remove_tree(&open(AT_FDCWD, root.as_os_str())?, &entry.file_name())?;
             } else {
                 fs::remove_file(entry.path())?;
             }
@@ -143,9 +153,80 @@ impl Partial {
     }
 }
 
+/// Removes the directory `name` and all below it. An image chooses how deep that is, by links even deeper than a path can be: there are never
+/// more than a few descriptors, and no recursion. Nobody else is there to move anything meanwhile.
+fn remove_tree(parent: &OwnedFd, name: &OsStr) -> io::Result<()> {
+    let mut directory = open(parent, name)?;
+    let mut above = vec![name.to_owned()];
+    while let Some(own) = above.last() {
+        match clear(&directory)? {
+            Some(below) => {
+                directory = open(&directory, &below)?;
+                above.push(below);
+            }
+            None => {
+                let up =
+                    if above.len() == 1 { parent.try_clone()? } else { open(&directory, OsStr::new(".."))? };
+                unlinkat(&up, own.as_os_str(), UnlinkatFlags::RemoveDir)?;
+                directory = up;
+                above.pop();
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Removes everything from a directory up to the first directory in it, whose name is returned.
+fn clear(directory: &OwnedFd) -> io::Result<Option<OsString>> {
+    let mut entries = Dir::openat(directory, ".", DIRECTORY, Mode::empty())?;
+    for entry in entries.iter() {
+        let entry = entry?;
+        let name = OsStr::from_bytes(entry.file_name().to_bytes());
+        if name == "." || name == ".." {
+            continue;
+        }
+        match unlinkat(directory, name, UnlinkatFlags::NoRemoveDir) {
+            Err(Errno::EISDIR) => return Ok(Some(name.to_owned())),
+            removed => removed?,
+        }
+    }
+    Ok(None)
+}
+
+fn open(parent: impl AsFd, name: &OsStr) -> io::Result<OwnedFd> {
+    Ok(openat(parent, name, DIRECTORY, Mode::empty())?)
+}
+
 #[cfg(test)]
 mod tests {
+    use std::os::fd::AsRawFd as _;
+
+    use nix::sys::stat::mkdirat;
+
     use super::*;
+
+    #[test]
+    fn a_tree_that_is_deeper_than_a_path_can_be_is_removed() {
+        let folder = tempfile::tempdir().unwrap();
+        let root = folder.path().join("images");
+        let top = root.join("deep.partial");
+        fs::create_dir_all(&top).unwrap();
+        let name = OsStr::new("a-directory");
+        let mut directory = open(AT_FDCWD, top.as_os_str()).unwrap();
+        // More levels than a process has descriptors by default, and 60 kB of path.
+        for _ in 0..5000 {
+            mkdirat(&directory, name, Mode::S_IRWXU).unwrap();
+            mkdirat(&directory, OsStr::new("other"), Mode::S_IRWXU).unwrap();
+            std::os::unix::fs::symlink(
+                "/",
+                Path::new(&format!("/proc/self/fd/{}/link", directory.as_raw_fd())),
+            )
+            .unwrap();
+            directory = open(&directory, name).unwrap();
+        }
+        KeptImages::open(root.clone(), &BTreeSet::new()).unwrap();
+        assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+    }
 
     #[test]
     fn what_is_not_named_and_what_is_not_whole_is_removed_and_links_are_not_followed() {
