@@ -117,7 +117,6 @@ async fn converse(stream: TcpStream, source: Rc<Source>) {
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
         .header_read_timeout(HEAD)
-        .half_close(true)
         .serve_connection(TokioIo::new(stream), service)
         .await;
 }

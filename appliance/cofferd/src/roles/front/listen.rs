@@ -213,8 +213,6 @@ where
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
-        // Whoever has said all that they have to say still waits for the answer (RFC 9112, section 9.6).
-        .half_close(true)
         .header_read_timeout(limits.headers)
         .max_buf_size(limits.header_bytes)
         // Of itself the buffer takes up to twice as much when it arrives at once.

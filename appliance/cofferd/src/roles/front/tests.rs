@@ -1236,27 +1236,6 @@ async fn ambiguous_requests_do_not_smuggle_a_second_one() {
 }
 
 #[tokio::test]
-async fn a_client_that_has_closed_its_side_gets_its_answer() {
-    let room = Room::open().await;
-    let listener = tokio::net::UnixListener::bind(room.path("services/web/port-8080")).unwrap();
-    tokio::spawn(async move {
-        let (stream, _) = listener.accept().await.unwrap();
-        let slow = hyper::service::service_fn(|_| async {
-            tokio::time::sleep(Duration::from_millis(500)).await;
-            Ok::<_, std::convert::Infallible>(Response::new(Body::from("late")))
-        });
-        let _ = hyper::server::conn::http1::Builder::new().serve_connection(TokioIo::new(stream), slow).await;
-    });
-    let mut stream = room.dial().await;
-    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
-    stream.shutdown().await.unwrap();
-    let mut seen = Vec::new();
-    tokio::time::timeout(Duration::from_secs(10), stream.read_to_end(&mut seen)).await.unwrap().unwrap();
-    let seen = String::from_utf8_lossy(&seen);
-    assert!(seen.starts_with("HTTP/1.1 200 ") && seen.ends_with("late"), "{seen}");
-}
-
-#[tokio::test]
 async fn bodies_stream_in_both_directions() {
     let room = Room::open().await;
     let socket = room.path("services/web/port-8080");
