@@ -40,7 +40,7 @@ use nix::sys::signal::Signal;
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 use nix::sys::stat::{Mode, umask};
 use nix::sys::wait::{WaitStatus, waitpid};
-use nix::unistd::{Gid, Pid, Uid, chdir, execve, setgroups, setresgid, setresuid, setsid};
+use nix::unistd::{Gid, Pid, Uid, chdir, execve, setgroups, setresgid, setresuid, setsid, write};
 use serde::{Deserialize, Serialize};
 
 use crate::delivery::{Delivery, Plan};
@@ -169,7 +169,8 @@ fn start(
                 other => (126, format!("{:#}", anyhow::Error::new(other))),
             };
             let said = [&[FAILED], code.to_le_bytes().as_slice(), reason.as_bytes()].concat();
-            let _ = theirs.write_all(&said);
+            // The standard library sends, which a profile may close; write(2) none can.
+            let _ = write(&theirs, &said);
             sys::leave(code)
         }
         Some(pid) => {
