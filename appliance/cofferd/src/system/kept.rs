@@ -232,7 +232,7 @@ mod tests {
     fn what_is_not_named_and_what_is_not_whole_is_removed_and_links_are_not_followed() {
         let folder = tempfile::tempdir().unwrap();
         let (root, outside) = (folder.path().join("images"), folder.path().join("outside"));
-        let digests = [b"kept", b"gone", b"half"].map(|text| Digest::of(text));
+        let digests = [b"kept", b"gone", b"half"].map(Digest::of);
         for path in [&outside, &root.join(digests[0].hex()), &root.join(digests[1].hex()).join("image")] {
             fs::create_dir_all(path).unwrap();
             fs::write(path.join("file"), b"x").unwrap();

@@ -149,8 +149,8 @@ async fn a_browser_is_shown_its_certificate_and_coffer_the_attested_one() {
     }
     replace(&room, "chain.pem", chain(&browser, &names, now() - 60));
     for name in [NAME, "SHOP.Example.TEST", "www.example.test"] {
-        let (none, h2, both): (&[&[u8]], &[&[u8]], &[&[u8]]) = (&[], &[b"h2"], &[b"h2", b"http/1.1"]);
-        for alpn in [none, h2, both] {
+        let protocols: [Vec<&[u8]>; 3] = [vec![], vec![b"h2"], vec![b"h2", b"http/1.1"]];
+        for alpn in &protocols {
             assert_eq!(key(&room, name, alpn).await, shown, "{name}");
         }
         assert_eq!(key(&room, name, &[ATTESTED, b"http/1.1"]).await, attested, "coffer");

@@ -139,7 +139,8 @@ async fn an_honest_authority_gives_a_certificate() {
 async fn a_certificate_that_is_not_the_appliances_is_not_taken() {
     let now = clock::unix_now();
     let other = ratls::generate_key().unwrap();
-    let cases: [(&str, Box<dyn FnOnce(&[u8]) -> String>); 6] = [
+    type Issue = Box<dyn FnOnce(&[u8]) -> String>;
+    let cases: [(&str, Issue); 6] = [
         ("for the key", Box::new(move |_| certificate(&other, NAME, now - 60))),
         ("other names", Box::new(move |key| certificate(key, "other.example.test", now - 60))),
         ("not valid now", Box::new(move |key| certificate(key, NAME, now - 7200))),
