@@ -153,13 +153,15 @@ class Up(unittest.TestCase):
         self.assertEqual(self.doctored(trust), ("ok", []))
         self.orders(trust, local)
         self.followed(trust, local)
-        scraped = self.scraped(trust)
+        scraped, exporter = self.scraped(trust)
 
         self.assertIn("is down", self.ok("down"))
         # No figure outlives the appliance that it is of.
         with self.assertRaises(urllib.error.HTTPError) as no:
             urllib.request.urlopen(scraped, timeout=90)
         self.assertEqual(no.exception.code, 503)
+        exporter.send_signal(signal.SIGINT)
+        self.assertEqual(exporter.wait(30), 130)
         self.assertFalse(os.path.exists(state))
         self.assertEqual(processes_of(state), [])
         self.assertEqual(self.coffer("down")[0], 1)
@@ -218,7 +220,7 @@ class Up(unittest.TestCase):
         self.assertNotRegex(said, r"audit: start-service .*status=40[13].*service=web")
 
     def scraped(self, trust):
-        """A real Prometheus scrapes the appliance; returns what it scrapes."""
+        """A real Prometheus scrapes the appliance; returns what it scrapes, and who serves that."""
         ports = free_port(), free_port()
         exporter, server = (f"127.0.0.1:{port}" for port in ports)
         place = os.path.join(self.folder, "prometheus")
@@ -235,9 +237,10 @@ class Up(unittest.TestCase):
                 )
             self.addCleanup(process.wait)
             self.addCleanup(process.send_signal, signal.SIGINT)
+            return process
 
         tool = os.path.join(TOOLS, "coffer")
-        start([tool, "top", "stranger/app", "--metrics", exporter, *trust], "coffer.log")
+        scraped = start([tool, "top", "stranger/app", "--metrics", exporter, *trust], "coffer.log")
         storage = f"--storage.tsdb.path={place}/data"
         config = f"--config.file={place}/prometheus.yml"
         start(["prometheus", config, storage, f"--web.listen-address={server}"], "prometheus.log")
@@ -270,7 +273,7 @@ class Up(unittest.TestCase):
         ):
             self.assertGreater(value(query), 0, query)
         self.assertEqual(value('cofferdam_service_state{service="web",state="failed"}'), 0.0)
-        return f"http://{exporter}/metrics"
+        return f"http://{exporter}/metrics", scraped
 
     def followed(self, trust, local):
         """A log goes on while it is read, and without the secret."""
