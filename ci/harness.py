@@ -34,6 +34,9 @@ HOST_FROM_GUEST = "10.0.2.2"
 # How long firmware and kernel may take before anything of the image speaks: 10 s, three times that
 # under load.
 BEFORE_PID_1_SECONDS = 120
+# Somebody ended the script. Set before the exception, which Python drops when it comes in the
+# middle of a destructor.
+INTERRUPTED = threading.Event()
 # A declaration's state that operators open.
 OPERATOR = "{provider: operator}"
 # On the console of an appliance whose state is not open.
@@ -726,6 +729,8 @@ def stop_on_signals():
     """SIGTERM and SIGINT end the script through its `with` blocks."""
 
     def stop(*_):
+        INTERRUPTED.set()
         raise SystemExit(130)
 
     signal.signal(signal.SIGTERM, stop)
+    signal.signal(signal.SIGINT, stop)
