@@ -270,9 +270,17 @@ class Up(unittest.TestCase):
             'cofferdam_role_memory_bytes{role="front"}',
             'cofferdam_role_memory_bytes{role="vault"}',
             "cofferdam_evidence_expiry_timestamp_seconds - time()",
+            "cofferdam_connections_total",
+            "cofferdam_evidence_documents_total",
+            "cofferdam_quotes_total",
         ):
             self.assertGreater(value(query), 0, query)
         self.assertEqual(value('cofferdam_service_state{service="web",state="failed"}'), 0.0)
+        # A page in a browser here, whose own name leads to this machine now.
+        page = urllib.request.Request(f"http://{exporter}/metrics", headers={"Host": "page.test"})
+        with self.assertRaises(urllib.error.HTTPError) as no:
+            urllib.request.urlopen(page, timeout=30)
+        self.assertEqual(no.exception.code, 421)
         return f"http://{exporter}/metrics", scraped
 
     def followed(self, trust, local):

@@ -21,6 +21,8 @@ pub struct Dependency {
     pub condition: Condition,
     /// Whether it is waited for without end. Otherwise the one that waits goes on when this one has failed.
     pub required: bool,
+    /// Whether an operator's restart of it restarts the one that waits, too.
+    pub restart: bool,
 }
 
 /// What is waited for.
@@ -37,7 +39,12 @@ pub enum Condition {
 
 /// Reads `depends_on`: a list of names, or a mapping from names to conditions.
 pub(crate) fn read(node: &Node, errors: &mut Collector<'_>) -> Option<Vec<(Dependency, Place)>> {
-    let plain = |service: String| Dependency { service, condition: Condition::Started, required: true };
+    let plain = |service: String| Dependency {
+        service,
+        condition: Condition::Started,
+        required: true,
+        restart: false,
+    };
     let read: Option<Vec<(Dependency, Place)>> = match &node.kind {
         Kind::Map(entries) => {
             bounded(node, entries.len(), MAX_DEPENDENCIES, "dependencies", errors)?;
@@ -74,15 +81,7 @@ fn long(plain: Dependency, node: &Node, errors: &mut Collector<'_>) -> Option<De
         fields.get(key).map_or(Some(otherwise), |node| fields::boolean(node, &format!("`{key}`"), errors))
     };
     let (restart, required) = (flag("restart", false), flag("required", true));
-    if let (Some(true), Some(node)) = (restart, fields.get("restart")) {
-        errors.note(
-            node.place,
-            "`restart` of a dependency has no effect: nothing starts a service again on purpose",
-            "",
-        );
-    }
-    restart?;
-    Some(Dependency { condition: condition?, required: required?, ..plain })
+    Some(Dependency { condition: condition?, required: required?, restart: restart?, ..plain })
 }
 
 fn condition(node: &Node, errors: &mut Collector<'_>) -> Option<Condition> {

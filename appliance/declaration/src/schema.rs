@@ -929,7 +929,7 @@ enum Dependencies {
 struct Dependency {
     #[schemars(regex(pattern = "^service_(started|healthy|completed_successfully)$"))]
     condition: String,
-    /// Has no effect: nothing starts a service again on purpose.
+    /// Whether an operator's restart of the other one restarts this one, too. False unless given.
     restart: Option<bool>,
     /// Whether it waits without end; otherwise it goes on when the other one failed or is not declared. True unless given.
     required: Option<bool>,

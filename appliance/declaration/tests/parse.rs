@@ -469,10 +469,18 @@ fn the_health_in_the_documents_is_a_declaration_and_means_what_it_says() {
     assert_eq!(db.healthcheck.probe, Probe::Tcp { port: 5432 });
     assert_eq!(db.healthcheck.interval, Some(Duration::from_secs(5)));
     assert_eq!((db.on_unhealthy, db.restart), (OnUnhealthy::Restart, Restart::Always));
-    let on = |service: &str, condition| Dependency { service: service.to_owned(), condition, required: true };
-    assert_eq!(migrate.depends_on, [on("db", Condition::Healthy)]);
+    let on = |service: &str, condition, restart| Dependency {
+        service: service.to_owned(),
+        condition,
+        required: true,
+        restart,
+    };
+    assert_eq!(migrate.depends_on, [on("db", Condition::Healthy, false)]);
     assert_eq!(migrate.restart, Restart::OnFailure { max_retries: None }, "it is tried until it completes");
-    assert_eq!(web.depends_on, [on("migrate", Condition::Completed)]);
+    assert_eq!(
+        web.depends_on,
+        [on("db", Condition::Healthy, true), on("migrate", Condition::Completed, false)]
+    );
     assert_eq!(web.healthcheck.probe, Probe::Http { port: 8080, path: "/healthz".into() });
     assert_eq!(
         declaration.start_order().iter().map(|service| &service.name).collect::<Vec<_>>(),

@@ -54,6 +54,7 @@ fn main() -> Outcome<()> {
         front_uid: 102,
         publish_uid: 103,
         services: [].into(),
+        restarts_with: [].into(),
         min_value: 8,
     };
     let vault = Arc::new(Vault::new(store, rules, || 0, |_| {}));

@@ -5,7 +5,7 @@
 //! | `PUT /v1/secrets/{ns}/{name}/{field}` | 200 with the entry, and what that does to services |
 //! | `GET /v1/secrets` | 200 with the list |
 //! | `DELETE /v1/secrets/{ns}/{name}/{field}` | 204 |
-//! | `POST /v1/services/{service}/{start,stop,restart}` | 200 with the order |
+//! | `POST /v1/services/{service}/{start,stop,restart}` | 200 with the order, and whom it restarts, too |
 //! | `GET /v1/seal`, `POST /v1/unseal` | 409: there is nothing to open |
 //! | `POST /v1/seal/rekey` | 204: what opens the state was replaced |
 //! | `GET /v1/status`, `GET /v1/logs`, `GET /v1/events` | 204: allowed; the front serves them itself |
@@ -90,17 +90,15 @@ impl Vault {
         match verb {
             Verb::Allow => Ok(Answer::empty()),
             Verb::Order(service, order) => {
-                let uid = self.rules.services.get(service).ok_or_else(|| {
-                    Refusal(
-                        StatusCode::NOT_FOUND,
-                        "there is no such service".into(),
-                        Some("`coffer status` lists them"),
-                    )
-                })?;
-                let given = self.orders.give(*uid, *order, &id).map_err(|error| match error {
-                    OrderError::Spent => refuse(StoreError::Spent),
-                    OrderError::Full => Refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), None),
-                })?;
+                let given =
+                    self.orders.give(&self.rules, service, *order, &id).map_err(|error| match error {
+                        OrderError::Unknown => {
+                            let hint = Some("`coffer status` lists them");
+                            Refusal(StatusCode::NOT_FOUND, error.to_string(), hint)
+                        }
+                        OrderError::Spent => refuse(StoreError::Spent),
+                        OrderError::Full => Refusal(StatusCode::SERVICE_UNAVAILABLE, error.to_string(), None),
+                    })?;
                 Answer::json(StatusCode::OK, &given)
             }
             Verb::Rekey => self.rekey(request.body.as_bytes(), id).map(|()| Answer::empty()),

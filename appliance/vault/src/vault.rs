@@ -1,6 +1,6 @@
 //! The engine: a store, the grants, the operators, and the rules that hold between them.
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 use std::time::Duration;
@@ -36,6 +36,8 @@ pub struct Rules {
     pub publish_uid: u32,
     /// The declared services, with the uids of their shims.
     pub services: BTreeMap<String, u32>,
+    /// For each service with such dependencies: those that an operator restarts it with.
+    pub restarts_with: BTreeMap<String, BTreeSet<String>>,
     /// Shortest value in bytes, not counting line breaks, that is accepted: what is shorter cannot be redacted from a workload's
     /// output without shredding it.
     pub min_value: usize,

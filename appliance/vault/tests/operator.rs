@@ -8,11 +8,9 @@ use std::sync::{Arc, Mutex};
 
 use axum::http::StatusCode;
 use cofferdam_attest::operator::seal_secret;
-use cofferdam_protocol::operator::{Order, SealedSecret};
+use cofferdam_protocol::operator::{Order, OrderReply, SealedSecret};
 use cofferdam_protocol::reply::ErrorReply;
-use cofferdam_protocol::vault::{
-    Affected, GivenOrder, OperatorRequest, SecretEntry, SecretsReply, StoredReply,
-};
+use cofferdam_protocol::vault::{Affected, OperatorRequest, SecretEntry, SecretsReply, StoredReply};
 use cofferdam_protocol::{Base64Bytes, Fingerprint};
 use cofferdam_vault::store::MAX_VALUE;
 use cofferdam_vault::{Answer, Store, Vault};
@@ -97,7 +95,7 @@ fn a_service_is_ordered_about_by_operators_once_for_each_signature_and_audited()
     let request = signed("POST", &path("web/restart"), b"", &id());
     let answer = vault.operate(FRONT, &request);
     assert_eq!(answer.status, StatusCode::OK);
-    let given: GivenOrder = serde_json::from_slice(&answer.body).unwrap();
+    let given: OrderReply = serde_json::from_slice(&answer.body).unwrap();
     assert_eq!(given.order, Order::Restart);
     assert_ne!(given.id, 0);
     // A front that was taken over has this request, and may give it again on a connection of its choosing.

@@ -645,6 +645,7 @@ fn launched(servers: &Servers, disk: &SparseDisk, opened: &Opened) -> Arc<Vault>
         front_uid: common::FRONT,
         publish_uid: PUBLISH,
         services: [].into(),
+        restarts_with: [].into(),
         min_value: common::MIN,
     };
     let declared = servers.0.iter().map(Server::declared).collect();

@@ -223,6 +223,7 @@ fn vault(disk: &SparseDisk) -> Vault {
         front_uid: FRONT,
         publish_uid: PUBLISH,
         services: [].into(),
+        restarts_with: [].into(),
         min_value: common::MIN,
     };
     Vault::new(store, rules, || NOW, |_| {}).with_slots(slots)

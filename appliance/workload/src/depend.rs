@@ -71,13 +71,14 @@ mod tests {
             killed: None,
             detail: None,
             since: TimestampMillis::from_clock(std::time::UNIX_EPOCH),
+            order: None,
             usage: None,
             health: None,
         }
     }
 
     fn on(service: &str, condition: Condition) -> Dependency {
-        Dependency { service: service.to_owned(), condition, required: true }
+        Dependency { service: service.to_owned(), condition, required: true, restart: false }
     }
 
     fn with_health(state: HealthState) -> ServiceStatus {

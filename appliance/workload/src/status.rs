@@ -28,6 +28,7 @@ impl Reporter {
             killed: None,
             detail: None,
             since: now(),
+            order: None,
             usage: None,
             health: None,
         };

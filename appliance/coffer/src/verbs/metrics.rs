@@ -8,14 +8,15 @@ mod openmetrics;
 
 use std::cell::RefCell;
 use std::convert::Infallible;
-use std::net::SocketAddr;
+use std::net::{IpAddr, SocketAddr};
 use std::rc::Rc;
 use std::time::Duration;
 
 use cofferdam_protocol::status::StatusReply;
 use http_body_util::Full;
 use hyper::body::{Bytes, Incoming};
-use hyper::header::{CONTENT_TYPE, HeaderValue};
+use hyper::header::{CONTENT_TYPE, HOST, HeaderValue};
+use hyper::http::uri::Authority;
 use hyper::service::service_fn;
 use hyper::{Method, Request, Response, StatusCode};
 use hyper_util::rt::{TokioIo, TokioTimer};
@@ -51,6 +52,8 @@ struct Source {
     appliance: cli::Appliance,
     key: OperatorKey,
     limit: Duration,
+    /// Whether nobody but this machine can reach it.
+    local: bool,
     /// Taken by one scrape at a time; what comes meanwhile waits for it.
     channel: Mutex<Option<Channel>>,
     /// Why the last scrape had no figures: said once, until it is another reason.
@@ -85,11 +88,12 @@ pub(crate) async fn serve(
             appliance.repository
         ));
     }
-    if !bound.ip().is_loopback() {
+    let local = bound.ip().is_loopback();
+    if !local {
         ui.warn(&format!("whoever reaches {bound} reads them"));
     }
     let channel = Mutex::new(Some(channel));
-    let source = Rc::new(Source { ui: *ui, appliance, key, limit, channel, said: RefCell::new(None) });
+    let source = Rc::new(Source { ui: *ui, appliance, key, limit, local, channel, said: RefCell::new(None) });
     let places = Rc::new(tokio::sync::Semaphore::new(CONNECTIONS));
     let accepting = async {
         loop {
@@ -122,6 +126,11 @@ async fn converse(stream: TcpStream, source: Rc<Source>) {
 }
 
 async fn answer(request: &Request<Incoming>, source: &Source) -> Response<Full<Bytes>> {
+    // A page in a browser reaches this machine by a name of its own that is resolved to it (DNS rebinding).
+    if source.local && !names_this_machine(request.headers().get(HOST)) {
+        let text = "ask for localhost, 127.0.0.1 or [::1]\n".to_owned();
+        return response(StatusCode::MISDIRECTED_REQUEST, TEXT, text);
+    }
     if request.uri().path() != PATH {
         return response(StatusCode::NOT_FOUND, TEXT, format!("the metrics are at {PATH}\n"));
     }
@@ -135,6 +144,15 @@ async fn answer(request: &Request<Incoming>, source: &Source) -> Response<Full<B
             response(StatusCode::SERVICE_UNAVAILABLE, TEXT, format!("{}\n", failure.message))
         }
     }
+}
+
+/// Whether a `Host` (RFC 9110, 7.2) is one that nobody else can resolve to this machine.
+fn names_this_machine(host: Option<&HeaderValue>) -> bool {
+    let authority = host.and_then(|host| Authority::try_from(host.as_bytes()).ok());
+    authority.is_some_and(|authority| {
+        let host = authority.host().trim_start_matches('[').trim_end_matches(']');
+        host.eq_ignore_ascii_case("localhost") || host.parse::<IpAddr>().is_ok_and(|ip| ip.is_loopback())
+    })
 }
 
 fn response(status: StatusCode, kind: HeaderValue, text: String) -> Response<Full<Bytes>> {
@@ -184,5 +202,30 @@ impl Source {
             self.ui.warn(&format!("no metrics: {}", failure.message));
             *said = Some(failure.message.clone());
         }
+    }
+}
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+
+    #[test]
+    fn a_name_that_others_resolve_is_not_this_machine() {
+        let names = |host: &str| names_this_machine(Some(&HeaderValue::from_str(host).unwrap()));
+        for host in ["localhost", "LocalHost:9464", "127.0.0.1:9464", "127.8.0.1", "[::1]:9464", "[::1]"] {
+            assert!(names(host), "{host}");
+        }
+        for host in [
+            "",
+            "evil.example:9464",
+            "127.0.0.1.evil.example",
+            "192.0.2.1",
+            "[::ffff:127.0.0.1",
+            "localhost.evil.example",
+            "a b",
+        ] {
+            assert!(!names(host), "{host}");
+        }
+        assert!(!names_this_machine(None));
     }
 }

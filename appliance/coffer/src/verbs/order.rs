@@ -2,8 +2,10 @@
 
 use std::time::{Duration, Instant};
 
-use cofferdam_protocol::operator::{Order, order_path};
-use cofferdam_protocol::status::{NamedService, ServiceState};
+use cofferdam_protocol::json as strict;
+use cofferdam_protocol::operator::{Order, OrderReply, order_path};
+use cofferdam_protocol::status::{NamedService, ServiceState, StatusReply};
+use cofferdam_protocol::vault::MAX_OPERATOR_REPLY;
 use hyper::StatusCode;
 use serde_json::json;
 
@@ -11,10 +13,10 @@ use super::logs::service;
 use super::status;
 use crate::channel::{Channel, refusal};
 use crate::cli;
-use crate::failure::{Code, Failure, Outcome};
+use crate::failure::{Code, Failure, Outcome, chain};
 use crate::operator_key::OperatorKey;
 use crate::progress;
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
 
 /// How often the appliance is asked whether it is done.
 const LOOK: Duration = Duration::from_millis(500);
@@ -25,29 +27,38 @@ pub(crate) async fn run(ui: &Ui, options: &cli::Order, order: Order) -> Outcome 
     let key = OperatorKey::load(&options.key)?;
     let name = service(&options.service)?;
     let mut channel = super::open_patiently(ui, &options.appliance, options.wait).await?;
-    let before = if options.wait.wait { Some(find(&mut channel, &key, name).await?) } else { None };
+    let before = if options.wait.wait { Some(status::ask(&mut channel, &key).await?) } else { None };
     let reply = channel.request(&key, "POST", &order_path(name, order), Vec::new()).await?;
     if reply.status != StatusCode::OK {
         return Err(refusal(&reply, &format!("no {}", order.as_str())));
     }
-    let now = match before {
-        Some(before) => Some(until_done(&mut channel, &key, &before, order).await?),
-        None => None,
-    };
-    let said = match (order, &now) {
-        (Order::Start, None) => "is started",
-        (Order::Stop, None) => "is stopped",
-        (Order::Restart, None) => "is restarted",
-        (_, Some(now)) => now.state.as_str(),
-    };
-    let text = if now.is_some() { format!("{name}: {said}\n") } else { format!("{name} {said}\n") };
-    ui.result(&text, json!({ "service": name, "order": order, "state": now.map(|now| now.state) }));
+    let OrderReply { dependents, .. } =
+        strict::from_json(&reply.body, MAX_OPERATOR_REPLY).map_err(|error| {
+            Failure::failed(format!("it was ordered, but the answer is malformed: {}", chain(&error)))
+        })?;
+    let mut state = None;
+    let mut text = String::new();
+    if let Some(before) = before {
+        for name in std::iter::once(name).chain(dependents.iter().map(String::as_str)) {
+            let now = until_done(&mut channel, &key, &find(&before, name)?, order).await?;
+            state.get_or_insert(now.state);
+            text += &format!("{}: {}\n", printable(name), now.state.as_str());
+        }
+    } else {
+        let done = match order {
+            Order::Start => "started",
+            Order::Stop => "stopped",
+            Order::Restart => "restarted",
+        };
+        let after = if dependents.is_empty() { "" } else { ", after it " };
+        text = format!("{name} is {done}{after}{}\n", printable(&dependents.join(", ")));
+    }
+    ui.result(&text, json!({ "service": name, "order": order, "state": state, "dependents": dependents }));
     Ok(())
 }
 
-async fn find(channel: &mut Channel, key: &OperatorKey, name: &str) -> Outcome<NamedService> {
-    let status = status::ask(channel, key).await?;
-    let found = status.services.into_iter().find(|service| service.name == name);
+fn find(status: &StatusReply, name: &str) -> Outcome<NamedService> {
+    let found = status.services.iter().find(|service| service.name == name).cloned();
     found.ok_or_else(|| Failure::failed("there is no such service").hint("`coffer status` lists them"))
 }
 
@@ -61,12 +72,12 @@ async fn until_done(
     let _doing = progress::doing(format!("waiting for {} to {}", before.name, order.as_str()));
     let begun = Instant::now();
     loop {
-        let now = find(channel, key, &before.name).await?;
+        let now = find(&status::ask(channel, key).await?, &before.name)?;
         if is_done(before, &now, order, begun.elapsed()) {
             return Ok(now);
         }
         if now.state == ServiceState::Failed && begun.elapsed() > HEARD {
-            let why = now.detail.as_deref().map(crate::ui::printable).unwrap_or_default();
+            let why = now.detail.as_deref().map(printable).unwrap_or_default();
             return Err(Failure::new(Code::Failed, format!("{} has failed: {why}", now.name)));
         }
         progress::again_because(format!("{} is {}", now.name, now.state.as_str()));

@@ -210,7 +210,9 @@ fn operators(method: &str, path: &str, scene: Scene) -> (&'static str, Vec<u8>) 
             "404 Not Found",
             r#"{"error":"there is no such service","hint":"`coffer status` lists them"}"#.into(),
         ),
-        ("POST", "/v1/services/web/restart") => ("200 OK", r#"{"id":7,"order":"restart"}"#.into()),
+        ("POST", "/v1/services/web/restart") => {
+            ("200 OK", r#"{"id":7,"order":"restart","dependents":["worker"]}"#.into())
+        }
         ("POST", "/v1/services/web/stop") => ("200 OK", r#"{"id":8,"order":"stop"}"#.into()),
         ("POST", "/v1/services/web/start") => ("200 OK", r#"{"id":9,"order":"start"}"#.into()),
         ("POST", path) if path.starts_with("/v1/services/") => (

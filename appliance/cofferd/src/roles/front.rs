@@ -12,6 +12,7 @@ mod auth;
 mod batch;
 mod browser;
 mod connection;
+mod counts;
 mod events;
 mod evidence;
 mod http2;
@@ -49,6 +50,7 @@ use tokio_rustls::TlsAcceptor;
 
 use self::auth::Callers;
 use self::browser::Browser;
+use self::counts::Counts;
 use self::evidence::EvidenceClient;
 use self::listen::Limits;
 use self::operator::{Operators, Records};
@@ -136,7 +138,9 @@ fn site(facts: &Facts, key: &TlsKey) -> anyhow::Result<Site> {
             (port.published, backend)
         })
         .collect();
+    let counts = Arc::new(Counts::default());
     let records = Records {
+        counts: Arc::clone(&counts),
         appliance: PathBuf::from(paths::APPLIANCE),
         roles: PathBuf::from(paths::STATUS),
         publish: PathBuf::from(paths::PUBLISH_STATUS),
@@ -154,6 +158,7 @@ fn site(facts: &Facts, key: &TlsKey) -> anyhow::Result<Site> {
         evidence: EvidenceClient::new(
             PathBuf::from(paths::EVIDENCE_SOCKET),
             PathBuf::from(paths::PUBLISH_COLLATERAL),
+            Arc::clone(&counts),
         ),
         operators: Operators::new(
             PathBuf::from(paths::VAULT_SOCKET),
@@ -164,6 +169,7 @@ fn site(facts: &Facts, key: &TlsKey) -> anyhow::Result<Site> {
         backends,
         proxy: Proxy::new(Bounds::default()),
         own: Own::default(),
+        counts,
         browser: browser(facts, key)?,
         attested_key: facts.certificate.as_ref().map(|_| key.digest()).transpose()?,
     })

@@ -63,7 +63,7 @@ use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
 use self::changes::{Changes, Given};
-use self::orders::Orders;
+use self::orders::{Orders, Other};
 use super::facts::{Facts, Place, ServiceFacts};
 use super::pull::{Answer, MAX_PASSWORD, image_dir};
 use super::{CONTAINER, PULL, Role};
@@ -110,21 +110,29 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
     let own = facts.service(name)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
+        let dependencies = facts.dependencies(own);
+        let others = dependencies.iter().filter(|(on, _)| on.restart).map(|(on, other)| Other {
+            on: (*on).clone(),
+            status: other.status(),
+            grace: other.declared.stop_grace_period,
+        });
+        let orders = Orders::listen(others.collect());
         let mut shim = Shim {
             own,
             service: &own.declared,
             login: facts.registry(own).and_then(|registry| registry.login.as_ref()),
-            dependencies: facts.dependencies(own),
+            dependencies,
             names: facts.names(own),
             group: group(own),
             status: Reporter::new(own.status()),
             events: Ring::at(own.events()),
             said: None,
             stop: signal(SignalKind::terminate()).context("cannot listen for SIGTERM")?,
-            orders: Orders::listen(),
+            orders,
             heeds: false,
             restarts: 0,
             last: None,
+            carried_out: None,
             killed: None,
             answers: Answers::default(),
         };
@@ -158,6 +166,8 @@ struct Shim<'a> {
     heeds: bool,
     restarts: u32,
     last: Option<End>,
+    /// The order after which it was started, or could not be.
+    carried_out: Option<u32>,
     killed: Option<Killed>,
     /// What its answers at the ports that redact are searched for.
     answers: Answers,
@@ -247,6 +257,7 @@ impl Shim<'_> {
         let ended = match self.start(image, secrets, leaf).await {
             Ok(running) => self.watch(running).await,
             Err(failure) => {
+                self.carried_out = self.orders.taken();
                 let code = failure.downcast_ref().map_or(126, |error| match error {
                     LaunchError::Failed { code, .. } => *code,
                     _ => 126,
@@ -277,11 +288,13 @@ impl Shim<'_> {
 
     fn report(&mut self, state: ServiceState, change: impl FnOnce(&mut ServiceStatus)) -> anyhow::Result<()> {
         let (restarts, exit_code, killed) = (self.restarts, self.last.map(End::code), self.killed);
+        let order = self.carried_out;
         let mut detail = None;
         let reported = self.status.report(state, |status| {
             status.restarts = restarts;
             status.exit_code = exit_code;
             status.killed = killed;
+            status.order = order;
             change(status);
             detail = status.detail.as_deref().map(events::bounded);
         });
@@ -529,6 +542,7 @@ impl Shim<'_> {
         });
         let health =
             probing.as_ref().map(|_| Health { state: HealthState::Starting, failures: 0, output: None });
+        self.carried_out = self.orders.taken();
         self.report(ServiceState::Running, |status| {
             status.pid = pid;
             status.health = health;

@@ -13,7 +13,7 @@
 mod listen;
 mod sealed;
 
-use std::collections::BTreeMap;
+use std::collections::{BTreeMap, BTreeSet};
 use std::fs::{self, File, OpenOptions};
 use std::io;
 use std::os::unix::fs::OpenOptionsExt as _;
@@ -41,7 +41,7 @@ use tokio::net::UnixListener;
 use self::sealed::Told;
 use crate::paths;
 use crate::roles::clock::unix_now;
-use crate::roles::facts::{self, Facts, KeyServerFacts};
+use crate::roles::facts::{self, Facts, KeyServerFacts, ServiceFacts};
 use crate::roles::{FRONT, PUBLISH, Role};
 use crate::system::handover::launch;
 use crate::system::ring::Ring;
@@ -166,8 +166,16 @@ fn rules(facts: &Facts) -> anyhow::Result<Rules> {
         front_uid: FRONT.uid().context("the front has no uid of its own")?,
         publish_uid: PUBLISH.uid().context("publish has no uid of its own")?,
         services: facts.services.iter().map(|service| (service.declared.name.clone(), service.uid)).collect(),
+        restarts_with: facts.services.iter().filter_map(restarts_with).collect(),
         min_value: cofferdam_redact::MIN_SECRET,
     })
+}
+
+/// A service with those that it restarts with, if there are any.
+fn restarts_with(service: &ServiceFacts) -> Option<(String, BTreeSet<String>)> {
+    let with = service.declared.depends_on.iter().filter(|on| on.restart);
+    let with: BTreeSet<String> = with.map(|on| on.service.clone()).collect();
+    (!with.is_empty()).then(|| (service.declared.name.clone(), with))
 }
 
 /// The key slots of the state, for operators to change. The vault does its work without them, where the host has damaged them since.

@@ -27,7 +27,7 @@ pub const PUBLISH: &str = "/v1/publish";
 pub const EVENTS: &str = "/v1/events";
 /// `GET`: which secrets there are. Below it, each secret is at [`secret_path`].
 pub const SECRETS: &str = "/v1/secrets";
-/// `POST` without a body, at [`order_path`]: 200 with a [`super::vault::GivenOrder`].
+/// `POST` without a body, at [`order_path`]: 200 with an [`OrderReply`].
 pub const SERVICES: &str = "/v1/services";
 /// `POST` without a body: 204, and what else is asked for on this connection is asked for by the operator, also of the services
 /// whose ports take operators. A service gets no signature to see, and bodies and tunnels need none.
@@ -166,6 +166,19 @@ impl fmt::Display for EventsQuery {
             Self::Last(span) => write!(f, "?last={span}"),
         }
     }
+}
+
+/// Reply 200 to an order.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct OrderReply {
+    /// Tells one order from another.
+    pub id: u32,
+    /// What was ordered.
+    pub order: Order,
+    /// The services that restart after this one, since they depend on it with `restart: true`.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub dependents: Vec<String>,
 }
 
 /// What an operator wants of a service.

@@ -1,5 +1,7 @@
 //! Who is doing what: the files in which PID 1, the shims, `egress` and `publish` say it, and the one object that an operator gets.
 
+use std::collections::BTreeMap;
+
 use serde::{Deserialize, Serialize};
 
 use super::certificate::CertificateStatus;
@@ -104,6 +106,9 @@ pub struct ServiceStatus {
     pub detail: Option<String>,
     /// When it came to this.
     pub since: TimestampMillis,
+    /// The operator's order that was carried out last, for the shims of services that restart with this one.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub order: Option<u32>,
     /// What it uses. Its shim leaves that to whoever reads this, who can look at the service's control group.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub usage: Option<Usage>,
@@ -465,12 +470,64 @@ pub struct StatusReply {
     /// The appliance's address, and where it comes from; absent while the role `network` has said nothing.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub network: Option<NetworkStatus>,
+    /// What the front has counted; absent in answers of older appliances.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub front: Option<FrontStatus>,
     /// How far the clock is off; absent while nobody has been asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockStatus>,
     /// What the clock says; absent in answers of older appliances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Timestamp>,
+}
+
+/// What the front has counted since it started.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct FrontStatus {
+    /// Connections that were accepted.
+    pub connections: u64,
+    /// Those of them that are there now.
+    pub open: u64,
+    /// How often somebody did not get what they came for.
+    pub refused: BTreeMap<Refusal, u64>,
+    /// Quotes that were made for those who brought a nonce.
+    pub quotes: u64,
+    /// How many of those were answered with them.
+    pub documents: u64,
+}
+
+/// Why the front refused something.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, PartialOrd, Ord, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum Refusal {
+    /// The TLS handshake failed, or took too long.
+    Handshake,
+    /// A connection's place was given to another one before it had asked for anything.
+    Displaced,
+    /// A request was answered with 401 or 403.
+    NotAllowed,
+    /// With another 4xx.
+    Malformed,
+    /// With a 5xx: there is no room, or what should answer does not.
+    Unavailable,
+}
+
+impl Refusal {
+    /// All of them.
+    pub const ALL: [Self; 5] =
+        [Self::Handshake, Self::Displaced, Self::NotAllowed, Self::Malformed, Self::Unavailable];
+
+    /// The word in JSON and in metrics.
+    pub const fn as_str(self) -> &'static str {
+        match self {
+            Self::Handshake => "handshake",
+            Self::Displaced => "displaced",
+            Self::NotAllowed => "not-allowed",
+            Self::Malformed => "malformed",
+            Self::Unavailable => "unavailable",
+        }
+    }
 }
 
 /// A service's status under its name; what the shim has not said is left out.

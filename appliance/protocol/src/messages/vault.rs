@@ -70,13 +70,16 @@ pub struct OrdersRequest {
 }
 
 /// An operator's order for a service.
-#[derive(Clone, Copy, Debug, PartialEq, Eq, Serialize, Deserialize)]
+#[derive(Clone, Debug, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct GivenOrder {
-    /// Tells one order from another; never 0.
+    /// Tells one order from another; never 0. Services that restart together hear of it under one number.
     pub id: u32,
     /// What is wanted.
     pub order: Order,
+    /// The services that it depends on and that are restarted before it; empty unless it restarts because they do.
+    #[serde(default, skip_serializing_if = "Vec::is_empty")]
+    pub after: Vec<String>,
 }
 
 /// Body of `POST` [`LEASE`].

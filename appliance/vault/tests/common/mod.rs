@@ -59,7 +59,16 @@ pub(crate) fn rules() -> Rules {
     let services = [("web".to_owned(), SERVICE)].into();
     let web = Affected { service: "web".into(), on_change: "restart".into() };
     let affected = [(reference(PASSWORD), vec![web])].into();
-    Rules { grants, affected, operators, front_uid: FRONT, publish_uid: PUBLISH, services, min_value: MIN }
+    Rules {
+        grants,
+        affected,
+        operators,
+        front_uid: FRONT,
+        publish_uid: PUBLISH,
+        services,
+        restarts_with: [].into(),
+        min_value: MIN,
+    }
 }
 
 /// A vault with a fresh store on `disk` and nothing in it.

@@ -4,7 +4,7 @@ use std::fmt;
 
 use cofferdam_protocol::network::NetworkState;
 use cofferdam_protocol::status::{
-    HealthState, NamedService, PublishState, RoleState, ServiceState, StatusReply, Usage,
+    FrontStatus, HealthState, NamedService, PublishState, RoleState, ServiceState, StatusReply, Usage,
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
@@ -118,6 +118,7 @@ fn flag(is: bool) -> f64 {
 
 fn families(status: &StatusReply, expires: u64) -> Vec<Family> {
     let mut all = appliance(status, expires);
+    all.extend(status.front.iter().flat_map(front));
     all.extend(roles(status));
     all.extend(services(&status.services));
     all
@@ -137,6 +138,8 @@ fn appliance(status: &StatusReply, expires: u64) -> Vec<Family> {
     let published = publish.map(|it| states(&none(), &PUBLISH_STATES, it.state, PublishState::as_str));
     let reached = network.map(|it| states(&none(), &NETWORK_STATES, it.state, NetworkState::as_str));
     let lease = network.and_then(|it| it.lease_s).map(|seconds| (none(), f64::from(seconds)));
+    let certificate = status.certificate.as_ref().and_then(|it| it.expires_at);
+    let certificate = certificate.map(|at| (none(), number(at.unix())));
     let lost = network.map(|it| (none(), f64::from(it.lost)));
     let release = publish.and_then(|it| it.expires_at).map(|at| (none(), number(at.unix())));
     #[expect(clippy::cast_precision_loss, reason = "an OpenMetrics value is a double")]
@@ -161,6 +164,12 @@ fn appliance(status: &StatusReply, expires: u64) -> Vec<Family> {
             release.into_iter().collect(),
         )
         .in_unit(Unit::Seconds),
+        gauge(
+            "certificate_expiry_timestamp",
+            "When the certificate that browsers accept ceases to hold, since the Unix epoch.",
+            certificate.into_iter().collect(),
+        )
+        .in_unit(Unit::Seconds),
         gauge("network_state", "Whether there is an address.", reached.unwrap_or_default()),
         gauge("network_lease", "For how long the address was leased.", lease.into_iter().collect())
             .in_unit(Unit::Seconds),
@@ -175,6 +184,23 @@ fn appliance(status: &StatusReply, expires: u64) -> Vec<Family> {
             ahead.into_iter().collect(),
         )
         .in_unit(Unit::Seconds),
+    ]
+}
+
+fn front(front: &FrontStatus) -> Vec<Family> {
+    let one = |value: u64| vec![(Labels::new(), number(value))];
+    let refused = front.refused.iter();
+    let refused = refused.map(|(why, count)| (vec![("reason", why.as_str().to_owned())], number(*count)));
+    vec![
+        counter("connections", "Connections that the front accepted.", one(front.connections)),
+        gauge("connections_open", "Those that are there now.", one(front.open)),
+        counter(
+            "refused",
+            "How often somebody did not get from the front what they came for.",
+            refused.collect(),
+        ),
+        counter("quotes", "Quotes for those who brought a nonce.", one(front.quotes)),
+        counter("evidence_documents", "How many of those were answered with them.", one(front.documents)),
     ]
 }
 
@@ -250,13 +276,19 @@ mod tests {
             "phase":"supervise","roles":[{{"name":"vault","pid":7,"restarts":2,"state":"running","memory":4096}}],"services":[
             {{"name":"web","state":"running","restarts":1,"usage":{{"memory":1048576,"memory_limit":2097152,"processes":3,"processes_limit":9,"cpu_ms":1500}},
             "health":{{"state":"unhealthy","failures":3}}}},{{"name":"db","state":"failed"}}],
-            "publish":{{"state":"published","at":"2026-01-01T00:00:00Z","expires_at":"2026-01-02T00:00:00Z"}}}}"#,
+            "publish":{{"state":"published","at":"2026-01-01T00:00:00Z","expires_at":"2026-01-02T00:00:00Z"}},
+            "front":{{"connections":9,"open":2,"refused":{{"handshake":4,"not-allowed":1}},"quotes":3,"documents":700}}}}"#,
             commit = "a".repeat(40),
             digest = "b".repeat(64),
         );
         let status: StatusReply = json::from_json(status.as_bytes(), 65536).unwrap();
         let text = text(&status, 1_767_225_600).unwrap();
         for line in [
+            "cofferdam_connections_total 9.0",
+            "cofferdam_connections_open 2.0",
+            r#"cofferdam_refused_total{reason="handshake"} 4.0"#,
+            "cofferdam_quotes_total 3.0",
+            "cofferdam_evidence_documents_total 700.0",
             r#"cofferdam_service_state{service="web",state="running"} 1.0"#,
             r#"cofferdam_service_state{service="db",state="running"} 0.0"#,
             r#"cofferdam_service_state{service="db",state="failed"} 1.0"#,

@@ -17,6 +17,7 @@ use cofferdam_protocol::json::JsonError;
 use tokio::sync::oneshot;
 use tokio::time::Instant;
 
+use super::counts::Counts;
 use super::evidence::CollateralFile;
 use crate::roles::evidence::{AskError, ask};
 
@@ -50,6 +51,7 @@ struct Waiting {
 pub(crate) struct Batches {
     socket: PathBuf,
     collateral: CollateralFile,
+    counts: Arc<Counts>,
     waiting: Mutex<Vec<Waiting>>,
     /// Held by the batch that is under way; when the last one was done.
     device: Arc<tokio::sync::Mutex<Option<Instant>>>,
@@ -57,8 +59,8 @@ pub(crate) struct Batches {
 
 impl Batches {
     /// Asks the evidence role at `socket`.
-    pub(crate) fn new(socket: PathBuf, collateral: CollateralFile) -> Arc<Self> {
-        Arc::new(Self { socket, collateral, waiting: Mutex::default(), device: Arc::default() })
+    pub(crate) fn new(socket: PathBuf, collateral: CollateralFile, counts: Arc<Counts>) -> Arc<Self> {
+        Arc::new(Self { socket, collateral, counts, waiting: Mutex::default(), device: Arc::default() })
     }
 
     /// A document over this nonce and this connection's binding.
@@ -117,6 +119,7 @@ impl Batches {
             EvidenceRequest { nonce: Some(nonce), channel_binding: Some(channel_binding), challenges: None };
         let document = match ask(&self.socket, &request).await {
             Ok((evidence, _)) => {
+                self.counts.quoted(1);
                 self.collateral.add(evidence).and_then(|evidence| evidence.to_json()).map_err(write)
             }
             Err(error) => Err(BatchError::Ask(Arc::new(error))),
@@ -131,7 +134,10 @@ impl Batches {
         let Some(tree) = Tree::new(leaves) else { return };
         let request = EvidenceRequest { challenges: Some(tree.root()), ..EvidenceRequest::default() };
         let template = match ask(&self.socket, &request).await {
-            Ok((evidence, _)) => self.collateral.add(evidence).and_then(Template::new).map_err(write),
+            Ok((evidence, _)) => {
+                self.counts.quoted(batch.len());
+                self.collateral.add(evidence).and_then(Template::new).map_err(write)
+            }
             Err(error) => Err(BatchError::Ask(Arc::new(error))),
         };
         for (index, Waiting { nonce, channel_binding, answer }) in (0_u32..).zip(batch) {

@@ -14,6 +14,7 @@ use cofferdam_protocol::evidence::{EvidenceRequest, MAX_DOCUMENT, MEDIA_TYPE, No
 use cofferdam_protocol::json::JsonError;
 
 use super::batch::{BatchError, Batches};
+use super::counts::Counts;
 use super::{reply, untrusted_file};
 use crate::roles::clock::Moment;
 use crate::roles::evidence::{AskError, ask};
@@ -32,9 +33,9 @@ pub(crate) struct EvidenceClient {
 
 impl EvidenceClient {
     /// A client that asks the evidence role at `socket` and adds the collateral in that file when there is some.
-    pub(crate) fn new(socket: PathBuf, collateral: PathBuf) -> Self {
+    pub(crate) fn new(socket: PathBuf, collateral: PathBuf, counts: Arc<Counts>) -> Self {
         let collateral = CollateralFile(collateral);
-        let batches = Batches::new(socket.clone(), collateral.clone());
+        let batches = Batches::new(socket.clone(), collateral.clone(), counts);
         Self { socket, collateral, current: RwLock::new(None), batches }
     }
 

@@ -17,6 +17,7 @@ use std::time::Duration;
 use axum::body::Body;
 use axum::http::Request;
 use cofferdam_protocol::certificate::ACME_TLS;
+use cofferdam_protocol::status::Refusal;
 use cofferdam_workload::places::Places;
 use hyper::body::Incoming;
 use hyper::service::service_fn;
@@ -117,12 +118,15 @@ pub(crate) async fn serve(
         };
         let connection = Connection::new(Source::from(address.ip()), &waiting);
         let (acceptor, site) = (acceptor.clone(), Arc::clone(&site));
+        let open = site.counts.opened();
         tokio::spawn(async move {
+            let counts = Arc::clone(&site.counts);
             let conversation = converse(stream, address, port, &connection, acceptor, limits, site);
             tokio::select! {
-                () = connection.ended() => {}
+                () = connection.ended() => counts.refused(Refusal::Displaced),
                 () = conversation => {}
             }
+            drop(open);
         });
         // Whoever has just lost their place lets go of what they hold before the next one is let in.
         tokio::task::yield_now().await;
@@ -149,7 +153,9 @@ async fn converse(
         return tcp::carry(stream, &peer([0; 32]), backend).await;
     }
     let shaking = shake_hands(stream, port, &acceptor, &site, connection.source());
-    let Ok(Ok(stream)) = timeout(limits.handshake, shaking).await else { return };
+    let Ok(Ok(stream)) = timeout(limits.handshake, shaking).await else {
+        return site.counts.refused(Refusal::Handshake);
+    };
     let Some(channel_binding) = tls::channel_binding(stream.get_ref().1) else { return };
     let peer = peer(channel_binding);
     match stream.get_ref().1.alpn_protocol() {

@@ -8,6 +8,7 @@
 
 use std::collections::BTreeMap;
 use std::path::{Path, PathBuf};
+use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
 use axum::body::Body;
@@ -30,6 +31,7 @@ use tokio::net::UnixStream;
 use tokio::sync::Semaphore;
 
 use super::auth::Callers;
+use super::counts::Counts;
 use super::events::{self, Source};
 use super::listen::Peer;
 use super::{auth, logs, reply, untrusted_file};
@@ -57,6 +59,8 @@ const PERMIT_LIMIT: Duration = Duration::from_secs(5);
 /// The files that status and logs are made of.
 #[derive(Debug)]
 pub(crate) struct Records {
+    /// What the front itself has counted.
+    pub(crate) counts: Arc<Counts>,
     /// `appliance.json`.
     pub(crate) appliance: PathBuf,
     /// PID 1's `status.json`.
@@ -236,6 +240,7 @@ impl Records {
             declaration: appliance.declaration,
             endpoint: appliance.endpoint,
             image: appliance.image,
+            front: Some(self.counts.status()),
             network: written(&self.network, NetworkStatus::parse),
             clock: written(&self.publish.with_file_name("clock.json"), ClockStatus::parse),
             time: Timestamp::from_clock(SystemTime::now()),

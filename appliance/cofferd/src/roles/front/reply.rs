@@ -4,6 +4,10 @@ use axum::body::{Body, Bytes};
 use axum::http::{HeaderValue, Response, StatusCode, header};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 
+/// Of an answer: the front itself refuses, and no service does.
+#[derive(Debug, Clone, Copy)]
+pub(crate) struct OwnError;
+
 /// A JSON document as it is.
 pub(crate) fn json(status: StatusCode, body: impl Into<Bytes>) -> Response<Body> {
     typed(status, body, JSON)
@@ -28,11 +32,13 @@ pub(crate) fn empty(status: StatusCode) -> Response<Body> {
 
 /// `{"error":…,"hint":…?}`.
 pub(crate) fn error(status: StatusCode, error: &str, hint: Option<&str>) -> Response<Body> {
-    match cofferdam_protocol::json::to_vec(&ErrorReply::new(error, hint)) {
+    let mut response = match cofferdam_protocol::json::to_vec(&ErrorReply::new(error, hint)) {
         Ok(body) => json(status, body),
         // Two strings always serialise; were that to fail, an answer without words is still a refusal.
         Err(_) => json(StatusCode::INTERNAL_SERVER_ERROR, Bytes::new()),
-    }
+    };
+    response.extensions_mut().insert(OwnError);
+    response
 }
 
 /// An [`error`] that goes away by itself; `seconds` is when to ask again.

@@ -27,6 +27,7 @@ use cofferdam_workload::places::Places;
 use super::auth::Callers;
 use super::browser::Browser;
 use super::connection::hold;
+use super::counts::Counts;
 use super::evidence::EvidenceClient;
 use super::listen::Peer;
 use super::operator::Operators;
@@ -59,6 +60,8 @@ pub(crate) struct Site {
     pub(crate) proxy: Proxy,
     /// The places of the appliance's own interface.
     pub(crate) own: Own,
+    /// What operators are told of all that.
+    pub(crate) counts: Arc<Counts>,
     /// The certificate that browsers accept.
     pub(crate) browser: Option<Browser>,
     /// The digest of the attested key, for those who are not shown it.
@@ -115,6 +118,9 @@ impl Site {
     /// Answers one request. Of the attested key nobody says anything but the appliance itself.
     pub(crate) async fn answer(&self, peer: Peer, request: Request<Body>) -> Response<Body> {
         let mut response = self.route(peer, request).await;
+        if response.extensions_mut().remove::<reply::OwnError>().is_some() {
+            self.counts.answered(response.status());
+        }
         match &self.attested_key {
             Some(key) => drop(response.headers_mut().insert(ATTESTED_KEY, key.clone())),
             None => drop(response.headers_mut().remove(ATTESTED_KEY)),

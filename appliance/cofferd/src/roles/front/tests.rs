@@ -35,6 +35,7 @@ use tokio_rustls::{TlsAcceptor, TlsConnector};
 
 use super::auth::Callers;
 use super::browser::Browser;
+use super::counts::Counts;
 use super::evidence::EvidenceClient;
 use super::listen::{self, Limits};
 use super::operator::{Operators, Records};
@@ -154,7 +155,9 @@ impl Room {
             (PUBLISHED, backend),
             (OTHER, other),
         ]);
+        let counts = Arc::<Counts>::default();
         let records = Records {
+            counts: Arc::clone(&counts),
             appliance: root.join("appliance.json"),
             roles: root.join("status.json"),
             publish: root.join("publish/status.json"),
@@ -169,11 +172,12 @@ impl Room {
             role_groups: root.join("cgroup"),
         };
         let site = Arc::new(Site {
-            evidence: EvidenceClient::new(evidence, root.join("publish/collateral.json")),
+            evidence: EvidenceClient::new(evidence, root.join("publish/collateral.json"), Arc::default()),
             operators: Operators::new(root.join("vault.sock"), root.join("publish.sock"), records),
             callers: callers(),
             backends,
             proxy: Proxy::new(bounds),
+            counts,
             own: Own::default(),
             attested_key: certificate.as_ref().map(|_| key_of(&pkcs8).digest().unwrap()),
             browser: certificate.map(|(facts, signing)| {
@@ -440,8 +444,11 @@ async fn without_evidence_there_is_no_certificate_and_with_it_there_is() {
     let facts = appliance(&ratls::key_sha256(&pkcs8).unwrap());
     std::fs::write(directory.path().join("appliance.json"), serde_json::to_vec(&facts).unwrap()).unwrap();
     let key = key_of(&pkcs8);
-    let client =
-        EvidenceClient::new(directory.path().join("evidence.sock"), directory.path().join("collateral.json"));
+    let client = EvidenceClient::new(
+        directory.path().join("evidence.sock"),
+        directory.path().join("collateral.json"),
+        Arc::default(),
+    );
     let identity = Identity::default();
     let waiting = super::attest(&client, &key, &identity);
     assert!(tokio::time::timeout(Duration::from_millis(400), waiting).await.is_err());
@@ -1378,11 +1385,16 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
     let backend = Backend { uid: me() + 1, ..room.site.backends[&PUBLISHED].clone() };
     let site = Site {
         callers: callers(),
-        evidence: EvidenceClient::new(room.path("evidence.sock"), room.path("publish/collateral.json")),
+        evidence: EvidenceClient::new(
+            room.path("evidence.sock"),
+            room.path("publish/collateral.json"),
+            Arc::default(),
+        ),
         operators: Operators::new(
             room.path("vault.sock"),
             room.path("publish.sock"),
             Records {
+                counts: Arc::default(),
                 appliance: room.path("appliance.json"),
                 roles: room.path("status.json"),
                 publish: room.path("publish/status.json"),
@@ -1396,6 +1408,7 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
         ),
         backends: BTreeMap::from([(PUBLISHED, backend)]),
         proxy: Proxy::new(Bounds::default()),
+        counts: Arc::default(),
         own: Own::default(),
         browser: None,
         attested_key: None,

@@ -1,40 +1,69 @@
 //! Operators' orders for this service, as the vault passes them on.
 
+use std::path::PathBuf;
 use std::time::Duration;
 
+use cofferdam_declaration::Dependency;
 use cofferdam_protocol::operator::Order;
 use cofferdam_protocol::vault::{GivenOrder, MAX_ORDER_WAIT_MS};
+use cofferdam_workload::depend;
 use tokio::sync::watch;
-use tokio::time::sleep;
+use tokio::time::{Instant, sleep};
 
+use super::{DEPENDENCY_PAUSE, said};
 use crate::system::client::vault;
 
 /// Between two questions to a vault that does not answer: it is back within about a second.
 const PAUSE: Duration = Duration::from_secs(1);
+/// How long after another service's grace this one restarts without having seen that the other one did: its shim may have died, or
+/// have been told something else before it looked.
+const LATE: Duration = Duration::from_secs(10);
 
 /// The orders for one service. Of several that come while nobody looks the last one counts.
 pub(super) struct Orders {
     heard: watch::Receiver<Option<GivenOrder>>,
     /// Whether the service is to be stopped.
     stopped: bool,
+    /// The last one that was taken.
+    taken: Option<u32>,
+}
+
+/// A service that this one depends on, and may have to restart after.
+pub(super) struct Other {
+    pub(super) on: Dependency,
+    /// Where its shim says what it does.
+    pub(super) status: PathBuf,
+    pub(super) grace: Duration,
 }
 
 impl Orders {
     /// Listens from now on.
-    pub(super) fn listen() -> Self {
+    pub(super) fn listen(others: Vec<Other>) -> Self {
         let (tell, heard) = watch::channel(None);
         tokio::spawn(async move {
             // What was ordered before this process was there is done by its being started, unless it was to stop.
             let mut wait = Duration::ZERO;
             let mut last = 0;
+            let mut later: Option<GivenOrder> = None;
             while !tell.is_closed() {
-                match vault::order(last, wait).await {
+                let heard = tokio::select! {
+                    heard = vault::order(last, wait) => heard,
+                    given = ready(&others, later.clone()) => {
+                        later = None;
+                        tell.send_replace(Some(given));
+                        continue;
+                    }
+                };
+                match heard {
                     Ok(heard) => {
                         let late = wait.is_zero();
                         if let Some(given) = heard {
                             last = given.id;
-                            if !late || given.order == Order::Stop {
+                            later = None;
+                            if given.order == Order::Stop || (!late && given.after.is_empty()) {
                                 tell.send_replace(Some(given));
+                            } else if !late {
+                                later = Some(given);
                             }
                         }
                         wait = Duration::from_millis(MAX_ORDER_WAIT_MS);
@@ -43,7 +72,7 @@ impl Orders {
                 }
             }
         });
-        Self { heard, stopped: false }
+        Self { heard, stopped: false, taken: None }
     }
 
     /// Whether the service is to be stopped, as far as is known by now.
@@ -52,6 +81,11 @@ impl Orders {
             self.take();
         }
         self.stopped
+    }
+
+    /// The last order that was taken.
+    pub(super) fn taken(&self) -> Option<u32> {
+        self.taken
     }
 
     /// Waits until something else is wanted than what is: a service that runs or is to run, or one that is stopped.
@@ -70,25 +104,45 @@ impl Orders {
     }
 
     fn take(&mut self) -> Option<Order> {
-        let order = self.heard.borrow_and_update().map(|given| given.order);
-        if let Some(order) = order {
-            self.stopped = order == Order::Stop;
-        }
-        order
+        let (id, order) = self.heard.borrow_and_update().as_ref().map(|given| (given.id, given.order))?;
+        self.stopped = order == Order::Stop;
+        self.taken = Some(id);
+        Some(order)
     }
+}
+
+/// The order, once all that it comes after have been restarted and are what this service waits for. Never without one.
+async fn ready(others: &[Other], given: Option<GivenOrder>) -> GivenOrder {
+    let Some(given) = given else { return std::future::pending().await };
+    let begun = Instant::now();
+    for other in others.iter().filter(|other| given.after.contains(&other.on.service)) {
+        loop {
+            let status = said(&other.status);
+            let restarted = status.as_ref().is_some_and(|status| status.order == Some(given.id));
+            let due = restarted || begun.elapsed() > other.grace.saturating_add(LATE);
+            if due && depend::waits(&other.on, status.as_ref()).is_none() {
+                break;
+            }
+            sleep(DEPENDENCY_PAUSE).await;
+        }
+    }
+    given
 }
 
 #[cfg(test)]
 mod tests {
-    use tokio::time::{Instant, timeout};
+    use cofferdam_declaration::Condition;
+    use cofferdam_protocol::status::{Health, HealthState, ServiceState, ServiceStatus};
+    use cofferdam_workload::status::Reporter;
+    use tokio::time::timeout;
 
     use super::*;
 
     #[tokio::test(start_paused = true)]
     async fn what_is_already_so_changes_nothing() {
         let (tell, heard) = watch::channel(None);
-        let mut orders = Orders { heard, stopped: false };
-        let give = |order| tell.send_replace(Some(GivenOrder { id: 1, order }));
+        let mut orders = Orders { heard, stopped: false, taken: None };
+        let give = |order| tell.send_replace(Some(GivenOrder { id: 1, order, after: Vec::new() }));
         let heard =
             async |orders: &mut Orders| timeout(Duration::from_secs(60), orders.changed()).await.is_ok();
         give(Order::Start);
@@ -105,5 +159,35 @@ mod tests {
         assert!(heard(&mut orders).await && !orders.is_stopped() && begun.elapsed().is_zero());
         drop(tell);
         assert!(!heard(&mut orders).await, "without anybody to give orders none is heard");
+    }
+    #[tokio::test(start_paused = true)]
+    async fn a_restart_waits_until_the_others_have_restarted_and_are_what_is_waited_for() {
+        let folder = tempfile::tempdir().unwrap();
+        let status = folder.path().join("db.json");
+        let mut reporter = Reporter::new(status.clone());
+        let on =
+            Dependency { service: "db".into(), condition: Condition::Healthy, required: true, restart: true };
+        let others = [Other { on, status, grace: Duration::from_secs(5) }];
+        let given = GivenOrder { id: 7, order: Order::Restart, after: vec!["db".into()] };
+        let mut say = |order, state| {
+            let health = Some(Health { state, failures: 0, output: None });
+            let change = |status: &mut ServiceStatus| (status.order, status.health) = (order, health);
+            reporter.report(ServiceState::Running, change).unwrap();
+        };
+        let is_ready = async |seconds| {
+            let wait = Duration::from_secs(seconds);
+            timeout(wait, ready(&others, Some(given.clone()))).await.is_ok()
+        };
+        assert!(!is_ready(14).await, "it has said nothing");
+        say(Some(6), HealthState::Healthy);
+        assert!(!is_ready(14).await, "it runs as before");
+        say(Some(7), HealthState::Starting);
+        assert!(!is_ready(60).await, "it is not healthy yet");
+        say(Some(7), HealthState::Healthy);
+        assert!(is_ready(1).await);
+        say(Some(8), HealthState::Healthy);
+        assert!(is_ready(16).await, "it was ordered something else: that is not waited for for ever");
+        let nothing = ready(&others, None);
+        assert!(timeout(Duration::from_secs(60), nothing).await.is_err());
     }
 }
