@@ -18,6 +18,8 @@ pub(super) const MAX_FILE: u64 = 256 << 10;
 const MAX_FILLED: usize = 8 << 20;
 /// What a volume gets: Compose's have no size.
 const VOLUME_SIZE: &str = "1gb";
+/// What of the same disk images are kept in: about a dozen of the usual size.
+const IMAGES_SIZE: &str = "4gb";
 
 pub(super) type Entries = Vec<(String, Node)>;
 
@@ -494,10 +496,15 @@ impl Converter<'_> {
         if !self.volumes.is_empty() {
             let count = self.volumes.len();
             self.change(0, format!("volumes: {count} on the state disk, {VOLUME_SIZE} each: `size` says otherwise, `state` how the disk is opened"));
-            entries.push((
-                "state".to_owned(),
-                Node::map(vec![("provider".to_owned(), Node::text("operator", 0))], 0),
-            ));
+            self.change(
+                0,
+                format!("images: kept on the state disk, in {IMAGES_SIZE}: `state.images` says otherwise"),
+            );
+            let state = vec![
+                ("provider".to_owned(), Node::text("operator", 0)),
+                ("images".to_owned(), Node::plain(IMAGES_SIZE, 0)),
+            ];
+            entries.push(("state".to_owned(), Node::map(state, 0)));
             let size = || Node::map(vec![("size".to_owned(), Node::plain(VOLUME_SIZE, 0))], 0);
             let volumes = self.volumes.iter().map(|volume| (volume.clone(), size())).collect();
             entries.push(("volumes".to_owned(), Node::map(volumes, 0)));

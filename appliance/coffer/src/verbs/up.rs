@@ -44,6 +44,8 @@ const ENDPOINT: u16 = 8443;
 /// The first port at which `coffer connect` may listen, and how many are tried.
 const LISTEN: u16 = 8080;
 const PORTS: usize = 100;
+/// Of a state disk, what the store and what lies before it take, and more: 257 are enough.
+const STORE_MIB: u64 = 1024;
 /// Where the machine's own log is when it has something to say about its end.
 const LAST_LINES: usize = 12;
 /// Where KVM says whether this host starts trust domains.
@@ -204,6 +206,13 @@ impl Up<'_> {
         Ok(())
     }
 
+    /// How large a state disk the declaration needs, in MiB, when it needs one. It takes what is written to it.
+    fn disk(&self) -> Option<u64> {
+        let volumes = self.declaration.sealed_volumes();
+        let sizes = volumes.iter().map(|volume| volume.size >> 20);
+        (self.declaration.state != StateSource::Memory).then(|| STORE_MIB.saturating_add(sizes.sum()))
+    }
+
     /// Starts the world and waits until its machine has launched.
     async fn world(&self) -> Outcome<Simulated> {
         let tools = std::env::current_exe().ok().and_then(|path| Some(path.parent()?.to_owned()));
@@ -217,8 +226,8 @@ impl Up<'_> {
         command.args(self.ports.options()).args(["--memory", &self.options.memory]);
         command.args(["--cpus", &self.options.cpus.to_string()]);
         command.args(self.options.registry.iter().flat_map(|registry| ["--registry", registry]));
-        if self.declaration.state != StateSource::Memory {
-            command.arg("--disk");
+        if let Some(mib) = self.disk() {
+            command.args(["--disk", &mib.to_string()]);
         }
         let mut child = self.local.start("simulate", &mut command)?;
         loop {
@@ -246,8 +255,9 @@ impl Up<'_> {
         command.args(["--commit", &commit.to_string()]).args(self.ports.options());
         command.args(["--memory", &self.options.memory, "--cpus", &self.options.cpus.to_string()]);
         command.arg("--dir").arg(self.local.path("machine"));
-        if self.declaration.state != StateSource::Memory {
+        if let Some(mib) = self.disk() {
             command.arg("--state").arg(self.local.path("state.img"));
+            command.args(["--state-mib", &mib.to_string()]);
         }
         let mut child = self.local.start("machine", &mut command)?;
         let endpoint: Endpoint = format!("127.0.0.1:{}", self.ports.endpoint)
