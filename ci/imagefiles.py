@@ -73,6 +73,8 @@ if [[ ! -s $PGDATA/PG_VERSION ]]; then
     initdb --username=postgres --encoding=UTF8 --auth-local=trust --auth-host=scram-sha-256 \\
         --pwfile=<(printf '%s\\n' "$POSTGRES_PASSWORD") "$PGDATA"
     echo 'host all all all scram-sha-256' >> "$PGDATA/pg_hba.conf"
+    # Flushed like the rest: a power cut within half a minute takes away what is not.
+    sync "$PGDATA/pg_hba.conf"
     # Reachable over its socket alone until its databases are there.
     pg_ctl --wait --options="-c listen_addresses=''" start
     createdb --username=postgres "${POSTGRES_DB:-app}"
@@ -167,7 +169,9 @@ process.on("SIGTERM", () => process.exit(0));
 """
 # Asks each of the others, and answers over HTTP with what they said.
 PYTHON_APP = '''\
-"""GET /NAME asks the service NAME and answers with what it said."""
+"""GET /NAME asks the service NAME and answers with what it said. GET /kept/NAME/WORD has a database
+keep a word, and GET /kept/NAME answers with it.
+"""
 import http.server, json, os, socket, subprocess, tempfile, threading, urllib.request
 
 
@@ -199,10 +203,14 @@ def ask_redis():
     return said + status
 
 
-def ask_postgres():
+def postgres():
     import psycopg2
-    with psycopg2.connect(host=os.environ.get("POSTGRES", "postgres"), user="postgres",
-                          dbname="app", password=os.environ["PASSWORD"]) as link:
+    return psycopg2.connect(host=os.environ.get("POSTGRES", "postgres"), user="postgres",
+                            dbname="app", password=os.environ["PASSWORD"])
+
+
+def ask_postgres():
+    with postgres() as link:
         cursor = link.cursor()
         cursor.execute("CREATE TABLE IF NOT EXISTS t (n int)")
         cursor.execute("INSERT INTO t SELECT generate_series(1, 1000)")
@@ -215,16 +223,33 @@ def ask_postgres():
         return [int(value) for value in rest]
 
 
-def ask_mariadb():
+def mariadb():
     import pymysql
-    link = pymysql.connect(host=os.environ.get("MARIADB", "mariadb"), user="root",
+    return pymysql.connect(host=os.environ.get("MARIADB", "mariadb"), user="root",
                            database="app", password=os.environ["PASSWORD"])
-    with link, link.cursor() as cursor:
+
+
+def ask_mariadb():
+    with mariadb() as link, link.cursor() as cursor:
         cursor.execute("CREATE TABLE IF NOT EXISTS t (n int) ENGINE=InnoDB")
         cursor.execute("INSERT INTO t VALUES (1), (2), (3)")
         link.commit()
         cursor.execute("SELECT count(*) % 3, sum(n) % 6 FROM t")
         return [int(value) for value in cursor.fetchone()]
+
+
+def keep(name, *word):
+    """Has a word stored to last, or says which one is."""
+    if name == "redis":
+        stored = [f"SET kept {word[0]}", "SAVE"] if word else []
+        return redis(os.environ.get("REDIS", "redis"), *stored, "GET kept")[-1]
+    with {"postgres": postgres, "mariadb": mariadb}[name]() as link, link.cursor() as cursor:
+        cursor.execute("CREATE TABLE IF NOT EXISTS kept (word text)")
+        if word:
+            cursor.execute("INSERT INTO kept VALUES (%s)", word)
+        link.commit()
+        cursor.execute("SELECT word FROM kept")
+        return cursor.fetchone()[0]
 
 
 def ask_php():
@@ -269,7 +294,9 @@ ASK = {
 class Handler(http.server.BaseHTTPRequestHandler):
     def do_GET(self):
         try:
-            status, said = 200, ASK[self.path.strip("/") or "self"]()
+            name, *words = self.path.strip("/").split("/")
+            said = keep(*words) if name == "kept" else ASK[name or "self"]()
+            status = 200
         except Exception as error:
             status, said = 502, f"{type(error).__name__}: {error}"
         body = json.dumps(said).encode()
