@@ -6,7 +6,9 @@
 //! every few seconds how much memory PID 1 and each role have, how often they woke, and how many files are open. The kernel has no PSS (`smaps`) on purpose.
 //! With the word `dial=ADDRESS:PORT` it takes what a server there sends, again and again.
 
+use std::collections::BTreeMap;
 use std::convert::Infallible;
+use std::ffi::OsString;
 use std::fmt::Write as _;
 use std::fs;
 use std::io::{Read as _, Write as _};
@@ -15,6 +17,7 @@ use std::os::unix::fs::MetadataExt as _;
 use std::os::unix::process::CommandExt as _;
 use std::path::Path;
 use std::process::Command;
+use std::sync::{Mutex, PoisonError};
 use std::thread::sleep;
 use std::time::{Duration, Instant};
 
@@ -132,15 +135,26 @@ fn memory() -> Vec<String> {
     found
 }
 
-/// How often a process's threads were waited for and went on (proc_pid_status(5), voluntary_ctxt_switches).
+/// How often a process's threads were waited for and went on since this program began to look (proc_pid_status(5),
+/// voluntary_ctxt_switches). A thread takes its count along when it ends, so counts are added up from look to look.
 fn wakeups(pid: &str) -> u64 {
+    static COUNTED: Mutex<BTreeMap<String, (u64, BTreeMap<OsString, u64>)>> = Mutex::new(BTreeMap::new());
+    let mut counted = COUNTED.lock().unwrap_or_else(PoisonError::into_inner);
+    let (sum, before) = counted.entry(pid.to_owned()).or_default();
     let threads = fs::read_dir(format!("/proc/{pid}/task")).into_iter().flatten().flatten();
     let waited = |thread: fs::DirEntry| {
         let status = fs::read_to_string(thread.path().join("status")).ok()?;
         let line = status.lines().find_map(|line| line.strip_prefix("voluntary_ctxt_switches:"))?;
-        line.trim().parse::<u64>().ok()
+        Some((thread.file_name(), line.trim().parse::<u64>().ok()?))
     };
-    threads.filter_map(waited).sum()
+    let now: BTreeMap<OsString, u64> = threads.filter_map(waited).collect();
+    for (thread, count) in &now {
+        // A thread's number is given again: then it counts from nothing.
+        let known = before.get(thread).filter(|known| *known <= count);
+        *sum += count - known.unwrap_or(&0);
+    }
+    *before = now;
+    *sum
 }
 
 fn row(pid: &str) -> Option<String> {
