@@ -1,6 +1,6 @@
 //! A workload that tries what a workload must not be able to do, and says how it went.
 //!
-//! It serves HTTP on port 8080 (`PORT`), and on those that `ALSO` lists, and needs the standard library only, so it also builds by
+//! It serves HTTP on port 8080 (`PORT`), and on those that `ALSO` lists, tells what it hears at port `HEARS` (`heard`), and needs the standard library only, so it also builds by
 //! itself: `rustc --edition 2024 -O --target x86_64-unknown-linux-musl appliance/cofferd/examples/probe/main.rs`.
 //!
 //! | request | what happens |
@@ -39,6 +39,7 @@ use std::sync::{Mutex, PoisonError};
 use std::time::{Duration, Instant};
 
 mod exhaust;
+mod heard;
 mod layers;
 mod networks;
 mod outside;
@@ -83,6 +84,9 @@ fn main() -> ExitCode {
             return ExitCode::SUCCESS;
         }
         _ => {}
+    }
+    if let Some(port) = std::env::var("HEARS").ok().and_then(|port| port.parse().ok()) {
+        std::thread::spawn(move || heard::listen(port));
     }
     let port = std::env::var("PORT").ok().and_then(|port| port.parse().ok()).unwrap_or(8080_u16);
     for also in std::env::var("ALSO").unwrap_or_default().split_whitespace() {
