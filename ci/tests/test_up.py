@@ -37,6 +37,8 @@ COMPOSE = """services:
       GREETING_SECRET: ${{GREETING_SECRET}}
       GREETING: ${{GREETING:-hello stranger}}
     ports: ["{port}:8080"]
+    volumes: ["kept:/kept"]
+volumes: {{kept: {{}}}}
 """
 
 
@@ -113,9 +115,9 @@ class Up(unittest.TestCase):
         run([*git, "commit", "-q", "-m", "App"])
         return source
 
-    def get(self, port):
+    def get(self, port, path="/"):
         connection = http.client.HTTPConnection("127.0.0.1", port, timeout=30)
-        connection.request("GET", "/")
+        connection.request("GET", path)
         answer = connection.getresponse()
         said = answer.status, answer.read().decode()
         connection.close()
@@ -141,6 +143,8 @@ class Up(unittest.TestCase):
         status, answer = self.get(local)
         self.assertEqual(status, 200)
         self.assertIn("hello stranger", answer)
+        mounts = self.get(local, "/file?path=/kept")
+        self.assertEqual(mounts[0], 200, mounts)
 
         state = os.path.join(self.folder, "state", "coffer", "up", "stranger+app")
         self.assertEqual(os.stat(state).st_mode & 0o777, 0o700)

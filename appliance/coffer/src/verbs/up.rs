@@ -1,7 +1,7 @@
 //! `coffer up` and `coffer down`: an appliance on this machine.
 //!
 //! `--simulate` starts `ci/simulate` of a checkout: a simulated platform, a development GitHub with the declaration, and the machine in
-//! QEMU. Then it does what a person would do: hands over the GitHub token and the secrets on the verified channel, waits for the release
+//! QEMU. Then it does what a person would do: makes the state where there is one, hands over the GitHub token and the secrets on the verified channel, waits for the release
 //! attestation, verifies it, and leaves a `coffer connect` behind. On a TDX host it starts the production image with the declaration as
 //! it is committed; GitHub, its token and the reference values are the user's own there.
 
@@ -13,13 +13,14 @@ use std::time::Duration;
 
 use cofferdam_declaration::{Declaration, MAX_BYTES, StateSource};
 use cofferdam_protocol::status::{NamedService, ServiceState};
-use cofferdam_protocol::{Commit, Endpoint, Repository, SecretRef};
+use cofferdam_protocol::{Commit, Endpoint, Repository, SecretRef, hex};
 use serde::Deserialize;
 use serde_json::json;
 use tokio::time::sleep;
 use zeroize::Zeroizing;
 
-use super::{check, secret, status, verify};
+use super::sealed::Target;
+use super::{check, seal, secret, status, verify};
 use crate::channel::Channel;
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome};
@@ -46,6 +47,8 @@ const LISTEN: u16 = 8080;
 const PORTS: usize = 100;
 /// Of a state disk, what the store and what lies before it take, and more: 257 are enough.
 const STORE_MIB: u64 = 1024;
+/// For the state to be made and the appliance to launch, under emulation.
+const STATE_LIMIT: Duration = Duration::from_secs(600);
 /// Where the machine's own log is when it has something to say about its end.
 const LAST_LINES: usize = 12;
 /// Where KVM says whether this host starts trust domains.
@@ -176,7 +179,7 @@ impl Up<'_> {
         let world = self.world().await?;
         crate::ui::is_simulated(true);
         let appliance = world.appliance(Some(world.endpoint.clone()));
-        if world.sealed {
+        if self.waits(&world) {
             let text = format!(
                 "SIMULATED: {} waits for its state at {}\nnext:\n{}",
                 world.repository,
@@ -185,6 +188,9 @@ impl Up<'_> {
             );
             self.ui.result(&text, self.object(&world, "sealed", &[]));
             return Ok(());
+        }
+        if world.sealed {
+            self.make_state(&world).await?;
         }
         let mut channel = super::patiently(PATIENT, &world.repository, async || {
             super::open(self.ui, &appliance, None).await
@@ -204,6 +210,35 @@ impl Up<'_> {
         self.connect(&appliance)?;
         self.ui.result(&self.report(&world, &services), self.object(&world, "running", &services));
         Ok(())
+    }
+
+    /// Whether a state has to be opened that is not for this command to make.
+    fn waits(&self, world: &Simulated) -> bool {
+        world.sealed && self.declaration.state != StateSource::Operator
+    }
+
+    /// Makes the state on the new disk. Both end with `coffer down`, so nobody is asked for a passphrase.
+    async fn make_state(&self, world: &Simulated) -> Outcome {
+        let _doing = progress::doing("making the state");
+        let mut quiet = *self.ui;
+        (quiet.json, quiet.quiet) = (false, true);
+        let options = cli::SealInit {
+            appliance: world.appliance(Some(world.endpoint.clone())),
+            division: None,
+            peer: false,
+            recovery_out: Some(self.local.path("recovery.key")),
+            accept_loss: false,
+            elsewhere: cli::Elsewhere { without_witness: false, declaration: None },
+            key: cli::OperatorKey { key: self.options.key.key.clone() },
+        };
+        // The front has no certificate in the first moment.
+        super::patiently(PATIENT, &world.repository, async || {
+            let target = Target::find(&quiet, &options.appliance, None).await?;
+            target.look(&self.key).await.map(drop)
+        })
+        .await?;
+        let passphrase = Zeroizing::new(hex::encode(seal::random::<32>()?.as_slice()).into_bytes());
+        seal::init(&quiet, &options, Some(passphrase), STATE_LIMIT).await
     }
 
     /// How large a state disk the declaration needs, in MiB, when it needs one. It takes what is written to it.
@@ -397,7 +432,7 @@ impl Up<'_> {
                 verb => (verb, ""),
             };
             let endpoint =
-                if world.sealed { format!(" --endpoint {}", world.endpoint) } else { String::new() };
+                if self.waits(world) { format!(" --endpoint {}", world.endpoint) } else { String::new() };
             let _ = writeln!(text, "  coffer {verb} {repository}{rest}{endpoint} {root}");
         }
         let _ = writeln!(text, "  coffer down {repository}");

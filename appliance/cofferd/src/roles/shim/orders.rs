@@ -44,7 +44,8 @@ impl Orders {
             // What was ordered before this process was there is done by its being started, unless it was to stop.
             let mut wait = Duration::ZERO;
             let mut last = 0;
-            let mut later: Option<GivenOrder> = None;
+            // What comes after others, and since when.
+            let mut later: Option<(GivenOrder, Instant)> = None;
             while !tell.is_closed() {
                 let heard = tokio::select! {
                     heard = vault::order(last, wait) => heard,
@@ -63,7 +64,7 @@ impl Orders {
                             if given.order == Order::Stop || (!late && given.after.is_empty()) {
                                 tell.send_replace(Some(given));
                             } else if !late {
-                                later = Some(given);
+                                later = Some((given, Instant::now()));
                             }
                         }
                         wait = Duration::from_millis(MAX_ORDER_WAIT_MS);
@@ -112,14 +113,13 @@ impl Orders {
 }
 
 /// The order, once all that it comes after have been restarted and are what this service waits for. Never without one.
-async fn ready(others: &[Other], given: Option<GivenOrder>) -> GivenOrder {
-    let Some(given) = given else { return std::future::pending().await };
-    let begun = Instant::now();
+async fn ready(others: &[Other], later: Option<(GivenOrder, Instant)>) -> GivenOrder {
+    let Some((given, heard)) = later else { return std::future::pending().await };
     for other in others.iter().filter(|other| given.after.contains(&other.on.service)) {
         loop {
             let status = said(&other.status);
             let restarted = status.as_ref().is_some_and(|status| status.order == Some(given.id));
-            let due = restarted || begun.elapsed() > other.grace.saturating_add(LATE);
+            let due = restarted || heard.elapsed() > other.grace.saturating_add(LATE);
             if due && depend::waits(&other.on, status.as_ref()).is_none() {
                 break;
             }
@@ -176,7 +176,7 @@ mod tests {
         };
         let is_ready = async |seconds| {
             let wait = Duration::from_secs(seconds);
-            timeout(wait, ready(&others, Some(given.clone()))).await.is_ok()
+            timeout(wait, ready(&others, Some((given.clone(), Instant::now())))).await.is_ok()
         };
         assert!(!is_ready(14).await, "it has said nothing");
         say(Some(6), HealthState::Healthy);
@@ -187,6 +187,8 @@ mod tests {
         assert!(is_ready(1).await);
         say(Some(8), HealthState::Healthy);
         assert!(is_ready(16).await, "it was ordered something else: that is not waited for for ever");
+        let long_ago = Instant::now() - Duration::from_secs(16);
+        assert!(timeout(Duration::ZERO, ready(&others, Some((given.clone(), long_ago)))).await.is_ok());
         let nothing = ready(&others, None);
         assert!(timeout(Duration::from_secs(60), nothing).await.is_err());
     }
