@@ -131,7 +131,6 @@ def heard_last(stage):
 
 def refused(data):
     def act(stage):
-        heard_last(stage)
         with stage.peer("heard") as peer:
             taken = peer.send(data)
             answer = peer.answer()
@@ -146,6 +145,14 @@ def refused(data):
         return must(400 <= answer.status < 500 or hung_up, seen)
 
     return act
+
+
+def heard_as_said(stage):
+    """The other claims mean something because of this; and what follows has a mark before it."""
+    answer = stage.ask(MARK, "heard")
+    headers, body = heard(told(answer))
+    fits = (headers[":line"], headers["host"], body) == ("GET /mark HTTP/1.1", "a.example", "")
+    return must(fits, f"the service got `{headers[':line']}` for `{headers['host']}`")
 
 
 def read(data):
@@ -193,6 +200,7 @@ def nobody_was_harmed(stage):
 
 GROUP = "framing"
 SCENARIOS = [
+    Scenario(GROUP, "a request as it should be is heard as it is", heard_as_said),
     *(
         Scenario(GROUP, f"{name}: refused, and no request comes of it", refused(data))
         for name, data in REFUSED.items()

@@ -24,7 +24,7 @@ HOSTILE = ADDRESSES[8:16]
 # Of each hostile address: threads that ask, and TCP connections that stay silent.
 ASKING, SILENT = 4, 10
 # Requests of an operator and for evidence that are timed, in each of both states.
-TIMED = {False: 15, True: 100}
+TIMED = {False: 10, True: 100}
 # Nonces, and connections that ask for them.
 NONCES = {False: 400, True: 10_000}
 ASKERS = 96

@@ -6,6 +6,7 @@
 //!
 //! Each step has a part of the time limit, so that one that hangs leaves the others theirs.
 
+use std::pin::pin;
 use std::time::Duration;
 
 use cofferdam_attest::appraise::Verdict;
@@ -22,7 +23,7 @@ use crate::operator_key::OperatorKey;
 use crate::source::Source;
 use crate::trust::{Trust, unix_now};
 use crate::ui::{Ui, width_of};
-use crate::within;
+use crate::{gave_up, within};
 
 mod finding;
 mod happened;
@@ -138,7 +139,13 @@ impl<'a> Examination<'a> {
     ) -> Outcome<Option<(Option<Verified>, Endpoint)>> {
         let options = &self.options.appliance;
         let search = newest::newest(&options.repository, options.commit, trust, source);
-        let found = within(self.part(GITHUB), super::saying(ui, &source.waiting(), search)).await;
+        let (limit, waiting) = (self.part(GITHUB), source.waiting());
+        let mut search = pin!(super::saying(ui, &waiting, search));
+        let found = match tokio::time::timeout(limit, &mut search).await {
+            Ok(found) => found,
+            // Nobody else is waited for.
+            Err(_) => Err(gave_up(limit).because_of(Cause::GithubAway)),
+        };
         let accepted = found.as_ref().ok().filter(|found| found.verdict == Verdict::Accepted);
         let known = options.endpoint.clone().or(accepted.map(|found| found.verified.claims.endpoint.clone()));
         let away = matches!(&found, Err(failure) if matches!(failure.cause, Some(Cause::GithubAway | Cause::GithubLimit)));
