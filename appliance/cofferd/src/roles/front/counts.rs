@@ -37,7 +37,9 @@ impl Counts {
     /// Somebody did not get what they came for.
     pub(crate) fn refused(&self, why: Refusal) {
         let counted = Refusal::ALL.iter().zip(&self.refused).find(|(one, _)| **one == why);
-        counted.map(|(_, count)| add(count, 1));
+        if let Some((_, count)) = counted {
+            add(count, 1);
+        }
     }
 
     /// The front itself answered with this status.
