@@ -504,6 +504,24 @@ class World:
             + f"services:\n{services}"
         )
 
+    def imported(self, files):
+        """What `coffer import` makes of a folder with these files, compose.yaml among them: the
+        declaration's text, and the name of the file with its secrets.
+        """
+        project, out = self.path("project"), self.path("imported.yaml")
+        for name, text in files.items():
+            path = os.path.join(project, name)
+            os.makedirs(os.path.dirname(path), exist_ok=True)
+            with open(path, "w", encoding="utf-8") as file:
+                file.write(text)
+        # Before `coffer import` would make one.
+        self.operator()
+        secrets = self.path("secrets.env")
+        options = ["--offline", "--file", out, "--secrets", secrets]
+        self.coffer_ok("import", REPOSITORY, os.path.join(project, "compose.yaml"), *options)
+        with open(out, encoding="utf-8") as file:
+            return file.read(), secrets
+
     def api(self, method, path, body=None):
         """A call of the GitHub API with the token, as its thief would make it."""
         url = path if path.startswith("https:") else self.github_api + path

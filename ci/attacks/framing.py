@@ -9,6 +9,7 @@ request came of it.
 import contextlib
 import re
 
+from attacks.stage import Stage
 from attacks.table import Scenario, Wrong, must
 
 FIELD = re.compile(r"[!#$%&'*+.^_`|~0-9A-Za-z-]+: ?[^\0\r\n]*")
@@ -194,10 +195,6 @@ def caller_of_everybodys(stage):
     return must(answer.status == 401, str(answer))
 
 
-def nobody_was_harmed(stage):
-    return f"{stage.answers()}; {stage.calm()}"
-
-
 GROUP = "framing"
 SCENARIOS = [
     Scenario(GROUP, "a request as it should be is heard as it is", heard_as_said),
@@ -212,5 +209,5 @@ SCENARIOS = [
     Scenario(GROUP, "what belongs to a hop, or says who calls, does not pass", hop_by_hop),
     Scenario(GROUP, "trailers name no caller", trailers),
     Scenario(GROUP, "a forged caller opens no operators' port", caller_of_everybodys),
-    Scenario(GROUP, "afterwards everybody is served", nobody_was_harmed),
+    Scenario(GROUP, "afterwards everybody is served", Stage.unharmed),
 ]

@@ -350,6 +350,10 @@ class Stage:
                 raise Wrong(f"{word!r} on the console")
         return "the console is calm"
 
+    def unharmed(self):
+        """Everybody is answered."""
+        return f"{self.answers()}; {self.calm()}"
+
 
 def is_over(document, nonce):
     """The digest of a document's quote, if it is over this nonce, alone or in a tree."""

@@ -88,24 +88,15 @@ class Compose(unittest.TestCase):
         for name in ("sh", "cat", "cut", "sha256sum", "rm", "umount", "sleep"):
             files[f"bin/{name}"] = (0o777, "busybox")
         image = world.push_image("test/busybox", files, {"Env": ["PATH=/bin"]})
-        project = world.path("project")
-        os.makedirs(os.path.join(project, "www"))
-        for name, text in {
-            "compose.yaml": COMPOSE.replace("IMAGE", image),
-            ".env": f"DB_PASSWORD={PASSWORD}\n",
-            "www/index.html": PAGE,
-            "www/other.html": "never asked for while it was recorded",
-            "start.sh": START,
-        }.items():
-            with open(os.path.join(project, name), "w", encoding="utf-8") as file:
-                file.write(text)
-        # Before `coffer import` would make one.
-        world.operator()
-        out, secrets = world.path("imported.yaml"), world.path("secrets.env")
-        options = ["--offline", "--file", out, "--secrets", secrets]
-        world.coffer_ok("import", REPOSITORY, os.path.join(project, "compose.yaml"), *options)
-        with open(out, encoding="utf-8") as file:
-            imported = file.read()
+        imported, secrets = world.imported(
+            {
+                "compose.yaml": COMPOSE.replace("IMAGE", image),
+                ".env": f"DB_PASSWORD={PASSWORD}\n",
+                "www/index.html": PAGE,
+                "www/other.html": "never asked for while it was recorded",
+                "start.sh": START,
+            }
+        )
         assert PASSWORD not in imported, imported
         configs, services = re.search(
             r"^(configs:\n.*)^services:\n(.*)", imported, re.MULTILINE | re.DOTALL

@@ -89,7 +89,7 @@ class Images(unittest.TestCase):
         world.start_services()
         cls.port = free_port()
         pushed = {name: world.push_layout(layout, name, f"ref/{name}") for name in NAMES}
-        services, volumes = cls.imported(world, pushed)
+        services, volumes, secrets = cls.imported(world, pushed)
         for name in USES.keys() & NAMES if LEARNS else ():
             # The declaration has the image alone in that line.
             line = next(line for line in services.splitlines() if pushed[name] in line) + "\n"
@@ -106,8 +106,7 @@ class Images(unittest.TestCase):
         begun = time.monotonic()
         cls.cut_while_images_are_pulled(world)
         cls.boot(world, "appliance", "unseal")
-        secrets = ["--env-file", world.path("secrets.env")]
-        world.coffer_ok("secret", "put", REPOSITORY, *secrets, *cls.options)
+        world.coffer_ok("secret", "put", REPOSITORY, "--env-file", secrets, *cls.options)
         wait_for("the services", START, cls.all_run, 2)
         print(f"all run after {time.monotonic() - begun:.0f} s", file=sys.stderr)
         cls.listen, process = cls.connect(world, "connect")
@@ -119,7 +118,7 @@ class Images(unittest.TestCase):
 
     @classmethod
     def imported(cls, world, pushed):
-        """The services and the volumes that `coffer import` makes of a compose file."""
+        """What `coffer import` makes of a compose file: services, volumes, the file of secrets."""
         compose = "services:\n"
         for name, image in pushed.items():
             compose += f"  {name}:\n    image: {image}\n"
@@ -135,32 +134,23 @@ class Images(unittest.TestCase):
                     compose += f"      {other}: {condition}\n" if other != name else ""
         kept = "".join(f"  {name}:\n" for name in NAMES if name in VOLUMES)
         compose += f"volumes:\n{kept}" if kept else ""
-        project = world.path("project")
-        os.makedirs(project)
         quoted = PASSWORD.replace("\\", "\\\\")
-        for name, text in {
-            "compose.yaml": compose,
-            ".env": f'DATABASE_PASSWORD="{quoted}"\n',
-        }.items():
-            with open(os.path.join(project, name), "w", encoding="utf-8") as file:
-                file.write(text)
-        # Before `coffer import` would make one.
-        world.operator()
-        out, secrets = world.path("imported.yaml"), world.path("secrets.env")
-        options = ["--offline", "--file", out, "--secrets", secrets]
-        world.coffer_ok("import", REPOSITORY, os.path.join(project, "compose.yaml"), *options)
-        with open(out, encoding="utf-8") as file:
-            head, services = file.read().split("services:\n")
+        environment = f'DATABASE_PASSWORD="{quoted}"\n'
+        imported, secrets = world.imported({"compose.yaml": compose, ".env": environment})
+        head, services = imported.split("services:\n")
         volumes = head[head.index("volumes:\n") :] if "volumes:\n" in head else ""
         # Less than a disk of its own, which is slow to make under emulation.
-        return services, volumes.replace("size: 1gb", "size: 320m")
+        return services, volumes.replace("size: 1gb", "size: 320m"), secrets
 
     @classmethod
     def cut_while_images_are_pulled(cls, world):
         """A first boot that ends in the midst of that: the next one pulls what was not whole."""
         cls.boot(world, "cut", "init")
-        states = [service["state"] for service in cls.services()]
-        assert "pulling" in states, states
+
+        def pulling():
+            return "pulling" in (service["state"] for service in cls.services())
+
+        wait_for("a pull", 60, pulling)
         world.cut_power("cut", cls.machine)
 
     @classmethod
