@@ -1,9 +1,9 @@
 //! `coffer up` and `coffer down`: an appliance on this machine.
 //!
 //! `--simulate` starts `ci/simulate` of a checkout: a simulated platform, a development GitHub with the declaration, and the machine in
-//! QEMU. Then it does what a person would do: makes the state where there is one, hands over the GitHub token and the secrets on the verified channel, waits for the release
-//! attestation, verifies it, and leaves a `coffer connect` behind. On a TDX host it starts the production image with the declaration as
-//! it is committed; GitHub, its token and the reference values are the user's own there.
+//! QEMU. Then it does what a person would do: makes the state where there is one, hands over the GitHub token and the secrets on the
+//! verified channel, waits for the release attestation, verifies it, and leaves a `coffer connect` behind. On a TDX host it starts the
+//! production image with the declaration as it is committed; GitHub, its token and the reference values are the user's own there.
 
 use std::fmt::Write as _;
 use std::net::{Ipv4Addr, SocketAddr};
