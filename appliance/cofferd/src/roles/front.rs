@@ -15,6 +15,7 @@ mod connection;
 mod counts;
 mod events;
 mod evidence;
+mod gather;
 mod http2;
 mod listen;
 mod logs;

@@ -18,6 +18,7 @@ use tokio::io::{AsyncRead, AsyncWrite};
 use tokio::task::JoinSet;
 use tokio::time::{Instant, sleep_until, timeout};
 
+use super::gather::Gather;
 use super::listen::{Limits, Peer};
 use super::reply;
 use super::site::Site;
@@ -49,7 +50,7 @@ where
         .max_header_list_size(u32::try_from(limits.header_bytes).unwrap_or(u32::MAX))
         .initial_window_size(STREAM_WINDOW)
         .initial_connection_window_size(CONNECTION_WINDOW)
-        .handshake::<_, Bytes>(stream);
+        .handshake::<_, Bytes>(Gather::new(stream));
     let Ok(Ok(connection)) = timeout(limits.headers, handshake).await else { return };
     converse(connection, peer, limits, site).await;
 }
@@ -137,7 +138,15 @@ async fn send(body: Body, mut stream: SendStream<Bytes>, mut patience: Stall) {
             _ = std::future::poll_fn(|context| stream.poll_reset(context)) => return,
         };
         let sent = match frame.map(|frame| frame.map(Frame::into_data)) {
-            Some(Ok(Ok(data))) => send_data(data, &mut stream, &mut patience).await,
+            Some(Ok(Ok(data))) => {
+                // The end goes with the last piece, where it is known to be that.
+                let last = body.is_end_stream() && !data.is_empty();
+                let sent = send_data(data, last, &mut stream, &mut patience).await;
+                if last && sent.is_some() {
+                    return;
+                }
+                sent
+            }
             Some(Ok(Err(frame))) => match frame.into_trailers() {
                 Ok(mut trailers) => {
                     hop::remove(&mut trailers);
@@ -160,7 +169,12 @@ async fn send(body: Body, mut stream: SendStream<Bytes>, mut patience: Stall) {
 }
 
 /// Sends a piece; `None` when the client is gone, or has not made room for too long.
-async fn send_data(mut data: Bytes, stream: &mut SendStream<Bytes>, patience: &mut Stall) -> Option<()> {
+async fn send_data(
+    mut data: Bytes,
+    last: bool,
+    stream: &mut SendStream<Bytes>,
+    patience: &mut Stall,
+) -> Option<()> {
     while !data.is_empty() {
         stream.reserve_capacity(data.len());
         let room = std::future::poll_fn(|context| {
@@ -175,7 +189,8 @@ async fn send_data(mut data: Bytes, stream: &mut SendStream<Bytes>, patience: &m
         });
         let room = room.await.ok()??.ok()?;
         if room > 0 {
-            stream.send_data(data.split_to(room.min(data.len())), false).ok()?;
+            let piece = data.split_to(room.min(data.len()));
+            stream.send_data(piece, last && data.is_empty()).ok()?;
         }
     }
     Some(())

@@ -43,7 +43,7 @@ const PREFACE: &[u8] = b"PRI * HTTP/2.0\r\n\r\nSM\r\n\r\n";
 #[derive(Debug, Clone, Copy)]
 pub(crate) struct Limits {
     /// Connections over all ports without a complete request: in their handshake, in their headers, or kept alive. Each
-    /// costs up to about 50 KiB. A load balancer keeps some hundred alive.
+    /// costs up to about 50 KiB, and 16 KiB more when it speaks HTTP/2 and takes nothing. A load balancer keeps some hundred alive.
     pub(crate) waiting: usize,
     /// From the TCP connection to the end of the TLS handshake.
     pub(crate) handshake: Duration,
