@@ -17,6 +17,7 @@ use serde::{Deserialize, Serialize};
 use zeroize::Zeroizing;
 
 use crate::config::Config;
+use crate::seccomp;
 use crate::volume::Volume;
 
 /// Bound on a plan in bytes: a declaration has 1 MiB and an image's configuration 4 MiB.
@@ -86,21 +87,21 @@ impl std::fmt::Debug for Delivery {
 }
 
 impl Plan {
-    /// Writes the plan into a memory file that a child can inherit.
+    /// Writes the plan, and the compiled profile of system calls, into a memory file that a child can inherit.
     ///
     /// # Errors
     ///
     /// Out of memory or descriptors.
-    pub(crate) fn store(&self) -> io::Result<OwnedFd> {
-        memory_file(c"plan", &serde_json::to_vec(self)?)
+    pub(crate) fn store(&self, calls: &seccomp::Profile) -> io::Result<OwnedFd> {
+        memory_file(c"plan", &serde_json::to_vec(&(self, calls))?)
     }
 
-    /// Reads a plan back.
+    /// Reads both back.
     ///
     /// # Errors
     ///
-    /// Not a plan, or one beyond its bound.
-    pub(crate) fn load(file: OwnedFd) -> io::Result<Self> {
+    /// Not a plan and a profile, or something beyond its bound.
+    pub(crate) fn load(file: OwnedFd) -> io::Result<(Self, seccomp::Profile)> {
         Ok(serde_json::from_slice(&read(file, MAX_PLAN)?)?)
     }
 }

@@ -153,9 +153,7 @@ fn start(
     step("be one that may be ended for its memory", may_be_ended())?;
     tie_to(control)?;
     umask(Mode::from_bits_truncate(0o022));
-    let plan = step("read the plan", Plan::load(plan))?;
-    // Compiled before the fork, so that both sides only have to apply it.
-    let profile = Profile::workload()?;
+    let (plan, profile) = step("read the plan", Plan::load(plan))?;
     let Held { secrets, places } = rootfs::enter(&plan)?;
     // Neither end survives execve.
     let (mut ours, mut theirs) = step("make a socket", UnixStream::pair())?;

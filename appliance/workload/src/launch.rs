@@ -26,6 +26,7 @@ use crate::delivery::{Delivery, Plan};
 use crate::init::{CONTROL, DELIVERY, MAX_MESSAGE, Message, PLAN, PROBE};
 use crate::probe::Prober;
 use crate::restart::End;
+use crate::seccomp::Profile;
 use crate::secret_files::SecretFiles;
 use crate::{OUTSIDE_ID, sys};
 
@@ -105,13 +106,14 @@ pub async fn start(
     let (probes, probed) = step("make a socket", UnixStream::pair())?;
     let prober = plan.probe.is_some().then(|| Prober::new(probes)).transpose();
     let prober = step("watch the probes", prober)?;
+    let calls = step("compile its system calls", Profile::workload().map_err(io::Error::other))?;
     let inherited = [
         step("open /dev/null", File::open("/dev/null"))?.into(),
         child_stdout,
         child_stderr,
         theirs.into(),
         step("store the delivery", delivery.store())?,
-        step("store the plan", plan.store())?,
+        step("store the plan", plan.store(calls))?,
         probed.into(),
     ];
     let namespaces = CloneFlags::CLONE_NEWPID
