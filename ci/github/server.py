@@ -280,7 +280,7 @@ class Handler(BaseHTTPRequestHandler):
         if fault and fault.get("delay"):
             time.sleep(fault["delay"])
         try:
-            if kind == "api":
+            if kind == "api" and below != "/rate_limit":
                 self.within_limits()
             if fault and "status" in fault:
                 headers = fault.get("headers", {})
@@ -371,6 +371,16 @@ class Handler(BaseHTTPRequestHandler):
             )
             raise Problem(self.server.scenario().get("limited", 403), message)
         self.server.charge(self.caller(), 1)
+
+    def rate_limit(self, _body):
+        limit, used, reset = self.server.limit(self.caller())
+        core = {
+            "limit": limit,
+            "remaining": max(limit - used, 0),
+            "reset": int(reset),
+            "used": used,
+        }
+        return self.json(200, {"resources": {"core": core, "search": core}, "rate": core})
 
     def base(self):
         return f"https://{self.headers.get('Host', 'localhost')}"
@@ -971,6 +981,7 @@ class Handler(BaseHTTPRequestHandler):
 
 REPO = r"/repos/(?P<owner>[^/]+)/(?P<repo>[^/]+)"
 ROUTES = [
+    ("GET", API + "/rate_limit", Handler.rate_limit),
     ("GET", API + REPO, Handler.repository),
     ("GET", API + REPO + r"/git/ref/(?P<ref>.+)", Handler.git_ref),
     ("GET", API + REPO + r"/compare/(?P<base>.+?)\.\.\.(?P<head>.+)", Handler.compare),

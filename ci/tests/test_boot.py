@@ -3,6 +3,7 @@
 Run with `python3 ci/tests/test_boot.py`.
 """
 
+import calendar
 import contextlib
 import errno
 import importlib.machinery
@@ -17,6 +18,7 @@ import subprocess
 import sys
 import tarfile
 import tempfile
+import time
 import unittest
 import unittest.mock
 
@@ -246,6 +248,13 @@ class Simulated(unittest.TestCase):
         with contextlib.redirect_stderr(io.StringIO()), self.assertRaises(SystemExit) as refused:
             boot.main(["image.efi", "--tdx", "--icount", "0", "--print"])
         self.assertEqual(refused.exception.code, 2)
+
+    def test_the_clock_is_the_hosts_or_wrong_by_what_is_said(self):
+        self.assertEqual(values(printed("image.efi", "--seed", "seed")[-1], "-rtc"), [])
+        qemu = printed("image.efi", "--seed", "seed", "--clock-ahead", "-3600")[-1]
+        base = values(qemu, "-rtc")[0].removeprefix("base=")
+        said = calendar.timegm(time.strptime(base, "%Y-%m-%dT%H:%M:%S"))
+        self.assertAlmostEqual(said, time.time() - 3600, delta=60)
 
     def test_every_disk_is_read_only_and_the_network_card_brings_no_program(self):
         qemu = printed(

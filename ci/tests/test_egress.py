@@ -5,6 +5,9 @@ One boot of the simulator image, in a network of public addresses (documentation
 in which the host is the second), with a resolver and servers of this test's own. The resolver is
 what QEMU's user network takes from /etc/resolv.conf, so that the machine is started with another
 one of those: it needs root, as a resolver's port does.
+
+With names, GitHub and the certification service are two servers, which no other test has: so the
+machine is started with a wrong clock, too, that they mend.
 """
 
 import contextlib
@@ -21,11 +24,22 @@ import time
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from harness import HOST_FROM_GUEST, REPOSITORY, ROOT, free_port, wait_for, workload_files
+from harness import (
+    GITHUB_TOKEN,
+    HOST_FROM_GUEST,
+    REPOSITORY,
+    ROOT,
+    Qmp,
+    free_port,
+    wait_for,
+    workload_files,
+)
 from outside import HOST, NETWORK, Outside, Zone
 
 IMAGE = os.environ.get("COFFERDAM_IMAGE", os.path.join(ROOT, "cofferdam-simulator.efi"))
 TOOLS = os.environ.get("COFFERDAM_TOOLS", os.path.join(ROOT, "target", "debug"))
+# How wrong the machine's clock is when it starts, and how long it stands still later.
+AHEAD, PAUSE = 3600, 12
 SERVICES = """  web:
     image: {image}
     ports: [{{published: 443, target: 8080, auth: none}}]
@@ -71,13 +85,18 @@ class Egress(unittest.TestCase):
         world = cls.world = cls.enterClassContext(Outside(folder, TOOLS))
         world.start_services()
         cls.zone, cls.tls, cls.raw = Zone(), Server(), Server()
-        cls.zone.names = {"api.example.org": [HOST], "db.example.net": [HOST]}
+        servers = {"github.example.test": world.github_port, "pcs.example.test": world.pccs_port}
+        names = ["api.example.org", "db.example.net", *servers]
+        cls.zone.names = {name: [HOST] for name in names}
         cls.ports = {"web": free_port(), "alone": free_port()}
         image = world.push_image("test/probe", workload_files(), {"Entrypoint": ["/probe"]})
         services = SERVICES.format(image=image, tls=cls.tls.port, raw=cls.raw.port)
         declaration = world.declaration(cls.ports["web"], services)
+        for name, port in servers.items():
+            declaration = declaration.replace(f"{HOST_FROM_GUEST}:{port}", f"{name}:{port}")
         declaration = declaration.replace(HOST_FROM_GUEST, HOST)
-        more = ["--net", NETWORK, "--control", "--forward", f"{cls.ports['alone']}:8444"]
+        more = ["--clock-ahead", str(AHEAD)]
+        more += ["--net", NETWORK, "--control", "--forward", f"{cls.ports['alone']}:8444"]
         commit = world.commit(declaration)
         appliance = world.boot("appliance", IMAGE, declaration, commit, cls.ports["web"], *more)
         try:
@@ -123,6 +142,48 @@ class Egress(unittest.TestCase):
             return None
 
         return wait_for(f"{target} {why} in the status", 30, shown, 1)
+
+    def was_set(self, way, seconds):
+        """Waits until the console says that the clock was set by about so much."""
+        said = re.compile(rf"the clock was set {way} by (\d+)\.\d s")
+
+        def seen():
+            found = map(int, said.findall(self.world.console("appliance")))
+            return any(abs(by - seconds) < 8 for by in found)
+
+        wait_for(f"the clock set {way} by {seconds} s", 120, seen)
+
+    def test_a_clock_that_the_host_set_wrong_is_set_right(self):
+        world, secret = self.world, "secret://cofferdam/github/token"
+        self.was_set("back", AHEAD)
+        world.coffer_ok("secret", "put", REPOSITORY, secret, *self.options, stdin=GITHUB_TOKEN)
+        wait_for("a publication", 90, lambda: self.publishes() == 0, 1)
+        known = self.options[2:]
+        # Nothing with dates of the future was left: not the release, not the connection's.
+        world.coffer_ok("verify", REPOSITORY, *known)
+        status = json.loads(world.coffer_ok("status", REPOSITORY, *known, "--json"))
+        self.assertLess(abs(status["clock"]["ahead_s"]), 6)
+        self.assertEqual(status["clock_set"]["change"]["how"], "stepped")
+        told = world.coffer_ok("events", REPOSITORY, *known)
+        self.assertIn("the clock was set back by", told)
+        self.assertIn("as github.example.test and pcs.example.test said", self.told())
+
+    def test_what_stood_still_is_found_out_and_set_right(self):
+        """The last, since PID 1 does not listen for 30 s after it has set the clock."""
+        with Qmp(self.world.path("appliance", "qmp.sock")) as qmp:
+            qmp.ask("stop")
+            time.sleep(PAUSE)
+            qmp.ask("cont")
+        # Whoever asks GitHub for something finds it out.
+        self.assertEqual(self.publishes(), 0)
+        self.was_set("forward", PAUSE)
+        self.world.coffer_ok("verify", REPOSITORY, *self.options[2:])
+
+    def publishes(self):
+        return self.world.coffer("publish", REPOSITORY, *self.options)[0]
+
+    def told(self):
+        return self.world.coffer_ok("status", REPOSITORY, *self.options)
 
     def test_a_declared_name_is_reached_by_its_own_server_name(self):
         said = self.outside("api.example.org", server="api.example.org")

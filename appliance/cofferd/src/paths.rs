@@ -89,8 +89,12 @@ pub const SERVICES_DIR: &str = "/run/cofferdam/services";
 /// The descriptor at which a role finds its key: `vault` the master key, `front` the TLS keys, `publish` that of its ACME account. The first one after the
 /// standard three.
 pub const KEY_FD: i32 = 3;
-/// The descriptor at which `vault` finds the state disk, when there is one.
-pub const DISK_FD: i32 = 4;
+/// The descriptor at which a role finds what it is lent.
+pub const LENT_FD: i32 = 4;
+/// What `vault` is lent: the state disk, when there is one.
+pub const DISK_FD: i32 = LENT_FD;
+/// What `publish` is lent: the socket at which PID 1 hears what time it is.
+pub const CLOCK_FD: i32 = LENT_FD;
 
 /// Host ids of service 0 start here: well above every id of the image.
 pub const SERVICE_UID_BASE: u32 = 100_000;

@@ -147,7 +147,7 @@ fn spec(probe: &str, identity: Identity, own_network: bool, key: Option<KeyFile>
         own_network,
         covered: COVERED,
         key: key.map(Handed::Copy),
-        disk: None,
+        lent: None,
         cgroup: None,
     }
 }
@@ -397,7 +397,7 @@ fn lending() {
     let identity = Identity::Role { uid: 0, gid: 0, capabilities: &[] };
     let mut once = spec("probe-once", identity.clone(), false, None);
     once.arguments.push(starts.to_str().unwrap().to_owned());
-    (once.key, once.disk) = (Some(Handed::Shared(lent.clone())), Some(disk.clone()));
+    (once.key, once.lent) = (Some(Handed::Shared(lent.clone())), Some(disk.clone()));
     let mut other = spec("probe-crash", identity, false, None);
     let others = directory.path().join("others");
     fs::write(&others, "").unwrap();

@@ -11,7 +11,7 @@
 
 use std::fmt;
 use std::sync::Arc;
-use std::time::{Duration, SystemTime};
+use std::time::{Duration, Instant};
 
 use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
 use reqwest::{Method, Url};
@@ -58,6 +58,17 @@ impl std::ops::Add for Requests {
             storage: self.storage.saturating_add(other.storage),
         }
     }
+}
+
+/// What a server has said about the time.
+#[derive(Debug, Clone, Copy)]
+pub struct Said {
+    /// The time, in whole seconds, that it was somewhere between the other two.
+    pub date: Timestamp,
+    /// When it was asked.
+    pub asked: Instant,
+    /// When it had answered.
+    pub answered: Instant,
 }
 
 /// A GitHub server, with or without a token.
@@ -156,9 +167,20 @@ impl Client {
         self.token.is_some()
     }
 
-    /// What time the API has said last that it is, and what this machine's clock said when that came.
-    pub fn date(&self) -> Option<(Timestamp, SystemTime)> {
+    /// What time the API has said last that it is.
+    pub fn date(&self) -> Option<Said> {
         self.transport.date()
+    }
+
+    /// Asks what time it is, which costs nothing of the limits and needs no token: [`Client::date`] has it then. An answer that is
+    /// refused says it, too.
+    ///
+    /// # Errors
+    /// What GitHub says.
+    pub async fn ask_time(&self) -> Result<(), GithubError> {
+        let mut url = self.root.clone();
+        extend(&mut url, &["rate_limit"])?;
+        self.get::<serde::de::IgnoredAny>(url).await.map(drop)
     }
 
     /// What was asked so far, retries included.

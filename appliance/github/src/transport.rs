@@ -11,6 +11,8 @@ use tokio::time::Instant;
 
 use cofferdam_protocol::{Timestamp, unix_seconds};
 
+use super::Said;
+
 /// Bound on connecting, name and TLS included: enough for two lost packets in a row (TCP sends again after one second and
 /// after three).
 const CONNECT: Duration = Duration::from_secs(4);
@@ -46,7 +48,7 @@ pub(super) struct Transport {
     /// Since when no attempt has led to a connection.
     unreached: Mutex<Option<Instant>>,
     /// What time the API has said last that it is, and what this machine's clock said when that came.
-    date: Mutex<Option<(Timestamp, SystemTime)>>,
+    date: Mutex<Option<Said>>,
 }
 
 /// Who a request goes to, which decides what it costs.
@@ -196,7 +198,7 @@ impl Transport {
         })
     }
 
-    pub(super) fn date(&self) -> Option<(Timestamp, SystemTime)> {
+    pub(super) fn date(&self) -> Option<Said> {
         *self.date.lock().unwrap_or_else(PoisonError::into_inner)
     }
 
@@ -273,7 +275,8 @@ impl Transport {
         let mut response = sent.map_err(transport_error)?;
         let (status, headers) = (response.status(), response.headers().clone());
         if let (Kind::Api, Some(date)) = (kind, headers.get(DATE).and_then(|date| date.to_str().ok())) {
-            let said = Timestamp::from_http_date(date).map(|date| (date, SystemTime::now()));
+            let (asked, answered) = (begun.into_std(), Instant::now().into_std());
+            let said = Timestamp::from_http_date(date).map(|date| Said { date, asked, answered });
             *self.date.lock().unwrap_or_else(PoisonError::into_inner) = said;
         }
         if status == StatusCode::NOT_MODIFIED {

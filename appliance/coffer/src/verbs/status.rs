@@ -7,8 +7,8 @@ use cofferdam_protocol::json;
 use cofferdam_protocol::network::NetworkStatus;
 use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
 use cofferdam_protocol::status::{
-    ClockStatus, Denied, EgressStatus, Health, HealthState, NamedService, RoleState, ServiceState,
-    StatusReply, Usage,
+    ClockHow, ClockSet, ClockStatus, Denied, EgressStatus, Health, HealthState, NamedService, RoleState,
+    ServiceState, StatusReply, Usage,
 };
 use hyper::StatusCode;
 
@@ -98,7 +98,7 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
     }
     out.extend(status.certificate.as_ref().map(certificate));
     out.extend(status.network.as_ref().map(network));
-    out.extend(status.clock.as_ref().and_then(clock));
+    out.extend(clock(status.clock.as_ref(), status.clock_set));
     let _ = writeln!(out, "roles:");
     for role in status.roles.iter().flatten() {
         let tone = if role.state == RoleState::Running { Tone::Good } else { Tone::Unsure };
@@ -138,12 +138,28 @@ fn certificate(certificate: &CertificateStatus) -> String {
     format!("browsers: {} for {}{until}{detail}{account}\n", certificate.state.as_str(), names.join(", "))
 }
 
-/// How far the clock is off, when that is worth saying.
-fn clock(clock: &ClockStatus) -> Option<String> {
-    let ahead = clock.ahead_s.filter(|ahead| ahead.unsigned_abs() >= NOTABLE_S)?;
-    let (seconds, word) = (ahead.unsigned_abs(), if ahead > 0 { "ahead of" } else { "behind" });
+/// How far the clock is off when that is worth saying, and what the appliance has done about it.
+fn clock(clock: Option<&ClockStatus>, set: Option<ClockSet>) -> Option<String> {
+    let hosts = clock.map(hosts).unwrap_or_default();
+    let off = clock.and_then(|clock| clock.ahead_s);
+    match (off.filter(|ahead| ahead.unsigned_abs() >= NOTABLE_S), set) {
+        (Some(ahead), set) => {
+            let (seconds, word) = (ahead.unsigned_abs(), if ahead > 0 { "ahead of" } else { "behind" });
+            let far = set.is_some_and(|set| set.change.how == ClockHow::TooFar);
+            let what = if far { "too far to be set: the host has to set its own" } else { "it is to be set" };
+            Some(format!("clock: {seconds} s {word} {hosts}; {what}\n"))
+        }
+        (None, Some(ClockSet { change, at })) if change.how != ClockHow::TooFar => {
+            Some(format!("clock: {change} at {at}, as {hosts} said\n"))
+        }
+        (None, _) => None,
+    }
+}
+
+/// Who says what time it is.
+fn hosts(clock: &ClockStatus) -> String {
     let hosts: Vec<String> = clock.sources.iter().map(|source| printable(&source.host)).collect();
-    Some(format!("clock: {seconds} s {word} {}: the host has to set it\n", hosts.join(", ")))
+    hosts.join(" and ")
 }
 
 /// Which address it has and from where, or why there is none: then who reads this has reached it before.
@@ -219,7 +235,7 @@ fn row(ui: &Ui, name: &str, tone: Tone, state: &str, restarts: u32) -> String {
 
 #[cfg(test)]
 mod tests {
-    use cofferdam_protocol::status::{ClockSource, DeniedWhy, Killed};
+    use cofferdam_protocol::status::{ClockChange, ClockSource, DeniedWhy, Killed};
 
     use super::*;
 
@@ -269,12 +285,23 @@ mod tests {
             sources: vec![source("api.github.example", 3601), source("pcs\u{1b}.example", 3600)],
             at: cofferdam_protocol::Timestamp::EPOCH,
         };
-        assert_eq!((clock(&of(None)), clock(&of(Some(29))), clock(&of(Some(-29)))), (None, None, None));
-        let said = clock(&of(Some(3600))).unwrap();
+        let clock = |ahead_s, set: Option<(ClockHow, i64)>| {
+            let at = "2026-01-02T03:04:05Z".parse().unwrap();
+            let clock_set = set.map(|(how, by_ms)| ClockSet { change: ClockChange { how, by_ms }, at });
+            clock(Some(&of(ahead_s)), clock_set)
+        };
+        assert_eq!((clock(None, None), clock(Some(29), None), clock(Some(-29), None)), (None, None, None));
+        let said = clock(Some(3600), None).unwrap();
+        assert!(said.starts_with("clock: 3600 s ahead of api.github.example and pcs"), "{said}");
+        assert!(said.ends_with("; it is to be set\n") && !said.contains('\u{1b}'), "{said}");
+        assert!(clock(Some(-60), None).unwrap().starts_with("clock: 60 s behind"));
+        let far = clock(Some(90_000), Some((ClockHow::TooFar, -90_000_000))).unwrap();
+        assert!(far.contains("the host has to set its own"), "{far}");
+        let set = clock(Some(0), Some((ClockHow::Stepped, -3_600_000))).unwrap();
         assert!(
-            said.starts_with("clock: 3600 s ahead of api.github.example, pcs") && !said.contains('\u{1b}')
+            set.starts_with("clock: was set back by 3600.0 s at 2026-01-02T03:04:05Z, as api.github.example")
         );
-        assert!(clock(&of(Some(-60))).unwrap().starts_with("clock: 60 s behind"));
+        assert_eq!(clock(None, Some((ClockHow::TooFar, 90_000_000))), None, "nobody knows it any more");
     }
 
     #[test]

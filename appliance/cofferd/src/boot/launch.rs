@@ -6,6 +6,7 @@
 use std::fs;
 use std::io;
 use std::path::{Path, PathBuf};
+use std::rc::Rc;
 use std::time::Duration;
 
 use cofferdam_attest::event_log::payload;
@@ -25,7 +26,7 @@ use super::unseal::Unsealed;
 use crate::paths;
 use crate::roles::facts::{Facts, ServiceFacts};
 use crate::roles::pull::{image_dir, image_in};
-use crate::roles::{Key, RESERVE, ROLES, Role, SHIM, Starts};
+use crate::roles::{Key, PUBLISH, RESERVE, ROLES, Role, SHIM, Starts, VAULT};
 use crate::system::cgroup::{self, CgroupError};
 use crate::system::console::say;
 use crate::system::files;
@@ -137,7 +138,7 @@ pub(super) fn establish(
             Key::Account => certificate.as_ref().map(|keys| keys.account.clone()),
         });
         let mut spec = role.spec(None, key.map(Handed::Copy))?;
-        spec.disk = disk.clone().filter(|_| role.key() == Some(Key::Vault));
+        spec.lent = lent(boot, role, disk.as_ref());
         let tier = if role.name() == RESERVE.name() { Tier::Reserve } else { Tier::Role };
         boot.supervisor.keep(role.name().to_owned(), tier, spec);
         await_socket(boot, role);
@@ -202,6 +203,15 @@ pub(super) fn prepare(facts: &Facts, launched: &Launched) -> Result<(), LaunchEr
     let json = json::to_vec(facts).map_err(LaunchError::Encode)?;
     files::replace(paths::FACTS, &json).map_err(file(paths::FACTS))?;
     launched.write()
+}
+
+/// What a role finds at descriptor 4: the vault the state disk, `publish` where PID 1 hears what time it is.
+pub(super) fn lent(boot: &Boot, role: &Role, disk: Option<&Rc<fs::File>>) -> Option<Rc<fs::File>> {
+    match role.name() {
+        name if name == VAULT.name() => disk.cloned(),
+        name if name == PUBLISH.name() => Some(boot.supervisor.clock()),
+        _ => None,
+    }
 }
 
 /// Gives a role a moment to be reachable.

@@ -183,7 +183,7 @@ fn wait(
             Key::Account => None,
         });
         let mut spec = role.spec(None, key)?;
-        spec.disk = (role.key() == Some(Key::Vault)).then(|| disk.clone());
+        spec.lent = launch::lent(boot, role, Some(disk));
         if role.name() == VAULT.name() {
             boot.supervisor.keep_until_done(role.name().to_owned(), Tier::Role, spec);
         } else {

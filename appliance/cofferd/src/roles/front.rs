@@ -5,7 +5,7 @@
 //! and it cannot make the TD sign anything but a nonce and a channel binding.
 //!
 //! It fails closed: until the evidence role has delivered evidence for the certificate, no port is opened; it
-//! tries again with growing pauses. Evidence and certificate hold 24 h and are renewed at two thirds; when
+//! tries again with growing pauses. Evidence and certificate hold 24 h and are renewed at two thirds, and at once when the clock is set; when
 //! renewal keeps failing until the end, handshakes are refused.
 
 mod auth;
@@ -62,7 +62,7 @@ use self::tls::{Identity, TlsKey};
 use self::turns::Turns;
 use crate::paths;
 use crate::roles::Role;
-use crate::roles::clock::{self, Moment};
+use crate::roles::clock::{self, Moment, Steps};
 use crate::roles::evidence::AskError;
 use crate::roles::facts::Facts;
 use crate::system::{cgroup, confine, sys};
@@ -96,6 +96,8 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         .build()
         .context("cannot start the runtime")?;
     runtime.block_on(async {
+        // From before the first certificate is made, so that none keeps the dates of a clock that was set meanwhile.
+        let steps = Steps::watch().context("cannot watch the clock")?;
         let identity = Arc::new(Identity::default());
         let site = Arc::new(site(&facts, &key)?);
         let until = attest(&site.evidence, &key, &identity).await;
@@ -114,7 +116,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
             tokio::spawn(listen::serve(listener, port, acceptor, limits, waiting, site));
         }
         println!("front: serving with an attested certificate");
-        renew(&site.evidence, &key, &identity, until).await;
+        renew(&site.evidence, &key, &identity, until, steps).await;
         Ok(())
     })
 }
@@ -250,10 +252,19 @@ fn certificate(
     Ok(ratls::certificate(key.pkcs8(), &evidence.to_json()?, &names, issued, lifetime)?)
 }
 
-/// Renews for ever.
-async fn renew(client: &EvidenceClient, key: &TlsKey, identity: &Identity, mut until: Moment) {
+/// Renews for ever: when it is time, and when the clock is set, since what was made by another clock has wrong dates.
+async fn renew(
+    client: &EvidenceClient,
+    key: &TlsKey,
+    identity: &Identity,
+    mut until: Moment,
+    mut steps: Steps,
+) {
     loop {
-        until.wait().await;
+        tokio::select! {
+            () = until.wait() => {}
+            () = steps.next() => {}
+        }
         until = attest(client, key, identity).await;
         println!("front: renewed the attested certificate");
     }

@@ -10,8 +10,9 @@
 //!
 //! Loops that fail by themselves: one keeps the collateral fresh, also when nothing is published; one tells key servers how new the state is; the other
 //! publishes an attestation, keeps it while it is true (also over a restart of this role) and replaces it at
-//! two thirds of its validity; the first one of a boot is published once more as the anchor of its state. In between it looks whether what it
-//! has published is still there and still the newest (`reconcile`). Every failure is in `status.json`, is tried again with growing pauses or when the
+//! two thirds of its validity, and when the clock is set; the first one of a boot is published once more as the anchor of its state. In between it looks whether what it
+//! has published is still there and still the newest (`reconcile`). A further one asks what time it is elsewhere (`dates`) and tells PID 1, which
+//! sets the clock. Every failure is in `status.json`, is tried again with growing pauses or when the
 //! server says so, and stops nothing else.
 
 pub(super) mod acme;
@@ -26,6 +27,7 @@ mod release;
 mod status;
 mod web;
 
+use std::os::unix::net::UnixDatagram;
 use std::path::{Path, PathBuf};
 use std::sync::Arc;
 use std::time::Duration;
@@ -56,7 +58,7 @@ use self::status::StatusFile;
 use self::web::WebError;
 use crate::paths;
 use crate::roles::certificate::claim;
-use crate::roles::clock::{self, Moment};
+use crate::roles::clock::{self, Moment, Steps};
 use crate::roles::evidence::{AskError, ask};
 use crate::roles::facts::{self, CertificateFacts, Facts, FactsError, KeyServerFacts};
 use crate::roles::{FRONT, Role};
@@ -91,6 +93,9 @@ const LEASE_WAIT: Duration = Duration::from_secs(25);
 /// How long the first attestation waits for the account that it claims.
 const ACCOUNT_WAIT: Duration = Duration::from_secs(10);
 
+/// How long the first attestation waits for a clock that is right, so that it is not made anew at once.
+const CLOCK_WAIT: Duration = Duration::from_secs(10);
+
 /// Runs the role until it is killed.
 ///
 /// # Errors
@@ -100,6 +105,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     confine::undumpable().context("cannot become unreadable for others")?;
     let account = sys::inherited(paths::KEY_FD).ok().map(SecretMemory::open).transpose();
     let account = account.context("what was handed over is no key")?;
+    let clock = sys::inherited(paths::CLOCK_FD).ok().map(UnixDatagram::from);
     role.confine().context("cannot confine the role")?;
     // The HTTP client takes the process's provider.
     let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
@@ -115,13 +121,14 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     runtime.block_on(async {
         let listener = bind(Path::new(paths::PUBLISH_SOCKET))
             .with_context(|| format!("cannot listen on {}", paths::PUBLISH_SOCKET))?;
+        let time = Time { clock, steps: Steps::watch().context("cannot watch the clock")? };
         let asked = Arc::new(Notify::new());
         let listening = asked::listen(listener, FRONT.uid().unwrap_or_default(), Arc::clone(&asked));
         let working = async {
             if waits {
-                wait(settings, Paths::default()).await;
+                wait(settings, Paths::default(), time).await;
             } else {
-                serve(settings, Paths::default(), asked, certificate).await;
+                serve(settings, Paths::default(), asked, certificate, time).await;
             }
         };
         tokio::join!(listening, working);
@@ -137,6 +144,15 @@ fn certificate(
     let (Some(facts), Some(account)) = (&facts.certificate, account) else { return Ok(None) };
     let key = AccountKey::new(account.bytes()).context("the account's key cannot be used")?;
     Ok(Some((facts.clone(), key)))
+}
+
+/// The machine's clock.
+#[derive(Debug)]
+struct Time {
+    /// Where PID 1 hears what it should be.
+    clock: Option<UnixDatagram>,
+    /// When it is set.
+    steps: Steps,
 }
 
 /// What the declaration says about this role.
@@ -198,16 +214,49 @@ impl Paths {
 /// why there is none.
 type Known = Result<(Arc<Collateral>, u64), String>;
 
-/// While the state is closed: collateral for operators' evidence and for the key servers', if there are some.
-async fn wait(settings: Settings, paths: Paths) {
+/// While the state is closed: collateral for operators' evidence and for the key servers', if there are some; and what time it is.
+async fn wait(settings: Settings, paths: Paths, time: Time) {
     let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
-    let dates = Dates::new(paths.own("clock.json"));
+    let servers = servers(&settings, &paths);
+    let dates = Dates::new(paths.own("clock.json"), time.clock, servers.is_some());
     let asking = async {
         if !settings.key_servers.is_empty() {
             key_server::keep_asking(&settings.key_servers, &paths, known).await;
         }
     };
-    tokio::join!(keep_collateral(&settings, &paths, sender, &dates), asking);
+    let collateral = keep_collateral(&settings, &paths, sender, &dates);
+    tokio::join!(collateral, asking, keep_time(servers, &dates, time.steps));
+}
+
+/// The two that are asked for the time; `None` where they are one, who would be believed alone.
+fn servers(settings: &Settings, paths: &Paths) -> Option<(Client, Pcs)> {
+    let authorities = |ca: Option<&str>| web::authorities(ca, &paths.bundle);
+    let made = || -> Result<_, PublishError> {
+        let trusted = authorities(settings.github_ca.as_deref())?;
+        let github = Client::new(&settings.github, None, Some(&trusted), USER_AGENT)?;
+        let pcs = web::client(&authorities(settings.pcs_ca.as_deref())?)?;
+        Ok((github, Pcs::new(&settings.pcs, pcs)))
+    };
+    let made = made();
+    let made =
+        made.inspect_err(|error| eprintln!("publish: cannot ask for the time: {}", error_chain(error)));
+    made.ok().filter(|(github, pcs)| github.host() != pcs.host())
+}
+
+/// Sees to it that what time it is elsewhere is known, for ever.
+async fn keep_time(servers: Option<(Client, Pcs)>, dates: &Dates, mut steps: Steps) {
+    let looking = async {
+        loop {
+            steps.next().await;
+            dates.look();
+        }
+    };
+    let asking = async {
+        if let Some((github, pcs)) = servers {
+            dates.keep_asking(&github, &pcs).await;
+        }
+    };
+    tokio::join!(looking, asking);
 }
 
 /// All loops, until the task is dropped.
@@ -216,9 +265,11 @@ async fn serve(
     paths: Paths,
     asked: Arc<Notify>,
     certificate: Option<(CertificateFacts, AccountKey)>,
+    time: Time,
 ) {
     let (sender, known) = watch::channel(Err("it has not been fetched yet".to_owned()));
-    let dates = Arc::new(Dates::new(paths.own("clock.json")));
+    let servers = servers(&settings, &paths);
+    let dates = Arc::new(Dates::new(paths.own("clock.json"), time.clock, servers.is_some()));
     let events = Arc::new(Ring::at(paths.own("events")));
     let (found, account) = watch::channel(None);
     let account = certificate.is_some().then_some(account);
@@ -232,7 +283,7 @@ async fn serve(
         paths.clone(),
         known,
         asked,
-        Arc::clone(&dates),
+        (Arc::clone(&dates), time.steps.clone()),
         account,
         Arc::clone(&events),
     );
@@ -242,7 +293,8 @@ async fn serve(
         }
     };
     let collateral = keep_collateral(&settings, &paths, sender, &dates);
-    tokio::join!(telling, ordering, collateral, publisher.keep_published());
+    let knowing = keep_time(servers, &dates, time.steps);
+    tokio::join!(telling, ordering, collateral, knowing, publisher.keep_published());
 }
 
 /// Why collateral could not be fetched.
@@ -313,9 +365,7 @@ async fn refresh(
             let authorities = web::authorities(settings.pcs_ca.as_deref(), &paths.bundle)?;
             let pcs = Pcs::new(&settings.pcs, web::client(&authorities)?);
             let fetched = pcs.fetch(&pck, now).await;
-            if let Some((date, here)) = pcs.date() {
-                dates.note(pcs.host(), date, here);
-            }
+            dates.note(pcs.host(), pcs.date());
             let collateral = fetched?;
             files::replace(&path, &collateral.to_json()?).map_err(KeepError::Write)?;
             (collateral::valid_until(&collateral, &pck, now)?, collateral)
@@ -406,6 +456,8 @@ struct Publisher {
     dates: Arc<Dates>,
     /// The account that certificates for browsers are ordered with, as soon as it is known; where there are any.
     account: Option<watch::Receiver<Option<HttpsUrl>>>,
+    /// When the clock is set.
+    steps: Steps,
 }
 
 impl Publisher {
@@ -414,7 +466,7 @@ impl Publisher {
         paths: Paths,
         known: watch::Receiver<Known>,
         asked: Arc<Notify>,
-        dates: Arc<Dates>,
+        (dates, steps): (Arc<Dates>, Steps),
         account: Option<watch::Receiver<Option<HttpsUrl>>>,
         events: Arc<Ring>,
     ) -> Self {
@@ -432,6 +484,7 @@ impl Publisher {
             again: None,
             dates,
             account,
+            steps,
         }
     }
 
@@ -446,6 +499,7 @@ impl Publisher {
             // One attestation instead of two within seconds.
             let _ = tokio::time::timeout(ACCOUNT_WAIT, account.wait_for(Option::is_some)).await;
         }
+        self.dates.settled(CLOCK_WAIT).await;
         let mut pause = FIRST_PAUSE;
         let mut reason = Reason::Time;
         loop {
@@ -476,6 +530,7 @@ impl Publisher {
         tokio::select! {
             () = account => Reason::Time,
             () = until.wait() => Reason::Time,
+            () = self.steps.next() => Reason::Time,
             () = tokio::time::sleep(self.settings.look_every) => Reason::Look,
             () = self.asked.notified() => Reason::Asked,
         }
@@ -589,9 +644,7 @@ impl Publisher {
 
     /// What GitHub has said about the time.
     fn heard(&self, client: &Client) {
-        if let Some((date, here)) = client.date() {
-            self.dates.note(client.host(), date, here);
-        }
+        self.dates.note(client.host(), client.date());
     }
 
     /// Publishes a new attestation; returns when to replace it.

@@ -486,7 +486,7 @@ impl Role {
             own_network: self.network == Network::None,
             covered: self.covered,
             key,
-            disk: None,
+            lent: None,
             cgroup: Some(cgroup),
         })
     }

@@ -5,6 +5,7 @@
 
 pub mod cgroup;
 pub mod client;
+pub(crate) mod clock;
 pub mod confine;
 pub(crate) mod console;
 pub(crate) mod gate;

@@ -108,8 +108,8 @@ pub struct Spec {
     pub covered: &'static [&'static str],
     /// What it finds at descriptor 3.
     pub key: Option<Handed>,
-    /// The disk that it finds open at descriptor 4.
-    pub disk: Option<Rc<fs::File>>,
+    /// What it finds open at descriptor 4.
+    pub lent: Option<Rc<fs::File>>,
     /// Its control group. Only tests on a host without control groups leave it out.
     pub cgroup: Option<Cgroup>,
 }
@@ -229,16 +229,16 @@ fn become_role(spec: &Spec, channel: &mut &UnixStream) -> Result<std::convert::I
     execute(&spec.arguments)
 }
 
-/// Key and disk go to descriptors 3 and 4: a channel that happens to be there moves to another number. The old
+/// A key and what is lent go to descriptors 3 and 4: a channel that happens to be there moves to another number. The old
 /// one stays open, so that the number is not given out again.
 fn move_away(channel: &UnixStream) -> io::Result<Option<UnixStream>> {
-    let in_the_way = channel.as_raw_fd() <= paths::DISK_FD;
+    let in_the_way = channel.as_raw_fd() <= paths::LENT_FD;
     if in_the_way { Ok(Some(beyond(channel)?.into())) } else { Ok(None) }
 }
 
 /// The same file at a number where nothing is handed over.
 fn beyond(file: &impl AsFd) -> Result<OwnedFd, Errno> {
-    sys::duplicate(file.as_fd(), paths::DISK_FD.saturating_add(1))
+    sys::duplicate(file.as_fd(), paths::LENT_FD.saturating_add(1))
 }
 
 fn wait(channel: &mut &UnixStream) -> Result<(), StepError> {
@@ -376,14 +376,14 @@ fn enter_user_namespace(base: u32, channel: &mut &UnixStream) -> Result<(), Step
     Ok(())
 }
 
-/// 0 is /dev/null, 1 and 2 stay the console, 3 is the key and 4 the disk, if there is one; everything else closes on execve.
+/// 0 is /dev/null, 1 and 2 stay the console, 3 is the key and 4 what is lent, if there is one; everything else closes on execve.
 fn descriptors(spec: &Spec) -> Result<(), StepError> {
     let null = step("open /dev/null", fs::File::open("/dev/null"))?;
     step("place standard input", sys::place(null.as_fd(), 0))?;
     step("mark descriptors", sys::close_on_exec_from(3))?;
     // First each to where the other is not placed.
-    let disk = spec.disk.as_ref().map(beyond).transpose();
-    let disk = step("hold the disk", disk)?;
+    let lent = spec.lent.as_ref().map(beyond).transpose();
+    let lent = step("hold what is lent", lent)?;
     let key = match &spec.key {
         Some(Handed::Copy(key)) => {
             let copy = step("copy the key", key.copy())?;
@@ -394,7 +394,7 @@ fn descriptors(spec: &Spec) -> Result<(), StepError> {
         Some(Handed::Shared(key)) => Some(step("hold the key", beyond(&key.file()))?),
         None => None,
     };
-    for (file, number) in [(key, paths::KEY_FD), (disk, paths::DISK_FD)] {
+    for (file, number) in [(key, paths::KEY_FD), (lent, paths::LENT_FD)] {
         if let Some(file) = file {
             step("place a descriptor", sys::place(file.as_fd(), number))?;
         }

@@ -8,6 +8,7 @@
 //!   in its control group is killed: no workload outlives its shim.
 //! - An image that was pulled is sealed ([`images`](super::images)): nobody changes it after that.
 //! - Every change of a role's state is in `/run/cofferdam/status.json`, replaced atomically, and every end in `/run/cofferdam/events`.
+//! - What time servers agree on, the role `publish` says, and it sets the clock within bounds ([`super::clock`]).
 //! - When the machine runs out of memory, it ends the service that took it ([`super::low_memory`]), and holds that one back.
 //! - SIGTERM, SIGINT (ctrl-alt-del), SIGPWR and the power button end the machine: services first, each after those that depend
 //!   on it and with the time its declaration gives it ([`super::stopping`]), then the roles, then whatever is left.
@@ -16,16 +17,19 @@
 //!
 //! - It never blocks on one role: it waits in poll(2) with a bound, and for a starting child's setup with a bound. Without memory
 //!   it waits for what an ended service held, ten seconds at most for each.
-//! - It parses nothing that came over a network and nothing that a role wrote.
+//! - It parses nothing that came over a network and nothing that a role wrote: what time it is comes as one number.
 //! - It never starts anything but `cofferd`, and never gives up: a parked appliance still reaps and
 //!   still obeys the power button.
 
+use std::fs::File;
+use std::io;
 use std::os::fd::AsFd;
-use std::time::{Duration, Instant};
+use std::rc::Rc;
+use std::time::{Duration, Instant, SystemTime};
 
 use cofferdam_protocol::events::Happened;
-use cofferdam_protocol::status::{BootStatus, Killed, RoleState, RoleStatus};
-use cofferdam_protocol::{error_chain, json};
+use cofferdam_protocol::status::{BootStatus, ClockSet, Killed, RoleState, RoleStatus};
+use cofferdam_protocol::{Timestamp, error_chain, json};
 use nix::errno::Errno;
 use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sys::reboot::{RebootMode, reboot};
@@ -36,6 +40,7 @@ use nix::unistd::{Pid, sync};
 
 use crate::paths;
 use crate::system::cgroup::Cgroup;
+use crate::system::clock::Clock;
 use crate::system::console::say;
 use crate::system::files;
 use crate::system::images::PendingImage;
@@ -74,6 +79,9 @@ pub enum SuperviseError {
     /// Signals cannot be received.
     #[error("cannot receive signals")]
     Signals(#[source] Errno),
+    /// Nobody could say what time it is.
+    #[error("cannot make a socket for the clock")]
+    Clock(#[source] io::Error),
 }
 
 /// When a process is told to end at shutdown. In this order.
@@ -146,6 +154,9 @@ pub struct Supervisor {
     looked: Instant,
     /// The machine ran out of memory, and nothing was done about it yet.
     short: bool,
+    clock: Clock,
+    /// What was done about the clock last.
+    clock_set: Option<ClockSet>,
     /// What happened.
     events: Ring,
     /// What is done last, when no process is left.
@@ -157,7 +168,7 @@ impl Supervisor {
     ///
     /// # Errors
     ///
-    /// No descriptor for signals.
+    /// No descriptor for signals, or no socket.
     pub fn new() -> Result<Self, SuperviseError> {
         let mut mask = SigSet::empty();
         for signal in [Signal::SIGCHLD, Signal::SIGTERM, Signal::SIGINT, Signal::SIGPWR] {
@@ -180,6 +191,8 @@ impl Supervisor {
             times: KernelTimes::default(),
             looked: Instant::now(),
             short: false,
+            clock: Clock::of_host().map_err(SuperviseError::Clock)?,
+            clock_set: None,
             events: Ring::at(paths::EVENTS),
             last: Vec::new(),
         })
@@ -201,6 +214,11 @@ impl Supervisor {
     /// How the appliance's state is kept, for people.
     pub(crate) fn state(&self) -> &str {
         &self.state
+    }
+
+    /// What the role that asks servers for the time is lent.
+    pub(crate) fn clock(&self) -> Rc<File> {
+        self.clock.lent()
     }
 
     /// Listens to these power buttons from now on.
@@ -302,6 +320,7 @@ impl Supervisor {
         if pressed || ordered {
             self.power_off(if pressed { "power button" } else { "signal" });
         }
+        self.set_clock();
         if std::mem::take(&mut self.short) {
             self.relieve();
         }
@@ -311,6 +330,22 @@ impl Supervisor {
         self.seal_pulled();
         self.start_due();
         self.publish();
+    }
+
+    /// Sets the clock, if `publish` has said what it should be.
+    fn set_clock(&mut self) {
+        match self.clock.turn(Instant::now()) {
+            Ok(None) => {}
+            Ok(Some(change)) => {
+                let event = Happened::Clock { change };
+                say(&event.to_string());
+                self.events.tell(event);
+                let at = Timestamp::from_clock(SystemTime::now()).unwrap_or(Timestamp::EPOCH);
+                self.clock_set = Some(ClockSet { change, at });
+                self.changed = true;
+            }
+            Err(error) => say(&format!("cannot set the clock: {error}")),
+        }
     }
 
     /// Seals what has been pulled since the last time. One that cannot be is tried again, and said to be so once.
@@ -332,10 +367,12 @@ impl Supervisor {
         let due = self.kept.iter().filter_map(|kept| kept.due).min();
         // A pull cannot wake PID 1: its images are looked at.
         let at_most = if self.unsealed.is_empty() { at_most } else { at_most.min(LINGER) };
+        let at_most = self.clock.deaf_for(now).map_or(at_most, |left| left.min(at_most));
         let wait = due.map_or(at_most, |due| due.saturating_duration_since(now).min(at_most));
         // Rounded up: a wait of 0.4 ms must not become a spin of zero.
         let milliseconds = wait.as_millis().saturating_add(1).min(60_000) as u16;
         let mut descriptors = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
+        descriptors.extend(self.clock.descriptor(now).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         descriptors.extend(self.power.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         // EINTR cannot come (all handled signals are blocked) and would only mean another turn.
         let _ = poll(&mut descriptors, PollTimeout::from(milliseconds));
@@ -476,6 +513,7 @@ impl Supervisor {
             parked: self.parked.clone(),
             state: self.state.clone(),
             roles: self.kept.iter().map(Kept::status).collect(),
+            clock: self.clock_set,
         };
         if let Ok(json) = json::to_vec(&status)
             && files::replace(paths::STATUS, &json).is_ok()

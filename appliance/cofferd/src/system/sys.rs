@@ -14,9 +14,11 @@ use nix::errno::Errno;
 use nix::libc;
 use nix::sys::socket::SockaddrIn;
 
+mod clock;
 mod mapper;
 mod secret;
 
+pub(crate) use self::clock::{slew_clock, step_clock};
 pub(crate) use self::mapper::{MAPPER_HEADER, mapper_request, resize_ext4};
 pub use self::secret::{SecretKeys, SecretMemory};
 pub use cofferdam_workload::sys::{

@@ -8,7 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::CertificateState;
-use super::status::{DeniedWhy, HealthState, Killed, PublishState, ServiceState};
+use super::status::{ClockChange, DeniedWhy, HealthState, Killed, PublishState, ServiceState};
 use crate::json::{self, JsonError};
 use crate::{Fingerprint, SecretRef, TimestampMillis};
 
@@ -146,6 +146,11 @@ pub enum Happened {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<String>,
     },
+    /// PID 1 set the clock, as servers say, or did not because that would be too far.
+    Clock {
+        /// What it did.
+        change: ClockChange,
+    },
     /// A service did not get what it wanted outside; at most one in a second.
     Denied {
         /// What it wanted last: the service's own choice.
@@ -235,6 +240,7 @@ impl fmt::Display for Happened {
                 write!(f, "certificate {}", state.as_str())?;
                 detail.iter().try_for_each(|detail| write!(f, ": {detail}"))
             }
+            Self::Clock { change } => write!(f, "the clock {change}"),
             Self::Denied { target, why, count, allow } => {
                 write!(f, "denied {target} ({})", why.as_str())?;
                 if *count > 1 {
@@ -248,7 +254,18 @@ impl fmt::Display for Happened {
 
 #[cfg(test)]
 mod tests {
+    use super::super::status::ClockHow;
     use super::*;
+
+    #[test]
+    fn a_change_of_the_clock_is_said_with_its_direction() {
+        let said = |how, by_ms| Happened::Clock { change: ClockChange { how, by_ms } }.to_string();
+        assert_eq!(said(ClockHow::Stepped, -3_600_250), "the clock was set back by 3600.2 s");
+        assert_eq!(said(ClockHow::Slewed, 4_900), "the clock is slewed forward by 4.9 s");
+        let far = "the clock is 90000 s ahead, too far from what the host said at boot to be set";
+        assert_eq!(said(ClockHow::TooFar, -90_000_000), far);
+        assert!(said(ClockHow::Stepped, i64::MIN).contains("back by 9223372036854775.8 s"));
+    }
 
     #[test]
     fn a_text_is_visible_and_bounded() {
@@ -280,6 +297,7 @@ mod tests {
             },
             Happened::Publish { state: PublishState::Failed, detail: Some(text.clone()) },
             Happened::Certificate { state: CertificateState::Ordering, detail: Some(text.clone()) },
+            Happened::Clock { change: ClockChange { how: ClockHow::Stepped, by_ms: i64::MIN } },
             Happened::Denied {
                 target: text.clone(),
                 why: DeniedWhy::TooManyNames,

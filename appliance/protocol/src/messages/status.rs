@@ -1,6 +1,7 @@
 //! Who is doing what: the files in which PID 1, the shims, `egress` and `publish` say it, and the one object that an operator gets.
 
 use std::collections::BTreeMap;
+use std::fmt;
 
 use serde::{Deserialize, Serialize};
 
@@ -27,6 +28,9 @@ pub struct BootStatus {
     pub state: String,
     /// The roles and shims in the order in which they were started.
     pub roles: Vec<RoleStatus>,
+    /// What was done about the clock last; absent while it was left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock: Option<ClockSet>,
 }
 
 impl BootStatus {
@@ -407,6 +411,54 @@ impl ClockStatus {
     }
 }
 
+/// What PID 1 has done about the clock, and when by the clock after that.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockSet {
+    /// What.
+    pub change: ClockChange,
+    /// When.
+    pub at: Timestamp,
+}
+
+/// A change of the clock.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct ClockChange {
+    /// How it was made, or that it was not.
+    pub how: ClockHow,
+    /// By how many milliseconds: positive is forward.
+    pub by_ms: i64,
+}
+
+/// How the clock is changed.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case")]
+pub enum ClockHow {
+    /// At once.
+    Stepped,
+    /// Over hours: it never jumps.
+    Slewed,
+    /// Not at all: it would be further from the host's than PID 1 goes.
+    TooFar,
+}
+
+impl fmt::Display for ClockChange {
+    /// After "the clock".
+    fn fmt(&self, f: &mut fmt::Formatter<'_>) -> fmt::Result {
+        let (seconds, tenths) = (self.by_ms.unsigned_abs() / 1000, self.by_ms.unsigned_abs() % 1000 / 100);
+        let way = if self.by_ms < 0 { "back" } else { "forward" };
+        match self.how {
+            ClockHow::Stepped => write!(f, "was set {way} by {seconds}.{tenths} s"),
+            ClockHow::Slewed => write!(f, "is slewed {way} by {seconds}.{tenths} s"),
+            ClockHow::TooFar => {
+                let word = if self.by_ms < 0 { "ahead" } else { "behind" };
+                write!(f, "is {seconds} s {word}, too far from what the host said at boot to be set")
+            }
+        }
+    }
+}
+
 /// What `publish` is doing.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(rename_all = "lowercase")]
@@ -476,6 +528,9 @@ pub struct StatusReply {
     /// How far the clock is off; absent while nobody has been asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockStatus>,
+    /// What was done about it last; absent while it was left alone.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub clock_set: Option<ClockSet>,
     /// What the clock says; absent in answers of older appliances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub time: Option<Timestamp>,

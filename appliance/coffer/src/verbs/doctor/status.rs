@@ -3,8 +3,8 @@
 use cofferdam_protocol::certificate::{CertificateState, CertificateStatus};
 use cofferdam_protocol::network::{NetworkState, NetworkStatus};
 use cofferdam_protocol::status::{
-    ClockStatus, EgressStatus, Health, HealthState, Killed, NamedService, PublishState, PublishStatus,
-    RoleState, RoleStatus, ServiceState, StatusReply, Usage,
+    ClockHow, ClockSet, ClockStatus, EgressStatus, Health, HealthState, Killed, NamedService, PublishState,
+    PublishStatus, RoleState, RoleStatus, ServiceState, StatusReply, Usage,
 };
 use cofferdam_protocol::{SecretRef, is_service_name};
 
@@ -86,16 +86,26 @@ fn network(network: &NetworkStatus) -> Option<Finding> {
     Some(finding)
 }
 
-/// The host's clock, by what several servers say of it; where they say nothing, whether it is ours.
+/// The clock, by what several servers say of it; where they say nothing, whether it is ours.
 fn clock(status: &StatusReply, now: u64) -> Option<Finding> {
-    let remedy = "set the clock of the appliance's host (NTP), since the appliance sets none";
+    let set = status.clock_set;
+    let far = set.is_some_and(|set| set.change.how == ClockHow::TooFar);
+    let remedy = if far {
+        "set the clock of the appliance's host (NTP) and boot the appliance again: it sets its own by a day at most"
+    } else {
+        "wait a minute, it is to be set; set the clock of the appliance's host (NTP)"
+    };
     if let Some(ClockStatus { ahead_s: Some(ahead), sources, .. }) = &status.clock {
         let (seconds, word) = (ahead.unsigned_abs(), if *ahead > 0 { "ahead" } else { "behind" });
         let what = format!("the appliance's clock is {seconds} s {word}");
         let said: Vec<String> =
             sources.iter().map(|source| format!("{} says {} s", source.host, source.ahead_s)).collect();
         let finding = match seconds {
-            0..NOTABLE_S => return Some(Finding::ok("clock", "the appliance's clock is right")),
+            0..NOTABLE_S => {
+                let right = "the appliance's clock is right";
+                let set = set.filter(|_| !far).map(|ClockSet { change, at }| format!("{right}: it {change} at {at}"));
+                return Some(Finding::ok("clock", set.as_deref().unwrap_or(right)));
+            }
             NOTABLE_S..REFUSED_S => Finding::warning("clock-off", &what),
             _ => Finding::problem("clock-off", &what)
                 .because("clients refuse what it attests for its times, and certificates elsewhere may be refused by it"),

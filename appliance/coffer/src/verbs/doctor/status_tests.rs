@@ -1,5 +1,5 @@
 use cofferdam_protocol::Timestamp;
-use cofferdam_protocol::status::{ClockSource, Denied, DeniedWhy};
+use cofferdam_protocol::status::{ClockChange, ClockSource, Denied, DeniedWhy};
 use serde_json::{Value, json};
 
 use super::*;
@@ -271,6 +271,18 @@ fn a_clock_is_judged_by_several_servers_or_called_different() {
     assert_eq!(of(i64::MIN), ("clock-off", Severity::Problem));
     let (.., why) = off(Some(3600), NOW).unwrap();
     assert!(why.contains("api\\u{1b}.example says 3600 s"), "{why}");
+    let set = |how, ahead| {
+        let change = ClockChange { how, by_ms: -3_600_000 };
+        let clock = ClockStatus { ahead_s: Some(ahead), sources: vec![], at: Timestamp::EPOCH };
+        let clock_set = Some(ClockSet { change, at: Timestamp::EPOCH });
+        super::clock(&StatusReply { clock: Some(clock), clock_set, ..status(json!({})) }, now()).unwrap()
+    };
+    let said = set(ClockHow::Stepped, 0);
+    assert_eq!((said.code, said.severity), ("clock", Severity::Ok));
+    assert!(said.what.ends_with("is right: it was set back by 3600.0 s at 1970-01-01T00:00:00Z"), "{said:?}");
+    let far = set(ClockHow::TooFar, 90_000);
+    assert_eq!((far.code, far.severity), ("clock-off", Severity::Problem));
+    assert!(far.remedy.unwrap().contains("boot the appliance again"));
     // Nobody has agreed: then it is not said whose clock is wrong.
     assert_eq!(off(None, NOW), None);
     assert_eq!(off(None, "2026-01-02T03:05:05Z").unwrap().0, "clocks-differ");

@@ -218,6 +218,7 @@ impl Records {
             }
         };
         let boot = written(&self.roles, BootStatus::parse);
+        let clock_set = boot.as_ref().and_then(|boot| boot.clock);
         let (phase, mut roles) = boot.map(|boot| (boot.phase, boot.roles)).unzip();
         for role in roles.iter_mut().flatten() {
             let current = self.role_groups.join(&role.name).join("memory.current");
@@ -243,6 +244,7 @@ impl Records {
             front: Some(self.counts.status()),
             network: written(&self.network, NetworkStatus::parse),
             clock: written(&self.publish.with_file_name("clock.json"), ClockStatus::parse),
+            clock_set,
             time: Timestamp::from_clock(SystemTime::now()),
             phase,
             phases: appliance.phases,

@@ -46,7 +46,7 @@ use super::source::Source;
 use super::tls::{self, Identity, TlsKey};
 use super::turns::Turns;
 use super::{tcp, upstream};
-use crate::roles::clock::{self, Moment};
+use crate::roles::clock::{self, Moment, Steps};
 use crate::roles::evidence::tests::start as start_evidence;
 use crate::roles::facts::{CertificateFacts, OperatorFacts};
 use crate::roles::testing::{appliance, declaration, facts, platform, quote, respond, serve_unix};
@@ -526,11 +526,18 @@ async fn the_certificate_is_renewed_at_two_thirds_and_shown_from_then_on() {
     // Claims of another second are other claims.
     tokio::time::sleep(Duration::from_millis(1100)).await;
     let due = Moment::at(clock::unix_now());
-    let renewing = super::renew(&room.site.evidence, &room.key, &room.identity, due);
+    let renewing = super::renew(&room.site.evidence, &room.key, &room.identity, due, Steps::made().1);
     assert!(
         tokio::time::timeout(Duration::from_secs(1), renewing).await.is_err(),
         "once, not in a tight loop"
     );
+    let second = shown().await;
+    // And at once when the clock is set.
+    let (later, (set, steps)) = (Moment::at(clock::unix_now() + 3600), Steps::made());
+    set.send_modify(|count| *count += 1);
+    let renewing = super::renew(&room.site.evidence, &room.key, &room.identity, later, steps);
+    tokio::time::timeout(Duration::from_secs(1), renewing).await.unwrap_err();
+    assert_ne!(shown().await, second);
     let second = shown().await;
     assert_ne!(second, first);
     let carried = ratls::evidence_from_certificate(&second).unwrap().unwrap();

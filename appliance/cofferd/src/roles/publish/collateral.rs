@@ -9,11 +9,12 @@
 //! platform and in date.
 
 use std::sync::{Mutex, PoisonError};
-use std::time::SystemTime;
+use std::time::Instant;
 
 use axum::http::HeaderMap;
 use axum::http::header::DATE;
 use cofferdam_attest::evidence::Collateral;
+use cofferdam_github::Said;
 use cofferdam_protocol::Timestamp;
 use reqwest::{Client, StatusCode};
 use rustls::pki_types::pem::PemObject as _;
@@ -82,6 +83,7 @@ pub(crate) enum CollateralError {
 /// Names of the documents in messages.
 const PCK_LIST: &str = "the PCK revocation list";
 const ROOT_LIST: &str = "the root revocation list";
+const ROOT_LIST_PATH: &str = "sgx/certification/v4/rootcacrl";
 const TCB_INFO: &str = "the TCB info";
 const QE_IDENTITY: &str = "the QE identity";
 
@@ -90,7 +92,7 @@ const QE_IDENTITY: &str = "the QE identity";
 pub(crate) struct Pcs {
     root: String,
     client: Client,
-    date: Mutex<Option<(Timestamp, SystemTime)>>,
+    date: Mutex<Option<Said>>,
 }
 
 /// `{"tcbInfo":…,"signature":…}`: the signature is over the exact bytes of the first.
@@ -138,9 +140,17 @@ impl Pcs {
         rest.split(['/', ':']).next().unwrap_or_default()
     }
 
-    /// What time the service has said last that it is, and what the clock said when that came.
-    pub(crate) fn date(&self) -> Option<(Timestamp, SystemTime)> {
+    /// What time the service has said last that it is.
+    pub(crate) fn date(&self) -> Option<Said> {
         *self.date.lock().unwrap_or_else(PoisonError::into_inner)
+    }
+
+    /// Asks for the smallest of its documents, so that [`Pcs::date`] has what time it is there.
+    ///
+    /// # Errors
+    /// The document cannot be had.
+    pub(crate) async fn ask_time(&self) -> Result<(), CollateralError> {
+        self.get(ROOT_LIST, ROOT_LIST_PATH).await.map(drop)
     }
 
     /// Fetches what a verifier of this platform's quotes needs.
@@ -187,18 +197,20 @@ impl Pcs {
     }
 
     async fn get(&self, what: &'static str, path: &str) -> Result<(HeaderMap, Vec<u8>), CollateralError> {
+        let asked = Instant::now();
         let answer = web::get(&self.client, &format!("{}/{path}", self.root), MAX_DOCUMENT).await;
         let (headers, body) = answer.map_err(|source| CollateralError::Fetch { what, source })?;
         let date = headers.get(DATE).and_then(|date| Timestamp::from_http_date(date.to_str().ok()?));
         if let Some(date) = date {
-            *self.date.lock().unwrap_or_else(PoisonError::into_inner) = Some((date, SystemTime::now()));
+            let said = Said { date, asked, answered: Instant::now() };
+            *self.date.lock().unwrap_or_else(PoisonError::into_inner) = Some(said);
         }
         Ok((headers, body))
     }
 
     /// The root's revocation list: from the service, else from where the root certificate says.
     async fn root_list(&self, chain: &str) -> Result<Vec<u8>, CollateralError> {
-        let list = match self.get(ROOT_LIST, "sgx/certification/v4/rootcacrl").await {
+        let list = match self.get(ROOT_LIST, ROOT_LIST_PATH).await {
             Ok((_, list)) => list,
             Err(CollateralError::Fetch { source: WebError::Status { status, .. }, .. })
                 if status == StatusCode::NOT_FOUND =>

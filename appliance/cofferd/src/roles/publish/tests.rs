@@ -274,7 +274,12 @@ impl World {
     }
 
     fn start(&self) -> JoinHandle<()> {
-        tokio::spawn(serve(self.settings.clone(), self.paths.clone(), Arc::clone(&self.asked), None))
+        self.start_with(Steps::made().1)
+    }
+
+    fn start_with(&self, steps: Steps) -> JoinHandle<()> {
+        let time = Time { clock: None, steps };
+        tokio::spawn(serve(self.settings.clone(), self.paths.clone(), Arc::clone(&self.asked), None, time))
     }
 
     fn status(&self) -> Option<PublishStatus> {
@@ -452,6 +457,32 @@ async fn a_restarted_role_keeps_what_is_still_true() {
     assert_eq!((after.tag, after.release_url), (before.tag, before.release_url));
     tokio::time::sleep(Duration::from_millis(100)).await;
     assert_eq!(world.github.log.lock().unwrap().len(), requests, "GitHub is not asked");
+    role.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn an_attestation_of_a_clock_that_was_ahead_is_made_anew_when_that_is_set() {
+    let world = World::new().await;
+    let (set, steps) = Steps::made();
+    let role = world.start_with(steps);
+    world.until_published().await;
+    set.send_modify(|count| *count += 1);
+    // In another second, so that another one would have another tag.
+    tokio::time::sleep(Duration::from_millis(1100)).await;
+    assert_eq!(world.tags().len(), 1, "its dates are right");
+
+    let ours = world.published();
+    let mut claims = ours.claims.clone();
+    for time in [&mut claims.issued_at, &mut claims.expires_at] {
+        *time = cofferdam_protocol::Timestamp::from_unix(time.unix() + 3600).unwrap();
+    }
+    let evidence = Evidence::parse(&ours.document).unwrap();
+    let ahead = Evidence { claims: claims.encode().unwrap(), ..evidence }.to_json().unwrap();
+    std::fs::write(world.paths.own("attestation.json"), ahead).unwrap();
+    set.send_modify(|count| *count += 1);
+    let again = ours.tag.to_string();
+    world.until(|status| status.tag.as_ref().is_some_and(|tag| *tag != again)).await;
+    assert_eq!(world.tags().len(), 2);
     role.abort();
 }
 

@@ -18,8 +18,9 @@ use tokio::net::{TcpListener, UnixListener};
 use zeroize::Zeroizing;
 
 use super::super::tests::World;
-use super::super::wait;
+use super::super::{Time, wait};
 use super::*;
+use crate::roles::clock::Steps;
 use crate::roles::{FRONT, PUBLISH};
 
 const NONCE_BYTES: [u8; 32] = [0x6e; 32];
@@ -124,7 +125,11 @@ async fn a_key_server_that_is_away_or_refuses_is_said_and_asked_again_until_the_
     let url = format!("http://{address}").parse().unwrap();
     world.settings.key_servers =
         vec![KeyServerFacts { url, key: signer.verifying_key().to_bytes(), ca: None }];
-    let role = tokio::spawn(wait(world.settings.clone(), world.paths.clone()));
+    let role = tokio::spawn(wait(
+        world.settings.clone(),
+        world.paths.clone(),
+        Time { clock: None, steps: Steps::made().1 },
+    ));
     let says = |text: &'static str| {
         move |peer: &cofferdam_protocol::unseal::PeerStatus| {
             peer.trouble.as_ref().is_some_and(|trouble| trouble.contains(text))
