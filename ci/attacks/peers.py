@@ -17,10 +17,9 @@ import statistics
 import threading
 import time
 
-from attacks.stage import ADDRESSES, PREFIX, is_over
+from attacks.stage import ADDRESSES, HOSTILE, PREFIX, is_over
 from attacks.table import Scenario, Wrong, must
 
-HOSTILE = ADDRESSES[8:16]
 # Of each hostile address: threads that ask, and TCP connections that stay silent.
 ASKING, SILENT = 4, 10
 # Requests of an operator and for evidence that are timed, in each of both states.
@@ -28,20 +27,19 @@ TIMED = {False: 10, True: 100}
 # Nonces, and connections that ask for them.
 NONCES = {False: 400, True: 10_000}
 ASKERS = 96
-# QEMU's user network has two connections wait until it takes them; a third one tries again after a
-# second. So they come one after the other; a thousand at once are tried by `front`'s own tests.
+# So that QEMU's user network takes each; a thousand at once are tried by `front`'s own tests.
 PACE = 0.02
 QUIET = {False: 64, True: 640}
 
 
 @contextlib.contextmanager
-def silent(stage, count, data=b"", sources=HOSTILE):
+def silent(stage, count, data=b""):
     """So many connections that say this and no more."""
-    held = []
+    held, to = [], ("127.0.0.1", stage.hostile_ports["web"])
     try:
         for number in range(count):
-            source = sources[number % len(sources)]
-            peer = socket.create_connection(("127.0.0.1", stage.ports["web"]), 60, (source, 0))
+            source = HOSTILE[number % len(HOSTILE)]
+            peer = socket.create_connection(to, 60, (source, 0))
             held.append(peer)
             peer.sendall(data)
             time.sleep(PACE)
@@ -173,7 +171,7 @@ def hostile(port, sources, started):
 def attack(stage):
     """Eight hostile addresses at full rate, each as fast as it is let."""
     context = multiprocessing.get_context("fork")
-    started, port = context.Event(), stage.ports["web"]
+    started, port = context.Event(), stage.hostile_ports["web"]
     processes = [
         context.Process(target=hostile, args=(port, HOSTILE[half::2], started), daemon=True)
         for half in range(2)

@@ -3,6 +3,10 @@
 The network is a namespace with loopback alone, so that attackers have addresses: QEMU's user
 network shows connections from 127.0.0.0/8 as one and the same, all others as they are. It needs
 root.
+
+QEMU's user network lets two connections wait at each of its ports until it takes them, and of more
+the kernel drops what they say: they try again after seconds, up to a minute. That queue is this
+network's and not the appliance's, so hostile addresses have ports of their own to the same places.
 """
 
 import base64
@@ -16,6 +20,7 @@ import re
 import socket
 import ssl
 import struct
+import time
 
 from cryptography.hazmat.primitives.serialization import (
     Encoding,
@@ -37,6 +42,8 @@ from process import Failed, run
 
 # For benchmarks of networks (RFC 2544): nobody's elsewhere.
 ADDRESSES = [f"198.18.0.{number}" for number in range(1, 17)]
+# Those of attackers that come in great numbers.
+HOSTILE = ADDRESSES[8:16]
 PREFIX = "/.well-known/cofferdam"
 CLONE_NEWNET = 0x40000000
 # For whatever has to happen on a machine that does much else.
@@ -110,8 +117,13 @@ class Peer:
             context.set_alpn_protos([alpn])
         self.raw, self.tls = raw, SSL.Connection(context, raw)
         self.tls.set_connect_state()
+        began = time.monotonic()
         try:
             self.tls.do_handshake()
+        except SSL.Error as error:
+            raw.close()
+            took = f"{time.monotonic() - began:.1f} s"
+            raise SSL.Error(f"the handshake ended after {took}: {error!r}") from error
         except BaseException:
             raw.close()
             raise
@@ -180,13 +192,19 @@ class Stage:
         world.start_services()
         image = world.push_image("live/probe", workload_files(), {"Entrypoint": ["/probe"]})
         self.ports = {name: free_port() for name in PORTS}
+        self.hostile_ports = {name: free_port() for name in PORTS}
         declaration = world.declaration(self.ports["web"], SERVICES.format(image=image))
         self.commit = world.commit(declaration)
         self.options = [*world.trust_options(self.image), *world.github_options()]
         self.registry(False)
-        forwards = [("--forward", f"{self.ports[name]}:{PORTS[name]}") for name in PORTS]
-        more = [word for pair in forwards[1:] for word in pair]
         port = self.ports["web"]
+        pairs = [
+            f"{ports[name]}:{PORTS[name]}"
+            for ports in (self.ports, self.hostile_ports)
+            for name in PORTS
+            if ports[name] != port
+        ]
+        more = [word for pair in pairs for word in ("--forward", pair)]
         about = (self.image, declaration, self.commit, port, *more, "--control")
         self.machine = world.boot("appliance", *about)
         world.wait_console("appliance", self.machine, "launched", 240)
@@ -205,8 +223,9 @@ class Stage:
 
     # -- as a client --
 
-    def peer(self, where="web", **options):
-        return Peer(self.ports[where], **options)
+    def peer(self, where="web", source="127.0.0.1", **options):
+        ports = self.hostile_ports if source in HOSTILE else self.ports
+        return Peer(ports[where], source, **options)
 
     def ask(self, data, where="web", **options):
         with self.peer(where, **options) as peer:

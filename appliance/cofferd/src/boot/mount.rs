@@ -138,6 +138,8 @@ const SETTINGS: &[Setting] = &[
     must("fs/protected_regular", "2"),
     // The network is the host's: no redirects, no routes by request, no addresses by advertisement.
     may("net/ipv4/tcp_syncookies", "1"),
+    // How many wait to be let in, at most, where a role asks for as many.
+    must("net/core/somaxconn", "4096"),
     may("net/ipv4/conf/all/accept_redirects", "0"),
     may("net/ipv4/conf/default/accept_redirects", "0"),
     may("net/ipv4/conf/all/send_redirects", "0"),

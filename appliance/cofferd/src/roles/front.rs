@@ -46,7 +46,7 @@ use cofferdam_protocol::Endpoint;
 use cofferdam_protocol::evidence::EvidenceRequest;
 use cofferdam_protocol::json::JsonError;
 use cofferdam_workload::places::Places;
-use tokio::net::TcpListener;
+use tokio::net::{TcpListener, TcpSocket};
 use tokio_rustls::TlsAcceptor;
 
 use self::auth::Callers;
@@ -110,7 +110,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         let waiting = Places::new(limits.waiting);
         let ports: BTreeSet<u16> = site.backends.keys().copied().chain([ALWAYS]).collect();
         for port in ports {
-            let listener = bind(port).await?;
+            let listener = bind(port)?;
             let acceptor = if site.carries_http(port) { &for_http } else { &for_bytes };
             let (acceptor, waiting, site) = (acceptor.clone(), Arc::clone(&waiting), Arc::clone(&site));
             tokio::spawn(listen::serve(listener, port, acceptor, limits, waiting, site));
@@ -270,15 +270,23 @@ async fn renew(
     }
 }
 
+/// Connections that the kernel has taken and the front has not: listen(2) makes it what `net.core.somaxconn` allows, 4,096 unless it
+/// was changed. When it is full the kernel drops newcomers, whoever they are, and they try again after seconds. So a moment in which
+/// strangers come faster than they are let in must fit.
+const BACKLOG: u32 = 4096;
+
 /// Opens a port on every address, IPv6 and IPv4; on IPv4 alone where the kernel has no IPv6.
-async fn bind(port: u16) -> anyhow::Result<TcpListener> {
+fn bind(port: u16) -> anyhow::Result<TcpListener> {
     let every = SocketAddr::from((Ipv6Addr::UNSPECIFIED, port));
-    match TcpListener::bind(every).await {
-        Ok(listener) => Ok(listener),
-        Err(_) => TcpListener::bind(SocketAddr::from((Ipv4Addr::UNSPECIFIED, port)))
-            .await
-            .with_context(|| format!("cannot listen on port {port}")),
-    }
+    let ipv4 = SocketAddr::from((Ipv4Addr::UNSPECIFIED, port));
+    open(every).or_else(|_| open(ipv4)).with_context(|| format!("cannot listen on port {port}"))
+}
+
+fn open(address: SocketAddr) -> std::io::Result<TcpListener> {
+    let socket = if address.is_ipv6() { TcpSocket::new_v6() } else { TcpSocket::new_v4() }?;
+    socket.set_reuseaddr(true)?;
+    socket.bind(address)?;
+    socket.listen(BACKLOG)
 }
 
 #[cfg(test)]

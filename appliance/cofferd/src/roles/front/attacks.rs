@@ -2,6 +2,7 @@
 //!
 //! The bounds are asserted on by counts and by what is answered; times are generous limits for a busy machine.
 
+use std::net::SocketAddr;
 use std::sync::Arc;
 use std::sync::atomic::{AtomicUsize, Ordering};
 use std::time::{Duration, Instant};
@@ -218,6 +219,18 @@ async fn requests_that_hang_in_one_service_shut_out_nobody_else_of_the_same_sour
         }
     })
     .await;
+}
+
+#[tokio::test]
+async fn strangers_who_come_faster_than_they_are_let_in_wait_and_are_not_dropped() {
+    many_descriptors();
+    // Nobody is let in here.
+    let port = super::bind(0).unwrap();
+    let address = SocketAddr::from(([127, 0, 0, 1], port.local_addr().unwrap().port()));
+    let mut waiting = Vec::new();
+    for _ in 0..2000 {
+        waiting.push(soon(TcpStream::connect(address)).await.unwrap());
+    }
 }
 
 #[tokio::test]
