@@ -16,6 +16,7 @@ mod counts;
 mod events;
 mod evidence;
 mod gather;
+mod half;
 mod http2;
 mod listen;
 mod logs;

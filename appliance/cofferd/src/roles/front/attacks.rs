@@ -327,7 +327,7 @@ async fn headers_that_drip_and_connections_that_are_kept_alive_keep_nobody_out()
 pub(super) fn hasty() -> Limits {
     let moment = Duration::from_millis(1500);
     let moments = Limits { handshake: moment, headers: moment, silence: moment, ..Limits::default() };
-    Limits { write: moment, ..moments }
+    Limits { write: moment, half_closed: moment, ..moments }
 }
 
 #[tokio::test]
@@ -366,6 +366,70 @@ async fn connections_that_are_half_closed_leave_nothing_behind() {
     for stream in &mut half {
         assert_eq!(soon(stream.read(&mut [0])).await.unwrap_or(0), 0);
     }
+}
+
+/// With what a client says before it says its end.
+async fn half_closed(room: &Room) -> TlsStream<TcpStream> {
+    let mut stream = room.dial().await;
+    stream.write_all(b"GET / HTTP/1.1\r\nhost: x\r\n\r\n").await.unwrap();
+    stream.shutdown().await.unwrap();
+    stream
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_its_end_gets_the_whole_answer() {
+    let room = Room::with(hasty(), Bounds::default()).await;
+    // Longer in all than the answer may stand still, in pieces that come sooner.
+    struct Slow(u8, std::pin::Pin<Box<tokio::time::Sleep>>);
+    const PAUSE: Duration = Duration::from_millis(700);
+    impl hyper::body::Body for Slow {
+        type Data = Bytes;
+        type Error = std::convert::Infallible;
+        fn poll_frame(
+            mut self: std::pin::Pin<&mut Self>,
+            context: &mut std::task::Context<'_>,
+        ) -> std::task::Poll<Option<Result<hyper::body::Frame<Bytes>, Self::Error>>> {
+            std::task::ready!(self.1.as_mut().poll(context));
+            self.1.as_mut().reset(tokio::time::Instant::now() + PAUSE);
+            self.0 += 1;
+            let piece = (self.0 <= 4).then(|| Bytes::from(format!("piece {};", self.0)));
+            std::task::Poll::Ready(piece.map(|piece| Ok(hyper::body::Frame::data(piece))))
+        }
+    }
+    room.workload(|_| Response::new(Body::new(Slow(0, Box::pin(tokio::time::sleep(PAUSE))))));
+    let mut client = half_closed(&room).await;
+    let mut answer = String::new();
+    soon(client.read_to_string(&mut answer)).await.unwrap();
+    assert!(answer.starts_with("HTTP/1.1 200") && answer.contains("piece 4;"), "{answer}");
+    until(|| room.waiting.taken() == 0).await;
+}
+
+#[tokio::test]
+async fn a_client_that_has_said_its_end_and_gone_keeps_no_place() {
+    let bounds = Bounds { own: 1, own_by_source: 1, shared: 0, ..Bounds::default() };
+    let room = Room::with(hasty(), bounds).await;
+    let hung = Arc::new(AtomicUsize::new(0));
+    let hangs = Arc::clone(&hung);
+    serve_unix(&room.path("services/web/port-8080"), move |request| {
+        let first = hangs.fetch_add(1, Ordering::Relaxed) == 0;
+        async move {
+            if first {
+                std::future::pending::<()>().await;
+            }
+            mirror(request)
+        }
+    });
+    // One that is still there and one that is not look the same.
+    let client = half_closed(&room).await;
+    until(|| hung.load(Ordering::Relaxed) == 1).await;
+    assert_eq!(room.client().await.get("/").await.status, StatusCode::SERVICE_UNAVAILABLE);
+    soon(async {
+        while room.client().await.get("/").await.status != StatusCode::OK {
+            tokio::time::sleep(Duration::from_millis(50)).await;
+        }
+    })
+    .await;
+    drop(client);
 }
 
 #[tokio::test]
@@ -514,6 +578,10 @@ fn the_documents_have_the_numbers_of_the_code() {
             format!(
                 "| a client to take what is written to it | {} s in all, restored at {RATE} bytes",
                 seconds(limits.write)
+            ),
+            format!(
+                "for a client that has said its end (`close_notify`) after the request | {} s |",
+                seconds(limits.half_closed)
             ),
             format!("| a service to begin its answer | {} s |", seconds(ANSWER_LIMIT)),
             format!("in either direction | {open} s; {half} s after one side's end |"),

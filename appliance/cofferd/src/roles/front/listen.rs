@@ -30,7 +30,8 @@ use tokio::time::timeout;
 use tokio_rustls::server::TlsStream;
 use tokio_rustls::{LazyConfigAcceptor, TlsAcceptor};
 
-use super::connection::Connection;
+use super::connection::{Connection, hold};
+use super::half::{HalfClosable, Owed};
 use super::site::Site;
 use super::source::Source;
 use super::stall::StallTimeoutStream;
@@ -54,6 +55,8 @@ pub(crate) struct Limits {
     pub(crate) silence: Duration,
     /// For a peer to take something that was written to it.
     pub(crate) write: Duration,
+    /// For the answer to go on, to a client that has said its end.
+    pub(crate) half_closed: Duration,
     /// Request line and headers, in bytes.
     pub(crate) header_bytes: usize,
 }
@@ -66,6 +69,7 @@ impl Default for Limits {
             headers: Duration::from_secs(15),
             silence: Duration::from_secs(120),
             write: Duration::from_secs(60),
+            half_closed: Duration::from_secs(60),
             header_bytes: 32 * 1024,
         }
     }
@@ -213,9 +217,14 @@ async fn http1<S>(stream: S, peer: &Peer, limits: Limits, site: &Arc<Site>)
 where
     S: AsyncRead + AsyncWrite + Unpin + Send + 'static,
 {
+    let owed = Owed::default();
+    let stream = HalfClosable::new(stream, owed.clone(), limits.half_closed);
     let service = service_fn(move |request: Request<Incoming>| {
         let (site, peer) = (Arc::clone(site), peer.clone());
-        async move { Ok::<_, Infallible>(site.answer(peer, request.map(Body::new)).await) }
+        let (head, body) = request.into_parts();
+        let (body, owing) = owed.from(body);
+        let request = Request::from_parts(head, Body::new(body));
+        async move { Ok::<_, Infallible>(hold(site.answer(peer, request).await, owing)) }
     });
     let _ = hyper::server::conn::http1::Builder::new()
         .timer(TokioTimer::new())
