@@ -277,6 +277,8 @@ class Up(unittest.TestCase):
             "cofferdam_connections_total",
             "cofferdam_evidence_documents_total",
             "cofferdam_quotes_total",
+            "cofferdam_store_secrets",
+            "cofferdam_store_bytes",
         ):
             self.assertGreater(value(query), 0, query)
         self.assertEqual(value('cofferdam_service_state{service="web",state="failed"}'), 0.0)

@@ -23,6 +23,9 @@ pub const VAULT_EVENTS: &str = "/run/cofferdam/vault/events";
 /// The vault's records: a redb file of ciphertext, 0600, in memory because the tmpfs is.
 pub const VAULT_STORE: &str = "/run/cofferdam/vault/store";
 
+/// How full it is. 0644.
+pub const VAULT_STATUS: &str = "/run/cofferdam/vault/store.json";
+
 /// Says that the vault has recorded the volumes that were made at this boot.
 pub const VAULT_VOLUMES: &str = "/run/cofferdam/vault/volumes";
 

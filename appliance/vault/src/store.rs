@@ -38,6 +38,7 @@ use std::collections::{BTreeMap, BTreeSet};
 use std::fmt;
 use std::sync::{Arc, Mutex, MutexGuard, PoisonError};
 
+use cofferdam_protocol::status::StoreStatus;
 use cofferdam_protocol::{Digest, SecretRef, SecretValue, WordError};
 use redb::{
     Builder, Database, Durability, ReadTransaction, ReadableDatabase as _, ReadableTable as _,
@@ -87,6 +88,8 @@ pub struct Store {
     keys: Arc<Keys>,
     max_records: usize,
     state: Mutex<State>,
+    /// Who hears how full it is.
+    told: Option<Box<dyn Fn(StoreStatus) + Send + Sync>>,
 }
 
 /// What is known of one record without its value.
@@ -242,7 +245,7 @@ impl Store {
             certificate: None,
             witnesses: None,
         };
-        let store = Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) };
+        let store = Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state), told: None };
         store.change(&mut store.lock(), Reserve::Stays, |transaction| {
             transaction.open_table(RECORDS).map_err(database_error)?;
             transaction.open_table(SPENT).map_err(database_error)?;
@@ -284,7 +287,7 @@ impl Store {
             state.take_in(&operation, row_of(&operation, &keys)?);
             state.journal.push(operation);
         }
-        Ok(Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state) })
+        Ok(Self { pages, keys, max_records: MAX_RECORDS, state: Mutex::new(state), told: None })
     }
 
     /// The same with another bound than [`MAX_RECORDS`].
@@ -292,6 +295,19 @@ impl Store {
     pub fn with_max_records(mut self, most: usize) -> Self {
         self.max_records = most;
         self
+    }
+
+    /// The same, which says how full it is: now, and after each change of a secret.
+    #[must_use]
+    pub fn telling(mut self, told: impl Fn(StoreStatus) + Send + Sync + 'static) -> Self {
+        told(self.status(&self.lock()));
+        self.told = Some(Box::new(told));
+        self
+    }
+
+    fn status(&self, state: &State) -> StoreStatus {
+        let (bytes, bytes_limit) = self.pages.used();
+        StoreStatus { secrets: state.records.len() as u64, bytes, bytes_limit }
     }
 
     /// The keys of this store.
@@ -516,6 +532,9 @@ impl Store {
                 self.change(state, reserve, |transaction| carry(transaction, number, &operation))?;
             state.take_in(&operation, row);
             state.spent.forget(&forgotten);
+        }
+        if let Some(told) = &self.told {
+            told(self.status(state));
         }
         Ok(())
     }

@@ -83,6 +83,23 @@ fn live(bytes: &[u8]) -> Vec<usize> {
 }
 
 #[test]
+fn how_full_it_is_is_told_after_each_change() {
+    let told = Arc::new(std::sync::Mutex::new(Vec::new()));
+    let hears = Arc::clone(&told);
+    let store = Store::create(disk(), keys(1)).unwrap();
+    let store = store.telling(move |status| hears.lock().unwrap().push(status));
+    let large = [7; MAX_VALUE];
+    store.put(&secret(PASSWORD, &large), 1, &id()).unwrap();
+    store.put(&secret(PASSWORD, &large), 2, &id()).unwrap();
+    store.remove(&reference(PASSWORD), &id()).unwrap();
+    assert!(matches!(store.remove(&reference(PASSWORD), &id()), Err(StoreError::Missing)));
+    let told = told.lock().unwrap();
+    assert_eq!(told.iter().map(|status| status.secrets).collect::<Vec<_>>(), [0, 1, 1, 0]);
+    assert!(told.iter().all(|status| status.bytes_limit == 256 * BLOCK as u64));
+    assert!(told[1].bytes >= told[0].bytes + MAX_VALUE as u64, "{told:?}");
+}
+
+#[test]
 fn a_store_keeps_what_it_was_given() {
     let disk = two_records();
     let store = open(&disk).unwrap();

@@ -149,6 +149,7 @@ fn site(facts: &Facts, key: &TlsKey) -> anyhow::Result<Site> {
         roles: PathBuf::from(paths::STATUS),
         publish: PathBuf::from(paths::PUBLISH_STATUS),
         network: PathBuf::from(paths::NETWORK_STATUS),
+        store: PathBuf::from(paths::VAULT_STATUS),
         egress: PathBuf::from(paths::EGRESS_DIR),
         services: services
             .iter()

@@ -29,6 +29,7 @@ use cofferdam_protocol::SecretRef;
 use cofferdam_protocol::events::{Happened, MAX_REFERENCES};
 use cofferdam_protocol::reply::{ErrorReply, JSON};
 use cofferdam_protocol::state::State;
+use cofferdam_protocol::status::StoreStatus;
 use cofferdam_protocol::vault::Affected;
 use cofferdam_protocol::{error_chain, json};
 use cofferdam_vault::state::{Boot, STORE, Sealed};
@@ -46,7 +47,7 @@ use crate::roles::{FRONT, PUBLISH, Role};
 use crate::system::handover::launch;
 use crate::system::ring::Ring;
 use crate::system::sys::{self, SecretKeys, SecretMemory};
-use crate::system::{confine, unix};
+use crate::system::{confine, files, unix};
 
 /// Entries about requests that were refused, in each [`FLOOD_WINDOW`]. Anybody on the network can cause them, and the console is slow
 /// and the ring bounded.
@@ -101,6 +102,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         Ok(store) => {
             println!("vault: {} secrets; state: {state}", store.list().len());
             let audit = audit_sink(&rules);
+            let store = store.telling(|status| told(Path::new(paths::VAULT_STATUS), status));
             let vault = Vault::new(store, rules, unix_now, audit);
             let servers = key_servers(&facts.key_servers)?;
             let vault = vault.with_key_servers(appliance.repository, servers);
@@ -121,6 +123,14 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
         listen::serve(listener, service).await;
         Ok(())
     })
+}
+
+/// Writes down how full the store is. A figure that cannot be written keeps no secret from being put.
+fn told(path: &Path, status: StoreStatus) {
+    let written = json::to_vec(&status).map_err(io::Error::other);
+    if let Err(error) = written.and_then(|bytes| files::replace(path, &bytes)) {
+        eprintln!("vault: cannot write {}: {error}", path.display());
+    }
 }
 
 fn runtime() -> anyhow::Result<tokio::runtime::Runtime> {

@@ -411,6 +411,28 @@ impl ClockStatus {
     }
 }
 
+/// `vault/store.json`, written by `vault`: how full its store is.
+#[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub struct StoreStatus {
+    /// Secrets in it.
+    pub secrets: u64,
+    /// Bytes of its blocks that are in use.
+    pub bytes: u64,
+    /// Bytes of all its blocks.
+    pub bytes_limit: u64,
+}
+
+impl StoreStatus {
+    /// Reads the file.
+    ///
+    /// # Errors
+    /// It is too large or not of this shape.
+    pub fn parse(bytes: &[u8]) -> Result<Self, JsonError> {
+        json::from_json(bytes, MAX_FILE)
+    }
+}
+
 /// What PID 1 has done about the clock, and when by the clock after that.
 #[derive(Debug, Clone, Copy, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
@@ -525,6 +547,9 @@ pub struct StatusReply {
     /// What the front has counted; absent in answers of older appliances.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub front: Option<FrontStatus>,
+    /// How full the vault's store is; absent while that has said nothing.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub store: Option<StoreStatus>,
     /// How far the clock is off; absent while nobody has been asked.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub clock: Option<ClockStatus>,

@@ -159,6 +159,13 @@ impl Pages {
         self.lock().root
     }
 
+    /// Bytes of the blocks that the present commit uses, and of all blocks.
+    pub(super) fn used(&self) -> (u64, u64) {
+        let state = self.lock();
+        let used = state.blocks.saturating_sub(state.free.count());
+        (used.saturating_mul(BLOCK as u64), state.blocks.saturating_mul(BLOCK as u64))
+    }
+
     /// Lets the next commit have a higher epoch than this one.
     ///
     /// # Errors

@@ -4,7 +4,8 @@ use std::fmt;
 
 use cofferdam_protocol::network::NetworkState;
 use cofferdam_protocol::status::{
-    FrontStatus, HealthState, NamedService, PublishState, RoleState, ServiceState, StatusReply, Usage,
+    FrontStatus, HealthState, NamedService, PublishState, RoleState, ServiceState, StatusReply, StoreStatus,
+    Usage,
 };
 use prometheus_client::collector::Collector;
 use prometheus_client::encoding::{DescriptorEncoder, EncodeMetric as _, text};
@@ -119,6 +120,7 @@ fn flag(is: bool) -> f64 {
 fn families(status: &StatusReply, expires: u64) -> Vec<Family> {
     let mut all = appliance(status, expires);
     all.extend(status.front.iter().flat_map(front));
+    all.extend(status.store.iter().flat_map(store));
     all.extend(roles(status));
     all.extend(services(&status.services));
     all
@@ -204,6 +206,17 @@ fn front(front: &FrontStatus) -> Vec<Family> {
     ]
 }
 
+fn store(store: &StoreStatus) -> Vec<Family> {
+    let one = |value: u64| vec![(Labels::new(), number(value))];
+    let bytes = gauge("store", "Bytes of the vault's store that are in use.", one(store.bytes));
+    let limit = gauge("store_limit", "Bytes of the vault's store.", one(store.bytes_limit));
+    vec![
+        gauge("store_secrets", "Secrets in the vault.", one(store.secrets)),
+        bytes.in_unit(Unit::Bytes),
+        limit.in_unit(Unit::Bytes),
+    ]
+}
+
 fn roles(status: &StatusReply) -> Vec<Family> {
     let roles = status.roles.as_deref().unwrap_or_default();
     let named = |name: &str| vec![("role", name.to_owned())];
@@ -276,6 +289,7 @@ mod tests {
             "phase":"supervise","roles":[{{"name":"vault","pid":7,"restarts":2,"state":"running","memory":4096}}],"services":[
             {{"name":"web","state":"running","restarts":1,"usage":{{"memory":1048576,"memory_limit":2097152,"processes":3,"processes_limit":9,"cpu_ms":1500}},
             "health":{{"state":"unhealthy","failures":3}}}},{{"name":"db","state":"failed"}}],
+            "store":{{"secrets":3,"bytes":40960,"bytes_limit":268435456}},
             "publish":{{"state":"published","at":"2026-01-01T00:00:00Z","expires_at":"2026-01-02T00:00:00Z"}},
             "front":{{"connections":9,"open":2,"refused":{{"handshake":4,"not-allowed":1}},"quotes":3,"documents":700}}}}"#,
             commit = "a".repeat(40),
@@ -288,6 +302,9 @@ mod tests {
             "cofferdam_connections_open 2.0",
             r#"cofferdam_refused_total{reason="handshake"} 4.0"#,
             "cofferdam_quotes_total 3.0",
+            "cofferdam_store_secrets 3.0",
+            "cofferdam_store_bytes 40960.0",
+            "cofferdam_store_limit_bytes 268435456.0",
             "cofferdam_evidence_documents_total 700.0",
             r#"cofferdam_service_state{service="web",state="running"} 1.0"#,
             r#"cofferdam_service_state{service="db",state="running"} 0.0"#,

@@ -21,6 +21,7 @@ use cofferdam_protocol::operator::{
 };
 use cofferdam_protocol::status::{
     BootStatus, ClockStatus, EgressStatus, MAX_FILE, NamedService, PublishStatus, ServiceStatus, StatusReply,
+    StoreStatus,
 };
 use cofferdam_protocol::unseal::{REKEY, UNSEAL};
 use cofferdam_protocol::vault::{MAX_OPERATOR_REPLY, MAX_REQUEST, OPERATOR, OperatorRequest};
@@ -69,6 +70,8 @@ pub(crate) struct Records {
     pub(crate) publish: PathBuf,
     /// `network/status.json`.
     pub(crate) network: PathBuf,
+    /// `vault/store.json`.
+    pub(crate) store: PathBuf,
     /// Where the role `egress` says what services were denied.
     pub(crate) egress: PathBuf,
     /// Each service of the declaration, in its order, with its directory.
@@ -243,6 +246,7 @@ impl Records {
             image: appliance.image,
             front: Some(self.counts.status()),
             network: written(&self.network, NetworkStatus::parse),
+            store: written(&self.store, StoreStatus::parse),
             clock: written(&self.publish.with_file_name("clock.json"), ClockStatus::parse),
             clock_set,
             time: Timestamp::from_clock(SystemTime::now()),

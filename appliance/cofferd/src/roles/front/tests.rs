@@ -162,6 +162,7 @@ impl Room {
             roles: root.join("status.json"),
             publish: root.join("publish/status.json"),
             network: root.join("network/status.json"),
+            store: root.join("vault/store.json"),
             egress: root.join("egress"),
             services: vec![
                 ("web".into(), root.join("services/web")),
@@ -1406,6 +1407,7 @@ async fn a_socket_that_is_not_the_shims_is_not_spoken_to() {
                 roles: room.path("status.json"),
                 publish: room.path("publish/status.json"),
                 network: room.path("network/status.json"),
+                store: room.path("vault/store.json"),
                 egress: room.path("egress"),
                 services: Vec::new(),
                 groups: BTreeMap::new(),
