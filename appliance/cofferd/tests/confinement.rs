@@ -555,11 +555,16 @@ fn probe_shim() {
     assert!(std::os::unix::fs::chown("/mnt/file", Some(65_537), None).is_err());
 }
 
-/// A system call with zeros for arguments, and its refusal if it was refused.
-#[allow(unsafe_code)]
+/// A system call with zeros for further arguments, and its refusal if it was refused.
 fn attempt(number: i64, first: i64, second: i64, third: i64) -> Option<Errno> {
+    attempt_with(number, [first, second, third, 0])
+}
+
+/// The same with one argument more.
+#[allow(unsafe_code)]
+fn attempt_with(number: i64, [first, second, third, fourth]: [i64; 4]) -> Option<Errno> {
     // SAFETY: the calls of the table do nothing with zeros but fail, and are refused before that.
-    let outcome = unsafe { libc::syscall(number, first, second, third, 0_i64, 0_i64, 0_i64) };
+    let outcome = unsafe { libc::syscall(number, first, second, third, fourth, 0_i64, 0_i64) };
     Errno::result(outcome).err()
 }
 
@@ -638,6 +643,12 @@ fn probe_filter(role: &str) {
     let networked = [FRONT.name(), PUBLISH.name(), EGRESS.name()].contains(&role);
     let stream = attempt(libc::SYS_socket, libc::AF_INET.into(), libc::SOCK_STREAM.into(), 0);
     assert_eq!(stream.is_none(), networked, "{role}: TCP gives {stream:?}");
+    // Who may have TCP and may not dial does not dial by what it sends either.
+    let dials = i64::from(libc::MSG_FASTOPEN);
+    let expected = Some(if role == FRONT.name() { Errno::EPERM } else { Errno::EBADF });
+    assert_eq!(attempt_with(libc::SYS_sendto, [-1, 0, 0, dials]), expected, "{role}");
+    assert_eq!(attempt(libc::SYS_sendmsg, -1, 0, dials), expected, "{role}");
+    assert_eq!(attempt_with(libc::SYS_sendto, [-1, 0, 0, libc::MSG_NOSIGNAL.into()]), Some(Errno::EBADF));
     let packet = attempt(libc::SYS_socket, libc::AF_PACKET.into(), 99, 0);
     assert_eq!(packet == Some(Errno::EPERM), role != NETWORK.name(), "{role}: packets give {packet:?}");
     // The i386 and x32 tables are other numbers for the same calls.
