@@ -195,8 +195,8 @@ pub struct Expectations {
     /// With `before_launch`: whether what the evidence is asked for travels sealed to its claim `vault_key`. Then `nonce` suffices, since
     /// it does not matter who relays it or which connection it came over.
     pub sealed_to_vault_key: bool,
-    /// Whether to leave out searches whose result only explains, such as which claim was changed: for a caller who goes through
-    /// many documents. No outcome depends on it.
+    /// Whether to leave out what only explains: for a caller who goes through many documents. Which claim was changed is not searched
+    /// for, and where the quote does not commit to the claims nothing else is looked at. The verdict does not depend on it.
     pub brief: bool,
 }
 
@@ -308,6 +308,10 @@ impl Appraisal {
         now: u64,
     ) {
         let quote = match quote::parse(&evidence.quote) {
+            // Whoever publishes releases can make many such documents out of one, and a chain costs far more than this.
+            Ok(quote) if expected.brief && !claims::bound(&quote, evidence) => {
+                return self.fail("report_data", claims::UNBOUND);
+            }
             Ok(quote) => {
                 self.quote_parsed(&quote, evidence.quote.len(), "");
                 self.quote_itself(&evidence.quote, &quote, evidence.collateral.as_ref(), policy, roots, now);

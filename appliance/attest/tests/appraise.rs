@@ -589,6 +589,19 @@ fn a_tampered_claim_is_rejected_by_its_name() {
 }
 
 #[test]
+fn a_brief_appraisal_has_the_same_verdict_and_looks_at_the_cheapest_first() {
+    let brief = |fixture: &Fixture| Expectations { brief: true, ..fixture.expectations() };
+    let fixture = Fixture::default();
+    let evidence = fixture.evidence();
+    let accepted = fixture.appraise_with(&evidence, &brief(&fixture));
+    assert_eq!(accepted.checks, fixture.appraise(&evidence).checks);
+    let appraisal = tampered(|claims| claims.endpoint = word("thief.example:443"), &brief);
+    assert_eq!(appraisal.verdict(), Verdict::Rejected);
+    assert_eq!(failed(&appraisal), ["report_data"]);
+    assert_eq!(appraisal.checks.len(), 1, "neither the chain nor the log: {:#?}", appraisal.checks);
+}
+
+#[test]
 fn a_tampered_claim_is_named_offline_where_the_event_log_knows_it() {
     let offline = |_: &Fixture| Expectations::default();
     type Change = fn(&mut Claims);
