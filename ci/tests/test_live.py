@@ -11,7 +11,7 @@ import tempfile
 import unittest
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
-from attacks import chosen, framing, table
+from attacks import chosen, framing, soak, table
 from attacks.stage import is_over, staged
 from attacks.table import Scenario, Wrong
 from harness import ROOT
@@ -30,12 +30,14 @@ class Live(unittest.TestCase):
             staged(folder, TOOLS, IMAGE) as stage,
         ):
             rows = table.all_of(stage, scenarios)
+            # So short a one is only about the requests.
+            rows.append(soak.soak(stage, 0.1))
             wrong = [f"{row.group}: {row.claim}: {row.seen}" for row in rows if not row.holds]
             if wrong:
                 print(stage.world.console("appliance")[-6000:], file=sys.stderr)
         print(table.markdown(rows), file=sys.stderr)
         self.assertEqual(wrong, [])
-        self.assertEqual(len(rows), len(scenarios))
+        self.assertEqual(len(rows), len(scenarios) + 1)
 
 
 class Judging(unittest.TestCase):

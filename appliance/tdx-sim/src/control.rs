@@ -1,13 +1,14 @@
-//! A test's hand inside the simulated machine: the second serial port kills a role of the appliance when asked.
+//! A test's hand inside the simulated machine: the second serial port kills a role of the appliance when asked, and counts descriptors.
 //!
 //! The appliance has no such door and no switch to open one; yet a test must see what happens when a role dies. So the
-//! hand belongs to the simulated *machine*, which exists in no production image. It can do one thing, and
-//! one that every host can do to the whole machine anyway: end a process. It is not there unless the host attached a
-//! second serial port.
+//! hand belongs to the simulated *machine*, which exists in no production image. It can change one thing, as
+//! every host can do to the whole machine anyway: end a process. It is not there unless the host attached a second serial port.
 //!
 //! Protocol: one line in, one line of JSON out. `kill ROLE` (`kill vault`, `kill shim web`) sends SIGKILL to the process
-//! that PID 1 started as `cofferd ROLE`: `{"killed":true,"pid":N}` or `{"killed":false,"error":"…"}`.
+//! that PID 1 started as `cofferd ROLE`: `{"killed":true,"pid":N}` or `{"killed":false,"error":"…"}`. `descriptors`
+//! answers how many descriptors each role has open: `{"killed":false,"descriptors":{"vault":N,"shim web":N,…}}`.
 
+use std::collections::BTreeMap;
 use std::fs::{self, File, OpenOptions};
 use std::io::{self, BufRead, BufReader, Read, Write};
 use std::os::unix::fs::OpenOptionsExt;
@@ -28,13 +29,15 @@ const MAX_LINE: u64 = 256;
 const MAX_COMMAND: u64 = 4096;
 
 /// An answer.
-#[derive(Debug, Serialize, PartialEq, Eq)]
+#[derive(Debug, Default, Serialize, PartialEq, Eq)]
 struct Answer {
     killed: bool,
     #[serde(skip_serializing_if = "Option::is_none")]
     pid: Option<i32>,
     #[serde(skip_serializing_if = "Option::is_none")]
     error: Option<String>,
+    #[serde(skip_serializing_if = "Option::is_none")]
+    descriptors: Option<BTreeMap<String, u64>>,
 }
 
 /// Serves requests from the port until it goes away. Returns at once when there is no such port.
@@ -69,30 +72,45 @@ fn converse(from: impl Read, mut to: impl Write, proc: &Path) -> io::Result<()> 
 }
 
 fn handle(line: &str, proc: &Path) -> Answer {
-    let refused = |error: String| Answer { killed: false, pid: None, error: Some(error) };
+    let refused = |error: String| Answer { error: Some(error), ..Answer::default() };
+    if line.trim() == "descriptors" {
+        return Answer { descriptors: Some(descriptors(proc)), ..Answer::default() };
+    }
     let Some(role) = line.trim().strip_prefix("kill ") else {
-        return refused("the request is: kill ROLE".to_owned());
+        return refused("the request is: kill ROLE, or: descriptors".to_owned());
     };
     let pids = role_processes(proc, role);
     match pids.as_slice() {
         [pid] => match kill(Pid::from_raw(*pid), Signal::SIGKILL) {
-            Ok(()) => Answer { killed: true, pid: Some(*pid), error: None },
+            Ok(()) => Answer { killed: true, pid: Some(*pid), ..Answer::default() },
             Err(errno) => refused(format!("process {pid}: {errno}")),
         },
         other => refused(format!("{} processes run as {role}, expected one", other.len())),
     }
 }
 
-/// Children of PID 1 that were started as `cofferd` with `role` as their arguments. What a process executes cannot be looked up: the
-/// kernel lets nobody read another process. A workload is no child of PID 1, whatever it calls itself.
+/// Children of PID 1 that were started as `cofferd` with `role` as their arguments.
 fn role_processes(proc: &Path, role: &str) -> Vec<i32> {
+    roles(proc).into_iter().filter(|(_, words)| words == role).map(|(pid, _)| pid).collect()
+}
+
+/// How many descriptors each role has open: the size of `/proc/PID/fd`, since Linux 6.2 (proc_pid_fd(5)), which needs no look into the process.
+fn descriptors(proc: &Path) -> BTreeMap<String, u64> {
+    let open = |pid: i32| fs::metadata(proc.join(pid.to_string()).join("fd")).map(|about| about.len());
+    roles(proc).into_iter().filter_map(|(pid, words)| Some((words, open(pid).ok()?))).collect()
+}
+
+/// Children of PID 1 that were started as `cofferd`, and their arguments. What a process executes cannot be looked up: the
+/// kernel lets nobody read another process. A workload is no child of PID 1, whatever it calls itself.
+fn roles(proc: &Path) -> Vec<(i32, String)> {
     let Ok(entries) = fs::read_dir(proc) else { return Vec::new() };
     entries
         .filter_map(|entry| entry.ok()?.file_name().to_str()?.parse::<i32>().ok())
         .filter(|pid| *pid > 1)
-        .filter(|pid| {
+        .filter_map(|pid| {
             let process = proc.join(pid.to_string());
-            parent(&process) == Some(1) && arguments(&process).as_deref() == Some(role)
+            let role = arguments(&process).filter(|_| parent(&process) == Some(1))?;
+            Some((pid, role))
         })
         .collect()
 }
@@ -152,10 +170,10 @@ mod tests {
         for (line, error) in [
             ("kill vault\n", "2 processes run as vault, expected one"),
             ("kill front\n", "0 processes run as front, expected one"),
-            ("read vault\n", "the request is: kill ROLE"),
-            ("\n", "the request is: kill ROLE"),
+            ("read vault\n", "the request is: kill ROLE, or: descriptors"),
+            ("\n", "the request is: kill ROLE, or: descriptors"),
         ] {
-            let expected = Answer { killed: false, pid: None, error: Some(error.to_owned()) };
+            let expected = Answer { error: Some(error.to_owned()), ..Answer::default() };
             assert_eq!(handle(line, proc.path()), expected);
         }
     }
@@ -172,12 +190,24 @@ mod tests {
     }
 
     #[test]
+    fn open_descriptors_are_counted_by_role() {
+        let proc = fake(&[(20, 1, "cofferd vault"), (21, 1, "cofferd shim web"), (22, 21, "cofferd shim web")]);
+        for pid in [20, 21, 22] {
+            fs::create_dir(proc.path().join(pid.to_string()).join("fd")).unwrap();
+        }
+        let size = fs::metadata(proc.path().join("20/fd")).unwrap().len();
+        let answer = handle("descriptors\n", proc.path());
+        let counted = [("shim web".to_owned(), size), ("vault".to_owned(), size)];
+        assert_eq!(answer, Answer { descriptors: Some(counted.into()), ..Answer::default() });
+    }
+
+    #[test]
     fn a_process_is_really_killed() {
         let mut child = std::process::Command::new("sleep").arg("60").spawn().unwrap();
         let pid = child.id() as i32;
         let proc = fake(&[(pid, 1, "cofferd vault")]);
         let answer = handle("kill vault", proc.path());
-        assert_eq!(answer, Answer { killed: true, pid: Some(pid), error: None });
+        assert_eq!(answer, Answer { killed: true, pid: Some(pid), ..Answer::default() });
         let status = child.wait().unwrap();
         assert_eq!(std::os::unix::process::ExitStatusExt::signal(&status), Some(9));
     }
