@@ -191,7 +191,8 @@ mod tests {
 
     #[test]
     fn open_descriptors_are_counted_by_role() {
-        let proc = fake(&[(20, 1, "cofferd vault"), (21, 1, "cofferd shim web"), (22, 21, "cofferd shim web")]);
+        let proc =
+            fake(&[(20, 1, "cofferd vault"), (21, 1, "cofferd shim web"), (22, 21, "cofferd shim web")]);
         for pid in [20, 21, 22] {
             fs::create_dir(proc.path().join(pid.to_string()).join("fd")).unwrap();
         }
