@@ -21,8 +21,9 @@ TIMES = {False: 1, True: 20}
 class Traffic:
     """Clients of two services and of the evidence, each of an address of its own."""
 
-    def __init__(self, stage):
-        self.stage, self.over = stage, threading.Event()
+    def __init__(self, stage, pause=0.02):
+        # The emulated processors are for others, too.
+        self.stage, self.pause, self.over = stage, pause, threading.Event()
         self.right, self.none, self.wrong = 0, 0, []
         self.lock = threading.Lock()
         self.threads = [
@@ -58,8 +59,7 @@ class Traffic:
                     self.wrong.append(str(error))
             with self.lock:
                 self.right, self.none = self.right + bool(right), self.none + (not right)
-            # The emulated processors are for others, too.
-            time.sleep(0.02)
+            time.sleep(self.pause)
 
     def __enter__(self):
         for thread in self.threads:

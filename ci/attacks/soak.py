@@ -21,6 +21,8 @@ COMPARED = 6
 # vault's store, which grows by whole blocks and gives them back.
 MEMORY, DESCRIPTORS, STORE = 1 << 20, 8, 1 << 20
 PUT_EVERY = 5
+# Between one client's requests: an emulated machine is far from its limits then.
+PAUSE = 0.2
 
 
 class Figures:
@@ -71,7 +73,7 @@ def soak(stage, minutes):
         starts = stage.starts()
         samples, failed, rounds = [Figures(stage)], [], 0
         began = time.monotonic()
-        with Traffic(stage) as traffic:
+        with Traffic(stage, PAUSE) as traffic:
             for number in range(1, SAMPLES + 1):
                 until = began + 60 * minutes * number / SAMPLES
                 while time.monotonic() < until:
