@@ -2,8 +2,10 @@
 guest.
 
 One nginx in one service: its plain port behind `front`, which has the TLS, and its own TLS passed
-through untouched. So both take the same way into the machine, both answers are nginx's, and what
-is compared is the front with its hop to the service against nginx's own TLS.
+through untouched, behind which it is a reverse proxy that keeps its connections to the plain port.
+So both take the same way into the machine, both answers come from the same server, and what is
+compared is one reverse proxy with TLS against the other. A third port, on which nginx answers out
+of its own memory, shows what the hop to a server costs either.
 """
 
 import os
@@ -32,13 +34,17 @@ http {{
   client_body_temp_path /tmp/body; proxy_temp_path /tmp/proxy; fastcgi_temp_path /tmp/fastcgi;
   uwsgi_temp_path /tmp/uwsgi; scgi_temp_path /tmp/scgi;
   server {{ listen 8080; location / {{ return 200 "{BODY}"; }} }}
+  ssl_protocols TLSv1.3;
+  ssl_certificate /tls/server.pem;
+  ssl_certificate_key /tls/server.key;
+  upstream plain {{ server 127.0.0.1:8080; keepalive 64; }}
   server {{
     listen 8443 ssl http2;
-    ssl_protocols TLSv1.3;
-    ssl_certificate /tls/server.pem;
-    ssl_certificate_key /tls/server.key;
-    location / {{ return 200 "{BODY}"; }}
+    location / {{
+      proxy_pass http://plain; proxy_http_version 1.1; proxy_set_header Connection "";
+    }}
   }}
+  server {{ listen 8444 ssl http2; location / {{ return 200 "{BODY}"; }} }}
 }}
 """
 SERVICES = """  web:
@@ -47,6 +53,7 @@ SERVICES = """  web:
     ports:
       - {{published: 443, target: 8080, auth: none}}
       - {{published: 8443, target: 8443, app_protocol: tcp, tls: passthrough, auth: none}}
+      - {{published: 8444, target: 8444, app_protocol: tcp, tls: passthrough, auth: none}}
 """
 
 
@@ -102,10 +109,11 @@ def measure(image, tools):
         world.start_services()
         config = {"Entrypoint": [NGINX, "-e", "stderr", "-c", "/etc/nginx.conf"]}
         reference = world.push_image("bench/nginx", files(world.path("tls")), config)
-        ports = {"front": free_port(), "nginx": free_port()}
+        ports = {name: free_port() for name in ("front", "nginx", "without a hop")}
         declaration = world.declaration(ports["front"], SERVICES.format(image=reference))
         commit = world.commit(declaration)
-        more = ("--forward", f"{ports['nginx']}:8443")
+        passed = (("nginx", 8443), ("without a hop", 8444))
+        more = [word for name, to in passed for word in ("--forward", f"{ports[name]}:{to}")]
         machine = world.boot("front", image, declaration, commit, ports["front"], *more)
         world.wait_console("front", machine, "launched", 240)
         for name, port in ports.items():
