@@ -1,6 +1,5 @@
 //! The vault's HTTP interface. It knows no socket: the listener says who the peer is.
 
-use std::collections::BTreeSet;
 use std::future::poll_fn;
 use std::pin::Pin;
 use std::sync::Arc;
@@ -197,7 +196,7 @@ async fn changed(State(vault): State<Arc<Vault>>, Extension(peer): Extension<Pee
 type Wrong = (String, Option<&'static str>);
 
 /// The references of a request, each once and in order, when there are not too many of them and the wait is not too long.
-fn asked(references: Vec<SecretRef>, wait_ms: u64, longest: u64) -> Result<Vec<SecretRef>, Wrong> {
+fn asked(mut references: Vec<SecretRef>, wait_ms: u64, longest: u64) -> Result<Vec<SecretRef>, Wrong> {
     if wait_ms > longest {
         let error = format!("wait_ms is more than {longest}");
         return Err((error, Some("ask again to wait longer")));
@@ -205,7 +204,9 @@ fn asked(references: Vec<SecretRef>, wait_ms: u64, longest: u64) -> Result<Vec<S
     if references.is_empty() || references.len() > MAX_REFERENCES {
         return Err((format!("a request is for 1 to {MAX_REFERENCES} references"), None));
     }
-    Ok(references.into_iter().collect::<BTreeSet<_>>().into_iter().collect())
+    references.sort_unstable();
+    references.dedup();
+    Ok(references)
 }
 
 fn refused(error: &LeaseError) -> Response {
