@@ -11,15 +11,60 @@ from urllib.parse import parse_qs
 
 import jsonschema
 
-# An operation that the description at hand leaves out, as GitHub's page on "Compare two commits"
-# has it: what both sides rely on.
-COMPARE = {
+
+def in_path(*names):
+    """Parameters that stand in the path."""
+    return [
+        {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
+        for name in names
+    ]
+
+
+# Operations that the description at hand leaves out, as GitHub's pages on "Compare two commits" and
+# "Get a tree" have them: what both sides rely on.
+LEFT_OUT = {
+    "/repos/{owner}/{repo}/git/trees/{tree_sha}": {
+        "get": {
+            "parameters": in_path("owner", "repo", "tree_sha"),
+            "responses": {
+                "200": {
+                    "content": {
+                        "application/json": {
+                            "schema": {
+                                "type": "object",
+                                "properties": {
+                                    "sha": {"type": "string"},
+                                    "url": {"type": "string"},
+                                    "truncated": {"type": "boolean"},
+                                    "tree": {
+                                        "type": "array",
+                                        "items": {
+                                            "type": "object",
+                                            "properties": {
+                                                "path": {"type": "string"},
+                                                "mode": {"type": "string"},
+                                                "type": {"type": "string"},
+                                                "sha": {"type": "string"},
+                                                "size": {"type": "integer"},
+                                                "url": {"type": "string"},
+                                            },
+                                            "required": ["path", "mode", "type", "sha"],
+                                        },
+                                    },
+                                },
+                                "required": ["sha", "tree", "truncated"],
+                            }
+                        }
+                    }
+                },
+                "404": {},
+                "409": {},
+            },
+        }
+    },
     "/repos/{owner}/{repo}/compare/{basehead}": {
         "get": {
-            "parameters": [
-                {"name": name, "in": "path", "required": True, "schema": {"type": "string"}}
-                for name in ("owner", "repo", "basehead")
-            ]
+            "parameters": in_path("owner", "repo", "basehead")
             + [
                 {"name": name, "in": "query", "schema": {"type": "integer"}}
                 for name in ("page", "per_page")
@@ -95,7 +140,7 @@ class Contract:
     def __init__(self, path):
         with open(path, encoding="utf-8") as file:
             self.document = _nullable(json.load(file))
-        self.document["paths"] = {**COMPARE, **self.document["paths"]}
+        self.document["paths"] = {**LEFT_OUT, **self.document["paths"]}
         self.resolver = jsonschema.RefResolver.from_schema(self.document)
         self.operations = []
         for template, methods in self.document["paths"].items():

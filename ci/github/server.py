@@ -19,8 +19,9 @@ matched entry is answered, after `delay` seconds, and counted down; without a st
 Scenarios for tests: --scenario names a JSON file that is read on every request: `order` of lists
 (`newest` as GitHub does at most times, `oldest`, `shuffled`: it promises none), `immutable`
 (whether releases are), `limits` per hour (`{"anonymous": 60, "token": 5000}`; without it there is
-none) and `limited` (the status of an answer beyond them, 403 or 429; the limits' hour begins with
-the first request). --log appends a line of JSON for each request.
+none), `limited` (the status of an answer beyond them, 403 or 429; the limits' hour begins with
+the first request) and `verified` (what it says of each commit's signature, without a look).
+--log appends a line of JSON for each request.
 """
 
 import argparse
@@ -767,15 +768,62 @@ class Handler(BaseHTTPRequestHandler):
                 "tree": link("git/trees", tree),
                 "author": {"name": author, "email": mail, "date": utc(at)},
                 "committer": {"name": committer, "email": committer_mail, "date": utc(committed)},
-                "verification": {
-                    "verified": False,
-                    "reason": "unsigned",
-                    "signature": None,
-                    "payload": None,
-                    "verified_at": None,
-                },
+                "verification": self.verification(owner, repo, sha),
             },
         }
+
+    def verification(self, owner, repo, sha):
+        """The signed text of a commit and its signature, as git has them. Whether GitHub calls it
+        verified is the scenario's word (`verified`), for clients that would believe that.
+        """
+        raw = self.server.repositories.git(owner, repo, "cat-file", "commit", sha)
+        headers, message = raw.decode(errors="replace").split("\n\n", 1)
+        header = re.compile(r"^gpgsig (.*(?:\n .*)*)\n", re.MULTILINE)
+        signatures = header.findall(headers + "\n")
+        payload = header.sub("", headers + "\n") + "\n" + message if signatures else None
+        verified = self.server.scenario().get("verified", False)
+        return {
+            "verified": verified,
+            "reason": "valid" if verified else "unknown_key" if signatures else "unsigned",
+            "signature": signatures[0].replace("\n ", "\n") + "\n" if signatures else None,
+            "payload": payload,
+            "verified_at": now() if verified else None,
+        }
+
+    def git_commit(self, _body, owner, repo, sha):
+        """A commit as git stores it, by its whole name."""
+        if self.server.repositories.git(owner, repo, "cat-file", "commit", sha) is None:
+            raise Problem(404, "Not Found")
+        found = self.server.repositories.log(owner, repo, sha, None, 1)[0]
+        shown = self.shown_commit(owner, repo, found)
+        return self.json(
+            200,
+            {
+                **{key: shown["commit"][key] for key in ("author", "committer", "message", "tree")},
+                "verification": shown["commit"]["verification"],
+                **{key: shown[key] for key in ("sha", "node_id", "html_url", "parents")},
+                "url": shown["commit"]["url"],
+            },
+        )
+
+    def git_tree(self, _body, owner, repo, sha):
+        """A directory, by its whole name."""
+        out = self.server.repositories.git(owner, repo, "ls-tree", "-z", "-l", "--full-tree", sha)
+        if out is None:
+            raise Problem(404, "Not Found")
+        url = f"{self.base()}{API}/repos/{owner}/{repo}/git"
+        entries = []
+        for line in filter(None, out.decode(errors="replace").split("\0")):
+            described, path = line.split("\t", 1)
+            mode, kind, one, size = described.split()
+            entry = {"path": path, "mode": mode, "type": kind, "sha": one}
+            if kind != "commit":
+                entry["url"] = f"{url}/{kind}s/{one}"
+            if kind == "blob":
+                entry["size"] = int(size)
+            entries.append(entry)
+        shown = {"sha": sha, "url": f"{url}/trees/{sha}", "tree": entries, "truncated": False}
+        return self.json(200, shown)
 
     def repository(self, _body, owner, repo):
         self.server.repositories.git(owner, repo, "rev-parse")
@@ -984,6 +1032,8 @@ ROUTES = [
     ("GET", API + "/rate_limit", Handler.rate_limit),
     ("GET", API + REPO, Handler.repository),
     ("GET", API + REPO + r"/git/ref/(?P<ref>.+)", Handler.git_ref),
+    ("GET", API + REPO + r"/git/commits/(?P<sha>[0-9a-f]{40})", Handler.git_commit),
+    ("GET", API + REPO + r"/git/trees/(?P<sha>[0-9a-f]{40})", Handler.git_tree),
     ("GET", API + REPO + r"/compare/(?P<base>.+?)\.\.\.(?P<head>.+)", Handler.compare),
     ("POST", r"/(?P<owner>[^/]+)/(?P<repo>[^/]+)\.git/git-upload-pack", Handler.upload_pack),
     ("GET", API + REPO + r"/releases", Handler.list_releases),

@@ -296,6 +296,21 @@ class Development(unittest.TestCase):
         upload = release["upload_url"].split("{")[0] + "?name=late"
         self.assertEqual(self.call("POST", upload, b"late")[0], 201)
 
+    def test_commits_and_directories_have_what_their_names_are_computed_of(self):
+        found = self.call("GET", f"/repos/acme/app/git/commits/{self.commit}", token=None)[1]
+        self.assertEqual(found["sha"], self.commit)
+        unsigned = {"verified": False, "reason": "unsigned", "signature": None, "payload": None}
+        self.assertEqual(found["verification"] | unsigned, found["verification"])
+        tree = self.call("GET", f"/repos/acme/app/git/trees/{found['tree']['sha']}", token=None)[1]
+        entries = b"".join(
+            f"{entry['mode'].lstrip('0')} {entry['path']}\0".encode() + bytes.fromhex(entry["sha"])
+            for entry in tree["tree"]
+        )
+        computed = hashlib.sha1(b"tree %d\0" % len(entries) + entries, usedforsecurity=False)
+        self.assertEqual(computed.hexdigest(), found["tree"]["sha"])
+        for kind in ("commits", "trees"):
+            self.assertEqual(self.call("GET", f"/repos/acme/app/git/{kind}/{'0' * 40}")[0], 404)
+
     def test_the_default_branch_is_found_by_its_whole_name(self):
         repository = self.call("GET", "/repos/acme/app", token=None)[1]
         self.assertEqual(repository["default_branch"], "main")

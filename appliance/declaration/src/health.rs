@@ -200,7 +200,8 @@ fn http(text: &str) -> Result<Probe, WordError> {
     Ok(Probe::Http { port, path: format!("/{path}") })
 }
 
-fn duration(
+/// A time of at least and at most so much, where the key is there. The outer `None` stands for a mistake.
+pub(crate) fn duration(
     fields: &Fields<'_>,
     key: &str,
     least: Duration,

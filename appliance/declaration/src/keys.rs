@@ -11,6 +11,8 @@ pub(crate) const TOP: &[&str] = &[
     "endpoint",
     "operators",
     "tokens",
+    "signers",
+    "follow",
     "github",
     "attestation",
     "certificate",
@@ -25,6 +27,8 @@ pub(crate) const TOP: &[&str] = &[
 pub(crate) const OPERATOR: &[&str] = &["name", "key"];
 /// Keys of one token.
 pub(crate) const TOKEN: &[&str] = &["name", "hash"];
+/// Keys of `follow`.
+pub(crate) const FOLLOW: &[&str] = &["branch", "interval"];
 /// Keys of `github`.
 pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
 /// Keys of `attestation`.

@@ -29,6 +29,7 @@ mod profile;
 mod read;
 mod read_certificate;
 mod read_configs;
+mod read_follow;
 mod read_harmless;
 mod read_limits;
 mod read_network;
@@ -43,8 +44,8 @@ mod variables;
 mod yaml;
 
 pub use cofferdam_protocol::{
-    Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SECRET_SCHEME,
-    SecretRef,
+    Branch, Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository,
+    SECRET_SCHEME, SecretRef, SignerKey,
 };
 pub use composed::{Part, Value};
 pub use depends::{Condition, Dependency};
@@ -56,9 +57,9 @@ pub use limits::{
     Capability, DEFAULT_PIDS, DEFAULT_SHM_SIZE, LEAST_MEMORY, Limits, MAX_NOFILE, MAX_PIDS, Ulimit, Ulimits,
 };
 pub use model::{
-    Attestation, Auth, Certificate, ConfigFile, DEFAULT_STOP_GRACE_PERIOD, Declaration, Github, KeyServer,
-    Login, Membership, Operator, Port, Registry, Restart, SecretFile, Service, Speaks, StateSource, Token,
-    Volume, VolumeMount, images_volume,
+    Attestation, Auth, Certificate, ConfigFile, DEFAULT_STOP_GRACE_PERIOD, Declaration, Follow, Github,
+    KeyServer, Login, Membership, Operator, Port, Registry, Restart, SecretFile, Service, Speaks,
+    StateSource, Token, Volume, VolumeMount, images_volume,
 };
 pub use on_change::OnChange;
 pub use profile::{MAX_PROFILE_PATHS, Paths, Profile, known_system_calls};

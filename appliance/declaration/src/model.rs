@@ -9,7 +9,8 @@ use std::time::Duration;
 
 use cofferdam_protocol::state::Rollback;
 use cofferdam_protocol::{
-    Digest, Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository, SecretRef,
+    Branch, Digest, Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository,
+    SecretRef, SignerKey,
 };
 use serde::{Deserialize, Serialize};
 
@@ -33,6 +34,10 @@ pub struct Declaration {
     pub operators: Vec<Operator>,
     /// With which tokens clients call ports that take tokens; names and hashes are unique.
     pub tokens: Vec<Token>,
+    /// Whose commits of the repository count; keys and names are unique. At least one where something is followed.
+    pub signers: Vec<SignerKey>,
+    /// What of the repository the appliance looks at. There is a token then.
+    pub follow: Option<Follow>,
     /// Where release attestations go.
     pub github: Github,
     /// Where the collateral of quotes comes from.
@@ -70,6 +75,15 @@ pub struct Token {
     pub name: String,
     /// [`AccessToken::hash`](cofferdam_protocol::AccessToken::hash).
     pub hash: Digest,
+}
+
+/// What the appliance looks at to see whether there is a newer declaration.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+pub struct Follow {
+    /// The branch; `main` unless the declaration names another.
+    pub branch: Branch,
+    /// Between two looks: 10 s to a day, a minute unless the declaration says otherwise.
+    pub interval: Duration,
 }
 
 /// The GitHub that holds the repository.

@@ -19,6 +19,7 @@ use crate::model::{
 };
 use crate::read_certificate;
 use crate::read_configs::{self, Declared};
+use crate::read_follow;
 use crate::read_network;
 use crate::read_service;
 use crate::read_volumes;
@@ -56,6 +57,8 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         .and_then(|node| fields::parse(node, "`endpoint`", errors));
     let operators = top.get("operators").map_or(Some(Vec::new()), |node| operators(node, errors));
     let tokens = top.get("tokens").map_or(Some(Vec::new()), |node| tokens(node, errors));
+    let signers = top.get("signers").map_or(Some(Vec::new()), |node| read_follow::signers(node, errors));
+    let follow = top.get("follow").map(|node| read_follow::follow(node, errors));
     let github = github(top.get("github"), errors);
     let attestation = attestation(top.get("attestation"), errors);
     let certificate = top.get("certificate").map(|node| read_certificate::certificate(node, errors));
@@ -88,6 +91,9 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         let own = rules::Own { github, github_node: top.get("github"), registries };
         rules::check(services, operators, &own, errors);
     }
+    if let (Some(signers), Some(github)) = (&signers, &github) {
+        read_follow::rules(top.get("follow"), (top.get("signers"), signers), github, errors);
+    }
     if let (Some(services), Some(networks)) = (&services, &networks) {
         rules::networks(services, networks, errors);
         rules::remarks(services, errors);
@@ -107,6 +113,8 @@ pub(crate) fn declaration(root: &Node, errors: &mut Collector<'_>) -> Option<Dec
         endpoint: endpoint?,
         operators: operators?,
         tokens: tokens?,
+        signers: signers?,
+        follow: optional(follow)?,
         github: github?,
         attestation: attestation?,
         certificate: optional(certificate)?,

@@ -101,6 +101,11 @@ struct Declaration {
     /// Tokens of clients that are no operators, for ports with `auth: tokens`.
     #[schemars(length(max = 256))]
     tokens: Option<Vec<Token>>,
+    /// Whose commits of the repository count: lines of .pub files, each with a key and a name of its own.
+    #[schemars(length(max = 32))]
+    signers: Option<Vec<Signer>>,
+    /// What of the repository the appliance looks at; it needs `signers` and `github.token`.
+    follow: Option<Follow>,
     /// Where release attestations go.
     github: Option<Github>,
     /// Where the collateral of quotes comes from.
@@ -167,6 +172,30 @@ struct Token {
     /// SHA-256 of the token.
     #[schemars(regex(pattern = "^sha256:[0-9a-f]{64}$"))]
     hash: String,
+}
+
+/// One line of an ed25519 or ecdsa (P-256) .pub file; the text behind the key is the signer's name.
+#[derive(JsonSchema)]
+#[schemars(transparent)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Signer(
+    #[schemars(
+        regex(pattern = r"^(ssh-ed25519|ecdsa-sha2-nistp256) [A-Za-z0-9+/=]+( .*)?$"),
+        length(max = 1024)
+    )]
+    String,
+);
+
+/// What the appliance looks at to see whether there is a newer declaration.
+#[derive(JsonSchema)]
+#[schemars(deny_unknown_fields)]
+#[expect(dead_code, reason = "described, never filled")]
+struct Follow {
+    /// The branch, `main` unless given.
+    #[schemars(regex(pattern = r"^[^\s~^:?*\[\\-][^\s~^:?*\[\\]*$"), length(max = 200))]
+    branch: Option<String>,
+    /// Between two looks, 1m unless given; 10s to 24h.
+    interval: Option<Time>,
 }
 
 /// The GitHub that holds the repository.
@@ -1032,6 +1061,7 @@ mod tests {
         assert_eq!(keys_at(""), sorted(keys::TOP));
         assert_eq!(keys_at("/$defs/Operator"), sorted(keys::OPERATOR));
         assert_eq!(keys_at("/$defs/Token"), sorted(keys::TOKEN));
+        assert_eq!(keys_at("/$defs/Follow"), sorted(keys::FOLLOW));
         assert_eq!(keys_at("/$defs/Github"), sorted(keys::GITHUB));
         assert_eq!(keys_at("/$defs/Attestation"), sorted(keys::ATTESTATION));
         assert_eq!(keys_at("/$defs/Certificate"), sorted(keys::CERTIFICATE));

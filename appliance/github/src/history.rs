@@ -96,27 +96,9 @@ impl Client {
         struct Named {
             default_branch: String,
         }
-        #[derive(Deserialize)]
-        struct Ref {
-            #[serde(rename = "ref")]
-            name: String,
-            object: Object,
-        }
-        #[derive(Deserialize)]
-        struct Object {
-            #[serde(rename = "type")]
-            kind: String,
-            sha: CommitId,
-        }
         let Named { default_branch: branch } = self.get(self.url(repository, &[], &[])?).await?;
-        check_branch(&branch)?;
-        let mut url = self.url(repository, &["git", "ref", "heads"], &[])?;
-        extend(&mut url, &branch.split('/').collect::<Vec<_>>())?;
-        let found: Ref = self.get(url).await?;
-        if found.name != format!("refs/heads/{branch}") || found.object.kind != "commit" {
-            return Err(GithubError::Malformed("another ref than was asked for".to_owned()));
-        }
-        Ok(Head { branch, commit: found.object.sha, tags: None })
+        let commit = self.branch(repository, &branch).await?;
+        Ok(Head { branch, commit, tags: None })
     }
 
     /// How `base` and `head` are related, both whole commits. A comparison cannot change, so the cache may answer.
@@ -205,11 +187,11 @@ fn parse_head(body: &[u8]) -> Option<Head> {
 }
 
 /// A branch's name goes into a path and onto a terminal.
-fn check_branch(name: &str) -> Result<(), GithubError> {
+pub(crate) fn check_branch(name: &str) -> Result<(), GithubError> {
     let fine = (1..=255).contains(&name.len())
         && !name.chars().any(|c| c.is_control() || c.is_whitespace())
         && name.split('/').all(|part| !matches!(part, "" | "." | ".."));
-    if fine { Ok(()) } else { Err(GithubError::Malformed("name of the default branch".to_owned())) }
+    if fine { Ok(()) } else { Err(GithubError::Malformed("name of a branch".to_owned())) }
 }
 
 #[cfg(test)]

@@ -1,7 +1,7 @@
-//! GitHub's REST API, as far as release attestations need it: contents and commits, releases and their assets.
+//! GitHub's REST API, as far as release attestations and followers of a branch need it: contents and commits, releases and their assets.
 //!
 //! Responsible for what is asked and in how many requests, for bounds, redirects, retries and where the token goes. It decides
-//! nothing about trust: what comes back is bounded, typed and untrusted. HTTPS always, also on loopback. The token goes to the
+//! nothing about trust: what comes back is bounded, typed and untrusted, but for commits that signers signed ([`SignedCommit`]). HTTPS always, also on loopback. The token goes to the
 //! API's own host, its upload host and the host of its repositories, and nowhere else: redirects are followed by hand, only for
 //! asset bytes, and without it. Works the same with api.github.com and with GitHub Enterprise Server (`https://HOST/api/v3`).
 //!
@@ -13,7 +13,7 @@ use std::fmt;
 use std::sync::Arc;
 use std::time::{Duration, Instant};
 
-use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue};
+use reqwest::header::{ACCEPT, AUTHORIZATION, HeaderValue, IF_NONE_MATCH};
 use reqwest::{Method, Url};
 use sha2::{Digest as _, Sha256};
 use zeroize::Zeroizing;
@@ -21,19 +21,23 @@ use zeroize::Zeroizing;
 use cofferdam_protocol::{Repository, Timestamp, base64, hex};
 
 mod cache;
+mod follow;
 mod history;
+mod object;
 mod publish;
 mod read;
+mod signed;
 mod transport;
 mod types;
 
 pub use cache::Cache;
 pub use history::{Comparison, Head};
 pub use read::{Listed, PAGE};
+pub use signed::{Foreign, MAX_PAYLOAD, MAX_SIGNATURE, SignatureError, SignedCommit, verify};
 pub use transport::{GithubError, Requests};
 pub use types::{Asset, Commit, CommitDetail, NewAsset, NewRelease, Release, Signature};
 
-use transport::{Kind, Transport};
+use transport::{Answer, Kind, Transport};
 
 /// GitHub's own API root.
 pub const DEFAULT_API: &str = "https://api.github.com";
@@ -201,6 +205,18 @@ impl Client {
             authorize(api(client.request(Method::GET, url.clone())), self.token.as_ref())
         };
         self.transport.send(Kind::Api, request, limit).await?.json()
+    }
+
+    /// An answer of the API, or that it is still the one of this ETag.
+    async fn send_unless(&self, url: &Url, known: Option<&str>) -> Result<Answer, GithubError> {
+        let request = |client: &reqwest::Client| {
+            let request = authorize(api(client.request(Method::GET, url.clone())), self.token.as_ref());
+            match known {
+                Some(etag) => request.header(IF_NONE_MATCH, etag),
+                None => request,
+            }
+        };
+        self.transport.send(Kind::Api, request, MAX_JSON).await
     }
 
     /// What the cache holds under `name`.

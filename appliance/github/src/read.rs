@@ -2,13 +2,13 @@
 
 use std::collections::HashSet;
 
-use reqwest::header::{ACCEPT, IF_NONE_MATCH};
+use reqwest::header::ACCEPT;
 use reqwest::{Method, Url};
 use serde::{Deserialize, Serialize};
 
 use super::transport::Kind;
 use super::types::File;
-use super::{Asset, Client, GithubError, MAX_FILE, MAX_JSON, Release, api, authorize, check_tag, extend};
+use super::{Asset, Client, GithubError, MAX_FILE, Release, authorize, check_tag, extend};
 use cofferdam_protocol::{Commit as CommitId, Digest, Repository, base64};
 
 /// Releases asked for at once, GitHub's largest page.
@@ -109,14 +109,7 @@ impl Client {
         let url = self.url(repository, &["releases"], &[("per_page", &per_page), ("page", &page)])?;
         let known: Option<Page> =
             self.cached(url.as_str()).and_then(|bytes| serde_json::from_slice(&bytes).ok());
-        let request = |client: &reqwest::Client| {
-            let request = authorize(api(client.request(Method::GET, url.clone())), self.token.as_ref());
-            match &known {
-                Some(known) => request.header(IF_NONE_MATCH, known.etag.as_str()),
-                None => request,
-            }
-        };
-        let answer = self.transport.send(Kind::Api, request, MAX_JSON).await?;
+        let answer = self.send_unless(&url, known.as_ref().map(|known| known.etag.as_str())).await?;
         if answer.unchanged {
             let known =
                 known.ok_or_else(|| GithubError::Malformed("an answer to another question".to_owned()))?;

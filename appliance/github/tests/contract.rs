@@ -3,118 +3,35 @@
 
 #![allow(clippy::unwrap_used, clippy::indexing_slicing, clippy::panic)]
 
-use std::io::{BufRead as _, BufReader};
-use std::path::{Path, PathBuf};
-use std::process::{Child, Command, Stdio};
-use std::time::{Duration, SystemTime};
+mod development;
 
-use cofferdam_attest::ratls;
-use cofferdam_github::{Client, GithubError, NewAsset, NewRelease};
-use cofferdam_protocol::{Commit, Repository};
+use std::collections::BTreeMap;
+use std::sync::{Arc, Mutex};
+use std::time::Duration;
+
+use cofferdam_github::{Cache, Client, GithubError, NewAsset, NewRelease, SignatureError};
+use cofferdam_protocol::{Commit, Repository, SignerKey};
 use zeroize::Zeroizing;
 
-struct Development {
-    process: Child,
-    root: String,
-    ca: String,
-    violations: PathBuf,
-    folder: tempfile::TempDir,
-}
+use development::Development;
 
-impl Drop for Development {
-    fn drop(&mut self) {
-        let _ = self.process.kill();
-        let _ = self.process.wait();
-    }
-}
-
-fn pem(label: &str, der: &[u8]) -> String {
-    use base64::Engine as _;
-    let text = base64::engine::general_purpose::STANDARD.encode(der);
-    let lines: Vec<&str> =
-        text.as_bytes().chunks(64).map(|line| std::str::from_utf8(line).unwrap()).collect();
-    format!("-----BEGIN {label}-----\n{}\n-----END {label}-----\n", lines.join("\n"))
-}
-
-fn git(folder: &Path, arguments: &[&str]) -> Option<()> {
-    let identity =
-        ["-c", "user.name=Test", "-c", "user.email=test@example.org", "-c", "init.defaultBranch=main"];
-    let status =
-        Command::new("git").args(identity).args(arguments).current_dir(folder).stdout(Stdio::null()).status();
-    status.ok().filter(|status| status.success()).map(|_| ())
-}
-
-fn start() -> Option<Development> {
-    let manifest = Path::new(env!("CARGO_MANIFEST_DIR"));
-    let server = manifest.join("../../ci/github/server.py");
-    let contract = manifest.join("../../../shared/contracts/github-releases.openapi.json");
-    if !server.exists() || !contract.exists() {
-        eprintln!("skipped: the development GitHub or GitHub's description is absent");
-        return None;
-    }
-    let folder = tempfile::tempdir().unwrap();
-    let repository = folder.path().join("repositories/acme/shop");
-    std::fs::create_dir_all(&repository).unwrap();
-    std::fs::write(repository.join("cofferdam.yaml"), "version: 1\n").unwrap();
-    let made = git(&repository, &["init", "-q"])
-        .and_then(|()| git(&repository, &["add", "."]))
-        .and_then(|()| git(&repository, &["commit", "-q", "-m", "Begin"]));
-    if made.is_none() {
-        eprintln!("skipped: git absent");
-        return None;
-    }
-    let now = SystemTime::now().duration_since(SystemTime::UNIX_EPOCH).unwrap().as_secs();
-    let key = ratls::generate_key().unwrap();
-    let certificate = ratls::certificate(&key, b"{}", &["127.0.0.1".to_owned()], now - 60, 3600).unwrap();
-    let ca = pem("CERTIFICATE", &certificate);
-    let at = |name: &str| folder.path().join(name);
-    std::fs::write(at("server.pem"), &ca).unwrap();
-    std::fs::write(at("server.key"), pem("PRIVATE KEY", &key)).unwrap();
-    let mut process = Command::new("python3")
-        .arg(&server)
-        .args(["--listen", "127.0.0.1:0", "--token", "dev-token", "--strict-storage", "--root"])
-        .arg(at("repositories"))
-        .arg("--tls-cert")
-        .arg(at("server.pem"))
-        .arg("--tls-key")
-        .arg(at("server.key"))
-        .arg("--contract")
-        .arg(&contract)
-        .arg("--violations")
-        .arg(at("violations"))
-        .stdout(Stdio::piped())
-        .spawn()
-        .ok()?;
-    let mut line = String::new();
-    BufReader::new(process.stdout.take()?).read_line(&mut line).unwrap();
-    let Some(root) = line.trim().strip_prefix("listening on ").map(str::to_owned) else {
-        let _ = process.kill();
-        let _ = process.wait();
-        eprintln!("skipped: the development GitHub does not start (is python3-jsonschema there?)");
-        return None;
-    };
-    Some(Development { process, root, ca, violations: at("violations"), folder })
-}
-
-impl Development {
-    fn client(&self, token: Option<&str>) -> Client {
-        let token = token.map(|token| Zeroizing::new(token.to_owned()));
-        Client::new(&self.root, token, Some(&self.ca), "cofferdam-test/1")
-            .unwrap()
-            .with_deadline(Duration::from_secs(10))
-    }
+fn client_of(development: &Development, token: Option<&str>) -> Client {
+    let token = token.map(|token| Zeroizing::new(token.to_owned()));
+    Client::new(&development.root, token, Some(&development.ca), "cofferdam-test/1")
+        .unwrap()
+        .with_deadline(Duration::from_secs(10))
 }
 
 #[tokio::test]
 async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
-    let Some(development) = start() else { return };
+    let Some(development) = Development::start("acme/shop", "dev-token", "version: 1\n") else { return };
     let repository: Repository = "acme/shop".parse().unwrap();
-    let client = development.client(Some("dev-token"));
+    let client = client_of(&development, Some("dev-token"));
     let head = client.default_head(&repository).await.unwrap();
     let commit = client.commit(&repository, head.commit).await.unwrap();
     let file = client.contents(&repository, "cofferdam.yaml", commit.sha).await.unwrap();
     assert_eq!(file, b"version: 1\n");
-    for (client, asked) in [(&client, 2), (&development.client(None), 1)] {
+    for (client, asked) in [(&client, 2), (&client_of(&development, None), 1)] {
         let head = client.default_head(&repository).await.unwrap();
         assert_eq!((head.branch.as_str(), &head.commit), ("main", &commit.sha));
         assert_eq!(client.requests().git, asked);
@@ -138,7 +55,7 @@ async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
     assert!(!release.draft);
     assert_eq!(client.publish(&repository, &new, &[asset]).await.unwrap().id, release.id);
 
-    let anybody = development.client(None);
+    let anybody = client_of(&development, None);
     let found = anybody.all_releases(&repository, 2, None).await.unwrap();
     assert!(found.complete && found.releases.len() == 1);
     let listed = &found.releases[0];
@@ -153,9 +70,53 @@ async fn a_release_attestation_goes_up_and_comes_back_as_github_describes_it() {
     let head = anybody.default_head(&repository).await.unwrap();
     assert_eq!(head.tags.unwrap(), std::slice::from_ref(&new.tag_name));
 
-    let wrong = development.client(Some("wrong")).create_draft(&repository, &new).await;
+    let wrong = client_of(&development, Some("wrong")).create_draft(&repository, &new).await;
     assert!(matches!(wrong, Err(GithubError::Unauthorized(_))));
     assert!(matches!(client.delete_draft(&repository, release.id).await, Err(GithubError::Refused(_))));
-    let violations = std::fs::read_to_string(&development.violations).unwrap_or_default();
-    assert_eq!(violations, "", "in {}", development.folder.path().display());
+    assert_eq!(development.written("violations"), "");
+}
+
+/// What is asked for a second time, the memory for what was answered.
+#[derive(Default)]
+struct Memory(Mutex<BTreeMap<String, Vec<u8>>>);
+
+impl Cache for Memory {
+    fn get(&self, key: &str) -> Option<Vec<u8>> {
+        self.0.lock().unwrap().get(key).cloned()
+    }
+
+    fn put(&self, key: &str, value: &[u8]) {
+        self.0.lock().unwrap().insert(key.to_owned(), value.to_vec());
+    }
+}
+
+#[tokio::test]
+async fn a_branch_is_followed_to_the_bytes_that_its_signer_signed() {
+    let Some(development) = Development::start("acme/shop", "dev-token", "version: 1\n") else { return };
+    let repository: Repository = "acme/shop".parse().unwrap();
+    let client = client_of(&development, Some("dev-token")).with_cache(Arc::<Memory>::default());
+    let signer: SignerKey = development.key("alice", "ed25519").parse().unwrap();
+    let signers = [signer];
+    let unsigned = client.branch(&repository, "main").await.unwrap();
+    let found = client.signed_commit(&repository, unsigned, &signers).await.unwrap();
+    assert_eq!(found, Err(SignatureError::Unsigned));
+    std::fs::create_dir(development.files().join("below")).unwrap();
+    std::fs::write(development.files().join("below/program"), "é\n").unwrap();
+    std::os::unix::fs::symlink("cofferdam.yaml", development.files().join("link.yaml")).unwrap();
+    let made = development.commit("version: 1 # signed\n", Some("alice"));
+    let head = client.branch(&repository, "main").await.unwrap();
+    assert_eq!(head.to_string(), made);
+    let unchanged = client.requests().unchanged;
+    assert_eq!(client.branch(&repository, "main").await.unwrap(), head);
+    assert_eq!(client.requests().unchanged, unchanged + 1);
+    let commit = client.signed_commit(&repository, head, &signers).await.unwrap().unwrap();
+    assert_eq!((commit.parents.as_slice(), &commit.signer), ([unsigned].as_slice(), &signers[0]));
+    let file = client.signed_file(&repository, &commit, "cofferdam.yaml").await.unwrap();
+    assert_eq!(file.as_deref(), Some(b"version: 1 # signed\n".as_slice()));
+    for other in ["link.yaml", "below", "gone.yaml"] {
+        assert_eq!(client.signed_file(&repository, &commit, other).await.unwrap(), None, "{other}");
+    }
+    let none = client.branch(&repository, "gone").await;
+    assert!(matches!(none, Err(GithubError::NotFound)), "{none:?}");
+    assert_eq!(development.written("violations"), "");
 }
