@@ -7,6 +7,7 @@ since QEMU emulates the processor.
 
 import base64
 import contextlib
+import hashlib
 import http.client
 import http.server
 import json
@@ -137,7 +138,9 @@ class Appliance(unittest.TestCase):
         made = json.loads(world.coffer_ok("token", "new", "ci", "--json"))
         cls.token = made["token"]
         services = SERVICES.format(image=image, hash=made["hash"])
-        cls.declaration = world.declaration(cls.port, services)
+        # Whoever operates it signs its declarations, too.
+        followed = f"signers:\n  - {world.operator()}\nfollow: {{interval: 10s}}\n"
+        cls.declaration = world.declaration(cls.port, services) + followed
         cls.commit = world.commit(cls.declaration)
         # GitHub has a bad day first: the appliance has to come through.
         with open(world.path("faults.json"), "w", encoding="utf-8") as file:
@@ -1099,6 +1102,45 @@ class Appliance(unittest.TestCase):
             "verify", REPOSITORY, "--commit", "0" * 40, *self.trust, *self.github
         )
         self.assertEqual(code, 3, out + err)
+
+    def test_82_what_a_signer_signed_is_newer_and_nothing_else(self):
+        """The commit that the last test has made is unsigned; then a signer puts one on top."""
+        # The default branch has moved on.
+        options = ["--commit", self.commit, *self.trust, *self.github]
+
+        def status():
+            return json.loads(self.world.coffer_ok("status", REPOSITORY, *options, "--json"))
+
+        def found(state):
+            def look():
+                seen = status().get("follow", {})
+                return seen if seen.get("found", {}).get("state") == state else None
+
+            return wait_for(f"a head of the branch that is {state}", 60, look, 1)
+
+        unsigned = self.world.git("rev-parse", "main")
+        refused = found("refused")
+        self.assertEqual((refused["branch"], refused["found"]["why"]), ("main", "unsigned"))
+        self.assertEqual(refused["found"]["commit"], unsigned)
+        code, out, err = self.coffer("doctor", REPOSITORY, *options)
+        self.assertEqual(code, 1, out + err)
+        self.assertIn("[commit-refused]", out)
+        self.assertIn("git commit --allow-empty -S", out)
+        settings = ["-c", "gpg.format=ssh"]
+        settings += ["-c", f"user.signingKey={self.world.path('operator.key.pub')}"]
+        self.world.git(*settings, "commit", "-q", "-S", "--allow-empty", "-m", "Approve")
+        signed = self.world.git("rev-parse", "main")
+        newer = found("newer")["found"]
+        self.assertEqual((newer["commit"], newer["signer"]), (signed, "operator@demo"))
+        declared = self.world.path("repos", *REPOSITORY.split("/"), "cofferdam.yaml")
+        with open(declared, "rb") as file:
+            digest = hashlib.sha256(file.read()).hexdigest()
+        self.assertEqual(newer["declaration"], f"sha256:{digest}")
+        events = self.world.coffer_ok("events", REPOSITORY, *options, "--json")
+        events = [json.loads(line)["event"] for line in events.splitlines()]
+        states = [event["found"]["state"] for event in events if event["kind"] == "follow"]
+        self.assertEqual(states, ["current", "refused", "newer"])
+        self.assertEqual(status()["commit"], self.commit, "what runs is what ran")
 
     def test_90_the_power_button_ends_it_in_order(self):
         self.world.power_off("appliance", self.appliance)

@@ -6,6 +6,7 @@
 use cofferdam_protocol::bridge::Answer;
 use cofferdam_protocol::evidence::{self, EvidenceRequest};
 use cofferdam_protocol::facts::ApplianceFacts;
+use cofferdam_protocol::follow::FollowStatus;
 use cofferdam_protocol::log::LogLine;
 use cofferdam_protocol::operator::{LogsQuery, SealedSecret};
 use cofferdam_protocol::reply::ErrorReply;
@@ -53,6 +54,7 @@ fn reader(name: &str) -> fn(&str) -> Option<String> {
         "status/boot" => again::<BootStatus>,
         "status/service" => again::<ServiceStatus>,
         "status/publish" => again::<PublishStatus>,
+        "status/follow" => again::<FollowStatus>,
         "status/reply" => again::<StatusReply>,
         "facts/appliance" => again::<ApplianceFacts>,
         "log/line" => again::<LogLine<'static>>,
@@ -64,7 +66,7 @@ fn reader(name: &str) -> fn(&str) -> Option<String> {
 fn every_message_is_read_and_written_as_frozen_and_nothing_else_is_read() {
     let file = vectors();
     let messages = file["messages"].as_array().unwrap();
-    assert_eq!(messages.len(), 18);
+    assert_eq!(messages.len(), 19);
     for message in messages {
         let name = message["name"].as_str().unwrap();
         let read = reader(name);

@@ -2,12 +2,14 @@
 
 use std::path::Path;
 
-use cofferdam_declaration::{Declaration, Diagnostic, Diagnostics, MAX_BYTES, Service, StateSource, Volume};
+use cofferdam_declaration::{
+    Declaration, Diagnostic, Diagnostics, MAX_BYTES, Service, SignerKey, StateSource, Volume,
+};
 use serde_json::{Value, json};
 
 use crate::failure::{Code, Failure, Outcome};
 use crate::files;
-use crate::ui::Ui;
+use crate::ui::{Ui, printable};
 
 pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
     if schema {
@@ -43,12 +45,18 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
                 services.join(", "),
                 kept
             );
-            let volumes = volumes(&declaration);
+            let (follow, volumes) = (follow(&declaration), volumes(&declaration));
+            let signers: Vec<String> = declaration.signers.iter().map(SignerKey::name).collect();
+            let followed = declaration
+                .follow
+                .as_ref()
+                .map(|follow| json!({ "branch": follow.branch, "interval_s": follow.interval.as_secs() }));
             let repository = declaration.repository.to_string();
             ui.result(
-                &(text + &volumes),
+                &(text + &follow + &volumes),
                 json!({
                     "valid": true, "repository": repository, "services": services, "state": state,
+                    "signers": signers, "follow": followed,
                     "volumes": declaration.volumes, "remarks": shown,
                 }),
             );
@@ -73,6 +81,19 @@ pub(crate) fn not_valid(mistakes: &Diagnostics, name: &str) -> Failure {
 
 fn json(one: &Diagnostic) -> Value {
     json!({ "level": one.level, "message": one.message, "line": one.line, "column": one.column, "hint": one.hint })
+}
+
+/// Which branch is followed, and what counts there.
+fn follow(declaration: &Declaration) -> String {
+    let Some(follow) = &declaration.follow else { return String::new() };
+    let signers: Vec<String> = declaration.signers.iter().map(|signer| printable(&signer.name())).collect();
+    format!(
+        "follow: branch {}, every {} s; its head counts when {} signed it with their SSH key\n\
+         \x20 (what is merged on GitHub's pages is signed by GitHub: put a signed commit on top)\n",
+        follow.branch,
+        follow.interval.as_secs(),
+        signers.join(" or ")
+    )
 }
 
 /// A line for each volume, with the services that see it.

@@ -26,6 +26,7 @@ use crate::ui::{Ui, width_of};
 use crate::{gave_up, within};
 
 mod finding;
+mod follow;
 mod happened;
 mod release;
 mod sealed;

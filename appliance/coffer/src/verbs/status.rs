@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use cofferdam_protocol::certificate::CertificateStatus;
+use cofferdam_protocol::follow::FollowStatus;
 use cofferdam_protocol::json;
 use cofferdam_protocol::network::NetworkStatus;
 use cofferdam_protocol::operator::{MAX_REPLY, STATUS};
@@ -96,6 +97,7 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
         let detail = publish.detail.as_deref().map(printable).unwrap_or_default();
         let _ = writeln!(out, "attestation: {} {}", publish.state.as_str(), format!("{tag} {detail}").trim());
     }
+    out.extend(status.follow.as_ref().map(follow));
     out.extend(status.certificate.as_ref().map(certificate));
     out.extend(status.network.as_ref().map(network));
     out.extend(clock(status.clock.as_ref(), status.clock_set));
@@ -121,6 +123,14 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
         }
     }
     out
+}
+
+/// What the followed branch has, and why that is not known any better.
+fn follow(follow: &FollowStatus) -> String {
+    let problem =
+        follow.problem.as_deref().map(|problem| format!("\n    not looked at: {}", printable(problem)));
+    let found = printable(&follow.found.to_string());
+    format!("follow: {}: {found}{}\n", printable(follow.branch.as_str()), problem.unwrap_or_default())
 }
 
 /// What becomes of the certificate that browsers accept.
@@ -275,6 +285,24 @@ mod tests {
             "{said}"
         );
         assert!(said.ends_with(" no\n    account https://ca.example/acct/1\n"), "{said}");
+    }
+
+    #[test]
+    fn what_the_followed_branch_has_is_shown_with_what_keeps_it_from_being_known() {
+        let commit = "01".repeat(20);
+        let said = |found: &str, problem: &str| {
+            let text = format!(r#"{{"branch":"main","found":{found},"at":"2026-01-02T03:04:05Z"{problem}}}"#);
+            follow(&FollowStatus::parse(text.as_bytes()).unwrap())
+        };
+        let current = format!(r#"{{"state":"current","commit":"{commit}"}}"#);
+        assert_eq!(said(&current, ""), "follow: main: commit 010101010101 declares what runs\n");
+        let refused = format!(
+            r#"{{"state":"refused","commit":"{commit}","why":"unsigned","detail":"it is\u001b not"}}"#
+        );
+        let said = said(&refused, r#","problem":"GitHub is away""#);
+        assert!(!said.contains('\u{1b}'), "{said}");
+        assert!(said.starts_with("follow: main: commit 010101010101 does not count: it is"), "{said}");
+        assert!(said.ends_with(" not\n    not looked at: GitHub is away\n"), "{said}");
     }
 
     #[test]

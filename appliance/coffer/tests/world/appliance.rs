@@ -10,7 +10,7 @@ use cofferdam_protocol::base64;
 use cofferdam_protocol::evidence::CHANNEL_BINDING_LABEL;
 use rustls::pki_types::{CertificateDer, PrivateKeyDer, PrivatePkcs8KeyDer};
 use rustls::{ServerConfig, ServerConnection, StreamOwned};
-use serde_json::json;
+use serde_json::{Value, json};
 
 use super::seal::Seal;
 use super::{Told, World, now};
@@ -236,6 +236,7 @@ const STORED: &str = r#"{"secret":{"reference":"secret://demo/greeting/value","v
 const EVENTS: &str = r#"{"role":"network","number":1,"at":"2026-01-02T03:04:05.678Z","up_ms":900,"event":{"kind":"address","address":"10.0.2.15/24"}}
 {"role":"shim","service":"web","number":7,"at":"2026-01-02T03:05:05.678Z","up_ms":60900,"event":{"kind":"service","state":"restarting","exit_code":137,"killed":{"why":"out-of-memory","limit":536870912},"detail":"again in 1s"}}
 {"role":"egress","service":"web","number":1,"at":"2026-01-02T03:05:06.678Z","up_ms":61900,"event":{"kind":"denied","target":"api.example.org:443","why":"name","count":3,"allow":"api.example.org:443"}}
+{"role":"publish","number":2,"at":"2026-01-02T03:05:07.178Z","up_ms":62400,"event":{"kind":"follow","found":{"state":"refused","commit":"fedcba9876543210fedcba9876543210fedcba98","why":"unsigned","detail":"it is not signed"}}}
 {"role":"vault","number":4,"at":"2026-01-02T03:05:07.678Z","up_ms":62900,"event":{"kind":"audit","operation":"put","uid":102,"operator":"SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","references":["secret://demo/greeting/value"],"further":0,"status":200}}
 "#;
 /// Every member of a status, as the real one writes them.
@@ -265,6 +266,10 @@ fn status(scene: Scene) -> Vec<u8> {
         ],
         "publish": {"state": "published", "tag": "attest-20260102T030405Z-0a1b2c3d", "at": "2026-01-02T03:05:00Z"},
     });
+    let commit = "fedcba9876543210fedcba9876543210fedcba98";
+    let follow = |found: Value| json!({"branch": "main", "found": found, "at": "2026-01-02T03:05:00Z"});
+    status["follow"] = follow(json!({"state": "newer", "commit": commit, "signer": "alice@laptop",
+        "declaration": format!("sha256:{}", "ab".repeat(32))}));
     let service = |name: &str, state: &str| json!({"state": state, "missing": [], "restarts": 0, "since": since, "name": name});
     let clock = |ahead: i64| {
         let source = |host: &str| json!({"host": host, "ahead_s": ahead});
@@ -274,6 +279,7 @@ fn status(scene: Scene) -> Vec<u8> {
     if scene != Scene::Usual {
         status["services"] = json!([service("web", "running"), service("agent", "running")]);
         status["clock"] = clock(1);
+        status["follow"] = follow(json!({"state": "current", "commit": commit}));
     }
     match scene {
         Scene::Usual | Scene::Well => {}
@@ -289,6 +295,9 @@ fn status(scene: Scene) -> Vec<u8> {
             status["network"] = json!({"state": "lost", "detail": "nobody answers", "lost": 2, "since": "2026-01-02T03:05:00Z"});
             status["publish"] = json!({"state": "waiting", "at": "2026-01-02T03:05:00Z",
                 "detail": "waiting for the GitHub token: no secret yet for secret://cofferdam/github/token"});
+            status["follow"] = follow(json!({"state": "refused", "commit": commit, "why": "declaration",
+                "detail": "cofferdam.yaml:3:1: `\u{1b}[2Jok: all is well` is not a key of the declaration"}));
+            status["follow"]["problem"] = json!("the branch cannot be looked at: GitHub is unreachable");
             let mut hostile = service("$(reboot)\u{1b}[2J", "failed");
             hostile["detail"] = json!("\u{202e}\u{1b}]0;owned\u{7}\nok: all is well");
             hostile["egress"] = json!({"denied": 3, "latest": [{"target": "evil\u{1b}.example:443", "why": "name", "count": 3,

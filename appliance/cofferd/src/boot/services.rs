@@ -9,7 +9,7 @@ use super::numbers::{Exhausted, Numbers};
 use super::partition::{self, TooLittle};
 use crate::paths;
 use crate::roles::PUBLISH;
-use crate::roles::facts::{Facts, Grant, KeyServerFacts, OperatorFacts, Place, ServiceFacts};
+use crate::roles::facts::{Facts, FollowFacts, Grant, KeyServerFacts, OperatorFacts, Place, ServiceFacts};
 use crate::system::cgroup;
 
 /// Why a declaration cannot run on this machine.
@@ -74,6 +74,7 @@ pub(super) fn resolve(
     Ok(Facts {
         operators: operators(declaration),
         tokens: declaration.tokens.clone(),
+        follow: follow(declaration),
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
         certificate: None,
@@ -93,6 +94,7 @@ pub(super) fn before_launch(declaration: &Declaration) -> Facts {
     Facts {
         operators: operators(declaration),
         tokens: Vec::new(),
+        follow: None,
         github: declaration.github.clone(),
         attestation: declaration.attestation.clone(),
         certificate: None,
@@ -104,6 +106,11 @@ pub(super) fn before_launch(declaration: &Declaration) -> Facts {
         volumes: declaration.sealed_volumes(),
         services: Vec::new(),
     }
+}
+
+fn follow(declaration: &Declaration) -> Option<FollowFacts> {
+    let declared = declaration.follow.clone()?;
+    Some(FollowFacts { declared, signers: declaration.signers.clone() })
 }
 
 fn key_servers(declaration: &Declaration) -> Vec<KeyServerFacts> {

@@ -7,7 +7,8 @@ use std::net::Ipv4Addr;
 use std::path::{Path, PathBuf};
 
 use cofferdam_declaration::{
-    Attestation, Dependency, Github, HttpUrl, Port, Registry, SecretRef, Service, Token, Volume, VolumeMount,
+    Attestation, Dependency, Follow, Github, HttpUrl, Port, Registry, SecretRef, Service, SignerKey, Token,
+    Volume, VolumeMount,
 };
 use cofferdam_protocol::certificate::CertificateClaim;
 use cofferdam_protocol::facts::{self as appliance_facts, ApplianceFacts};
@@ -37,6 +38,8 @@ pub(crate) struct Facts {
     pub(crate) operators: Vec<OperatorFacts>,
     /// With which tokens clients call ports that take tokens.
     pub(crate) tokens: Vec<Token>,
+    /// What of the repository is looked at, and whose commits count.
+    pub(crate) follow: Option<FollowFacts>,
     /// Where releases go.
     pub(crate) github: Github,
     /// Where collateral comes from.
@@ -57,6 +60,16 @@ pub(crate) struct Facts {
     pub(crate) volumes: Vec<Volume>,
     /// The services in the order of the declaration.
     pub(crate) services: Vec<ServiceFacts>,
+}
+
+/// What of the repository is looked at.
+#[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(deny_unknown_fields)]
+pub(crate) struct FollowFacts {
+    /// As it is declared.
+    pub(crate) declared: Follow,
+    /// Whose commits count; at least one.
+    pub(crate) signers: Vec<SignerKey>,
 }
 
 /// The certificate that browsers accept.

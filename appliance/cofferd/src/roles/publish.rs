@@ -1,7 +1,7 @@
 //! Role `publish`: collateral from the provisioning certification service, release attestations to GitHub, and the way to the state's
 //! key servers.
 //!
-//! Outbound only: it opens no port, and the one socket on which `front` says that an operator asks says nothing else. It holds the GitHub token for as long as one release takes, and no
+//! Outbound only: it opens no port, and the one socket on which `front` says that an operator asks says nothing else. It holds the GitHub token for as long as one release takes, or a branch is followed, and no
 //! other secret. What it writes for others is public: the collateral that `front` adds to evidence,
 //! the document last published, and what it is doing. Whether a quote verifies is not its business but the
 //! relying parties', who have the roots; it only sees to it that the collateral is about this platform and in date.
@@ -12,7 +12,7 @@
 //! publishes an attestation, keeps it while it is true (also over a restart of this role) and replaces it at
 //! two thirds of its validity, and when the clock is set; the first one of a boot is published once more as the anchor of its state. In between it looks whether what it
 //! has published is still there and still the newest (`reconcile`). A further one asks what time it is elsewhere (`dates`) and tells PID 1, which
-//! sets the clock. Every failure is in `status.json`, is tried again with growing pauses or when the
+//! sets the clock; and one says what the followed branch has that does not run (`follow`). Every failure is in `status.json`, is tried again with growing pauses or when the
 //! server says so, and stops nothing else.
 
 pub(super) mod acme;
@@ -20,6 +20,7 @@ mod asked;
 pub(super) mod certificate;
 mod collateral;
 mod dates;
+mod follow;
 mod key_server;
 mod pck;
 mod reconcile;
@@ -51,6 +52,7 @@ use self::acme::AccountKey;
 use self::certificate::Keeper;
 use self::collateral::{CollateralError, Pcs};
 use self::dates::Dates;
+use self::follow::Follower;
 use self::pck::{Pck, PckError};
 use self::reconcile::{Found, Memory};
 use self::release::{Anchoring, Attestation, ReleaseFiles};
@@ -60,7 +62,7 @@ use crate::paths;
 use crate::roles::certificate::claim;
 use crate::roles::clock::{self, Moment, Steps};
 use crate::roles::evidence::{AskError, ask};
-use crate::roles::facts::{self, CertificateFacts, Facts, FactsError, KeyServerFacts};
+use crate::roles::facts::{self, CertificateFacts, Facts, FactsError, FollowFacts, KeyServerFacts};
 use crate::roles::{FRONT, Role};
 use crate::system::client::vault::{self, LeaseError};
 use crate::system::ring::Ring;
@@ -164,6 +166,7 @@ struct Settings {
     pcs: String,
     pcs_ca: Option<String>,
     key_servers: Vec<KeyServerFacts>,
+    follow: Option<FollowFacts>,
     look_every: Duration,
 }
 
@@ -176,6 +179,7 @@ impl Settings {
             pcs: facts.attestation.collateral.to_string(),
             pcs_ca: facts.attestation.ca,
             key_servers: facts.key_servers,
+            follow: facts.follow,
             look_every: LOOK_EVERY,
         }
     }
@@ -292,9 +296,15 @@ async fn serve(
             key_server::keep_told(&settings.key_servers, &paths).await;
         }
     };
+    let following = async {
+        if let (Some(follow), Some(token)) = (settings.follow.clone(), settings.token.clone()) {
+            let (dates, events) = (Arc::clone(&dates), Arc::clone(&events));
+            Follower::new(follow, settings.clone(), paths.clone(), dates, events).keep_looking(&token).await;
+        }
+    };
     let collateral = keep_collateral(&settings, &paths, sender, &dates);
     let knowing = keep_time(servers, &dates, time.steps);
-    tokio::join!(telling, ordering, collateral, knowing, publisher.keep_published());
+    tokio::join!(telling, ordering, following, collateral, knowing, publisher.keep_published());
 }
 
 /// Why collateral could not be fetched.
@@ -637,9 +647,7 @@ impl Publisher {
     /// GitHub, with the token.
     async fn client(&mut self, token: &SecretRef) -> Result<Client, PublishError> {
         let token = self.token(token).await?;
-        let authorities = web::authorities(self.settings.github_ca.as_deref(), &self.paths.bundle)?;
-        let client = Client::new(&self.settings.github, Some(token), Some(&authorities), USER_AGENT)?;
-        Ok(client.with_cache(self.memory.clone()))
+        github(&self.settings, &self.paths, token, Arc::clone(&self.memory))
     }
 
     /// What GitHub has said about the time.
@@ -713,26 +721,43 @@ impl Publisher {
 
     /// Leases the token.
     async fn token(&mut self, reference: &SecretRef) -> Result<Zeroizing<String>, PublishError> {
-        let asked = [reference.clone()];
-        let lease = vault::lease_at(&self.paths.vault, &asked, Duration::ZERO).await;
-        let lease = match lease {
-            Err(LeaseError::Missing(_)) => {
+        match lease(&self.paths, reference, Duration::ZERO).await {
+            Err(missing @ PublishError::NoToken(_)) => {
                 // Said before the wait, not after it.
-                self.status.set(PublishState::Waiting, &PublishError::NoToken(reference.clone()).to_string());
-                vault::lease_at(&self.paths.vault, &asked, LEASE_WAIT).await
+                self.status.set(PublishState::Waiting, &missing.to_string());
+                lease(&self.paths, reference, LEASE_WAIT).await
             }
-            lease => lease,
-        };
-        match lease {
-            Ok(lease) => {
-                let value = lease.get(reference).map(|value| value.expose()).unwrap_or_default();
-                let text = std::str::from_utf8(value).map_err(|_| PublishError::TokenText)?;
-                Ok(Zeroizing::new(text.trim().to_owned()))
-            }
-            Err(LeaseError::Missing(_)) => Err(PublishError::NoToken(reference.clone())),
-            Err(error) => Err(PublishError::Vault(error)),
+            leased => leased,
         }
     }
+}
+
+/// GitHub with a token, and with what was heard from it before.
+fn github(
+    settings: &Settings,
+    paths: &Paths,
+    token: Zeroizing<String>,
+    memory: Arc<Memory>,
+) -> Result<Client, PublishError> {
+    let authorities = web::authorities(settings.github_ca.as_deref(), &paths.bundle)?;
+    let client = Client::new(&settings.github, Some(token), Some(&authorities), USER_AGENT)?;
+    Ok(client.with_cache(memory))
+}
+
+/// Leases the token, and waits so long when there is no value yet.
+async fn lease(
+    paths: &Paths,
+    reference: &SecretRef,
+    wait: Duration,
+) -> Result<Zeroizing<String>, PublishError> {
+    let leased = vault::lease_at(&paths.vault, std::slice::from_ref(reference), wait).await;
+    let leased = leased.map_err(|error| match error {
+        LeaseError::Missing(_) => PublishError::NoToken(reference.clone()),
+        error => PublishError::Vault(error),
+    })?;
+    let value = leased.get(reference).map(|value| value.expose()).unwrap_or_default();
+    let text = std::str::from_utf8(value).map_err(|_| PublishError::TokenText)?;
+    Ok(Zeroizing::new(text.trim().to_owned()))
 }
 
 #[cfg(test)]

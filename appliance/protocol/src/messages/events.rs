@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::CertificateState;
+use super::follow::Found;
 use super::status::{ClockChange, DeniedWhy, HealthState, Killed, PublishState, ServiceState};
 use crate::json::{self, JsonError};
 use crate::{Fingerprint, SecretRef, TimestampMillis};
@@ -146,6 +147,11 @@ pub enum Happened {
         #[serde(default, skip_serializing_if = "Option::is_none")]
         detail: Option<String>,
     },
+    /// The head of the followed branch is another one, or is judged otherwise.
+    Follow {
+        /// What it is to what runs.
+        found: Found,
+    },
     /// PID 1 set the clock, as servers say, or did not because that would be too far.
     Clock {
         /// What it did.
@@ -240,6 +246,7 @@ impl fmt::Display for Happened {
                 write!(f, "certificate {}", state.as_str())?;
                 detail.iter().try_for_each(|detail| write!(f, ": {detail}"))
             }
+            Self::Follow { found } => write!(f, "follow: {found}"),
             Self::Clock { change } => write!(f, "the clock {change}"),
             Self::Denied { target, why, count, allow } => {
                 write!(f, "denied {target} ({})", why.as_str())?;
@@ -254,8 +261,10 @@ impl fmt::Display for Happened {
 
 #[cfg(test)]
 mod tests {
+    use super::super::follow::Why;
     use super::super::status::ClockHow;
     use super::*;
+    use crate::Commit;
 
     #[test]
     fn a_change_of_the_clock_is_said_with_its_direction() {
@@ -297,6 +306,13 @@ mod tests {
             },
             Happened::Publish { state: PublishState::Failed, detail: Some(text.clone()) },
             Happened::Certificate { state: CertificateState::Ordering, detail: Some(text.clone()) },
+            Happened::Follow {
+                found: Found::Refused {
+                    commit: Commit::from([7; 20]),
+                    why: Why::OtherSignature,
+                    detail: text.clone(),
+                },
+            },
             Happened::Clock { change: ClockChange { how: ClockHow::Stepped, by_ms: i64::MIN } },
             Happened::Denied {
                 target: text.clone(),

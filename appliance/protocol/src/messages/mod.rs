@@ -13,6 +13,7 @@
 //! | [`facts`] | PID 1 → roles | `appliance.json` |
 //! | [`state`] | PID 1 → roles | how the appliance keeps its state |
 //! | [`status`] | PID 1, shims, `egress`, `publish` → `front` → an operator | who is doing what |
+//! | [`follow`] | `publish` → `front` → an operator | what the followed branch has that does not run |
 //! | [`network`] | PID 1 ↔ `network` → `front` → an operator | the appliance's address |
 //! | [`log`] | a shim → `front` → an operator | one line of a service's log |
 //! | [`unseal`] | an operator → `front` → vault | opening the state |
@@ -27,6 +28,7 @@ pub mod event;
 pub mod events;
 pub mod evidence;
 pub mod facts;
+pub mod follow;
 pub mod keyserve;
 pub mod log;
 pub mod network;

@@ -7,6 +7,7 @@ use serde::{Deserialize, Serialize};
 
 use super::certificate::CertificateStatus;
 use super::facts::{ImageInfo, Phase, Registers};
+use super::follow::FollowStatus;
 use super::network::NetworkStatus;
 use crate::json::{self, JsonError};
 use crate::{Commit, Digest, Endpoint, Repository, SecretRef, Timestamp, TimestampMillis};
@@ -538,6 +539,9 @@ pub struct StatusReply {
     pub services: Vec<NamedService>,
     /// What `publish` is doing; null while it has said nothing.
     pub publish: Option<PublishStatus>,
+    /// What the followed branch has; absent where the declaration follows none, or nothing was said yet.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub follow: Option<FollowStatus>,
     /// The certificate that browsers accept; absent where the declaration has none, or nothing was said yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateStatus>,

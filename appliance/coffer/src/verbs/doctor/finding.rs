@@ -346,6 +346,7 @@ mod tests {
             include_str!("release.rs"),
             include_str!("sealed.rs"),
             include_str!("status.rs"),
+            include_str!("follow.rs"),
             include_str!("happened.rs"),
         ];
         let page = include_str!("../../../../../docs/operating.md");

@@ -2,6 +2,7 @@
 
 use std::fmt;
 
+use cofferdam_protocol::follow::Found;
 use cofferdam_protocol::network::NetworkState;
 use cofferdam_protocol::status::{
     FrontStatus, HealthState, NamedService, PublishState, RoleState, ServiceState, StatusReply, StoreStatus,
@@ -138,6 +139,7 @@ fn appliance(status: &StatusReply, expires: u64) -> Vec<Family> {
     let boot =
         status.phases.iter().map(|phase| (vec![("phase", phase.name.clone())], number(phase.ms) / 1000.0));
     let published = publish.map(|it| states(&none(), &PUBLISH_STATES, it.state, PublishState::as_str));
+    let follow = status.follow.as_ref().map(|it| states(&none(), &Found::STATES, it.found.as_str(), |it| it));
     let reached = network.map(|it| states(&none(), &NETWORK_STATES, it.state, NetworkState::as_str));
     let lease = network.and_then(|it| it.lease_s).map(|seconds| (none(), f64::from(seconds)));
     let certificate = status.certificate.as_ref().and_then(|it| it.expires_at);
@@ -159,6 +161,11 @@ fn appliance(status: &StatusReply, expires: u64) -> Vec<Family> {
             "publish_state",
             "Whether the release attestation is published.",
             published.unwrap_or_default(),
+        ),
+        gauge(
+            "follow_state",
+            "What the head of the followed branch is to what runs.",
+            follow.unwrap_or_default(),
         ),
         gauge(
             "release_expiry_timestamp",
@@ -291,6 +298,7 @@ mod tests {
             "health":{{"state":"unhealthy","failures":3}}}},{{"name":"db","state":"failed"}}],
             "store":{{"secrets":3,"bytes":40960,"bytes_limit":268435456}},
             "publish":{{"state":"published","at":"2026-01-01T00:00:00Z","expires_at":"2026-01-02T00:00:00Z"}},
+            "follow":{{"branch":"main","found":{{"state":"current","commit":"{commit}"}},"at":"2026-01-01T00:00:00Z"}},
             "front":{{"connections":9,"open":2,"refused":{{"handshake":4,"not-allowed":1}},"quotes":3,"documents":700}}}}"#,
             commit = "a".repeat(40),
             digest = "b".repeat(64),
@@ -316,6 +324,8 @@ mod tests {
             r#"cofferdam_role_memory_bytes{role="vault"} 4096.0"#,
             r#"cofferdam_role_restarts_total{role="vault"} 2.0"#,
             r#"cofferdam_publish_state{state="published"} 1.0"#,
+            r#"cofferdam_follow_state{state="current"} 1.0"#,
+            r#"cofferdam_follow_state{state="newer"} 0.0"#,
             "cofferdam_release_expiry_timestamp_seconds 1767312000.0",
             r#"cofferdam_boot_phase_seconds{phase="mount"} 0.03"#,
             "# TYPE cofferdam_service_cpu_seconds counter",

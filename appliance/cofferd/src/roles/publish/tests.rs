@@ -19,8 +19,8 @@ use super::*;
 use crate::roles::evidence::tests::start as start_evidence;
 use crate::roles::testing::{TlsServer, appliance, platform, quote as quoted, respond, serve_unix};
 
-const TOKEN: &str = "ghp_nobody_may_see_this";
-const REFERENCE: &str = "secret://cofferdam/github/token";
+pub(super) const TOKEN: &str = "ghp_nobody_may_see_this";
+pub(super) const REFERENCE: &str = "secret://cofferdam/github/token";
 
 /// A release as the fake GitHub holds it.
 #[derive(Clone, Debug)]
@@ -224,6 +224,7 @@ impl World {
             pcs: pcs.0,
             pcs_ca: Some(pcs.1),
             key_servers: Vec::new(),
+            follow: None,
             look_every: Duration::from_secs(3600),
         };
         let answering = Arc::clone(&github);

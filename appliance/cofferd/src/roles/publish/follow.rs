@@ -1,0 +1,304 @@
+//! Follows a branch of the repository: whether a commit counts, and whether it declares something else than what runs.
+//!
+//! | of the head of the branch it is asked | else |
+//! |---|---|
+//! | is it what runs, or what counted before | |
+//! | did a signer sign it (`cofferdam_github::verify`) | refused |
+//! | is what runs in its history, and what counted last in this boot | refused: versions only move forward |
+//! | is the file in its root directory the one that was signed | there is no answer |
+//! | is that a declaration of this repository | refused |
+//!
+//! It says what it found and changes nothing: neither PID 1 nor a service hears of it, operators do. What cannot be asked leaves what was found
+//! before as it is, and is said beside it. GitHub is believed as to where the branch stands and how commits are related, and never
+//! as to who signed something or what a commit contains. So whoever can write to the branch, or answers in GitHub's place, can hide a
+//! commit, and make none count.
+
+use std::sync::Arc;
+use std::time::{Duration, SystemTime};
+
+use cofferdam_declaration::{Declaration, MAX_BYTES};
+use cofferdam_github::{Client, GithubError, SignatureError};
+use cofferdam_protocol::events::{self, Happened};
+use cofferdam_protocol::follow::{self, FollowStatus, Found, Why};
+use cofferdam_protocol::{
+    Branch, Commit, Digest, Repository, SecretRef, Timestamp, TimestampMillis, error_chain, json,
+};
+
+use super::dates::Dates;
+use super::reconcile::Memory;
+use super::{
+    CLOCK_WAIT, FIRST_PAUSE, LEASE_WAIT, LONGEST_IMPOSED, LONGEST_PAUSE, Paths, PublishError, Settings,
+};
+use crate::roles::facts::{self, FactsError, FollowFacts};
+use crate::system::files;
+use crate::system::ring::Ring;
+
+/// The declaration's place in the repository, where clients look for it, too.
+const DECLARATION: &str = "cofferdam.yaml";
+
+/// What runs.
+#[derive(Debug, Clone)]
+struct Running {
+    repository: Repository,
+    commit: Commit,
+    declaration: Digest,
+}
+
+/// Why nobody knows where the branch stands.
+#[derive(Debug, thiserror::Error)]
+enum FollowError {
+    #[error("the facts of this boot are not available")]
+    Appliance(#[from] FactsError),
+    #[error(transparent)]
+    Client(#[from] PublishError),
+    #[error("there is no branch {0} in the repository, or the token does not show it")]
+    NoBranch(Branch),
+    #[error("commit {0}, with which the head has to be compared, is not in the repository")]
+    NoCommit(Commit),
+    #[error("the branch cannot be looked at")]
+    Github(#[from] GithubError),
+}
+
+/// The loop that looks.
+pub(super) struct Follower {
+    follow: FollowFacts,
+    settings: Settings,
+    paths: Paths,
+    status: StatusFile,
+    memory: Arc<Memory>,
+    /// GitHub with the token, until something is wrong with it.
+    client: Option<Client>,
+    dates: Arc<Dates>,
+}
+
+impl Follower {
+    pub(super) fn new(
+        follow: FollowFacts,
+        settings: Settings,
+        paths: Paths,
+        dates: Arc<Dates>,
+        events: Arc<Ring>,
+    ) -> Self {
+        let status = StatusFile::open(&paths, &follow, events);
+        Self { follow, settings, paths, status, memory: Arc::default(), client: None, dates }
+    }
+
+    /// Looks at the branch at the declared times, for ever.
+    pub(super) async fn keep_looking(mut self, token: &SecretRef) {
+        let interval = self.follow.declared.interval;
+        let mut pause = FIRST_PAUSE;
+        self.dates.settled(CLOCK_WAIT).await;
+        loop {
+            let wait = match self.look(token).await {
+                Ok(found) => {
+                    self.status.found(found);
+                    pause = FIRST_PAUSE;
+                    interval
+                }
+                Err(error) => {
+                    self.status.problem(&error_chain(&error));
+                    let imposed = match &error {
+                        // The vault waits the next time.
+                        FollowError::Client(PublishError::NoToken(_)) => continue,
+                        FollowError::Github(GithubError::RateLimited { retry_after, .. }) => *retry_after,
+                        _ => Duration::ZERO,
+                    };
+                    let wait = pause.max(imposed).min(LONGEST_IMPOSED);
+                    pause = pause.saturating_mul(2).min(LONGEST_PAUSE.max(interval));
+                    wait
+                }
+            };
+            tokio::time::sleep(wait).await;
+        }
+    }
+
+    /// What the head of the branch is to what runs.
+    async fn look(&mut self, token: &SecretRef) -> Result<Found, FollowError> {
+        let appliance = facts::appliance(&self.paths.appliance)?;
+        let running = Running {
+            repository: appliance.repository,
+            commit: appliance.commit,
+            declaration: appliance.declaration,
+        };
+        let client = match self.client.take() {
+            Some(client) => client,
+            None => {
+                // Said before the wait, not after it.
+                let wait = if self.status.status.problem.is_some() { LEASE_WAIT } else { Duration::ZERO };
+                let token = super::lease(&self.paths, token, wait).await?;
+                super::github(&self.settings, &self.paths, token, Arc::clone(&self.memory))?
+            }
+        };
+        let found = self.judge(&client, &running).await;
+        self.dates.note(client.host(), client.date());
+        let keep = match &found {
+            Ok(_) => true,
+            // Else another token may show more.
+            Err(error) => matches!(error, FollowError::Github(error) if error.is_transient()),
+        };
+        self.client = Some(client).filter(|_| keep);
+        found
+    }
+
+    async fn judge(&self, client: &Client, running: &Running) -> Result<Found, FollowError> {
+        let branch = &self.follow.declared.branch;
+        let commit = match client.branch(&running.repository, branch.as_str()).await {
+            Err(GithubError::NotFound) => return Err(FollowError::NoBranch(branch.clone())),
+            found => found?,
+        };
+        let known = &self.status.status;
+        let newest = known.newest.filter(|newest| *newest != running.commit);
+        match &known.found {
+            // Whoever answers may have sent something else.
+            Found::Refused { why: Why::Signature, .. } => {}
+            found if found.commit() == Some(commit) => return Ok(found.clone()),
+            _ => {}
+        }
+        if commit == running.commit && newest.is_none() {
+            return Ok(Found::Current { commit });
+        }
+        let signed = match client.signed_commit(&running.repository, commit, &self.follow.signers).await? {
+            Ok(signed) => signed,
+            Err(error) => return Ok(refused(commit, why(&error), &error.to_string())),
+        };
+        for base in [Some(running.commit), newest].into_iter().flatten() {
+            if !is_ahead(client, &running.repository, base, commit).await? {
+                let what = if base == running.commit { "what runs" } else { "the last commit that counted" };
+                let detail = format!("{what} ({base:.12}) is not in its history", base = base.to_string());
+                return Ok(refused(commit, Why::NotForward, &detail));
+            }
+        }
+        let Some(bytes) = client.signed_file(&running.repository, &signed, DECLARATION).await? else {
+            let detail = format!("it has no file {DECLARATION} in its root directory");
+            return Ok(refused(commit, Why::Declaration, &detail));
+        };
+        let declaration = Digest::of(&bytes);
+        if declaration == running.declaration {
+            return Ok(Found::Current { commit });
+        }
+        Ok(match check(&bytes, running) {
+            Ok(()) => Found::Newer { commit, signer: events::bounded(&signed.signer.name()), declaration },
+            Err(detail) => refused(commit, Why::Declaration, &detail),
+        })
+    }
+}
+
+/// Whether `base` is in the history of `head`.
+async fn is_ahead(
+    client: &Client,
+    repository: &Repository,
+    base: Commit,
+    head: Commit,
+) -> Result<bool, FollowError> {
+    match client.compare(repository, base, head).await {
+        Ok(comparison) => Ok(comparison.merge_base == base),
+        Err(GithubError::Unrelated) => Ok(false),
+        Err(GithubError::NotFound) => Err(FollowError::NoCommit(base)),
+        Err(error) => Err(error.into()),
+    }
+}
+
+/// Whether a declaration is one that this appliance could boot with.
+fn check(bytes: &[u8], running: &Running) -> Result<(), String> {
+    if bytes.len() > MAX_BYTES {
+        return Err(format!("{DECLARATION} has more than {MAX_BYTES} bytes"));
+    }
+    let declaration = Declaration::parse(bytes).map_err(|errors| {
+        let first = errors.iter().next();
+        let at =
+            first.map(|first| format!("{DECLARATION}:{}:{}: {}", first.line, first.column, first.message));
+        at.unwrap_or_else(|| format!("{DECLARATION} is no declaration"))
+    })?;
+    if declaration.repository.is_same(&running.repository) {
+        Ok(())
+    } else {
+        Err(format!("it declares another repository, {}", declaration.repository))
+    }
+}
+
+fn refused(commit: Commit, why: Why, detail: &str) -> Found {
+    Found::Refused { commit, why, detail: events::bounded(detail) }
+}
+
+fn why(error: &SignatureError) -> Why {
+    match error {
+        SignatureError::Unsigned => Why::Unsigned,
+        SignatureError::Foreign(_) => Why::OtherSignature,
+        SignatureError::Stranger(_) => Why::Stranger,
+        SignatureError::Namespace(_)
+        | SignatureError::Wrong
+        | SignatureError::Armor
+        | SignatureError::NotThisCommit
+        | SignatureError::Malformed(_)
+        | SignatureError::TooLarge => Why::Signature,
+    }
+}
+
+/// The status with the file that shows it.
+#[derive(Debug)]
+struct StatusFile {
+    path: std::path::PathBuf,
+    status: FollowStatus,
+    events: Arc<Ring>,
+}
+
+impl StatusFile {
+    /// Takes up what a predecessor of this boot has found: nothing that counted is forgotten when the role starts again.
+    fn open(paths: &Paths, follow: &FollowFacts, events: Arc<Ring>) -> Self {
+        let path = paths.own("follow.json");
+        let previous = files::read_bounded(&path, follow::MAX_BYTES as u64).ok();
+        let previous = previous.and_then(|bytes| FollowStatus::parse(&bytes).ok());
+        let fresh = FollowStatus {
+            branch: follow.declared.branch.clone(),
+            found: Found::Unknown,
+            at: now(),
+            newest: None,
+            checked_at: None,
+            problem: None,
+        };
+        let opened = Self { path, status: previous.unwrap_or(fresh), events };
+        opened.write();
+        opened
+    }
+
+    /// Says what a look came to. Told and printed too when it is new.
+    fn found(&mut self, found: Found) {
+        if let Found::Newer { commit, .. } | Found::Current { commit } = found {
+            self.status.newest = Some(commit);
+        }
+        if self.status.found != found {
+            println!("publish: follow {}: {found}", self.status.branch);
+            self.events.tell(Happened::Follow { found: found.clone() });
+            self.status.at = now();
+            self.status.found = found;
+        }
+        self.status.problem = None;
+        self.status.checked_at = Some(TimestampMillis::from_clock(SystemTime::now()));
+        self.write();
+    }
+
+    /// Says why a look came to nothing.
+    fn problem(&mut self, detail: &str) {
+        let detail = Some(events::bounded(detail));
+        if self.status.problem != detail {
+            eprintln!("publish: follow {}: {}", self.status.branch, detail.as_deref().unwrap_or_default());
+            self.status.problem = detail;
+            self.write();
+        }
+    }
+
+    fn write(&self) {
+        let written = json::to_vec(&self.status).map_err(std::io::Error::other);
+        if let Err(error) = written.and_then(|bytes| files::replace(&self.path, &bytes)) {
+            eprintln!("publish: cannot write {}: {error}", self.path.display());
+        }
+    }
+}
+
+fn now() -> Timestamp {
+    Timestamp::from_clock(SystemTime::now()).unwrap_or(Timestamp::EPOCH)
+}
+
+#[cfg(test)]
+#[path = "follow_tests.rs"]
+mod tests;
