@@ -339,10 +339,13 @@ class Appliance(unittest.TestCase):
 
     def test_11_registers_are_those_predicted_from_the_file(self):
         image, platform = (json.loads(contents(path)) for path in self.world.references(IMAGE))
-        registers = self.status()["registers"]
+        status = self.status()
+        registers = status["registers"]
         for name in ("rtmr1", "rtmr2"):
             self.assertEqual(registers[name], image["boots"][0][name], name)
         self.assertEqual(registers["mrtd"], platform["mrtd"][0]["value"])
+        program = hashlib.sha256(uki.initramfs(uki.read(IMAGE))["init"][4]).hexdigest()
+        self.assertEqual(status["image"]["digests"], {"cofferd": f"sha256:{program}"})
 
     def test_12_services_waited_for_their_secrets_by_name(self):
         self.assertEqual(

@@ -81,6 +81,8 @@ pub const SEALS_DIR: &str = "/run/cofferdam/seals";
 
 /// Where PID 1 mounts each volume, in a directory of its name. Root, 0700: services have mounts of their own.
 pub const VOLUMES_DIR: &str = "/run/cofferdam/volumes";
+/// The digest of this program, `sha256:HEX` and the end of a line, part of the image.
+pub const PROGRAM_DIGEST: &str = "/usr/lib/cofferd.sha256";
 /// The blocks of an empty file system, part of the image.
 pub const VOLUME_TEMPLATE: &str = "/usr/lib/volume-template";
 /// Where each service sees its volumes in its own ids: a directory of its shim's, 0700, and in it one mount for each.
