@@ -37,8 +37,17 @@ pub(crate) struct TreeEntry {
 }
 
 impl Tree {
-    /// Its name, when it is whole.
+    /// Its name, when it is whole. An entry with what ends a mode or a path inside of it could be read as others, and has none.
     pub(crate) fn name(&self) -> Option<ObjectId> {
+        let plain = |entry: &TreeEntry| {
+            let path = &entry.path;
+            entry.mode.bytes().all(|byte| byte.is_ascii_digit())
+                && !path.is_empty()
+                && !path.contains(['\0', '/'])
+        };
+        if !self.tree.iter().all(plain) {
+            return None;
+        }
         let mut bytes = Vec::new();
         for entry in &self.tree {
             // Git writes modes without a zero in front, GitHub shows them with one.
@@ -74,6 +83,10 @@ mod tests {
         let mut tree = Tree { truncated: false, tree: vec![entry("100644", "a"), below] };
         assert_eq!(tree.name().unwrap().to_string(), "e88553e828fd37275412bda822a7a6798a1d5999");
         assert_eq!((tree.file("a"), tree.file("b"), tree.file("c")), (Some(empty), None, None));
+        for (mode, path) in [("100644", "a\0b"), ("100644", "a/b"), ("100644", ""), ("100644 x", "a")] {
+            let odd = Tree { truncated: false, tree: vec![entry(mode, path)] };
+            assert_eq!(odd.name(), None, "{mode} {path:?}");
+        }
         tree.truncated = true;
         assert_eq!(tree.name(), None, "what is missing could have been anything");
     }
