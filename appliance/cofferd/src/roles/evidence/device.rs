@@ -8,7 +8,6 @@
 use std::fs::{self, OpenOptions};
 use std::io::{self, Read as _, Write as _};
 use std::path::PathBuf;
-use std::sync::atomic::{AtomicU64, Ordering};
 use std::time::{Duration, Instant};
 
 /// Directories of this program begin with this, so that clearing up never touches another's.
@@ -24,6 +23,9 @@ const ATTEMPTS: u32 = 5;
 
 /// Pause between attempts.
 const PAUSE: Duration = Duration::from_millis(50);
+
+/// Requests of this program at one time: one, and those that the device has not answered and nobody waits for any more.
+const MAX_REQUESTS: u32 = 64;
 
 /// Why no quote came.
 #[derive(Debug, thiserror::Error)]
@@ -113,13 +115,12 @@ impl Reports for Configfs {
 /// The quote device.
 pub(crate) struct Device<R = Configfs> {
     reports: R,
-    next: AtomicU64,
 }
 
 impl<R: Reports> Device<R> {
     /// The device behind these reports.
     pub(crate) fn new(reports: R) -> Self {
-        Self { reports, next: AtomicU64::new(0) }
+        Self { reports }
     }
 
     /// Removes the requests that a killed predecessor left behind; returns how many.
@@ -158,8 +159,7 @@ impl<R: Reports> Device<R> {
 
     /// One directory, one write, one read; `None` when it is worth another attempt.
     fn attempt(&self, report_data: &[u8; 64]) -> Result<Option<Vec<u8>>, DeviceError> {
-        let number = self.next.fetch_add(1, Ordering::Relaxed);
-        let request = Request::create(&self.reports, format!("{PREFIX}{}-{number}", std::process::id()))?;
+        let request = Request::create(&self.reports)?;
         let before = request.generation()?;
         match self.reports.write(&request.name, "inblob", report_data) {
             Err(error) if is_busy(&error) => return Ok(None),
@@ -197,9 +197,20 @@ struct Request<'a, R: Reports> {
 }
 
 impl<'a, R: Reports> Request<'a, R> {
-    fn create(reports: &'a R, name: String) -> Result<Self, DeviceError> {
-        reports.create(&name).map_err(|source| DeviceError::Io { step: "make a request", source })?;
-        Ok(Self { reports, name })
+    /// Of the first name that is free: the kernel may remember each name that was asked for, in memory of this role's.
+    fn create(reports: &'a R) -> Result<Self, DeviceError> {
+        let mut last = io::ErrorKind::AlreadyExists.into();
+        for number in 0..MAX_REQUESTS {
+            let name = format!("{PREFIX}{}-{number}", std::process::id());
+            match reports.create(&name) {
+                Ok(()) => return Ok(Self { reports, name }),
+                Err(error) => last = error,
+            }
+            if last.kind() != io::ErrorKind::AlreadyExists {
+                break;
+            }
+        }
+        Err(DeviceError::Io { step: "make a request", source: last })
     }
 
     fn generation(&self) -> Result<u64, DeviceError> {
@@ -225,7 +236,7 @@ impl<R: Reports> Drop for Request<'_, R> {
 
 #[cfg(test)]
 pub(crate) mod tests {
-    use std::collections::BTreeMap;
+    use std::collections::{BTreeMap, BTreeSet};
     use std::sync::Mutex;
 
     use super::*;
@@ -238,6 +249,8 @@ pub(crate) mod tests {
         pub(crate) requests: Mutex<Requests>,
         pub(crate) mischief: Mutex<Vec<Mischief>>,
         pub(crate) quote: F,
+        /// All that were ever asked for.
+        names: Mutex<BTreeSet<String>>,
     }
 
     #[derive(Debug, Clone, Copy, PartialEq, Eq)]
@@ -254,7 +267,7 @@ pub(crate) mod tests {
 
     impl<F: Fn(&[u8]) -> Vec<u8>> Fake<F> {
         pub(crate) fn new(quote: F) -> Self {
-            Self { requests: Mutex::default(), mischief: Mutex::default(), quote }
+            Self { requests: Mutex::default(), mischief: Mutex::default(), quote, names: Mutex::default() }
         }
 
         fn with(self, mischief: &[Mischief]) -> Self {
@@ -269,10 +282,13 @@ pub(crate) mod tests {
         }
 
         fn create(&self, request: &str) -> io::Result<()> {
-            match self.requests.lock().unwrap().insert(request.to_owned(), (7, Vec::new())) {
-                None => Ok(()),
-                Some(_) => Err(io::ErrorKind::AlreadyExists.into()),
+            let mut requests = self.requests.lock().unwrap();
+            if requests.contains_key(request) {
+                return Err(io::ErrorKind::AlreadyExists.into());
             }
+            self.names.lock().unwrap().insert(request.to_owned());
+            requests.insert(request.to_owned(), (7, Vec::new()));
+            Ok(())
         }
 
         fn remove(&self, request: &str) -> io::Result<()> {
@@ -357,6 +373,26 @@ pub(crate) mod tests {
         assert!(matches!(empty.quote(&[0; 64], LIMIT), Err(DeviceError::Empty)));
         let huge = Device::new(Fake::new(|_: &[u8]| vec![0; 1 << 20]));
         assert!(matches!(huge.quote(&[0; 64], LIMIT), Err(DeviceError::TooLarge)));
+    }
+
+    #[test]
+    fn many_quotes_need_one_name_and_one_that_is_taken_is_passed_over() {
+        let device = Device::new(Fake::new(echo));
+        for _ in 0..100 {
+            device.quote(&[6; 64], LIMIT).unwrap();
+        }
+        let first = format!("{PREFIX}{}-0", std::process::id());
+        assert_eq!(*device.reports.names.lock().unwrap(), [first.clone()].into());
+        // Of one that the device has not answered yet.
+        device.reports.create(&first).unwrap();
+        device.quote(&[6; 64], LIMIT).unwrap();
+        assert_eq!(device.reports.names.lock().unwrap().len(), 2);
+        assert_eq!(device.reports.list().unwrap(), [first], "it is left alone");
+        for number in 1..MAX_REQUESTS {
+            device.reports.create(&format!("{PREFIX}{}-{number}", std::process::id())).unwrap();
+        }
+        let refused = device.quote(&[6; 64], LIMIT);
+        assert!(matches!(refused, Err(DeviceError::Io { step: "make a request", .. })), "{refused:?}");
     }
 
     #[test]
