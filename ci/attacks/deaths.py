@@ -122,7 +122,8 @@ def both(stage):
 
 
 def told(stage):
-    seen = f"{stage.answers()}; {stage.calm()}"
+    # The scenario before has killed the vault, which is back after its pause.
+    seen = f"{stage.until('all of it', stage.answers)}; {stage.calm()}"
     return seen, stage.diagnosed("role-ended", exit_code=0)
 
 
