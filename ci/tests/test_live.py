@@ -9,6 +9,7 @@ import os
 import sys
 import tempfile
 import unittest
+from unittest import mock
 
 sys.path.insert(0, os.path.dirname(os.path.dirname(os.path.abspath(__file__))))
 from attacks import chosen, framing, soak, table
@@ -76,6 +77,33 @@ class Judging(unittest.TestCase):
         tree = '"challenge": {"nonce": "AAAA", "index": 0, "path": []}'
         with self.assertRaises(Wrong):
             is_over(f'{{"claims": "e30=", "quote": "AA", {tree}}}', bytes(3))
+
+    def test_what_has_grown_in_a_soak_is_named_and_what_is_missing_is_an_error(self):
+        def figures(memory, open_ones, store):
+            status = {
+                "roles": [{"name": "vault", "memory": memory}],
+                "services": [{"name": "web", "usage": {"memory": 1}}],
+                "store": {"bytes": store},
+            }
+            stage = mock.Mock()
+            stage.status.return_value = status
+            stage.control.ask.return_value = {"descriptors": {"vault": open_ones}}
+            return soak.Figures(stage)
+
+        first, mib = figures(0, 10, 0), 1 << 20
+        self.assertEqual(figures(mib, 18, mib).grown(first), [])
+        grown = soak.most([figures(mib + 1, 0, 0), figures(0, 19, mib + 1)]).grown(first)
+        self.assertEqual(
+            [line.split(":")[0] for line in grown],
+            [
+                "memory of vault",
+                "descriptors of vault",
+                "store of vault",
+            ],
+        )
+        first.memory["front"] = 1
+        with self.assertRaises(KeyError):
+            figures(0, 0, 0).grown(first)
 
     def test_a_scenario_that_fails_is_wrong_and_keeps_the_next_from_nothing(self):
         def broken(_):
