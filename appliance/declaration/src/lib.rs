@@ -15,6 +15,7 @@
 //! assert!(wrong.to_string().contains("did you mean `services`?"));
 //! ```
 
+mod change;
 mod composed;
 mod depends;
 mod diagnostics;
@@ -43,6 +44,7 @@ mod value;
 mod variables;
 mod yaml;
 
+pub use change::{Change, Changed};
 pub use cofferdam_protocol::{
     Branch, Endpoint, HttpUrl, HttpsUrl, ImageReference, OperatorKey, RegistryHost, Repository,
     SECRET_SCHEME, SecretRef, SignerKey,
