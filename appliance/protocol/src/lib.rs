@@ -9,7 +9,7 @@ mod messages;
 mod words;
 
 pub use messages::{
-    bridge, certificate, egress, event, events, evidence, facts, follow, keyserve, log, network, operator,
-    reply, state, status, unseal, upgrade, vault,
+    bridge, certificate, change, egress, event, events, evidence, facts, follow, keyserve, log, network,
+    operator, reply, state, status, unseal, upgrade, vault,
 };
 pub use words::*;

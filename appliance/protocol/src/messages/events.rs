@@ -8,6 +8,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::CertificateState;
+use super::change::Change;
 use super::follow::Found;
 use super::status::{ClockChange, DeniedWhy, HealthState, Killed, PublishState, ServiceState};
 use crate::json::{self, JsonError};
@@ -152,6 +153,11 @@ pub enum Happened {
         /// What it is to what runs.
         found: Found,
     },
+    /// Another declaration was to run, and what became of it.
+    Change {
+        /// That.
+        change: Change,
+    },
     /// PID 1 set the clock, as servers say, or did not because that would be too far.
     Clock {
         /// What it did.
@@ -247,6 +253,7 @@ impl fmt::Display for Happened {
                 detail.iter().try_for_each(|detail| write!(f, ": {detail}"))
             }
             Self::Follow { found } => write!(f, "follow: {found}"),
+            Self::Change { change } => write!(f, "{change}"),
             Self::Clock { change } => write!(f, "the clock {change}"),
             Self::Denied { target, why, count, allow } => {
                 write!(f, "denied {target} ({})", why.as_str())?;
@@ -261,10 +268,11 @@ impl fmt::Display for Happened {
 
 #[cfg(test)]
 mod tests {
+    use super::super::change::Outcome;
     use super::super::follow::Why;
     use super::super::status::ClockHow;
     use super::*;
-    use crate::Commit;
+    use crate::{Commit, Digest, Timestamp};
 
     #[test]
     fn a_change_of_the_clock_is_said_with_its_direction() {
@@ -311,6 +319,15 @@ mod tests {
                     commit: Commit::from([7; 20]),
                     why: Why::OtherSignature,
                     detail: text.clone(),
+                },
+            },
+            Happened::Change {
+                change: Change {
+                    commit: Commit::from([7; 20]),
+                    declaration: Digest::of(b""),
+                    at: Timestamp::EPOCH,
+                    outcome: Outcome::RolledBack,
+                    detail: Some(text.clone()),
                 },
             },
             Happened::Clock { change: ClockChange { how: ClockHow::Stepped, by_ms: i64::MIN } },

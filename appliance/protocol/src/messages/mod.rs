@@ -13,6 +13,7 @@
 //! | [`facts`] | PID 1 → roles | `appliance.json` |
 //! | [`state`] | PID 1 → roles | how the appliance keeps its state |
 //! | [`status`] | PID 1, shims, `egress`, `publish` → `front` → an operator | who is doing what |
+//! | [`change`] | PID 1 → `publish`, `front` → an operator | what became of the declarations that followed the first |
 //! | [`follow`] | `publish` → `front` → an operator | what the followed branch has that does not run |
 //! | [`network`] | PID 1 ↔ `network` → `front` → an operator | the appliance's address |
 //! | [`log`] | a shim → `front` → an operator | one line of a service's log |
@@ -23,6 +24,7 @@
 
 pub mod bridge;
 pub mod certificate;
+pub mod change;
 pub mod egress;
 pub mod event;
 pub mod events;
