@@ -9,6 +9,10 @@ pub const RUN: &str = "/run/cofferdam";
 pub const APPLIANCE: &str = "/run/cofferdam/appliance.json";
 /// What the declaration decides for the roles, as PID 1 resolved it. 0644, written before the roles start.
 pub const FACTS: &str = "/run/cofferdam/facts.json";
+/// The same of a declaration that has not taken effect yet. 0644, written before its images are pulled.
+pub const FACTS_NEXT: &str = "/run/cofferdam/facts-next.json";
+/// What became of the declarations that were to take effect. 0644.
+pub const CHANGES: &str = "/run/cofferdam/changes.json";
 /// What happened to PID 1's roles: a ring (`system/ring`). 0644. Roles have one called `events` in their own directories.
 pub const EVENTS: &str = "/run/cofferdam/events";
 /// What PID 1 knows of its roles: name, pid, restarts, state. 0644.
@@ -51,6 +55,17 @@ pub const PUBLISH_CERTIFICATE: &str = "/run/cofferdam/publish/certificate.json";
 pub const PUBLISH_CHAIN: &str = "/run/cofferdam/publish/chain.pem";
 /// What its authority is to be answered, while it asks. 0644.
 pub const PUBLISH_CHALLENGES: &str = "/run/cofferdam/publish/challenges.json";
+
+/// The commit that may take the place of what runs, with what proves it. 0644.
+pub const CANDIDATE: &str = "/run/cofferdam/publish/candidate";
+/// Where `publish` says that there is one: a FIFO that PID 1 makes.
+pub const BELL: &str = "/run/cofferdam/publish/bell";
+
+/// Owned by `admit`, 0755: what it has to say of the candidate, for PID 1.
+pub const ADMIT_DIR: &str = "/run/cofferdam/admit";
+
+/// Owned by `gate`, 0755: why services did not come up, for PID 1.
+pub const GATE_DIR: &str = "/run/cofferdam/gate";
 
 /// Owned by `network`, 0755.
 pub const NETWORK_DIR: &str = "/run/cofferdam/network";

@@ -28,7 +28,7 @@ use nix::sys::wait::{WaitStatus, waitpid};
 use nix::unistd::{Gid, Uid};
 
 use cofferd::paths;
-use cofferd::roles::{BRIDGE, EGRESS, EVIDENCE, FRONT, NETWORK, PUBLISH, ROLES, Role, VAULT};
+use cofferd::roles::{ADMIT, BRIDGE, EGRESS, EVIDENCE, FRONT, GATE, NETWORK, PUBLISH, ROLES, Role, VAULT};
 use cofferd::system::images::{self, Holder};
 use cofferd::system::kept::KeptImages;
 use cofferd::system::spawn::{Handed, Identity, KeyFile, SpawnError, Spec};
@@ -111,7 +111,9 @@ fn tests() -> ExitCode {
         assert!(matches!(&error, SpawnError::Setup(words) if words.contains("build argv")), "{error}");
         while waitpid(None, None).is_ok() {}
     });
-    for name in [&VAULT, &FRONT, &PUBLISH, &EVIDENCE, &NETWORK, &BRIDGE, &EGRESS].map(Role::name) {
+    for name in
+        [&VAULT, &FRONT, &PUBLISH, &EVIDENCE, &NETWORK, &BRIDGE, &EGRESS, &ADMIT, &GATE].map(Role::name)
+    {
         role(&format!("the filter of {name} refuses what a role never does"), || {
             let identity = Identity::Role { uid: 0, gid: 0, capabilities: &[] };
             let mut spec = spec("probe-filter", identity, false, None);
@@ -645,10 +647,14 @@ fn probe_filter(role: &str) {
     assert_eq!(stream.is_none(), networked, "{role}: TCP gives {stream:?}");
     // Who may have TCP and may not dial does not dial by what it sends either.
     let dials = i64::from(libc::MSG_FASTOPEN);
-    let expected = Some(if role == FRONT.name() { Errno::EPERM } else { Errno::EBADF });
+    // Who judges something once says it in a file, and has no socket to send anything to.
+    let silent = [ADMIT.name(), GATE.name()].contains(&role);
+    let refuses = silent || role == FRONT.name();
+    let expected = Some(if refuses { Errno::EPERM } else { Errno::EBADF });
     assert_eq!(attempt_with(libc::SYS_sendto, [-1, 0, 0, dials]), expected, "{role}");
     assert_eq!(attempt(libc::SYS_sendmsg, -1, 0, dials), expected, "{role}");
-    assert_eq!(attempt_with(libc::SYS_sendto, [-1, 0, 0, libc::MSG_NOSIGNAL.into()]), Some(Errno::EBADF));
+    let expected = Some(if silent { Errno::EPERM } else { Errno::EBADF });
+    assert_eq!(attempt_with(libc::SYS_sendto, [-1, 0, 0, libc::MSG_NOSIGNAL.into()]), expected, "{role}");
     let packet = attempt(libc::SYS_socket, libc::AF_PACKET.into(), 99, 0);
     assert_eq!(packet == Some(Errno::EPERM), role != NETWORK.name(), "{role}: packets give {packet:?}");
     // The i386 and x32 tables are other numbers for the same calls.

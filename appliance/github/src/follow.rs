@@ -1,15 +1,16 @@
 //! What somebody asks who follows a branch: where it stands, who signed that commit, and what a file of it is.
 //!
 //! Where a branch stands may change and is asked for conditionally: "unchanged" costs GitHub's limit nothing for those with a token. All
-//! else is asked with whole names and compared with them: the commit's text is its name's, the directory the commit's, the file the
-//! directory's. So what comes back is what the signer signed, whoever sent it.
+//! else is asked with whole names, and makes a [`Candidate`] that [`judge`](super::judge) compares with them: so what counts is what the
+//! signer signed, whoever sent it.
 
 use reqwest::Url;
 use serde::de::DeserializeOwned;
 use serde::{Deserialize, Serialize};
 
+use super::candidate::Candidate;
 use super::history::check_branch;
-use super::object::{self, Tree};
+use super::object::{Named, Tree, named};
 use super::signed::{SignatureError, SignedCommit, verify};
 use super::{Client, GithubError, extend};
 use cofferdam_protocol::{Commit as CommitId, Repository, SignerKey};
@@ -48,6 +49,24 @@ struct Verification {
     signature: Option<String>,
 }
 
+/// The two texts that GitHub sends of a commit, not judged yet.
+#[derive(Debug, Clone)]
+pub struct CommitText {
+    commit: CommitId,
+    payload: Option<String>,
+    signature: Option<String>,
+}
+
+impl CommitText {
+    /// Whether one of the signers signed it.
+    ///
+    /// # Errors
+    /// Why it does not count.
+    pub fn verify(&self, signers: &[SignerKey]) -> Result<SignedCommit, SignatureError> {
+        verify(self.commit, self.payload.as_deref(), self.signature.as_deref(), signers)
+    }
+}
+
 impl Client {
     /// Where a branch stands, by the whole name of its ref. Asked conditionally when the cache knows an answer.
     ///
@@ -64,43 +83,45 @@ impl Client {
         Ok(found.object.sha)
     }
 
-    /// A commit whose signature one of the signers made, or why it does not count.
+    /// The texts of a commit, which say who signed it.
     ///
     /// # Errors
     /// [`GithubError`].
-    pub async fn signed_commit(
+    pub async fn commit_text(
         &self,
         repository: &Repository,
-        at: CommitId,
-        signers: &[SignerKey],
-    ) -> Result<Result<SignedCommit, SignatureError>, GithubError> {
-        let url = self.url(repository, &["git", "commits", &at.to_string()], &[])?;
+        commit: CommitId,
+    ) -> Result<CommitText, GithubError> {
+        let url = self.url(repository, &["git", "commits", &commit.to_string()], &[])?;
         let found: Commit = self.get(url).await?;
         let Verification { payload, signature } = found.verification;
-        Ok(verify(at, payload.as_deref(), signature.as_deref(), signers))
+        Ok(CommitText { commit, payload, signature })
     }
 
-    /// The bytes of a file in the root directory of a signed commit; `None` when there is none of this name that is a regular file.
+    /// What is said to prove that a file is in the root directory of a commit that counts. Nothing of it is judged here.
     ///
     /// # Errors
-    /// [`GithubError`]; `Malformed` when what is sent is not what was signed.
-    pub async fn signed_file(
+    /// [`GithubError`]; `Malformed` when something is larger than a candidate holds, or missing.
+    pub async fn candidate(
         &self,
         repository: &Repository,
+        text: CommitText,
         commit: &SignedCommit,
         name: &str,
-    ) -> Result<Option<Vec<u8>>, GithubError> {
+    ) -> Result<Candidate, GithubError> {
         let url = self.url(repository, &["git", "trees", &commit.tree.to_string()], &[])?;
         let tree: Tree = self.get(url).await?;
-        if tree.name() != Some(commit.tree) {
-            return Err(GithubError::Malformed("a directory that is not the signed commit's".to_owned()));
-        }
-        let Some(file) = tree.file(name) else { return Ok(None) };
-        let bytes = self.contents(repository, name, commit.id).await?;
-        if object::name("blob", &bytes) != Some(file) {
-            return Err(GithubError::Malformed(format!("a {name} that is not the signed commit's")));
-        }
-        Ok(Some(bytes))
+        let malformed = |what: &str| GithubError::Malformed(what.to_owned());
+        let tree = tree.object().ok_or_else(|| malformed("a directory with entries missing"))?;
+        let file = match named(&tree, name) {
+            Some(Named::File(_)) => self.contents(repository, name, commit.id).await?,
+            // Which is what will be said of it.
+            Some(Named::None | Named::Several) | None => Vec::new(),
+        };
+        let CommitText { commit, payload, signature } = text;
+        let (payload, signature) = (payload.unwrap_or_default(), signature.unwrap_or_default());
+        Candidate::new(commit, payload, signature, tree, file)
+            .ok_or_else(|| malformed("a commit that is larger than its bounds"))
     }
 
     /// An answer that may change. What the cache knows is asked for conditionally.

@@ -21,6 +21,7 @@ use zeroize::Zeroizing;
 use cofferdam_protocol::{Repository, Timestamp, base64, hex};
 
 mod cache;
+mod candidate;
 mod follow;
 mod history;
 mod object;
@@ -31,6 +32,8 @@ mod transport;
 mod types;
 
 pub use cache::Cache;
+pub use candidate::{Candidate, JudgeError, MAX_CANDIDATE, MAX_TREE, judge};
+pub use follow::CommitText;
 pub use history::{Comparison, Head};
 pub use read::{Listed, PAGE};
 pub use signed::{Foreign, MAX_PAYLOAD, MAX_SIGNATURE, SignatureError, SignedCommit, verify};

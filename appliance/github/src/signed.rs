@@ -11,7 +11,7 @@
 use std::fmt;
 
 use aws_lc_rs::signature::{ECDSA_P256_SHA256_FIXED, ED25519, UnparsedPublicKey};
-use cofferdam_protocol::{Commit as CommitId, Fingerprint, SignerKey, SignerPublic, shorten};
+use cofferdam_protocol::{Commit as CommitId, Fingerprint, SignerKey, SignerPublic, Timestamp, shorten};
 use ssh_key::public::{EcdsaPublicKey, KeyData};
 use ssh_key::{Algorithm, EcdsaCurve, HashAlg, SshSig};
 
@@ -40,6 +40,8 @@ pub struct SignedCommit {
     pub tree: CommitId,
     /// The commits that it follows.
     pub parents: Vec<CommitId>,
+    /// When it was made, as its committer says.
+    pub committed: Timestamp,
     /// Whose signature it has.
     pub signer: SignerKey,
 }
@@ -122,8 +124,8 @@ pub fn verify(
         return Err(SignatureError::Foreign(Foreign::X509));
     }
     let signer = signer(payload.as_bytes(), signature, signers)?;
-    let (tree, parents) = headers(payload)?;
-    Ok(SignedCommit { id, tree, parents, signer: signer.clone() })
+    let Headers { tree, parents, committed } = headers(payload)?;
+    Ok(SignedCommit { id, tree, parents, committed, signer: signer.clone() })
 }
 
 /// The commit's object: the signed text with the signature after its last header.
@@ -199,25 +201,78 @@ fn fixed(mut numbers: &[u8]) -> Option<[u8; 64]> {
     numbers.is_empty().then_some(out)
 }
 
-/// Root directory and parents, which git writes first and in this order.
-fn headers(payload: &str) -> Result<(CommitId, Vec<CommitId>), SignatureError> {
+/// What is read of a commit's headers.
+struct Headers {
+    tree: CommitId,
+    parents: Vec<CommitId>,
+    committed: Timestamp,
+}
+
+/// Root directory, parents, author and committer, which git writes first and in this order.
+fn headers(payload: &str) -> Result<Headers, SignatureError> {
     const TREE: SignatureError = SignatureError::Malformed("it does not begin with its tree");
+    const PEOPLE: SignatureError =
+        SignatureError::Malformed("its author and its committer do not follow its parents");
     let mut lines = payload.split('\n');
     let tree = lines.next().and_then(|line| line.strip_prefix("tree ")).ok_or(TREE)?;
     let tree = tree.parse().map_err(|_| TREE)?;
     let mut parents = Vec::new();
-    for line in lines.map_while(|line| line.strip_prefix("parent ")) {
-        parents.push(line.parse().map_err(|_| SignatureError::Malformed("a parent is not a commit"))?);
+    let mut line = lines.next();
+    while let Some(parent) = line.and_then(|line| line.strip_prefix("parent ")) {
+        parents.push(parent.parse().map_err(|_| SignatureError::Malformed("a parent is not a commit"))?);
         if parents.len() > MAX_PARENTS {
             return Err(SignatureError::Malformed("it has more than 64 parents"));
         }
+        line = lines.next();
     }
-    Ok((tree, parents))
+    line.filter(|line| line.starts_with("author ")).ok_or(PEOPLE)?;
+    let committer = lines.next().and_then(|line| line.strip_prefix("committer ")).ok_or(PEOPLE)?;
+    let committed = time(committer).ok_or(SignatureError::Malformed("its committer has no time"))?;
+    Ok(Headers { tree, parents, committed })
+}
+
+/// The time in `NAME <ADDRESS> SECONDS ±HHMM`. The zone says nothing of which moment it was.
+fn time(person: &str) -> Option<Timestamp> {
+    let (person, zone) = person.rsplit_once(' ')?;
+    let (person, seconds) = person.rsplit_once(' ')?;
+    let zone = zone.strip_prefix(['+', '-'])?;
+    let digits = |text: &str| text.bytes().all(|byte| byte.is_ascii_digit());
+    let plain = seconds == "0" || !seconds.is_empty() && digits(seconds) && !seconds.starts_with('0');
+    if !plain || zone.len() != 4 || !digits(zone) || !person.ends_with('>') {
+        return None;
+    }
+    Timestamp::from_unix(seconds.parse().ok()?)
 }
 
 #[cfg(test)]
 mod tests {
     use super::*;
+
+    #[test]
+    fn a_committers_time_has_one_spelling_and_ends_with_the_year_9999() {
+        let at = |text: &str| time(text).map(Timestamp::unix);
+        assert_eq!(at("Alice <a@example.org> 1798761600 +0100"), Some(1_798_761_600));
+        assert_eq!(at("A > 1 +0000 <> 0 -0000"), Some(0));
+        assert_eq!(at("<> 253402300799 +0000"), Some(253_402_300_799));
+        for wrong in [
+            "",
+            "Alice <a@example.org>",
+            "Alice <a@example.org> +0100",
+            "Alice <a@example.org> 01 +0100",
+            "Alice <a@example.org> +1 +0100",
+            "Alice <a@example.org> -1 +0100",
+            "Alice <a@example.org>  +0100",
+            "Alice <a@example.org> 1 0100",
+            "Alice <a@example.org> 1 +01000",
+            "Alice <a@example.org> 1 +01:0",
+            "Alice <a@example.org> 1 +0100 ",
+            "Alice 1 +0100",
+            "<> 253402300800 +0000",
+            "<> 99999999999999999999999 +0000",
+        ] {
+            assert_eq!(at(wrong), None, "{wrong:?}");
+        }
+    }
 
     #[test]
     fn the_numbers_of_an_ecdsa_signature_are_put_at_their_full_length_or_refused() {

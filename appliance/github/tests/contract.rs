@@ -9,7 +9,9 @@ use std::collections::BTreeMap;
 use std::sync::{Arc, Mutex};
 use std::time::Duration;
 
-use cofferdam_github::{Cache, Client, GithubError, NewAsset, NewRelease, SignatureError};
+use cofferdam_github::{
+    Cache, Candidate, Client, GithubError, JudgeError, NewAsset, NewRelease, SignatureError, judge,
+};
 use cofferdam_protocol::{Commit, Repository, SignerKey};
 use zeroize::Zeroizing;
 
@@ -98,8 +100,8 @@ async fn a_branch_is_followed_to_the_bytes_that_its_signer_signed() {
     let signer: SignerKey = development.key("alice", "ed25519").parse().unwrap();
     let signers = [signer];
     let unsigned = client.branch(&repository, "main").await.unwrap();
-    let found = client.signed_commit(&repository, unsigned, &signers).await.unwrap();
-    assert_eq!(found, Err(SignatureError::Unsigned));
+    let found = client.commit_text(&repository, unsigned).await.unwrap();
+    assert_eq!(found.verify(&signers), Err(SignatureError::Unsigned));
     std::fs::create_dir(development.files().join("below")).unwrap();
     std::fs::write(development.files().join("below/program"), "é\n").unwrap();
     std::os::unix::fs::symlink("cofferdam.yaml", development.files().join("link.yaml")).unwrap();
@@ -109,12 +111,21 @@ async fn a_branch_is_followed_to_the_bytes_that_its_signer_signed() {
     let unchanged = client.requests().unchanged;
     assert_eq!(client.branch(&repository, "main").await.unwrap(), head);
     assert_eq!(client.requests().unchanged, unchanged + 1);
-    let commit = client.signed_commit(&repository, head, &signers).await.unwrap().unwrap();
+    let text = client.commit_text(&repository, head).await.unwrap();
+    let commit = text.verify(&signers).unwrap();
     assert_eq!((commit.parents.as_slice(), &commit.signer), ([unsigned].as_slice(), &signers[0]));
-    let file = client.signed_file(&repository, &commit, "cofferdam.yaml").await.unwrap();
-    assert_eq!(file.as_deref(), Some(b"version: 1 # signed\n".as_slice()));
+    assert_eq!(commit.committed.unix().to_string(), development.git(&["show", "-s", "--format=%ct"]));
+    let file = "cofferdam.yaml";
+    let candidate = client.candidate(&repository, text.clone(), &commit, file).await.unwrap();
+    let read = Candidate::parse(&candidate.encode().unwrap()).unwrap();
+    let judged = judge(&read, file, &signers);
+    assert_eq!(judged, Ok((commit.clone(), b"version: 1 # signed\n".to_vec())));
+    let stranger: SignerKey = development.key("mallory", "ed25519").parse().unwrap();
+    let refused = judge(&read, file, &[stranger]);
+    assert!(matches!(refused, Err(JudgeError::Signature(SignatureError::Stranger(_)))), "{refused:?}");
     for other in ["link.yaml", "below", "gone.yaml"] {
-        assert_eq!(client.signed_file(&repository, &commit, other).await.unwrap(), None, "{other}");
+        let candidate = client.candidate(&repository, text.clone(), &commit, other).await.unwrap();
+        assert_eq!(judge(&candidate, other, &signers), Err(JudgeError::NoFile(other.to_owned())));
     }
     let none = client.branch(&repository, "gone").await;
     assert!(matches!(none, Err(GithubError::NotFound)), "{none:?}");

@@ -1,6 +1,7 @@
 //! The roles: what each may do is in one table, what each does in the module of its name. Beside them: the facts
 //! that PID 1 writes down for them, and what several of them use.
 
+pub(crate) mod admit;
 mod bridge;
 mod certificate;
 pub(crate) mod clock;
@@ -8,6 +9,7 @@ mod egress;
 mod evidence;
 pub(crate) mod facts;
 mod front;
+mod gate;
 mod network;
 mod publish;
 pub(crate) mod pull;
@@ -20,6 +22,7 @@ mod vault;
 pub(crate) mod testing;
 
 pub use self::table::{
-    BRIDGE, CONTAINER, EGRESS, EVIDENCE, FRONT, NETWORK, PUBLISH, PULL, RESERVE, ROLES, Role, SHIM, VAULT,
+    ADMIT, BRIDGE, CONTAINER, EGRESS, EVIDENCE, FRONT, GATE, NETWORK, PUBLISH, PULL, RESERVE, ROLES, Role,
+    SHIM, VAULT,
 };
 pub(crate) use self::table::{Key, Starts, run};

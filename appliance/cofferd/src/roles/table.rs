@@ -10,7 +10,7 @@ use cofferdam_workload::seccomp;
 use landlock::AccessNet;
 
 use super::facts::ServiceFacts;
-use super::{bridge, egress, evidence, front, network, publish, pull, reserve, shim, vault};
+use super::{admit, bridge, egress, evidence, front, gate, network, publish, pull, reserve, shim, vault};
 use crate::paths;
 use crate::system::cgroup::{self, Cgroup, CgroupError, Limits};
 use crate::system::confine::{self, ConfineError, Filter, Policy, View};
@@ -50,6 +50,8 @@ pub(crate) enum Starts {
     Launch,
     /// PID 1, in the stage `launch`, once for each service.
     Service,
+    /// PID 1, when there is something to be judged. It does that once, and ends; one of them runs at a time.
+    Once,
     /// A shim.
     Shim,
 }
@@ -301,6 +303,46 @@ pub static RESERVE: Role = Role {
     run: Run::Appliance(reserve::run),
 };
 
+/// Whether what `publish` found may take the place of what runs.
+pub static ADMIT: Role = Role {
+    name: "admit",
+    starts: Starts::Once,
+    who: Who::Own { uid: 109, gid: 109, capabilities: &[] },
+    network: Network::None,
+    covered: DEVICE_PATHS,
+    policy: Policy {
+        filter: Filter::Own(filter!("admit")),
+        view: Some(View { reads: &[paths::RUN], writes: &[], refuses: NO_TCP }),
+    },
+    directory: Some((paths::ADMIT_DIR, 0o755)),
+    socket: None,
+    key: None,
+    // The facts and a declaration, each of which may be of 1 MiB, with what they become when they are read.
+    memory: Some(96 << 20),
+    processes: 1,
+    run: Run::Appliance(admit::run),
+};
+
+/// Whether the services came up after a change.
+pub static GATE: Role = Role {
+    name: "gate",
+    starts: Starts::Once,
+    who: Who::Own { uid: 110, gid: 110, capabilities: &[] },
+    network: Network::None,
+    covered: DEVICE_PATHS,
+    policy: Policy {
+        filter: Filter::Own(filter!("gate")),
+        view: Some(View { reads: &[paths::RUN], writes: &[], refuses: NO_TCP }),
+    },
+    directory: Some((paths::GATE_DIR, 0o755)),
+    socket: None,
+    key: None,
+    // The facts.
+    memory: Some(64 << 20),
+    processes: 1,
+    run: Run::Appliance(gate::run),
+};
+
 /// One service.
 pub static SHIM: Role = Role {
     name: "shim",
@@ -363,8 +405,10 @@ pub static CONTAINER: Role = Role {
 };
 
 /// All of them. Those of the stage `launch` start in this order, in which they need each other.
-pub static ROLES: [&Role; 11] =
-    [&NETWORK, &RESERVE, &VAULT, &EVIDENCE, &FRONT, &PUBLISH, &BRIDGE, &EGRESS, &SHIM, &PULL, &CONTAINER];
+pub static ROLES: [&Role; 13] = [
+    &NETWORK, &RESERVE, &VAULT, &EVIDENCE, &FRONT, &PUBLISH, &BRIDGE, &EGRESS, &ADMIT, &GATE, &SHIM, &PULL,
+    &CONTAINER,
+];
 
 /// Runs the program as the role that its first word names, to its end. `None` when the words are no role's, or, in the first
 /// process of a PID namespace, not those of one that is.
@@ -540,7 +584,8 @@ mod tests {
     fn what_pid_1_starts_alone_has_ids_and_a_limit_of_its_own_and_the_rest_its_services() {
         for role in ROLES {
             let own = matches!(role.who, Who::Own { .. });
-            assert_eq!(own, matches!(role.starts, Starts::Network | Starts::Launch), "{}", role.name);
+            let by_pid_1 = matches!(role.starts, Starts::Network | Starts::Launch | Starts::Once);
+            assert_eq!(own, by_pid_1, "{}", role.name);
             assert_eq!(own, role.memory.is_some(), "{}", role.name);
             assert_eq!(own, matches!(role.run, Run::Appliance(_)), "{}", role.name);
             assert!(own || role.directory.is_none() && role.key.is_none(), "{}", role.name);
@@ -548,6 +593,17 @@ mod tests {
                 let (directory, _) = role.directory.unwrap();
                 assert!(Path::new(socket).starts_with(directory), "{}", role.name);
             }
+        }
+    }
+
+    #[test]
+    fn who_judges_once_has_no_network_no_key_no_socket_and_one_thread() {
+        let once = ROLES.into_iter().filter(|role| role.starts == Starts::Once);
+        let names: Vec<&str> = once.clone().map(|role| role.name).collect();
+        assert_eq!(names, [ADMIT.name, GATE.name]);
+        for role in once {
+            assert_eq!((role.network, role.processes), (Network::None, 1), "{}", role.name);
+            assert!(role.key.is_none() && role.socket.is_none(), "{}", role.name);
         }
     }
 

@@ -219,7 +219,7 @@ mod tests {
             assert!(program.len() < 4096, "{name}: {} instructions", program.len());
             assert!(matches!(compile("another", text), Err(ConfineError::OtherFilter(_))));
         }
-        assert_eq!(own_filters().count(), 8);
+        assert_eq!(own_filters().count(), 10);
         for role in ROLES {
             if let Filter::Profile(text) = role.policy().filter {
                 Profile::parse(text).unwrap();

@@ -111,7 +111,7 @@ mod tests {
             let [applied, refused, rolled_back] = Outcome::ALL;
             changes.add(Change {
                 commit: Commit::from([number; 20]),
-                declaration: Digest::of(&[number]),
+                declaration: Digest::of([number]),
                 at: Timestamp::EPOCH,
                 outcome: if number == 30 {
                     applied

@@ -3,9 +3,9 @@
 //! | of the head of the branch it is asked | else |
 //! |---|---|
 //! | is it what runs, or what counted before | |
-//! | did a signer sign it (`cofferdam_github::verify`) | refused |
+//! | did a signer sign it | refused |
 //! | is what runs in its history, and what counted last in this boot | refused: versions only move forward |
-//! | is the file in its root directory the one that was signed | there is no answer |
+//! | is the file in its root directory the one that was signed (`cofferdam_github::judge`) | there is no answer |
 //! | is that a declaration of this repository | refused |
 //!
 //! It says what it found and changes nothing: neither PID 1 nor a service hears of it, operators do. What cannot be asked leaves what was found
@@ -16,8 +16,7 @@
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cofferdam_declaration::{Declaration, MAX_BYTES};
-use cofferdam_github::{Client, GithubError, SignatureError};
+use cofferdam_github::{Client, GithubError, JudgeError, SignatureError, judge};
 use cofferdam_protocol::events::{self, Happened};
 use cofferdam_protocol::follow::{self, FollowStatus, Found, Why};
 use cofferdam_protocol::{
@@ -29,12 +28,10 @@ use super::reconcile::Memory;
 use super::{
     CLOCK_WAIT, FIRST_PAUSE, LEASE_WAIT, LONGEST_IMPOSED, LONGEST_PAUSE, Paths, PublishError, Settings,
 };
+use crate::roles::admit::{DECLARATION, declared};
 use crate::roles::facts::{self, FactsError, FollowFacts};
 use crate::system::files;
 use crate::system::ring::Ring;
-
-/// The declaration's place in the repository, where clients look for it, too.
-const DECLARATION: &str = "cofferdam.yaml";
 
 /// What runs.
 #[derive(Debug, Clone)]
@@ -57,6 +54,8 @@ enum FollowError {
     NoCommit(Commit),
     #[error("the branch cannot be looked at")]
     Github(#[from] GithubError),
+    #[error("GitHub sends something else than was signed")]
+    Other(#[source] JudgeError),
 }
 
 /// The loop that looks.
@@ -157,7 +156,8 @@ impl Follower {
         if commit == running.commit && newest.is_none() {
             return Ok(Found::Current { commit });
         }
-        let signed = match client.signed_commit(&running.repository, commit, &self.follow.signers).await? {
+        let text = client.commit_text(&running.repository, commit).await?;
+        let signed = match text.verify(&self.follow.signers) {
             Ok(signed) => signed,
             Err(error) => return Ok(refused(commit, why(&error), &error.to_string())),
         };
@@ -168,17 +168,24 @@ impl Follower {
                 return Ok(refused(commit, Why::NotForward, &detail));
             }
         }
-        let Some(bytes) = client.signed_file(&running.repository, &signed, DECLARATION).await? else {
-            let detail = format!("it has no file {DECLARATION} in its root directory");
-            return Ok(refused(commit, Why::Declaration, &detail));
+        let candidate = client.candidate(&running.repository, text, &signed, DECLARATION).await?;
+        let (signed, bytes) = match judge(&candidate, DECLARATION, &self.follow.signers) {
+            Ok(judged) => judged,
+            Err(JudgeError::Signature(error)) => return Ok(refused(commit, why(&error), &error.to_string())),
+            Err(error @ (JudgeError::OtherTree | JudgeError::OtherFile(_))) => {
+                return Err(FollowError::Other(error));
+            }
+            Err(error @ (JudgeError::Tree | JudgeError::Several(_) | JudgeError::NoFile(_))) => {
+                return Ok(refused(commit, Why::Declaration, &error.to_string()));
+            }
         };
         let declaration = Digest::of(&bytes);
         if declaration == running.declaration {
             return Ok(Found::Current { commit });
         }
-        Ok(match check(&bytes, running) {
-            Ok(()) => Found::Newer { commit, signer: events::bounded(&signed.signer.name()), declaration },
-            Err(detail) => refused(commit, Why::Declaration, &detail),
+        Ok(match declared(&bytes, &running.repository) {
+            Ok(_) => Found::Newer { commit, signer: events::bounded(&signed.signer.name()), declaration },
+            Err(error) => refused(commit, Why::Declaration, &error.to_string()),
         })
     }
 }
@@ -195,24 +202,6 @@ async fn is_ahead(
         Err(GithubError::Unrelated) => Ok(false),
         Err(GithubError::NotFound) => Err(FollowError::NoCommit(base)),
         Err(error) => Err(error.into()),
-    }
-}
-
-/// Whether a declaration is one that this appliance could boot with.
-fn check(bytes: &[u8], running: &Running) -> Result<(), String> {
-    if bytes.len() > MAX_BYTES {
-        return Err(format!("{DECLARATION} has more than {MAX_BYTES} bytes"));
-    }
-    let declaration = Declaration::parse(bytes).map_err(|errors| {
-        let first = errors.iter().next();
-        let at =
-            first.map(|first| format!("{DECLARATION}:{}:{}: {}", first.line, first.column, first.message));
-        at.unwrap_or_else(|| format!("{DECLARATION} is no declaration"))
-    })?;
-    if declaration.repository.is_same(&running.repository) {
-        Ok(())
-    } else {
-        Err(format!("it declares another repository, {}", declaration.repository))
     }
 }
 

@@ -1,5 +1,6 @@
 //! The follower against the development GitHub, with real git and real SSH keys.
 
+use cofferdam_declaration::MAX_BYTES;
 use cofferdam_protocol::facts::ApplianceFacts;
 
 use super::super::tests::{REFERENCE, TOKEN, World};
