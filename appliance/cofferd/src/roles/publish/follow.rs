@@ -129,6 +129,10 @@ impl Follower {
             }
         };
         let found = self.judge(&client, &running).await;
+        if matches!(found, Err(FollowError::Other(_))) {
+            // What was kept of GitHub's answers may be what was wrong.
+            self.memory = Arc::default();
+        }
         self.dates.note(client.host(), client.date());
         let keep = match &found {
             Ok(_) => true,

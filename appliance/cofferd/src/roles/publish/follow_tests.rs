@@ -243,18 +243,20 @@ async fn a_head_that_stays_costs_nothing_and_lies_on_the_way_make_nothing_count(
     assert_eq!(room.refused(&unsigned).await.0, Why::Unsigned);
 
     // Another directory, and another file, than the commit has.
-    room.github.commit(&declares(3), Some("alice"));
+    let third = room.github.commit(&declares(3), Some("alice"));
     let tree = serde_json::json!({"sha": "x", "truncated": false, "tree": []}).to_string();
     room.github.write("faults", &fault("/git/trees/", tree));
     let found = room.look().await;
-    assert!(matches!(&found, Err(FollowError::Github(GithubError::Malformed(_)))), "{found:?}");
+    assert!(matches!(&found, Err(FollowError::Other(JudgeError::OtherTree))), "{found:?}");
     let other = declares(9);
     let file = serde_json::json!({"type": "file", "size": other.len(), "encoding": "base64",
         "content": cofferdam_protocol::base64::encode(other.as_bytes())});
     room.github.write("faults", &fault("/contents/", file.to_string()));
     let found = room.look().await;
-    assert!(matches!(&found, Err(FollowError::Github(GithubError::Malformed(_)))), "{found:?}");
+    assert!(matches!(&found, Err(FollowError::Other(JudgeError::OtherFile(_)))), "{found:?}");
     assert_eq!(room.written().found.commit().unwrap().to_string(), unsigned, "what was found before stands");
+    // Whose word was kept is asked again.
+    assert_eq!(room.newer(&third).await, "alice");
 }
 
 /// The signed text and the signature of an object, as GitHub says them.
