@@ -298,10 +298,13 @@ mod tests {
     #[test]
     fn the_head_of_a_commit_is_its_tree_and_its_parents_in_their_order() {
         let (a, b, c) = ("a".repeat(40), "b".repeat(40), "c".repeat(40));
-        let rest = "author A <a@b> 1 +0000\n\nparent ".to_owned() + &c + "\n";
+        let people = "author A <a@b> 1 +0000\ncommitter C <c@d> 2 +0000\n";
+        let rest = format!("{people}\nparent {c}\n");
         let found = headers(&format!("tree {a}\nparent {c}\nparent {b}\n{rest}")).unwrap();
-        assert_eq!(found, (a.parse().unwrap(), vec![c.parse().unwrap(), b.parse().unwrap()]));
-        assert!(headers(&format!("tree {a}\n{rest}")).unwrap().1.is_empty());
+        assert_eq!(found.tree, a.parse().unwrap());
+        assert_eq!(found.parents, [c.parse().unwrap(), b.parse().unwrap()]);
+        assert_eq!(found.committed.unix(), 2);
+        assert!(headers(&format!("tree {a}\n{rest}")).unwrap().parents.is_empty());
         let many = format!("parent {b}\n").repeat(MAX_PARENTS + 1);
         for wrong in [
             rest.clone(),
@@ -309,6 +312,8 @@ mod tests {
             format!("tree {}\n{rest}", a.to_uppercase()),
             format!("tree {a}\nparent HEAD\n{rest}"),
             format!("tree {a}\n{many}{rest}"),
+            format!("tree {a}\nauthor A <a@b> 1 +0000\n\n{people}"),
+            format!("tree {a}\n\n{people}"),
         ] {
             assert!(headers(&wrong).is_err(), "{wrong}");
         }

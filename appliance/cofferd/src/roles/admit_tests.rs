@@ -10,6 +10,8 @@ use super::super::facts::FollowFacts;
 use super::super::testing;
 use super::*;
 
+const WEB: &str = "services:\n  web:\n    image: registry.example.org/acme/web@sha256:1111111111111111111111111111111111111111111111111111111111111111\n";
+
 fn vectors() -> Value {
     let path = concat!(env!("CARGO_MANIFEST_DIR"), "/../../policy/vectors/candidate.json");
     serde_json::from_slice(&fs::read(path).unwrap()).unwrap()
@@ -47,7 +49,7 @@ impl Room {
 
     /// The declaration that runs has these signers, or follows nothing.
     fn follow(&self, signers: Option<Vec<SignerKey>>) {
-        let mut facts = testing::facts(&testing::declaration(""));
+        let mut facts = testing::facts(&testing::declaration(WEB));
         let declared =
             Follow { branch: "main".parse().unwrap(), interval: std::time::Duration::from_secs(60) };
         facts.follow = signers.map(|signers| FollowFacts { declared, signers });

@@ -62,7 +62,7 @@ fn remove(path: &Path) -> io::Result<()> {
 }
 
 fn wait(services: &[ServiceFacts]) -> Result<(), String> {
-    let mut gate = Gate::new(services.iter().map(|service| Watched::new(service)).collect());
+    let mut gate = Gate::new(services.iter().map(Watched::new).collect());
     let began = Instant::now();
     loop {
         let statuses = services.iter().map(|service| {
