@@ -91,6 +91,10 @@ pub const EGRESS_SOCKET: &str = "/run/cofferdam/egress/egress.sock";
 /// Where each service sees the file system of its image, in its own ids: 0700, nosuid, nodev. Services with the same image see
 /// the same one.
 pub const ROOTFS_DIR: &str = "/run/cofferdam/rootfs";
+/// Where PID 1 has each image that lies in memory, in a directory of its digest. Root, 0700: services have mounts of their own.
+pub const IMAGES_DIR: &str = "/run/cofferdam/images";
+/// A directory for each service whose image is being fetched for what is to run. Root, 0755.
+pub const FETCH_DIR: &str = "/run/cofferdam/fetch";
 /// A file for each image that is there and that nobody can change any more, named by its digest in hex. Root, 0755.
 pub const SEALS_DIR: &str = "/run/cofferdam/seals";
 

@@ -56,6 +56,7 @@ fn main() -> ExitCode {
         (Some("probe-stranger"), Some(place)) => probe_stranger(Path::new(&place)),
         (Some("probe-crash"), Some(file)) => return probe_crash(&file),
         (Some("probe-once"), Some(file)) => return probe_once(&file),
+        (Some("probe-stay"), Some(file)) => probe_stay(&file),
         // libtest's options, and its listing.
         (Some("--list"), _) => {}
         _ => return tests(),
@@ -123,6 +124,7 @@ fn tests() -> ExitCode {
     }
     role("a role that ends is started again, later each time, and its orphans are reaped", supervision);
     role("work that is to be done once is done once, with memory and a disk that PID 1 lends", lending);
+    role("what runs once answers once, and who retires or is renewed leaves the others alone", changing);
     let lsm = fs::read_to_string("/sys/kernel/security/lsm").unwrap_or_default();
     if lsm.contains("landlock") {
         role("the vault sees its own directory and no other", || {
@@ -179,7 +181,10 @@ fn images() {
     let complete = ImageDir::at(owner.place.join("image")).complete();
     let seal = folder.path().join("seal");
     let others = std::slice::from_ref(other);
-    let image = images::mount_image(owner, others, 4 << 20, complete.clone(), seal.clone()).unwrap();
+    let root = folder.path().join("images");
+    fs::create_dir(&root).unwrap();
+    fs::set_permissions(&root, fs::Permissions::from_mode(0o700)).unwrap();
+    let image = images::mount_image(&root, owner, others, 4 << 20, complete.clone(), seal.clone()).unwrap();
     let probe = |probe: &str, holder: &Holder, place: &Path| {
         let mut spec = spec(probe, Identity::Shim { base: holder.base }, false, None);
         spec.arguments.push(place.to_str().unwrap().to_owned());
@@ -423,6 +428,49 @@ fn lending() {
     supervisor.release(&["other"]);
     let before = count();
     assert!(!supervisor.run_until(Duration::from_secs(1), || count() > before));
+}
+
+/// One after the other, as a change goes.
+fn changing() {
+    let directory = tempfile::tempdir().unwrap();
+    let spec_of = |probe: &str, file: &str| {
+        let path = directory.path().join(file);
+        fs::write(&path, "").unwrap();
+        let mut spec = spec(probe, Identity::Role { uid: 0, gid: 0, capabilities: &[] }, false, None);
+        spec.arguments.push(path.to_str().unwrap().to_owned());
+        spec
+    };
+    let starts = |file: &str| fs::metadata(directory.path().join(file)).unwrap().len();
+    let mut supervisor = supervise::Supervisor::new().unwrap();
+    let soon = Duration::from_secs(10);
+    for name in ["stays", "first", "second"] {
+        let needs = if name == "second" { vec!["first".to_owned()] } else { Vec::new() };
+        supervisor.keep_service(name.to_owned(), soon, needs, spec_of("probe-stay", name));
+    }
+    assert!(supervisor.run_until(soon, || starts("stays") + starts("first") + starts("second") == 3));
+
+    let failing = vec![
+        ("fails".to_owned(), spec_of("probe-once", "fails")),
+        ("hangs".to_owned(), spec_of("probe-stay", "hangs")),
+    ];
+    let answers = supervisor.run_once(failing, Duration::from_secs(2));
+    assert_eq!(answers, [Some(7), None], "its answer, and none of who had to be ended");
+    assert!(!supervisor.run_until(Duration::from_millis(300), || starts("fails") + starts("hangs") > 2));
+
+    supervisor.renew("first");
+    assert!(supervisor.run_until(soon, || starts("first") == 2));
+    supervisor.renew("nobody");
+    supervisor.retire(&["first".to_owned(), "second".to_owned()]);
+    assert!(!supervisor.run_until(Duration::from_millis(300), || starts("first") + starts("second") > 3));
+    assert_eq!(starts("stays"), 1, "who is not named goes on");
+    supervisor.retire(&["stays".to_owned()]);
+    assert_eq!(zombies(), 0);
+}
+
+/// Notes that it started, and stays.
+fn probe_stay(file: &str) {
+    fs::OpenOptions::new().append(true).open(file).unwrap().write_all(b"x").unwrap();
+    std::thread::sleep(Duration::from_secs(600));
 }
 
 /// Writes to what it was lent: fails the first time, and is done the second.

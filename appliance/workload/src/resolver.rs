@@ -1,7 +1,7 @@
 //! The resolver of a service's network: the shim's two sockets at 127.0.0.11, and who may keep them busy.
 //!
 //! It is bound before the workload exists, so that no process of the service can answer instead of it. It answers from a
-//! table that does not change, asks one other process for what is not in it ([`Question`]), and reaches nothing. Its clients are the service's own processes and hostile: a datagram costs
+//! table that its owner replaces, asks one other process for what is not in it ([`Question`]), and reaches nothing. Its clients are the service's own processes and hostile: a datagram costs
 //! one answer, and connections are few and short.
 
 use std::io;
@@ -11,7 +11,7 @@ use std::time::Duration;
 
 use tokio::io::{AsyncReadExt, AsyncWriteExt};
 use tokio::net::{TcpListener, TcpStream, UdpSocket};
-use tokio::sync::{Semaphore, mpsc, oneshot};
+use tokio::sync::{Semaphore, mpsc, oneshot, watch};
 use tokio::time::timeout;
 
 use crate::dns::{Answered, Names, Outside, UDP_LIMIT};
@@ -65,8 +65,8 @@ impl Resolver {
         Ok(Self { datagrams, connections: TcpListener::bind((address, port)).await? })
     }
 
-    /// Answers from `names`, and for names outside as `asked` does, until the runtime ends.
-    pub fn serve(self, names: Names, asked: Asked) {
+    /// Answers from `names` as they are by then, and for names outside as `asked` does, until the runtime ends.
+    pub fn serve(self, names: watch::Receiver<Names>, asked: Asked) {
         let table = Arc::new(Table { names, asked });
         tokio::spawn(datagrams(self.datagrams, Arc::clone(&table)));
         tokio::spawn(connections(self.connections, table));
@@ -76,7 +76,7 @@ impl Resolver {
 /// What is answered from.
 struct Table {
     /// The names of services.
-    names: Names,
+    names: watch::Receiver<Names>,
     /// The others.
     asked: Asked,
 }
@@ -105,7 +105,9 @@ async fn datagrams(socket: UdpSocket, table: Arc<Table>) {
     loop {
         match socket.recv_from(&mut buffer).await {
             Ok((count, from)) => {
-                match table.names.answer(buffer.get(..count).unwrap_or_default(), UDP_LIMIT) {
+                let answered =
+                    table.names.borrow().answer(buffer.get(..count).unwrap_or_default(), UDP_LIMIT);
+                match answered {
                     // Whoever does not take the answer asks again.
                     Some(Answered::Whole(answer)) => drop(socket.try_send_to(&answer, from)),
                     Some(Answered::Outside(outside)) => {
@@ -153,7 +155,8 @@ async fn exchange(caller: &mut TcpStream, table: &Table) -> io::Result<bool> {
     let length = usize::from(caller.read_u16().await?);
     let Some(message) = message.get_mut(..length) else { return Ok(false) };
     caller.read_exact(message).await?;
-    let answer = match table.names.answer(message, usize::from(u16::MAX)) {
+    let answered = table.names.borrow().answer(message, usize::from(u16::MAX));
+    let answer = match answered {
         None => return Ok(false),
         Some(Answered::Whole(answer)) => answer,
         Some(Answered::Outside(outside)) => table.ask(outside).await,
@@ -198,7 +201,7 @@ mod tests {
             }
         };
         let port = resolver.datagrams.local_addr().unwrap().port();
-        resolver.serve(names(), asked);
+        resolver.serve(watch::channel(names()).1, asked);
         (Ipv4Addr::LOCALHOST, port)
     }
 

@@ -567,7 +567,7 @@ async fn network(shim: &Shim) {
     let resolver = Resolver::bind(resolver::ADDRESS).await.unwrap();
     let mut names = Names::default();
     names.add("db", "10.1.1.2".parse().unwrap());
-    resolver.serve(names, None);
+    resolver.serve(tokio::sync::watch::channel(names).1, None);
     let resolv_conf = shim.sh("cat /etc/resolv.conf").await;
     assert_eq!(resolv_conf, "nameserver 127.0.0.11\noptions ndots:0\n");
     let lookup = async |name: &str| {

@@ -10,7 +10,7 @@ use std::rc::Rc;
 use std::time::Duration;
 
 use cofferdam_attest::event_log::payload;
-use cofferdam_declaration::{Declaration, Service, images_volume};
+use cofferdam_declaration::{Service, images_volume};
 use cofferdam_protocol::Digest;
 use cofferdam_protocol::certificate::CertificateClaim;
 use cofferdam_protocol::facts::{ApplianceFacts, ImageInfo, Phase};
@@ -21,12 +21,14 @@ use super::Boot;
 use super::keys::{self, KeyError};
 use super::measure::Measured;
 use super::mount::{self as mounts, MountError};
+use super::numbers::Numbers;
 use super::services::{self, ResolveError};
 use super::unseal::Unsealed;
 use crate::paths;
 use crate::roles::facts::{Facts, ServiceFacts};
 use crate::roles::pull::{image_dir, image_in};
 use crate::roles::{Key, PUBLISH, RESERVE, ROLES, Role, SHIM, Starts, VAULT};
+use crate::system::bell::Bell;
 use crate::system::cgroup::{self, CgroupError};
 use crate::system::console::say;
 use crate::system::files;
@@ -67,6 +69,22 @@ pub(crate) enum LaunchError {
     Encode(#[source] JsonError),
 }
 
+/// What runs, and what a change of that needs ([`change`](super::change)).
+pub(crate) struct Running {
+    /// What was measured up to now.
+    pub(super) measured: Measured,
+    /// The facts of this boot, as everybody reads them.
+    pub(super) launched: Launched,
+    /// What the roles read about the declaration.
+    pub(super) facts: Facts,
+    /// The services and networks that had a number in this boot.
+    pub(super) numbers: Numbers,
+    /// What all services may use together, in bytes.
+    pub(super) memory: u64,
+    /// Where images lie on the disk.
+    pub(super) kept: Option<KeptImages>,
+}
+
 /// The facts of this boot, as the roles read them.
 pub(crate) struct Launched {
     pub(super) appliance: ApplianceFacts,
@@ -78,12 +96,12 @@ impl Launched {
     /// # Errors
     ///
     /// The file.
-    pub(crate) fn publish(mut self, phases: &[Phase]) -> Result<(), LaunchError> {
+    pub(crate) fn publish(&mut self, phases: &[Phase]) -> Result<(), LaunchError> {
         self.appliance.phases = phases.to_vec();
         self.write()
     }
 
-    fn write(&self) -> Result<(), LaunchError> {
+    pub(super) fn write(&self) -> Result<(), LaunchError> {
         let json = json::to_vec(&self.appliance).map_err(LaunchError::Encode)?;
         files::replace(paths::APPLIANCE, &json).map_err(file(paths::APPLIANCE))
     }
@@ -96,8 +114,8 @@ const REACHABLE_WITHIN: Duration = Duration::from_secs(5);
 const MAX_DIGEST_BYTES: u64 = 128;
 
 /// Directories below /run/cofferdam that belong to no role.
-const DIRECTORIES: [&str; 4] =
-    [paths::SERVICES_DIR, paths::SERVICE_VOLUMES_DIR, paths::ROOTFS_DIR, paths::SEALS_DIR];
+const DIRECTORIES: [&str; 5] =
+    [paths::SERVICES_DIR, paths::SERVICE_VOLUMES_DIR, paths::ROOTFS_DIR, paths::SEALS_DIR, paths::FETCH_DIR];
 
 /// Measures the launch boundary and starts everything.
 ///
@@ -108,7 +126,7 @@ pub(super) fn establish(
     boot: &mut Boot,
     mut measured: Measured,
     unsealed: Unsealed,
-) -> Result<Launched, LaunchError> {
+) -> Result<Running, LaunchError> {
     let Unsealed { state, disk, vault_key, new_volumes, tls, tls_key, mut numbers } = unsealed;
     let kernel = KERNEL_BYTES.saturating_mul(measured.declaration.sealed_volumes().len() as u64);
     let memory = mounts::services_bytes()?.saturating_sub(kernel);
@@ -117,17 +135,17 @@ pub(super) fn establish(
     let certificate = declared.map(|declared| keys::certificate(declared, &vault_key, &tls)).transpose()?;
     facts.certificate = certificate.as_ref().map(|keys| keys.facts.clone());
     let claim = certificate.as_ref().map(|keys| keys.facts.claim.clone());
-    for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
-        measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
-    }
+    measure_images(&mut measured, &facts)?;
     let names = facts.services.iter().map(|service| service.declared.name.clone()).collect();
     measured.measure(&payload::Launch { services: names, tls_key })?;
 
     for path in DIRECTORIES {
         files::directory(path, 0, 0, 0o755).map_err(file(path))?;
     }
+    files::directory(paths::IMAGES_DIR, 0, 0, 0o700).map_err(file(paths::IMAGES_DIR))?;
     let launched = Launched { appliance: appliance(&measured, tls_key, claim, state, boot.phases.clone())? };
     prepare(&facts, &launched)?;
+    hang_bell(boot);
     for (name, value) in launched.appliance.registers.named() {
         say(&format!("{name} {}", hex::encode(value)));
     }
@@ -146,25 +164,75 @@ pub(super) fn establish(
         boot.supervisor.keep(role.name().to_owned(), tier, spec);
         await_socket(boot, role);
     }
-    for service in &facts.services {
-        let uid = service.uid;
-        files::directory(&service.directory, uid, uid, 0o755).map_err(file(&service.directory))?;
-        files::directory(&service.rootfs, 0, 0, 0o700).map_err(file(&service.rootfs))?;
-    }
-    images(boot, &measured.declaration, &facts.services)?;
+    let kept = measured.declaration.images.map(|size| kept(size, &facts.services)).transpose()?;
+    let all: Vec<&ServiceFacts> = facts.services.iter().collect();
+    places(&all)?;
+    images(boot, kept.as_ref(), &all, &[], u64::MAX)?;
     if new_volumes {
         await_record(boot);
     }
-    let mounts = facts.services.iter().map(volumes).collect::<Result<Vec<_>, _>>()?;
+    start(boot, &all)?;
+    Ok(Running { measured, launched, facts, numbers, memory, kept })
+}
+
+/// Measures which image each service has.
+///
+/// # Errors
+///
+/// A register.
+pub(super) fn measure_images(measured: &mut Measured, facts: &Facts) -> Result<(), TdxError> {
+    for ServiceFacts { declared: Service { name, image, .. }, .. } in &facts.services {
+        measured.measure(&payload::Image { service: name.clone(), reference: image.clone() })?;
+    }
+    Ok(())
+}
+
+/// Listens to `publish` from now on, which may have something to admit. Without that what runs stays what runs.
+fn hang_bell(boot: &mut Boot) {
+    // That of the role before the launch, or what it has put there.
+    let _ = fs::remove_file(paths::BELL);
+    match Bell::hang(paths::BELL.as_ref(), PUBLISH.uid().unwrap_or_default()) {
+        Ok(bell) => boot.supervisor.hear(bell),
+        Err(error) => say(&format!("no declaration can follow this one: {}: {error}", paths::BELL)),
+    }
+}
+
+/// Makes the directories where services find their images: only before they are shown there.
+///
+/// # Errors
+///
+/// A directory.
+pub(super) fn places(services: &[&ServiceFacts]) -> Result<(), LaunchError> {
+    let place = |service: &&ServiceFacts| {
+        files::directory(&service.rootfs, 0, 0, 0o700).map_err(file(&service.rootfs))
+    };
+    services.iter().try_for_each(place)
+}
+
+/// The name of a service's shim among what is kept running.
+pub(super) fn shim(name: &str) -> String {
+    format!("{} {name}", SHIM.name())
+}
+
+/// Gives services their directories, shows them their volumes and starts their shims.
+///
+/// # Errors
+///
+/// A directory, a volume or a control group.
+pub(super) fn start(boot: &mut Boot, services: &[&ServiceFacts]) -> Result<(), LaunchError> {
+    for service in services {
+        let uid = service.uid;
+        files::directory(&service.directory, uid, uid, 0o755).map_err(file(&service.directory))?;
+    }
+    let mounts = services.iter().map(|service| volumes(service)).collect::<Result<Vec<_>, _>>()?;
     boot.supervisor.at_the_end(move || mounts.iter().flatten().for_each(|place| images::unmount(place)));
-    for service in &facts.services {
+    for service in services {
         let spec = SHIM.spec(Some(service), None)?;
-        let shim = |name: &str| format!("{} {name}", SHIM.name());
         let needs = service.declared.depends_on.iter().map(|on| shim(&on.service)).collect();
         let grace = service.declared.stop_grace_period;
         boot.supervisor.keep_service(shim(&service.declared.name), grace, needs, spec);
     }
-    Ok(launched)
+    Ok(())
 }
 
 /// Waits until the vault has recorded the volumes that were made at this boot: at the next one it would say of a volume that it does not
@@ -203,9 +271,18 @@ pub(super) fn prepare(facts: &Facts, launched: &Launched) -> Result<(), LaunchEr
     for (path, uid, gid, mode) in ROLES.into_iter().filter_map(Role::directory) {
         files::directory(path, uid, gid, mode).map_err(file(path))?;
     }
-    let json = json::to_vec(facts).map_err(LaunchError::Encode)?;
-    files::replace(paths::FACTS, &json).map_err(file(paths::FACTS))?;
+    write_facts(paths::FACTS, facts)?;
     launched.write()
+}
+
+/// Replaces one of the files of what the declaration decides.
+///
+/// # Errors
+///
+/// The file.
+pub(super) fn write_facts(path: &'static str, facts: &Facts) -> Result<(), LaunchError> {
+    let json = json::to_vec(facts).map_err(LaunchError::Encode)?;
+    files::replace(path, &json).map_err(file(path))
 }
 
 /// What a role finds at descriptor 4: the vault the state disk, `publish` where PID 1 hears what time it is.
@@ -267,19 +344,63 @@ fn own_digest() -> Result<Digest, LaunchError> {
     read().map_err(file(paths::PROGRAM_DIGEST))
 }
 
-/// Shows each service its image: one that the disk has is there already, the others are pulled by their owners.
-fn images(boot: &mut Boot, declaration: &Declaration, services: &[ServiceFacts]) -> Result<(), LaunchError> {
-    let kept = declaration.images.map(|size| kept(size, services)).transpose()?;
+/// Shows each of `services` its image: one that is there, for somebody who `has` it or on the disk, is shown as it is; the others are to be
+/// pulled by their owners, in at most `room` bytes of memory, and are sealed then.
+///
+/// # Errors
+///
+/// [`LaunchError`].
+pub(super) fn images(
+    boot: &mut Boot,
+    kept: Option<&KeptImages>,
+    services: &[&ServiceFacts],
+    has: &[ServiceFacts],
+    room: u64,
+) -> Result<(), LaunchError> {
     if kept.is_some() {
         let places: Vec<PathBuf> = services.iter().map(|service| service.rootfs.clone()).collect();
         boot.supervisor.at_the_end(move || places.iter().for_each(|place| images::unmount(place)));
     }
-    for owner in services.iter().filter(|service| service.pulls()) {
-        if let Some(image) = image(owner, services, kept.as_ref())? {
+    let mut done: Vec<Digest> = Vec::new();
+    for service in services {
+        let digest = service.declared.image.digest();
+        if done.contains(&digest) {
+            continue;
+        }
+        done.push(digest);
+        let holders: Vec<&&ServiceFacts> =
+            services.iter().filter(|other| other.declared.image.digest() == digest).collect();
+        if has.iter().any(|other| other.declared.image.digest() == digest) {
+            show(&digest, kept, &holders)?;
+        } else if let Some(image) = image(&holders, kept, room)? {
             boot.supervisor.seal(image);
         }
     }
     Ok(())
+}
+
+/// Shows services an image that is there, or that somebody else is pulling.
+fn show(digest: &Digest, kept: Option<&KeptImages>, services: &[&&ServiceFacts]) -> Result<(), LaunchError> {
+    let holders: Vec<Holder> = services.iter().map(|service| holder(service)).collect();
+    match kept {
+        Some(kept) => kept.mount(digest, &holders)?,
+        None => {
+            let root = image_root(digest);
+            for holder in &holders {
+                images::mount_for(&root, holder, images::READ_ONLY)?;
+            }
+        }
+    }
+    Ok(())
+}
+
+/// Where PID 1 has an image that lies in memory.
+pub(super) fn image_root(digest: &Digest) -> PathBuf {
+    Path::new(paths::IMAGES_DIR).join(digest.hex())
+}
+
+fn holder(service: &ServiceFacts) -> Holder {
+    Holder { place: service.rootfs.clone(), base: service.uid }
 }
 
 /// The images that the disk has of those that are declared.
@@ -289,25 +410,26 @@ fn kept(size: u64, services: &[ServiceFacts]) -> Result<KeptImages, LaunchError>
     KeptImages::open(root.clone(), &declared).map_err(file(&root))
 }
 
-/// The file system of the image that `owner` pulls, for all services that have it; `None` when it need not be pulled. Not on /run, which is noexec.
-/// In memory its pages count as the owner's, whose control group bounds them; without a size it would hold half of the machine's memory and
-/// no more.
+/// The file system of an image for all services that have it, of which one pulls it; `None` when it need not be pulled. Not on /run, which is
+/// noexec. In memory its pages count as the owner's, whose control group bounds them; without a size it would hold half of the machine's
+/// memory and no more.
 fn image(
-    owner: &ServiceFacts,
-    services: &[ServiceFacts],
+    services: &[&&ServiceFacts],
     kept: Option<&KeptImages>,
+    room: u64,
 ) -> Result<Option<PendingImage>, LaunchError> {
-    let holder = |service: &ServiceFacts| Holder { place: service.rootfs.clone(), base: service.uid };
-    let others = services.iter().filter(|other| !other.pulls() && other.puller == owner.declared.name);
-    let (own, others): (Holder, Vec<Holder>) = (holder(owner), others.map(holder).collect());
-    let Some(kept) = kept else {
-        let complete = image_dir(owner).complete();
-        return Ok(Some(images::mount_image(&own, &others, owner.memory, complete, owner.seal())?));
-    };
+    let Some(owner) = services.iter().find(|service| service.pulls()) else { return Ok(None) };
+    let others = services.iter().filter(|other| !other.pulls());
+    let (own, others): (Holder, Vec<Holder>) = (holder(owner), others.map(|other| holder(other)).collect());
     let digest = owner.declared.image.digest();
+    let Some(kept) = kept else {
+        let root = image_root(&digest);
+        files::directory(&root, 0, 0, 0o700).map_err(file(&root))?;
+        let (size, complete) = (owner.memory.min(room), image_dir(owner).complete());
+        return Ok(Some(images::mount_image(&root, &own, &others, size, complete, owner.seal())?));
+    };
     if kept.has(&digest) {
-        let all: Vec<Holder> = std::iter::once(own).chain(others).collect();
-        kept.mount(&digest, &all)?;
+        show(&digest, Some(kept), services)?;
         fs::write(owner.seal(), b"").map_err(file(&owner.seal()))?;
         say(&format!("image {digest}: kept on the disk"));
         return Ok(None);

@@ -8,10 +8,13 @@
 //! | `unseal` | the state is open, or made; how it is kept, and what opened it, is measured. Until then no service runs |
 //! | `launch` | the launch boundary is measured; roles and services run |
 //!
+//! What runs then may be followed by another declaration, without a boot ([`change`]).
+//!
 //! A stage hands its result to the next by value, so that none can run before what it needs. A stage that
 //! fails parks the appliance: one clear last line, no shell, no reboot.
 
 mod attached;
+mod change;
 mod disk;
 mod keys;
 mod launch;
@@ -27,10 +30,12 @@ mod volumes;
 use std::error::Error;
 use std::time::{Duration, Instant};
 
+use cofferdam_protocol::change::Changes;
 use cofferdam_protocol::error_chain;
 use cofferdam_protocol::facts::Phase;
 use nix::sys::reboot::set_cad_enabled;
 
+use self::launch::Running;
 use crate::system::console::say;
 use crate::system::power::PowerButtons;
 use crate::system::supervise::Supervisor;
@@ -62,16 +67,28 @@ pub(crate) fn run(words: &[&str]) -> ! {
     }
     let mut boot = Boot { supervisor, phases: Vec::new() };
     match stages(&mut boot) {
-        Ok(()) => {
+        Ok(running) => {
             boot.supervisor.enter("supervise");
             say(&format!("launched; state: {}", boot.supervisor.state()));
-            boot.supervisor.run()
+            let why = supervise(&mut boot, running);
+            boot.supervisor.park("supervise", &why)
         }
         Err(Parked { stage, why }) => boot.supervisor.park(stage, &why),
     }
 }
 
-fn stages(boot: &mut Boot) -> Result<(), Parked> {
+/// Runs the appliance, and makes run what follows. Returns only with the line to park with.
+fn supervise(boot: &mut Boot, mut running: Running) -> String {
+    let mut past = Changes::default();
+    loop {
+        boot.supervisor.run_until_rung();
+        if let Err(why) = change::turn(boot, &mut running, &mut past) {
+            return why;
+        }
+    }
+}
+
+fn stages(boot: &mut Boot) -> Result<Running, Parked> {
     boot.stage("mount", |_| mount::establish())?;
     boot.supervisor.watch(PowerButtons::find("/sys/class/input".as_ref(), "/dev/input".as_ref()));
     let mut measured = boot.stage("measure", |_| measure::establish())?;
@@ -79,9 +96,11 @@ fn stages(boot: &mut Boot) -> Result<(), Parked> {
     boot.stage("network", |boot| network::establish(&mut boot.supervisor, settings))?;
     let unsealed = boot.stage("unseal", |boot| unseal::establish(boot, &mut measured))?;
     boot.supervisor.state_is(unsealed.state.to_string());
-    let launched = boot.stage("launch", |boot| launch::establish(boot, measured, unsealed))?;
+    let mut running = boot.stage("launch", |boot| launch::establish(boot, measured, unsealed))?;
     // Once more, now that the last stage's duration is known.
-    launched.publish(&boot.phases).map_err(|error| Parked { stage: "launch", why: error_chain(&error) })
+    let published = running.launched.publish(&boot.phases);
+    published.map_err(|error| Parked { stage: "launch", why: error_chain(&error) })?;
+    Ok(running)
 }
 
 impl Boot {

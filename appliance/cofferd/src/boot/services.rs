@@ -49,11 +49,11 @@ pub(super) fn resolve(
         Ok(ServiceFacts {
             uid: number.uid(),
             networks: networks.collect::<Result<_, Exhausted>>()?,
-            cgroup: cgroup::of_service(&service.name),
+            cgroup: cgroup::of_service(&instance(service)),
             memory,
             // Names are validated by the declaration: they cannot leave the directory.
             directory: Path::new(paths::SERVICES_DIR).join(&service.name),
-            rootfs: Path::new(paths::ROOTFS_DIR).join(&service.name),
+            rootfs: Path::new(paths::ROOTFS_DIR).join(instance(service)),
             image_on_disk: declaration.images.is_some(),
             puller: puller(service),
             declared: service.clone(),
@@ -86,6 +86,13 @@ pub(super) fn resolve(
         volumes: declaration.sealed_volumes(),
         services,
     })
+}
+
+/// What is a service's with this image, and another one's with the next: its name and the beginning of the digest, so that both
+/// are there while one takes the other's place. No two services have the same, whatever they are called: what comes behind the name has
+/// one length.
+fn instance(service: &Service) -> String {
+    format!("{}-{:.16}", service.name, service.image.digest().hex())
 }
 
 /// What the roles read while the state is not open: whose signatures count, and which volumes need a place. There is nobody else, and
@@ -231,7 +238,7 @@ mod tests {
         let socket = |port| web.socket(&port).strip_prefix("/run/cofferdam/services/web").unwrap().to_owned();
         assert_eq!(socket(port), Path::new("port-8080"));
         assert_eq!(socket(Port { redact_responses: true, ..port }), Path::new("port-8080-redacted"));
-        assert_eq!(web.rootfs, Path::new("/run/cofferdam/rootfs/web"));
+        assert_eq!(web.rootfs, Path::new("/run/cofferdam/rootfs/web-0000000000000000"));
         assert_eq!(facts.registries.len(), 1);
         assert!(facts.service("other").is_err());
     }

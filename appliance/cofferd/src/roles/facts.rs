@@ -26,6 +26,9 @@ use crate::system::files;
 /// Bound on the file in bytes: a declaration has at most 1 MiB, and JSON writes a byte of it in at most six.
 const MAX_BYTES: usize = 8 << 20;
 
+/// Before the name of a service that is to run: its shim reads [`paths::FACTS_NEXT`] and fetches its image. No service's name has a slash.
+pub(crate) const NEXT: &str = "next/";
+
 /// What each shim is given on top of its service's memory, in bytes: some 8 MiB for itself and its connections, and
 /// two logs of 1 MiB each.
 pub(crate) const SHIM_SHARE: u64 = 16 << 20;
@@ -146,7 +149,7 @@ pub(crate) struct ServiceFacts {
     pub(crate) uid: u32,
     /// Its place in each of its networks, in the order of the declaration.
     pub(crate) networks: Vec<Place>,
-    /// Its control group.
+    /// Its control group: another one with another image, so that this can be pulled while that one runs.
     pub(crate) cgroup: PathBuf,
     /// Bytes of memory that its workload may use, together with its image if it pulls that and it lies in memory.
     pub(crate) memory: u64,
@@ -216,6 +219,18 @@ impl Facts {
     /// [`FactsError`].
     pub(crate) fn read(path: &Path) -> Result<Self, FactsError> {
         read(path, MAX_BYTES, |bytes| json::from_json(bytes, MAX_BYTES))
+    }
+
+    /// What a shim was called with: the facts that it is about, the service's name, and whether that one is to run and not running.
+    ///
+    /// # Errors
+    ///
+    /// [`FactsError`].
+    pub(crate) fn of_word(word: &str) -> Result<(Self, &str, bool), FactsError> {
+        match word.strip_prefix(NEXT) {
+            Some(name) => Ok((Self::read(Path::new(paths::FACTS_NEXT))?, name, true)),
+            None => Ok((Self::read(Path::new(paths::FACTS))?, word, false)),
+        }
     }
 
     /// The service of this name.

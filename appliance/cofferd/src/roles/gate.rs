@@ -1,8 +1,8 @@
 //! The role that waits until what was put in place of something else is up: it runs once for each change, and ends.
 //!
-//! It reads from the facts which services there are, and from their shims' files how they are, and decides: exit code 0 when all of them are
-//! up, else 1 and a line in `why`, which has a service, its state and what its shim says of it, and nothing that a workload
-//! printed. It changes nothing: whoever started it goes on or goes back.
+//! PID 1 has written down which services it started: what the others were before, they are, and that is no reason to go back. It reads from
+//! their shims' files how they are, and decides: exit code 0 when all of them are up, else 1 and a line in `why`, which has a service, its
+//! state and what its shim says of it, and nothing that a workload printed. It changes nothing: whoever started it goes on or goes back.
 //!
 //! A shim says in its file what it likes, of its own service alone. So one that fell can let a change pass or fail, as its workload
 //! can by what it answers to its probes. What a shim that has ended left in its file is not told from what its successor says:
@@ -42,7 +42,7 @@ pub(crate) fn run(role: &Role) -> anyhow::Result<()> {
     role.confine()?;
     let why = PathBuf::from(paths::GATE_DIR).join("why");
     let waited = remove(&why).map_err(|error| error.to_string()).and_then(|()| {
-        let facts = Facts::read(Path::new(paths::FACTS)).map_err(|error| error.to_string())?;
+        let facts = Facts::read(Path::new(paths::FACTS_NEXT)).map_err(|error| error.to_string())?;
         wait(&facts.services)
     });
     waited.map_err(|reason| {

@@ -22,7 +22,6 @@ use zeroize::Zeroizing;
 
 use super::Role;
 use super::facts::{Facts, ServiceFacts};
-use crate::paths;
 use crate::system::{cgroup, files};
 
 /// The image's CA bundle.
@@ -57,13 +56,13 @@ pub(crate) fn image_in(top: &Path) -> ImageDir {
     ImageDir::at(top.join("image"))
 }
 
-/// Pulls the image of the service `name`, says on standard output how that went, and ends.
+/// Pulls the image of the service that `word` names, says on standard output how that went, and ends.
 ///
 /// # Errors
 ///
 /// The role cannot be confined, or what PID 1 wrote down for it cannot be read. A pull that fails is an answer.
-pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
-    let facts = Facts::read(Path::new(paths::FACTS))?;
+pub(crate) fn run(role: &Role, word: &str) -> anyhow::Result<()> {
+    let (facts, name, _) = Facts::of_word(word)?;
     let service = facts.service(name)?;
     let hosts = facts.registries.iter().filter_map(|known| Some((known.host.to_string(), known.ca.clone()?)));
     let access = Access {

@@ -14,6 +14,8 @@
 //! - It waits for the services that this one depends on, has it probed, and says whether it is healthy.
 //! - It holds this service's secrets and no other, unreadable for others, and only while the workload
 //!   runs: each start leases anew. What a change does to a running workload, `on_change` says ([`changes`]).
+//! - With the word `next/NAME` it fetches the image of a service that is to run, and ends ([`facts::NEXT`]). That shim has no network of a
+//!   service and leases nothing but the registry's password.
 //! - It stops, starts and restarts its service as operators order, whose orders the vault has checked and passes on. Such an order
 //!   comes before what a change does.
 //! - It waits for its own children only, and ends with nothing of its container left.
@@ -59,6 +61,7 @@ use nix::fcntl::OFlag;
 use tokio::io::AsyncReadExt;
 use tokio::net::unix::pipe;
 use tokio::signal::unix::{Signal, SignalKind, signal};
+use tokio::sync::watch;
 use tokio::time::{Instant, sleep, timeout};
 use zeroize::Zeroizing;
 
@@ -88,6 +91,10 @@ const LEASE_PAUSE: Duration = Duration::from_secs(5);
 const SEAL_PAUSE: Duration = Duration::from_millis(50);
 /// How often the services that this one depends on are looked at.
 const DEPENDENCY_PAUSE: Duration = Duration::from_millis(200);
+/// Pulls of an image that is to run before it is said that it cannot be had: half a minute with the waits between them.
+const FETCH_TRIES: u32 = 6;
+/// Where it is said why an image cannot be had, in the directory of whoever fetches.
+pub(crate) const WHY: &str = "why";
 /// Between two questions to the roles `egress` and `bridge`: they are started before the shims, and again when they have died.
 const JOIN_PAUSE: Duration = Duration::from_millis(200);
 /// The first wait after a pull that failed; doubles.
@@ -99,14 +106,14 @@ const MAX_ANSWER: u64 = 4096;
 /// Output that is still in the pipes when a container ends is there at once.
 const DRAIN: Duration = Duration::from_secs(5);
 
-/// Runs the service `name` until PID 1 says SIGTERM.
+/// Runs the service that `word` names until PID 1 says SIGTERM, or fetches its image.
 ///
 /// # Errors
 ///
-/// The role cannot be confined, or what PID 1 wrote down for it cannot be read.
-pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
+/// The role cannot be confined, what PID 1 wrote down for it cannot be read, or the image that it was to fetch cannot be had.
+pub(crate) fn run(role: &Role, word: &str) -> anyhow::Result<()> {
     role.confine().context("cannot confine the role")?;
-    let facts = Facts::read(Path::new(paths::FACTS))?;
+    let (facts, name, fetches) = Facts::of_word(word)?;
     let own = facts.service(name)?;
     let runtime = tokio::runtime::Builder::new_current_thread().enable_all().build()?;
     runtime.block_on(async {
@@ -118,11 +125,13 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
         });
         let orders = Orders::listen(others.collect());
         let mut shim = Shim {
+            word,
+            fetches,
             own,
             service: &own.declared,
             login: facts.registry(own).and_then(|registry| registry.login.as_ref()),
             dependencies,
-            names: facts.names(own),
+            names: watch::Sender::new(facts.names(own)),
             group: group(own),
             status: Reporter::new(own.status()),
             events: Ring::at(own.events()),
@@ -136,7 +145,8 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
             killed: None,
             answers: Answers::default(),
         };
-        match shim.live().await {
+        let done = if fetches { shim.fetch().await } else { shim.live().await };
+        match done {
             Ok(()) | Err(Interrupt::Stopped | Interrupt::Ordered) => Ok(()),
             Err(Interrupt::Failed(error)) => Err(error),
         }
@@ -144,6 +154,10 @@ pub(crate) fn run(role: &Role, name: &str) -> anyhow::Result<()> {
 }
 
 struct Shim<'a> {
+    /// What it was called with.
+    word: &'a str,
+    /// Whether it ends once the image is there.
+    fetches: bool,
     /// What PID 1 decided for the service.
     own: &'a ServiceFacts,
     /// The part of it that is declared.
@@ -152,7 +166,7 @@ struct Shim<'a> {
     login: Option<&'a Login>,
     dependencies: Vec<(&'a Dependency, &'a ServiceFacts)>,
     /// What the resolver tells the service.
-    names: Names,
+    names: watch::Sender<Names>,
     /// The service's control group. PID 1 does not come up without the hierarchy; only the tests' host has none.
     group: Option<Group>,
     status: Reporter,
@@ -188,6 +202,16 @@ enum Interrupt {
 }
 
 impl Shim<'_> {
+    /// Fetches the image and ends. PID 1 shows operators the file `why` when that comes to nothing.
+    async fn fetch(&mut self) -> Result<(), Interrupt> {
+        let fetched = self.image().await.map(drop);
+        if let Err(Interrupt::Failed(error)) = &fetched {
+            let why = format!("{}: {error:#}", self.service.name);
+            files::replace(self.own.directory.join(WHY), why.as_bytes()).context("cannot say why")?;
+        }
+        fetched
+    }
+
     /// From nothing to the last restart. Returns when it was told to stop.
     async fn live(&mut self) -> Result<(), Interrupt> {
         let image = self.image().await?;
@@ -351,14 +375,14 @@ impl Shim<'_> {
 
     /// Pulls the image into its directory.
     async fn pull(&mut self, directory: &ImageDir, digest: &Digest) -> Result<(), Interrupt> {
-        let mut wait = PULL_FIRST;
+        let (mut wait, mut tries) = (PULL_FIRST, 0_u32);
         while directory.finished(digest).is_none() {
             let credentials = self.credentials().await?;
             self.report(ServiceState::Pulling, |_| {})?;
             let answer = match credentials {
                 Err(reason) => Answer { error: Some(reason), transient: false },
                 Ok(credentials) => {
-                    let pulled = pull(self.own, self.group.clone(), credentials);
+                    let pulled = pull(self.own, self.word, self.group.clone(), credentials);
                     let pulled = self.until(pulled).await?;
                     pulled
                         .unwrap_or_else(|error| Answer { error: Some(format!("{error:#}")), transient: true })
@@ -369,6 +393,10 @@ impl Shim<'_> {
             }
             let state = if answer.transient { ServiceState::Pulling } else { ServiceState::Failed };
             let detail = answer.error.unwrap_or_else(|| "the pulled image cannot be read back".to_owned());
+            tries = tries.saturating_add(1);
+            if self.fetches && (!answer.transient || tries >= FETCH_TRIES) {
+                return Err(Interrupt::Failed(anyhow::anyhow!(detail)));
+            }
             self.report(state, |status| status.detail = Some(detail))?;
             self.until(sleep(wait)).await?;
             wait = wait.saturating_mul(2).min(PULL_LONGEST);
@@ -468,7 +496,7 @@ impl Shim<'_> {
         }
         let resolver = Resolver::bind(resolver::ADDRESS).await.context("cannot listen as the resolver")?;
         if self.own.networks.is_empty() {
-            resolver.serve(self.names.clone(), None);
+            resolver.serve(self.names.subscribe(), None);
             return Ok(());
         }
         let way = loop {
@@ -477,11 +505,12 @@ impl Shim<'_> {
                 Err(error) => self.not_joined(&error.into()).await?,
             }
         };
-        resolver.serve(self.names.clone(), Some(outside::answer(way, gate)));
+        resolver.serve(self.names.subscribe(), Some(outside::answer(way, gate)));
         loop {
             match self.until(attach(&network, &self.own.networks)).await? {
                 Ok(attached) => {
-                    tokio::spawn(stay(attached, network, self.own.networks.clone()));
+                    let (name, names) = (self.service.name.clone(), self.names.clone());
+                    tokio::spawn(stay(attached, network, self.own.networks.clone(), name, names));
                     return Ok(());
                 }
                 Err(error) => self.not_joined(&error).await?,
@@ -734,11 +763,24 @@ async fn attach(network: &Network, places: &[Place]) -> anyhow::Result<Attached>
     Ok(attached)
 }
 
-/// Attaches again whenever the interfaces have gone.
-async fn stay(mut attached: Attached, network: Network, places: Vec<Place>) {
+/// Attaches again whenever the interfaces have gone: to the networks as they are by then, since who else is in them may be why.
+async fn stay(
+    mut attached: Attached,
+    network: Network,
+    mut places: Vec<Place>,
+    name: String,
+    names: watch::Sender<Names>,
+) {
     loop {
         attached.gone().await;
         attached = loop {
+            // Only its neighbours may differ: of what else is new, PID 1 starts another shim.
+            if let Ok(facts) = Facts::read(Path::new(paths::FACTS))
+                && let Ok(own) = facts.service(&name)
+            {
+                places.clone_from(&own.networks);
+                names.send_replace(facts.names(own));
+            }
             match attach(&network, &places).await {
                 Ok(attached) => break attached,
                 Err(_) => sleep(JOIN_PAUSE).await,
@@ -774,6 +816,7 @@ fn registry_user(login: &Login, password: &[u8]) -> Result<Credentials, String> 
 /// Runs one pull to its end, in a group of its own. The child dies with this future.
 async fn pull(
     own: &ServiceFacts,
+    word: &str,
     group: Option<Group>,
     credentials: Option<Credentials>,
 ) -> anyhow::Result<Answer> {
@@ -784,7 +827,7 @@ async fn pull(
     let (writer, mut reader) = pipe::pipe().context("cannot make a pipe")?;
     let mut command = Command::new("/proc/self/exe");
     let input = if credentials.is_some() { Stdio::piped() } else { Stdio::null() };
-    command.args([PULL.name(), &own.declared.name]).env_clear().stdin(input);
+    command.args([PULL.name(), word]).env_clear().stdin(input);
     command.stdout(writer.into_blocking_fd().context("cannot make a pipe")?);
     let mut child = Child(command.spawn().context("cannot start the pull")?);
     // The command holds the pipe's writing end.

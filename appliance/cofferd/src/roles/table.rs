@@ -100,13 +100,19 @@ enum Run {
     Container(fn() -> std::io::Result<()>),
 }
 
-/// The quote device, the registers, the firmware's tables and the volumes. Covered for everybody who does not need them; a service sees its
-/// volumes elsewhere.
-const DEVICE_PATHS: &[&str] =
-    &["/sys/kernel/config/tsm", "/sys/devices/virtual/misc/tdx_guest", "/sys/firmware", paths::VOLUMES_DIR];
-/// What stays covered for `evidence`, which asks for quotes and never touches a register. It is root without capabilities, to whom the
-/// volumes' directory belongs.
-const REGISTER_PATHS: &[&str] = &["/sys/devices/virtual/misc/tdx_guest", "/sys/firmware", paths::VOLUMES_DIR];
+/// The quote device, the registers, the firmware's tables, the volumes and the images. Covered for everybody who does not need them; a
+/// service sees its volumes and its image elsewhere.
+const DEVICE_PATHS: &[&str] = &[
+    "/sys/kernel/config/tsm",
+    "/sys/devices/virtual/misc/tdx_guest",
+    "/sys/firmware",
+    paths::VOLUMES_DIR,
+    paths::IMAGES_DIR,
+];
+/// What stays covered for `evidence`, which asks for quotes and never touches a register. It is root without capabilities, to whom those
+/// of volumes and images belong.
+const REGISTER_PATHS: &[&str] =
+    &["/sys/devices/virtual/misc/tdx_guest", "/sys/firmware", paths::VOLUMES_DIR, paths::IMAGES_DIR];
 
 /// Threads of a role: a tokio runtime and its blocking pool under load.
 const PROCESSES: u32 = 128;

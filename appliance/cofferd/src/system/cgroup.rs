@@ -1,8 +1,8 @@
 //! Control groups (v2): what each role and each service may use at most, and how all of it is ended at once.
 //!
-//! Layout below the mount: `cofferdam/ROLE` for the roles, `services/NAME` for the services, of which each has memory
-//! that no other can take. A service's group is delegated to its shim (Documentation/admin-guide/cgroup-v2.rst,
-//! "Delegation"): the shim runs in the leaf `services/NAME/shim`, because a group with processes of its own cannot
+//! Layout below the mount: `cofferdam/ROLE` for the roles, `services/NAME-DIGEST` for the services with their images, of which
+//! each has memory that no other can take. A service's group is delegated to its shim (Documentation/admin-guide/cgroup-v2.rst,
+//! "Delegation"): the shim runs in the leaf `shim`, because a group with processes of its own cannot
 //! hand controllers to its children, and makes two more leaves: `image` for the pull, to which the pages of the
 //! unpacked image stay charged, and `workload` for the container. The limits of the service and of its shim are PID 1's.
 
@@ -73,9 +73,9 @@ pub struct Cgroup {
     path: PathBuf,
 }
 
-/// Where the group of a service is.
-pub(crate) fn of_service(name: &str) -> PathBuf {
-    Path::new(SERVICES).join(name)
+/// Where the group of a service with one image is.
+pub(crate) fn of_service(instance: &str) -> PathBuf {
+    Path::new(SERVICES).join(instance)
 }
 
 /// Enables the controllers at the top and makes the parents of all groups: the roles', to which `roles` bytes are left
@@ -183,6 +183,12 @@ impl Cgroup {
         write(&self.path.join("cgroup.freeze"), if frozen { "1" } else { "0" })
     }
 
+    /// Bytes of memory that the group and those below use. Zero when it cannot be told.
+    pub(crate) fn memory(&self) -> u64 {
+        let text = fs::read_to_string(self.path.join("memory.current")).unwrap_or_default();
+        text.trim_end().parse().unwrap_or_default()
+    }
+
     /// Processor time that the group and those below have spent in the kernel. Zero when it cannot be told.
     pub(crate) fn kernel_time(&self) -> Duration {
         let text = fs::read_to_string(self.path.join("cpu.stat")).unwrap_or_default();
@@ -214,6 +220,15 @@ pub(crate) fn populated(group: &Path) -> bool {
         Ok(events) => !events.lines().any(|line| line == "populated 0"),
         Err(_) => true,
     }
+}
+
+/// Removes the group at this place, and those below, once no process is left in them.
+pub(crate) fn remove(group: &Path) -> Result<(), CgroupError> {
+    if !group.exists() {
+        return Ok(());
+    }
+    remove_children(group, MAX_DEPTH)?;
+    fs::remove_dir(group).map_err(at(group))
 }
 
 fn remove_children(group: &Path, depth: usize) -> Result<(), CgroupError> {
@@ -320,6 +335,9 @@ mod tests {
         fs::write(root.path().join("cpu.stat"), "usage_usec 9000000\nuser_usec 5\nsystem_usec 2500000\n")
             .unwrap();
         assert_eq!(group.kernel_time(), Duration::from_millis(2500));
+        assert_eq!(group.memory(), 0);
+        fs::write(root.path().join("memory.current"), "4096\n").unwrap();
+        assert_eq!(group.memory(), 4096);
         fs::write(root.path().join("cgroup.freeze"), "").unwrap();
         group.freeze(true).unwrap();
         assert_eq!(fs::read_to_string(root.path().join("cgroup.freeze")).unwrap(), "1");

@@ -2,8 +2,8 @@
 //!
 //! # Duties
 //!
-//! - Each is a tmpfs of PID 1's own, with ids as the image names them, and is mounted once for each of its services, nowhere else
-//!   (mount_setattr(2), MOUNT_ATTR_IDMAP). One of them, the owner, has it for writing until the image is there.
+//! - Each is a tmpfs of PID 1's own, with ids as the image names them, in a directory that nobody else sees, and is mounted once for each of
+//!   its services (mount_setattr(2), MOUNT_ATTR_IDMAP). One of them, the owner, has it for writing until the image is there.
 //! - On a sealed disk that has room for images they lie there instead, one directory for each ([`kept`](crate::system::kept)).
 //! - When the owner's pull says that it is, PID 1 makes the file system itself read-only and says so in a file of its own, for which
 //!   all of them wait. No namespace of a service can undo that: from then on neither the owner's shim nor any workload
@@ -28,7 +28,7 @@ use nix::poll::{PollFd, PollFlags, PollTimeout, poll};
 use nix::sched::{CloneFlags, unshare};
 use nix::sys::socket::{ControlMessage, MsgFlags, sendmsg};
 
-use crate::system::kept::{KeptImages, Partial};
+use crate::system::kept::{self, KeptImages, Partial};
 use crate::system::sys::OwnFlags;
 use crate::system::{spawn, sys};
 
@@ -37,6 +37,8 @@ const FLAGS: MsFlags = MsFlags::MS_NOSUID.union(MsFlags::MS_NODEV);
 /// A child makes a namespace and sends it: two system calls.
 const NAMESPACE_TIMEOUT_MS: u16 = 10_000;
 const NONE: Option<&str> = None;
+/// For whoever does not write it.
+pub(crate) const READ_ONLY: OwnFlags = OwnFlags { read_only: true, no_exec: false };
 
 /// Why a service does not see a file system.
 #[derive(Debug, thiserror::Error)]
@@ -76,34 +78,25 @@ enum Lies {
     OnDisk(Partial),
 }
 
-/// Makes the file system of one image, of at most `size` bytes, and mounts it at the place of each holder; the first one is its
-/// owner. `complete` is what the owner's pull makes last, `seal` the file that PID 1 makes then.
+/// Makes the file system of one image, of at most `size` bytes, at `root`, which nobody but the caller may see into, and mounts it at the
+/// place of each holder; the first one is its owner. `complete` is what the owner's pull makes last, `seal` the file that PID 1 makes then.
 ///
 /// # Errors
 ///
 /// [`MountError`].
 pub fn mount_image(
+    root: &Path,
     owner: &Holder,
     others: &[Holder],
     size: u64,
     complete: PathBuf,
     seal: PathBuf,
 ) -> Result<PendingImage, MountError> {
-    let Holder { place, .. } = owner;
     let options = format!("mode=0700,size={size}");
-    let made = mount(Some("image"), place, Some("tmpfs"), FLAGS, Some(options.as_str()));
-    step("make a file system", place, made)?;
-    let copies = std::iter::once((owner, false)).chain(others.iter().map(|other| (other, true)));
-    let copies = copies.map(|(holder, read_only)| {
-        let own = OwnFlags { read_only, ..OwnFlags::default() };
-        Ok((holder, copy(place, holder, own)?))
-    });
-    let copies: Vec<(&Holder, OwnedFd)> = copies.collect::<Result<_, MountError>>()?;
-    // From here on nobody sees it with its own ids.
-    step("hide the file system", place, umount2(place, MntFlags::MNT_DETACH))?;
-    for (Holder { place, .. }, copy) in &copies {
-        attach(copy, place)?;
-    }
+    let made = mount(Some("image"), root, Some("tmpfs"), FLAGS, Some(options.as_str()));
+    step("make a file system", root, made)?;
+    mount_for(root, owner, OwnFlags::default())?;
+    others.iter().try_for_each(|other| mount_for(root, other, READ_ONLY))?;
     Ok(PendingImage { owner: owner.clone(), lies: Lies::InMemory, complete, seal, reported: false })
 }
 
@@ -131,19 +124,36 @@ pub fn mount_kept(
 ///
 /// [`MountError`].
 pub fn mount_for(place: &Path, holder: &Holder, own: OwnFlags) -> Result<(), MountError> {
-    attach(&copy(place, holder, own)?, &holder.place)
+    let copy = step("copy the mount", place, sys::detached_copy(&named(place)?))?;
+    let ids = step("make the ids", &holder.place, ids_of(holder.base))?;
+    step("map the ids", &holder.place, sys::map_ids_of(copy.as_fd(), ids.as_fd(), own))?;
+    step("attach the file system", &holder.place, sys::attach(copy.as_fd(), &named(&holder.place)?))
 }
 
-/// Undoes that at the machine's end, when no process is left. What stays mounted loses nothing: the file system is written out all the same.
+/// Empties the file system of an image that nobody has any more, and takes it away. Emptied because others, who may not see into it,
+/// have got it with PID 1's mounts: as long as one of them runs, what is in it would stay in memory.
+///
+/// # Errors
+///
+/// [`MountError`].
+pub(crate) fn remove(root: &Path) -> Result<(), MountError> {
+    step("write to", root, mount(NONE, root, NONE, FLAGS | MsFlags::MS_REMOUNT, NONE))?;
+    step("empty", root, kept::empty(root))?;
+    step("unmount", root, umount2(root, MntFlags::MNT_DETACH))?;
+    step("remove", root, fs::remove_dir(root))
+}
+
+/// Undoes that, when no process of the holder is left. What stays mounted loses nothing: the file system is written out all the same.
 pub(crate) fn unmount(place: &Path) {
     let _ = umount2(place, MntFlags::empty());
 }
 
-fn attach(copy: &OwnedFd, place: &Path) -> Result<(), MountError> {
-    step("attach the file system", place, sys::attach(copy.as_fd(), &named(place)?))
-}
-
 impl PendingImage {
+    /// What says that nobody changes it any more, once it is there.
+    pub(crate) fn seal_path(&self) -> &Path {
+        &self.seal
+    }
+
     /// Makes it read-only for good if its pull is done. False as long as it is not.
     ///
     /// # Errors
@@ -171,14 +181,6 @@ fn end_writing(place: &Path) -> Result<bool, MountError> {
         Err(Errno::EBUSY) => Ok(false),
         done => step("end the writing", place, done).map(|()| true),
     }
-}
-
-/// The mount at `place` once more, attached nowhere, in the ids of `holder`.
-fn copy(place: &Path, holder: &Holder, own: OwnFlags) -> Result<OwnedFd, MountError> {
-    let copy = step("copy the mount", place, sys::detached_copy(&named(place)?))?;
-    let ids = step("make the ids", &holder.place, ids_of(holder.base))?;
-    step("map the ids", &holder.place, sys::map_ids_of(copy.as_fd(), ids.as_fd(), own))?;
-    Ok(copy)
 }
 
 /// A user namespace with the ids of a service's container, in which nothing runs: only its map counts. Another process has to make it, since

@@ -34,14 +34,12 @@ use nix::mount::{MntFlags, umount2};
 use nix::sys::stat::Mode;
 use nix::unistd::{UnlinkatFlags, unlinkat};
 
-use crate::system::images::{Holder, MountError, mount_for, step};
+use crate::system::images::{Holder, MountError, READ_ONLY, mount_for, step};
 use crate::system::sys::OwnFlags;
 
 /// A directory and no link.
 const DIRECTORY: OFlag =
     OFlag::O_RDONLY.union(OFlag::O_DIRECTORY).union(OFlag::O_NOFOLLOW).union(OFlag::O_CLOEXEC);
-/// Nobody but PID 1 makes or takes a name here.
-const READ_ONLY: OwnFlags = OwnFlags { read_only: true, no_exec: false };
 
 /// The mounted volume of images.
 #[derive(Debug)]
@@ -119,6 +117,21 @@ impl KeptImages {
         Ok(Partial { partial, whole: self.whole(digest), ended })
     }
 
+    /// Removes an image that nobody has any more, or what is there of it.
+    ///
+    /// # Errors
+    ///
+    /// The file system's.
+    pub(crate) fn remove(&self, digest: &Digest) -> io::Result<()> {
+        let root = open(AT_FDCWD, self.root.as_os_str())?;
+        for path in [self.whole(digest), self.partial(digest)] {
+            if let Some(name) = path.file_name().filter(|_| path.exists()) {
+                remove_tree(&root, name)?;
+            }
+        }
+        Ok(())
+    }
+
     /// Where an image that is to be pulled lies until it is whole.
     pub fn partial(&self, digest: &Digest) -> PathBuf {
         self.root.join(format!("{}.partial", digest.hex()))
@@ -151,6 +164,19 @@ impl Partial {
         step("write the name", directory, File::open(directory).and_then(|open| open.sync_all()))?;
         Ok(true)
     }
+}
+
+/// Removes all that is in a directory.
+///
+/// # Errors
+///
+/// The file system's.
+pub(super) fn empty(directory: &Path) -> io::Result<()> {
+    let directory = open(AT_FDCWD, directory.as_os_str())?;
+    while let Some(below) = clear(&directory)? {
+        remove_tree(&directory, &below)?;
+    }
+    Ok(())
 }
 
 /// Removes the directory `name` and all below it. An image chooses how deep that is, by links even deeper than a path can be: there are never
@@ -224,8 +250,17 @@ mod tests {
             .unwrap();
             directory = open(&directory, name).unwrap();
         }
-        KeptImages::open(root.clone(), &BTreeSet::new()).unwrap();
+        let kept = KeptImages::open(root.clone(), &BTreeSet::new()).unwrap();
         assert_eq!(fs::read_dir(&root).unwrap().count(), 0);
+        let digests = [b"one", b"two"].map(Digest::of);
+        for path in [digests[0].hex(), format!("{}.partial", digests[0].hex()), digests[1].hex()] {
+            fs::create_dir_all(root.join(path).join("a/b")).unwrap();
+        }
+        kept.remove(&digests[0]).unwrap();
+        kept.remove(&Digest::of(b"three")).unwrap();
+        assert!(kept.has(&digests[1]) && fs::read_dir(&root).unwrap().count() == 1);
+        empty(&root).unwrap();
+        assert!(!kept.has(&digests[1]));
     }
 
     #[test]

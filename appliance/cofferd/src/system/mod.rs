@@ -3,6 +3,7 @@
 //! The only place in `cofferd` with unsafe code ([`sys`]). Nothing here knows a role or a stage of the boot: what
 //! differs from one to the next comes in as an argument.
 
+pub(crate) mod bell;
 pub mod cgroup;
 pub mod client;
 pub(crate) mod clock;

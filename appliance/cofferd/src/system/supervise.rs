@@ -24,6 +24,7 @@
 use std::fs::File;
 use std::io;
 use std::os::fd::AsFd;
+use std::path::Path;
 use std::rc::Rc;
 use std::time::{Duration, Instant, SystemTime};
 
@@ -39,6 +40,7 @@ use nix::sys::wait::{WaitPidFlag, WaitStatus, waitpid};
 use nix::unistd::{Pid, sync};
 
 use crate::paths;
+use crate::system::bell::Bell;
 use crate::system::cgroup::Cgroup;
 use crate::system::clock::Clock;
 use crate::system::console::say;
@@ -116,6 +118,17 @@ impl Backoff {
     }
 }
 
+/// Until when a process is started again.
+#[derive(Debug, Clone, Copy, PartialEq, Eq)]
+enum Lasts {
+    /// For ever.
+    Always,
+    /// Until it has ended with exit code 0.
+    UntilDone,
+    /// Not at all: how it ended is its answer.
+    Once,
+}
+
 /// A process that is kept running.
 struct Kept {
     name: String,
@@ -132,8 +145,10 @@ struct Kept {
     ending: Option<Killed>,
     /// Why PID 1 ended it last, if it was PID 1.
     killed: Option<Killed>,
-    /// Whether its work is over once it ends with exit code 0.
-    once: bool,
+    /// Until when it is started again.
+    lasts: Lasts,
+    /// It is not started again once it has ended.
+    leaving: bool,
     /// The names of those that end after it.
     needs: Vec<String>,
 }
@@ -161,6 +176,10 @@ pub struct Supervisor {
     events: Ring,
     /// What is done last, when no process is left.
     last: Vec<Box<dyn FnOnce()>>,
+    /// With which exit codes those ended that run once; none: they were ended by a signal.
+    answers: Vec<(String, Option<i32>)>,
+    /// Where the role `publish` says that there is something to admit.
+    bell: Option<Bell>,
 }
 
 impl Supervisor {
@@ -195,6 +214,8 @@ impl Supervisor {
             clock_set: None,
             events: Ring::at(paths::EVENTS),
             last: Vec::new(),
+            answers: Vec::new(),
+            bell: None,
         })
     }
 
@@ -236,20 +257,108 @@ impl Supervisor {
         self.unsealed.push(image);
     }
 
+    /// Waits no longer for the image with this seal.
+    pub(crate) fn forget_image(&mut self, seal: &Path) {
+        self.unsealed.retain(|image| image.seal_path() != seal);
+    }
+
     /// Starts a process and keeps it running from now on. One that does not even start is tried again later.
     pub fn keep(&mut self, name: String, tier: Tier, spec: Spec) {
-        self.add(Kept::new(name, tier, spec, false));
+        self.add(Kept::new(name, tier, spec, Lasts::Always));
     }
 
     /// The same for a service, which ends before those that it needs: names as here.
     pub fn keep_service(&mut self, name: String, grace: Duration, needs: Vec<String>, spec: Spec) {
-        let kept = Kept::new(name, Tier::Service { grace }, spec, false);
+        let kept = Kept::new(name, Tier::Service { grace }, spec, Lasts::Always);
         self.add(Kept { needs, ..kept });
     }
 
     /// The same until it has ended with exit code 0.
     pub fn keep_until_done(&mut self, name: String, tier: Tier, spec: Spec) {
-        self.add(Kept::new(name, tier, spec, true));
+        self.add(Kept::new(name, tier, spec, Lasts::UntilDone));
+    }
+
+    /// Starts processes that run once, and runs the loop until all of them have ended, or `limit` has passed; those that are left are ended
+    /// then. Which exit code each had, in this order; none: it was ended by a signal.
+    pub fn run_once(&mut self, started: Vec<(String, Spec)>, limit: Duration) -> Vec<Option<i32>> {
+        let names: Vec<String> = started.iter().map(|(name, _)| name.clone()).collect();
+        for (name, spec) in started {
+            self.add(Kept::new(name, Tier::Role, spec, Lasts::Once));
+        }
+        let deadline = Instant::now() + limit;
+        let runs = |kept: &[Kept]| kept.iter().any(|kept| names.contains(&kept.name));
+        while runs(&self.kept) {
+            let left = deadline.saturating_duration_since(Instant::now());
+            if left.is_zero() {
+                self.retire(&names);
+                break;
+            }
+            self.turn(left);
+        }
+        let answers = std::mem::take(&mut self.answers);
+        let of = |name: &String| answers.iter().find(|(other, _)| other == name).and_then(|(_, code)| *code);
+        names.iter().map(of).collect()
+    }
+
+    /// Ends those of these names, services each after those that need it and with their grace, and forgets them. Everybody else goes on as
+    /// ever.
+    pub fn retire(&mut self, names: &[String]) {
+        for kept in self.kept.iter_mut().filter(|kept| names.contains(&kept.name)) {
+            kept.leaving = true;
+            kept.due = None;
+        }
+        let leaving = self.kept.iter().filter(|kept| kept.leaving);
+        let told: Vec<_> =
+            leaving.map(|kept| (kept.name.as_str(), kept.tier.grace(), kept.needs.as_slice())).collect();
+        let mut stopping = Stopping::new(&told, GRACE_MAX);
+        drop(told);
+        let began = Instant::now();
+        loop {
+            let leaving = || self.kept.iter().filter(|kept| kept.leaving);
+            let gone = leaving().enumerate().filter(|(_, kept)| kept.pid.is_none());
+            gone.for_each(|(index, _)| stopping.ended(index));
+            if stopping.done() {
+                break;
+            }
+            for (index, step) in stopping.due(began.elapsed()) {
+                let Some(kept) = leaving().nth(index) else { continue };
+                kept.take(step);
+            }
+            self.turn(LINGER);
+        }
+        // What its process left is killed by then, and its group is to be empty for whoever comes after it.
+        let groups = self.kept.iter().filter(|kept| kept.leaving).filter_map(|kept| kept.spec.cgroup.clone());
+        let groups: Vec<Cgroup> = groups.collect();
+        self.kept.retain(|kept| !kept.leaving);
+        self.run_until(KILL_GRACE, || !groups.iter().any(Cgroup::populated));
+        self.changed = true;
+        self.publish();
+    }
+
+    /// Ends the one of this name and starts it again at once. Without one, nothing.
+    pub fn renew(&mut self, name: &str) {
+        let Some(kept) = self.kept.iter_mut().find(|kept| kept.name == name) else { return };
+        let (tier, spec) = (kept.tier, kept.spec.clone());
+        let runs = kept.runs;
+        self.retire(&[name.to_owned()]);
+        self.add(Kept { runs, ..Kept::new(name.to_owned(), tier, spec, Lasts::Always) });
+    }
+
+    /// Hears this from now on.
+    pub(crate) fn hear(&mut self, bell: Bell) {
+        self.bell = Some(bell);
+    }
+
+    /// What happened, for operators.
+    pub(crate) fn tell(&mut self, event: Happened) {
+        self.events.tell(event);
+    }
+
+    /// Runs the loop until the role `publish` has rung.
+    pub(crate) fn run_until_rung(&mut self) {
+        while !self.bell.as_mut().is_some_and(|bell| bell.rang(Instant::now())) {
+            self.turn(HEARTBEAT);
+        }
     }
 
     fn add(&mut self, kept: Kept) {
@@ -295,7 +404,7 @@ impl Supervisor {
     }
 
     /// The loop. Never returns: the way out is the machine's end.
-    pub(crate) fn run(mut self) -> ! {
+    fn run(mut self) -> ! {
         loop {
             self.turn(HEARTBEAT);
         }
@@ -368,11 +477,15 @@ impl Supervisor {
         // A pull cannot wake PID 1: its images are looked at.
         let at_most = if self.unsealed.is_empty() { at_most } else { at_most.min(LINGER) };
         let at_most = self.clock.deaf_for(now).map_or(at_most, |left| left.min(at_most));
+        let deaf = self.bell.as_ref().and_then(|bell| bell.deaf_for(now));
+        let at_most = deaf.map_or(at_most, |left| left.min(at_most));
         let wait = due.map_or(at_most, |due| due.saturating_duration_since(now).min(at_most));
         // Rounded up: a wait of 0.4 ms must not become a spin of zero.
         let milliseconds = wait.as_millis().saturating_add(1).min(60_000) as u16;
         let mut descriptors = vec![PollFd::new(self.signals.as_fd(), PollFlags::POLLIN)];
         descriptors.extend(self.clock.descriptor(now).map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
+        let bell = self.bell.as_ref().and_then(|bell| bell.descriptor(now));
+        descriptors.extend(bell.map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         descriptors.extend(self.power.descriptors().map(|fd| PollFd::new(fd, PollFlags::POLLIN)));
         // EINTR cannot come (all handled signals are blocked) and would only mean another turn.
         let _ = poll(&mut descriptors, PollTimeout::from(milliseconds));
@@ -393,7 +506,8 @@ impl Supervisor {
     fn reap(&mut self) -> bool {
         loop {
             let (pid, how) = match waitpid(None, Some(WaitPidFlag::WNOHANG)) {
-                Ok(WaitStatus::Exited(pid, 0)) if self.is_done(pid) => continue,
+                Ok(WaitStatus::Exited(pid, code)) if self.is_done(pid, Some(code)) => continue,
+                Ok(WaitStatus::Signaled(pid, _, _)) if self.is_done(pid, None) => continue,
                 Ok(WaitStatus::Exited(pid, code)) => (pid, format!("exit code {code}")),
                 Ok(WaitStatus::Signaled(pid, signal, _)) => {
                     self.short |= signal == Signal::SIGKILL && self.is_reserve(pid) && !self.ending;
@@ -408,11 +522,18 @@ impl Supervisor {
     }
 
     /// Forgets the one whose work is over with this process. What is left in its control group is killed.
-    fn is_done(&mut self, pid: Pid) -> bool {
-        let Some(at) = self.kept.iter().position(|kept| kept.once && kept.pid == Some(pid)) else {
-            return false;
+    fn is_done(&mut self, pid: Pid, code: Option<i32>) -> bool {
+        let over = |kept: &Kept| match kept.lasts {
+            Lasts::Always => false,
+            Lasts::UntilDone => code == Some(0),
+            Lasts::Once => !kept.leaving,
         };
+        let ended = |kept: &Kept| kept.pid == Some(pid) && over(kept);
+        let Some(at) = self.kept.iter().position(ended) else { return false };
         let done = self.kept.remove(at);
+        if done.lasts == Lasts::Once {
+            self.answers.push((done.name.clone(), code));
+        }
         done.kill_group();
         self.changed = true;
         true
@@ -457,9 +578,13 @@ impl Supervisor {
         let delay = kept.backoff.after(now.saturating_duration_since(kept.started));
         let held = kept.held_until.take().map(|until| until.saturating_duration_since(now));
         let delay = delay.max(held.unwrap_or_default());
-        kept.due = (!self.ending).then(|| now + delay);
+        let again = !self.ending && !kept.leaving;
+        kept.due = again.then(|| now + delay);
         kept.kill_group();
-        let again_ms = (!self.ending).then(|| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
+        if kept.leaving {
+            return;
+        }
+        let again_ms = again.then(|| u64::try_from(delay.as_millis()).unwrap_or(u64::MAX));
         let event = Happened::RoleEnded { name: kept.name.clone(), how: how.to_owned(), again_ms };
         say(&event.to_string());
         self.events.tell(event);
@@ -566,12 +691,7 @@ impl Supervisor {
             }
             for (index, step) in stopping.due(began.elapsed()) {
                 let Some(kept) = self.kept.iter().filter(is_service).nth(index) else { continue };
-                let signal = if step == Step::Tell { Signal::SIGTERM } else { Signal::SIGKILL };
-                // ESRCH: it ended by itself a moment ago.
-                let _ = kept.pid.map(|pid| kill(pid, signal));
-                if step == Step::Kill {
-                    kept.kill_group();
-                }
+                kept.take(step);
             }
             self.wait(LINGER);
             self.receive();
@@ -613,7 +733,7 @@ fn services(kept: &[Kept]) -> impl Iterator<Item = (&str, &Cgroup)> {
 }
 
 impl Kept {
-    fn new(name: String, tier: Tier, spec: Spec, once: bool) -> Self {
+    fn new(name: String, tier: Tier, spec: Spec, lasts: Lasts) -> Self {
         let now = Instant::now();
         Self {
             name,
@@ -627,8 +747,19 @@ impl Kept {
             held_until: None,
             ending: None,
             killed: None,
-            once,
+            lasts,
+            leaving: false,
             needs: Vec::new(),
+        }
+    }
+
+    /// One step on its way to its end.
+    fn take(&self, step: Step) {
+        let signal = if step == Step::Tell { Signal::SIGTERM } else { Signal::SIGKILL };
+        // ESRCH: it ended by itself a moment ago.
+        let _ = self.pid.map(|pid| kill(pid, signal));
+        if step == Step::Kill {
+            self.kill_group();
         }
     }
 
