@@ -11,7 +11,7 @@ use serde::{Serialize, Serializer};
 use crate::claims::Claims;
 use crate::dcap::{self, Platform};
 use crate::event_log::Register;
-use crate::event_log::payload::{State, Upgrade};
+use crate::event_log::payload::{Declaration, State, Upgrade};
 use crate::evidence::{Collateral, Evidence};
 use crate::policy::Policy;
 use crate::quote::{self, Quote};
@@ -115,6 +115,10 @@ pub struct Appraisal {
     /// The statement that let this boot open the state, as it was measured. True only if the verdict is `Accepted`.
     #[serde(skip_serializing_if = "Option::is_none")]
     pub upgrade: Option<Upgrade>,
+    /// The declarations that were applied after launch, in order, as they were measured; the last one holds. Empty while the one that
+    /// booted does. True only if the verdict is `Accepted`.
+    #[serde(skip_serializing_if = "Vec::is_empty")]
+    pub applied: Vec<Declaration>,
     /// Whether the chain ends in a root that is not Intel's: a simulated TD, which proves nothing about hardware.
     pub simulated: bool,
 }

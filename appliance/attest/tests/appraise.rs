@@ -9,11 +9,12 @@ use cofferdam_attest::appraise::{
 };
 use cofferdam_attest::challenge::{Challenge, Tree, leaf};
 use cofferdam_attest::claims::Claims;
-use cofferdam_attest::event_log::payload::{Payload as _, State};
-use cofferdam_attest::event_log::{Event, event_digest};
+use cofferdam_attest::event_log::payload::{Declaration, Image, Payload as _, State};
+use cofferdam_attest::event_log::{Event, MAX_APPLIED, MAX_FIRMWARE_PAYLOAD, event_digest, has_room};
 use cofferdam_attest::evidence::{Collateral, Evidence, Template};
 use cofferdam_attest::policy::Policy;
 use cofferdam_attest::quote::attributes;
+use cofferdam_attest::ratls;
 use cofferdam_attest::reference::{BootPlatform, PlatformReference, ReferenceValues};
 use cofferdam_attest::release::Tag;
 use cofferdam_protocol::evidence::Nonce;
@@ -532,6 +533,69 @@ fn a_log_that_replays_but_breaks_the_rules_is_rejected() {
     let mut unmeasured = own();
     unmeasured.remove(4);
     assert_eq!(failed(&with(unmeasured)), ["event_payloads"]);
+}
+
+/// What a declaration measures that is applied after launch.
+fn applied(number: usize) -> [Event; 2] {
+    let digest = format!("sha256:{number:064x}");
+    let commit = common::word(&format!("{number:040x}"));
+    let reference = common::word(&format!("registry.example/web@{digest}"));
+    [
+        Declaration { digest: common::word(&digest), source: "github".into(), commit }.event().unwrap(),
+        Image { service: "web".into(), reference }.event().unwrap(),
+    ]
+}
+
+/// An appliance that has applied so many.
+fn after(changes: usize) -> Fixture {
+    let mut fixture = Fixture::default();
+    fixture.events.extend((1..=changes).flat_map(applied));
+    fixture.claims.declaration = common::word(&format!("sha256:{changes:064x}"));
+    fixture.claims.commit = common::word(&format!("{changes:040x}"));
+    fixture
+}
+
+#[test]
+fn declarations_that_are_applied_after_launch_are_told_and_have_an_end() {
+    // Whatever the repository has at the claimed commit.
+    let appraised = |fixture: &Fixture| {
+        let expected = Expectations { commit: None, declaration: None, ..fixture.expectations() };
+        fixture.appraise_with(&fixture.evidence(), &expected)
+    };
+    let appraisal = appraised(&after(2));
+    assert_eq!(appraisal.verdict(), Verdict::Accepted, "{:?}", failed(&appraisal));
+    let commits: Vec<String> = appraisal.applied.iter().map(|applied| applied.commit.to_string()).collect();
+    assert_eq!(commits, [format!("{:040x}", 1), format!("{:040x}", 2)]);
+    let told = format!("launch; declarations applied after launch: 2, commit {}", commits[1]);
+    assert!(detail(&appraisal, "event_order").ends_with(&told), "{}", detail(&appraisal, "event_order"));
+    assert!(appraised(&Fixture::default()).applied.is_empty());
+
+    assert_eq!(appraised(&after(MAX_APPLIED)).verdict(), Verdict::Accepted);
+    let appraisal = appraised(&after(300));
+    assert_eq!(failed(&appraisal), ["event_order"]);
+    assert!(detail(&appraisal, "event_order").contains("300 declarations applied after launch"));
+}
+
+#[test]
+fn a_log_has_room_for_what_a_certificate_holds() {
+    let booted = Fixture::default();
+    let room = (1..300).take_while(|number| has_room(&after(number - 1).events, &applied(*number))).count();
+    assert!((75..MAX_APPLIED).contains(&room), "{room}");
+    // What firmware measured is no matter: a certificate leaves it out where it has to.
+    let mut full = after(room);
+    for event in full.events.iter_mut().filter(|event| event.mr < 3) {
+        event.payload = Some(vec![7; MAX_FIRMWARE_PAYLOAD]);
+    }
+    assert!(has_room(&full.events, &[]));
+    // The largest quote and claims of any appliance fit beside it.
+    let short = |event: &mut Event| {
+        event.payload = event.payload.take().filter(|_| event.digest.is_none());
+    };
+    full.events.iter_mut().for_each(short);
+    let evidence = Evidence { collateral: None, ..full.evidence() };
+    let length = evidence.to_json().unwrap().len();
+    assert!(length + 4096 < ratls::MAX_EVIDENCE, "{length}");
+    assert!(!has_room(&booted.events, &(1..=MAX_APPLIED + 1).flat_map(applied).collect::<Vec<_>>()));
 }
 
 #[test]

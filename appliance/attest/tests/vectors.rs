@@ -117,7 +117,17 @@ fn certificates() {
 /// Every case through the library; `coffer`'s own tests run them through the command line.
 #[test]
 fn evidence() {
-    let file = vectors("evidence.json");
+    appraisals("evidence.json");
+}
+
+/// Likewise those of appliances that have applied a declaration after launch.
+#[test]
+fn applied() {
+    appraisals("applied.json");
+}
+
+fn appraisals(name: &str) {
+    let file = vectors(name);
     let mut wrong = Vec::new();
     for case in list(&file, "cases") {
         let input = patched(&file["input"], &case["patch"]);
@@ -200,25 +210,31 @@ fn evidence_cases_are_complete() {
     assert_eq!(failed, all);
 }
 
-/// The file is what its generator writes: `cargo run -p cofferdam-attest --example evidence-vectors -- FILE`.
+/// The files are what their generator writes: `cargo run -p cofferdam-attest --example evidence-vectors -- FOLDER`.
 #[test]
 fn evidence_cases_are_what_the_generator_writes() {
-    let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policy/vectors/evidence.json");
-    let committed = std::fs::read_to_string(path).unwrap();
-    let made = generate::file();
-    assert!(made == generate::file(), "another file each time");
-    let differs = committed.lines().zip(made.lines()).position(|(old, new)| old != new);
-    assert!(
-        committed == made,
-        "policy/vectors/evidence.json differs first in line {:?}",
-        differs.map(|at| at + 1)
-    );
-    assert!(committed.len() < 1 << 20, "{} bytes", committed.len());
+    for (name, made) in
+        [("evidence.json", generate::file as fn() -> String), ("applied.json", generate::applied)]
+    {
+        let path = Path::new(env!("CARGO_MANIFEST_DIR")).join("../../policy/vectors").join(name);
+        let committed = std::fs::read_to_string(path).unwrap();
+        let (made, again) = (made(), made());
+        assert!(made == again, "another {name} each time");
+        let differs = committed.lines().zip(made.lines()).position(|(old, new)| old != new);
+        assert!(
+            committed == made,
+            "policy/vectors/{name} differs first in line {:?}",
+            differs.map(|at| at + 1)
+        );
+        assert!(committed.len() < 1 << 20, "{} bytes", committed.len());
+    }
 }
 
 /// The policy of the vectors is the default one.
 #[test]
 fn evidence_cases_use_the_default_policy() {
-    let policy = &vectors("evidence.json")["input"]["policy"];
-    assert_eq!(Policy::parse(policy.to_string().as_bytes()).unwrap(), Policy::default());
+    for name in ["evidence.json", "applied.json"] {
+        let policy = &vectors(name)["input"]["policy"];
+        assert_eq!(Policy::parse(policy.to_string().as_bytes()).unwrap(), Policy::default());
+    }
 }

@@ -28,9 +28,19 @@ fn coffer(arguments: &[String]) -> (Output, Value) {
 
 #[test]
 fn evidence() {
-    let file = vectors("evidence.json");
+    appraisals("evidence.json", 300);
+}
+
+#[test]
+fn applied() {
+    appraisals("applied.json", 30);
+}
+
+/// Every case of a file, of which there are at least so many.
+fn appraisals(name: &str, least: usize) {
+    let file = vectors(name);
     let cases = file["cases"].as_array().unwrap();
-    assert!(cases.len() > 300, "{} cases", cases.len());
+    assert!(cases.len() >= least, "{} cases", cases.len());
     // Two at a time: each is a process of its own.
     let (even, odd): (Vec<_>, Vec<_>) = cases.iter().enumerate().partition(|(at, _)| at % 2 == 0);
     let wrong: Vec<String> = std::thread::scope(|scope| {

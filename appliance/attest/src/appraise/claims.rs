@@ -149,16 +149,11 @@ fn comparisons(
             logged::<Appliance>(events, "repository"),
             expected.repository.as_ref(),
         ),
-        comparison(
-            "commit",
-            Some(&claims.commit),
-            logged::<Declaration>(events, "commit"),
-            expected.commit.as_ref(),
-        ),
+        comparison("commit", Some(&claims.commit), in_force(events, "commit"), expected.commit.as_ref()),
         comparison(
             "declaration",
             Some(&claims.declaration),
-            logged::<Declaration>(events, "digest"),
+            in_force(events, "digest"),
             expected.declaration.as_ref(),
         ),
         comparison(
@@ -203,13 +198,24 @@ fn comparisons(
 /// What the first event of this name says about `member`, as text: a payload that is malformed is refused elsewhere, and what it
 /// says still differs from the claim.
 fn logged<P: Payload>(events: &[Event], member: &str) -> Option<String> {
-    let mut named = events.iter().filter(|event| event.mr == 3 && event.event == P::NAME);
-    named.find_map(|event| {
-        let payload: serde_json::Value = json::from_json(event.payload.as_deref()?, MAX_PAYLOAD).ok()?;
-        let value = payload.get(member)?;
-        let object = || value.is_object().then(|| value.to_string());
-        value.as_str().map(str::to_owned).or_else(|| Some(value.as_u64()?.to_string())).or_else(object)
-    })
+    named::<P>(events).find_map(|event| told(event, member))
+}
+
+/// What the last declaration's event says about `member`: a declaration that was applied at run time takes the place of those before
+/// it, and one that cannot be read is no reason to go by an earlier one.
+fn in_force(events: &[Event], member: &str) -> Option<String> {
+    told(named::<Declaration>(events).next_back()?, member)
+}
+
+fn named<P: Payload>(events: &[Event]) -> impl DoubleEndedIterator<Item = &Event> {
+    events.iter().filter(|event| event.mr == 3 && event.event == P::NAME)
+}
+
+fn told(event: &Event, member: &str) -> Option<String> {
+    let payload: serde_json::Value = json::from_json(event.payload.as_deref()?, MAX_PAYLOAD).ok()?;
+    let value = payload.get(member)?;
+    let object = || value.is_object().then(|| value.to_string());
+    value.as_str().map(str::to_owned).or_else(|| Some(value.as_u64()?.to_string())).or_else(object)
 }
 
 fn compare(appraisal: &mut Appraisal, comparison: Comparison) {

@@ -1,18 +1,23 @@
 //! RTMR3: the appliance's own events have to replay to the quote, in the order that gives them their meaning.
+//!
+//! Up to the launch boundary that order is fixed. Behind it, a declaration that was applied at run time is a group: its
+//! `declaration` event and one `image` event for each of its services. The claims are compared with the last declaration.
 
-use cofferdam_protocol::hex;
+use std::collections::BTreeSet;
+
+use cofferdam_protocol::{hex, shorten};
 
 use crate::appraise::{Appraisal, Expectations};
 use crate::event_log::payload::{Appliance, Declaration, Image, Launch, Machine, Payload, State, Upgrade};
-use crate::event_log::{self, Event};
+use crate::event_log::{self, Event, MAX_APPLIED};
 use crate::policy::Policy;
 use crate::quote::Quote;
 
 /// Events that come exactly once before the images, in this order. Right before `state` there may be an `upgrade`.
 const OPENING: [&str; 4] = [Declaration::NAME, Appliance::NAME, Machine::NAME, State::NAME];
 
-/// Events that may follow the launch boundary.
-const AFTER_LAUNCH: [&str; 1] = ["sealed"];
+/// Behind it there is no further declaration.
+const SEALED: &str = "sealed";
 
 /// The check that is made of evidence from before the launch boundary alone.
 pub(super) const BEFORE_LAUNCH: &str = "before_launch";
@@ -48,9 +53,23 @@ pub(super) fn check(
     if reached != Reached::Launch && !waits {
         problems.push("no `launch` event: the boundary was not reached".to_owned());
     }
-    let names: Vec<&str> = ours.iter().map(|event| event.event.as_str()).collect();
-    appraisal.require("event_order", names.join(", "), &problems);
-    appraisal.require("event_payloads", "well formed and consistent", &payloads(&ours));
+    let (boot, applied) = groups(&ours);
+    if applied.len() > MAX_APPLIED {
+        problems.push(format!(
+            "{} declarations applied after launch, at most {MAX_APPLIED} are allowed",
+            applied.len()
+        ));
+    }
+    let mut payload_problems = payloads(&ours, boot);
+    payload_problems.extend(applied.iter().filter_map(|group| applied_wrongly(group)));
+    appraisal.applied = applied.iter().filter_map(|group| Declaration::read(group.first()?)).collect();
+    let names: Vec<&str> = boot.iter().map(|event| event.event.as_str()).collect();
+    let mut names = names.join(", ");
+    if let Some(last) = appraisal.applied.last() {
+        names += &format!("; declarations applied after launch: {}, commit {}", applied.len(), last.commit);
+    }
+    appraisal.require("event_order", names, &problems);
+    appraisal.require("event_payloads", "well formed and consistent", &payload_problems);
     if waits {
         let bound = match expected.sealed_to_vault_key {
             true => "nothing runs yet; the nonce is ours, and what is sent goes to the vault's key alone",
@@ -101,20 +120,17 @@ fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> (Reached, Vec<Strin
     }
     let allowed = |name: &str| policy.allowed_events.iter().any(|known| known == name);
     let mut wanted = OPENING.iter();
-    let (mut launched, mut upgraded) = (false, false);
+    let (mut behind, mut upgraded): (Option<Behind>, bool) = (None, false);
     for event in ours {
         let name = event.event.as_str();
-        let is_ours = OPENING.contains(&name)
-            || [Upgrade::NAME, Image::NAME, Launch::NAME].contains(&name)
-            || AFTER_LAUNCH.contains(&name);
+        let is_ours =
+            OPENING.contains(&name) || [Upgrade::NAME, Image::NAME, Launch::NAME, SEALED].contains(&name);
         let next = wanted.as_slice().first();
         if upgraded && next == Some(&State::NAME) && name != State::NAME {
             problems.push(format!("`{name}` between `{}` and `{}`", Upgrade::NAME, State::NAME));
         }
-        if launched {
-            if !AFTER_LAUNCH.contains(&name) {
-                problems.push(format!("`{name}` after the launch boundary"));
-            }
+        if let Some(behind) = &mut behind {
+            problems.extend(behind.then(name));
         } else if !is_ours {
             if !allowed(name) {
                 problems.push(format!("unknown event `{name}`"));
@@ -128,7 +144,7 @@ fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> (Reached, Vec<Strin
             if let Some(missing) = wanted.next() {
                 problems.push(format!("`{name}` before `{missing}`"));
             }
-            launched = name == Launch::NAME;
+            behind = (name == Launch::NAME).then_some(Behind::Launch);
         } else {
             match wanted.next() {
                 Some(next) if *next == name => {}
@@ -138,15 +154,73 @@ fn order(all: &[Event], ours: &[&Event], policy: &Policy) -> (Reached, Vec<Strin
         }
     }
     let reached = match wanted.as_slice() {
-        _ if launched => Reached::Launch,
+        _ if behind.is_some() => Reached::Launch,
         [State::NAME] if !upgraded => Reached::Machine,
         _ => Reached::Elsewhere,
     };
     (reached, problems)
 }
 
-/// Every payload has its shape, and the events agree with one another.
-fn payloads(ours: &[&Event]) -> Vec<String> {
+/// What was last behind the launch boundary.
+#[derive(Clone, Copy, PartialEq, Eq)]
+enum Behind {
+    /// The boundary itself.
+    Launch,
+    /// A declaration, whose images follow.
+    Declaration,
+    /// The end of all declarations.
+    Sealed,
+}
+
+impl Behind {
+    /// Goes on to the event of this name, or says why it does not belong there.
+    fn then(&mut self, name: &str) -> Option<String> {
+        *self = match (*self, name) {
+            (_, SEALED) => Self::Sealed,
+            (Self::Sealed, Declaration::NAME | Image::NAME) => {
+                return Some(format!("`{name}` after `{SEALED}`"));
+            }
+            (_, Declaration::NAME) | (Self::Declaration, Image::NAME) => Self::Declaration,
+            _ => return Some(format!("`{name}` after the launch boundary")),
+        };
+        None
+    }
+}
+
+/// The events of the boot, and those of each declaration that was applied behind a launch boundary that was reached in order.
+fn groups<'a, 'e>(ours: &'a [&'e Event]) -> (&'a [&'e Event], Vec<&'a [&'e Event]>) {
+    let opened = ours.iter().position(|event| event.event == State::NAME).unwrap_or(ours.len());
+    let mut rest = ours.iter().enumerate().skip(opened);
+    // Up to the boundary and past it: without one there is nothing behind it.
+    let _boundary = rest.find(|(_, event)| event.event == Launch::NAME);
+    let first = rest.find(|(_, event)| event.event == Declaration::NAME).map_or(ours.len(), |(at, _)| at);
+    let (boot, applied) = ours.split_at(first);
+    (boot, applied.chunk_by(|_, next| next.event != Declaration::NAME).collect())
+}
+
+/// What is wrong with a declaration that was applied at run time.
+fn applied_wrongly(group: &[&Event]) -> Option<String> {
+    // One that cannot be read was named already.
+    let declaration = group.first().and_then(|event| Declaration::read(event))?;
+    let of = format!("the declaration of commit {}, applied after launch,", declaration.commit);
+    if declaration.source != Declaration::FROM_GITHUB {
+        return Some(format!(
+            "{of} is from `{}` instead of `{}`",
+            shorten(&declaration.source, 32),
+            Declaration::FROM_GITHUB
+        ));
+    }
+    let images: Vec<String> =
+        group.iter().filter_map(|event| Image::read(event)).map(|image| image.service).collect();
+    if images.is_empty() {
+        return Some(format!("{of} starts nothing"));
+    }
+    let distinct = images.iter().collect::<BTreeSet<_>>().len();
+    (distinct < images.len()).then(|| format!("{of} has a service with two images"))
+}
+
+/// Every payload has its shape, and the events of the boot agree with one another.
+fn payloads(ours: &[&Event], boot: &[&Event]) -> Vec<String> {
     let mut problems = Vec::new();
     for event in ours {
         let fine = match event.event.as_str() {
@@ -163,28 +237,37 @@ fn payloads(ours: &[&Event]) -> Vec<String> {
             problems.push(format!("payload of `{}` is malformed", event.event));
         }
     }
-    let declaration = ours.iter().find_map(|event| Declaration::read(event));
-    let appliance = ours.iter().find_map(|event| Appliance::read(event));
+    let declaration = boot.iter().find_map(|event| Declaration::read(event));
+    let appliance = boot.iter().find_map(|event| Appliance::read(event));
     if let (Some(declaration), Some(appliance)) = (declaration, appliance)
         && declaration.digest != appliance.declaration
     {
         problems.push("`appliance` names another declaration than `declaration`".to_owned());
     }
-    if let Some(upgrade) = ours.iter().find_map(|event| Upgrade::read(event))
-        && let Some(state) = ours.iter().find_map(|event| State::read(event))
+    if let Some(declaration) = boot.iter().find_map(|event| Declaration::read(event))
+        && declaration.source != Declaration::FROM_DISK
+    {
+        problems.push(format!(
+            "the declaration of the boot is from `{}` instead of `{}`",
+            shorten(&declaration.source, 32),
+            Declaration::FROM_DISK
+        ));
+    }
+    if let Some(upgrade) = boot.iter().find_map(|event| Upgrade::read(event))
+        && let Some(state) = boot.iter().find_map(|event| State::read(event))
         && !matches!(state, State::Disk { fresh: false, lineage, .. } if lineage == upgrade.version)
     {
         problems.push("`state` is not what `upgrade` opened".to_owned());
     }
     if let Some(State::Disk { continuity: Some(continuity), .. }) =
-        ours.iter().find_map(|event| State::read(event))
+        boot.iter().find_map(|event| State::read(event))
         && !continuity.is_ordered()
     {
         problems.push("`state` has no such anchors".to_owned());
     }
     let images: Vec<String> =
-        ours.iter().filter_map(|event| Image::read(event)).map(|image| image.service).collect();
-    if let Some(launch) = ours.iter().find_map(|event| Launch::read(event))
+        boot.iter().filter_map(|event| Image::read(event)).map(|image| image.service).collect();
+    if let Some(launch) = boot.iter().find_map(|event| Launch::read(event))
         && launch.services != images
     {
         problems.push("`launch` starts other services than the measured images".to_owned());

@@ -36,16 +36,43 @@ pub trait Payload: Serialize + DeserializeOwned {
     }
 }
 
-/// The declaration that was accepted, measured before its bytes are parsed.
+/// A declaration that was accepted, measured before it takes effect. The first one's event opens the log, before its bytes are
+/// parsed; one that is applied at run time follows the launch boundary, and one [`Image`] for each of its services follows it. The
+/// last one holds, and is what the claims say.
 #[derive(Debug, Clone, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Declaration {
     /// Digest of the exact bytes.
     pub digest: Digest,
-    /// Where it came from: `disk`.
+    /// Where it came from: [`Declaration::FROM_DISK`] or [`Declaration::FROM_GITHUB`].
     pub source: String,
-    /// Commit that its source claims.
+    /// Commit that its source claims. From GitHub, one of the declaration before it has signed for that.
     pub commit: Commit,
+}
+
+impl Declaration {
+    /// The host's disk: at boot, and never later.
+    pub const FROM_DISK: &str = "disk";
+    /// A signed commit of the followed repository, or the declaration that one had taken the place of: behind the launch boundary,
+    /// and never before it.
+    pub const FROM_GITHUB: &str = "github";
+}
+
+/// What a declaration measures that is applied at run time, in order: itself, and the image of each of its services in its order.
+/// `coffer plan` predicts RTMR3 by it.
+///
+/// # Errors
+/// A payload cannot be written.
+pub fn applied<'a>(
+    digest: Digest,
+    commit: Commit,
+    services: impl IntoIterator<Item = (&'a str, &'a ImageReference)>,
+) -> Result<Vec<Event>, JsonError> {
+    let declaration = Declaration { digest, source: Declaration::FROM_GITHUB.to_owned(), commit }.event();
+    let image = |(service, reference): (&str, &ImageReference)| {
+        Image { service: service.to_owned(), reference: reference.clone() }.event()
+    };
+    std::iter::once(declaration).chain(services.into_iter().map(image)).collect()
 }
 
 /// Whose appliance this is.
@@ -54,7 +81,7 @@ pub struct Declaration {
 pub struct Appliance {
     /// GitHub repository that is its identity.
     pub repository: Repository,
-    /// Digest of the declaration that says so.
+    /// Digest of the declaration that says so: the first one's. Those that are applied later say the same of both.
     pub declaration: Digest,
     /// Where clients dial. The verifier compares it with the claim of the same name, so that a changed
     /// claim is named and not merely refused.

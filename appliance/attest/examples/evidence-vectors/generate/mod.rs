@@ -1,4 +1,4 @@
-//! The vector file: one honest input, and cases that each change it in one way.
+//! The vector files: one honest input, and cases that each change it in one way.
 
 #![allow(
     clippy::unwrap_used,
@@ -29,8 +29,17 @@ const AT: &str = "2027-01-15T08:00:00Z";
 
 /// `policy/vectors/evidence.json`.
 pub(crate) fn file() -> String {
-    let honest = honest();
-    let cases: Vec<Case> = cases::all(&honest);
+    let honest = honest(&Fixture::default());
+    written(&honest, &cases::all(&honest))
+}
+
+/// `policy/vectors/applied.json`: of an appliance that has applied a declaration after launch.
+pub(crate) fn applied() -> String {
+    let honest = honest(&cases::applied::fixture());
+    written(&honest, &cases::applied::cases(&honest))
+}
+
+fn written(honest: &Value, cases: &[Case]) -> String {
     let mut out = String::from("{\n");
     let mut member = |name: &str, value: &str, last: bool| {
         out.push_str(&format!(" {}: {value}{}\n", json!(name), if last { "" } else { "," }));
@@ -38,12 +47,12 @@ pub(crate) fn file() -> String {
     member("format", "\"cofferdam appraisal of evidence\"", false);
     member("version", "1", false);
     member("about", "\"README.md beside this file says how to run it\"", false);
-    member("input", &indented(&honest), false);
+    member("input", &indented(honest), false);
     // One line per case, so that a change shows as the case that it changes.
     let lines: Vec<String> = cases
         .iter()
         .map(|case| {
-            let patch = patch::between(&honest, &case.input);
+            let patch = patch::between(honest, &case.input);
             let line =
                 Line { name: &case.name, about: &case.about, patch, text: &case.text, expect: &case.expect };
             format!("  {}", serde_json::to_string(&line).unwrap())
@@ -107,8 +116,7 @@ struct Expect {
 }
 
 /// The input that is accepted; its members are what a relying party brings.
-fn honest() -> Value {
-    let fixture = Fixture::default();
+fn honest(fixture: &Fixture) -> Value {
     let reference = common::reference();
     let halves = [Half::Image(reference.images[0].clone()), Half::Platform(reference.platforms[0].clone())];
     let halves: Vec<Value> = halves.iter().map(|half| value(&half.to_json().unwrap())).collect();

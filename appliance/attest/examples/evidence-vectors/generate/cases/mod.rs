@@ -4,6 +4,7 @@ use serde_json::Value;
 
 use super::{Case, Text, collateral, common, forge};
 
+pub(super) mod applied;
 mod chain;
 mod claims;
 mod document;
@@ -28,8 +29,13 @@ pub(super) fn all(honest: &Value) -> Vec<Case> {
         inputs::cases(honest),
     ]
     .concat();
+    unique(&cases);
+    cases
+}
+
+/// Whoever reads a file of vectors finds a case by its name.
+fn unique(cases: &[Case]) {
     for (at, case) in cases.iter().enumerate() {
         assert!(cases[at + 1..].iter().all(|other| other.name != case.name), "{} twice", case.name);
     }
-    cases
 }
