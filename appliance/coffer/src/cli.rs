@@ -134,6 +134,29 @@ pub(crate) enum Verb {
         #[arg(long, conflicts_with = "file")]
         schema: bool,
     },
+    /// Show what a declaration would change, and the register that it leads to
+    #[command(
+        after_help = "What runs is what the newest release attestation proves, with the declaration that the repository has at its commit. RTMR3 is \
+        predicted for what is applied at run time. It depends on the commit: HEAD where that has the file as it is, or --commit.\n\n\
+        Examples:\n  coffer plan\n  coffer plan acme/app next.yaml --commit 0123456789abcdef0123456789abcdef01234567\n  \
+        git show HEAD~:cofferdam.yaml > before.yaml; coffer plan --running before.yaml"
+    )]
+    Plan(Box<Plan>),
+    /// List the declarations of this boot, and what was published before
+    #[command(
+        after_help = "The declarations of this boot are in the log of the newest release attestation that verifies. Earlier releases are listed as \
+        GitHub has them; the newest of those are appraised, each at the time that it claims. Who holds the appliance's token can remove \
+        releases: that one is missing says nothing.\n\nExample:\n  coffer history acme/app"
+    )]
+    History {
+        /// The repository
+        #[arg(value_name = "OWNER/REPO")]
+        repository: Repository,
+        #[command(flatten)]
+        trust: Trust,
+        #[command(flatten)]
+        github: Github,
+    },
     /// Boot an appliance on this machine, verify it, and say how to go on
     #[command(
         after_help = "With --simulate nothing but this machine is needed: what the declaration says about GitHub, collateral and the \
@@ -299,6 +322,26 @@ pub(crate) enum Verb {
     },
     /// Print the version
     Version,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Plan {
+    /// The repository of the appliance, or the declaration (default: the repository that FILE declares)
+    #[arg(value_name = "OWNER/REPO|FILE")]
+    pub(crate) first: Option<String>,
+    /// The declaration; - reads standard input (default: cofferdam.yaml)
+    #[arg(value_name = "FILE", conflicts_with = "running")]
+    pub(crate) file: Option<PathBuf>,
+    /// Compare with this declaration, and ask nobody
+    #[arg(long, value_name = "FILE", conflicts_with = "commit")]
+    pub(crate) running: Option<PathBuf>,
+    /// The commit that has the declaration (default: HEAD, where that has it)
+    #[arg(long, value_name = "SHA")]
+    pub(crate) commit: Option<Commit>,
+    #[command(flatten)]
+    pub(crate) trust: Trust,
+    #[command(flatten)]
+    pub(crate) github: Github,
 }
 
 #[derive(Debug, Args)]

@@ -69,7 +69,7 @@ enum Judgement {
 /// One search over the candidates of a repository.
 struct Search<'a> {
     repository: &'a Repository,
-    commit: Option<Commit>,
+    wanted: Wanted,
     trust: &'a Trust,
     source: &'a Source,
     now: u64,
@@ -83,10 +83,28 @@ struct Search<'a> {
     shown: Option<Verified>,
 }
 
+/// Which declaration the appliance has to run. In each case it is the repository's at the claimed commit, which is in the history of
+/// the default branch.
+#[derive(Debug, Clone, Copy)]
+pub(crate) enum Wanted {
+    /// What the default branch declares now.
+    Current,
+    /// That of a commit.
+    Commit(Commit),
+    /// Any: for those who ask what runs, and trust it with nothing.
+    Any,
+}
+
+impl From<Option<Commit>> for Wanted {
+    fn from(commit: Option<Commit>) -> Self {
+        commit.map_or(Self::Current, Self::Commit)
+    }
+}
+
 /// The newest release attestation of `repository` that is accepted, or why there is none.
 pub(crate) async fn newest(
     repository: &Repository,
-    commit: Option<Commit>,
+    wanted: Wanted,
     trust: &Trust,
     source: &Source,
 ) -> Outcome<Found> {
@@ -97,7 +115,7 @@ pub(crate) async fn newest(
     let (list, skipped) = current(candidates, oldest);
     let mut search = Search {
         repository,
-        commit,
+        wanted,
         trust,
         source,
         now,
@@ -307,7 +325,12 @@ impl Search<'_> {
             let message = format!("commit: {MAX_COMMITS} others were looked up, no more are");
             return Err(Failure::could_not_check(message));
         }
-        let asked = self.source.declaration(claims, self.commit).await;
+        let commit = match self.wanted {
+            Wanted::Current => None,
+            Wanted::Commit(commit) => Some(commit),
+            Wanted::Any => Some(claims.commit),
+        };
+        let asked = self.source.declaration(claims, commit).await;
         let failed = asked.as_ref().err().filter(|failure| failure.code != Code::Rejected);
         self.hint = failed.and_then(|failure| failure.hint.clone()).or(self.hint.take());
         let failed = failed.map(|failure| failure.message.clone());

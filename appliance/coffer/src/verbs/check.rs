@@ -79,6 +79,15 @@ pub(crate) fn not_valid(mistakes: &Diagnostics, name: &str) -> Failure {
     Failure::new(Code::Usage, "the declaration is not valid").rendered(mistakes.render(name))
 }
 
+/// The same for a verb whose result that is: a script gets the mistakes as from `coffer check`.
+pub(crate) fn refused(ui: &Ui, mistakes: &Diagnostics, name: &str) -> Failure {
+    if ui.json {
+        let found: Vec<Value> = mistakes.iter().map(json).collect();
+        ui.result("", json!({ "valid": false, "errors": found }));
+    }
+    not_valid(mistakes, name)
+}
+
 fn json(one: &Diagnostic) -> Value {
     json!({ "level": one.level, "message": one.message, "line": one.line, "column": one.column, "hint": one.hint })
 }

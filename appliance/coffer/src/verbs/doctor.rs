@@ -139,7 +139,7 @@ impl<'a> Examination<'a> {
         source: &Source,
     ) -> Outcome<Option<(Option<Verified>, Endpoint)>> {
         let options = &self.options.appliance;
-        let search = newest::newest(&options.repository, options.commit, trust, source);
+        let search = newest::newest(&options.repository, options.commit.into(), trust, source);
         let (limit, waiting) = (self.part(GITHUB), source.waiting());
         let mut search = pin!(super::saying(ui, &waiting, search));
         let found = match tokio::time::timeout(limit, &mut search).await {

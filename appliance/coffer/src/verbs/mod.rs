@@ -6,6 +6,7 @@ pub(crate) mod check;
 mod connect;
 mod doctor;
 mod events;
+mod history;
 mod import;
 mod init;
 mod keyserve;
@@ -13,6 +14,7 @@ mod logs;
 mod measure;
 mod metrics;
 mod order;
+mod plan;
 mod publish;
 mod rekey;
 mod seal;
@@ -72,6 +74,10 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         Verb::Init { repository, endpoint, file, key } => init::run(ui, &repository, &endpoint, &file, &key),
         Verb::Import(options) => import::run(ui, &options, limit).await,
         Verb::Check { file, schema } => check::run(ui, &file, schema),
+        Verb::Plan(options) => within(limit, plan::run(ui, &options)).await,
+        Verb::History { repository, trust, github } => {
+            within(limit, history::run(ui, &repository, &trust, &github)).await
+        }
         Verb::Measure(options) => within(limit, measure::run(ui, &options)).await,
         Verb::Appraise(options) => {
             let trust = within(limit, Trust::load(&options.trust, &options.github)).await?;
@@ -237,7 +243,9 @@ async fn open_from(
 ) -> Outcome<Channel> {
     let release = match &options.endpoint {
         Some(_) => None,
-        None => Some(verify::verified_release(ui, &options.repository, options.commit, trust, source).await?),
+        None => Some(
+            verify::verified_release(ui, &options.repository, options.commit.into(), trust, source).await?,
+        ),
     };
     let endpoint = match (&options.endpoint, &release) {
         (Some(endpoint), _) => endpoint.clone(),

@@ -27,6 +27,7 @@ use crate::failure::{Code, Failure, Outcome};
 use crate::files;
 use crate::learn;
 use crate::local::{Local, absolute, checkout};
+use crate::newest::Wanted;
 use crate::operator_key::OperatorKey;
 use crate::progress;
 use crate::source::Source;
@@ -335,7 +336,7 @@ impl Up<'_> {
         let found = super::patiently(PATIENT, &appliance.repository, async || {
             let trust = Trust::load(&appliance.trust, &appliance.github).await?;
             let source = Source::new(&appliance.repository, &appliance.github)?;
-            verify::verified_release(self.ui, &appliance.repository, None, &trust, &source).await
+            verify::verified_release(self.ui, &appliance.repository, Wanted::Current, &trust, &source).await
         });
         let found = found.await?;
         self.ui.detail(&format!("verified {}", found.tag));
@@ -511,7 +512,7 @@ fn free(listen: SocketAddr, hint: &str) -> Outcome<SocketAddr> {
 }
 
 /// The commit whose declaration this is.
-fn committed(path: &Path, bytes: &[u8]) -> Outcome<Commit> {
+pub(super) fn committed(path: &Path, bytes: &[u8]) -> Outcome<Commit> {
     let path = absolute(path)?;
     let (folder, name) = (path.parent().unwrap_or(Path::new("/")), path.file_name().unwrap_or_default());
     let git = |arguments: &[&str]| {

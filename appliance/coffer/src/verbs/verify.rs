@@ -13,7 +13,7 @@ use serde_json::{Value, json};
 use crate::cli;
 use crate::failure::{Code, Failure, Outcome};
 use crate::files;
-use crate::newest::{self, Found, Verified};
+use crate::newest::{self, Found, Verified, Wanted};
 use crate::source::Source;
 use crate::trust::{self, Trust};
 use crate::ui::{Tone, Ui};
@@ -27,7 +27,7 @@ pub(crate) async fn run(
     trust: &Trust,
     source: &Source,
 ) -> Outcome {
-    let search = newest::newest(repository, commit, trust, source);
+    let search = newest::newest(repository, commit.into(), trust, source);
     let found = super::saying(ui, &source.waiting(), search).await;
     let asked = trust.requests + source.requests();
     super::say_requests(ui, asked);
@@ -51,11 +51,11 @@ pub(crate) async fn run(
 pub(crate) async fn verified_release(
     ui: &Ui,
     repository: &Repository,
-    commit: Option<Commit>,
+    wanted: Wanted,
     trust: &Trust,
     source: &Source,
 ) -> Outcome<Verified> {
-    let search = newest::newest(repository, commit, trust, source);
+    let search = newest::newest(repository, wanted, trust, source);
     let found = super::saying(ui, &source.waiting(), search).await?;
     match failure(repository, &found) {
         Some(failure) => Err(failure),
@@ -116,6 +116,7 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
         }
     };
     if found.verdict == Verdict::Accepted {
+        text.push_str(&applied(&verified.judged.appraisal));
         text.push_str(&state(&verified.judged.appraisal));
         text.extend(claims.certificate.as_ref().map(browsers));
     }
@@ -138,6 +139,16 @@ fn print(ui: &Ui, repository: &Repository, found: &Found, asked: Requests) {
         members.insert("requests".to_owned(), serde_json::to_value(asked).unwrap_or_default());
     }
     ui.result(&text, object);
+}
+
+/// How many declarations took the place of the one that booted, and which one holds; nothing where that one does.
+fn applied(appraisal: &Appraisal) -> String {
+    let Some(last) = appraisal.applied.last() else { return String::new() };
+    let count = appraisal.applied.len();
+    format!(
+        "declaration: applied after launch: {count}, commit {:.12}; coffer history lists them\n",
+        last.commit
+    )
 }
 
 /// What the state on disk has behind it; nothing where it is in memory.
@@ -172,7 +183,7 @@ fn immutable_words(immutable: Option<bool>) -> &'static str {
 mod tests {
     use std::num::NonZeroU64;
 
-    use cofferdam_attest::event_log::payload::Upgrade;
+    use cofferdam_attest::event_log::payload::{Declaration, Upgrade};
     use cofferdam_protocol::state::Continuity;
 
     use super::*;
@@ -194,6 +205,24 @@ mod tests {
         assert_eq!(
             of(Continuity { unwitnessed: true, accepted_loss: Some(number(41)), ..plain }),
             "state: on disk, epoch 42, lineage 1, UNWITNESSED: an older copy would not have been noticed, the loss of the state of epoch 41 was accepted\n"
+        );
+    }
+
+    #[test]
+    fn what_was_applied_after_launch_is_shown() {
+        assert_eq!(super::applied(&Appraisal::default()), "");
+        let declaration = |byte: u8| Declaration {
+            digest: [byte; 32].into(),
+            source: Declaration::FROM_GITHUB.to_owned(),
+            commit: format!("{byte:02x}").repeat(20).parse().unwrap(),
+        };
+        let applied = vec![declaration(1), declaration(2)];
+        assert_eq!(
+            super::applied(&Appraisal { applied, ..Appraisal::default() }),
+            format!(
+                "declaration: applied after launch: 2, commit {}; coffer history lists them\n",
+                "02".repeat(20)
+            )
         );
     }
 

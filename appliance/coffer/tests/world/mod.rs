@@ -15,6 +15,7 @@ use std::process::{Child, Command, Output, Stdio};
 use std::time::{SystemTime, UNIX_EPOCH};
 
 use cofferdam_attest::claims::{Claims, report_data};
+use cofferdam_attest::event_log::Event;
 use cofferdam_attest::event_log::payload::{
     Appliance, Declaration, Image, Launch, Machine, Payload as _, State,
 };
@@ -56,6 +57,9 @@ pub struct Told {
     pub binding: Option<[u8; 32]>,
     /// Whether it is over the launch boundary; else it waits to be unsealed.
     pub launched: bool,
+    /// Commit and declaration that it booted with, where it has applied another since, and what that measured.
+    pub booted: Option<(String, String)>,
+    pub applied: Vec<Event>,
     /// Epoch of its state on disk; 0 in memory.
     pub epoch: u64,
     /// Version of that state's lineage.
@@ -79,16 +83,13 @@ impl Told {
     /// The evidence document.
     pub fn document(&self) -> Vec<u8> {
         let platform = simulated::platform(1);
+        let (commit, declaration) =
+            self.booted.clone().unwrap_or_else(|| (self.commit.clone(), self.declaration.clone()));
         let own = [
-            Declaration {
-                digest: word(&self.declaration),
-                source: "disk".into(),
-                commit: word(&self.commit),
-            }
-            .event(),
+            Declaration { digest: word(&declaration), source: "disk".into(), commit: word(&commit) }.event(),
             Appliance {
                 repository: word(&self.repository),
-                declaration: word(&self.declaration),
+                declaration: word(&declaration),
                 endpoint: word(&self.endpoint),
             }
             .event(),
@@ -112,7 +113,7 @@ impl Told {
         let own = if self.launched { &own[..] } else { &own[..3] };
         let mut firmware = simulated::firmware_events();
         firmware[4].digest = Some(self.kernel_digest());
-        let event_log = [&firmware[..], own].concat();
+        let event_log = [&firmware[..], own, &self.applied].concat();
         let claims = Claims {
             repository: word(&self.repository),
             commit: word(&self.commit),
@@ -288,6 +289,8 @@ impl World {
             nonce: None,
             binding: None,
             launched: true,
+            booted: None,
+            applied: Vec::new(),
             epoch: 0,
             lineage: 1,
             continuity: None,
