@@ -220,7 +220,7 @@ async fn serve(
         Resolver::bind(resolver::ADDRESS).await.map_err(failed("cannot listen as the resolver"))?;
     let mut names = Names::default();
     names.add(&service.name, Ipv4Addr::LOCALHOST);
-    resolver.serve(names, None);
+    resolver.serve(tokio::sync::watch::channel(names).1, None);
     for (port, listener) in listeners {
         let listener = tokio::net::TcpListener::from_std(listener).map_err(failed("cannot listen"))?;
         tokio::spawn(relay(listener, port));
