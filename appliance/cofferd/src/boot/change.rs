@@ -516,3 +516,84 @@ fn tidy(boot: &mut Boot, running: &Running, gone: &Facts, stays: &Facts) {
         attempt(&fetched, fs::remove_dir_all(&fetched));
     }
 }
+
+#[cfg(test)]
+mod tests {
+    use super::*;
+    use crate::boot::numbers::Numbers;
+    use crate::roles::testing::declaration;
+
+    /// Two services in one network, after these replacements.
+    fn declared(changes: &[(&str, &str)]) -> Declaration {
+        let mut text = "services:\n  web:\n    image: r.example/a@sha256:AAAA\n    environment: {A: one}\n    ports: [\"8080:80\"]\n  \
+                        db:\n    image: r.example/b@sha256:BBBB\n    secrets: [secret://app/db/key]\n"
+            .to_owned();
+        for (old, new) in changes {
+            assert!(text.contains(old), "{old}");
+            text = text.replace(old, new);
+        }
+        let digests = [("AAAA", "a"), ("BBBB", "b"), ("CCCC", "c")];
+        declaration(&digests.iter().fold(text, |text, (name, digit)| text.replace(name, &digit.repeat(64))))
+    }
+
+    /// Which roles start again, and what is said of the change.
+    fn restarts(changes: &[(&str, &str)]) -> (Vec<&'static str>, String) {
+        let (before, after) = (declared(&[]), declared(changes));
+        let mut numbers = Numbers::default();
+        let mut facts = |declaration: &Declaration| {
+            services::resolve(declaration, &mut numbers, 4 << 30).unwrap_or_else(|error| panic!("{error}"))
+        };
+        let (old, new) = (facts(&before), facts(&after));
+        let roles = [&VAULT, &FRONT, &BRIDGE, &EGRESS].into_iter();
+        let restarts = roles.filter(|role| decides(role, &old) != decides(role, &new));
+        (restarts.map(Role::name).collect(), outline(&Differs::between(&before, &after)))
+    }
+
+    #[test]
+    fn a_role_starts_again_when_what_it_decides_by_differs_and_only_then() {
+        let cases: [(&[(&str, &str)], &[&str], &str); 7] = [
+            (&[], &[], ""),
+            (&[("A: one", "A: two")], &[], "~web (environment)"),
+            (&[("a@sha256:AAAA", "a@sha256:CCCC")], &["front"], "~web (image)"),
+            (&[("8080:80", "8081:80")], &["front"], "~web (ports)"),
+            (&[("app/db/key", "app/db/other")], &["vault"], "~db (secrets)"),
+            (
+                &[("    secrets:", "    networks: {default: {aliases: [store]}}\n    secrets:")],
+                &["bridge"],
+                "~db (networks)",
+            ),
+            (
+                &[("  db:", "  new:\n    image: r.example/c@sha256:CCCC\n  db:")],
+                &["vault", "front", "bridge", "egress"],
+                "+new",
+            ),
+        ];
+        for (changes, roles, said) in cases {
+            assert_eq!(restarts(changes), (roles.to_vec(), said.to_owned()), "{changes:?}");
+        }
+    }
+
+    #[test]
+    fn a_service_has_other_places_with_another_image_and_those_that_it_had_without() {
+        let mut numbers = Numbers::default();
+        let mut web = |changes: &[(&str, &str)]| {
+            let facts = services::resolve(&declared(changes), &mut numbers, 4 << 30).unwrap();
+            facts.service("web").unwrap().clone()
+        };
+        let (first, same) = (web(&[]), web(&[("A: one", "A: two")]));
+        assert_eq!((&first.rootfs, &first.cgroup), (&same.rootfs, &same.cgroup));
+        let other = web(&[("a@sha256:AAAA", "a@sha256:CCCC")]);
+        assert!(first.rootfs != other.rootfs && first.cgroup != other.cgroup && first.seal() != other.seal());
+        assert_eq!((first.uid, &first.directory), (other.uid, &other.directory), "it is the same service");
+    }
+
+    #[test]
+    fn what_others_write_as_their_reason_is_one_bounded_line() {
+        let folder = tempfile::tempdir().unwrap();
+        assert_eq!(why(folder.path()), "it did not say why");
+        fs::write(folder.path().join(WHY), b"web: \x1b[2J\nfailed \xff").unwrap();
+        assert_eq!(why(folder.path()), "web: ?[2J?failed \u{fffd}");
+        fs::write(folder.path().join(WHY), vec![b'a'; 1 << 20]).unwrap();
+        assert_eq!(why(folder.path()), "it did not say why");
+    }
+}

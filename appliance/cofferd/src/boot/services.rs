@@ -88,11 +88,11 @@ pub(super) fn resolve(
     })
 }
 
-/// What is a service's with this image, and another one's with the next: its name and the beginning of the digest, so that both
-/// are there while one takes the other's place. No two services have the same, whatever they are called: what comes behind the name has
-/// one length.
+/// What is a service's with this image, and another one's with the next: its name and the digest, so that both are there while one
+/// takes the other's place. The whole digest, or two images whose digests somebody has made begin alike would be taken for one. No two
+/// services have the same, whatever they are called: what comes behind the name has one length.
 fn instance(service: &Service) -> String {
-    format!("{}-{:.16}", service.name, service.image.digest().hex())
+    format!("{}-{}", service.name, service.image.digest().hex())
 }
 
 /// What the roles read while the state is not open: whose signatures count, and which volumes need a place. There is nobody else, and
@@ -238,7 +238,9 @@ mod tests {
         let socket = |port| web.socket(&port).strip_prefix("/run/cofferdam/services/web").unwrap().to_owned();
         assert_eq!(socket(port), Path::new("port-8080"));
         assert_eq!(socket(Port { redact_responses: true, ..port }), Path::new("port-8080-redacted"));
-        assert_eq!(web.rootfs, Path::new("/run/cofferdam/rootfs/web-0000000000000000"));
+        let instance = format!("web-{}", "0".repeat(64));
+        assert_eq!(web.rootfs, Path::new("/run/cofferdam/rootfs").join(&instance));
+        assert_eq!(web.cgroup, Path::new(cgroup::SERVICES).join(&instance));
         assert_eq!(facts.registries.len(), 1);
         assert!(facts.service("other").is_err());
     }
