@@ -28,7 +28,7 @@ pub(crate) const OPERATOR: &[&str] = &["name", "key"];
 /// Keys of one token.
 pub(crate) const TOKEN: &[&str] = &["name", "hash"];
 /// Keys of `follow`.
-pub(crate) const FOLLOW: &[&str] = &["branch", "interval"];
+pub(crate) const FOLLOW: &[&str] = &["branch", "interval", "apply"];
 /// Keys of `github`.
 pub(crate) const GITHUB: &[&str] = &["api", "token", "ca"];
 /// Keys of `attestation`.

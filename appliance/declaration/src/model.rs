@@ -84,6 +84,8 @@ pub struct Follow {
     pub branch: Branch,
     /// Between two looks: 10 s to a day, a minute unless the declaration says otherwise.
     pub interval: Duration,
+    /// Whether what counts there takes the place of what runs; else it is said, and nothing more.
+    pub apply: bool,
 }
 
 /// The GitHub that holds the repository.

@@ -62,7 +62,11 @@ pub(crate) fn follow(node: &Node, errors: &mut Collector<'_>) -> Option<Follow> 
         None => DEFAULT_BRANCH.parse().ok(),
     };
     let interval = duration(&fields, "interval", LEAST_INTERVAL, MOST_INTERVAL, errors);
-    Some(Follow { branch: branch?, interval: interval?.unwrap_or(DEFAULT_INTERVAL) })
+    let apply = match fields.get("apply") {
+        Some(node) => fields::boolean(node, "`apply`", errors),
+        None => Some(true),
+    };
+    Some(Follow { branch: branch?, interval: interval?.unwrap_or(DEFAULT_INTERVAL), apply: apply? })
 }
 
 /// Who follows needs somebody whose commits count, and a token to ask with.

@@ -196,6 +196,8 @@ struct Follow {
     branch: Option<String>,
     /// Between two looks, 1m unless given; 10s to 24h.
     interval: Option<Time>,
+    /// Whether what counts there takes the place of what runs, as it does unless this is false.
+    apply: Option<bool>,
 }
 
 /// The GitHub that holds the repository.

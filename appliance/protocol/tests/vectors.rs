@@ -4,6 +4,7 @@
 #![allow(clippy::unwrap_used, clippy::panic, clippy::indexing_slicing)]
 
 use cofferdam_protocol::bridge::Answer;
+use cofferdam_protocol::change::Changes;
 use cofferdam_protocol::evidence::{self, EvidenceRequest};
 use cofferdam_protocol::facts::ApplianceFacts;
 use cofferdam_protocol::follow::FollowStatus;
@@ -55,6 +56,7 @@ fn reader(name: &str) -> fn(&str) -> Option<String> {
         "status/service" => again::<ServiceStatus>,
         "status/publish" => again::<PublishStatus>,
         "status/follow" => again::<FollowStatus>,
+        "status/changes" => again::<Changes>,
         "status/reply" => again::<StatusReply>,
         "facts/appliance" => again::<ApplianceFacts>,
         "log/line" => again::<LogLine<'static>>,
@@ -66,7 +68,7 @@ fn reader(name: &str) -> fn(&str) -> Option<String> {
 fn every_message_is_read_and_written_as_frozen_and_nothing_else_is_read() {
     let file = vectors();
     let messages = file["messages"].as_array().unwrap();
-    assert_eq!(messages.len(), 19);
+    assert_eq!(messages.len(), 20);
     for message in messages {
         let name = message["name"].as_str().unwrap();
         let read = reader(name);

@@ -50,7 +50,7 @@ pub(crate) fn run(ui: &Ui, path: &Path, schema: bool) -> Outcome {
             let followed = declaration
                 .follow
                 .as_ref()
-                .map(|follow| json!({ "branch": follow.branch, "interval_s": follow.interval.as_secs() }));
+                .map(|follow| json!({ "branch": follow.branch, "interval_s": follow.interval.as_secs(), "apply": follow.apply }));
             let repository = declaration.repository.to_string();
             ui.result(
                 &(text + &follow + &volumes),
@@ -96,8 +96,11 @@ fn json(one: &Diagnostic) -> Value {
 fn follow(declaration: &Declaration) -> String {
     let Some(follow) = &declaration.follow else { return String::new() };
     let signers: Vec<String> = declaration.signers.iter().map(|signer| printable(&signer.name())).collect();
+    let applies =
+        if follow.apply { "it is applied while the appliance runs" } else { "it is said and not applied" };
     format!(
-        "follow: branch {}, every {} s; its head counts when {} signed it with their SSH key\n\
+        "follow: branch {}, every {} s; its head counts when {} signed it with their SSH key,\n\
+         \x20 and {applies}\n\
          \x20 (what is merged on GitHub's pages is signed by GitHub: put a signed commit on top)\n",
         follow.branch,
         follow.interval.as_secs(),

@@ -3,6 +3,7 @@
 use std::fmt::Write as _;
 
 use cofferdam_protocol::certificate::CertificateStatus;
+use cofferdam_protocol::change::Change;
 use cofferdam_protocol::follow::FollowStatus;
 use cofferdam_protocol::json;
 use cofferdam_protocol::network::NetworkStatus;
@@ -98,6 +99,7 @@ fn text(ui: &Ui, status: &StatusReply) -> String {
         let _ = writeln!(out, "attestation: {} {}", publish.state.as_str(), format!("{tag} {detail}").trim());
     }
     out.extend(status.follow.as_ref().map(follow));
+    out.extend(status.changes.as_ref().and_then(|changes| changes.changes.last()).map(change));
     out.extend(status.certificate.as_ref().map(certificate));
     out.extend(status.network.as_ref().map(network));
     out.extend(clock(status.clock.as_ref(), status.clock_set));
@@ -131,6 +133,11 @@ fn follow(follow: &FollowStatus) -> String {
         follow.problem.as_deref().map(|problem| format!("\n    not looked at: {}", printable(problem)));
     let found = printable(&follow.found.to_string());
     format!("follow: {}: {found}{}\n", printable(follow.branch.as_str()), problem.unwrap_or_default())
+}
+
+/// What became of the last declaration that was to take the place of what runs.
+fn change(change: &Change) -> String {
+    format!("change: {}\n    at {}\n", printable(&change.to_string()), change.at)
 }
 
 /// What becomes of the certificate that browsers accept.
@@ -303,6 +310,22 @@ mod tests {
         assert!(!said.contains('\u{1b}'), "{said}");
         assert!(said.starts_with("follow: main: commit 010101010101 does not count: it is"), "{said}");
         assert!(said.ends_with(" not\n    not looked at: GitHub is away\n"), "{said}");
+    }
+
+    #[test]
+    fn what_became_of_the_last_change_is_shown_with_why() {
+        let text = format!(
+            r#"{{"commit":"{}","declaration":"sha256:{}","at":"2026-01-02T03:04:05Z","outcome":"rolled-back","detail":"service web is failed: \u001b no"}}"#,
+            "01".repeat(20),
+            "02".repeat(32)
+        );
+        let said = change(&json::from_json(text.as_bytes(), 1024).unwrap());
+        assert!(!said.contains('\u{1b}'), "{said}");
+        assert!(
+            said.starts_with("change: commit 010101010101 did not come up, and what ran before runs again: service web is failed: "),
+            "{said}"
+        );
+        assert!(said.ends_with(" no\n    at 2026-01-02T03:04:05Z\n"), "{said}");
     }
 
     #[test]

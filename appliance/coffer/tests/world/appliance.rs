@@ -237,6 +237,7 @@ const EVENTS: &str = r#"{"role":"network","number":1,"at":"2026-01-02T03:04:05.6
 {"role":"shim","service":"web","number":7,"at":"2026-01-02T03:05:05.678Z","up_ms":60900,"event":{"kind":"service","state":"restarting","exit_code":137,"killed":{"why":"out-of-memory","limit":536870912},"detail":"again in 1s"}}
 {"role":"egress","service":"web","number":1,"at":"2026-01-02T03:05:06.678Z","up_ms":61900,"event":{"kind":"denied","target":"api.example.org:443","why":"name","count":3,"allow":"api.example.org:443"}}
 {"role":"publish","number":2,"at":"2026-01-02T03:05:07.178Z","up_ms":62400,"event":{"kind":"follow","found":{"state":"refused","commit":"fedcba9876543210fedcba9876543210fedcba98","why":"unsigned","detail":"it is not signed"}}}
+{"role":"init","number":3,"at":"2026-01-02T03:05:07.378Z","up_ms":62600,"event":{"kind":"change","change":{"commit":"fedcba9876543210fedcba9876543210fedcba98","declaration":"sha256:abababababababababababababababababababababababababababababababab","at":"2026-01-02T03:05:07Z","outcome":"refused","detail":"it changes endpoint, which takes a boot: start the machine with this declaration"}}}
 {"role":"vault","number":4,"at":"2026-01-02T03:05:07.678Z","up_ms":62900,"event":{"kind":"audit","operation":"put","uid":102,"operator":"SHA256:AAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAAA","references":["secret://demo/greeting/value"],"further":0,"status":200}}
 "#;
 /// Every member of a status, as the real one writes them.
@@ -270,6 +271,11 @@ fn status(scene: Scene) -> Vec<u8> {
     let follow = |found: Value| json!({"branch": "main", "found": found, "at": "2026-01-02T03:05:00Z"});
     status["follow"] = follow(json!({"state": "newer", "commit": commit, "signer": "alice@laptop",
         "declaration": format!("sha256:{}", "ab".repeat(32))}));
+    status["changes"] = json!({"counts": {"applied": 1, "refused": 0, "rolled-back": 1}, "changes": [
+        {"commit": "0123456789abcdef0123456789abcdef01234567", "declaration": super::simulated::DIGEST,
+         "at": "2026-01-02T03:04:10Z", "outcome": "applied"},
+        {"commit": commit, "declaration": format!("sha256:{}", "ab".repeat(32)), "at": "2026-01-02T03:05:10Z",
+         "outcome": "rolled-back", "detail": "service web is running and unhealthy"}]});
     let service = |name: &str, state: &str| json!({"state": state, "missing": [], "restarts": 0, "since": since, "name": name});
     let clock = |ahead: i64| {
         let source = |host: &str| json!({"host": host, "ahead_s": ahead});
@@ -280,6 +286,7 @@ fn status(scene: Scene) -> Vec<u8> {
         status["services"] = json!([service("web", "running"), service("agent", "running")]);
         status["clock"] = clock(1);
         status["follow"] = follow(json!({"state": "current", "commit": commit}));
+        status.as_object_mut().unwrap().remove("changes");
     }
     match scene {
         Scene::Usual | Scene::Well => {}

@@ -42,7 +42,7 @@ const TIME_BYTES: u64 = 8;
 enum AdmitError {
     #[error("the facts of this boot are not available")]
     Facts(#[from] FactsError),
-    #[error("the declaration that runs follows no branch")]
+    #[error("the declaration that runs follows no branch, or says `apply: false`")]
     NotFollowed,
     #[error("there is no candidate, or more than {MAX_CANDIDATE} bytes of one")]
     NoCandidate,
@@ -155,7 +155,8 @@ impl Places {
         for name in ["declaration", "commit", "why"] {
             self.remove(name)?;
         }
-        let follow = Facts::read(&self.facts)?.follow.ok_or(AdmitError::NotFollowed)?;
+        let follow = Facts::read(&self.facts)?.follow.filter(|follow| follow.declared.apply);
+        let follow = follow.ok_or(AdmitError::NotFollowed)?;
         let repository = facts::appliance(&self.appliance)?.repository;
         let bytes = untrusted_file::contents(&self.candidate, MAX_CANDIDATE as u64);
         let candidate =

@@ -49,9 +49,13 @@ impl Room {
 
     /// The declaration that runs has these signers, or follows nothing.
     fn follow(&self, signers: Option<Vec<SignerKey>>) {
+        self.follow_and_apply(signers, true);
+    }
+
+    fn follow_and_apply(&self, signers: Option<Vec<SignerKey>>, apply: bool) {
         let mut facts = testing::facts(&testing::declaration(WEB));
         let declared =
-            Follow { branch: "main".parse().unwrap(), interval: std::time::Duration::from_secs(60) };
+            Follow { branch: "main".parse().unwrap(), interval: std::time::Duration::from_secs(60), apply };
         facts.follow = signers.map(|signers| FollowFacts { declared, signers });
         fs::write(&self.places.facts, json::to_vec(&facts).unwrap()).unwrap();
     }
@@ -157,7 +161,10 @@ fn the_signers_are_those_of_the_declaration_that_runs() {
     room.follow(Some(vec![bob]));
     room.bring_case("a later one").unwrap();
     room.follow(None);
-    assert_eq!(room.bring_case("a later one").unwrap_err(), "the declaration that runs follows no branch");
+    let why = room.bring_case("a later one").unwrap_err();
+    assert_eq!(why, "the declaration that runs follows no branch, or says `apply: false`");
+    room.follow_and_apply(Some(signers(&room.vectors)), false);
+    assert_eq!(room.bring_case("a later one").unwrap_err(), why);
 }
 
 #[test]

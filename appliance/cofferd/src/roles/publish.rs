@@ -22,6 +22,7 @@ mod collateral;
 mod dates;
 mod follow;
 mod key_server;
+mod offer;
 mod pck;
 mod reconcile;
 mod release;
@@ -189,6 +190,7 @@ impl Settings {
 #[derive(Debug, Clone)]
 pub(super) struct Paths {
     pub(super) appliance: PathBuf,
+    pub(super) changes: PathBuf,
     pub(super) directory: PathBuf,
     pub(super) evidence: PathBuf,
     pub(super) vault: PathBuf,
@@ -199,6 +201,7 @@ impl Default for Paths {
     fn default() -> Self {
         Self {
             appliance: PathBuf::from(paths::APPLIANCE),
+            changes: PathBuf::from(paths::CHANGES),
             directory: PathBuf::from(paths::PUBLISH_DIR),
             evidence: PathBuf::from(paths::EVIDENCE_SOCKET),
             vault: PathBuf::from(paths::VAULT_SOCKET),

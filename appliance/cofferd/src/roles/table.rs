@@ -323,7 +323,7 @@ pub static ADMIT: Role = Role {
     directory: Some((paths::ADMIT_DIR, 0o755)),
     socket: None,
     key: None,
-    // The facts and a declaration, each of which may be of 1 MiB, with what they become when they are read.
+    // Reading a declaration of 1 MiB takes 40 MiB at most, the facts that came of another one some more.
     memory: Some(96 << 20),
     processes: 1,
     run: Run::Appliance(admit::run),
@@ -343,7 +343,7 @@ pub static GATE: Role = Role {
     directory: Some((paths::GATE_DIR, 0o755)),
     socket: None,
     key: None,
-    // The facts.
+    // The facts that came of a declaration of 1 MiB.
     memory: Some(64 << 20),
     processes: 1,
     run: Run::Appliance(gate::run),

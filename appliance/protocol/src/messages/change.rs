@@ -16,8 +16,22 @@ pub const MAX_BYTES: usize = 64 * 1024;
 #[derive(Debug, Clone, Default, PartialEq, Eq, Serialize, Deserialize)]
 #[serde(deny_unknown_fields)]
 pub struct Changes {
-    /// The oldest first.
+    /// How many there were since the boot.
+    pub counts: Counts,
+    /// The last ones, the oldest first.
     pub changes: Vec<Change>,
+}
+
+/// How often each outcome came about.
+#[derive(Debug, Clone, Copy, Default, PartialEq, Eq, Serialize, Deserialize)]
+#[serde(rename_all = "kebab-case", deny_unknown_fields)]
+pub struct Counts {
+    /// [`Outcome::Applied`].
+    pub applied: u64,
+    /// [`Outcome::Refused`].
+    pub refused: u64,
+    /// [`Outcome::RolledBack`].
+    pub rolled_back: u64,
 }
 
 /// What became of one declaration.
@@ -60,14 +74,36 @@ impl Changes {
 
     /// Remembers one more.
     pub fn add(&mut self, change: Change) {
+        let count = match change.outcome {
+            Outcome::Applied => &mut self.counts.applied,
+            Outcome::Refused => &mut self.counts.refused,
+            Outcome::RolledBack => &mut self.counts.rolled_back,
+        };
+        *count = count.saturating_add(1);
         self.changes.push(change);
         let surplus = self.changes.len().saturating_sub(MAX);
         self.changes.drain(..surplus);
     }
 
+    /// What became last of what a commit declares.
+    pub fn of(&self, commit: &Commit) -> Option<&Change> {
+        self.changes.iter().rev().find(|change| change.commit == *commit)
+    }
+
     /// Whether this commit was judged, and is not tried again.
     pub fn is_final(&self, commit: &Commit) -> bool {
         self.changes.iter().any(|change| change.commit == *commit && change.outcome != Outcome::Applied)
+    }
+}
+
+impl Counts {
+    /// Each outcome with how often it came about, for metrics.
+    pub const fn named(self) -> [(Outcome, u64); 3] {
+        [
+            (Outcome::Applied, self.applied),
+            (Outcome::Refused, self.refused),
+            (Outcome::RolledBack, self.rolled_back),
+        ]
     }
 }
 
@@ -124,6 +160,9 @@ mod tests {
             });
         }
         assert_eq!(changes.changes.len(), MAX);
+        assert_eq!(changes.counts, Counts { applied: 1, refused: 19, rolled_back: 20 });
+        let outcome = |number| changes.of(&Commit::from([number; 20])).map(|change| change.outcome);
+        assert_eq!([2, 30, 38].map(outcome), [None, Some(Outcome::Applied), Some(Outcome::Refused)]);
         let bytes = json::to_vec(&changes).unwrap();
         assert!(bytes.len() < MAX_BYTES, "{}", bytes.len());
         assert_eq!(Changes::parse(&bytes).unwrap(), changes);

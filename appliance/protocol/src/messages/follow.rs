@@ -16,6 +16,9 @@ pub const MAX_BYTES: usize = 16 * 1024;
 pub struct FollowStatus {
     /// The branch.
     pub branch: Branch,
+    /// Whether what counts there takes the place of what runs; false in answers of appliances that apply nothing.
+    #[serde(default, skip_serializing_if = "std::ops::Not::not")]
+    pub apply: bool,
     /// What is at its head.
     pub found: Found,
     /// Since when that is known.
@@ -150,6 +153,7 @@ mod tests {
             assert_eq!(found.as_str(), state);
             let status = FollowStatus {
                 branch: "é".repeat(100).parse().unwrap(),
+                apply: true,
                 found,
                 at: Timestamp::EPOCH,
                 newest: Some(commit),

@@ -6,6 +6,7 @@ use std::fmt;
 use serde::{Deserialize, Serialize};
 
 use super::certificate::CertificateStatus;
+use super::change::Changes;
 use super::facts::{ImageInfo, Phase, Registers};
 use super::follow::FollowStatus;
 use super::network::NetworkStatus;
@@ -542,6 +543,9 @@ pub struct StatusReply {
     /// What the followed branch has; absent where the declaration follows none, or nothing was said yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub follow: Option<FollowStatus>,
+    /// What became of declarations that were to take the place of what runs; absent while there was none.
+    #[serde(default, skip_serializing_if = "Option::is_none")]
+    pub changes: Option<Changes>,
     /// The certificate that browsers accept; absent where the declaration has none, or nothing was said yet.
     #[serde(default, skip_serializing_if = "Option::is_none")]
     pub certificate: Option<CertificateStatus>,

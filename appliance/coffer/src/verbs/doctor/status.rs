@@ -34,7 +34,12 @@ pub(super) fn findings(about: &About<'_>, status: &StatusReply, sealed: bool, no
         return found;
     }
     found.extend(publish(about, status.publish.as_ref()));
-    found.extend(status.follow.iter().flat_map(|follow| super::follow::findings(about, follow)));
+    found.extend(
+        status
+            .follow
+            .iter()
+            .flat_map(|follow| super::follow::findings(about, follow, status.changes.as_ref())),
+    );
     found.extend(status.certificate.as_ref().and_then(|held| certificate(about, held, now)));
     let before = found.len();
     for service in &status.services {

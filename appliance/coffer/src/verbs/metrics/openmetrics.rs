@@ -140,6 +140,10 @@ fn appliance(status: &StatusReply, expires: u64) -> Vec<Family> {
         status.phases.iter().map(|phase| (vec![("phase", phase.name.clone())], number(phase.ms) / 1000.0));
     let published = publish.map(|it| states(&none(), &PUBLISH_STATES, it.state, PublishState::as_str));
     let follow = status.follow.as_ref().map(|it| states(&none(), &Found::STATES, it.found.as_str(), |it| it));
+    let changes = status.changes.iter().flat_map(|it| it.counts.named());
+    let changes = changes
+        .map(|(outcome, count)| (vec![("outcome", outcome.as_str().to_owned())], number(count)))
+        .collect();
     let reached = network.map(|it| states(&none(), &NETWORK_STATES, it.state, NetworkState::as_str));
     let lease = network.and_then(|it| it.lease_s).map(|seconds| (none(), f64::from(seconds)));
     let certificate = status.certificate.as_ref().and_then(|it| it.expires_at);
@@ -167,6 +171,7 @@ fn appliance(status: &StatusReply, expires: u64) -> Vec<Family> {
             "What the head of the followed branch is to what runs.",
             follow.unwrap_or_default(),
         ),
+        counter("changes", "Declarations that were to take the place of what ran, since the boot.", changes),
         gauge(
             "release_expiry_timestamp",
             "When the published attestation ceases to hold, since the Unix epoch.",
@@ -299,6 +304,7 @@ mod tests {
             "store":{{"secrets":3,"bytes":40960,"bytes_limit":268435456}},
             "publish":{{"state":"published","at":"2026-01-01T00:00:00Z","expires_at":"2026-01-02T00:00:00Z"}},
             "follow":{{"branch":"main","found":{{"state":"current","commit":"{commit}"}},"at":"2026-01-01T00:00:00Z"}},
+            "changes":{{"counts":{{"applied":2,"refused":1,"rolled-back":0}},"changes":[]}},
             "front":{{"connections":9,"open":2,"refused":{{"handshake":4,"not-allowed":1}},"quotes":3,"documents":700}}}}"#,
             commit = "a".repeat(40),
             digest = "b".repeat(64),
@@ -326,6 +332,8 @@ mod tests {
             r#"cofferdam_publish_state{state="published"} 1.0"#,
             r#"cofferdam_follow_state{state="current"} 1.0"#,
             r#"cofferdam_follow_state{state="newer"} 0.0"#,
+            r#"cofferdam_changes_total{outcome="applied"} 2.0"#,
+            r#"cofferdam_changes_total{outcome="rolled-back"} 0.0"#,
             "cofferdam_release_expiry_timestamp_seconds 1767312000.0",
             r#"cofferdam_boot_phase_seconds{phase="mount"} 0.03"#,
             "# TYPE cofferdam_service_cpu_seconds counter",

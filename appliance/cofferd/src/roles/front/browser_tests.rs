@@ -371,6 +371,7 @@ async fn a_real_authority_gives_a_certificate_that_is_kept() {
     });
     let paths = Paths {
         appliance: room.path("appliance.json"),
+        changes: room.path("changes.json"),
         directory: room.path("publish"),
         evidence: room.path("evidence.sock"),
         vault,

@@ -14,6 +14,7 @@ use std::time::{Duration, SystemTime};
 use axum::body::Body;
 use axum::http::{HeaderValue, Method, Request, Response, StatusCode};
 use cofferdam_protocol::certificate::CertificateStatus;
+use cofferdam_protocol::change::Changes;
 use cofferdam_protocol::follow::FollowStatus;
 use cofferdam_protocol::json::{self, JsonError};
 use cofferdam_protocol::network::NetworkStatus;
@@ -255,6 +256,7 @@ impl Records {
             phases: appliance.phases,
             publish: written(&self.publish, PublishStatus::parse),
             follow: written(&self.publish.with_file_name("follow.json"), FollowStatus::parse),
+            changes: written(&self.roles.with_file_name("changes.json"), Changes::parse),
             certificate: written(&self.publish.with_file_name("certificate.json"), CertificateStatus::parse),
             registers: appliance.registers,
             repository: appliance.repository,

@@ -89,6 +89,7 @@ async fn order(chain: impl FnOnce(&[u8]) -> String, lie: Lie) -> (Result<Moment,
     let path = |name: &str| directory.path().join(name);
     let paths = Paths {
         appliance: path("appliance.json"),
+        changes: path("changes.json"),
         directory: directory.path().to_owned(),
         evidence: path("evidence.sock"),
         vault: path("vault.sock"),

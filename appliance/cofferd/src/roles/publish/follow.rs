@@ -8,15 +8,15 @@
 //! | is the file in its root directory the one that was signed (`cofferdam_github::judge`) | there is no answer |
 //! | is that a declaration of this repository | refused |
 //!
-//! It says what it found and changes nothing: neither PID 1 nor a service hears of it, operators do. What cannot be asked leaves what was found
-//! before as it is, and is said beside it. GitHub is believed as to where the branch stands and how commits are related, and never
-//! as to who signed something or what a commit contains. So whoever can write to the branch, or answers in GitHub's place, can hide a
-//! commit, and make none count.
+//! What counts and is something else it offers once (`offer`), where the declaration that runs does not say `apply: false`; whether that takes the
+//! place of what runs is not decided here. What cannot be asked leaves what was found before as it is, and is said beside it. GitHub is believed as
+//! to where the branch stands and how commits are related, and never as to who signed something or what a commit contains. So whoever can write to
+//! the branch, or answers in GitHub's place, can hide a commit, and make none count.
 
 use std::sync::Arc;
 use std::time::{Duration, SystemTime};
 
-use cofferdam_github::{Client, GithubError, JudgeError, SignatureError, judge};
+use cofferdam_github::{Candidate, Client, GithubError, JudgeError, SignatureError, judge};
 use cofferdam_protocol::events::{self, Happened};
 use cofferdam_protocol::follow::{self, FollowStatus, Found, Why};
 use cofferdam_protocol::{
@@ -24,6 +24,7 @@ use cofferdam_protocol::{
 };
 
 use super::dates::Dates;
+use super::offer::{OfferError, offer};
 use super::reconcile::Memory;
 use super::{
     CLOCK_WAIT, FIRST_PAUSE, LEASE_WAIT, LONGEST_IMPOSED, LONGEST_PAUSE, Paths, PublishError, Settings,
@@ -34,7 +35,7 @@ use crate::system::files;
 use crate::system::ring::Ring;
 
 /// What runs.
-#[derive(Debug, Clone)]
+#[derive(Debug, Clone, PartialEq, Eq)]
 struct Running {
     repository: Repository,
     commit: Commit,
@@ -56,6 +57,8 @@ enum FollowError {
     Github(#[from] GithubError),
     #[error("GitHub sends something else than was signed")]
     Other(#[source] JudgeError),
+    #[error("what counts is not applied")]
+    Offer(#[from] OfferError),
 }
 
 /// The loop that looks.
@@ -65,6 +68,8 @@ pub(super) struct Follower {
     paths: Paths,
     status: StatusFile,
     memory: Arc<Memory>,
+    /// What ran when the head was judged: beside something else it is judged anew.
+    judged_beside: Option<Running>,
     /// GitHub with the token, until something is wrong with it.
     client: Option<Client>,
     dates: Arc<Dates>,
@@ -79,7 +84,16 @@ impl Follower {
         events: Arc<Ring>,
     ) -> Self {
         let status = StatusFile::open(&paths, &follow, events);
-        Self { follow, settings, paths, status, memory: Arc::default(), client: None, dates }
+        Self {
+            follow,
+            settings,
+            paths,
+            status,
+            memory: Arc::default(),
+            judged_beside: None,
+            client: None,
+            dates,
+        }
     }
 
     /// Looks at the branch at the declared times, for ever.
@@ -88,9 +102,8 @@ impl Follower {
         let mut pause = FIRST_PAUSE;
         self.dates.settled(CLOCK_WAIT).await;
         loop {
-            let wait = match self.look(token).await {
-                Ok(found) => {
-                    self.status.found(found);
+            let wait = match self.turn(token).await {
+                Ok(()) => {
                     pause = FIRST_PAUSE;
                     interval
                 }
@@ -111,8 +124,27 @@ impl Follower {
         }
     }
 
-    /// What the head of the branch is to what runs.
-    async fn look(&mut self, token: &SecretRef) -> Result<Found, FollowError> {
+    /// One look, and what comes of it.
+    async fn turn(&mut self, token: &SecretRef) -> Result<(), FollowError> {
+        let (found, candidate) = self.look(token).await?;
+        self.status.found(found);
+        let Some(candidate) = candidate.filter(|_| self.follow.declared.apply) else { return Ok(()) };
+        match offer(&self.paths, &candidate) {
+            Ok(true) => {
+                println!("publish: follow {}: the appliance is told of it", self.status.status.branch);
+            }
+            Ok(false) => {}
+            Err(error) => {
+                // The next look makes a candidate again.
+                self.judged_beside = None;
+                return Err(error.into());
+            }
+        }
+        Ok(())
+    }
+
+    /// What the head of the branch is to what runs, and when that is found out the proof of what may take its place.
+    async fn look(&mut self, token: &SecretRef) -> Result<(Found, Option<Candidate>), FollowError> {
         let appliance = facts::appliance(&self.paths.appliance)?;
         let running = Running {
             repository: appliance.repository,
@@ -129,6 +161,9 @@ impl Follower {
             }
         };
         let found = self.judge(&client, &running).await;
+        if found.is_ok() {
+            self.judged_beside = Some(running);
+        }
         if matches!(found, Err(FollowError::Other(_))) {
             // What was kept of GitHub's answers may be what was wrong.
             self.memory = Arc::default();
@@ -143,7 +178,12 @@ impl Follower {
         found
     }
 
-    async fn judge(&self, client: &Client, running: &Running) -> Result<Found, FollowError> {
+    async fn judge(
+        &self,
+        client: &Client,
+        running: &Running,
+    ) -> Result<(Found, Option<Candidate>), FollowError> {
+        let only = |found| Ok((found, None));
         let branch = &self.follow.declared.branch;
         let commit = match client.branch(&running.repository, branch.as_str()).await {
             Err(GithubError::NotFound) => return Err(FollowError::NoBranch(branch.clone())),
@@ -154,43 +194,48 @@ impl Follower {
         match &known.found {
             // Whoever answers may have sent something else.
             Found::Refused { why: Why::Signature, .. } => {}
-            found if found.commit() == Some(commit) => return Ok(found.clone()),
+            found if found.commit() == Some(commit) && self.judged_beside.as_ref() == Some(running) => {
+                return only(found.clone());
+            }
             _ => {}
         }
         if commit == running.commit && newest.is_none() {
-            return Ok(Found::Current { commit });
+            return only(Found::Current { commit });
         }
         let text = client.commit_text(&running.repository, commit).await?;
         let signed = match text.verify(&self.follow.signers) {
             Ok(signed) => signed,
-            Err(error) => return Ok(refused(commit, why(&error), &error.to_string())),
+            Err(error) => return only(refused(commit, why(&error), &error.to_string())),
         };
         for base in [Some(running.commit), newest].into_iter().flatten() {
             if !is_ahead(client, &running.repository, base, commit).await? {
                 let what = if base == running.commit { "what runs" } else { "the last commit that counted" };
                 let detail = format!("{what} ({base:.12}) is not in its history", base = base.to_string());
-                return Ok(refused(commit, Why::NotForward, &detail));
+                return only(refused(commit, Why::NotForward, &detail));
             }
         }
         let candidate = client.candidate(&running.repository, text, &signed, DECLARATION).await?;
         let (signed, bytes) = match judge(&candidate, DECLARATION, &self.follow.signers) {
             Ok(judged) => judged,
-            Err(JudgeError::Signature(error)) => return Ok(refused(commit, why(&error), &error.to_string())),
+            Err(JudgeError::Signature(error)) => {
+                return only(refused(commit, why(&error), &error.to_string()));
+            }
             Err(error @ (JudgeError::OtherTree | JudgeError::OtherFile(_))) => {
                 return Err(FollowError::Other(error));
             }
             Err(error @ (JudgeError::Tree | JudgeError::Several(_) | JudgeError::NoFile(_))) => {
-                return Ok(refused(commit, Why::Declaration, &error.to_string()));
+                return only(refused(commit, Why::Declaration, &error.to_string()));
             }
         };
         let declaration = Digest::of(&bytes);
         if declaration == running.declaration {
-            return Ok(Found::Current { commit });
+            return only(Found::Current { commit });
         }
-        Ok(match declared(&bytes, &running.repository) {
-            Ok(_) => Found::Newer { commit, signer: events::bounded(&signed.signer.name()), declaration },
-            Err(error) => refused(commit, Why::Declaration, &error.to_string()),
-        })
+        if let Err(error) = declared(&bytes, &running.repository) {
+            return only(refused(commit, Why::Declaration, &error.to_string()));
+        }
+        let signer = events::bounded(&signed.signer.name());
+        Ok((Found::Newer { commit, signer, declaration }, Some(candidate)))
     }
 }
 
@@ -243,13 +288,18 @@ impl StatusFile {
         let previous = previous.and_then(|bytes| FollowStatus::parse(&bytes).ok());
         let fresh = FollowStatus {
             branch: follow.declared.branch.clone(),
+            apply: follow.declared.apply,
             found: Found::Unknown,
             at: now(),
             newest: None,
             checked_at: None,
             problem: None,
         };
-        let opened = Self { path, status: previous.unwrap_or(fresh), events };
+        // Another declaration may follow another branch, of which nothing is known.
+        let previous = previous.filter(|previous| previous.branch == fresh.branch);
+        let status =
+            previous.map_or(fresh, |previous| FollowStatus { apply: follow.declared.apply, ..previous });
+        let opened = Self { path, status, events };
         opened.write();
         opened
     }

@@ -1,11 +1,17 @@
 //! The follower against the development GitHub, with real git and real SSH keys.
 
+use std::fs::File;
+use std::io::Read as _;
+use std::os::unix::fs::OpenOptionsExt as _;
+
 use cofferdam_declaration::MAX_BYTES;
+use cofferdam_protocol::change::{Change, Changes, Outcome};
 use cofferdam_protocol::facts::ApplianceFacts;
 
 use super::super::tests::{REFERENCE, TOKEN, World};
 use super::*;
 use crate::roles::facts;
+use nix::libc::O_NONBLOCK;
 
 #[path = "../../../../github/tests/development/mod.rs"]
 mod development;
@@ -26,6 +32,8 @@ struct Room {
     world: World,
     follower: Follower,
     events: Arc<Ring>,
+    /// As PID 1 holds it.
+    bell: File,
 }
 
 fn declares(retries: u32) -> String {
@@ -56,20 +64,24 @@ impl Room {
         let declared = cofferdam_declaration::Follow {
             branch: "main".parse().unwrap(),
             interval: Duration::from_millis(50),
+            apply: true,
         };
         world.settings.github = github.root.clone();
         world.settings.github_ca = Some(github.ca.clone());
         world.settings.follow = Some(FollowFacts { declared, signers: signers.to_vec() });
+        let bell = world.paths.directory.join("bell");
+        nix::unistd::mkfifo(&bell, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        let bell =
+            std::fs::OpenOptions::new().read(true).write(true).custom_flags(O_NONBLOCK).open(bell).unwrap();
         let events = Arc::new(Ring::at(world.paths.directory.join("events")));
         let follower = follower(&world, &events);
-        Some(Self { github, world, follower, events })
+        Some(Self { github, world, follower, events, bell })
     }
 
     /// One look, said as the loop says it.
     async fn look(&mut self) -> Result<Found, FollowError> {
-        let found = self.follower.look(&REFERENCE.parse().unwrap()).await?;
-        self.follower.status.found(found.clone());
-        Ok(found)
+        self.follower.turn(&REFERENCE.parse().unwrap()).await?;
+        Ok(self.follower.status.status.found.clone())
     }
 
     /// Why the head, which is `commit`, does not count.
@@ -88,6 +100,37 @@ impl Room {
         };
         assert_eq!(at.to_string(), commit);
         signer
+    }
+
+    /// Whether it has rung since the last time.
+    fn rang(&mut self) -> usize {
+        self.bell.read(&mut [0; 64]).unwrap_or_default()
+    }
+
+    /// What lies there for PID 1's role, judged as that judges it.
+    fn offered(&self) -> Option<(String, Vec<u8>)> {
+        let bytes = std::fs::read(self.world.paths.directory.join("candidate")).ok()?;
+        let signers = &self.world.settings.follow.as_ref().unwrap().signers;
+        let (commit, declaration) = judge(&Candidate::parse(&bytes).unwrap(), DECLARATION, signers).unwrap();
+        Some((commit.id.to_string(), declaration))
+    }
+
+    /// This runs from now on, and `publish` is started again.
+    fn runs(&mut self, commit: &str, declaration: &str) {
+        let running: ApplianceFacts = facts::appliance(&self.world.paths.appliance).unwrap();
+        let (commit, declaration) = (commit.parse().unwrap(), Digest::of(declaration));
+        let running = ApplianceFacts { commit, declaration, ..running };
+        std::fs::write(&self.world.paths.appliance, serde_json::to_vec(&running).unwrap()).unwrap();
+        self.follower = follower(&self.world, &self.events);
+    }
+
+    /// PID 1 says what became of a commit.
+    fn became(&self, commit: &str, outcome: Outcome) {
+        let mut changes = std::fs::read(&self.world.paths.changes)
+            .map_or_else(|_| Changes::default(), |bytes| Changes::parse(&bytes).unwrap());
+        let commit = commit.parse().unwrap();
+        changes.add(Change { commit, declaration: Digest::of(b""), at: now(), outcome, detail: None });
+        std::fs::write(&self.world.paths.changes, serde_json::to_vec(&changes).unwrap()).unwrap();
     }
 
     fn requests(&self) -> Vec<serde_json::Value> {
@@ -307,4 +350,104 @@ async fn the_loop_says_what_it_finds_and_why_it_finds_nothing() {
         until(&room, &|status| status.problem.as_deref().is_some_and(|it| it.contains("unreachable"))).await;
     assert!(matches!(status.found, Found::Newer { .. }), "{status:?}");
     task.abort();
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_counts_is_offered_once_with_its_proof_and_not_again_when_it_runs() {
+    let Some(mut room) = Room::new().await else { return };
+    room.look().await.unwrap();
+    assert_eq!((room.rang(), room.offered()), (0, None), "what runs is not offered");
+    let unsigned = room.github.commit(&declares(1), None);
+    room.refused(&unsigned).await;
+    let stranger = room.github.commit(&declares(1), Some("mallory"));
+    room.refused(&stranger).await;
+    assert_eq!((room.rang(), room.offered()), (0, None), "what does not count is not offered");
+    let first = room.github.commit(&declares(1), Some("alice"));
+    for _ in 0..3 {
+        room.newer(&first).await;
+    }
+    assert_eq!(room.rang(), 1);
+    assert_eq!(room.offered(), Some((first.clone(), declares(1).into_bytes())));
+    // Before PID 1 has come to it another one counts: the later one lies there.
+    let second = room.github.commit(&declares(2), Some("bob"));
+    room.newer(&second).await;
+    assert_eq!(room.rang(), 1);
+    assert_eq!(room.offered(), Some((second.clone(), declares(2).into_bytes())));
+    room.became(&second, Outcome::Applied);
+    room.runs(&second, &declares(2));
+    for _ in 0..2 {
+        let found = room.look().await.unwrap();
+        assert_eq!(found, Found::Current { commit: second.parse().unwrap() });
+    }
+    assert_eq!(room.rang(), 0, "it runs");
+    // The next one counts, since what runs is in its history, and so on.
+    let third = room.github.commit(&declares(3), Some("alice"));
+    room.newer(&third).await;
+    assert_eq!((room.rang(), room.offered().unwrap().0), (1, third));
+    assert_eq!(room.github.written("violations"), "");
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_was_refused_or_rolled_back_is_said_and_not_offered_again() {
+    let Some(mut room) = Room::new().await else { return };
+    let begin = room.github.git(&["rev-parse", "HEAD"]);
+    let refused = room.github.commit(&declares(1), Some("alice"));
+    room.newer(&refused).await;
+    assert_eq!(room.rang(), 1);
+    room.became(&refused, Outcome::Refused);
+    room.runs(&begin, &declares(0));
+    room.newer(&refused).await;
+    assert_eq!(room.rang(), 0);
+    // It ran for a moment, so that it was the head that is current, and what ran before runs again.
+    let rolled_back = room.github.commit(&declares(2), Some("alice"));
+    room.newer(&rolled_back).await;
+    assert_eq!(room.rang(), 1);
+    room.runs(&rolled_back, &declares(2));
+    assert!(matches!(room.look().await.unwrap(), Found::Current { .. }));
+    room.became(&rolled_back, Outcome::RolledBack);
+    room.runs(&begin, &declares(0));
+    room.newer(&rolled_back).await;
+    assert_eq!(room.rang(), 0);
+    // A commit that goes back to what runs changes nothing, and one that mends it is offered.
+    let back = room.github.commit(&declares(0), Some("alice"));
+    assert_eq!(room.look().await.unwrap(), Found::Current { commit: back.parse().unwrap() });
+    let mended = room.github.commit(&declares(3), Some("alice"));
+    room.newer(&mended).await;
+    assert_eq!((room.rang(), room.offered().unwrap().0), (1, mended));
+}
+
+#[tokio::test(flavor = "multi_thread", worker_threads = 2)]
+async fn what_is_not_to_be_applied_is_said_and_a_bell_that_nobody_hears_is_an_error() {
+    let Some(mut room) = Room::new().await else { return };
+    room.world.settings.follow.as_mut().unwrap().declared.apply = false;
+    room.follower = follower(&room.world, &room.events);
+    let first = room.github.commit(&declares(1), Some("alice"));
+    room.newer(&first).await;
+    assert_eq!((room.rang(), room.offered()), (0, None));
+    room.world.settings.follow.as_mut().unwrap().declared.apply = true;
+    let offer_fails = async |room: &mut Room| {
+        let found = room.look().await;
+        assert!(matches!(found, Err(FollowError::Offer(_))), "{found:?}");
+        assert!(matches!(room.written().found, Found::Newer { .. }), "it is said all the same");
+    };
+    room.follower = follower(&room.world, &room.events);
+    std::fs::write(&room.world.paths.changes, "{}").unwrap();
+    offer_fails(&mut room).await;
+    assert_eq!(room.rang(), 0, "what cannot be read may have refused it");
+    std::fs::remove_file(&room.world.paths.changes).unwrap();
+    let bell = room.world.paths.directory.join("bell");
+    let away = room.world.paths.directory.join("away");
+    std::fs::rename(&bell, &away).unwrap();
+    offer_fails(&mut room).await;
+    std::fs::write(&bell, "").unwrap();
+    offer_fails(&mut room).await;
+    assert_eq!(std::fs::read(&bell).unwrap(), b"");
+    // As soon as somebody hears it, it rings, however full it is.
+    std::fs::rename(&away, &bell).unwrap();
+    room.newer(&first).await;
+    assert_eq!(room.rang(), 1);
+    while std::io::Write::write(&mut room.bell, &[0; 4096]).is_ok() {}
+    let second = room.github.commit(&declares(2), Some("alice"));
+    room.newer(&second).await;
+    assert_eq!(room.offered().unwrap().0, second);
 }

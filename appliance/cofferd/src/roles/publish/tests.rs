@@ -235,6 +235,7 @@ impl World {
         let _ = rustls::crypto::aws_lc_rs::default_provider().install_default();
         let paths = Paths {
             appliance: root.join("appliance.json"),
+            changes: root.join("changes.json"),
             directory: root.join("publish"),
             evidence,
             vault: root.join("vault.sock"),
