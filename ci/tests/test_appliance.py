@@ -12,6 +12,7 @@ import http.client
 import http.server
 import json
 import os
+import re
 import shutil
 import socket
 import ssl
@@ -1133,17 +1134,147 @@ class Appliance(unittest.TestCase):
         settings += ["-c", f"user.signingKey={self.world.path('operator.key.pub')}"]
         self.world.git(*settings, "commit", "-q", "-S", "--allow-empty", "-m", "Approve")
         signed = self.world.git("rev-parse", "main")
-        newer = found("newer")["found"]
-        self.assertEqual((newer["commit"], newer["signer"]), (signed, "operator@demo"))
-        declared = self.world.path("repos", *REPOSITORY.split("/"), "cofferdam.yaml")
-        with open(declared, "rb") as file:
-            digest = hashlib.sha256(file.read()).hexdigest()
-        self.assertEqual(newer["declaration"], f"sha256:{digest}")
+        options = ["--commit", signed, *self.trust, *self.github]
+        self.changed(signed, "applied", options)
         events = self.world.coffer_ok("events", REPOSITORY, *options, "--json")
         events = [json.loads(line)["event"] for line in events.splitlines()]
         states = [event["found"]["state"] for event in events if event["kind"] == "follow"]
-        self.assertEqual(states, ["current", "refused", "newer"])
-        self.assertEqual(status()["commit"], self.commit, "what runs is what ran")
+        self.assertEqual(states[:3], ["current", "refused", "newer"])
+        newer = next(event for event in events if event.get("found", {}).get("state") == "newer")
+        newer = newer["found"]
+        self.assertEqual((newer["commit"], newer["signer"]), (signed, "operator@demo"))
+        declared = self.world.path("repos", *REPOSITORY.split("/"), "cofferdam.yaml")
+        digest = hashlib.sha256(contents(declared)).hexdigest()
+        self.assertEqual(newer["declaration"], f"sha256:{digest}")
+        seen = found("current")
+        self.assertEqual(seen["found"]["commit"], signed)
+        self.assertEqual(status()["commit"], signed, "what was signed runs")
+
+    def sign(self, *changes):
+        """A commit of a signer's in which the declaration has these texts instead of others."""
+        declared = self.world.path("repos", *REPOSITORY.split("/"), "cofferdam.yaml")
+        text = contents(declared).decode()
+        for old, new in changes:
+            self.assertIn(old, text)
+            text = text.replace(old, new)
+        with open(declared, "w", encoding="utf-8") as file:
+            file.write(text)
+        settings = ["-c", "gpg.format=ssh"]
+        settings += ["-c", f"user.signingKey={self.world.path('operator.key.pub')}"]
+        self.world.git(*settings, "commit", "-q", "-S", "-a", "-m", "Change")
+        return self.world.git("rev-parse", "main")
+
+    def changed(self, commit, outcome, options):
+        """The status once this has become of a commit, and how many seconds it took."""
+        began = time.monotonic()
+
+        def look():
+            code, out, _ = self.coffer("status", REPOSITORY, *options, "--json")
+            # The front may be starting again, and what runs is the other commit until then.
+            seen = json.loads(out) if code == 0 else {}
+            changes = seen.get("changes", {}).get("changes", [])
+            last = changes[-1] if changes else {}
+            return seen if last.get("commit") == commit else None
+
+        seen = wait_for(f"what becomes of {commit:.12}", 240, look, 1)
+        change = seen["changes"]["changes"][-1]
+        self.assertEqual(change["outcome"], outcome, change)
+        return seen, time.monotonic() - began
+
+    @staticmethod
+    def shims(status):
+        return {role["name"]: role["pid"] for role in status["roles"] if "shim" in role["name"]}
+
+    def status_at(self, commit):
+        options = ["--commit", commit, *self.trust, *self.github]
+        return json.loads(self.world.coffer_ok("status", REPOSITORY, *options, "--json"))
+
+    def test_83_a_signed_commit_is_applied_to_what_it_changes(self):
+        """One service differs, in its image too, and one is new; the others do not notice."""
+        before = self.status_at(self.world.git("rev-parse", "main"))
+        declared = self.world.path("repos", *REPOSITORY.split("/"), "cofferdam.yaml")
+        apart = re.search(r"  apart:\n    image: (.*)\n", contents(declared).decode())
+        image = self.world.push_image(
+            "test/late", workload_files(), {"Entrypoint": ["/probe"], "Env": ["LATE=yes"]}
+        )
+        late = f"  late:\n    image: {image}\n    environment: {{GREETING: hello late}}\n"
+        late += "    networks: [between]\n    healthcheck: {tcp: 8080, interval: 1s}\n"
+        commit = self.sign(
+            (apart[0], apart[0].replace(apart[1], image)),
+            ("GREETING: hello apart}", "GREETING: hello changed}"),
+            ("{tcp: 9, interval: 1s, retries: 2}", "{tcp: 8080, interval: 1s, retries: 2}"),
+            ("networks:\n  between:", f"{late}networks:\n  between:"),
+        )
+        options = ["--commit", commit, *self.trust, *self.github]
+        seen, seconds = self.changed(commit, "applied", options)
+        print(f"a change of one service and a new one: {seconds:.1f} s", file=sys.stderr)
+        self.assertEqual(seen["commit"], commit)
+        states = {one["name"]: one["state"] for one in seen["services"]}
+        expected = dict.fromkeys(["web", "neighbour", "apart", "late"], "running")
+        self.assertEqual(states, expected)
+        old, new = self.shims(before), self.shims(seen)
+        for name in ("shim web", "shim neighbour"):
+            self.assertEqual(old[name], new[name], "what did not change goes on")
+        self.assertNotEqual(old["shim apart"], new["shim apart"])
+        self.answers("hello changed")
+        # Who was there before finds who has come, by name.
+        wait_for(
+            "the new service's name",
+            30,
+            lambda: request(self.neighbour_listen, "/dependency?host=late")[0] == 200,
+            1,
+        )
+        # Whoever follows the repository alone accepts what runs, as released.
+        verify = ["verify", REPOSITORY, *self.trust, *self.github]
+        wait_for("the release of what runs", 60, lambda: self.coffer(*verify)[0] == 0, 1)
+
+    def answers(self, greeting):
+        """The service `apart` comes to answer with this."""
+
+        def look():
+            try:
+                return greeting in request(self.apart_listen, "/")[1]
+            except (OSError, http.client.HTTPException):
+                return False
+
+        wait_for(greeting, 60, look, 1)
+
+    def test_84_what_cannot_run_changes_nothing(self):
+        good = self.world.git("rev-parse", "main")
+        options = ["--commit", good, *self.trust, *self.github]
+        before = self.status_at(good)
+        declared = self.world.path("repos", *REPOSITORY.split("/"), "cofferdam.yaml")
+        lines = contents(declared).decode().splitlines()
+        late = next(line for line in reversed(lines) if "test/late@" in line)
+        late = f"  late:\n{late}\n"
+        # An image that nobody has.
+        none = late[: late.index("sha256:")] + "sha256:" + "0" * 64 + "\n"
+        seen, _ = self.changed(self.sign((late, none)), "refused", options)
+        self.assertIn("images cannot be fetched", seen["changes"]["changes"][-1]["detail"])
+        # Only a boot gives it another endpoint.
+        ours = f"endpoint: 127.0.0.1:{self.port}\n"
+        other = self.sign((none, late), (ours, "endpoint: 127.0.0.1:1\n"))
+        seen, _ = self.changed(other, "refused", options)
+        self.assertIn("endpoint", seen["changes"]["changes"][-1]["detail"])
+        self.assertEqual(seen["commit"], good)
+        self.assertEqual(self.shims(before), self.shims(seen))
+        # What is not healthy is gone back from, to the image before, too.
+        apart = re.search(r"  apart:\n    image: (.*)\n", contents(declared).decode())
+        web = re.search(r"  web:\n    image: (.*)\n", contents(declared).decode())
+        self.assertNotEqual(apart[1], web[1])
+        bad = self.sign(
+            (apart[0], apart[0].replace(apart[1], web[1])),
+            ("endpoint: 127.0.0.1:1\n", ours),
+            ("{tcp: 8080, interval: 1s, retries: 2}", "{tcp: 7, interval: 1s, retries: 1}"),
+        )
+        seen, seconds = self.changed(bad, "rolled-back", options)
+        print(f"there and back: {seconds:.1f} s", file=sys.stderr)
+        self.assertIn("apart", seen["changes"]["changes"][-1]["detail"])
+        self.assertEqual(seen["commit"], good, "what ran before runs, and is claimed")
+        old, new = self.shims(before), self.shims(seen)
+        self.assertEqual(old["shim web"], new["shim web"])
+        self.assertNotEqual(old["shim apart"], new["shim apart"])
+        self.answers("hello changed")
 
     def test_90_the_power_button_ends_it_in_order(self):
         self.world.power_off("appliance", self.appliance)

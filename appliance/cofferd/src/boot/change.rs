@@ -379,7 +379,7 @@ fn switch(boot: &mut Boot, running: &mut Running, from: &Declared, to: &Declared
     let differs = Differs::between(&from.declaration, &to.declaration);
     let changed: Vec<&str> = differs.changed.iter().map(|one| one.name.as_str()).collect();
     let (digest, commit) = (to.digest, to.commit);
-    let source = "github".to_owned();
+    let source = payload::Declaration::FROM_GITHUB.to_owned();
     running.measured.measure(&payload::Declaration { digest, source, commit })?;
     launch::measure_images(&mut running.measured, &to.facts)?;
     let appliance = &mut running.launched.appliance;
