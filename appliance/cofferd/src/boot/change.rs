@@ -22,7 +22,7 @@ use std::io;
 use std::path::{Path, PathBuf};
 use std::time::{Duration, SystemTime};
 
-use cofferdam_attest::event_log::payload;
+use cofferdam_attest::event_log::{Event, has_room, payload};
 use cofferdam_declaration::{Change as Differs, Declaration, MAX_BYTES};
 use cofferdam_protocol::change::{Change, Changes, Outcome};
 use cofferdam_protocol::events::{self, Happened};
@@ -49,8 +49,6 @@ const SEAL_LIMIT: Duration = Duration::from_secs(60);
 const GATE_LIMIT: Duration = Duration::from_secs(10 * 60);
 /// Most that is read of a reason.
 const MAX_WHY: u64 = 2048;
-/// The event log has to fit into evidence of 256 KiB beside a quote, collateral and the firmware's events.
-const MAX_LOG: usize = 96 * 1024;
 /// A commit's name.
 const COMMIT_BYTES: u64 = 20;
 
@@ -265,12 +263,25 @@ fn fits(running: &Running, facts: &Facts) -> Result<(), ChangeError> {
             return Err(ChangeError::Memory { service: service_name, used, left: service.memory });
         }
     }
-    // There and back.
-    let ours = running.measured.log.iter().filter(|event| event.mr == 3);
-    let measured: usize = ours.map(|event| event.payload.as_ref().map_or(0, Vec::len)).sum();
-    let more = |facts: &Facts| facts.services.len().saturating_add(1).saturating_mul(512);
-    let more = more(facts).saturating_add(more(&running.facts));
-    if measured.saturating_add(more) > MAX_LOG { Err(ChangeError::LogFull) } else { Ok(()) }
+    if log_has_room(&running.measured.log, facts, &running.facts) {
+        Ok(())
+    } else {
+        Err(ChangeError::LogFull)
+    }
+}
+
+/// Whether the event log has room for the way there, and for the way back if it has to be.
+fn log_has_room(log: &[Event], there: &Facts, back: &Facts) -> bool {
+    let group = |facts: &Facts| {
+        let services = facts.services.iter().map(|service| &service.declared);
+        let images = services.map(|service| (service.name.as_str(), &service.image));
+        // Each digest and each commit is as long as this one.
+        payload::applied(Digest::of(b""), Commit::from([0; 20]), images)
+    };
+    match (group(there), group(back)) {
+        (Ok(there), Ok(back)) => has_room(log, &[there, back].concat()),
+        _ => false,
+    }
 }
 
 /// Has the images pulled that are not there, and waits until nobody can change them any more.
