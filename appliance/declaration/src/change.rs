@@ -243,7 +243,11 @@ mod tests {
             ("state: {provider: operator, images: 2g}", &["state.images"]),
             ("volumes: {data: {size: 2g}}", &["volumes"]),
         ];
+        let page = include_str!("../../../docs/gitops.md");
+        let page = page.split("## What takes a boot").nth(1).unwrap().split("\n\n").nth(1).unwrap();
         for (top, keys) in boot {
+            let named = keys.iter().filter_map(|key| key.split('.').next());
+            named.for_each(|key| assert!(page.contains(&format!("`{key}`")), "{key}"));
             let change = Change::between(&plain, &declaration(top, ""));
             assert_eq!(change, Change { boot: keys.to_vec(), ..Change::default() }, "{top}");
         }
