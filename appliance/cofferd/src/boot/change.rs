@@ -562,7 +562,9 @@ mod tests {
 
     #[test]
     fn a_role_starts_again_when_what_it_decides_by_differs_and_only_then() {
-        let cases: [(&[(&str, &str)], &[&str], &str); 7] = [
+        /// What is replaced, which roles start again, and what is said.
+        type Case<'a> = (&'a [(&'a str, &'a str)], &'a [&'a str], &'a str);
+        let cases: [Case<'_>; 7] = [
             (&[], &[], ""),
             (&[("A: one", "A: two")], &[], "~web (environment)"),
             (&[("a@sha256:AAAA", "a@sha256:CCCC")], &["front"], "~web (image)"),
