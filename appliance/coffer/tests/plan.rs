@@ -151,6 +151,18 @@ fn an_appliance_that_follows_nothing_applies_nothing() {
 }
 
 #[test]
+fn an_appliance_that_only_looks_at_its_branch_applies_nothing() {
+    let Some(mut world) = World::new() else { return };
+    let before = followed(&world, '1', "").replace("follow: {branch: main}", "follow: {apply: false}");
+    running(&mut world, &before);
+    std::fs::write(world.at("next.yaml"), before.replace(&digest('1'), &digest('b'))).unwrap();
+    let (file, commit) = (world.at("next.yaml"), "b".repeat(40));
+    let (code, plan, said) = coffer(&world, &["plan", file.to_str().unwrap(), "--commit", &commit]);
+    assert_eq!((code, &plan["applies"], &plan["rtmr3"]), (0, &json!("boot"), &Value::Null), "{said}");
+    assert!(plan["because"].as_str().unwrap().contains("apply: false"), "{plan}");
+}
+
+#[test]
 fn what_is_not_verified_is_no_plan() {
     let Some(mut world) = World::new() else { return };
     let before = followed(&world, '1', "");

@@ -195,6 +195,8 @@ impl Outlook {
             Some(format!("only a boot changes {}", change.boot.join(", ")))
         } else if running.follow.is_none() {
             Some("what runs follows no branch".to_owned())
+        } else if running.follow.as_ref().is_some_and(|follow| !follow.apply) {
+            Some("what runs follows its branch without applying it (`apply: false`)".to_owned())
         } else if full {
             Some("the event log of this boot has no room for another declaration".to_owned())
         } else {
