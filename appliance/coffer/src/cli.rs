@@ -142,6 +142,14 @@ pub(crate) enum Verb {
         git show HEAD~:cofferdam.yaml > before.yaml; coffer plan --running before.yaml"
     )]
     Plan(Box<Plan>),
+    /// Make the declaration what it was before, to be signed and pushed
+    #[command(
+        after_help = "The way back is a commit like any other. Where the file is not what runs, because that commit was refused or did not come up, it \
+        becomes what runs; else what ran before that in this boot, or what the commit has that --to names. The file is replaced if the \
+        last commit has it as it is; the commit is yours to sign.\n\nExamples:\n  coffer rollback && git commit -S -a -m 'Back' && git push\n  \
+        coffer rollback --to 0123456789abcdef0123456789abcdef01234567"
+    )]
+    Rollback(Box<Rollback>),
     /// List the declarations of this boot, and what was published before
     #[command(
         after_help = "The declarations of this boot are in the log of the newest release attestation that verifies. Earlier releases are listed as \
@@ -338,6 +346,20 @@ pub(crate) struct Plan {
     /// The commit that has the declaration (default: HEAD, where that has it)
     #[arg(long, value_name = "SHA")]
     pub(crate) commit: Option<Commit>,
+    #[command(flatten)]
+    pub(crate) trust: Trust,
+    #[command(flatten)]
+    pub(crate) github: Github,
+}
+
+#[derive(Debug, Args)]
+pub(crate) struct Rollback {
+    /// The declaration in its working tree (default: cofferdam.yaml)
+    #[arg(value_name = "FILE")]
+    pub(crate) file: Option<PathBuf>,
+    /// The commit that has it as it is to be
+    #[arg(long, value_name = "SHA")]
+    pub(crate) to: Option<Commit>,
     #[command(flatten)]
     pub(crate) trust: Trust,
     #[command(flatten)]

@@ -97,6 +97,27 @@ fn what_is_planned_is_what_is_attested_afterwards() {
     assert_eq!((code, &plan["applies"], &plan["release"]), (0, &json!("nothing"), &Value::Null), "{said}");
     assert_eq!(plan["running"]["release"], tag);
 
+    let path = file.to_str().unwrap();
+    let content = || std::fs::read_to_string(&file).unwrap();
+    let (code, back, told_back) = coffer(&world, &["rollback", path]);
+    assert_eq!((code, content()), (0, before.clone()), "{told_back}");
+    assert_eq!((&back["commit"], &back["applies"]), (&json!(told.commit), &json!("run-time")));
+    assert_eq!(back["change"]["removed"], json!(["db"]));
+    assert_eq!(back["running"]["commit"], commit);
+    let (code, _, refused) = coffer(&world, &["rollback", path]);
+    assert_eq!((code, content()), (2, before.clone()), "what no commit has is not overwritten: {refused}");
+    // A commit that the appliance has not taken: back to what runs.
+    let bad = world.commit(FILE, &after.replace(&digest('d'), &digest('e')));
+    let (code, back, told_back) = coffer(&world, &["rollback", path]);
+    assert_eq!((code, content()), (0, after.clone()), "{told_back}");
+    assert_eq!((&back["commit"], &back["applies"]), (&json!(commit), &json!("nothing")));
+    let (code, back, _) = coffer(&world, &["rollback", path, "--to", &bad]);
+    assert_eq!((code, &back["commit"]), (2, &Value::Null), "it is not committed");
+    world.commit(FILE, &after);
+    let (code, back, told_back) = coffer(&world, &["rollback", path, "--to", &told.commit]);
+    assert_eq!((code, content(), &back["commit"]), (0, before.clone(), &json!(told.commit)), "{told_back}");
+    world.commit(FILE, &after);
+
     let (code, history, said) = coffer(&world, &["history", REPOSITORY]);
     assert_eq!(code, 0, "{said}");
     let booted = json!({ "commit": told.commit, "declaration": told.declaration, "source": "disk" });

@@ -17,6 +17,7 @@ mod order;
 mod plan;
 mod publish;
 mod rekey;
+mod rollback;
 mod seal;
 mod sealed;
 pub(crate) mod secret;
@@ -75,6 +76,7 @@ pub(crate) async fn run(cli: Cli, ui: &Ui, value: Option<Zeroizing<Vec<u8>>>) ->
         Verb::Import(options) => import::run(ui, &options, limit).await,
         Verb::Check { file, schema } => check::run(ui, &file, schema),
         Verb::Plan(options) => within(limit, plan::run(ui, &options)).await,
+        Verb::Rollback(options) => within(limit, rollback::run(ui, &options)).await,
         Verb::History { repository, trust, github } => {
             within(limit, history::run(ui, &repository, &trust, &github)).await
         }

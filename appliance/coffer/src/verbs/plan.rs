@@ -34,7 +34,7 @@ pub(crate) async fn run(ui: &Ui, options: &cli::Plan) -> Outcome {
         return Ok(());
     }
     let repository = repository.unwrap_or_else(|| next.declaration.repository.clone());
-    let running = Running::of(ui, &repository, options).await?;
+    let running = Running::of(ui, &repository, &options.trust, &options.github).await?;
     let change = Change::between(&running.declaration, &next.declaration);
     let commit = match options.commit {
         Some(commit) => Ok(commit),
@@ -88,15 +88,20 @@ fn named(options: &cli::Plan) -> Outcome<(Option<Repository>, PathBuf)> {
 }
 
 /// A declaration from a file.
-struct Next {
-    name: String,
-    bytes: Vec<u8>,
-    digest: Digest,
-    declaration: Declaration,
+pub(super) struct Next {
+    /// The file's.
+    pub(super) name: String,
+    /// As they stand in it.
+    pub(super) bytes: Vec<u8>,
+    /// Of the bytes.
+    pub(super) digest: Digest,
+    /// What they say.
+    pub(super) declaration: Declaration,
 }
 
 impl Next {
-    fn read(ui: &Ui, path: &Path) -> Outcome<Self> {
+    /// Reads it, and points at each mistake.
+    pub(super) fn read(ui: &Ui, path: &Path) -> Outcome<Self> {
         let bytes = files::read_or_stdin(path, MAX_BYTES)?;
         let name = if path == Path::new("-") { "stdin".to_owned() } else { path.display().to_string() };
         let declaration =
@@ -112,17 +117,25 @@ fn measures(declaration: &Declaration, digest: Digest, commit: Commit) -> Outcom
 }
 
 /// What an appliance runs.
-struct Running {
-    verified: Verified,
-    declaration: Declaration,
-    log: Vec<Event>,
+pub(super) struct Running {
+    /// What says so.
+    pub(super) verified: Verified,
+    /// As the repository has it.
+    pub(super) declaration: Declaration,
+    /// What was measured up to then.
+    pub(super) log: Vec<Event>,
 }
 
 impl Running {
     /// As the newest release attestation that verifies says it, whether or not the default branch declares it still.
-    async fn of(ui: &Ui, repository: &Repository, options: &cli::Plan) -> Outcome<Self> {
-        let trust = Trust::load(&options.trust, &options.github).await?;
-        let source = Source::new(repository, &options.github)?;
+    pub(super) async fn of(
+        ui: &Ui,
+        repository: &Repository,
+        trust: &cli::Trust,
+        github: &cli::Github,
+    ) -> Outcome<Self> {
+        let trust = Trust::load(trust, github).await?;
+        let source = Source::new(repository, github)?;
         let verified = verify::verified_release(ui, repository, Wanted::Any, &trust, &source).await;
         super::say_requests(ui, trust.requests + source.requests());
         let verified = verified?;
@@ -164,12 +177,12 @@ enum Applies {
 }
 
 /// What follows from a change.
-struct Outlook {
+pub(super) struct Outlook {
     applies: Applies,
     /// Whose signature its commit needs.
-    signers: Vec<String>,
+    pub(super) signers: Vec<String>,
     /// Why it takes a boot.
-    because: Option<String>,
+    pub(super) because: Option<String>,
     /// RTMR3 afterwards, or why it is not predicted.
     rtmr3: Result<String, String>,
 }
@@ -177,7 +190,7 @@ struct Outlook {
 impl Outlook {
     /// What `running` becomes by a change: with the log so far and what the way back would measure, and with the events of the change, or
     /// why there are none.
-    fn of(
+    pub(super) fn of(
         change: &Change,
         running: &Declaration,
         log: Option<(&[Event], &[Event])>,
@@ -222,7 +235,8 @@ impl Outlook {
         Self { applies, signers, because, rtmr3 }
     }
 
-    fn name(&self) -> &'static str {
+    /// Its word in JSON.
+    pub(super) fn name(&self) -> &'static str {
         match self.applies {
             Applies::Nothing => "nothing",
             Applies::RunTime => "run-time",
@@ -232,7 +246,8 @@ impl Outlook {
     }
 }
 
-fn lines(ui: &Ui, change: &Change, outlook: &Outlook) -> String {
+/// For people: a line for each thing that changes, and what that takes.
+pub(super) fn lines(ui: &Ui, change: &Change, outlook: &Outlook) -> String {
     let mut text = String::new();
     for name in &change.added {
         let _ = writeln!(text, "{} service {name}", ui.tone(Tone::Good, "+"));
