@@ -424,7 +424,7 @@ class MachineOutOfMemory(Booted):
     environment: {{GREETING_SECRET: secret://demo/root/value}}
     ports: ["443:8080"]
     restart: always
-    mem_limit: 1070m
+    mem_limit: 974m
   neighbour:
     image: {image}
     environment: {{GREETING_SECRET: secret://demo/neighbour/value}}
@@ -440,7 +440,7 @@ class MachineOutOfMemory(Booted):
         # The second, since what is free would else be kept apart by each processor in proportion.
         words = uki.section(own, ".cmdline").rstrip(b"\0\n") + b"".join(
             b" sysctl.vm." + word
-            for word in (b"min_free_kbytes=950000", b"percpu_pagelist_high_fraction=1000")
+            for word in (b"min_free_kbytes=1048000", b"percpu_pagelist_high_fraction=1000")
         )
         path = cls.world.path("little-memory.efi")
         with open(path, "wb") as file:
