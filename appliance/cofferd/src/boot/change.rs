@@ -33,7 +33,7 @@ use super::launch::{self, LaunchError, Running};
 use super::services::{self, ResolveError};
 use crate::paths;
 use crate::roles::facts::{Facts, Grant, NEXT, ServiceFacts};
-use crate::roles::{ADMIT, BRIDGE, EGRESS, FRONT, GATE, PUBLISH, Role, SHIM, VAULT, WHY};
+use crate::roles::{ADMIT, BRIDGE, EGRESS, FRONT, GATE, PUBLISH, Role, SHIM, VAULT, WHY, untrusted_file};
 use crate::system::cgroup::{self, Cgroup, CgroupError};
 use crate::system::console::say;
 use crate::system::tdx::TdxError;
@@ -172,8 +172,9 @@ fn admit(boot: &mut Boot) -> Result<(Vec<u8>, Commit), String> {
         Some(Some(0)) => {}
         _ => return Err(why(own)),
     }
+    // Of others, who could have put something else in its place: no link is followed, and nothing is waited for.
     let read = |name: &str, limit: u64| {
-        files::read_bounded(own.join(name), limit).map_err(|error| format!("{name}: {error}"))
+        untrusted_file::contents(&own.join(name), limit).ok_or_else(|| format!("there is no {name} of it"))
     };
     let bytes = read("declaration", MAX_BYTES as u64)?;
     let commit = read("commit", COMMIT_BYTES)?;
@@ -183,7 +184,7 @@ fn admit(boot: &mut Boot) -> Result<(Vec<u8>, Commit), String> {
 
 /// What whoever owns this directory says that it could not do.
 fn why(directory: &Path) -> String {
-    let said = files::read_bounded(directory.join(WHY), MAX_WHY).unwrap_or_default();
+    let said = untrusted_file::contents(&directory.join(WHY), MAX_WHY).unwrap_or_default();
     let said = events::bounded(&String::from_utf8_lossy(&said));
     if said.is_empty() { "it did not say why".to_owned() } else { said }
 }
@@ -607,6 +608,14 @@ mod tests {
         fs::write(folder.path().join(WHY), b"web: \x1b[2J\nfailed \xff").unwrap();
         assert_eq!(why(folder.path()), "web: ?[2J?failed \u{fffd}");
         fs::write(folder.path().join(WHY), vec![b'a'; 1 << 20]).unwrap();
+        assert_eq!(why(folder.path()), "it did not say why");
+        // A shim that fell cannot hold PID 1 up, nor have it read something else.
+        let place = folder.path().join(WHY);
+        fs::remove_file(&place).unwrap();
+        nix::unistd::mkfifo(&place, nix::sys::stat::Mode::S_IRWXU).unwrap();
+        assert_eq!(why(folder.path()), "it did not say why");
+        fs::remove_file(&place).unwrap();
+        std::os::unix::fs::symlink("/etc/passwd", &place).unwrap();
         assert_eq!(why(folder.path()), "it did not say why");
     }
 }

@@ -1,4 +1,4 @@
-//! The role that waits until what was put in place of something else is up: it runs once for each change, and ends.
+//! The role that waits until what was put instead of something else is up: it runs once for each change, and ends.
 //!
 //! PID 1 has written down which services it started: what the others were before, they are, and that is no reason to go back. It reads from
 //! their shims' files how they are, and decides: exit code 0 when all of them are up, else 1 and a line in `why`, which has a service, its

@@ -21,6 +21,7 @@ mod vault;
 #[cfg(test)]
 pub(crate) mod testing;
 
+pub(crate) use self::front::untrusted_file;
 pub(crate) use self::shim::WHY;
 pub use self::table::{
     ADMIT, BRIDGE, CONTAINER, EGRESS, EVIDENCE, FRONT, GATE, NETWORK, PUBLISH, PULL, RESERVE, ROLES, Role,
